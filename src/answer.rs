@@ -1,0 +1,305 @@
+//! What an upstream answer means. [`TABLE`] is the only place that knows the provider's codes;
+//! everything else asks [`Answer::verdict`].
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::HeaderMap;
+use http::header::DATE;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+/// The longest `x-acs-retry-after` that is believed. The official SDKs cap it at the same figure.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
+
+/// What one call came back with: facts, not meaning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// A whole HTTP answer.
+    Http(HttpAnswer),
+    /// No whole answer.
+    Lost(Lost),
+}
+
+/// The parts of an HTTP answer that decide anything. The provider's `Message` is left out on
+/// purpose: for a wrong signature it repeats the signed string, with the payload in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HttpAnswer {
+    /// HTTP status.
+    pub status: u16,
+    /// `MsgId`, if there is one and it is not empty.
+    pub msg_id: Option<Box<str>>,
+    /// `RequestId`: what the provider's support asks for.
+    pub request_id: Option<Box<str>>,
+    /// `Code` of an error.
+    pub code: Option<Box<str>>,
+    /// `x-acs-retry-after`, a positive number of milliseconds, capped at [`MAX_RETRY_AFTER`].
+    pub retry_after: Option<Duration>,
+    /// The provider's clock.
+    pub date: Option<Timestamp>,
+}
+
+/// Why there is no answer, in the order in which a call proceeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lost {
+    /// The endpoint's name did not resolve.
+    Resolve,
+    /// No connection of this egress address became free in time.
+    NoConnection,
+    /// The connection was refused, reset or unreachable.
+    Connect,
+    /// The connection did not open in time.
+    ConnectTimeout,
+    /// The TLS handshake failed.
+    Tls,
+    /// The connection was gone before the first byte of the request was written.
+    Unwritten,
+    /// There is no key to sign with.
+    NoKey,
+    /// Bytes were written, then the connection ended.
+    Closed,
+    /// Bytes were written, and no answer came in time.
+    Timeout,
+    /// What came is not an HTTP answer, or is too large to be one of the provider's.
+    Garbled,
+}
+
+impl Lost {
+    /// Whether the provider cannot have seen the call.
+    pub const fn nothing_sent(self) -> bool {
+        match self {
+            Self::Resolve
+            | Self::NoConnection
+            | Self::Connect
+            | Self::ConnectTimeout
+            | Self::Tls
+            | Self::Unwritten
+            | Self::NoKey => true,
+            Self::Closed | Self::Timeout | Self::Garbled => false,
+        }
+    }
+
+    /// The word for it in metrics and logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Resolve => "resolve",
+            Self::NoConnection => "no_connection",
+            Self::Connect => "connect",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Tls => "tls",
+            Self::Unwritten => "unwritten",
+            Self::NoKey => "no_key",
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
+            Self::Garbled => "garbled",
+        }
+    }
+}
+
+/// What an answer means for the message and for us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Accepted and billed: one message.
+    Delivered,
+    /// This message will never pass.
+    Refused,
+    /// We are not let in; no message would pass.
+    Barred(Bar),
+    /// Too many calls; not accepted, not billed.
+    Throttled {
+        /// What the provider asked us to wait.
+        retry_after: Option<Duration>,
+    },
+    /// Not accepted, and will pass later.
+    Failed,
+    /// May have been accepted, and billed.
+    Unknown,
+}
+
+/// What keeps us out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bar {
+    /// The access key, its secret or its token. A newer key may help.
+    Key,
+    /// Our clock. The provider's `Date` tells by how much.
+    Clock,
+    /// What the key's owner may do.
+    Permission,
+    /// The endpoint or what it supports.
+    Endpoint,
+}
+
+/// How a row's code is compared.
+#[derive(Debug, Clone, Copy)]
+pub enum Code {
+    /// The whole code.
+    Is(&'static str),
+    /// How it begins.
+    Begins(&'static str),
+    /// A part of it.
+    Has(&'static str),
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Row {
+    /// The code.
+    pub code: Code,
+    /// What it means, whatever the HTTP status: that differs between the provider's products.
+    pub means: Verdict,
+}
+
+const fn row(code: Code, means: Verdict) -> Row {
+    Row { code, means }
+}
+
+const THROTTLED: Verdict = Verdict::Throttled { retry_after: None };
+
+/// Every code that the provider documents for `SendMessage` and its common layer; first match wins.
+#[rustfmt::skip]
+pub static TABLE: &[Row] = &[
+    // The reference page of SendMessage: nine codes.
+    row(Code::Is("SendMessageFailed"), Verdict::Failed), // "storage exception"
+    row(Code::Is("InternalError"), Verdict::Failed),
+    row(Code::Is("SystemOverFlow"), THROTTLED), // the reference calls it generic, the error-code page throttling
+    row(Code::Is("ParameterCheckFailed"), Verdict::Refused),
+    row(Code::Begins("InvalidParameter"), Verdict::Refused),
+    row(Code::Is("CheckAccountInfoFailed"), Verdict::Barred(Bar::Key)), // account lookup by token
+    row(Code::Is("PermissionCheckFailed"), Verdict::Barred(Bar::Permission)),
+    row(Code::Is("InstancePermissionCheckFailed"), Verdict::Barred(Bar::Permission)),
+    row(Code::Is("ApiNotSupport"), Verdict::Barred(Bar::Endpoint)),
+    // Throttling: Throttling, Throttling.User, Throttling.Api, Rejected.Throttling.
+    row(Code::Has("Throttling"), THROTTLED),
+    // Signature, key, token.
+    row(Code::Is("SignatureDoesNotMatch"), Verdict::Barred(Bar::Key)),
+    row(Code::Is("IncompleteSignature"), Verdict::Barred(Bar::Key)),
+    row(Code::Is("InvalidSignatureMethod"), Verdict::Barred(Bar::Endpoint)),
+    row(Code::Begins("InvalidAccessKeyId"), Verdict::Barred(Bar::Key)),
+    row(Code::Begins("InvalidSecurityToken"), Verdict::Barred(Bar::Key)),
+    row(Code::Is("MissingSecurityToken"), Verdict::Barred(Bar::Key)),
+    // Every try has a nonce of its own, so a used one means that a copy of this very call arrived.
+    row(Code::Is("SignatureNonceUsed"), Verdict::Unknown),
+    row(Code::Begins("InvalidTimeStamp"), Verdict::Barred(Bar::Clock)),
+    row(Code::Is("IllegalTimestamp"), Verdict::Barred(Bar::Clock)),
+    // The common layer.
+    row(Code::Begins("MissingParameter"), Verdict::Refused),
+    row(Code::Begins("Forbidden"), Verdict::Barred(Bar::Permission)), // Forbidden.RAM
+    row(Code::Is("UnsupportedHTTPMethod"), Verdict::Barred(Bar::Endpoint)),
+    row(Code::Begins("InvalidApi"), Verdict::Barred(Bar::Endpoint)), // InvalidApi.NotFound
+    row(Code::Begins("InvalidProtocol"), Verdict::Barred(Bar::Endpoint)), // InvalidProtocol.NeedSsl
+    row(Code::Is("ServiceUnavailable"), Verdict::Failed),
+    row(Code::Is("UnknownError"), Verdict::Failed),
+];
+
+impl Code {
+    /// Whether a code is of this row.
+    pub fn matches(self, code: &str) -> bool {
+        match self {
+            Self::Is(whole) => code == whole,
+            Self::Begins(start) => code.starts_with(start),
+            Self::Has(part) => code.contains(part),
+        }
+    }
+}
+
+impl Answer {
+    /// Reads an HTTP answer. Any bytes will do: what is not the provider's JSON is an answer
+    /// without a code.
+    pub fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
+        let body: Body<'_> = serde_json::from_slice(body).unwrap_or_default();
+        let text = |value: Option<Cow<'_, str>>| value.filter(|v| !v.is_empty()).map(Box::from);
+        Self::Http(HttpAnswer {
+            status,
+            msg_id: text(body.msg_id),
+            request_id: text(body.request_id),
+            code: text(body.code),
+            retry_after: retry_after(headers),
+            date: headers
+                .get(DATE)
+                .and_then(|v| v.to_str().ok())
+                .and_then(|v| jiff::fmt::rfc2822::parse(v).ok())
+                .map(|at| at.timestamp()),
+        })
+    }
+
+    /// What it means. Total: every status and every code has a verdict.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::Lost(lost) if lost.nothing_sent() => Verdict::Failed,
+            Self::Lost(_) => Verdict::Unknown,
+            Self::Http(answer) => answer.verdict(),
+        }
+    }
+
+    /// The label of this answer in metrics and logs: `OK`, the provider's code, `http_503` or a
+    /// transport word.
+    pub fn label(&self) -> Cow<'_, str> {
+        match self {
+            Self::Lost(lost) => lost.word().into(),
+            Self::Http(answer) => match (&answer.code, &answer.msg_id) {
+                (Some(code), _) if answer.status >= 300 => (&**code).into(),
+                (_, Some(_)) if answer.is_2xx() => "OK".into(),
+                (_, None) if answer.is_2xx() => "empty_msgid".into(),
+                _ => format!("http_{}", answer.status).into(),
+            },
+        }
+    }
+
+    /// The HTTP answer, where there was one.
+    pub fn http(&self) -> Option<&HttpAnswer> {
+        match self {
+            Self::Http(answer) => Some(answer),
+            Self::Lost(_) => None,
+        }
+    }
+}
+
+impl HttpAnswer {
+    fn is_2xx(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    fn verdict(&self) -> Verdict {
+        if self.is_2xx() {
+            // An empty MsgId: the body was too large, or an inner call timed out. The provider
+            // says to send again; whether it stored or billed the first is not published.
+            return if self.msg_id.is_some() { Verdict::Delivered } else { Verdict::Unknown };
+        }
+        if self.status >= 400 && self.retry_after.is_some() {
+            // Whatever the code says: so do the official SDKs since July 2026.
+            return Verdict::Throttled { retry_after: self.retry_after };
+        }
+        let row = self.code.as_deref().and_then(|code| TABLE.iter().find(|r| r.code.matches(code)));
+        if let Some(row) = row {
+            return row.means.clone();
+        }
+        match self.status {
+            429 => THROTTLED,
+            // A gateway's own words: what stands behind it may have taken the call.
+            502 | 504 if self.code.is_none() => Verdict::Unknown,
+            408 | 500.. => Verdict::Failed,
+            401 | 403 | 407 if self.code.is_none() => Verdict::Barred(Bar::Permission),
+            404 | 405 if self.code.is_none() => Verdict::Barred(Bar::Endpoint),
+            400..500 => Verdict::Refused,
+            // A redirect or less is not the provider's answer.
+            _ => Verdict::Barred(Bar::Endpoint),
+        }
+    }
+}
+
+/// Zero, negative, blank or non-numeric is no header, as in the official SDKs.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("x-acs-retry-after")?.to_str().ok()?;
+    let millis = value.trim().parse::<u64>().ok().filter(|ms| *ms > 0)?;
+    Some(Duration::from_millis(millis).min(MAX_RETRY_AFTER))
+}
+
+#[derive(Default, Deserialize)]
+struct Body<'a> {
+    #[serde(rename = "MsgId", borrow, default)]
+    msg_id: Option<Cow<'a, str>>,
+    #[serde(rename = "RequestId", alias = "requestId", borrow, default)]
+    request_id: Option<Cow<'a, str>>,
+    #[serde(rename = "Code", alias = "code", borrow, default)]
+    code: Option<Cow<'a, str>>,
+}

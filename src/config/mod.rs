@@ -1,0 +1,260 @@
+//! Every setting, its default, its check, and where each value came from.
+//!
+//! What is here is already valid: rooms take a section and never look at a string again.
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::message::{InstanceId, PayloadEncoding, Topic, TopicPattern};
+
+/// The provider's published ceiling of `SendMessage` for one account, calls per second.
+pub const PUBLISHED_ACCOUNT: u32 = 1_000;
+/// The provider's published ceiling of one source address, calls per second. Over it, the address
+/// is blocked.
+pub const PUBLISHED_EGRESS_IP: u32 = 300;
+
+/// The whole configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[listen]`
+    pub listen: Listen,
+    /// `[publish]`
+    pub publish: Publish,
+    /// `[upstream]`
+    pub upstream: Upstream,
+    /// `[keys]`
+    pub keys: Keys,
+    /// `[ceilings]`
+    pub ceilings: Ceilings,
+    /// `[topics]`
+    pub topics: Topics,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
+    /// `[drain]`
+    pub drain: Drain,
+    /// `[runtime]`
+    pub runtime: Runtime,
+}
+
+/// Where a door listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// `127.0.0.1:8080`
+    Tcp(SocketAddr),
+    /// `unix:/run/tollgate/publish.sock`
+    Unix(PathBuf),
+}
+
+/// `[listen]`: the doors.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// For callers; one or more.
+    pub publish: Vec<Address>,
+    /// For Prometheus, the kubelet and a browser.
+    pub telemetry: SocketAddr,
+}
+
+/// `[publish]`: the callers' door.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// How long a caller waits who does not say.
+    pub wait: Duration,
+    /// The largest body, bytes as posted.
+    pub max_payload: usize,
+    /// Whether answers carry `RateLimit` fields.
+    pub ratelimit_headers: bool,
+    /// The most messages that may wait for a permit at once.
+    pub max_waiting: usize,
+    /// The most connections at once, over all of this door's addresses.
+    pub max_connections: usize,
+    /// The largest request head, bytes.
+    pub max_header: usize,
+    /// From a head's first byte to its last.
+    pub header_timeout: Duration,
+    /// From a head's end to its body's.
+    pub body_timeout: Duration,
+    /// How long a connection may stay without a request.
+    pub idle_timeout: Duration,
+}
+
+/// Which signature a call carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignatureVersion {
+    /// RPC style, HMAC-SHA1, parameters in a form body.
+    HmacSha1,
+    /// `ACS3-HMAC-SHA256`, parameters in the query.
+    Acs3,
+}
+
+/// Which certificate authorities vouch for the upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Roots {
+    /// Mozilla's, built in: works in an image without CA files.
+    Bundled,
+    /// The operating system's.
+    System,
+    /// A PEM file.
+    File(PathBuf),
+}
+
+/// Where the upstream is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Whether TLS is spoken.
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// The `Host` header: with the port only where it is not the scheme's own, since the header
+    /// is signed and a server sees it that way.
+    pub fn authority(&self) -> String {
+        let host =
+            if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        match (self.tls, self.port) {
+            (true, 443) | (false, 80) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
+
+    /// Whether this is the provider itself, whose published ceilings then hold.
+    pub fn is_provider(&self) -> bool {
+        let host = self.host.trim_end_matches('.').to_ascii_lowercase();
+        host == "aliyuncs.com" || host.ends_with(".aliyuncs.com")
+    }
+}
+
+/// A rule of `[[upstream.instances]]`.
+#[derive(Debug, Clone)]
+pub struct InstanceRule {
+    /// The instance for these topics.
+    pub instance_id: InstanceId,
+    /// Its topics.
+    pub topics: Vec<TopicPattern>,
+}
+
+/// `[upstream]`: the provider.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// The instance of topics that no rule names.
+    pub instance_id: Option<InstanceId>,
+    /// More instances; the first match wins.
+    pub instances: Vec<InstanceRule>,
+    /// How calls are signed.
+    pub signature: SignatureVersion,
+    /// How bodies travel.
+    pub payload: PayloadEncoding,
+    /// Bound on resolving, connecting and the TLS handshake.
+    pub connect_timeout: Duration,
+    /// Bound on one call, from its permit to its answer.
+    pub call_timeout: Duration,
+    /// How long an unused connection is kept; less than the provider's 10 s.
+    pub idle_timeout: Duration,
+    /// The most connections per egress address.
+    pub max_connections: usize,
+    /// How long a resolved name is believed.
+    pub dns_ttl: Duration,
+    /// Who vouches for the endpoint.
+    pub roots: Roots,
+    /// Source addresses to send from, each with a ceiling of its own; empty: the system's choice.
+    pub egress_addresses: Vec<IpAddr>,
+}
+
+impl Upstream {
+    /// The instance a topic belongs to; `None` where no rule and no default names one.
+    pub fn instance_for(&self, topic: &Topic) -> Option<InstanceId> {
+        self.instances
+            .iter()
+            .find(|rule| rule.topics.iter().any(|pattern| pattern.matches(topic)))
+            .map(|rule| &rule.instance_id)
+            .or(self.instance_id.as_ref())
+            .cloned()
+    }
+}
+
+/// `[keys]`: where the key comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keys {
+    /// `ALIBABA_CLOUD_ACCESS_KEY_ID`, `…_SECRET` and `ALIBABA_CLOUD_SECURITY_TOKEN`.
+    Env,
+    /// A folder with a file for each part, as Kubernetes mounts a Secret.
+    File {
+        /// The folder.
+        path: PathBuf,
+        /// How often its contents are compared.
+        poll: Duration,
+    },
+    /// A URI that answers with a short-lived key.
+    Uri {
+        /// The URI.
+        uri: String,
+    },
+}
+
+/// `[ceilings]`: never over, in any sliding second.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ceilings {
+    /// Calls per second of the account; `None`: no ceiling.
+    pub account: Option<u32>,
+    /// Calls per second of one egress address; `None`: no ceiling.
+    pub egress_ip: Option<u32>,
+    /// The most that retries get while fresh messages wait, 0 to 1.
+    pub retry_share: f64,
+    /// Whether a figure above the published one was asked for, and allowed.
+    pub above_published: bool,
+}
+
+/// `[topics]`
+#[derive(Debug, Clone)]
+pub struct Topics {
+    /// Topics that may be published to; empty: all.
+    pub allow: Vec<TopicPattern>,
+}
+
+impl Topics {
+    /// Whether a topic may be published to.
+    pub fn allows(&self, topic: &Topic) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|pattern| pattern.matches(topic))
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For a person.
+    Text,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// How log lines look.
+    pub log: LogFormat,
+    /// What is logged: a level, or directives such as `info,hyper=warn`.
+    pub level: String,
+    /// The most parent topics with series of their own.
+    pub max_topics: usize,
+}
+
+/// `[drain]`
+#[derive(Debug, Clone)]
+pub struct Drain {
+    /// How long messages on their way may take after SIGTERM.
+    pub grace: Duration,
+}
+
+/// `[runtime]`
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    /// Worker threads; from the CPU limit where it was 0.
+    pub threads: usize,
+}
