@@ -1,0 +1,262 @@
+//! Permits: never over a ceiling, in any sliding second.
+//!
+//! [`Ceiling::request`] answers at the door: a permit, a place in the waiting room, or an honest
+//! refusal. A [`Permit`] names the egress address and is good for one call. Every permit counts
+//! against the account's window and against its egress address's.
+
+mod lanes;
+mod permit;
+mod shaper;
+mod state;
+mod window;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+pub use lanes::Class;
+pub use permit::Permit;
+pub use state::{CeilingStatus, Decisions, Status};
+pub use window::WINDOW;
+
+use crate::config;
+use lanes::Waiter;
+use state::State;
+
+/// The two ceilings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Calls of the whole account: excess is throttled.
+    Account,
+    /// Calls from one source address: excess gets it blocked.
+    EgressIp,
+}
+
+impl Kind {
+    /// Both, in the order of [`Status`].
+    pub const ALL: [Self; 2] = [Self::Account, Self::EgressIp];
+
+    /// The word for it in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Account => "account",
+            Self::EgressIp => "egress_ip",
+        }
+    }
+
+    /// The name of its policy in `RateLimit` fields.
+    pub const fn policy(self) -> &'static str {
+        match self {
+            Self::Account => "account",
+            Self::EgressIp => "egress-ip",
+        }
+    }
+}
+
+/// Why there is no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Its turn would come too late.
+    #[error("a permit would be free in {wait:?}, later than the caller waits")]
+    WaitTooLong {
+        /// The ceiling that makes it wait.
+        ceiling: Kind,
+        /// How long the wait would be.
+        wait: Duration,
+        /// When a caller as patient as this one would be let in.
+        retry_after: Duration,
+    },
+    /// As many wait already as may.
+    #[error("the waiting room is full")]
+    RoomFull {
+        /// When the first of them will have gone.
+        retry_after: Duration,
+    },
+    /// The deadline passed while waiting.
+    #[error("no permit came free before the deadline")]
+    TimedOut,
+}
+
+/// How previous use of the ceilings is accounted for at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Whoever ran before may have used everything a moment ago: the first permit comes after one
+    /// second. A crash loop is then no source of calls.
+    AfterOthers,
+    /// Nobody ran before: for an upstream that was started by us.
+    Alone,
+}
+
+/// Hands out permits. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ceiling {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the dispatcher.
+    changed: Notify,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while holding it; a state that was whole before a panic still is.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place at the door: a permit, or the right to one.
+#[derive(Debug)]
+pub enum Ticket {
+    /// It was free.
+    Ready(Permit),
+    /// It will be, in order of arrival.
+    Waiting(Waiting),
+}
+
+/// A place in the waiting room.
+#[derive(Debug)]
+pub struct Waiting {
+    grant: oneshot::Receiver<Permit>,
+    deadline: Instant,
+}
+
+impl Ticket {
+    /// The permit, when its turn has come.
+    ///
+    /// # Errors
+    /// [`Refused::TimedOut`] at the request's deadline.
+    pub async fn permit(self) -> Result<Permit, Refused> {
+        match self {
+            Self::Ready(permit) => Ok(permit),
+            Self::Waiting(Waiting { grant, deadline }) => {
+                match tokio::time::timeout_at(deadline, grant).await {
+                    Ok(Ok(permit)) => Ok(permit),
+                    // The dispatcher drops whose deadline has passed, too.
+                    Ok(Err(_)) | Err(_) => Err(Refused::TimedOut),
+                }
+            }
+        }
+    }
+}
+
+impl Ceiling {
+    /// Starts the dispatcher on the current runtime; it ends with the last clone. `egress` is the
+    /// number of egress addresses, at least 1.
+    pub fn start(
+        config: &config::Ceilings,
+        egress: usize,
+        max_waiting: usize,
+        start: Start,
+    ) -> Self {
+        let opens = match start {
+            Start::AfterOthers => Instant::now() + WINDOW,
+            Start::Alone => Instant::now(),
+        };
+        let state = State::new(config, egress.max(1), max_waiting, opens);
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() });
+        tokio::spawn(dispatch(Arc::downgrade(&shared)));
+        Self { shared }
+    }
+
+    /// Asks for a permit for one call that should be sent by `deadline`.
+    ///
+    /// # Errors
+    /// At once, if its turn would come too late or the waiting room is full.
+    pub fn request(&self, class: Class, deadline: Instant) -> Result<Ticket, Refused> {
+        let mut state = self.shared.state();
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(Refused::TimedOut);
+        }
+        let first = state.nobody_waits();
+        if first && let Ok(egress) = state.take(now) {
+            state.passed();
+            drop(state);
+            return Ok(Ticket::Ready(Permit::new(&self.shared, egress, now, None)));
+        }
+        let ceiling = state.admit(now, deadline)?;
+        let (to, grant) = oneshot::channel();
+        state.enqueue(class, Waiter { to, since: now, deadline, ceiling });
+        drop(state);
+        if first {
+            self.shared.changed.notify_one();
+        }
+        Ok(Ticket::Waiting(Waiting { grant, deadline }))
+    }
+
+    /// Takes up other ceilings without forgetting what was spent.
+    pub fn resize(&self, config: &config::Ceilings) {
+        self.shared.state().resize(config);
+        self.shared.changed.notify_one();
+    }
+
+    /// What is used, withheld and waiting now.
+    pub fn status(&self) -> Status {
+        self.shared.state().status(Instant::now())
+    }
+}
+
+/// Gives permits to waiters, one at a time and in order, as they become free. One task: were each
+/// waiter to watch for itself, all would wake for every permit.
+async fn dispatch(shared: std::sync::Weak<Shared>) {
+    loop {
+        let Some(strong) = shared.upgrade() else { return };
+        let next = grant(&strong);
+        let changed = strong.changed.notified();
+        tokio::pin!(changed);
+        // Registers before the state can change again, so that no change goes unnoticed.
+        changed.as_mut().enable();
+        match next {
+            Next::Again => {}
+            Next::At(at) => {
+                tokio::select! {
+                    () = tokio::time::sleep_until(at) => {}
+                    () = changed => {}
+                }
+            }
+            Next::Changed => changed.await,
+        }
+    }
+}
+
+/// When the dispatcher has something to do next.
+enum Next {
+    Again,
+    At(Instant),
+    Changed,
+}
+
+fn grant(shared: &Arc<Shared>) -> Next {
+    let mut state = shared.state();
+    let now = Instant::now();
+    loop {
+        state.forget_the_late(now);
+        if state.nobody_waits() {
+            return Next::Changed;
+        }
+        match state.take(now) {
+            Ok(egress) => {
+                let Some(waiter) = state.dequeue() else { return Next::Again };
+                state.waited(waiter.ceiling);
+                let wait = Some((waiter.ceiling, now - waiter.since));
+                let permit = Permit::new(shared, egress, now, wait);
+                if let Err(permit) = waiter.to.send(permit) {
+                    // It hung up. Unlocked: the permit goes back through the same lock.
+                    drop(state);
+                    permit.unsent();
+                    return Next::Again;
+                }
+            }
+            Err(Some(at)) => return Next::At(at.max(now)),
+            Err(None) => {
+                state.stuck = true;
+                return Next::Changed;
+            }
+        }
+    }
+}

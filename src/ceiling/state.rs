@@ -1,0 +1,291 @@
+//! Both ceilings together, behind one lock.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::lanes::{Class, Lanes, Waiter};
+use super::shaper::Shaper;
+use super::window::Window;
+use super::{Kind, Refused};
+use crate::config;
+
+/// What a call is taken to need before one was seen.
+const FIRST_CALL: Duration = Duration::from_millis(20);
+/// The weight of a new call in the mean.
+const SMOOTHING: f64 = 0.1;
+
+#[derive(Debug)]
+pub(super) struct State {
+    account: Option<Window>,
+    /// One an egress address, in the configuration's order; `None` where there is no ceiling.
+    egress: Vec<Option<Window>>,
+    shaper: Option<Shaper>,
+    lanes: Lanes,
+    max_waiting: usize,
+    /// Moving mean of a call's time, from permit to answer.
+    call: Duration,
+    limits: [Option<u32>; 2],
+    decisions: [Decisions; 2],
+    /// For addresses without a ceiling of their own: whose turn it is.
+    turn: usize,
+    /// Whether somebody waits for a call in flight, and no moment is known.
+    pub(super) stuck: bool,
+}
+
+/// What became of the requests for permits, by ceiling.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Decisions {
+    /// Let through at once.
+    pub passed: u64,
+    /// Let through after a wait.
+    pub waited: u64,
+    /// Refused at the door.
+    pub refused: u64,
+}
+
+/// One ceiling now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CeilingStatus {
+    /// Which.
+    pub kind: Kind,
+    /// Calls per second; `None`: no ceiling. Of all egress addresses together, if they are several.
+    pub limit: Option<u32>,
+    /// Calls in flight or answered within the last second.
+    pub used: usize,
+    /// Permits withheld since the provider pushed back.
+    pub parked: usize,
+    /// What became of requests.
+    pub decisions: Decisions,
+}
+
+/// Both ceilings now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// In the order of [`Kind::ALL`].
+    pub ceilings: [CeilingStatus; 2],
+    /// Messages in the waiting room.
+    pub waiting: usize,
+    /// How long the first of them has waited.
+    pub longest_wait: Duration,
+    /// Calls that could be made now.
+    pub free: Option<usize>,
+    /// When the next one could, if none can now.
+    pub next_in: Duration,
+}
+
+impl State {
+    pub(super) fn new(
+        config: &config::Ceilings,
+        egress: usize,
+        max_waiting: usize,
+        opens: Instant,
+    ) -> Self {
+        let window = |size: Option<u32>| size.map(|size| Window::new(size, opens));
+        let mut state = Self {
+            account: window(config.account),
+            egress: (0..egress).map(|_| window(config.egress_ip)).collect(),
+            shaper: None,
+            lanes: Lanes::new(config.retry_share),
+            max_waiting,
+            call: FIRST_CALL,
+            limits: [None, None],
+            decisions: [Decisions::default(); 2],
+            turn: 0,
+            stuck: false,
+        };
+        state.pace(config);
+        state
+    }
+
+    /// Sets what follows from the figures: the totals, and the pace of the narrower one.
+    fn pace(&mut self, config: &config::Ceilings) {
+        let addresses = u32::try_from(self.egress.len()).unwrap_or(u32::MAX);
+        let all_addresses = config.egress_ip.map(|n| n.saturating_mul(addresses));
+        self.limits = [config.account, all_addresses];
+        self.shaper = self.limits.iter().flatten().min().map(|rate| Shaper::new(*rate));
+    }
+
+    pub(super) fn resize(&mut self, config: &config::Ceilings) {
+        let now = Instant::now();
+        let resize = |window: &mut Option<Window>, size: Option<u32>| match (window.as_mut(), size)
+        {
+            (Some(window), Some(size)) => window.resize(size),
+            // What was sent without a ceiling was not counted: it may have been any number.
+            (None, Some(size)) => *window = Some(Window::new(size, now + super::WINDOW)),
+            (_, None) => *window = None,
+        };
+        resize(&mut self.account, config.account);
+        for window in &mut self.egress {
+            resize(window, config.egress_ip);
+        }
+        self.lanes.retry_share = config.retry_share;
+        self.pace(config);
+    }
+
+    /// Takes a permit of both ceilings and says from which egress address. Otherwise when to try
+    /// again; `None`: when a call in flight has been answered.
+    pub(super) fn take(&mut self, now: Instant) -> Result<usize, Option<Instant>> {
+        if let Some(account) = &mut self.account
+            && account.free(now) == 0
+        {
+            return Err(account.next(now));
+        }
+        let egress = self.freest(now)?;
+        if let Some(shaper) = &self.shaper {
+            shaper.pass().map_err(Some)?;
+        }
+        for window in [&mut self.account, &mut self.egress[egress]].into_iter().flatten() {
+            window.take();
+        }
+        self.turn = egress + 1;
+        Ok(egress)
+    }
+
+    /// The address with the most free permits, in turn where they are equal: so that all have
+    /// room left when one of them loses its own.
+    fn freest(&mut self, now: Instant) -> Result<usize, Option<Instant>> {
+        let n = self.egress.len();
+        let mut best: Option<(usize, usize)> = None;
+        for i in (self.turn..self.turn + n).map(|i| i % n) {
+            let free = self.egress[i].as_mut().map_or(usize::MAX, |window| window.free(now));
+            if free > best.map_or(0, |(_, most)| most) {
+                best = Some((i, free));
+            }
+        }
+        match best {
+            Some((i, _)) => Ok(i),
+            None => Err(self.egress.iter_mut().flatten().filter_map(|w| w.next(now)).min()),
+        }
+    }
+
+    /// Says whether the dispatcher should look: it knows of no later moment to look at.
+    pub(super) fn answered(&mut self, egress: usize, now: Instant) -> bool {
+        self.windows(egress).for_each(|window| window.answered(now));
+        std::mem::take(&mut self.stuck)
+    }
+
+    /// Says whether the dispatcher should look: a permit is free sooner than it thought.
+    pub(super) fn unsent(&mut self, egress: usize) -> bool {
+        self.windows(egress).for_each(Window::unsent);
+        !self.nobody_waits()
+    }
+
+    fn windows(&mut self, egress: usize) -> impl Iterator<Item = &mut Window> {
+        [&mut self.account, &mut self.egress[egress]].into_iter().flatten()
+    }
+
+    /// The provider pushed back. It throttles the account; an address over its own ceiling would
+    /// be blocked, not told.
+    pub(super) fn park(&mut self, now: Instant) {
+        if let Some(account) = &mut self.account {
+            account.park(now);
+        }
+    }
+
+    pub(super) fn call_took(&mut self, time: Duration) {
+        self.call = self.call.mul_f64(1.0 - SMOOTHING) + time.mul_f64(SMOOTHING);
+    }
+
+    // === the waiting room ===
+
+    pub(super) fn nobody_waits(&self) -> bool {
+        self.lanes.len() == 0
+    }
+
+    pub(super) fn enqueue(&mut self, class: Class, waiter: Waiter) {
+        self.lanes.push(class, waiter);
+    }
+
+    pub(super) fn dequeue(&mut self) -> Option<Waiter> {
+        self.lanes.pop()
+    }
+
+    pub(super) fn forget_the_late(&mut self, now: Instant) {
+        self.lanes.forget_the_late(now);
+    }
+
+    /// Whether one more may wait until `deadline`, and for which ceiling.
+    pub(super) fn admit(&mut self, now: Instant, deadline: Instant) -> Result<Kind, Refused> {
+        if self.lanes.len() >= self.max_waiting {
+            let (ceiling, _) = self.estimate(0, now);
+            self.decisions[ceiling as usize].refused += 1;
+            let (_, half) = self.estimate(self.max_waiting / 2, now);
+            return Err(Refused::RoomFull { retry_after: half - now });
+        }
+        let (ceiling, turn) = self.estimate(self.lanes.len(), now);
+        // A caller waits for the answer, not for the permit. Half of its patience at most goes to
+        // the call, so that a slow upstream alone never shuts the door.
+        let answer = turn + self.call.min((deadline - now) / 2);
+        if answer > deadline {
+            self.decisions[ceiling as usize].refused += 1;
+            return Err(Refused::WaitTooLong {
+                ceiling,
+                wait: turn - now,
+                retry_after: answer - deadline.max(now),
+            });
+        }
+        Ok(ceiling)
+    }
+
+    /// When the `k`th in line will have its permit, and which ceiling decides it.
+    fn estimate(&mut self, k: usize, now: Instant) -> (Kind, Instant) {
+        let call = self.call;
+        let spread = self.shaper.as_ref().map_or(Duration::ZERO, Shaper::period);
+        let account = self.account.as_mut().map_or(now, |w| w.estimate(k, now, call, spread));
+        let addresses = self.egress.len();
+        let apart = spread.saturating_mul(u32::try_from(addresses).unwrap_or(u32::MAX));
+        let egress = self.egress.iter_mut().flatten();
+        let egress = egress.map(|w| w.estimate(k / addresses, now, call, apart)).max();
+        let egress = egress.unwrap_or(now);
+        let narrower = match self.limits {
+            [Some(account), Some(egress)] if egress < account => Kind::EgressIp,
+            [None, Some(_)] => Kind::EgressIp,
+            _ => Kind::Account,
+        };
+        let kind = match egress.cmp(&account) {
+            std::cmp::Ordering::Greater => Kind::EgressIp,
+            std::cmp::Ordering::Less => Kind::Account,
+            std::cmp::Ordering::Equal => narrower,
+        };
+        (kind, account.max(egress))
+    }
+
+    // === facts ===
+
+    pub(super) fn passed(&mut self) {
+        self.decisions.iter_mut().for_each(|d| d.passed += 1);
+    }
+
+    pub(super) fn waited(&mut self, ceiling: Kind) {
+        for kind in Kind::ALL {
+            let decisions = &mut self.decisions[kind as usize];
+            if kind == ceiling { decisions.waited += 1 } else { decisions.passed += 1 }
+        }
+    }
+
+    pub(super) fn status(&mut self, now: Instant) -> Status {
+        let account = self.account.as_mut();
+        let account = account.map(|w| (w.used(now), w.parked(now), w.free(now)));
+        let egress = self.egress.iter_mut().flatten();
+        let egress = egress
+            .map(|w| (w.used(now), w.parked(now), w.free(now)))
+            .reduce(|a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
+        let free = [account, egress].iter().flatten().map(|w| w.2).min();
+        let (_, next) = self.estimate(self.lanes.len(), now);
+        let ceiling = |kind: Kind, window: Option<(usize, usize, usize)>| CeilingStatus {
+            kind,
+            limit: self.limits[kind as usize],
+            used: window.map_or(0, |w| w.0),
+            parked: window.map_or(0, |w| w.1),
+            decisions: self.decisions[kind as usize],
+        };
+        Status {
+            ceilings: [ceiling(Kind::Account, account), ceiling(Kind::EgressIp, egress)],
+            waiting: self.lanes.len(),
+            longest_wait: self.lanes.longest(now),
+            free: free.map(|free| free.saturating_sub(self.lanes.len())),
+            next_in: next - now,
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Never over a ceiling, in any sliding second, as the provider sees it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::time::{Instant, sleep};
+use tollgate::ceiling::{Ceiling, Class, Refused, Start, WINDOW};
+use tollgate::config::Ceilings;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn ceilings(account: impl Into<Option<u32>>, egress_ip: impl Into<Option<u32>>) -> Ceilings {
+    Ceilings {
+        account: account.into(),
+        egress_ip: egress_ip.into(),
+        retry_share: 0.2,
+        above_published: false,
+    }
+}
+
+/// The most moments in any half-open second.
+fn worst_second(moments: &[Instant]) -> usize {
+    let mut moments = moments.to_vec();
+    moments.sort();
+    let mut first = 0;
+    let mut worst = 0;
+    for (i, at) in moments.iter().enumerate() {
+        while *at - moments[first] >= SECOND {
+            first += 1;
+        }
+        worst = worst.max(i + 1 - first);
+    }
+    worst
+}
+
+/// A paused clock and one thread: a run depends on nothing but its input.
+fn virtual_time<F: Future>(run: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let local = tokio::task::LocalSet::new();
+    runtime.block_on(local.run_until(run))
+}
+
+/// How one call goes: when it is asked for, how long it takes to arrive, and to be answered.
+#[derive(Debug, Clone)]
+struct Call {
+    after: Duration,
+    there: Duration,
+    back: Duration,
+    end: End,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Answered,
+    Throttled,
+    /// The caller of the upstream gave up and closed the connection: the permit is dropped.
+    TimedOut,
+    /// It never left.
+    Unsent,
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let gap = prop_oneof![
+        6 => Just(0_u64),
+        3 => 1..3_000_u64,
+        1 => 500_000..2_500_000_u64,
+    ];
+    let way = prop_oneof![4 => 100..10_000_u64, 1 => 10_000..400_000_u64];
+    let end = prop_oneof![
+        16 => Just(End::Answered),
+        1 => Just(End::TimedOut),
+        1 => Just(End::Unsent),
+        1 => Just(End::Throttled),
+    ];
+    (gap, way.clone(), way, end).prop_map(|(after, there, back, end)| Call {
+        after: Duration::from_micros(after),
+        there: Duration::from_micros(there),
+        back: Duration::from_micros(back),
+        end,
+    })
+}
+
+/// Runs the calls as fast as the ceiling lets them and returns when each arrived, by address.
+async fn run(ceiling: &Ceiling, calls: Vec<Call>) -> Vec<(usize, Instant)> {
+    let arrivals = Rc::new(RefCell::new(Vec::new()));
+    let mut tasks = Vec::new();
+    for call in calls {
+        sleep(call.after).await;
+        let deadline = Instant::now() + Duration::from_hours(1);
+        let Ok(ticket) = ceiling.request(Class::Fresh, deadline) else { continue };
+        let arrivals = Rc::clone(&arrivals);
+        tasks.push(tokio::task::spawn_local(async move {
+            let permit = ticket.permit().await.unwrap();
+            if matches!(call.end, End::Unsent) {
+                sleep(call.there).await;
+                return permit.unsent();
+            }
+            sleep(call.there).await;
+            arrivals.borrow_mut().push((permit.egress(), Instant::now()));
+            sleep(call.back).await;
+            match call.end {
+                End::Answered => permit.answered(),
+                End::Throttled => permit.throttled(),
+                End::TimedOut | End::Unsent => drop(permit),
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    arrivals.take()
+}
+
+fn times(arrivals: &[(usize, Instant)]) -> Vec<Instant> {
+    arrivals.iter().map(|(_, at)| *at).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Any latencies, time-outs, pauses and bursts; also right at the start.
+    #[test]
+    fn no_sliding_second_holds_more_than_n(
+        n in prop::sample::select(vec![1_u32, 7, 300, 1000]),
+        calls in prop::collection::vec(call(), 1..200),
+        repeat in 1..12_usize,
+    ) {
+        let calls: Vec<_> = (0..repeat).flat_map(|_| calls.clone()).collect();
+        // A ceiling of one a second takes its time.
+        let calls = calls.into_iter().take(if n < 10 { 40 } else { 2_400 }).collect();
+        let worst = virtual_time(async {
+            let ceiling = Ceiling::start(&ceilings(n, None), 1, 10_000, Start::AfterOthers);
+            worst_second(&times(&run(&ceiling, calls).await))
+        });
+        prop_assert!(worst <= n as usize, "{worst} in one second, ceiling {n}");
+    }
+
+    /// Both ceilings at once, over several addresses.
+    #[test]
+    fn neither_the_account_nor_an_address(
+        account in 1..400_u32,
+        egress_ip in 1..200_u32,
+        addresses in 1..5_usize,
+        calls in prop::collection::vec(call(), 1..600),
+    ) {
+        let calls = calls.into_iter().take(20 * account.min(egress_ip) as usize).collect();
+        let arrivals = virtual_time(async {
+            let figures = ceilings(account, egress_ip);
+            let ceiling = Ceiling::start(&figures, addresses, 10_000, Start::AfterOthers);
+            run(&ceiling, calls).await
+        });
+        prop_assert!(worst_second(&times(&arrivals)) <= account as usize);
+        for address in 0..addresses {
+            let own: Vec<_> = arrivals.iter().filter(|(a, _)| *a == address).copied().collect();
+            prop_assert!(worst_second(&times(&own)) <= egress_ip as usize);
+        }
+    }
+
+    /// A ceiling that changes while calls are on their way forgets nothing.
+    #[test]
+    fn a_reload_forgets_nothing(
+        before in 1..200_u32,
+        after in 1..200_u32,
+        calls in prop::collection::vec(call(), 1..400),
+        more in prop::collection::vec(call(), 1..400),
+    ) {
+        let few = 20 * before.min(after) as usize;
+        let worst = virtual_time(async {
+            let ceiling = Ceiling::start(&ceilings(before, None), 1, 10_000, Start::AfterOthers);
+            let calls = calls.into_iter().take(few).collect();
+            let mut arrivals = times(&run(&ceiling, calls).await);
+            ceiling.resize(&ceilings(after, None));
+            arrivals.extend(times(&run(&ceiling, more.into_iter().take(few).collect()).await));
+            worst_second(&arrivals)
+        });
+        prop_assert!(worst <= before.max(after) as usize);
+    }
+}
+
+/// What a plain bucket of 1,000 does after idling: 1,999 in one second.
+#[test]
+fn an_idle_second_is_not_saved_up() {
+    for n in [1, 7, 300, 1_000_u32] {
+        let arrivals = virtual_time(async {
+            let ceiling = Ceiling::start(&ceilings(n, None), 1, 100_000, Start::AfterOthers);
+            sleep(Duration::from_mins(1)).await;
+            let call = Call {
+                after: Duration::ZERO,
+                there: Duration::from_millis(2),
+                back: Duration::from_millis(3),
+                end: End::Answered,
+            };
+            times(&run(&ceiling, vec![call; 3 * n as usize]).await)
+        });
+        assert_eq!(arrivals.len(), 3 * n as usize);
+        let worst = worst_second(&arrivals);
+        assert!(worst <= n as usize, "{worst} of {n}");
+        // 300 never becomes 301, and is not 200 either.
+        assert!(worst * 100 >= n as usize * 98, "{worst} of {n}");
+    }
+}
+
+/// A path that freezes and lets go breaks every pacer: what was sent evenly arrives at once.
+#[test]
+fn a_frozen_path_does_not_break_the_ceiling() {
+    let (worst, sent) = virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(1_000, None), 1, 100_000, Start::Alone);
+        let start = Instant::now();
+        let freeze = start + Duration::from_secs(2)..start + Duration::from_millis(2_300);
+        let arrivals = Rc::new(RefCell::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for _ in 0..5_000 {
+            let ticket = ceiling.request(Class::Fresh, start + Duration::from_mins(1)).unwrap();
+            let (arrivals, freeze) = (Rc::clone(&arrivals), freeze.clone());
+            tasks.push(tokio::task::spawn_local(async move {
+                let permit = ticket.permit().await.unwrap();
+                sleep(Duration::from_millis(2)).await;
+                if freeze.contains(&Instant::now()) {
+                    tokio::time::sleep_until(freeze.end).await;
+                }
+                arrivals.borrow_mut().push(Instant::now());
+                sleep(Duration::from_millis(3)).await;
+                permit.answered();
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        (worst_second(&arrivals.borrow()), arrivals.borrow().len())
+    });
+    assert_eq!(sent, 5_000);
+    assert!(worst <= 1_000, "{worst}");
+}
+
+/// A process that crashes and starts again, over and over, each time sending what it may.
+#[test]
+fn a_crash_loop_is_no_source_of_calls() {
+    let worst = virtual_time(async {
+        let mut arrivals = Vec::new();
+        for _ in 0..20 {
+            let ceiling = Ceiling::start(&ceilings(300, None), 1, 10_000, Start::AfterOthers);
+            let crash = Instant::now() + Duration::from_millis(1_700);
+            let deadline = crash + Duration::from_mins(1);
+            let tickets: Vec<_> =
+                (0..900).map(|_| ceiling.request(Class::Fresh, deadline).unwrap()).collect();
+            for ticket in tickets {
+                let Ok(permit) = tokio::time::timeout_at(crash, ticket.permit()).await else {
+                    break;
+                };
+                arrivals.push(Instant::now());
+                // A crash gives nothing back.
+                std::mem::forget(permit);
+            }
+            tokio::time::sleep_until(crash).await;
+        }
+        assert!(arrivals.len() > 20 * 100);
+        worst_second(&arrivals)
+    });
+    assert!(worst <= 300, "{worst}");
+}
+
+#[test]
+fn three_times_the_demand_uses_the_ceiling_and_keeps_order() {
+    let (order, worst, took) = virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(1_000, 300), 4, 100_000, Start::Alone);
+        let start = Instant::now();
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for i in 0..20_000 {
+            let ticket = ceiling.request(Class::Fresh, start + Duration::from_hours(1)).unwrap();
+            let order = Rc::clone(&order);
+            tasks.push(tokio::task::spawn_local(async move {
+                let permit = ticket.permit().await.unwrap();
+                order.borrow_mut().push((i, permit.egress(), Instant::now()));
+                sleep(Duration::from_millis(5)).await;
+                permit.answered();
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let order = order.take();
+        let worst: Vec<_> = (0..4)
+            .map(|address| {
+                let own: Vec<_> = order.iter().filter(|o| o.1 == address).map(|o| o.2).collect();
+                worst_second(&own)
+            })
+            .collect();
+        (order.iter().map(|o| o.0).collect::<Vec<_>>(), worst, start.elapsed())
+    });
+    assert!(order.is_sorted(), "first come, first served");
+    assert!(worst.iter().all(|w| (200..=300).contains(w)), "{worst:?}");
+    let rate = 20_000.0 / took.as_secs_f64();
+    assert!((970.0..=1_000.0).contains(&rate), "{rate} calls/s");
+}
+
+#[test]
+fn refuses_at_the_door_what_it_could_not_send_in_time() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(100, None), 1, 10_000, Start::Alone);
+        let patience = Duration::from_secs(5);
+        let mut accepted = Vec::new();
+        let mut refused = None;
+        for _ in 0..2_000 {
+            match ceiling.request(Class::Fresh, Instant::now() + patience) {
+                Ok(ticket) => accepted.push(ticket),
+                Err(why) => {
+                    refused = Some(why);
+                    break;
+                }
+            }
+        }
+        // Five seconds at a hundred a second, give or take the calls' own time.
+        assert!((450..=600).contains(&accepted.len()), "{}", accepted.len());
+        let Some(Refused::WaitTooLong { wait, retry_after, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert!(wait > Duration::from_millis(4_500) && wait < Duration::from_secs(6), "{wait:?}");
+        // Whoever was let in is served within its patience.
+        let mut tasks = Vec::new();
+        for ticket in accepted {
+            tasks.push(tokio::task::spawn_local(async move {
+                let permit = ticket.permit().await.unwrap();
+                sleep(Duration::from_millis(5)).await;
+                permit.answered();
+            }));
+        }
+        // And who comes back when told is let in.
+        sleep(retry_after.max(SECOND)).await;
+        assert!(ceiling.request(Class::Fresh, Instant::now() + patience).is_ok());
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn the_waiting_room_is_bounded() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(1, None), 1, 3, Start::AfterOthers);
+        let deadline = Instant::now() + Duration::from_hours(1);
+        let _waiting: Vec<_> =
+            (0..3).map(|_| ceiling.request(Class::Fresh, deadline).unwrap()).collect();
+        let refused = ceiling.request(Class::Fresh, deadline).unwrap_err();
+        assert!(matches!(refused, Refused::RoomFull { retry_after } if retry_after > SECOND));
+        assert_eq!(ceiling.status().waiting, 3);
+    });
+}
+
+#[test]
+fn retries_get_their_share_and_no_more_while_fresh_messages_wait() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(100, None), 1, 10_000, Start::AfterOthers);
+        let deadline = Instant::now() + Duration::from_hours(1);
+        let served = Rc::new(RefCell::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for class in [Class::Retry, Class::Fresh] {
+            for _ in 0..500 {
+                let ticket = ceiling.request(class, deadline).unwrap();
+                let served = Rc::clone(&served);
+                tasks.push(tokio::task::spawn_local(async move {
+                    let permit = ticket.permit().await.unwrap();
+                    served.borrow_mut().push(class);
+                    permit.answered();
+                }));
+            }
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let served = served.take();
+        let retries = served[..500].iter().filter(|c| **c == Class::Retry).count();
+        assert_eq!(retries, 100, "a fifth while both wait");
+        assert_eq!(served.len(), 1_000, "and all of it when none do");
+    });
+}
+
+#[test]
+fn who_hangs_up_costs_nothing_but_its_place() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(10, None), 1, 1_000, Start::AfterOthers);
+        let deadline = Instant::now() + Duration::from_mins(1);
+        let gone: Vec<_> =
+            (0..100).map(|_| ceiling.request(Class::Fresh, deadline).unwrap()).collect();
+        drop(gone);
+        let start = Instant::now();
+        let ticket = ceiling.request(Class::Fresh, deadline + SECOND * 60).unwrap();
+        ticket.permit().await.unwrap().answered();
+        assert!(start.elapsed() < WINDOW + SECOND, "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn push_back_parks_a_tenth_at_most_once_a_second_and_never_everything() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(100, None), 1, 10_000, Start::Alone);
+        sleep(SECOND).await;
+        let permit = async || {
+            let deadline = Instant::now() + Duration::from_mins(5);
+            ceiling.request(Class::Fresh, deadline).unwrap().permit().await.unwrap()
+        };
+        permit().await.throttled();
+        permit().await.throttled();
+        assert_eq!(ceiling.status().ceilings[0].parked, 10);
+        for _ in 0..1_000 {
+            permit().await.throttled();
+        }
+        let parked = ceiling.status().ceilings[0].parked;
+        assert!((50..100).contains(&parked), "{parked}");
+        sleep(Duration::from_secs(32)).await;
+        assert_eq!(ceiling.status().ceilings[0].parked, 0);
+    });
+}
+
+#[test]
+fn no_ceiling_means_no_wait() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(None, None), 1, 10, Start::AfterOthers);
+        for _ in 0..100_000 {
+            let deadline = Instant::now() + SECOND;
+            ceiling.request(Class::Fresh, deadline).unwrap().permit().await.unwrap().answered();
+        }
+    });
+}
