@@ -4,3 +4,4 @@ pub mod answer;
 pub mod ceiling;
 pub mod config;
 pub mod message;
+pub mod signing;

@@ -1,0 +1,97 @@
+//! Pure functions from a call, a key, a moment and a nonce to a signed call.
+//!
+//! Nothing may touch a call after it is signed, and no signature serves twice: each try has a time
+//! and a nonce of its own. Source: `help.aliyun.com/en/sdk/product-overview/rpc-mechanism` and
+//! `…/v3-request-structure-and-signature`.
+
+pub mod acs3;
+pub mod encode;
+pub mod rpc;
+
+use std::fmt;
+
+use jiff::Timestamp;
+
+use crate::config::SignatureVersion;
+
+/// The cloud operation.
+pub const ACTION: &str = "SendMessage";
+/// Its revision.
+pub const VERSION: &str = "2020-04-20";
+/// The content type of parameters in a body.
+pub const FORM: &str = "application/x-www-form-urlencoded";
+
+/// What is to be called.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    /// The `Host` header as it will be sent.
+    pub authority: &'a str,
+    /// `InstanceId`
+    pub instance: &'a str,
+    /// `MqttTopic`
+    pub topic: &'a str,
+    /// `Payload`, in its sent form.
+    pub payload: &'a str,
+}
+
+/// Who calls. Borrowed for the moment of signing; not printable.
+#[derive(Clone, Copy)]
+pub struct Credentials<'a> {
+    /// Access key id.
+    pub id: &'a str,
+    /// Access key secret.
+    pub secret: &'a str,
+    /// The token of a short-lived key.
+    pub token: Option<&'a str>,
+}
+
+impl fmt::Debug for Credentials<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(…)")
+    }
+}
+
+/// What makes one try unlike every other.
+#[derive(Debug, Clone)]
+pub struct Stamp {
+    /// UTC, to the second: `2024-01-02T03:04:05Z`. The provider allows 15 minutes.
+    pub time: String,
+    /// 128 random bits in hexadecimal.
+    pub nonce: String,
+}
+
+impl Stamp {
+    /// A stamp from a moment and random bits.
+    pub fn new(at: Timestamp, random: u128) -> Self {
+        Self {
+            time: at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            nonce: format!("{random:032x}"),
+        }
+    }
+}
+
+/// A call that is ready to be sent with POST.
+#[derive(PartialEq, Eq)]
+pub struct Signed {
+    /// What follows `/?`; empty: nothing does.
+    pub query: String,
+    /// Headers besides `Host` and `Content-Length`.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: String,
+}
+
+impl fmt::Debug for Signed {
+    /// It carries a payload and a signature.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signed(…)")
+    }
+}
+
+/// Signs a call.
+pub fn sign(version: SignatureVersion, call: &Call, key: &Credentials, stamp: &Stamp) -> Signed {
+    match version {
+        SignatureVersion::HmacSha1 => rpc::sign(call, key, stamp),
+        SignatureVersion::Acs3 => acs3::sign(call, key, stamp),
+    }
+}
