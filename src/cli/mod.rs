@@ -1,0 +1,3 @@
+//! The verbs of the command line: the only place that prints.
+
+pub mod check;
