@@ -1,7 +1,30 @@
 //! Every setting, its default, its check, and where each value came from.
 //!
 //! What is here is already valid: rooms take a section and never look at a string again.
+//!
+//! [`load`] merges the sources and reads them; `sections` is the table of all keys, each with its
+//! default and its check; [`explain`] says what holds, and why.
 
+mod checks;
+mod explain;
+mod flags;
+mod load;
+mod mistake;
+mod parse;
+mod read;
+mod sections;
+mod setting;
+mod unknown;
+mod upstream;
+mod uri;
+
+pub use explain::explain;
+pub use flags::Flags;
+pub use load::{Loaded, keys, load};
+pub use mistake::{Mistake, Mistakes};
+pub use setting::{Origin, Setting};
+
+use std::fmt;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -39,7 +62,7 @@ pub struct Config {
 }
 
 /// Where a door listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// `127.0.0.1:8080`
     Tcp(SocketAddr),
@@ -180,7 +203,7 @@ impl Upstream {
 }
 
 /// `[keys]`: where the key comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Keys {
     /// `ALIBABA_CLOUD_ACCESS_KEY_ID`, `…_SECRET` and `ALIBABA_CLOUD_SECURITY_TOKEN`.
     Env,
@@ -196,6 +219,19 @@ pub enum Keys {
         /// The URI.
         uri: String,
     },
+}
+
+impl fmt::Debug for Keys {
+    /// A URI may hold a token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Env => f.write_str("Env"),
+            Self::File { path, poll } => {
+                f.debug_struct("File").field("path", path).field("poll", poll).finish()
+            }
+            Self::Uri { uri } => f.debug_struct("Uri").field("uri", &uri::mask(uri)).finish(),
+        }
+    }
 }
 
 /// `[ceilings]`: never over, in any sliding second.

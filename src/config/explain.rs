@@ -1,0 +1,100 @@
+//! A configuration as a person reads it: each value, who said so, and what follows.
+
+use std::fmt::Write;
+
+use super::{Ceilings, Loaded, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Setting, Upstream};
+
+/// A longer value does not push the origins of all others away.
+const WIDEST_VALUE: usize = 40;
+
+/// The whole configuration by section, with the origin of each value, then the ceilings that
+/// follow from it.
+pub fn explain(loaded: &Loaded) -> String {
+    let mut text = String::new();
+    let names = loaded.settings.iter().map(|setting| split(setting).1.chars().count());
+    let name_width = names.max().unwrap_or(0);
+    let values = loaded.settings.iter().map(|setting| setting.value.chars().count());
+    let value_width = values.filter(|width| *width <= WIDEST_VALUE).max().unwrap_or(0);
+    let mut section = "";
+    for setting in &loaded.settings {
+        let (of, name) = split(setting);
+        if of != section {
+            let gap = if section.is_empty() { "" } else { "\n" };
+            section = of;
+            line(&mut text, format_args!("{gap}[{section}]"));
+        }
+        let (value, origin) = (&setting.value, &setting.origin);
+        line(&mut text, format_args!("  {name:name_width$}  {value:value_width$}  {origin}"));
+    }
+    let config = &loaded.config;
+    line(&mut text, format_args!("\nceilings: {}", ceilings(&config.ceilings, &config.upstream)));
+    if config.ceilings.above_published {
+        line(
+            &mut text,
+            format_args!(
+                "warning: above what the provider publishes ({} calls/s of the account, \
+                 {} of an egress address); over its own limits it throttles and blocks",
+                grouped(u64::from(PUBLISHED_ACCOUNT)),
+                PUBLISHED_EGRESS_IP
+            ),
+        );
+    }
+    text
+}
+
+fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    if text.write_fmt(content).is_ok() {
+        text.push('\n');
+    }
+}
+
+/// Section and name.
+fn split(setting: &Setting) -> (&str, &str) {
+    setting.key.split_once('.').unwrap_or(("", &setting.key))
+}
+
+/// Which of the ceilings is the one that is met first.
+fn ceilings(ceilings: &Ceilings, upstream: &Upstream) -> String {
+    // Without a list, the system chooses one address.
+    let addresses = upstream.egress_addresses.len().max(1) as u64;
+    let plural = if addresses == 1 { "address" } else { "addresses" };
+    let account = ceilings.account.map(u64::from);
+    let egress_ip = ceilings.egress_ip.map(u64::from);
+    let egress = egress_ip.map(|each| each.saturating_mul(addresses));
+    let mut parts = Vec::new();
+    if let Some(account) = account {
+        parts.push(format!("account {} calls/s", grouped(account)));
+    }
+    if let (Some(each), Some(all)) = (egress_ip, egress) {
+        let (each, all) = (grouped(each), grouped(all));
+        parts.push(format!("{addresses} egress {plural} x {each} = {all} calls/s"));
+    }
+    parts.push(match (account, egress) {
+        (None, None) if upstream.endpoint.is_provider() => {
+            "no ceiling: both are \"none\"".to_owned()
+        }
+        (None, None) => "no ceiling: the endpoint is not the provider's".to_owned(),
+        (Some(account), Some(egress)) if egress < account => {
+            format!("binding: egress {plural}, {} calls/s", grouped(egress))
+        }
+        (Some(account), _) => format!("binding: account, {} calls/s", grouped(account)),
+        (None, Some(egress)) => {
+            format!("binding: egress {plural}, {} calls/s", grouped(egress))
+        }
+    });
+    parts.join("; ")
+}
+
+/// A number with its thousands apart: 1,000.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,190 @@
+//! From the file, the environment and the flags to one configuration, or to all its mistakes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Error, Figment, Metadata, Profile, Provider};
+
+use super::mistake::{Mistake, Mistakes, Wrong};
+use super::read::Reader;
+use super::setting::{Origin, Setting};
+use super::unknown::{Known, shown_unknown};
+use super::{Config, sections};
+
+/// Two underscores: Kubernetes itself puts `TOLLGATE_PORT` and the like into every pod beside a
+/// Service of that name.
+const PREFIX: &str = "TOLLGATE__";
+/// Where the provider's own tools look for the credentials URI.
+const CREDENTIALS_URI: &str = "ALIBABA_CLOUD_CREDENTIALS_URI";
+
+/// A valid configuration, and where each value came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// For the rooms.
+    pub config: Config,
+    /// For people, in the order of the documentation.
+    pub settings: Vec<Setting>,
+}
+
+/// Reads the file, then the environment, then the flags (key and value), later ones over earlier
+/// ones, and checks everything.
+pub fn load(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+    flags: &[(String, String)],
+) -> Result<Loaded, Mistakes> {
+    let keys = keys();
+    let mut sources = Sources::none(Known(&keys));
+    if let Some(path) = file {
+        sources.file(path);
+    }
+    sources.environment(env);
+    for (key, value) in flags {
+        sources.text(key, value, Origin::Flag(key.clone()));
+    }
+    sources.fall_back();
+
+    let mut reader = Reader::new(&sources.merged);
+    let config = sections::config(&mut reader);
+    let mut mistakes = sources.mistakes;
+    mistakes.append(&mut reader.mistakes);
+    match config {
+        Some(config) if mistakes.is_empty() => Ok(Loaded { config, settings: reader.settings }),
+        _ => Err(Mistakes(mistakes)),
+    }
+}
+
+/// Every key that is read, in the order of the documentation.
+pub fn keys() -> Vec<String> {
+    let nothing = Figment::new();
+    let mut reader = Reader::new(&nothing);
+    sections::config(&mut reader);
+    reader.settings.into_iter().map(|setting| setting.key).collect()
+}
+
+/// What was given, merged; a source is searched for unknown keys before it goes in, while it still
+/// stands alone.
+struct Sources<'a> {
+    known: Known<'a>,
+    merged: Figment,
+    mistakes: Vec<Mistake>,
+    credentials_uri: Option<String>,
+}
+
+impl<'a> Sources<'a> {
+    fn none(known: Known<'a>) -> Self {
+        Self { known, merged: Figment::new(), mistakes: Vec::new(), credentials_uri: None }
+    }
+
+    fn file(&mut self, path: &Path) {
+        let origin = Origin::File(path.to_owned());
+        match Toml::file_exact(path).data() {
+            Ok(mut profiles) => {
+                let dict = profiles.remove(&Profile::Default).unwrap_or_default();
+                self.known.search(&dict, "", &origin, &mut self.mistakes);
+                self.merge(dict, &origin);
+            }
+            Err(error) => {
+                let Wrong { problem, remedy } = unreadable(&error.to_string());
+                let (key, value) = (String::new(), None);
+                self.mistakes.push(Mistake { origin, key, value, problem, remedy });
+            }
+        }
+    }
+
+    fn environment(&mut self, env: impl IntoIterator<Item = (String, String)>) {
+        // Sorted, so that the same environment always gives the same answer.
+        let mut variables = BTreeMap::new();
+        for (name, value) in env {
+            if name == CREDENTIALS_URI {
+                self.credentials_uri = Some(value);
+            } else if name.starts_with(PREFIX) {
+                variables.insert(name, value);
+            }
+        }
+        let mut seen = BTreeMap::new();
+        for (name, value) in variables {
+            let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
+            let origin = Origin::Environment(name.clone());
+            if let Some(first) = seen.insert(key.clone(), name) {
+                let problem = format!("is given twice, also as {first}");
+                let remedy = "keep one of the variables".to_owned();
+                let value = shown_unknown(&key, &Value::from(value));
+                self.mistakes.push(Mistake { origin, key, value, problem, remedy });
+            } else {
+                self.text(&key, &value, origin);
+            }
+        }
+    }
+
+    /// Takes the credentials URI from the provider's own variable, where it is asked for and
+    /// nothing else names one: the variable may well be there for another program.
+    fn fall_back(&mut self) {
+        let source = self.merged.find_value("keys.source").ok();
+        let is_asked = source.as_ref().and_then(Value::as_str) == Some("uri");
+        if is_asked
+            && !self.merged.contains("keys.uri")
+            && let Some(uri) = self.credentials_uri.take()
+        {
+            self.text("keys.uri", &uri, Origin::Environment(CREDENTIALS_URI.to_owned()));
+        }
+    }
+
+    /// A value from the environment or a flag: text, whatever it looks like.
+    fn text(&mut self, key: &str, value: &str, origin: Origin) {
+        let value = Value::from(value.trim());
+        match self.known.judge(key) {
+            Ok(()) => {
+                let nested = figment::util::nest(key, value);
+                if let Some(dict) = nested.into_dict() {
+                    self.merge(dict, &origin);
+                }
+            }
+            Err(Wrong { problem, remedy }) => {
+                let (value, key) = (shown_unknown(key, &value), key.to_owned());
+                self.mistakes.push(Mistake { origin, key, value, problem, remedy });
+            }
+        }
+    }
+
+    fn merge(&mut self, dict: Dict, origin: &Origin) {
+        let source = Fetched { dict, metadata: origin.metadata() };
+        self.merged = std::mem::take(&mut self.merged).merge(source);
+    }
+}
+
+/// A source that was read already: once, so that a pipe can be a file, too.
+struct Fetched {
+    dict: Dict,
+    metadata: Metadata,
+}
+
+impl Provider for Fetched {
+    fn metadata(&self) -> Metadata {
+        self.metadata.clone()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, Error> {
+        Ok(Profile::Default.collect(self.dict.clone()))
+    }
+}
+
+/// Why a file could not be read, from what the TOML reader says. That quotes the line it stumbled
+/// over, which may hold a secret: only the place and the reason are kept.
+fn unreadable(report: &str) -> Wrong {
+    let mut lines = report.lines();
+    let first = lines.next().unwrap_or_default();
+    match first.strip_prefix("TOML parse error at ") {
+        Some(place) => {
+            let reason: Vec<_> = lines.skip(3).collect();
+            let problem = format!("is not TOML, at {place}: {}", reason.join(", "));
+            Wrong::new(problem, "put that line right")
+        }
+        None => Wrong::new(
+            format!("cannot be read: {first}"),
+            "check the path, and that this user may read the file",
+        ),
+    }
+}

@@ -1,0 +1,77 @@
+//! What is wrong with a configuration, said so that it can be put right.
+
+use std::fmt;
+
+use super::setting::Origin;
+
+/// One thing wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// Where the wrong value came from.
+    pub origin: Origin,
+    /// The key as in the file, such as `publish.wait`; empty where a whole file is meant.
+    pub key: String,
+    /// The value as given, without secrets; `None` where there is none.
+    pub value: Option<String>,
+    /// What is wrong with it.
+    pub problem: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Mistake {
+    /// Two lines: what is wrong and where, then what to do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.origin != Origin::Default {
+            write!(f, "{}: ", self.origin)?;
+        }
+        match &self.value {
+            Some(value) if !self.key.is_empty() => write!(f, "{} = {value}: ", self.key)?,
+            None if !self.key.is_empty() => write!(f, "{}: ", self.key)?,
+            _ => {}
+        }
+        write!(f, "{}\n    {}", self.problem, self.remedy)
+    }
+}
+
+/// Everything wrong with a configuration; never empty.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Mistakes(pub(super) Vec<Mistake>);
+
+impl Mistakes {
+    /// Each of them, in the order in which the keys are documented.
+    pub fn iter(&self) -> std::slice::Iter<'_, Mistake> {
+        self.0.iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Mistakes {
+    type Item = &'a Mistake;
+    type IntoIter = std::slice::Iter<'a, Mistake>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        let plural = if count == 1 { "mistake" } else { "mistakes" };
+        write!(f, "{count} {plural} in the configuration")?;
+        self.0.iter().try_for_each(|mistake| write!(f, "\n{mistake}"))
+    }
+}
+
+/// What a value's reader found wrong, before the key and the origin are put to it.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    pub(super) problem: String,
+    pub(super) remedy: String,
+}
+
+impl Wrong {
+    pub(super) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { problem: problem.into(), remedy: remedy.into() }
+    }
+}

@@ -1,0 +1,226 @@
+//! Each section, key by key: name, default, check. This is the table of all settings.
+//!
+//! A section reads all its keys before it gives up on one, so that every mistake is found.
+
+use std::num::NonZero;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::checks;
+use super::mistake::Wrong;
+use super::parse::{self, Raw};
+use super::read::Reader;
+use super::upstream::upstream;
+use super::{
+    Ceilings, Config, Drain, Endpoint, Keys, Listen, LogFormat, PUBLISHED_ACCOUNT,
+    PUBLISHED_EGRESS_IP, Publish, Runtime, Telemetry, Topics, uri,
+};
+
+/// The shortest duration that is not a mistake: a bound of nothing lets nothing happen.
+pub(super) const SHORTEST: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_hours(1);
+/// hyper's buffer for a request head cannot be smaller.
+const SMALLEST_HEADER: u64 = 8 * bytesize::KIB;
+/// More than any process may have open.
+pub(super) const MOST_CONNECTIONS: u32 = 65_536;
+
+/// Reads everything; `None` where there was a mistake.
+pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
+    let listen = listen(r);
+    let publish = publish(r);
+    let upstream = upstream(r);
+    let keys = keys(r);
+    let ceilings = ceilings(r, upstream.as_ref().map(|upstream| &upstream.endpoint));
+    spool(r);
+    let topics = topics(r);
+    let telemetry = telemetry(r);
+    let drain = drain(r);
+    let runtime = runtime(r);
+    if let (Some(publish), Some(upstream)) = (&publish, &upstream) {
+        checks::payload_fits(r, publish, upstream);
+    }
+    Some(Config {
+        listen: listen?,
+        publish: publish?,
+        upstream: upstream?,
+        keys: keys?,
+        ceilings: ceilings?,
+        topics: topics?,
+        telemetry: telemetry?,
+        drain: drain?,
+        runtime: runtime?,
+    })
+}
+
+fn listen(r: &mut Reader<'_>) -> Option<Listen> {
+    let publish = r.list("listen.publish", "127.0.0.1:8080", true, checks::address);
+    let telemetry = r.value("listen.telemetry", "0.0.0.0:9464", checks::socket_address);
+    let listen = Listen { publish: publish?, telemetry: telemetry? };
+    checks::doors_differ(r, &listen);
+    Some(listen)
+}
+
+fn publish(r: &mut Reader<'_>) -> Option<Publish> {
+    let wait = r.duration("publish.wait", "5s", SHORTEST..=Duration::from_mins(1));
+    let max_payload = r.size("publish.max_payload", "48KiB", 1..=64 * bytesize::KIB);
+    let ratelimit_headers = r.boolean("publish.ratelimit_headers", "true");
+    let max_waiting = r.count("publish.max_waiting", "4096", 1..=1_000_000);
+    let max_connections = r.count("publish.max_connections", "8192", 1..=MOST_CONNECTIONS);
+    let max_header = r.size("publish.max_header", "16KiB", SMALLEST_HEADER..=bytesize::MIB);
+    let header_timeout = r.duration("publish.header_timeout", "5s", SHORTEST..=HOUR);
+    let body_timeout = r.duration("publish.body_timeout", "10s", SHORTEST..=HOUR);
+    let idle_timeout = r.duration("publish.idle_timeout", "75s", SHORTEST..=HOUR);
+    Some(Publish {
+        wait: wait?,
+        max_payload: max_payload?,
+        ratelimit_headers: ratelimit_headers?,
+        max_waiting: max_waiting?,
+        max_connections: max_connections?,
+        max_header: max_header?,
+        header_timeout: header_timeout?,
+        body_timeout: body_timeout?,
+        idle_timeout: idle_timeout?,
+    })
+}
+
+#[derive(Clone, Copy)]
+enum KeySource {
+    Env,
+    File,
+    Uri,
+    Later,
+}
+
+fn keys(r: &mut Reader<'_>) -> Option<Keys> {
+    let source = r.value("keys.source", "env", |raw| {
+        use KeySource::{Env, File, Later, Uri};
+        let choices = [
+            ("env", Env),
+            ("file", File),
+            ("uri", Uri),
+            ("auto", Later),
+            ("oidc", Later),
+            ("ecs", Later),
+            ("role", Later),
+            ("cli", Later),
+        ];
+        match parse::choice(raw, &choices)? {
+            Later => Err(Wrong::new(
+                "comes with a later release of tollgate",
+                "write \"env\", \"file\" or \"uri\"",
+            )),
+            source => Ok(source),
+        }
+    });
+    let path = r.value("keys.path", "/var/run/secrets/tollgate", path);
+    let poll = r.duration("keys.poll", "2s", Duration::from_millis(10)..=HOUR);
+    let uri = r.optional("keys.uri", |raw| uri::credentials(raw.text()?));
+    match source? {
+        KeySource::Env => Some(Keys::Env),
+        KeySource::File => Some(Keys::File { path: path?, poll: poll? }),
+        KeySource::Uri => {
+            let uri = uri?;
+            if uri.is_none() {
+                r.clash(
+                    "keys.uri",
+                    "is required where keys.source is \"uri\"",
+                    "set keys.uri or ALIBABA_CLOUD_CREDENTIALS_URI",
+                );
+            }
+            Some(Keys::Uri { uri: uri? })
+        }
+        KeySource::Later => None,
+    }
+}
+
+fn ceilings(r: &mut Reader<'_>, endpoint: Option<&Endpoint>) -> Option<Ceilings> {
+    let is_provider = endpoint.is_some_and(Endpoint::is_provider);
+    let default = |published: u32| {
+        if is_provider { published.to_string() } else { "none".to_owned() }
+    };
+    let account = r.value("ceilings.account", &default(PUBLISHED_ACCOUNT), ceiling);
+    let egress_ip = r.value("ceilings.egress_ip", &default(PUBLISHED_EGRESS_IP), ceiling);
+    let retry_share = r.value("ceilings.retry_share", "0.2", parse::share);
+    let allowed = r.boolean("ceilings.allow_above_published", "false");
+    let above = |ceiling: Option<Option<u32>>, published| {
+        is_provider && ceiling.is_some_and(|ceiling| ceiling.is_none_or(|n| n > published))
+    };
+    let above_account = above(account, PUBLISHED_ACCOUNT);
+    let above_egress_ip = above(egress_ip, PUBLISHED_EGRESS_IP);
+    if allowed == Some(false) {
+        for (key, is_above, published) in [
+            ("ceilings.account", above_account, PUBLISHED_ACCOUNT),
+            ("ceilings.egress_ip", above_egress_ip, PUBLISHED_EGRESS_IP),
+        ] {
+            if is_above {
+                checks::above_published(r, key, published);
+            }
+        }
+    }
+    Some(Ceilings {
+        account: account?,
+        egress_ip: egress_ip?,
+        retry_share: retry_share?,
+        above_published: allowed? && (above_account || above_egress_ip),
+    })
+}
+
+/// A number of calls per second, or `none`.
+fn ceiling(raw: &Raw) -> Result<Option<u32>, Wrong> {
+    const CALLS: RangeInclusive<u32> = 1..=1_000_000;
+    if raw.text().is_ok_and(|text| text == "none") {
+        return Ok(None);
+    }
+    parse::whole(raw, &CALLS).map(Some).map_err(|Wrong { problem, remedy }| {
+        Wrong::new(problem, format!("{remedy} (calls per second), or \"none\""))
+    })
+}
+
+/// Nothing is kept in this release; the key is there so that saying so is not an error.
+fn spool(r: &mut Reader<'_>) {
+    r.value("spool.store", "none", |raw| {
+        let keeps = parse::choice(raw, &[("none", false), ("disk", true), ("redis", true)])?;
+        if keeps {
+            let problem = "asks for the spool, which comes with a later release of tollgate";
+            return Err(Wrong::new(problem, "write \"none\""));
+        }
+        Ok(())
+    });
+}
+
+fn topics(r: &mut Reader<'_>) -> Option<Topics> {
+    Some(Topics { allow: r.list("topics.allow", "[]", false, checks::pattern)? })
+}
+
+fn telemetry(r: &mut Reader<'_>) -> Option<Telemetry> {
+    let formats = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+    let log = r.choice("telemetry.log", "json", &formats);
+    let level = r.value("telemetry.level", "info", checks::level);
+    let max_topics = r.count("telemetry.max_topics", "50", 1..=1_000);
+    Some(Telemetry { log: log?, level: level?, max_topics: max_topics? })
+}
+
+fn drain(r: &mut Reader<'_>) -> Option<Drain> {
+    Some(Drain { grace: r.duration("drain.grace", "20s", SHORTEST..=HOUR)? })
+}
+
+fn runtime(r: &mut Reader<'_>) -> Option<Runtime> {
+    let threads = r.count("runtime.threads", "0", 0..=1_024)?;
+    if threads > 0 {
+        return Some(Runtime { threads });
+    }
+    // It knows the CPU limit of a container.
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    r.show("runtime.threads", format!("0 (here {threads})"));
+    Some(Runtime { threads })
+}
+
+/// A path that could name something.
+pub(super) fn path(raw: &Raw) -> Result<PathBuf, Wrong> {
+    let text = raw.text()?;
+    if text.is_empty() || text.contains(char::is_control) {
+        return Err(Wrong::new("is not a path", "write the path of a file or folder"));
+    }
+    Ok(PathBuf::from(text))
+}

@@ -1,0 +1,100 @@
+//! One value that holds, where it came from, and how it is shown.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use figment::value::Value;
+use figment::{Metadata, Source};
+
+use super::uri;
+
+/// Longer values are cut where they are shown.
+const MAX_SHOWN: usize = 200;
+
+/// Where a value came from; later ones win over earlier ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody gave one.
+    Default,
+    /// The configuration file.
+    File(PathBuf),
+    /// The environment variable of this name.
+    Environment(String),
+    /// `--set`, with its key.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Flag(_) => f.write_str("flag --set"),
+        }
+    }
+}
+
+impl Origin {
+    /// As the merged sources carry it; [`Origin::of`] reads it back.
+    pub(super) fn metadata(&self) -> Metadata {
+        match self {
+            Self::Default => Metadata::named("default"),
+            Self::File(path) => Metadata::from("file", path.as_path()),
+            Self::Environment(name) => Metadata::from("environment", name.as_str()),
+            Self::Flag(key) => Metadata::from("flag", key.as_str()),
+        }
+    }
+
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        match (&*metadata.name, &metadata.source) {
+            ("file", Some(Source::File(path))) => Self::File(path.clone()),
+            ("environment", Some(Source::Custom(name))) => Self::Environment(name.clone()),
+            ("flag", Some(Source::Custom(key))) => Self::Flag(key.clone()),
+            _ => Self::Default,
+        }
+    }
+}
+
+/// One key with the value that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Such as `publish.wait`.
+    pub key: String,
+    /// As it was written, without secrets.
+    pub value: String,
+    /// Who said so.
+    pub origin: Origin,
+}
+
+/// A value as it may be shown: no secrets, one line, not endless.
+pub(super) fn show(key: &str, value: &Value) -> String {
+    let text = match value {
+        Value::String(_, text) => shown_text(key, text),
+        Value::Array(_, items) => {
+            let items: Vec<_> = items.iter().map(|item| show(key, item)).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Dict(..) => "{ … }".to_owned(),
+        Value::Bool(_, value) => value.to_string(),
+        Value::Char(_, value) => value.to_string(),
+        Value::Num(_, number) => match (number.to_i128(), number.to_f64()) {
+            (Some(number), _) => number.to_string(),
+            (None, Some(number)) => number.to_string(),
+            (None, None) => "a number".to_owned(),
+        },
+        Value::Empty(..) => String::new(),
+    };
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+fn shown_text(key: &str, text: &str) -> String {
+    let is_uri = matches!(key, "keys.uri" | "upstream.endpoint") || text.contains("://");
+    let text = if is_uri { uri::mask(text) } else { text.to_owned() };
+    // A terminal must not act on what a value holds.
+    let plain = !text.is_empty() && !text.contains(char::is_control);
+    if plain { text } else { format!("{text:?}") }
+}

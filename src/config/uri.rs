@@ -1,0 +1,161 @@
+//! Addresses with a host: the upstream's endpoint and the URI that answers with a key.
+
+use std::net::Ipv4Addr;
+
+use http::Uri;
+use http::uri::Authority;
+
+use super::Endpoint;
+use super::mistake::Wrong;
+
+const ENDPOINT_REMEDY: &str =
+    "write https://host, https://host:port, http://host:port, or a bare host for https";
+
+/// Reads `https://host[:port]`, `http://host[:port]` or a bare host, which means https.
+pub(super) fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
+    let wrong = |problem: &str| Wrong::new(problem, ENDPOINT_REMEDY);
+    let whole = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    let (scheme, rest) = whole.split_once("://").unwrap_or_default();
+    let tls = match scheme.to_ascii_lowercase().as_str() {
+        "https" => true,
+        "http" => false,
+        _ => return Err(wrong("has a scheme other than https and http")),
+    };
+    if rest.contains('@') {
+        return Err(wrong("has a user or password; keys belong under [keys]"));
+    }
+    if rest.contains(['/', '?', '#']) {
+        return Err(wrong("has a path or query; only scheme, host and port belong here"));
+    }
+    let (host, port) = host_and_port(rest).map_err(wrong)?;
+    Ok(Endpoint { tls, host, port: port.unwrap_or(if tls { 443 } else { 80 }) })
+}
+
+/// Reads an absolute http or https URI; it may carry a user, a password and a query.
+pub(super) fn credentials(text: &str) -> Result<String, Wrong> {
+    let wrong = |problem: &str| {
+        Wrong::new(problem, "write a whole URI, such as http://127.0.0.1:8900/credentials")
+    };
+    let uri: Uri = text.parse().map_err(|_| wrong("is not a URI"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(wrong("has no scheme, or one other than http and https"));
+    }
+    if text.contains('#') {
+        return Err(wrong("has a fragment, which is never sent"));
+    }
+    let authority = uri.authority().map_or("", Authority::as_str);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    host_and_port(host).map_err(wrong)?;
+    Ok(text.to_owned())
+}
+
+/// Splits and checks `host`, `host:port` or `[v6]:port`.
+fn host_and_port(text: &str) -> Result<(String, Option<u16>), &'static str> {
+    let authority: Authority = text.parse().map_err(|_| "has no valid host")?;
+    let host = authority.host();
+    let port = match text.get(host.len()..) {
+        None | Some("") => None,
+        Some(rest) => match rest.strip_prefix(':').and_then(|port| port.parse().ok()) {
+            None | Some(0) => return Err("has a port that is not a number from 1 to 65535"),
+            port => port,
+        },
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    match bare {
+        Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => Ok((v6.to_owned(), port)),
+        None if is_host_name(host) => Ok((host.to_owned(), port)),
+        _ => Err("has no valid host"),
+    }
+}
+
+fn is_host_name(host: &str) -> bool {
+    let labels = host.strip_suffix('.').unwrap_or(host);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    // Resolvers take a name that ends in a number for an IPv4 address.
+    let ends_in_number =
+        labels.rsplit('.').next().is_some_and(|last| last.chars().all(|c| c.is_ascii_digit()));
+    labels.len() <= 253
+        && labels.split('.').all(is_label)
+        && (!ends_in_number || host.parse::<Ipv4Addr>().is_ok())
+}
+
+/// Hides what may be secret in a URI: user, password, query and fragment. It also takes what is
+/// not quite a URI, and would rather hide too much.
+pub(super) fn mask(text: &str) -> String {
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), text),
+    };
+    let end_of_host = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (user, rest) = match rest.rfind('@') {
+        None => ("", rest),
+        Some(at) if at < end_of_host => ("***@", &rest[at + 1..]),
+        // A password with a slash, or a path with an @: nobody can tell.
+        Some(_) => return format!("{scheme}***"),
+    };
+    match rest.find(['?', '#']) {
+        Some(at) => format!("{scheme}{user}{}***", &rest[..=at]),
+        None => format!("{scheme}{user}{rest}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints() {
+        for (text, tls, host, port) in [
+            ("onsmqtt.cn-hangzhou.aliyuncs.com", true, "onsmqtt.cn-hangzhou.aliyuncs.com", 443),
+            ("https://host:8443", true, "host", 8443),
+            ("http://127.0.0.1:9460", false, "127.0.0.1", 9460),
+            ("http://[::1]:9460", false, "::1", 9460),
+            ("host:80", true, "host", 80),
+            ("http://tollgate_emulator", false, "tollgate_emulator", 80),
+        ] {
+            let expected = Endpoint { tls, host: host.to_owned(), port };
+            assert_eq!(endpoint(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn not_endpoints() {
+        for text in [
+            "",
+            "https://",
+            "ftp://host",
+            "HTTPS//host",
+            "https://host/",
+            "https://host?x",
+            "https://host#x",
+            "https://u:p@host",
+            "https://host:",
+            "https://host:0",
+            "https://host:99999",
+            "https://ho st",
+            "https://h..x",
+            "https://1.2.3",
+            "https://[::1",
+            "https://[zz]",
+            "::1",
+        ] {
+            assert!(endpoint(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_left() {
+        for (text, masked) in [
+            ("http://h/p", "http://h/p"),
+            ("http://u:SECRET@h/p?token=SECRET#SECRET", "http://***@h/p?***"),
+            ("http://u:SEC/R?E#T@h/p", "http://***"),
+            ("u:SECRET@h", "***@h"),
+            ("http://h/p?mail=a@SECRET", "http://***"),
+        ] {
+            assert_eq!(mask(text), masked);
+        }
+    }
+}
