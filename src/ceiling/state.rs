@@ -55,6 +55,8 @@ pub struct CeilingStatus {
     pub used: usize,
     /// Permits withheld since the provider pushed back.
     pub parked: usize,
+    /// Calls that could be made now; `None`: any number.
+    pub free: Option<usize>,
     /// What became of requests.
     pub decisions: Decisions,
 }
@@ -68,10 +70,15 @@ pub struct Status {
     pub waiting: usize,
     /// How long the first of them has waited.
     pub longest_wait: Duration,
-    /// Calls that could be made now.
-    pub free: Option<usize>,
-    /// When the next one could, if none can now.
+    /// When one more call could be made.
     pub next_in: Duration,
+}
+
+impl Status {
+    /// The ceiling with the least room; `None`: there is no ceiling.
+    pub fn tightest(&self) -> Option<&CeilingStatus> {
+        self.ceilings.iter().filter(|c| c.limit.is_some()).min_by_key(|c| c.free)
+    }
 }
 
 impl State {
@@ -271,20 +278,19 @@ impl State {
         let egress = egress
             .map(|w| (w.used(now), w.parked(now), w.free(now)))
             .reduce(|a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
-        let free = [account, egress].iter().flatten().map(|w| w.2).min();
         let (_, next) = self.estimate(self.lanes.len(), now);
         let ceiling = |kind: Kind, window: Option<(usize, usize, usize)>| CeilingStatus {
             kind,
             limit: self.limits[kind as usize],
             used: window.map_or(0, |w| w.0),
             parked: window.map_or(0, |w| w.1),
+            free: window.map(|w| w.2),
             decisions: self.decisions[kind as usize],
         };
         Status {
             ceilings: [ceiling(Kind::Account, account), ceiling(Kind::EgressIp, egress)],
             waiting: self.lanes.len(),
             longest_wait: self.lanes.longest(now),
-            free: free.map(|free| free.saturating_sub(self.lanes.len())),
             next_in: next - now,
         }
     }

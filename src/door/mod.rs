@@ -1,0 +1,10 @@
+//! What every door shares: listening, bounded connections, slow clients, request ids, problems.
+
+mod connection;
+mod listener;
+mod problem;
+mod watched;
+
+pub use connection::{Door, Limits, Reply};
+pub use listener::Listener;
+pub use problem::Problem;

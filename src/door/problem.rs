@@ -1,0 +1,140 @@
+//! An error as its caller sees it: RFC 9457.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderName, Response, StatusCode};
+use http_body_util::Full;
+use serde::Serialize;
+use std::time::Duration;
+
+/// One problem: what happened, what we did, what the reader can do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'static str>,
+    retryable: bool,
+    attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<Box<UpstreamSaid>>,
+    #[serde(skip)]
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct UpstreamSaid {
+    #[serde(rename = "Code", skip_serializing_if = "Option::is_none")]
+    code: Option<Box<str>>,
+    #[serde(rename = "RequestId", skip_serializing_if = "Option::is_none")]
+    request_id: Option<Box<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+}
+
+impl Problem {
+    /// A problem of type `urn:tollgate:<slug>`.
+    pub fn new(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Self {
+        Self {
+            kind: format!("urn:tollgate:{slug}"),
+            title,
+            status: status.as_u16(),
+            detail,
+            outcome: None,
+            retryable: false,
+            attempts: 0,
+            upstream: None,
+            headers: Vec::new(),
+        }
+    }
+
+    /// What became of the message: `not-sent`, `refused` or `unknown`.
+    #[must_use]
+    pub fn outcome(mut self, outcome: &'static str) -> Self {
+        self.outcome = Some(outcome);
+        self
+    }
+
+    /// The same request may succeed later.
+    #[must_use]
+    pub fn retryable(mut self) -> Self {
+        self.retryable = true;
+        self
+    }
+
+    /// Calls that were made.
+    #[must_use]
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts;
+        self
+    }
+
+    /// What the upstream said.
+    #[must_use]
+    pub fn upstream(
+        mut self,
+        code: Option<Box<str>>,
+        request_id: Option<Box<str>>,
+        status: Option<u16>,
+    ) -> Self {
+        self.upstream = Some(Box::new(UpstreamSaid { code, request_id, status }));
+        self
+    }
+
+    /// `Retry-After`: whole seconds, rounded up, at least 1.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.headers.push((RETRY_AFTER, HeaderValue::from(seconds(wait))));
+        self.retryable()
+    }
+
+    /// The methods that would do.
+    #[must_use]
+    pub fn allow(mut self, methods: &'static str) -> Self {
+        self.headers.push((ALLOW, HeaderValue::from_static(methods)));
+        self
+    }
+
+    /// The connection is closed after the answer.
+    #[must_use]
+    pub fn close(mut self) -> Self {
+        self.headers.push((CONNECTION, HeaderValue::from_static("close")));
+        self
+    }
+
+    /// Nothing is at this path.
+    pub fn not_found(path: &str, paths: &str) -> Self {
+        let detail = format!("There is nothing at {path:?}. This door answers {paths}.");
+        Self::new(StatusCode::NOT_FOUND, "not-found", "No such path", detail)
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The last part of its type.
+    pub fn slug(&self) -> &str {
+        self.kind.rsplit(':').next().unwrap_or_default()
+    }
+
+    /// The answer.
+    pub fn into_response(self) -> Response<Full<Bytes>> {
+        // Strings, numbers and booleans: there is nothing that could not be serialised.
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.extend(self.headers);
+        response
+    }
+}
+
+fn seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}

@@ -1,0 +1,150 @@
+//! A connection that ends when its client is too slow.
+//!
+//! hyper has one timer for an idle connection and a slow request head together. A caller's idle
+//! keep-alive connection should live for minutes and a head should take seconds, so they are told
+//! apart here, where bytes pass.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+const IDLE: u8 = 0;
+const HEAD: u8 = 1;
+const BUSY: u8 = 2;
+
+/// What a connection is doing, told by the service and by the bytes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Phase(Arc<AtomicU8>);
+
+/// While it lives, a request is being answered and no timer runs here.
+pub(super) struct Busy(Phase);
+
+impl Phase {
+    pub(super) fn busy(&self) -> Busy {
+        self.0.store(BUSY, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.0.store(IDLE, Ordering::Relaxed);
+    }
+}
+
+/// How slow is too slow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Without a request; also for an answer that is not read.
+    pub(super) idle: Duration,
+    /// From a head's first byte to its last.
+    pub(super) head: Duration,
+}
+
+pub(super) struct Watched<S> {
+    stream: S,
+    phase: Phase,
+    patience: Patience,
+    /// The phase that the read timer was set for.
+    timed: u8,
+    read_timer: Pin<Box<Sleep>>,
+    /// Set while the client does not take what we write.
+    write_timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, phase: Phase, patience: Patience) -> Self {
+        let read_timer = Box::pin(sleep_until(Instant::now() + patience.idle));
+        Self { stream, phase, patience, timed: IDLE, read_timer, write_timer: None }
+    }
+
+    fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let phase = self.phase.0.load(Ordering::Relaxed);
+        if phase != self.timed {
+            self.timed = phase;
+            let patience = if phase == HEAD { self.patience.head } else { self.patience.idle };
+            self.read_timer.as_mut().reset(Instant::now() + patience);
+        }
+        if phase == BUSY {
+            return Poll::Pending;
+        }
+        ready!(self.read_timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Passes a write's result on, and ends the connection if there is none for too long.
+    fn watch_write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_timer = None;
+            return written;
+        }
+        let until = Instant::now() + self.patience.idle;
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        if Pin::new(&mut this.stream).poll_read(cx, buffer).is_pending() {
+            return this.poll_too_slow(cx);
+        }
+        if buffer.filled().len() > before {
+            // Only if idle: bytes of a body are no head.
+            let phase = &this.phase.0;
+            let _was = phase.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch_write(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.watch_write(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.watch_write(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.watch_write(cx, shut)
+    }
+}

@@ -1,0 +1,67 @@
+//! Why there is no key. No text here repeats a key's parts, a URI's query or an answer's body:
+//! errors end up in logs and on pages.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+/// Why there is no key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The source has brought none so far.
+    #[error("no access key has been loaded yet")]
+    NotLoaded,
+    /// The only one is too old.
+    #[error("the access key expired at {0}")]
+    Expired(Timestamp),
+    /// An environment variable is absent or empty.
+    #[error("{0} is not set")]
+    Missing(&'static str),
+    /// A part of the key cannot be one.
+    #[error("the {part} {flaw}")]
+    Invalid {
+        /// Which one.
+        part: &'static str,
+        /// What is wrong with it.
+        flaw: Flaw,
+    },
+    /// A file of the key cannot be read.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// The file, or the folder.
+        path: PathBuf,
+        /// What went wrong.
+        why: String,
+    },
+    /// The credentials URI is not one.
+    #[error("the credentials URI must be an absolute http:// or https:// URI")]
+    NotUri,
+    /// No client for the credentials URI could be made.
+    #[error("no HTTP client for the credentials URI: {0}")]
+    Client(String),
+    /// The credentials URI brought no key.
+    #[error("{origin}: {why}")]
+    Uri {
+        /// Scheme, host and port; neither user, path nor query, where secrets may stand.
+        origin: String,
+        /// What went wrong.
+        why: String,
+    },
+}
+
+/// What is wrong with a part of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// Nothing is there.
+    #[error("is empty")]
+    Empty,
+    /// It holds what cannot stand in a header.
+    #[error("has white space, control characters or characters outside ASCII")]
+    Character,
+    /// It is no text at all.
+    #[error("is not text")]
+    NotText,
+    /// It is too long to be one.
+    #[error("is longer than {0} characters")]
+    Long(usize),
+}

@@ -1,0 +1,155 @@
+//! The one task that looks at a source, and what it tells the handles.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+
+use super::Now;
+use super::error::KeyError;
+use super::key::Key;
+use super::source::{Due, MIN_GAP, Source};
+
+/// How long we sleep by the monotonic clock before asking the wall's again: it may be set, and the
+/// monotonic one stands still while a machine is suspended.
+const RECHECK: Duration = Duration::from_mins(1);
+
+/// All that the handles see.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) key: Option<Arc<Key>>,
+    pub(super) loaded_at: Option<Timestamp>,
+    pub(super) taken_up: u64,
+    pub(super) failed: u64,
+    pub(super) error: Option<String>,
+    /// How many looks have ended, well or not.
+    pub(super) looks: u64,
+}
+
+impl State {
+    pub(super) fn take_up(&mut self, key: Key, now: Timestamp) {
+        self.key = Some(Arc::new(key));
+        self.loaded_at = Some(now);
+        self.taken_up += 1;
+    }
+}
+
+pub(super) struct Keeper<S> {
+    source: S,
+    state: watch::Sender<State>,
+    wanted: watch::Receiver<u64>,
+    now: Now,
+    rng: fastrand::Rng,
+    failures: u32,
+}
+
+impl<S: Source> Keeper<S> {
+    pub(super) fn new(
+        source: S,
+        state: watch::Sender<State>,
+        wanted: watch::Receiver<u64>,
+        now: Now,
+        rng: fastrand::Rng,
+    ) -> Self {
+        Self { source, state, wanted, now, rng, failures: 0 }
+    }
+
+    /// Looks until nobody holds a handle.
+    pub(super) async fn run(mut self) {
+        loop {
+            let found = self.source.load().await;
+            let due = self.note(found);
+            let ended = Instant::now();
+            let looks = self.state.borrow().looks;
+            tokio::select! {
+                () = reached(due, &self.now) => {}
+                somebody = asked(&mut self.wanted, looks) => {
+                    if !somebody {
+                        return;
+                    }
+                    sleep_until(ended + MIN_GAP).await;
+                }
+            }
+        }
+    }
+
+    /// Tells the handles what a look brought, and says when the next one is due.
+    fn note(&mut self, found: Result<Key, KeyError>) -> Due {
+        let now = (self.now)();
+        let pace = self.source.pace();
+        let found = found.and_then(|key| match key.expires() {
+            Some(at) if at <= now => Err(KeyError::Expired(at)),
+            _ => Ok(key),
+        });
+        match found {
+            Ok(key) => {
+                self.failures = 0;
+                let expires = key.expires();
+                self.succeeded(key, now);
+                pace.after_success(expires, now, &mut self.rng)
+            }
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                self.failed(&error);
+                pace.after_failure(self.failures, &mut self.rng)
+            }
+        }
+    }
+
+    fn succeeded(&self, key: Key, now: Timestamp) {
+        let source = self.source.word();
+        self.state.send_modify(|state| {
+            let recovered = state.error.take().is_some();
+            let changed = state
+                .key
+                .as_ref()
+                .is_none_or(|old| !old.same_as(&key) || old.expires() != key.expires());
+            if changed {
+                let expires = key.expires().map(tracing::field::display);
+                info!(source, key = key.masked(), expires, "access key taken up");
+                state.take_up(key, now);
+            } else if recovered {
+                info!(source, key = key.masked(), "access key readable again, unchanged");
+            }
+            state.looks += 1;
+        });
+    }
+
+    fn failed(&self, error: &KeyError) {
+        let error = error.to_string();
+        self.state.send_modify(|state| {
+            // Once for each trouble, not once for each look at it.
+            if state.error.as_ref() != Some(&error) {
+                let source = self.source.word();
+                let kept = state.key.as_ref().map(|key| key.masked());
+                warn!(source, kept, error, "no access key from its source");
+            }
+            state.failed += 1;
+            state.error = Some(error);
+            state.looks += 1;
+        });
+    }
+}
+
+/// Whether a look beyond those that ended is asked for; false when no handle is left to ask. (A
+/// look that was under way when it was asked for has answered already.)
+async fn asked(wanted: &mut watch::Receiver<u64>, looks: u64) -> bool {
+    wanted.wait_for(|wanted| *wanted > looks).await.is_ok()
+}
+
+async fn reached(due: Due, now: &Now) {
+    match due {
+        Due::In(wait) => sleep(wait).await,
+        Due::At(at) => {
+            while let Ok(left) = Duration::try_from(at.duration_since(now()))
+                && !left.is_zero()
+            {
+                sleep(left.min(RECHECK)).await;
+            }
+        }
+        Due::OnlyWhenAsked => std::future::pending().await,
+    }
+}

@@ -1,0 +1,157 @@
+//! The seam between where keys come from and keeping them: a source fetches once, its pace says
+//! when to fetch again.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::error::KeyError;
+use super::key::Key;
+
+/// Somewhere a key comes from.
+pub trait Source: Send + 'static {
+    /// Its word in the configuration, metrics and pages.
+    fn word(&self) -> &'static str;
+
+    /// When to look again.
+    fn pace(&self) -> Pace;
+
+    /// Looks once. Must end by itself: nobody looks again before. Errors repeat no secret.
+    fn load(&mut self) -> impl Future<Output = Result<Key, KeyError>> + Send;
+}
+
+/// When to look at a source again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Looking is cheap and the source doesn't say when it changes.
+    Every(Duration),
+    /// Keys say when they end; one that doesn't is looked for again only when it was refused.
+    BeforeExpiry,
+}
+
+/// The next look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    In(Duration),
+    /// Of the clock on the wall, as expiries are: it may be set while we wait.
+    At(Timestamp),
+    OnlyWhenAsked,
+}
+
+/// The shortest way from one look to the next, where keys are fetched from others.
+pub(super) const MIN_GAP: Duration = Duration::from_secs(1);
+/// A poll of zero would spin.
+const MIN_POLL: Duration = Duration::from_millis(50);
+
+/// A key of an hour or more is renewed this long before it ends, as the provider's SDKs do.
+const LEAD: Duration = Duration::from_mins(15);
+/// … and up to this much earlier, so that a fleet started at once doesn't renew at once.
+const LEAD_JITTER: Duration = Duration::from_mins(5);
+const SHORT_LIFE: Duration = Duration::from_hours(1);
+
+/// The first failure is followed by a wait of up to twice this, then four times, …
+const BACKOFF_BASE: Duration = Duration::from_secs(1);
+const BACKOFF_CAP: Duration = Duration::from_secs(30);
+
+impl Pace {
+    pub(super) fn after_success(
+        self,
+        expires: Option<Timestamp>,
+        now: Timestamp,
+        rng: &mut fastrand::Rng,
+    ) -> Due {
+        match (self, expires) {
+            (Self::Every(poll), _) => Due::In(poll.max(MIN_POLL)),
+            (Self::BeforeExpiry, None) => Due::OnlyWhenAsked,
+            (Self::BeforeExpiry, Some(expires)) => {
+                let life = Duration::try_from(expires.duration_since(now)).unwrap_or_default();
+                let wait = if life >= SHORT_LIFE {
+                    life - LEAD - LEAD_JITTER.mul_f64(rng.f64())
+                } else {
+                    (life / 2).mul_f64(0.8 + 0.2 * rng.f64())
+                };
+                let wait = SignedDuration::try_from(wait.max(MIN_GAP)).unwrap_or_default();
+                Due::At(now.saturating_add(wait).unwrap_or(expires))
+            }
+        }
+    }
+
+    /// Full jitter, so that a fleet whose source comes back doesn't hit it as one.
+    pub(super) fn after_failure(self, failures: u32, rng: &mut fastrand::Rng) -> Due {
+        match self {
+            Self::Every(poll) => Due::In(poll.max(MIN_POLL)),
+            Self::BeforeExpiry => {
+                let ceiling =
+                    BACKOFF_BASE.saturating_mul(2_u32.saturating_pow(failures)).min(BACKOFF_CAP);
+                Due::In(ceiling.mul_f64(rng.f64()).max(MIN_GAP))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait_for(life: Duration, rng: &mut fastrand::Rng) -> Duration {
+        let now = Timestamp::UNIX_EPOCH;
+        let Due::At(at) = Pace::BeforeExpiry.after_success(Some(now + life), now, rng) else {
+            panic!("a key that ends is renewed by the clock")
+        };
+        Duration::try_from(at.duration_since(now)).unwrap()
+    }
+
+    #[test]
+    fn a_long_life_is_renewed_a_quarter_of_an_hour_before_its_end_or_a_little_earlier() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        for hours in [1, 6, 12] {
+            let life = Duration::from_hours(hours);
+            let waits: Vec<_> = (0..200).map(|_| wait_for(life, &mut rng)).collect();
+            assert!(
+                waits.iter().all(|wait| (life - LEAD - LEAD_JITTER..=life - LEAD).contains(wait))
+            );
+            assert!(waits.iter().min() < waits.iter().max(), "jitter spreads them");
+        }
+    }
+
+    #[test]
+    fn a_short_life_is_renewed_at_half_of_it_at_most_and_never_within_a_second() {
+        let mut rng = fastrand::Rng::with_seed(2);
+        for seconds in [3_599, 900, 60, 10] {
+            let life = Duration::from_secs(seconds);
+            for _ in 0..200 {
+                let wait = wait_for(life, &mut rng);
+                assert!(wait <= life / 2 && wait >= life.mul_f64(0.39), "{wait:?} of {life:?}");
+            }
+        }
+        assert_eq!(wait_for(Duration::from_millis(10), &mut rng), MIN_GAP);
+        assert_eq!(wait_for(Duration::ZERO, &mut rng), MIN_GAP);
+    }
+
+    #[test]
+    fn failures_double_the_wait_up_to_its_cap_with_jitter() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for (failures, ceiling) in [(1, 2), (2, 4), (3, 8), (4, 16), (5, 30), (40, 30)] {
+            let waits: Vec<_> = (0..500)
+                .map(|_| match Pace::BeforeExpiry.after_failure(failures, &mut rng) {
+                    Due::In(wait) => wait,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            let ceiling = Duration::from_secs(ceiling);
+            assert!(waits.iter().all(|wait| (MIN_GAP..=ceiling).contains(wait)));
+            assert!(waits.iter().any(|wait| *wait > ceiling.mul_f64(0.9)));
+            assert!(waits.iter().any(|wait| *wait < ceiling.mul_f64(0.6)));
+        }
+    }
+
+    #[test]
+    fn a_poll_keeps_its_beat_whatever_it_finds() {
+        let mut rng = fastrand::Rng::with_seed(4);
+        let pace = Pace::Every(Duration::from_secs(5));
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(pace.after_success(None, now, &mut rng), Due::In(Duration::from_secs(5)));
+        assert_eq!(pace.after_failure(9, &mut rng), Due::In(Duration::from_secs(5)));
+        assert_eq!(Pace::Every(Duration::ZERO).after_failure(1, &mut rng), Due::In(MIN_POLL));
+    }
+}

@@ -1,0 +1,270 @@
+//! From an outcome to an answer: the one place that chooses statuses.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{HeaderName, Response, StatusCode};
+use http_body_util::Full;
+use serde::Serialize;
+
+use crate::answer::{Answer, Bar, HttpAnswer, Lost, Verdict};
+use crate::ceiling::Refused;
+use crate::delivery::{Ended, Outcome};
+use crate::door::{Problem, Reply};
+use crate::meter::Published;
+
+/// What a caller waits at least when the provider names no time.
+const THROTTLE_RETRY: Duration = Duration::from_secs(1);
+
+/// An answer, and what is noted about it.
+pub(super) struct Answered {
+    pub(super) reply: Reply,
+    pub(super) published: Published,
+    /// For the log; nothing is said of a message that was delivered.
+    pub(super) failure: Option<Failure>,
+}
+
+/// What the log says of a message that was not delivered.
+pub(super) struct Failure {
+    pub(super) status: u16,
+    pub(super) problem: String,
+    pub(super) calls: u32,
+    pub(super) code: Option<String>,
+    pub(super) upstream_request_id: Option<Box<str>>,
+}
+
+impl Answered {
+    pub(super) fn problem(published: Published, problem: Problem) -> Self {
+        let failure = Failure {
+            status: problem.status(),
+            problem: problem.slug().to_owned(),
+            calls: 0,
+            code: None,
+            upstream_request_id: None,
+        };
+        Self { published, failure: Some(failure), reply: problem.into_response() }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Receipt<'a> {
+    msg_id: &'a str,
+    request_id: &'a str,
+    attempts: u32,
+}
+
+/// The answer to a caller who waited. `applied`: what became of its preference.
+pub(super) fn answer(outcome: Outcome, applied: Option<String>) -> Answered {
+    let Outcome { calls, ended } = outcome;
+    let mut answered = match ended {
+        Ended::Answered(answer) => answer_of(&answer, calls),
+        Ended::NoPermit(refused) => no_permit(refused),
+        Ended::Unanswered => unanswered(calls),
+    };
+    if let Some(value) = applied.and_then(|applied| HeaderValue::try_from(applied).ok()) {
+        let name = HeaderName::from_static("preference-applied");
+        answered.reply.headers_mut().insert(name, value);
+    }
+    answered
+}
+
+fn answer_of(answer: &Answer, calls: u32) -> Answered {
+    let verdict = answer.verdict();
+    if let (Verdict::Delivered, Some(http)) = (&verdict, answer.http()) {
+        return Answered {
+            reply: receipt(http, calls),
+            published: Published::Delivered,
+            failure: None,
+        };
+    }
+    let said = said(answer);
+    let (published, problem) = match verdict {
+        Verdict::Delivered | Verdict::Unknown => (Published::Unknown, unknown(&said)),
+        Verdict::Refused => (Published::Refused, refused(&said)),
+        Verdict::Barred(bar) => (Published::Failed, barred(bar, &said)),
+        Verdict::Throttled { retry_after } => {
+            (Published::OverCeiling, throttled(retry_after, &said))
+        }
+        Verdict::Failed => (Published::Failed, failed(answer, &said)),
+    };
+    let mut problem = problem.attempts(calls);
+    if let Some(HttpAnswer { status, request_id, code, .. }) = answer.http() {
+        problem = problem.upstream(code.clone(), request_id.clone(), Some(*status));
+    }
+    let mut answered = Answered::problem(published, problem);
+    if let Some(failure) = &mut answered.failure {
+        failure.calls = calls;
+        failure.code = Some(answer.label().into_owned());
+        failure.upstream_request_id = answer.http().and_then(|http| http.request_id.clone());
+    }
+    answered
+}
+
+fn receipt(http: &HttpAnswer, attempts: u32) -> Reply {
+    let receipt = Receipt {
+        msg_id: http.msg_id.as_deref().unwrap_or_default(),
+        request_id: http.request_id.as_deref().unwrap_or_default(),
+        attempts,
+    };
+    // Two strings and a number: there is nothing that could not be serialised.
+    let body = serde_json::to_vec(&receipt).unwrap_or_default();
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+fn problem(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Problem {
+    Problem::new(status, slug, title, detail)
+}
+
+/// What the upstream said, in words.
+fn said(answer: &Answer) -> String {
+    match answer {
+        Answer::Lost(lost) => match lost {
+            Lost::Resolve => "its name did not resolve".to_owned(),
+            Lost::NoConnection => "all connections to it are in use".to_owned(),
+            Lost::Connect => "it refused the connection".to_owned(),
+            Lost::ConnectTimeout => "it did not take the connection in time".to_owned(),
+            Lost::Tls => "the TLS handshake with it failed".to_owned(),
+            Lost::Unwritten => "it closed the connection".to_owned(),
+            Lost::NoKey => "there is no access key to sign with".to_owned(),
+            Lost::Closed => "it closed the connection without an answer".to_owned(),
+            Lost::Timeout => "it did not answer in time".to_owned(),
+            Lost::Garbled => "its answer is not HTTP".to_owned(),
+        },
+        Answer::Http(http) => match &http.code {
+            Some(code) => format!("it answered {} ({})", code, http.status),
+            None if http.status < 300 => "it answered without a MsgId".to_owned(),
+            None => format!("it answered {}", http.status),
+        },
+    }
+}
+
+fn unknown(said: &str) -> Problem {
+    problem(
+        StatusCode::GATEWAY_TIMEOUT,
+        "unknown",
+        "Nobody knows whether it was delivered",
+        format!(
+            "The call was sent to the upstream, and {said}. The message may have been delivered \
+             and billed. It was not accepted here: sending it again may deliver it twice."
+        ),
+    )
+    .outcome("unknown")
+    .retryable()
+}
+
+fn refused(said: &str) -> Problem {
+    problem(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "refused",
+        "The upstream refuses this message",
+        format!(
+            "The upstream refuses this message: {said}. It was not delivered, and would not be if \
+             it were sent again. Look at its topic and body."
+        ),
+    )
+    .outcome("refused")
+}
+
+fn barred(bar: Bar, said: &str) -> Problem {
+    let remedy = match bar {
+        Bar::Key => "Check the access key that tollgate is given.",
+        Bar::Clock => "Check this machine's clock.",
+        Bar::Permission => {
+            "Check what the access key's owner may do (mq:SendMessage, the instance, the topic)."
+        }
+        Bar::Endpoint => "Check upstream.endpoint and upstream.signature.",
+    };
+    problem(
+        StatusCode::BAD_GATEWAY,
+        "barred",
+        "The upstream does not let us in",
+        format!("The upstream refuses tollgate, not this message: {said}. It was not delivered. {remedy}"),
+    )
+    .outcome("refused")
+    .retryable()
+}
+
+fn throttled(retry_after: Option<Duration>, said: &str) -> Problem {
+    problem(
+        StatusCode::TOO_MANY_REQUESTS,
+        "throttled",
+        "The upstream throttles the account",
+        format!(
+            "The upstream takes fewer calls than it is sent: {said}. The message was not \
+             delivered; send it again after Retry-After."
+        ),
+    )
+    .outcome("refused")
+    .retry_after(retry_after.unwrap_or(THROTTLE_RETRY))
+}
+
+fn failed(answer: &Answer, said: &str) -> Problem {
+    let sent = !matches!(answer, Answer::Lost(lost) if lost.nothing_sent());
+    problem(
+        StatusCode::BAD_GATEWAY,
+        "failed",
+        "The upstream failed",
+        format!(
+            "The upstream could not take the message: {said}. It was not delivered; send it again."
+        ),
+    )
+    .outcome(if sent { "refused" } else { "not-sent" })
+    .retryable()
+}
+
+fn no_permit(refused: Refused) -> Answered {
+    let (published, problem) = match refused {
+        Refused::WaitTooLong { ceiling, wait, retry_after } => (
+            Published::OverCeiling,
+            problem(
+                StatusCode::TOO_MANY_REQUESTS,
+                "over-ceiling",
+                "Over the ceiling",
+                format!(
+                    "As many messages wait as the {} ceiling lets through in {:.1} s, which is \
+                     longer than this request waits. Nothing was sent.",
+                    ceiling.word(),
+                    wait.as_secs_f64()
+                ),
+            )
+            .retry_after(retry_after),
+        ),
+        Refused::RoomFull { retry_after } => (
+            Published::Full,
+            problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "full",
+                "The waiting room is full",
+                "As many messages wait as may (publish.max_waiting). Nothing was sent.".to_owned(),
+            )
+            .retry_after(retry_after),
+        ),
+        Refused::TimedOut => (
+            Published::Failed,
+            problem(
+                StatusCode::GATEWAY_TIMEOUT,
+                "timeout",
+                "Not sent in time",
+                "The wait ended before the message's turn came. Nothing was sent; send it again, \
+                 or wait longer (Prefer: wait=<seconds>)."
+                    .to_owned(),
+            )
+            .retryable(),
+        ),
+    };
+    Answered::problem(published, problem.outcome("not-sent"))
+}
+
+fn unanswered(calls: u32) -> Answered {
+    let problem = unknown("the wait ended before its answer").attempts(calls);
+    let mut answered = Answered::problem(Published::Unknown, problem);
+    if let Some(failure) = &mut answered.failure {
+        failure.calls = calls;
+    }
+    answered
+}

@@ -1,0 +1,62 @@
+//! `Prefer` (RFC 7240).
+
+use std::time::Duration;
+
+use http::HeaderMap;
+
+/// The longest wait that is granted.
+pub(super) const MAX_WAIT: Duration = Duration::from_mins(1);
+
+/// What a caller prefers, as far as we know the preference. Others are ignored, as RFC 7240 asks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Prefer {
+    /// `wait=<seconds>`
+    pub(super) wait: Option<Duration>,
+}
+
+impl Prefer {
+    /// The first of each preference counts.
+    pub(super) fn read(headers: &HeaderMap) -> Self {
+        let mut prefer = Self::default();
+        let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+        for preference in values.flat_map(|value| value.split(',')) {
+            // Parameters of a preference follow a semicolon; none of ours has any.
+            let preference = preference.split(';').next().unwrap_or_default();
+            let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
+            let value = value.trim().trim_matches('"');
+            if name.trim().eq_ignore_ascii_case("wait") && prefer.wait.is_none() {
+                prefer.wait = value.parse().ok().map(Duration::from_secs);
+            }
+        }
+        prefer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn preferences() {
+        for (values, wait) in [
+            (&["wait=10"][..], Some(10)),
+            (&["respond-async, wait=10"], Some(10)),
+            (&["respond-async", "Wait = \"3\"; x=y"], Some(3)),
+            (&["wait=1, wait=2"], Some(1)),
+            (&["wait"], None),
+            (&["wait=-1"], None),
+            (&["wait=1.5"], None),
+            (&["wait=99999999999999999999999"], None),
+            (&["return=minimal"], None),
+            (&[""], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("prefer", HeaderValue::from_static(value));
+            }
+            let expected = Prefer { wait: wait.map(Duration::from_secs) };
+            assert_eq!(Prefer::read(&headers), expected, "{values:?}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! From an HTTP request to a message and its caller's patience.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use percent_encoding::percent_decode_str;
+use tokio::time::timeout;
+
+use super::prefer::{MAX_WAIT, Prefer};
+use crate::config;
+use crate::door::Problem;
+use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic};
+
+/// Longer paths are not decoded: the longest topic with every character escaped is well below.
+const MAX_PATH: usize = 1_024;
+
+/// What a request asks for.
+pub(super) struct Asked {
+    pub(super) message: Message,
+    pub(super) patience: Duration,
+    /// `Preference-Applied`
+    pub(super) applied: Option<String>,
+}
+
+/// Reads requests by the configuration's rules.
+pub(super) struct Reader {
+    publish: config::Publish,
+    upstream: config::Upstream,
+    topics: config::Topics,
+}
+
+impl Reader {
+    pub(super) fn new(config: &config::Config) -> Self {
+        Self {
+            publish: config.publish.clone(),
+            upstream: config.upstream.clone(),
+            topics: config.topics.clone(),
+        }
+    }
+
+    /// Everything that can be wrong with a request is found before anything is done.
+    pub(super) async fn read(
+        &self,
+        topic: &str,
+        request: Request<Incoming>,
+    ) -> Result<Asked, Problem> {
+        if request.uri().query().is_some() {
+            return Err(malformed("the path has a query; a \"?\" is not part of any topic"));
+        }
+        let (topic, instance) = self.topic(topic)?;
+        let prefer = Prefer::read(request.headers());
+        let wait = prefer.wait.map(|wait| wait.min(MAX_WAIT));
+        let body = self.body(request).await?;
+        let limit = self.publish.max_payload;
+        let payload = Payload::new(body, self.upstream.payload, limit).map_err(|e| match e {
+            PayloadError::TooLarge { limit } => too_large(limit),
+            PayloadError::NotUtf8 => invalid(
+                StatusCode::BAD_REQUEST,
+                "invalid-payload",
+                "Body is not text",
+                format!("{}. Nothing was sent.", sentence(&e.to_string())),
+            ),
+        })?;
+        Ok(Asked {
+            message: Message { id: MessageId::new(), instance, topic, payload },
+            patience: wait.unwrap_or(self.publish.wait),
+            applied: wait.map(|wait| format!("wait={}", wait.as_secs())),
+        })
+    }
+
+    fn topic(&self, path: &str) -> Result<(Topic, InstanceId), Problem> {
+        if path.len() > MAX_PATH {
+            return Err(malformed("the path is far longer than any topic"));
+        }
+        let complete = |(i, _): (usize, &str)| {
+            path.as_bytes().get(i + 1..i + 3).is_some_and(|h| h.iter().all(u8::is_ascii_hexdigit))
+        };
+        if !path.match_indices('%').all(complete) {
+            return Err(malformed(
+                "the path has a \"%\" that two hexadecimal digits do not follow",
+            ));
+        }
+        let decoded = percent_decode_str(path)
+            .decode_utf8()
+            .map_err(|_| malformed("the decoded path is not UTF-8"))?;
+        let topic = Topic::parse(&decoded).map_err(|error| malformed(&error.to_string()))?;
+        if !self.topics.allows(&topic) {
+            return Err(forbidden(format!(
+                "topics.allow has no pattern for {topic}. Nothing was sent."
+            )));
+        }
+        match self.upstream.instance_for(&topic) {
+            Some(instance) => Ok((topic, instance)),
+            None => Err(forbidden(format!(
+                "No instance is configured for {topic}: upstream.instances has no rule for it and \
+                 there is no upstream.instance_id. Nothing was sent."
+            ))),
+        }
+    }
+
+    async fn body(&self, request: Request<Incoming>) -> Result<Bytes, Problem> {
+        let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
+        if declared(request.headers()).is_some_and(|length| length > limit as u64)
+            || request.body().size_hint().lower() > limit as u64
+        {
+            // The body is not read, so the connection cannot serve another request.
+            return Err(too_large(limit).close());
+        }
+        let body = Limited::new(request.into_body(), limit);
+        match timeout(self.publish.body_timeout, body.collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit).close()),
+            Ok(Err(_)) => Err(invalid(
+                StatusCode::BAD_REQUEST,
+                "incomplete-body",
+                "Body is incomplete",
+                "The body ended early or its framing is broken. Nothing was sent.".to_owned(),
+            )
+            .close()),
+            Err(_) => Err(invalid(
+                StatusCode::REQUEST_TIMEOUT,
+                "body-timeout",
+                "Body did not arrive in time",
+                format!(
+                    "The body was not complete after {:?} (publish.body_timeout). Nothing was \
+                     sent; send it again over a better connection.",
+                    self.publish.body_timeout
+                ),
+            )
+            .retryable()
+            .close()),
+        }
+    }
+}
+
+fn declared(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn invalid(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Problem {
+    Problem::new(status, slug, title, detail).outcome("not-sent")
+}
+
+fn malformed(why: &str) -> Problem {
+    let detail = format!(
+        "{}. Nothing was sent. A topic looks like TopicA, TopicA/sub or \
+         TopicA/p2p/GID_x@@@DEVICE.",
+        sentence(why)
+    );
+    invalid(StatusCode::BAD_REQUEST, "malformed-topic", "Malformed topic", detail)
+}
+
+fn forbidden(detail: String) -> Problem {
+    invalid(StatusCode::FORBIDDEN, "forbidden-topic", "Forbidden topic", detail)
+}
+
+fn too_large(limit: usize) -> Problem {
+    let detail = format!("A body may have {limit} bytes. Nothing was sent.");
+    invalid(StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", "Body is too large", detail)
+}
+
+/// With a capital letter.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}

@@ -1,0 +1,167 @@
+//! Builds the house from a configuration, opens its doors, drains and closes them in order.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::ceiling::{Ceiling, Start};
+use crate::config::{Address, Config};
+use crate::delivery::Delivery;
+use crate::door::{Door, Limits, Listener};
+use crate::keys::{KeyError, Keys};
+use crate::meter::Meter;
+use crate::publish::Publish;
+use crate::telemetry::{Facts, Telemetry};
+use crate::upstream::{TlsError, Wire};
+
+/// What the telemetry door bears: a scraper, a kubelet and a few browsers.
+const TELEMETRY: Limits = Limits {
+    max_connections: 64,
+    max_header: 16 * 1024,
+    header_timeout: Duration::from_secs(5),
+    idle_timeout: Duration::from_secs(75),
+};
+/// How long an answer may take to leave once everything else has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Why a sidecar does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened at.
+    #[error("cannot listen at {address}: {error}")]
+    Bind {
+        /// The address as it is configured.
+        address: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The key source is unusable.
+    #[error("keys: {0}")]
+    Keys(#[from] KeyError),
+    /// The upstream's TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// A running sidecar.
+pub struct Sidecar {
+    publish: Publish<Wire>,
+    delivery: Delivery<Wire>,
+    draining: Arc<AtomicBool>,
+    grace: Duration,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    addresses: Addresses,
+}
+
+/// Where a sidecar listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// For callers.
+    pub publish: Vec<String>,
+    /// For Prometheus, the kubelet and a browser.
+    pub telemetry: String,
+}
+
+impl Sidecar {
+    /// Starts one on the current runtime. `seed` decides its jitter.
+    pub async fn start(
+        config: &Config,
+        keys: Keys,
+        start: Start,
+        seed: u64,
+    ) -> Result<Self, StartError> {
+        let stop = CancellationToken::new();
+        let mut publish_listeners = Vec::new();
+        for address in &config.listen.publish {
+            publish_listeners.push(bind(address).await?);
+        }
+        let telemetry_listener = bind(&Address::Tcp(config.listen.telemetry)).await?;
+        let addresses = Addresses {
+            publish: publish_listeners.iter().map(Listener::address).collect(),
+            telemetry: telemetry_listener.address(),
+        };
+
+        let upstream = Wire::new(&config.upstream, keys.clone())?;
+        let egress = config.upstream.egress_addresses.len();
+        let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
+        let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
+        let instances = config.upstream.instance_id.iter().cloned().chain(rules);
+        let meter = Meter::new(config.telemetry.max_topics, instances);
+        let delivery = Delivery::new(upstream.clone(), ceiling.clone(), meter.clone(), seed);
+        let draining = Arc::new(AtomicBool::new(false));
+        let publish = Publish::new(
+            config,
+            delivery.clone(),
+            ceiling.clone(),
+            meter.clone(),
+            Arc::clone(&draining),
+        );
+        let telemetry = Telemetry::new(Facts {
+            meter,
+            ceiling,
+            keys,
+            upstream,
+            endpoint: config.upstream.endpoint.authority(),
+            draining: Arc::clone(&draining),
+            started: Timestamp::now(),
+        });
+
+        let tasks = TaskTracker::new();
+        let door = Door::new(Limits {
+            max_connections: config.publish.max_connections,
+            max_header: config.publish.max_header,
+            header_timeout: config.publish.header_timeout,
+            idle_timeout: config.publish.idle_timeout,
+        });
+        for listener in publish_listeners {
+            let (door, publish, stop) = (door.clone(), publish.clone(), stop.clone());
+            let service = tower::service_fn(move |request| publish.clone().answer(request));
+            tasks.spawn(async move { door.serve(listener, service, stop, LAST_ANSWERS).await });
+        }
+        let service = tower::service_fn(move |request| {
+            std::future::ready(telemetry.clone().answer(&request))
+        });
+        let (door, token) = (Door::new(TELEMETRY), stop.clone());
+        tasks.spawn(async move {
+            door.serve(telemetry_listener, service, token, LAST_ANSWERS).await;
+        });
+        tasks.close();
+        let grace = config.drain.grace;
+        Ok(Self { publish, delivery, draining, grace, stop, tasks, addresses })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Takes no more messages, finishes those on their way within `drain.grace` or until `hurry`,
+    /// then closes the doors. Returns how many messages were left.
+    pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
+        self.draining.store(true, Ordering::Relaxed);
+        let left = tokio::select! {
+            left = self.delivery.drain(self.grace) => left,
+            () = hurry => self.delivery.drain(Duration::ZERO).await,
+        };
+        self.stop.cancel();
+        self.tasks.wait().await;
+        drop(self.publish);
+        left
+    }
+}
+
+async fn bind(address: &Address) -> Result<Listener, StartError> {
+    Listener::bind(address).await.map_err(|error| {
+        let address = match address {
+            Address::Tcp(address) => address.to_string(),
+            Address::Unix(path) => format!("unix:{}", path.display()),
+        };
+        StartError::Bind { address, error }
+    })
+}

@@ -1,0 +1,235 @@
+//! Every metric, in one place.
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
+use prometheus::{TextEncoder, core::Collector};
+
+use super::Facts;
+use super::family::Family;
+use crate::ceiling::Kind;
+use crate::keys::KeyStatus;
+use crate::meter::{Billed, Published, Snapshot};
+
+/// In which text metrics are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Prometheus,
+    OpenMetrics,
+}
+
+impl Format {
+    pub(super) fn wanted(accept: &str) -> Self {
+        let open = accept.contains("application/openmetrics-text");
+        if open { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    pub(super) const fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+pub(super) fn text(facts: &Facts, format: Format) -> String {
+    let snapshot = facts.meter.snapshot();
+    let mut families: Vec<_> = [
+        messages(&snapshot),
+        histograms(facts),
+        ceilings(facts),
+        process(facts),
+        keys(&facts.keys.status()),
+    ]
+    .into_iter()
+    .flatten()
+    .flatten()
+    .collect();
+    families.extend(ProcessCollector::for_self().collect());
+    let text = TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
+        tracing::error!(%error, "metrics could not be written");
+        String::new()
+    });
+    match format {
+        Format::Prometheus => text,
+        Format::OpenMetrics => open_metrics(&text),
+    }
+}
+
+/// `OpenMetrics` names a counter without `_total` in its comments, and ends with a line.
+fn open_metrics(text: &str) -> String {
+    let mut counters = text.lines().filter_map(|line| {
+        line.strip_prefix("# TYPE ")?.strip_suffix(" counter")?.strip_suffix("_total")
+    });
+    let counters: std::collections::BTreeSet<_> = counters.by_ref().collect();
+    let mut to = String::with_capacity(text.len() + 8);
+    for line in text.lines() {
+        let mut words = line.splitn(4, ' ');
+        let (hash, kind) = (words.next(), words.next());
+        let name = words.next().and_then(|name| name.strip_suffix("_total"));
+        match (hash, kind, name, words.next()) {
+            (Some("#"), Some(kind), Some(name), Some(rest)) if counters.contains(name) => {
+                to.extend(["# ", kind, " ", name, " ", rest, "\n"]);
+            }
+            _ => to.extend([line, "\n"]),
+        }
+    }
+    to.push_str("# EOF\n");
+    to
+}
+
+type Families = Vec<Option<MetricFamily>>;
+
+fn messages(snapshot: &Snapshot) -> Families {
+    let mut published = Family::counter(
+        "tollgate_publish_requests_total",
+        "Requests to publish by parent topic and outcome",
+    );
+    for (topic, counts) in &snapshot.published {
+        for (outcome, count) in Published::ALL.iter().zip(counts) {
+            let labels = [("topic", &**topic), ("outcome", outcome.word())];
+            published = published.value(&labels, *count as f64);
+        }
+    }
+    let mut calls =
+        Family::counter("tollgate_upstream_calls_total", "Calls by kind and what came back");
+    for ((kind, code), count) in &snapshot.calls {
+        calls = calls.value(&[("kind", kind.word()), ("code", code)], *count as f64);
+    }
+    let mut billable = Family::counter(
+        "tollgate_billable_messages_total",
+        "Messages the provider bills: one a successful call",
+    );
+    let mut uncertain = Family::counter(
+        "tollgate_uncertain_messages_total",
+        "Messages that may have been billed: nobody knows whether the call arrived",
+    );
+    for (instance, topics) in &snapshot.messages {
+        for (topic, messages) in topics {
+            let labels = [("instance", &**instance), ("topic", &**topic)];
+            billable = billable.value(&labels, messages.billable as f64);
+            uncertain = uncertain.value(&labels, messages.uncertain as f64);
+        }
+    }
+    let mut tps =
+        Family::gauge("tollgate_billable_tps", "Billable messages in the last whole second");
+    let mut peak = Family::gauge(
+        "tollgate_billable_tps_peak",
+        "The largest second since the last whole minute began",
+    );
+    for (instance, (last, largest)) in &snapshot.tps {
+        tps = tps.value(&[("instance", instance)], *last as f64);
+        peak = peak.value(&[("instance", instance)], *largest as f64);
+    }
+    [published, calls, billable, uncertain, tps, peak].map(Family::done).into()
+}
+
+fn histograms(facts: &Facts) -> Families {
+    let histograms = facts.meter.histograms();
+    let mut publish = Family::histogram(
+        "tollgate_publish_duration_seconds",
+        "From a request to its answer, by outcome",
+    );
+    for (outcome, histogram) in Published::ALL.iter().zip(histograms.publish) {
+        publish = publish.series(&[("outcome", outcome.word())], histogram);
+    }
+    let mut call = Family::histogram(
+        "tollgate_upstream_call_duration_seconds",
+        "From a call's permit to its answer, by result",
+    );
+    for (billed, histogram) in Billed::ALL.iter().zip(histograms.call) {
+        call = call.series(&[("result", billed.word())], histogram);
+    }
+    let mut wait =
+        Family::histogram("tollgate_ceiling_wait_seconds", "Waits for a permit, by ceiling");
+    for (kind, histogram) in Kind::ALL.iter().zip(histograms.wait) {
+        wait = wait.series(&[("ceiling", kind.word())], histogram);
+    }
+    [publish, call, wait].map(Family::done).into()
+}
+
+fn ceilings(facts: &Facts) -> Families {
+    let status = facts.ceiling.status();
+    let mut limit = Family::gauge(
+        "tollgate_ceiling_calls_per_second",
+        "The ceiling; +Inf: there is none. Of all egress addresses together",
+    );
+    let mut share = Family::gauge(
+        "tollgate_ceiling_share_calls_per_second",
+        "What this sidecar may use of it now",
+    );
+    let mut used = Family::gauge(
+        "tollgate_ceiling_used_calls",
+        "Calls in flight or answered in the last sliding second",
+    );
+    let mut parked = Family::gauge(
+        "tollgate_ceiling_parked_permits",
+        "Permits withheld since the provider pushed back",
+    );
+    let mut decisions = Family::counter(
+        "tollgate_ceiling_decisions_total",
+        "What became of requests for a permit, by the ceiling that decided",
+    );
+    for ceiling in &status.ceilings {
+        let name = ceiling.kind.word();
+        let labels = [("ceiling", name)];
+        let figure = ceiling.limit.map_or(f64::INFINITY, f64::from);
+        limit = limit.value(&labels, figure);
+        share = share.value(&labels, figure - ceiling.parked as f64);
+        used = used.value(&labels, ceiling.used as f64);
+        parked = parked.value(&labels, ceiling.parked as f64);
+        let made = ceiling.decisions;
+        for (decision, count) in
+            [("passed", made.passed), ("waited", made.waited), ("refused", made.refused)]
+        {
+            let labels = [("ceiling", name), ("decision", decision)];
+            decisions = decisions.value(&labels, count as f64);
+        }
+    }
+    let mode = Family::gauge("tollgate_fleet_mode", "How the ceilings are shared")
+        .value(&[("mode", "alone")], 1.0);
+    [limit, share, used, parked, decisions, mode].map(Family::done).into()
+}
+
+fn process(facts: &Facts) -> Families {
+    let upstream = facts.upstream.status();
+    let skew = Family::gauge(
+        "tollgate_clock_skew_seconds",
+        "The provider's clock minus ours, by its last answer; it refuses 15 minutes",
+    )
+    .value(&[], upstream.clock_skew.as_secs_f64());
+    let build = Family::gauge("tollgate_build_info", "What runs here")
+        .value(&[("version", env!("CARGO_PKG_VERSION")), ("commit", env!("TOLLGATE_COMMIT"))], 1.0);
+    [skew, build].map(Family::done).into()
+}
+
+fn keys(status: &KeyStatus) -> Families {
+    let source = [("source", status.source)];
+    let mut expiry =
+        Family::gauge("tollgate_key_expiry_timestamp_seconds", "When the key expires, if it does");
+    if let Some(at) = status.expires_at {
+        expiry = expiry.value(&source, at.as_second() as f64);
+    }
+    let mut loaded =
+        Family::gauge("tollgate_key_loaded_timestamp_seconds", "When the key was taken up");
+    if let Some(at) = status.loaded_at {
+        loaded = loaded.value(&source, at.as_second() as f64);
+    }
+    let reloads = Family::counter("tollgate_key_reloads_total", "Looks at the source, by result")
+        .value(&[("source", status.source), ("result", "ok")], status.reloads_ok as f64)
+        .value(&[("source", status.source), ("result", "failed")], status.reloads_failed as f64);
+    [expiry, loaded, reloads].map(Family::done).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_metrics_differs_where_it_must() {
+        let text = "# HELP a_total A b\n# TYPE a_total counter\na_total{x=\"y z\"} 1\n\
+                    # HELP g_total G\n# TYPE g_total gauge\ng_total 2\n";
+        let expected = "# HELP a A b\n# TYPE a counter\na_total{x=\"y z\"} 1\n\
+                        # HELP g_total G\n# TYPE g_total gauge\ng_total 2\n# EOF\n";
+        assert_eq!(open_metrics(text), expected);
+    }
+}

@@ -1,0 +1,137 @@
+//! The door for Prometheus, the kubelet and a browser: it only shows.
+
+mod family;
+mod metrics;
+mod status;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use jiff::Timestamp;
+
+use crate::ceiling::Ceiling;
+use crate::door::{Problem, Reply};
+use crate::keys::Keys;
+use crate::meter::Meter;
+use crate::upstream::Wire;
+use metrics::Format;
+
+const PAGE: &str = include_str!("page.html");
+/// Nothing from anywhere else, and nothing that the page itself does not hold.
+const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; \
+                           script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// The telemetry door. Cheap to clone.
+#[derive(Clone)]
+pub struct Telemetry {
+    facts: Arc<Facts>,
+}
+
+/// Where the facts are.
+pub struct Facts {
+    /// What was asked, sent and billed.
+    pub meter: Meter,
+    /// The permits.
+    pub ceiling: Ceiling,
+    /// The key.
+    pub keys: Keys,
+    /// The provider.
+    pub upstream: Wire,
+    /// Host of the upstream.
+    pub endpoint: String,
+    /// Set while stopping.
+    pub draining: Arc<AtomicBool>,
+    /// Since when this process runs.
+    pub started: Timestamp,
+}
+
+impl Telemetry {
+    /// A door onto these facts.
+    pub fn new(facts: Facts) -> Self {
+        Self { facts: Arc::new(facts) }
+    }
+
+    /// Answers one request.
+    pub fn answer<B>(self, request: &Request<B>) -> Result<Reply, Infallible> {
+        let path = request.uri().path();
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let detail = "This door only shows; GET is what it answers.".to_owned();
+            let (status, slug) = (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed");
+            let problem = Problem::new(status, slug, "Wrong method", detail);
+            return Ok(problem.allow("GET, HEAD").into_response());
+        }
+        Ok(match path {
+            "/" => page(),
+            "/metrics" => self.metrics(request),
+            "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
+            "/startupz" => self.startup(),
+            "/readyz" => self.ready(request.uri().query() == Some("verbose")),
+            "/status.json" => self.status(),
+            other => Problem::not_found(
+                other,
+                "GET /, /metrics, /status.json, /livez, /startupz and /readyz",
+            )
+            .into_response(),
+        })
+    }
+
+    fn metrics<B>(&self, request: &Request<B>) -> Reply {
+        let accepts = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
+        let format = Format::wanted(accepts.unwrap_or_default());
+        answer(StatusCode::OK, format.content_type(), metrics::text(&self.facts, format))
+    }
+
+    /// Listeners are bound before anything is served, so only the key may be missing.
+    fn startup(&self) -> Reply {
+        match self.facts.keys.current() {
+            Ok(_) => text(StatusCode::OK, "ok\n".to_owned()),
+            Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, format!("no key: {error}\n")),
+        }
+    }
+
+    /// An outage of the upstream is no reason to be taken out of service: nobody else would do
+    /// better.
+    fn ready(&self, verbose: bool) -> Reply {
+        let draining = self.facts.draining.load(Ordering::Relaxed);
+        let key = self.facts.keys.current();
+        let ready = !draining && key.is_ok();
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let word = if ready { "ok" } else { "not ready" };
+        if !verbose {
+            return text(status, format!("{word}\n"));
+        }
+        let key = key.map_or_else(|error| format!("no: {error}"), |_| "yes".to_owned());
+        text(status, format!("{word}\naccepting: {}\nkey: {key}\n", !draining))
+    }
+
+    fn status(&self) -> Reply {
+        let body = serde_json::to_string(&status::Status::of(&self.facts)).unwrap_or_default();
+        answer(StatusCode::OK, "application/json", body)
+    }
+}
+
+fn page() -> Reply {
+    let mut reply = answer(StatusCode::OK, "text/html; charset=utf-8", PAGE.to_owned());
+    let policy = HeaderValue::from_static(PAGE_POLICY);
+    reply.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    reply
+}
+
+fn text(status: StatusCode, body: String) -> Reply {
+    answer(status, TEXT, body)
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Reply {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,194 @@
+//! Opens a connection: name, address, TCP from a given source address, TLS.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+
+use crate::answer::Lost;
+use crate::config::{self, Roots};
+
+/// A name with more addresses is tried at this many of them.
+const MAX_ADDRESSES: usize = 4;
+
+/// A connection's bytes, plain or under TLS.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
+
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A CA file is unreadable or holds nothing.
+    #[error("upstream.roots: no certificate could be read from {path}: {problem}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The system has no CA certificates.
+    #[error("upstream.roots: the system has no CA certificates; use \"bundled\" or a file")]
+    NoSystemRoots,
+    /// The endpoint's host is neither a name nor an address.
+    #[error("upstream.endpoint: {0:?} is not a host that a certificate could name")]
+    Host(String),
+    /// rustls does not accept its own defaults.
+    #[error("TLS could not be set up: {0}")]
+    Setup(#[from] rustls::Error),
+}
+
+pub(super) struct Connector {
+    host: String,
+    port: u16,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    timeout: Duration,
+    ttl: Duration,
+    /// Held while resolving, so that a burst of connections asks once.
+    resolved: Mutex<Resolved>,
+}
+
+#[derive(Default)]
+struct Resolved {
+    addresses: Vec<SocketAddr>,
+    until: Option<Instant>,
+}
+
+impl Connector {
+    pub(super) fn new(config: &config::Upstream) -> Result<Self, TlsError> {
+        let endpoint = &config.endpoint;
+        let tls = if endpoint.tls {
+            let name = ServerName::try_from(endpoint.host.clone())
+                .map_err(|_| TlsError::Host(endpoint.host.clone()))?;
+            Some((TlsConnector::from(Arc::new(tls_config(&config.roots)?)), name))
+        } else {
+            None
+        };
+        Ok(Self {
+            host: endpoint.host.clone(),
+            port: endpoint.port,
+            tls,
+            timeout: config.connect_timeout,
+            ttl: config.dns_ttl,
+            resolved: Mutex::default(),
+        })
+    }
+
+    /// Opens a connection from `source`, or from where the system likes.
+    pub(super) async fn connect(
+        &self,
+        source: Option<IpAddr>,
+    ) -> Result<Pin<Box<dyn Stream>>, Lost> {
+        let deadline = Instant::now() + self.timeout;
+        let addresses = timeout_at(deadline, self.resolve()).await.map_err(|_| Lost::Resolve)?;
+        let mut addresses = addresses.map_err(|_| Lost::Resolve)?;
+        if let Some(source) = source {
+            addresses.retain(|to| to.is_ipv4() == source.is_ipv4());
+        }
+        addresses.truncate(MAX_ADDRESSES);
+        let stream = self.open(&addresses, source, deadline).await?;
+        let Some((connector, name)) = &self.tls else { return Ok(Box::pin(stream)) };
+        match timeout_at(deadline, connector.connect(name.clone(), stream)).await {
+            Ok(Ok(stream)) => Ok(Box::pin(stream)),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "TLS handshake failed");
+                Err(Lost::Tls)
+            }
+            Err(_) => Err(Lost::ConnectTimeout),
+        }
+    }
+
+    /// The first address that answers; each gets its part of the time that is left.
+    async fn open(
+        &self,
+        addresses: &[SocketAddr],
+        source: Option<IpAddr>,
+        deadline: Instant,
+    ) -> Result<TcpStream, Lost> {
+        let mut lost = Lost::Connect;
+        for (i, to) in addresses.iter().enumerate() {
+            let left = u32::try_from(addresses.len() - i).unwrap_or(u32::MAX);
+            let now = Instant::now();
+            let until = now + (deadline - now) / left;
+            match timeout_at(until, dial(*to, source)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => {
+                    tracing::debug!(%to, %error, "connection failed");
+                    lost = Lost::Connect;
+                }
+                Err(_) => lost = Lost::ConnectTimeout,
+            }
+        }
+        Err(lost)
+    }
+
+    /// The endpoint's addresses may change at any time, so they are asked for again; while the
+    /// resolver fails, the last ones serve.
+    async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut resolved = self.resolved.lock().await;
+        let now = Instant::now();
+        if resolved.until.is_some_and(|until| now < until) {
+            // Not always the same one first.
+            resolved.addresses.rotate_left(1);
+            return Ok(resolved.addresses.clone());
+        }
+        match lookup_host((self.host.as_str(), self.port)).await {
+            Ok(addresses) => resolved.addresses = addresses.collect(),
+            Err(error) if resolved.addresses.is_empty() => return Err(error),
+            Err(error) => tracing::warn!(host = self.host, %error, "name not resolved again"),
+        }
+        resolved.until = Some(now + self.ttl);
+        Ok(resolved.addresses.clone())
+    }
+}
+
+async fn dial(to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Some(source) = source {
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    let stream = socket.connect(to).await?;
+    stream.set_nodelay(true)?;
+    // A closed call must be over: whatever the kernel has not sent by then is never sent, not even
+    // by a process that was killed. Permits rely on it.
+    stream.set_zero_linger()?;
+    Ok(stream)
+}
+
+fn tls_config(roots: &Roots) -> Result<ClientConfig, TlsError> {
+    let mut store = RootCertStore::empty();
+    match roots {
+        Roots::Bundled => store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        Roots::System => {
+            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if store.is_empty() {
+                return Err(TlsError::NoSystemRoots);
+            }
+        }
+        Roots::File(path) => {
+            let problem = |problem: String| TlsError::File { path: path.clone(), problem };
+            let certificates = CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|error| problem(error.to_string()))?;
+            if store.add_parsable_certificates(certificates).0 == 0 {
+                return Err(problem("it holds no usable certificate".to_owned()));
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}

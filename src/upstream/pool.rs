@@ -1,0 +1,139 @@
+//! Connections of one egress address: the one used last is used next, so that the others may age.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+use super::connect::Connector;
+use crate::answer::Lost;
+
+/// A connection in use is replaced at this age, so that a name's new addresses are found.
+const MAX_AGE: Duration = Duration::from_mins(1);
+
+pub(super) struct Pool {
+    connector: Arc<Connector>,
+    source: Option<IpAddr>,
+    idle_timeout: Duration,
+    idle: Mutex<Vec<Connection>>,
+    /// Bounds connections in use. A new one is opened only when none is idle, so it bounds all.
+    slots: Arc<Semaphore>,
+}
+
+/// An open connection.
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// Owns the socket.
+    task: JoinHandle<()>,
+    opened: Instant,
+    unused_since: Instant,
+}
+
+/// A connection in use by one call. Dropped, it is closed.
+pub(super) struct Lease {
+    connection: Connection,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Pool {
+    pub(super) fn new(
+        connector: Arc<Connector>,
+        source: Option<IpAddr>,
+        idle_timeout: Duration,
+        max_connections: usize,
+    ) -> Self {
+        Self {
+            connector,
+            source,
+            idle_timeout,
+            idle: Mutex::default(),
+            slots: Arc::new(Semaphore::new(max_connections)),
+        }
+    }
+
+    /// A connection that is ready for a request.
+    pub(super) async fn lease(&self, deadline: Instant) -> Result<Lease, Lost> {
+        let slot = timeout_at(deadline, Arc::clone(&self.slots).acquire_owned()).await;
+        let Ok(Ok(slot)) = slot else { return Err(Lost::NoConnection) };
+        while let Some(mut connection) = self.pop() {
+            if connection.sender.ready().await.is_ok() {
+                return Ok(Lease { connection, _slot: slot });
+            }
+        }
+        let opened = timeout_at(deadline, self.open()).await.map_err(|_| Lost::ConnectTimeout)?;
+        Ok(Lease { connection: opened?, _slot: slot })
+    }
+
+    async fn open(&self) -> Result<Connection, Lost> {
+        let stream = self.connector.connect(self.source).await?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_| Lost::Connect)?;
+        let task = tokio::spawn(async move {
+            // Its errors reach whoever waits for an answer.
+            drop(connection.await);
+        });
+        sender.ready().await.map_err(|_| Lost::Connect)?;
+        let now = Instant::now();
+        Ok(Connection { sender, task, opened: now, unused_since: now })
+    }
+
+    fn pop(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let connection = idle.pop()?;
+        if now - connection.unused_since < self.idle_timeout && !connection.sender.is_closed() {
+            return Some(connection);
+        }
+        // The others have been unused for longer; but each may have been closed by the provider.
+        if now - connection.unused_since >= self.idle_timeout {
+            idle.clear();
+            return None;
+        }
+        drop(idle);
+        self.pop()
+    }
+
+    /// Takes a connection back whose answer has been read to its end.
+    pub(super) fn put_back(&self, lease: Lease) {
+        let Lease { mut connection, .. } = lease;
+        let now = Instant::now();
+        if connection.sender.is_closed() || now - connection.opened >= MAX_AGE {
+            return;
+        }
+        connection.unused_since = now;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    }
+
+    /// Closes what has been idle for too long.
+    pub(super) fn reap(&self) {
+        let now = Instant::now();
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|c| now - c.unused_since < self.idle_timeout && !c.sender.is_closed());
+    }
+}
+
+impl Lease {
+    pub(super) fn sender(&mut self) -> &mut SendRequest<Full<Bytes>> {
+        &mut self.connection.sender
+    }
+
+    /// Closes the connection and returns when it is closed: nothing of the call arrives later.
+    pub(super) async fn close(mut self) {
+        self.connection.task.abort();
+        // Cancelled is what was asked for.
+        drop((&mut self.connection.task).await);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

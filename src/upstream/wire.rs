@@ -1,0 +1,276 @@
+//! The provider over HTTP.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
+use http::{HeaderName, Method, Request};
+use http_body_util::{BodyExt, Full, Limited};
+use jiff::{SignedDuration, Timestamp};
+use secrecy::ExposeSecret;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+
+use super::Upstream;
+use super::connect::{Connector, TlsError};
+use super::pool::{Lease, Pool};
+use crate::answer::{Answer, Bar, Lost, Verdict};
+use crate::ceiling::Permit;
+use crate::config::{self, SignatureVersion};
+use crate::keys::{Key, Keys};
+use crate::message::{Message, PayloadEncoding};
+use crate::signing::{self, Call, Credentials, Signed, Stamp};
+
+/// No answer of the provider comes near it.
+const MAX_ANSWER: usize = 64 * 1024;
+/// Skew below this is the `Date` header's own coarseness.
+const MIN_SKEW_MS: i64 = 1_500;
+
+/// The provider over HTTP. Cheap to clone.
+#[derive(Clone)]
+pub struct Wire {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    authority: String,
+    host: HeaderValue,
+    signature: SignatureVersion,
+    encoding: PayloadEncoding,
+    call_timeout: Duration,
+    /// One an egress address, in the configuration's order.
+    pools: Vec<Pool>,
+    keys: Keys,
+    /// The key that was refused last.
+    refused: Mutex<Option<Arc<Key>>>,
+    /// The provider's clock minus ours, as its last answer showed.
+    skew_ms: AtomicI64,
+    /// What is added to our clock when signing: set when the provider refused our time.
+    correction_ms: AtomicI64,
+    /// Unix milliseconds of the last answer; 0: none yet.
+    last_answer_ms: AtomicI64,
+}
+
+/// What is known of the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WireStatus {
+    /// The provider's clock minus ours.
+    pub clock_skew: SignedDuration,
+    /// When the last answer came.
+    pub last_answer: Option<Timestamp>,
+}
+
+impl Wire {
+    /// Prepares connections; none is opened before it is needed.
+    pub fn new(config: &config::Upstream, keys: Keys) -> Result<Self, TlsError> {
+        let connector = Arc::new(Connector::new(config)?);
+        let pool = |source: Option<IpAddr>| {
+            Pool::new(Arc::clone(&connector), source, config.idle_timeout, config.max_connections)
+        };
+        let pools = if config.egress_addresses.is_empty() {
+            vec![pool(None)]
+        } else {
+            config.egress_addresses.iter().map(|source| pool(Some(*source))).collect()
+        };
+        let authority = config.endpoint.authority();
+        let host = HeaderValue::from_str(&authority)
+            .map_err(|_| TlsError::Host(config.endpoint.host.clone()))?;
+        let shared = Arc::new(Shared {
+            host,
+            authority,
+            signature: config.signature,
+            encoding: config.payload,
+            call_timeout: config.call_timeout,
+            pools,
+            keys,
+            refused: Mutex::default(),
+            skew_ms: AtomicI64::new(0),
+            correction_ms: AtomicI64::new(0),
+            last_answer_ms: AtomicI64::new(0),
+        });
+        tokio::spawn(reap(Arc::downgrade(&shared), config.idle_timeout));
+        Ok(Self { shared })
+    }
+
+    /// What is known of the provider.
+    pub fn status(&self) -> WireStatus {
+        let last = self.shared.last_answer_ms.load(Ordering::Relaxed);
+        WireStatus {
+            clock_skew: SignedDuration::from_millis(self.shared.skew_ms.load(Ordering::Relaxed)),
+            last_answer: (last > 0).then(|| Timestamp::from_millisecond(last).ok()).flatten(),
+        }
+    }
+}
+
+/// Closes connections before the provider does, also when there is no traffic.
+async fn reap(shared: std::sync::Weak<Shared>, idle_timeout: Duration) {
+    let mut ticks = interval(idle_timeout / 4);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.pools.iter().for_each(Pool::reap);
+    }
+}
+
+impl Upstream for Wire {
+    async fn send(&self, message: &Message, permit: Permit) -> Answer {
+        let shared = &*self.shared;
+        let pool = &shared.pools[permit.egress()];
+        let deadline = Instant::now() + shared.call_timeout;
+        let mut lease = match pool.lease(deadline).await {
+            Ok(lease) => lease,
+            Err(lost) => {
+                permit.unsent();
+                return Answer::Lost(lost);
+            }
+        };
+        let Ok(key) = shared.keys.current() else {
+            permit.unsent();
+            pool.put_back(lease);
+            return Answer::Lost(Lost::NoKey);
+        };
+        let Some(request) = shared.request(message, &key) else {
+            permit.unsent();
+            pool.put_back(lease);
+            return Answer::Lost(Lost::Unwritten);
+        };
+        match timeout_at(deadline, exchange(&mut lease, request)).await {
+            Ok(Ok(answer)) => {
+                pool.put_back(lease);
+                shared.learn(&answer, key);
+                match answer.verdict() {
+                    Verdict::Throttled { .. } => permit.throttled(),
+                    _ => permit.answered(),
+                }
+                answer
+            }
+            Ok(Err(Lost::Unwritten)) => {
+                lease.close().await;
+                permit.unsent();
+                Answer::Lost(Lost::Unwritten)
+            }
+            Ok(Err(lost)) => {
+                lease.close().await;
+                drop(permit);
+                Answer::Lost(lost)
+            }
+            Err(_) => {
+                lease.close().await;
+                drop(permit);
+                Answer::Lost(Lost::Timeout)
+            }
+        }
+    }
+
+    async fn renew_key(&self) -> bool {
+        let refused = self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match refused {
+            Some(key) => self.shared.keys.refresh(&key).await,
+            None => false,
+        }
+    }
+}
+
+/// Sends a request and reads the whole answer.
+async fn exchange(lease: &mut Lease, request: Request<Full<Bytes>>) -> Result<Answer, Lost> {
+    let response = match lease.sender().try_send_request(request).await {
+        Ok(response) => response,
+        Err(mut error) => {
+            // hyper hands a request back of which it has written nothing.
+            return Err(match error.take_message() {
+                Some(_) => Lost::Unwritten,
+                None if error.error().is_parse() => Lost::Garbled,
+                None => Lost::Closed,
+            });
+        }
+    };
+    let (head, body) = response.into_parts();
+    match Limited::new(body, MAX_ANSWER).collect().await {
+        Ok(body) => Ok(Answer::read(head.status.as_u16(), &head.headers, &body.to_bytes())),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Lost::Garbled),
+        Err(_) => Err(Lost::Closed),
+    }
+}
+
+impl Shared {
+    /// The whole request, signed as the last step. `None` only where a part of it is no HTTP,
+    /// which keys and topics, being checked, never are.
+    fn request(&self, message: &Message, key: &Key) -> Option<Request<Full<Bytes>>> {
+        let payload = match self.encoding {
+            PayloadEncoding::Base64 => STANDARD.encode(message.payload.as_bytes()).into(),
+            PayloadEncoding::Plain => String::from_utf8_lossy(message.payload.as_bytes()),
+        };
+        let call = Call {
+            authority: &self.authority,
+            instance: &message.instance,
+            topic: message.topic.as_str(),
+            payload: &payload,
+        };
+        let credentials = Credentials {
+            id: key.id(),
+            secret: key.secret().expose_secret(),
+            token: key.token().map(ExposeSecret::expose_secret),
+        };
+        let signed = signing::sign(self.signature, &call, &credentials, &self.stamp()?);
+        assemble(signed, self.host.clone())
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).ok()?;
+        let correction = SignedDuration::from_millis(self.correction_ms.load(Ordering::Relaxed));
+        let at = Timestamp::now().checked_add(correction).ok()?;
+        Some(Stamp::new(at, u128::from_ne_bytes(nonce)))
+    }
+
+    /// Takes from an answer what the next call needs to know.
+    fn learn(&self, answer: &Answer, key: Arc<Key>) {
+        let now = Timestamp::now();
+        self.last_answer_ms.store(now.as_millisecond(), Ordering::Relaxed);
+        let skew = answer.http().and_then(|http| http.date).map(|date| {
+            let ms = date.as_millisecond() - now.as_millisecond();
+            // The header is cut to a second: anything less is no skew.
+            if ms.abs() < MIN_SKEW_MS { 0 } else { ms }
+        });
+        if let Some(skew) = skew {
+            self.skew_ms.store(skew, Ordering::Relaxed);
+        }
+        match answer.verdict() {
+            Verdict::Barred(Bar::Clock) => {
+                let skew = skew.unwrap_or(0);
+                if self.correction_ms.swap(skew, Ordering::Relaxed) != skew {
+                    tracing::warn!(skew_ms = skew, "the provider refused our time: corrected");
+                }
+            }
+            Verdict::Barred(Bar::Key) => {
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn assemble(signed: Signed, host: HeaderValue) -> Option<Request<Full<Bytes>>> {
+    let uri = if signed.query.is_empty() { "/".to_owned() } else { format!("/?{}", signed.query) };
+    let length = signed.body.len();
+    let mut request = Request::new(Full::new(Bytes::from(signed.body)));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri.try_into().ok()?;
+    let headers = request.headers_mut();
+    headers.insert(HOST, host);
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(
+        USER_AGENT,
+        HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION"))),
+    );
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    for (name, value) in signed.headers {
+        headers.insert(HeaderName::from_static(name), value.try_into().ok()?);
+    }
+    Some(request)
+}

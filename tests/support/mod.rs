@@ -1,0 +1,49 @@
+//! What several tests need: a sidecar in process, an upstream that says what it is told, a client.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub mod http;
+pub mod script;
+
+use tollgate::ceiling::Start;
+use tollgate::config::{self, Config};
+use tollgate::keys::{Key, Keys};
+use tollgate::sidecar::Sidecar;
+
+pub const INSTANCE: &str = "post-cn-test0001";
+
+/// A configuration of these keys over those that every test wants.
+pub fn config(endpoint: &str, flags: &[(&str, &str)]) -> Config {
+    let base = [
+        ("listen.publish", "127.0.0.1:0"),
+        ("listen.telemetry", "127.0.0.1:0"),
+        ("upstream.endpoint", endpoint),
+        ("upstream.instance_id", INSTANCE),
+        ("runtime.threads", "1"),
+    ];
+    let flags: Vec<_> = base
+        .iter()
+        .filter(|(key, _)| flags.iter().all(|(other, _)| other != key))
+        .chain(flags)
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    match config::load(None, [], &flags) {
+        Ok(loaded) => loaded.config,
+        Err(mistakes) => panic!("{mistakes}"),
+    }
+}
+
+pub fn key() -> Key {
+    Key::new("testid", "testsecret".into(), None, None).unwrap()
+}
+
+/// A sidecar on free ports, that nobody else's calls precede.
+pub async fn sidecar(config: &Config) -> (Sidecar, String, String) {
+    sidecar_with(config, Keys::fixed(key())).await
+}
+
+pub async fn sidecar_with(config: &Config, keys: Keys) -> (Sidecar, String, String) {
+    let sidecar = Sidecar::start(config, keys, Start::Alone, 7).await.unwrap();
+    let publish = sidecar.addresses().publish[0].clone();
+    let telemetry = sidecar.addresses().telemetry.clone();
+    (sidecar, publish, telemetry)
+}
