@@ -1,5 +1,5 @@
 //! What several tests need: a sidecar in process, an upstream that says what it is told, a client.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod http;
 pub mod script;

@@ -82,9 +82,8 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<St
                 return Some(String::from_utf8_lossy(&request).into_owned());
             }
         }
-        let mut chunk = [0; 65_536];
-        match stream.read(&mut chunk).await {
-            Ok(n) if n > 0 => buffer.extend(&chunk[..n]),
+        match stream.read_buf(buffer).await {
+            Ok(n) if n > 0 => {}
             _ => return None,
         }
     }
