@@ -143,7 +143,7 @@ impl<'a> Sources<'a> {
                 }
             }
             Err(Wrong { problem, remedy }) => {
-                let (value, key) = (shown_unknown(key, &value), key.to_owned());
+                let (value, key) = (shown_unknown(key, &value), key.escape_debug().to_string());
                 self.mistakes.push(Mistake { origin, key, value, problem, remedy });
             }
         }
