@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap::{Args as _, Command, FromArgMatches};
 use tollgate::cli::check::{Args, run};
 use tollgate::config::{Flags, explain};
 
@@ -97,6 +98,22 @@ fn mistakes_show_no_secret_either() {
     let env = [("TOLLGATE__KEYS__ACCESS_KEY_SECRET", "SECRET")];
     let text = read_with(LEAST, &env, &[]).unwrap_err().to_string();
     assert!(text.contains("***") && !text.contains("= SECRET"), "{text}");
+}
+
+#[test]
+fn the_command_line() {
+    let command = Args::augment_args(Command::new("check"));
+    let help = command.clone().render_help().to_string();
+    for words in ["Reads and validates", "--config <FILE>", "--set <KEY=VALUE>", "Example:"] {
+        assert!(help.contains(words), "{words} is not in\n{help}");
+    }
+    let words = ["check", "--config", "f.toml", "--set", "a=b=c", "--set", "drain.grace=1s"];
+    let matches = command.clone().try_get_matches_from(words).unwrap();
+    let flags = Args::from_arg_matches(&matches).unwrap().flags;
+    assert_eq!(flags.config.as_deref(), Some("f.toml".as_ref()));
+    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    assert_eq!(flags.set, [pair("a", "b=c"), pair("drain.grace", "1s")]);
+    assert!(command.try_get_matches_from(["check", "--set", "publish.wait"]).is_err());
 }
 
 #[test]
