@@ -237,11 +237,9 @@ fn in_the_environment_and_flags() {
 
 #[test]
 fn files_that_cannot_be_read() {
-    const REQUIRED: [(&str, &str); 2] =
-        [("TOLLGATE__UPSTREAM__ENDPOINT", "h"), ("TOLLGATE__UPSTREAM__INSTANCE_ID", "x")];
     let toml = |content: &[u8]| {
         let file = File::new(content);
-        load(Some(&file.path), owned(&REQUIRED), &[]).unwrap_err()
+        load(Some(&file.path), [], &[]).unwrap_err()
     };
     assert_one(&toml(b"[publish]\nwait = \n"), "", "at line 2, column", "no value");
     assert_one(&toml(b"[publish\n"), "", "line 1, column", "no bracket");
@@ -249,11 +247,14 @@ fn files_that_cannot_be_read() {
     assert_one(&toml(b"\xff\xfe"), "", "UTF-8", "bytes");
 
     let missing = std::path::Path::new("/nonexistent/tollgate.toml");
-    let mistakes = load(Some(missing), owned(&REQUIRED), &[]).unwrap_err();
+    let mistakes = load(Some(missing), [], &[]).unwrap_err();
     let text = assert_one(&mistakes, "", "cannot be read", "missing").to_string();
     assert!(text.starts_with("file /nonexistent/tollgate.toml: "), "{text}");
-    let folder = load(Some("/".as_ref()), owned(&REQUIRED), &[]).unwrap_err();
+    let folder = load(Some("/".as_ref()), [], &[]).unwrap_err();
     assert_one(&folder, "", "cannot be read", "a folder");
+    // What else is wrong for certain is said, too.
+    let wrong = owned(&[("TOLLGATE__PUBLISH__WAIT", "never")]);
+    assert_eq!(load(Some(missing), wrong, &[]).unwrap_err().iter().count(), 2);
 }
 
 #[test]
