@@ -37,9 +37,7 @@ pub fn load(
 ) -> Result<Loaded, Mistakes> {
     let keys = keys();
     let mut sources = Sources::none(Known(&keys));
-    if let Some(path) = file {
-        sources.file(path);
-    }
+    let is_readable = file.is_none_or(|path| sources.file(path));
     sources.environment(env);
     for (key, value) in flags {
         sources.text(key, value, Origin::Flag(key.clone()));
@@ -48,6 +46,10 @@ pub fn load(
 
     let mut reader = Reader::new(&sources.merged);
     let config = sections::config(&mut reader);
+    if !is_readable {
+        // What is missing may well stand in the file that could not be read.
+        reader.mistakes.retain(|mistake| mistake.origin != Origin::Default);
+    }
     let mut mistakes = sources.mistakes;
     mistakes.append(&mut reader.mistakes);
     match config {
@@ -78,18 +80,21 @@ impl<'a> Sources<'a> {
         Self { known, merged: Figment::new(), mistakes: Vec::new(), credentials_uri: None }
     }
 
-    fn file(&mut self, path: &Path) {
+    /// Whether the file could be read, right or wrong.
+    fn file(&mut self, path: &Path) -> bool {
         let origin = Origin::File(path.to_owned());
         match Toml::file_exact(path).data() {
             Ok(mut profiles) => {
                 let dict = profiles.remove(&Profile::Default).unwrap_or_default();
                 self.known.search(&dict, "", &origin, &mut self.mistakes);
                 self.merge(dict, &origin);
+                true
             }
             Err(error) => {
                 let Wrong { problem, remedy } = unreadable(&error.to_string());
                 let (key, value) = (String::new(), None);
                 self.mistakes.push(Mistake { origin, key, value, problem, remedy });
+                false
             }
         }
     }
@@ -143,7 +148,7 @@ impl<'a> Sources<'a> {
                 }
             }
             Err(Wrong { problem, remedy }) => {
-                let (value, key) = (shown_unknown(key, &value), key.to_owned());
+                let (value, key) = (shown_unknown(key, &value), key.escape_debug().to_string());
                 self.mistakes.push(Mistake { origin, key, value, problem, remedy });
             }
         }

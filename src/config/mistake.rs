@@ -39,7 +39,7 @@ impl fmt::Display for Mistake {
 pub struct Mistakes(pub(super) Vec<Mistake>);
 
 impl Mistakes {
-    /// Each of them, in the order in which the keys are documented.
+    /// Each of them: unreadable files and unknown keys first, then key by key as documented.
     pub fn iter(&self) -> std::slice::Iter<'_, Mistake> {
         self.0.iter()
     }

@@ -125,7 +125,7 @@ pub(super) fn nearest<'a>(
     candidates
         .filter(|candidate| candidate.len().abs_diff(length) <= 2)
         .map(|candidate| (distance(word, candidate), candidate))
-        .filter(|(distance, _)| *distance <= 2 && *distance * 2 < length)
+        .filter(|(distance, _)| *distance <= 2 && *distance * 2 <= length)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

@@ -123,7 +123,7 @@ fn instances(r: &mut Reader<'_>) -> Option<Vec<InstanceRule>> {
         return r.settle(KEY, &raw, Err(Wrong::new(problem, remedy)));
     };
     r.settle(KEY, &raw, Ok(()));
-    r.show(KEY, format!("{} rules", tables.len()));
+    r.show(KEY, format!("{} of them", tables.len()));
     let before = r.mistakes.len();
     let rules: Vec<_> = tables
         .iter()
