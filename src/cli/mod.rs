@@ -1,7 +1,7 @@
 //! The verbs. The only place that prints.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where tollgate speaks")]
 
-mod check;
+pub mod check;
 //mod demo;
 //mod emulator;
 mod logging;

@@ -101,32 +101,39 @@ impl<S: Source> Keeper<S> {
 
     fn succeeded(&self, key: Key, now: Timestamp) {
         let source = self.source.word();
+        let masked = key.masked();
+        let expires = key.expires();
+        let (changed, recovered) = {
+            let state = self.state.borrow();
+            let same = |old: &Arc<Key>| old.same_as(&key) && old.expires() == expires;
+            (!state.key.as_ref().is_some_and(same), state.error.is_some())
+        };
         self.state.send_modify(|state| {
-            let recovered = state.error.take().is_some();
-            let changed = state
-                .key
-                .as_ref()
-                .is_none_or(|old| !old.same_as(&key) || old.expires() != key.expires());
             if changed {
-                let expires = key.expires().map(tracing::field::display);
-                info!(source, key = key.masked(), expires, "access key taken up");
                 state.take_up(key, now);
-            } else if recovered {
-                info!(source, key = key.masked(), "access key readable again, unchanged");
             }
+            state.error = None;
             state.looks += 1;
         });
+        if changed {
+            let expires = expires.map(tracing::field::display);
+            info!(source, key = masked, expires, "access key taken up");
+        } else if recovered {
+            info!(source, key = masked, "access key readable again, unchanged");
+        }
     }
 
     fn failed(&self, error: &KeyError) {
         let error = error.to_string();
+        let (new, kept) = {
+            let state = self.state.borrow();
+            (state.error.as_ref() != Some(&error), state.key.as_ref().map(|key| key.masked()))
+        };
+        // Once for each trouble, not once for each look at it.
+        if new {
+            warn!(source = self.source.word(), kept, error, "no access key from its source");
+        }
         self.state.send_modify(|state| {
-            // Once for each trouble, not once for each look at it.
-            if state.error.as_ref() != Some(&error) {
-                let source = self.source.word();
-                let kept = state.key.as_ref().map(|key| key.masked());
-                warn!(source, kept, error, "no access key from its source");
-            }
             state.failed += 1;
             state.error = Some(error);
             state.looks += 1;

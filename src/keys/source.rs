@@ -66,7 +66,7 @@ impl Pace {
             (Self::BeforeExpiry, Some(expires)) => {
                 let life = Duration::try_from(expires.duration_since(now)).unwrap_or_default();
                 let wait = if life >= SHORT_LIFE {
-                    life - LEAD - LEAD_JITTER.mul_f64(rng.f64())
+                    life.saturating_sub(LEAD + LEAD_JITTER.mul_f64(rng.f64()))
                 } else {
                     (life / 2).mul_f64(0.8 + 0.2 * rng.f64())
                 };
@@ -108,7 +108,9 @@ mod tests {
             let life = Duration::from_hours(hours);
             let waits: Vec<_> = (0..200).map(|_| wait_for(life, &mut rng)).collect();
             assert!(
-                waits.iter().all(|wait| (life - LEAD - LEAD_JITTER..=life - LEAD).contains(wait))
+                waits
+                    .iter()
+                    .all(|wait| (LEAD..=LEAD + LEAD_JITTER).contains(&life.saturating_sub(*wait)))
             );
             assert!(waits.iter().min() < waits.iter().max(), "jitter spreads them");
         }

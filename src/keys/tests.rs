@@ -53,7 +53,7 @@ impl World {
     }
 
     fn gaps(&self) -> Vec<Duration> {
-        self.looks().windows(2).map(|pair| pair[1] - pair[0]).collect()
+        self.looks().windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect()
     }
 
     fn keys(
