@@ -23,7 +23,7 @@ const TOO_LARGE: Told = Told(413, "payload-too-large");
 const NOT_FOUND: Told = Told(404, "not-found");
 const WRONG_METHOD: Told = Told(405, "method-not-allowed");
 
-async fn check(answer: Option<Answer>, told: Told, what: &str) {
+fn check(answer: Option<Answer>, told: Told, what: &str) {
     let answer = answer.unwrap_or_else(|| panic!("no answer: {what}"));
     assert_eq!(answer.status, told.0, "{what}: {:?}", String::from_utf8_lossy(&answer.body));
     let problem = answer.json();
@@ -104,26 +104,26 @@ async fn bad_requests_are_told_what_is_wrong() {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx"
         );
-        check(raw(&publish, request.as_bytes()).await, told, &format!("{method} {path}")).await;
+        check(raw(&publish, request.as_bytes()).await, told, &format!("{method} {path}"));
     }
 
     // Bodies: declared too large, grown too large, ended early, badly framed.
     let head = "POST /publish/TopicA HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
     let big = format!("{head}content-length: 1025\r\n\r\n{}", "x".repeat(1_025));
-    check(raw(&publish, big.as_bytes()).await, TOO_LARGE, "1,025 bytes").await;
+    check(raw(&publish, big.as_bytes()).await, TOO_LARGE, "1,025 bytes");
     let huge = format!("{head}content-length: 999999999999\r\n\r\n");
-    check(raw(&publish, huge.as_bytes()).await, TOO_LARGE, "a terabyte announced").await;
+    check(raw(&publish, huge.as_bytes()).await, TOO_LARGE, "a terabyte announced");
     let chunk = format!("400\r\n{}\r\n", "x".repeat(0x400));
     let chunked = format!("{head}transfer-encoding: chunked\r\n\r\n{chunk}{chunk}0\r\n\r\n");
-    check(raw(&publish, chunked.as_bytes()).await, TOO_LARGE, "chunks without end").await;
+    check(raw(&publish, chunked.as_bytes()).await, TOO_LARGE, "chunks without end");
     let broken = format!("{head}transfer-encoding: chunked\r\n\r\nzz\r\nxx\r\n");
-    check(raw(&publish, broken.as_bytes()).await, Told(400, "incomplete-body"), "no chunk").await;
+    check(raw(&publish, broken.as_bytes()).await, Told(400, "incomplete-body"), "no chunk");
     let mut stream = TcpStream::connect(&publish).await.unwrap();
     stream.write_all(format!("{head}content-length: 10\r\n\r\nabc").as_bytes()).await.unwrap();
     stream.shutdown().await.unwrap();
     let mut answer = Vec::new();
     drop(timeout(BOUND, stream.read_to_end(&mut answer)).await.expect("no hang"));
-    check(parse(&answer), Told(400, "incomplete-body"), "a body that ends early").await;
+    check(parse(&answer), Told(400, "incomplete-body"), "a body that ends early");
 
     // A body of exactly the limit is fine, and so is an empty one; nothing above was sent.
     assert!(script.requests().is_empty(), "{:?}", script.requests());
@@ -201,7 +201,7 @@ async fn slow_clients_do_not_hold_us() {
     let mut body = TcpStream::connect(&publish).await.unwrap();
     let request = b"POST /publish/TopicA HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab";
     body.write_all(request).await.unwrap();
-    check(read(body).await, Told(408, "body-timeout"), "a slow body").await;
+    check(read(body).await, Told(408, "body-timeout"), "a slow body");
     // An idle keep-alive connection lives on between requests for longer than a head may take.
     let mut keep = TcpStream::connect(&publish).await.unwrap();
     for _ in 0..2 {
@@ -221,7 +221,7 @@ async fn plain_payloads_are_text() {
     let flags = [("upstream.payload", "plain")];
     let (_sidecar, publish, _) = sidecar(&config(&script.url, &flags)).await;
     let bad = post(&publish, "/publish/TopicA", &[], &[0xff, 0xfe]).await;
-    check(Some(bad), Told(400, "invalid-payload"), "bytes that are no text").await;
+    check(Some(bad), Told(400, "invalid-payload"), "bytes that are no text");
     assert_eq!(post(&publish, "/publish/TopicA", &[], "日本 +/=".as_bytes()).await.status, 200);
     assert!(script.requests()[0].contains("Payload=%E6%97%A5%E6%9C%AC%20%2B%2F%3D&"));
 }
@@ -240,7 +240,7 @@ async fn topics_without_an_instance() {
     let config = tollgate::config::load(Some(&file), [], &[]).unwrap().config;
     let (_sidecar, publish, _) = sidecar(&config).await;
     let other = post(&publish, "/publish/Other", &[], b"x").await;
-    check(Some(other), Told(403, "forbidden-topic"), "no instance").await;
+    check(Some(other), Told(403, "forbidden-topic"), "no instance");
     assert_eq!(post(&publish, "/publish/Alarm/fire", &[], b"x").await.status, 200);
     assert!(script.requests()[0].contains("InstanceId=post-cn-alarm&"));
 }
