@@ -149,7 +149,10 @@ impl<U: Upstream> Shared<U> {
             return false;
         }
         let pause = match answer.verdict() {
-            Verdict::Barred(Bar::Key) => return self.upstream.renew_key().await,
+            Verdict::Barred(Bar::Key) => {
+                let renewed = timeout_at(caller.deadline, self.upstream.renew_key()).await;
+                return renewed.unwrap_or(false);
+            }
             // The upstream has corrected its clock by the answer's; once.
             Verdict::Barred(Bar::Clock) => return calls == 1,
             Verdict::Throttled { retry_after: Some(wait) } => wait,
