@@ -1,0 +1,131 @@
+//! `tollgate demo`: the provider, the sidecar and its page in one process.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{asked_to_stop, exit, logging, raise_open_files, runtime, traffic};
+use crate::ceiling::Start;
+use crate::config::{self, Config};
+use crate::emulator::{self, DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator};
+use crate::keys::{Key, Keys};
+use crate::sidecar::Sidecar;
+
+/// The latency of a provider in the same region.
+const LATENCY: Duration = Duration::from_millis(5);
+/// Egress addresses: four times 300 is more than the account's 1,000.
+const ADDRESSES: u8 = 4;
+
+/// Try tollgate: the provider, the sidecar and its page in one process, with nothing to set up
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tollgate demo --traffic 1500\n\n\
+    Watch 1,000 messages a second go through, the account's ceiling, and the rest be refused with \
+    Retry-After.")]
+pub(super) struct Args {
+    /// Publish this many messages a second by itself
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    traffic: Option<u32>,
+    /// Where to listen for messages
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    publish: SocketAddr,
+    /// Where to listen for browsers and Prometheus
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    telemetry: SocketAddr,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    raise_open_files();
+    let ran = runtime(2).map_err(|error| error.to_string());
+    match ran.and_then(|runtime| runtime.block_on(demo(args))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("tollgate demo: {problem}");
+            exit::FAILED.into()
+        }
+    }
+}
+
+async fn demo(args: &Args) -> Result<(), String> {
+    let several = several_addresses();
+    let options = emulator::Options {
+        listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        latency: LATENCY,
+        egress_ip_qps: if several { 300 } else { 0 },
+        ..emulator::Options::default()
+    };
+    let provider = Emulator::start(options).await.map_err(|error| error.to_string())?;
+    let config = configuration(args, &provider.url(), several)?;
+    logging::start(&config.telemetry);
+    let key = Key::new(DEMO_KEY_ID, DEMO_KEY_SECRET.into(), None, None);
+    let keys = Keys::fixed(key.map_err(|error| error.to_string())?);
+    // The provider has just been started: nobody can have used its ceilings.
+    let sidecar = Sidecar::start(&config, keys, Start::Alone, fastrand::u64(..)).await;
+    let sidecar = sidecar.map_err(|error| {
+        format!("{error}\nChoose other ports with --publish and --telemetry.")
+    })?;
+
+    let publish = sidecar.addresses().publish.join(", ");
+    let telemetry = sidecar.addresses().telemetry.clone();
+    introduce(&publish, &telemetry, &provider.url(), several);
+    tokio::select! {
+        () = asked_to_stop() => {}
+        () = generate(args.traffic, publish, &provider) => {}
+    }
+    println!("\nStopping.");
+    sidecar.drain(std::future::ready(())).await;
+    provider.stop().await;
+    Ok(())
+}
+
+async fn generate(rate: Option<u32>, publish: String, provider: &Emulator) {
+    match rate {
+        Some(rate) => traffic::run(publish, rate, || provider.report().worst_second).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether this system sends from 127.0.0.2 and the like without being asked to (Linux does).
+fn several_addresses() -> bool {
+    (2..=ADDRESSES).all(|last| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), 0)).is_ok())
+}
+
+fn configuration(args: &Args, endpoint: &str, several: bool) -> Result<Config, String> {
+    let addresses: Vec<_> = (1..=ADDRESSES).map(|last| format!("127.0.0.{last}")).collect();
+    let mut flags = vec![
+        ("listen.publish", args.publish.to_string()),
+        ("listen.telemetry", args.telemetry.to_string()),
+        ("publish.wait", "1s".to_owned()),
+        ("upstream.endpoint", endpoint.to_owned()),
+        ("upstream.instance_id", "post-cn-demo".to_owned()),
+        ("ceilings.account", "1000".to_owned()),
+        ("telemetry.log", "text".to_owned()),
+        ("telemetry.level", if args.traffic.is_some() { "error" } else { "warn" }.to_owned()),
+    ];
+    if several {
+        flags.push(("upstream.egress_addresses", addresses.join(", ")));
+        flags.push(("ceilings.egress_ip", "300".to_owned()));
+    }
+    let flags: Vec<_> = flags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    match config::load(None, [], &flags) {
+        Ok(loaded) => Ok(loaded.config),
+        Err(mistakes) => Err(mistakes.to_string()),
+    }
+}
+
+fn introduce(publish: &str, telemetry: &str, provider: &str, several: bool) {
+    let ceilings = if several {
+        "1,000 calls/s for the account, 300 for each of four egress addresses"
+    } else {
+        "1,000 calls/s for the account"
+    };
+    println!(
+        "tollgate {version}: the provider, the sidecar and its page in one process\n\n  \
+         publish   curl -d hello http://{publish}/publish/TopicA\n  \
+         look      http://{telemetry}/\n  \
+         metrics   curl http://{telemetry}/metrics\n  \
+         provider  curl {provider}/_emulator/messages\n  \
+         fail it   curl -d '[{{\"code\":\"SendMessageFailed\",\"for\":\"10s\"}}]' {provider}/_emulator/faults\n\n\
+         Ceilings: {ceilings}. Ctrl-c stops.\n",
+        version = super::VERSION,
+    );
+}

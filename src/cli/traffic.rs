@@ -1,0 +1,126 @@
+//! The demo's own callers: so many messages a second, whatever becomes of them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http::header::{CONTENT_LENGTH, HOST, RETRY_AFTER};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+const TICK: Duration = Duration::from_millis(10);
+/// Callers at once; more demand than that is not made.
+const MAX_CALLERS: usize = 8_192;
+
+#[derive(Default)]
+struct Counts {
+    statuses: BTreeMap<u16, u64>,
+    retry_after: Option<String>,
+    lost: u64,
+}
+
+type Connection = SendRequest<Full<Bytes>>;
+
+struct Callers {
+    address: String,
+    idle: Mutex<Vec<Connection>>,
+    counts: Mutex<Counts>,
+    at_once: Arc<tokio::sync::Semaphore>,
+}
+
+/// Publishes `rate` messages a second and says each second what became of them. `worst` is the
+/// provider's own count: the most calls that arrived in any sliding second.
+pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> u64) {
+    let callers = Arc::new(Callers {
+        address,
+        idle: Mutex::default(),
+        counts: Mutex::default(),
+        at_once: Arc::new(tokio::sync::Semaphore::new(MAX_CALLERS)),
+    });
+    println!("{rate} messages a second are published:\n");
+    println!("{:>6} {:>11} {:>9} {:>12}  {}", "second", "delivered", "refused", "retry-after", "worst sliding second at the provider");
+    let start = Instant::now();
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let (mut made, mut second) = (0, 1);
+    loop {
+        let now = ticks.tick().await;
+        // Whole messages by now, so that no rate is rounded away.
+        let due = (now - start).as_millis() as u64 * u64::from(rate) / 1_000;
+        for _ in made..due {
+            if let Ok(slot) = Arc::clone(&callers.at_once).try_acquire_owned() {
+                let callers = Arc::clone(&callers);
+                tokio::spawn(async move {
+                    callers.publish().await;
+                    drop(slot);
+                });
+            }
+        }
+        made = due;
+        if now - start >= Duration::from_secs(second) {
+            callers.report(second, worst());
+            second += 1;
+        }
+    }
+}
+
+impl Callers {
+    async fn publish(&self) {
+        let answer = self.exchange().await;
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            Some((status, retry_after)) => {
+                *counts.statuses.entry(status).or_default() += 1;
+                counts.retry_after = retry_after.or(counts.retry_after.take());
+            }
+            None => counts.lost += 1,
+        }
+    }
+
+    /// The status and `Retry-After`; `None`: no answer.
+    async fn exchange(&self) -> Option<(u16, Option<String>)> {
+        let mut connection = self.connection().await?;
+        let body = Bytes::from_static(b"{\"temperature\":21.5}");
+        let request = Request::post("/publish/TopicA/demo")
+            .header(HOST, &self.address)
+            .header(CONTENT_LENGTH, body.len())
+            .body(Full::new(body))
+            .ok()?;
+        let answer = connection.send_request(request).await.ok()?;
+        let status = answer.status().as_u16();
+        let retry_after = answer.headers().get(RETRY_AFTER);
+        let retry_after = retry_after.and_then(|value| value.to_str().ok()).map(str::to_owned);
+        answer.into_body().collect().await.ok()?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        Some((status, retry_after))
+    }
+
+    async fn connection(&self) -> Option<Connection> {
+        loop {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(mut connection) = idle else { break };
+            if connection.ready().await.is_ok() {
+                return Some(connection);
+            }
+        }
+        let stream = TcpStream::connect(&self.address).await.ok()?;
+        let (connection, driver) = handshake(TokioIo::new(stream)).await.ok()?;
+        tokio::spawn(async move { drop(driver.await) });
+        Some(connection)
+    }
+
+    fn report(&self, second: u64, worst: u64) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = std::mem::take(&mut *counts);
+        let delivered = counts.statuses.get(&200).copied().unwrap_or(0);
+        let refused: u64 = counts.statuses.iter().filter(|s| *s.0 != 200).map(|s| s.1).sum();
+        let retry_after = counts.retry_after.map_or_else(|| "–".to_owned(), |s| format!("{s} s"));
+        let lost = if counts.lost > 0 { format!("  ({} lost)", counts.lost) } else { String::new() };
+        println!("{second:>6} {delivered:>11} {refused:>9} {retry_after:>12}  {worst}{lost}");
+    }
+}
