@@ -137,7 +137,10 @@ impl<U: Upstream> Shared<U> {
             _ => Billed::No,
         };
         let kind = if calls == 1 { CallKind::First } else { CallKind::Retry };
-        self.meter.called(message, kind, &answer.label(), billed, start.elapsed());
+        let (code, took) = (answer.label(), start.elapsed());
+        tracing::debug!(id = %message.id, topic = %message.topic, call = calls, %code, ?took, "called");
+        self.meter.called(message, kind, &code, billed, took);
+        drop(code);
         answer
     }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod http;
+pub mod process;
 pub mod script;
 
 use tollgate::ceiling::Start;

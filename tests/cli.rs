@@ -1,0 +1,132 @@
+//! The command line as its user sees it: words, exit codes, signals.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::io::Write;
+
+use rustix::process::Signal;
+use support::http::{get, post};
+use support::process::{Serve, run};
+use support::script::{Say, Script};
+
+#[tokio::test]
+async fn every_verb_explains_itself_with_an_example() {
+    let help = run(&["--help"], &[]).await;
+    assert_eq!(help.code, 0);
+    for verb in ["serve", "demo", "check", "emulator"] {
+        assert!(help.stdout.contains(&format!("\n  {verb} ")), "{}", help.stdout);
+        let own = run(&[verb, "--help"], &[]).await;
+        assert_eq!(own.code, 0, "{verb}");
+        assert!(own.stdout.contains("Example"), "{verb}: {}", own.stdout);
+        assert!(own.stdout.contains(&format!("tollgate {verb}")), "{verb}: {}", own.stdout);
+    }
+    let version = run(&["--version"], &[]).await;
+    let version = version.stdout.trim();
+    assert!(version.starts_with("tollgate 0.") && version.ends_with(')'), "{version}");
+}
+
+#[tokio::test]
+async fn exit_codes() {
+    assert_eq!(run(&["fly"], &[]).await.code, 2, "wrong usage");
+    assert_eq!(run(&["serve", "--fly"], &[]).await.code, 2, "wrong usage");
+    let none = run(&["serve"], &[]).await;
+    assert_eq!(none.code, 4, "no endpoint");
+    assert!(none.stderr.contains("upstream.endpoint"), "{}", none.stderr);
+    assert_eq!(run(&["serve", "--config", "/nowhere.toml"], &[]).await.code, 4);
+
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(
+        file,
+        "[upstream]\nendpont = 1\ninstance_id = \"i\"\n[publish]\nwait = \"-1s\"\nmax_waiting = 0\n"
+    )
+    .unwrap();
+    let path = file.path().to_str().unwrap();
+    let check = run(&["check", "--config", path], &[("TOLLGATE__DRAIN__GRACE", "soon")]).await;
+    assert_eq!((check.code, check.stdout.as_str()), (4, ""));
+    for key in ["endpont", "publish.wait", "publish.max_waiting", "drain.grace"] {
+        assert!(check.stderr.contains(key), "{key} is missing in\n{}", check.stderr);
+    }
+    assert!(check.stderr.contains(path) && check.stderr.contains("TOLLGATE__DRAIN__GRACE"));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let listen = format!("--set=listen.publish={taken}");
+    let rest = ["--set=upstream.endpoint=http://127.0.0.1:1", "--set=upstream.instance_id=i"];
+    let key = [
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"),
+        ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret"),
+    ];
+    let serve = run(&["serve", &listen, rest[0], rest[1]], &key).await;
+    assert_eq!(serve.code, 1, "{}", serve.stderr);
+    assert!(serve.stderr.contains(&taken), "{}", serve.stderr);
+    let keyless = run(
+        &[
+            "serve",
+            "--set=listen.publish=127.0.0.1:0",
+            "--set=listen.telemetry=127.0.0.1:0",
+            rest[0],
+            rest[1],
+        ],
+        &[],
+    )
+    .await;
+    assert_eq!(keyless.code, 1);
+    assert!(keyless.stderr.contains("ALIBABA_CLOUD_ACCESS_KEY_ID"), "{}", keyless.stderr);
+}
+
+#[tokio::test]
+async fn sigterm_finishes_what_is_on_its_way() {
+    let script = Script::start([Say::Hang]).await;
+    let settings = [
+        ("upstream.endpoint", script.url.as_str()),
+        ("upstream.call_timeout", "1500ms"),
+        ("publish.wait", "10s"),
+    ];
+    let serve = Serve::start(&settings, &[]).await;
+    let publish = serve.publish.clone();
+    let waiting =
+        tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await.status });
+    while script.requests().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    serve.signal(Signal::TERM);
+    // New messages are refused while the old one is finished.
+    let refused = loop {
+        let answer = post(&serve.publish, "/publish/TopicA", &[], b"x").await;
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.json()["type"], "urn:tollgate:draining");
+    assert_eq!((refused.header("connection"), refused.header("retry-after")), ("close", "1"));
+    assert_eq!(get(&serve.telemetry, "/readyz").await.status, 503);
+    assert_eq!(get(&serve.telemetry, "/livez").await.status, 200);
+    assert_eq!(waiting.await.unwrap(), 504, "it was told what became of its message");
+    let (status, log) = serve.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[tokio::test]
+async fn one_line_a_failed_message_and_none_a_delivered_one() {
+    let script = Script::start([]).await;
+    let serve = Serve::start(&[("upstream.endpoint", script.url.as_str())], &[]).await;
+    for _ in 0..20 {
+        assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    }
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let headers = [("x-request-id", "mine"), ("traceparent", trace)];
+    assert_eq!(post(&serve.publish, "/publish/no", &headers, b"x").await.status, 400);
+    serve.signal(Signal::TERM);
+    let (_, log) = serve.ended().await;
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let failed: Vec<_> = lines.iter().filter(|l| l["message"] == "message not delivered").collect();
+    assert_eq!(failed.len(), 1, "{log}");
+    let line = failed[0];
+    assert_eq!(line["request_id"], "mine");
+    assert_eq!(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!((&line["topic"], &line["outcome"]), (&"no".into(), &"invalid".into()));
+    assert_eq!(lines.len(), 4, "serving, the failed message, stopping, stopped:\n{log}");
+}

@@ -1,0 +1,115 @@
+//! The real binary.
+#![allow(clippy::format_push_string, reason = "short is better here")]
+
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::http::BOUND;
+
+/// What a verb said, and how it ended.
+pub struct Said {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// The binary with these arguments, and nothing of tollgate's in its environment.
+pub fn tollgate(args: &[&str], env: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    for (name, _) in std::env::vars() {
+        if name.starts_with("TOLLGATE__") || name.starts_with("ALIBABA_CLOUD_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).envs(env.iter().copied()).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs a verb to its end.
+pub async fn run(args: &[&str], env: &[(&str, &str)]) -> Said {
+    let output = timeout(BOUND, tollgate(args, env).output()).await.expect("no hang").unwrap();
+    Said {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A running `tollgate serve`; killed when dropped.
+pub struct Serve {
+    pub publish: String,
+    pub telemetry: String,
+    child: Child,
+    log: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
+}
+
+impl Serve {
+    /// Starts one on free ports with the test's key, and waits until it serves.
+    pub async fn start(settings: &[(&str, &str)], env: &[(&str, &str)]) -> Self {
+        let mut args = vec!["serve".to_owned()];
+        let base = [
+            ("listen.publish", "127.0.0.1:0"),
+            ("listen.telemetry", "127.0.0.1:0"),
+            ("upstream.instance_id", super::INSTANCE),
+        ];
+        for (key, value) in base.iter().chain(settings) {
+            args.extend(["--set".to_owned(), format!("{key}={value}")]);
+        }
+        let key = [
+            ("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"),
+            ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret"),
+        ];
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let mut child = tollgate(&args, &key).envs(env.iter().copied()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::new(Mutex::new(String::new()));
+        let serving = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                log.lock().unwrap().push_str(&format!("{line}\n"));
+                let fields: Value = serde_json::from_str(&line).unwrap_or_default();
+                if fields["message"] == "tollgate is serving" {
+                    return fields;
+                }
+            }
+            panic!("it does not serve:\n{}", log.lock().unwrap());
+        };
+        let fields = timeout(BOUND, serving).await.expect("it serves in time");
+        let text = |name: &str| fields[name].as_str().unwrap().to_owned();
+        let kept = Arc::clone(&log);
+        let reader = tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                kept.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        Self { publish: text("publish"), telemetry: text("telemetry"), child, log, reader }
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end: how it ended, and all that it logged.
+    pub async fn ended(mut self) -> (ExitStatus, String) {
+        let status = timeout(BOUND, self.child.wait()).await.expect("it ends in time").unwrap();
+        let mut stdout = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut stdout).await.unwrap();
+        assert_eq!(stdout, "", "serve speaks in its log");
+        (&mut self.reader).await.unwrap();
+        let log = self.log();
+        (status, log)
+    }
+}
