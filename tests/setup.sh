@@ -1,0 +1,56 @@
+#!/bin/sh
+# Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto,
+# and the provider's own Python SDK in target/test-venv. Safe to run again: what is there stays.
+set -eu
+cd "$(dirname "$0")/.."
+
+sdk="alibabacloud-onsmqtt20200420==1.7.1"
+core="alibabacloud-tea-openapi==0.4.6"
+venv="target/test-venv"
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+installed() {
+    dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q "ok installed"
+}
+
+# a python from pyenv or the like serves as well as Debian's
+missing=""
+for package in mosquitto mosquitto-clients; do
+    installed "$package" || missing="$missing $package"
+done
+command -v python3 >/dev/null 2>&1 || missing="$missing python3 python3-venv"
+if [ -z "$missing" ] && ! python3 -c "import ensurepip, venv" 2>/dev/null; then
+    missing=" python3-venv"
+fi
+if [ -n "$missing" ]; then
+    as_root apt-get update
+    # shellcheck disable=SC2086 # a list of words
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
+fi
+
+has_sdk() {
+    "$venv/bin/python" - <<'PY' 2>/dev/null
+from importlib.metadata import version
+import alibabacloud_onsmqtt20200420.client
+assert version("alibabacloud-onsmqtt20200420") == "1.7.1"
+assert version("alibabacloud-tea-openapi") == "0.4.6"
+PY
+}
+
+if ! has_sdk; then
+    mkdir -p target
+    # a half-made environment is made anew
+    rm -rf "$venv"
+    python3 -m venv "$venv" 2>/dev/null || {
+        rm -rf "$venv"
+        python3 -m pip install --user --quiet virtualenv
+        python3 -m virtualenv --quiet "$venv"
+    }
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$sdk" "$core"
+    has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
+fi
+
+echo "tests/setup.sh: mosquitto and $venv are ready"
