@@ -3,3 +3,4 @@
 pub mod answer;
 pub mod config;
 pub mod message;
+pub mod emulator;
