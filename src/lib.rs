@@ -37,7 +37,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod door;
-//pub mod emulator;
+pub mod emulator;
 pub mod keys;
 pub mod message;
 pub mod meter;

@@ -53,16 +53,15 @@ async fn demo(args: &Args) -> Result<(), String> {
         egress_ip_qps: if several { 300 } else { 0 },
         ..emulator::Options::default()
     };
-    let provider = Emulator::start(options).await.map_err(|error| error.to_string())?;
+    let provider = Emulator::start(options).map_err(|error| error.to_string())?;
     let config = configuration(args, &provider.url(), several)?;
     logging::start(&config.telemetry);
     let key = Key::new(DEMO_KEY_ID, DEMO_KEY_SECRET.into(), None, None);
     let keys = Keys::fixed(key.map_err(|error| error.to_string())?);
     // The provider has just been started: nobody can have used its ceilings.
     let sidecar = Sidecar::start(&config, keys, Start::Alone, fastrand::u64(..)).await;
-    let sidecar = sidecar.map_err(|error| {
-        format!("{error}\nChoose other ports with --publish and --telemetry.")
-    })?;
+    let sidecar = sidecar
+        .map_err(|error| format!("{error}\nChoose other ports with --publish and --telemetry."))?;
 
     let publish = sidecar.addresses().publish.join(", ");
     let telemetry = sidecar.addresses().telemetry.clone();

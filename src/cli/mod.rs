@@ -2,11 +2,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where tollgate speaks")]
 
 pub mod check;
-//mod demo;
-//mod emulator;
+mod demo;
+mod emulator;
 mod logging;
 mod serve;
-//mod traffic;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -47,18 +47,24 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Serve(serve::Args),
-    //Demo(demo::Args),
+    Demo(demo::Args),
     Check(check::Args),
-    //Emulator(emulator::Args),
+    Emulator(emulator::EmulatorArgs),
 }
 
 /// Parses the command line and runs its verb.
 pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Serve(args) => serve::run(&args),
-        //Verb::Demo(args) => demo::run(&args),
+        Verb::Demo(args) => demo::run(&args),
         Verb::Check(args) => check::run(args),
-        //Verb::Emulator(args) => emulator::run(args),
+        Verb::Emulator(args) => match runtime(1) {
+            Ok(runtime) => runtime.block_on(emulator::run(args)),
+            Err(error) => {
+                eprintln!("tollgate emulator: the runtime does not start: {error}");
+                exit::FAILED.into()
+            }
+        },
     }
 }
 

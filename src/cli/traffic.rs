@@ -35,7 +35,7 @@ struct Callers {
 
 /// Publishes `rate` messages a second and says each second what became of them. `worst` is the
 /// provider's own count: the most calls that arrived in any sliding second.
-pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> u64) {
+pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> usize) {
     let callers = Arc::new(Callers {
         address,
         idle: Mutex::default(),
@@ -43,7 +43,7 @@ pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> u64) {
         at_once: Arc::new(tokio::sync::Semaphore::new(MAX_CALLERS)),
     });
     println!("{rate} messages a second are published:\n");
-    println!("{:>6} {:>11} {:>9} {:>12}  {}", "second", "delivered", "refused", "retry-after", "worst sliding second at the provider");
+    println!("second  delivered  refused  retry-after  worst sliding second at the provider");
     let start = Instant::now();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -51,7 +51,8 @@ pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> u64) {
     loop {
         let now = ticks.tick().await;
         // Whole messages by now, so that no rate is rounded away.
-        let due = (now - start).as_millis() as u64 * u64::from(rate) / 1_000;
+        let elapsed = u64::try_from((now - start).as_millis()).unwrap_or(u64::MAX);
+        let due = elapsed.saturating_mul(u64::from(rate)) / 1_000;
         for _ in made..due {
             if let Ok(slot) = Arc::clone(&callers.at_once).try_acquire_owned() {
                 let callers = Arc::clone(&callers);
@@ -114,13 +115,14 @@ impl Callers {
         Some(connection)
     }
 
-    fn report(&self, second: u64, worst: u64) {
+    fn report(&self, second: u64, worst: usize) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = std::mem::take(&mut *counts);
         let delivered = counts.statuses.get(&200).copied().unwrap_or(0);
         let refused: u64 = counts.statuses.iter().filter(|s| *s.0 != 200).map(|s| s.1).sum();
         let retry_after = counts.retry_after.map_or_else(|| "–".to_owned(), |s| format!("{s} s"));
-        let lost = if counts.lost > 0 { format!("  ({} lost)", counts.lost) } else { String::new() };
-        println!("{second:>6} {delivered:>11} {refused:>9} {retry_after:>12}  {worst}{lost}");
+        let lost =
+            if counts.lost > 0 { format!("  ({} lost)", counts.lost) } else { String::new() };
+        println!("{second:>6}  {delivered:>9}  {refused:>7}  {retry_after:>11}  {worst}{lost}");
     }
 }

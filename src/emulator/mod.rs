@@ -1,0 +1,148 @@
+//! ApsaraMQ for MQTT on this machine: the provider's `SendMessage` for demos and tests.
+//!
+//! It is an annex: it knows nothing of the rest of this crate. In particular it checks signatures
+//! with code of its own, so that the sender's mistakes do not meet their like here.
+//!
+//! The way of a call: [`server`] reads it, [`traffic`] counts its arrival against the ceilings,
+//! [`send_message`] has it authenticated ([`authentication`]), checks its [`parameters`], plays
+//! [`faults`] and takes the message into the [`ledger`], and [`reply`] words the answer.
+//! [`admin`] serves `/_emulator/*`, [`mqtt`] hands messages to a real broker.
+//!
+//! Where the provider's documents are silent or disagree, this is assumed:
+//! * calls refused for the account's ceiling count towards it, too;
+//! * a call over an address's ceiling has that address blocked at once, until lifted;
+//! * an empty parameter is a missing one;
+//! * 64 KB of payload are 65,536 characters as sent.
+
+mod admin;
+mod authentication;
+mod call;
+mod codes;
+mod faults;
+mod ledger;
+mod lines;
+mod mqtt;
+mod options;
+mod parameters;
+mod refusal;
+mod reply;
+mod report;
+mod send_message;
+mod server;
+mod state;
+mod traffic;
+mod window;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use faults::{Fault, FaultError, Then, parse_duration};
+use mqtt::Broker;
+pub use options::{DEMO_KEY_ID, DEMO_KEY_SECRET, KeyPair, MqttPayload, Options, Over};
+pub use report::{Accepted, MqttReport, Report, Second};
+use state::Shared;
+
+/// A running emulator. Dropped, it stops.
+pub struct Emulator {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Why an emulator did not start.
+#[derive(Debug, Error)]
+pub enum EmulatorError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The broker's URL is none.
+    #[error("{0:?} is not mqtt://host[:port]")]
+    Mqtt(String),
+    /// The faults to start with cannot be played.
+    #[error(transparent)]
+    Faults(#[from] FaultError),
+}
+
+impl Emulator {
+    /// Starts on the current tokio runtime, and panics outside of one.
+    pub fn start(options: Options) -> Result<Self, EmulatorError> {
+        faults::check(&options.faults)?;
+        let refused = |source| EmulatorError::Listen { address: options.listen, source };
+        let listener = server::listen(options.listen).map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let broker = match &options.mqtt {
+            None => None,
+            Some(url) => {
+                let ends = Broker::new(url, options.mqtt_payload);
+                let (broker, flow) = ends.ok_or_else(|| EmulatorError::Mqtt(url.clone()))?;
+                tasks.spawn(stop.clone().run_until_cancelled_owned(flow));
+                Some(broker)
+            }
+        };
+        let shared = Arc::new(Shared::new(options, broker));
+        tasks.spawn(server::accept(listener, Arc::clone(&shared), stop.clone(), tasks.clone()));
+        Ok(Self { address, shared, stop, tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its address as a URL without a path.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Plays these faults instead of the former ones; their time begins now.
+    pub fn set_faults(&self, faults: Vec<Fault>) -> Result<(), FaultError> {
+        faults::check(&faults)?;
+        self.shared.set_faults(faults);
+        Ok(())
+    }
+
+    /// What happened since the start or the last reset.
+    pub fn report(&self) -> Report {
+        self.shared.report()
+    }
+
+    /// Accepted messages that are still kept, oldest first.
+    pub fn messages(&self) -> Vec<Arc<Accepted>> {
+        self.shared.messages()
+    }
+
+    /// Lets blocked addresses in again, and forgets nothing else.
+    pub fn lift_blocks(&self) {
+        self.shared.lift_blocks();
+    }
+
+    /// Forgets all: counts, messages, nonces, blocks, faults.
+    pub fn reset(&self) {
+        self.shared.reset();
+    }
+
+    /// Closes all connections and waits until nothing of it runs any more.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,151 @@
+//! The one operation: from a call that arrived and passed the ceilings to what becomes of it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::authentication;
+use super::call::Call;
+use super::faults::{Fault, Then};
+use super::options::Over;
+use super::parameters::Request;
+use super::refusal::Refusal;
+use super::report::Accepted;
+use super::state::Shared;
+
+/// What the caller will see.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Accepted {
+        msg_id: String,
+    },
+    EmptyMsgId,
+    Refused(Refusal),
+    Html503,
+    Hang,
+    Close,
+    /// Taken, but nobody is told.
+    AcceptedThenClose,
+}
+
+impl Outcome {
+    /// Under which name a call that was not taken is counted.
+    fn not_taken(&self) -> Option<&str> {
+        match self {
+            Self::Accepted { .. } | Self::AcceptedThenClose => None,
+            Self::EmptyMsgId => Some("empty-msgid"),
+            Self::Refused(refusal) => Some(&refusal.code),
+            Self::Html503 => Some("html-503"),
+            Self::Hang => Some("hang"),
+            Self::Close => Some("close"),
+        }
+    }
+}
+
+/// An outcome, and how much later than usual it shows.
+pub(super) struct Verdict {
+    pub(super) outcome: Outcome,
+    pub(super) delay: Duration,
+}
+
+/// A call over the account's ceiling; `room_in` nanoseconds later there is room.
+pub(super) fn over_account(shared: &Shared, room_in: u64) -> Verdict {
+    let refusal = match shared.options.over {
+        Over::SystemOverFlow => Refusal::new("SystemOverFlow"),
+        Over::ThrottlingUser => Refusal {
+            retry_after: Some(room_in.div_ceil(1_000_000).max(1)),
+            ..Refusal::new("Throttling.User")
+        },
+    };
+    refuse(shared, refusal)
+}
+
+/// Refuses a call without a look at it.
+pub(super) fn refuse(shared: &Shared, refusal: Refusal) -> Verdict {
+    settled(shared, Err(refusal))
+}
+
+/// Authentication, then parameters, then faults, then acceptance.
+pub(super) fn settle(shared: &Shared, source: IpAddr, call: &Call<'_>) -> Verdict {
+    let checked = call
+        .check_operation()
+        .and_then(|()| authentication::check(call, &shared.keys, shared.wall()));
+    let verdict = checked.and_then(|signed| {
+        let now = shared.now();
+        {
+            let mut books = shared.books();
+            if !books.ledger.first_use(signed.key_id, signed.nonce, now) {
+                return Err(Refusal::new("SignatureNonceUsed"));
+            }
+            books.ledger.signed(signed.key_id);
+        }
+        let request = Request::read(call)?;
+        if request.is_oversize() {
+            return Ok(Verdict { outcome: Outcome::EmptyMsgId, delay: Duration::ZERO });
+        }
+        let fault = shared.books().faults.draw(request.topic, now);
+        Ok(match fault {
+            None => Verdict { outcome: accept(shared, source, &request), delay: Duration::ZERO },
+            Some(fault) => play(fault, || accept(shared, source, &request)),
+        })
+    });
+    settled(shared, verdict)
+}
+
+fn settled(shared: &Shared, verdict: Result<Verdict, Refusal>) -> Verdict {
+    let refused = |refusal| Verdict { outcome: Outcome::Refused(refusal), delay: Duration::ZERO };
+    let verdict = verdict.unwrap_or_else(refused);
+    if let Some(name) = verdict.outcome.not_taken() {
+        shared.books().ledger.refuse(name);
+    }
+    verdict
+}
+
+fn play(fault: Fault, accept: impl FnOnce() -> Outcome) -> Verdict {
+    let outcome = match (fault.then, fault.code) {
+        (Then::Answer, None) => accept(),
+        (Then::Answer, Some(code)) => {
+            let refusal = Refusal { retry_after: fault.retry_after_ms, ..Refusal::new(code) };
+            let status = fault.status.unwrap_or(refusal.status);
+            Outcome::Refused(Refusal { status, ..refusal })
+        }
+        (Then::Close, _) => Outcome::Close,
+        (Then::Hang, _) => Outcome::Hang,
+        (Then::EmptyMsgid, _) => Outcome::EmptyMsgId,
+        (Then::Html503, _) => Outcome::Html503,
+        (Then::DeliverThenClose, _) => {
+            accept();
+            Outcome::AcceptedThenClose
+        }
+    };
+    Verdict { outcome, delay: fault.latency.unwrap_or_default() }
+}
+
+fn accept(shared: &Shared, source: IpAddr, request: &Request<'_>) -> Outcome {
+    let Request { instance, topic, payload } = *request;
+    let msg_id = upper_hex(Uuid::new_v4());
+    let message = Arc::new(Accepted {
+        time: shared.wall(),
+        source,
+        instance: instance.to_owned(),
+        topic: topic.to_owned(),
+        payload: payload.to_owned(),
+        msg_id: msg_id.clone(),
+    });
+    let content = shared.hash(instance, topic, payload);
+    {
+        let mut books = shared.books();
+        books.traffic.accepted(message.time.as_second());
+        books.ledger.accept(Arc::clone(&message), content, shared.now());
+    }
+    if let Some(broker) = &shared.broker {
+        broker.hand_over(&message);
+    }
+    Outcome::Accepted { msg_id }
+}
+
+fn upper_hex(id: Uuid) -> String {
+    id.simple().encode_upper(&mut Uuid::encode_buffer()).to_owned()
+}

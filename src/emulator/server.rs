@@ -1,0 +1,149 @@
+//! Connections: accepting them, reading requests off them, and closing them without a word.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::admin;
+use super::call::Call;
+use super::refusal::Refusal;
+use super::reply::{self, Body};
+use super::send_message::{self, Outcome, Verdict};
+use super::state::Shared;
+use super::traffic::Arrival;
+
+const MOST_CONNECTIONS: usize = 16_384;
+/// Connections that wait to be accepted: tests open thousands at once.
+const BACKLOG: u32 = 4096;
+const MOST_BODY: usize = 1 << 20;
+/// A call that hangs is let go after this long even if its caller never gives up.
+const LONGEST_HANG: Duration = Duration::from_secs(120);
+
+/// Makes hyper close the connection without an answer.
+#[derive(Debug, Error)]
+#[error("the connection is closed without an answer")]
+struct HangUp;
+
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Accepts until stopped.
+pub(super) async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let accepting = async {
+        while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let (shared, stop) = (Arc::clone(&shared), stop.clone());
+                    tasks.spawn(async move {
+                        tokio::select! {
+                            () = connection(stream, peer.ip().to_canonical(), shared) => {}
+                            () = stop.cancelled() => {}
+                        }
+                        drop(permit);
+                    });
+                }
+                // out of file descriptors, or a caller that was gone too soon
+                Err(error) => {
+                    tracing::warn!(%error, "no connection accepted");
+                    sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn connection(stream: TcpStream, source: IpAddr, shared: Arc<Shared>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "no TCP_NODELAY");
+    }
+    let idle = shared.options.idle;
+    let service = service_fn(|request| handle(&shared, source, request));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // its time runs while a kept-alive connection waits for the next request, too
+        .header_read_timeout(idle)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%source, %error, "connection ended");
+    }
+}
+
+async fn handle(
+    shared: &Shared,
+    source: IpAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, HangUp> {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    if path.starts_with(admin::PREFIX) {
+        let body = read(shared, body).await?;
+        return Ok(admin::answer(shared, &parts.method, path, &body));
+    }
+
+    let arrival = shared.arrive(source);
+    if arrival == Arrival::Blocked {
+        return Err(HangUp);
+    }
+    let body = read(shared, body).await?;
+    let verdict = match arrival {
+        Arrival::OverAccount(room_in) => send_message::over_account(shared, room_in),
+        _ if path == "/" => send_message::settle(shared, source, &Call::new(&parts, &body)),
+        _ => send_message::refuse(shared, Refusal::new("InvalidApi.NotFound")),
+    };
+    let Verdict { outcome, delay } = verdict;
+    let delay = delay + shared.options.latency;
+    if !delay.is_zero() {
+        sleep(delay).await;
+    }
+    let mut reply = match outcome {
+        Outcome::Accepted { msg_id } => reply::taken(&msg_id),
+        Outcome::EmptyMsgId => reply::taken(""),
+        Outcome::Refused(refusal) => reply::refused(&refusal, &parts.headers),
+        Outcome::Html503 => reply::html_503(),
+        Outcome::Close | Outcome::AcceptedThenClose => return Err(HangUp),
+        Outcome::Hang => {
+            sleep(LONGEST_HANG).await;
+            return Err(HangUp);
+        }
+    };
+    if shared.options.clock_offset != 0 {
+        reply::set_date(&mut reply, shared.wall());
+    }
+    Ok(reply)
+}
+
+/// The whole body; one that is too large or too slow is not worth an answer.
+async fn read(shared: &Shared, body: Incoming) -> Result<Bytes, HangUp> {
+    let whole = timeout(shared.options.idle, Limited::new(body, MOST_BODY).collect()).await;
+    Ok(whole.map_err(|_| HangUp)?.map_err(|_| HangUp)?.to_bytes())
+}
