@@ -21,7 +21,8 @@ pub enum Class {
 pub(super) struct Waiter {
     pub(super) to: oneshot::Sender<Permit>,
     pub(super) since: Instant,
-    pub(super) deadline: Instant,
+    /// Later than this, its call would not be answered in time.
+    pub(super) send_by: Instant,
     /// The ceiling that made it wait.
     pub(super) ceiling: Kind,
 }
@@ -67,11 +68,11 @@ impl Lanes {
         }
     }
 
-    /// Drops waiters at the heads who are past their deadline or have hung up; their receivers
+    /// Drops waiters at the heads who are too late or have hung up; their receivers
     /// notice.
     pub(super) fn forget_the_late(&mut self, now: Instant) {
         for lane in [&mut self.fresh, &mut self.retry] {
-            while lane.front().is_some_and(|w| w.deadline <= now || w.to.is_closed()) {
+            while lane.front().is_some_and(|w| w.send_by <= now || w.to.is_closed()) {
                 lane.pop_front();
             }
         }

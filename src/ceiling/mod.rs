@@ -4,6 +4,7 @@
 //! refusal. A [`Permit`] names the egress address and is good for one call. Every permit counts
 //! against the account's window and against its egress address's.
 
+mod call_time;
 mod lanes;
 mod permit;
 mod shaper;
@@ -122,21 +123,21 @@ pub enum Ticket {
 #[derive(Debug)]
 pub struct Waiting {
     grant: oneshot::Receiver<Permit>,
-    deadline: Instant,
+    send_by: Instant,
 }
 
 impl Ticket {
     /// The permit, when its turn has come.
     ///
     /// # Errors
-    /// [`Refused::TimedOut`] at the request's deadline.
+    /// [`Refused::TimedOut`] when it is too late for a call to be answered by the deadline.
     pub async fn permit(self) -> Result<Permit, Refused> {
         match self {
             Self::Ready(permit) => Ok(permit),
-            Self::Waiting(Waiting { grant, deadline }) => {
-                match tokio::time::timeout_at(deadline, grant).await {
+            Self::Waiting(Waiting { grant, send_by }) => {
+                match tokio::time::timeout_at(send_by, grant).await {
                     Ok(Ok(permit)) => Ok(permit),
-                    // The dispatcher drops whose deadline has passed, too.
+                    // The dispatcher drops who is too late, too.
                     Ok(Err(_)) | Err(_) => Err(Refused::TimedOut),
                 }
             }
@@ -163,7 +164,7 @@ impl Ceiling {
         Self { shared }
     }
 
-    /// Asks for a permit for one call that should be sent by `deadline`.
+    /// Asks for a permit for one call that should be answered by `deadline`.
     ///
     /// # Errors
     /// At once, if its turn would come too late or the waiting room is full.
@@ -179,14 +180,16 @@ impl Ceiling {
             drop(state);
             return Ok(Ticket::Ready(Permit::new(&self.shared, egress, now, None)));
         }
-        let ceiling = state.admit(now, deadline)?;
+        // A call that is sent too late is one whose caller can no longer be told what became of it.
+        let send_by = state.send_by(now, deadline);
+        let ceiling = state.admit(now, send_by)?;
         let (to, grant) = oneshot::channel();
-        state.enqueue(class, Waiter { to, since: now, deadline, ceiling });
+        state.enqueue(class, Waiter { to, since: now, send_by, ceiling });
         drop(state);
         if first {
             self.shared.changed.notify_one();
         }
-        Ok(Ticket::Waiting(Waiting { grant, deadline }))
+        Ok(Ticket::Waiting(Waiting { grant, send_by }))
     }
 
     /// Takes up other ceilings without forgetting what was spent.

@@ -4,16 +4,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::call_time::CallTime;
 use super::lanes::{Class, Lanes, Waiter};
 use super::shaper::Shaper;
 use super::window::Window;
 use super::{Kind, Refused};
 use crate::config;
 
-/// What a call is taken to need before one was seen.
-const FIRST_CALL: Duration = Duration::from_millis(20);
-/// The weight of a new call in the mean.
-const SMOOTHING: f64 = 0.1;
+/// How far an estimate of a wait may be off, as a part of it.
+const DOUBT: u32 = 50;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -23,8 +22,8 @@ pub(super) struct State {
     shaper: Option<Shaper>,
     lanes: Lanes,
     max_waiting: usize,
-    /// Moving mean of a call's time, from permit to answer.
-    call: Duration,
+    /// From permit to answer.
+    call: CallTime,
     limits: [Option<u32>; 2],
     decisions: [Decisions; 2],
     /// For addresses without a ceiling of their own: whose turn it is.
@@ -95,7 +94,7 @@ impl State {
             shaper: None,
             lanes: Lanes::new(config.retry_share),
             max_waiting,
-            call: FIRST_CALL,
+            call: CallTime::new(),
             limits: [None, None],
             decisions: [Decisions::default(); 2],
             turn: 0,
@@ -191,7 +190,7 @@ impl State {
     }
 
     pub(super) fn call_took(&mut self, time: Duration) {
-        self.call = self.call.mul_f64(1.0 - SMOOTHING) + time.mul_f64(SMOOTHING);
+        self.call.observe(time);
     }
 
     // === the waiting room ===
@@ -212,8 +211,14 @@ impl State {
         self.lanes.forget_the_late(now);
     }
 
-    /// Whether one more may wait until `deadline`, and for which ceiling.
-    pub(super) fn admit(&mut self, now: Instant, deadline: Instant) -> Result<Kind, Refused> {
+    /// By when a call must be sent to be answered by `deadline`. Half of a caller's patience at
+    /// most goes to the call, so that a slow upstream alone never shuts the door.
+    pub(super) fn send_by(&self, now: Instant, deadline: Instant) -> Instant {
+        deadline - self.call.most().min((deadline - now) / 2)
+    }
+
+    /// Whether one more may wait to be sent by then, and for which ceiling.
+    pub(super) fn admit(&mut self, now: Instant, send_by: Instant) -> Result<Kind, Refused> {
         if self.lanes.len() >= self.max_waiting {
             let (ceiling, _) = self.estimate(0, now);
             self.decisions[ceiling as usize].refused += 1;
@@ -221,23 +226,18 @@ impl State {
             return Err(Refused::RoomFull { retry_after: half - now });
         }
         let (ceiling, turn) = self.estimate(self.lanes.len(), now);
-        // A caller waits for the answer, not for the permit. Half of its patience at most goes to
-        // the call, so that a slow upstream alone never shuts the door.
-        let answer = turn + self.call.min((deadline - now) / 2);
-        if answer > deadline {
+        let turn = turn + (turn - now) / DOUBT;
+        if turn > send_by {
             self.decisions[ceiling as usize].refused += 1;
-            return Err(Refused::WaitTooLong {
-                ceiling,
-                wait: turn - now,
-                retry_after: answer - deadline.max(now),
-            });
+            let retry_after = turn - send_by;
+            return Err(Refused::WaitTooLong { ceiling, wait: turn - now, retry_after });
         }
         Ok(ceiling)
     }
 
     /// When the `k`th in line will have its permit, and which ceiling decides it.
     fn estimate(&mut self, k: usize, now: Instant) -> (Kind, Instant) {
-        let call = self.call;
+        let call = self.call.mean();
         let spread = self.shaper.as_ref().map_or(Duration::ZERO, Shaper::period);
         let account = self.account.as_mut().map_or(now, |w| w.estimate(k, now, call, spread));
         let addresses = self.egress.len();
