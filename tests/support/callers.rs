@@ -1,0 +1,79 @@
+//! Many callers at once, each with a connection of its own, each posting again when it is answered.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::LocalSet;
+use tokio::time::Instant;
+
+/// One answered request: when it was asked, how long it took, what it was told.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    pub at: Instant,
+    pub took: Duration,
+    pub status: u16,
+}
+
+/// Runs so many callers until then and returns every answer they got. A connection that ends, as
+/// when the sidecar is killed, is opened again.
+pub async fn run(address: &str, callers: usize, until: Instant) -> Vec<Asked> {
+    let answers = Rc::new(RefCell::new(Vec::new()));
+    let local = LocalSet::new();
+    for caller in 0..callers {
+        let (answers, address) = (Rc::clone(&answers), address.to_owned());
+        local.spawn_local(async move {
+            let mut connection = None;
+            let mut number = 0;
+            while Instant::now() < until {
+                let at = Instant::now();
+                let body = format!("{caller}-{number}");
+                let exchange = exchange(&address, connection.take(), body);
+                match tokio::time::timeout(super::http::BOUND, exchange).await {
+                    Ok(Some((status, kept))) => {
+                        connection = Some(kept);
+                        number += 1;
+                        answers.borrow_mut().push(Asked { at, took: at.elapsed(), status });
+                    }
+                    Ok(None) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(_) => panic!("a request hangs"),
+                }
+            }
+        });
+    }
+    local.await;
+    answers.take()
+}
+
+type Connection = SendRequest<Full<Bytes>>;
+
+async fn exchange(
+    address: &str,
+    kept: Option<Connection>,
+    body: String,
+) -> Option<(u16, Connection)> {
+    let mut connection = match kept {
+        Some(connection) => connection,
+        None => {
+            let stream = TcpStream::connect(address).await.ok()?;
+            let (connection, driver) = handshake(TokioIo::new(stream)).await.ok()?;
+            tokio::spawn(async move { drop(driver.await) });
+            connection
+        }
+    };
+    connection.ready().await.ok()?;
+    let request = Request::post("/publish/TopicA")
+        .header("host", address)
+        .body(Full::new(Bytes::from(body)))
+        .unwrap();
+    let answer = connection.send_request(request).await.ok()?;
+    let status = answer.status().as_u16();
+    answer.into_body().collect().await.ok()?;
+    Some((status, connection))
+}
