@@ -186,7 +186,10 @@ fn ceilings(facts: &Facts) -> Families {
         }
     }
     let mode = Family::gauge("tollgate_fleet_mode", "How the ceilings are shared")
-        .value(&[("mode", "alone")], 1.0);
+        .value(&[("mode", "alone")], 1.0)
+        .value(&[("mode", "shared")], 0.0)
+        .value(&[("mode", "cut_off")], 0.0)
+        .value(&[("mode", "closed")], 0.0);
     [limit, share, used, parked, decisions, mode].map(Family::done).into()
 }
 
