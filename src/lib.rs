@@ -1,6 +1,7 @@
 //! tollgate: a sidecar between services and Alibaba Cloud ApsaraMQ for MQTT.
 
 pub mod answer;
+pub mod cli;
 pub mod config;
-pub mod message;
 pub mod emulator;
+pub mod message;

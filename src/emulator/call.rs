@@ -33,7 +33,8 @@ const API_VERSION: &str = "2020-04-20";
 
 impl<'a> Call<'a> {
     pub(super) fn new(parts: &'a Parts, body: &'a [u8]) -> Self {
-        let form = match (text(&parts.headers, header::CONTENT_TYPE.as_str()), str::from_utf8(body)) {
+        let form = match (text(&parts.headers, header::CONTENT_TYPE.as_str()), str::from_utf8(body))
+        {
             (Some(kind), Ok(body)) if is_form(kind) => pairs(body),
             _ => Vec::new(),
         };
@@ -126,8 +127,7 @@ mod tests {
     #[test]
     fn decodes_what_sdks_send() {
         let decoded = pairs("a=TopicA%2Fsub+1%2F%C3%A9%2A~&b=*&c&&d=%2B%zz=");
-        let expected =
-            [("a", "TopicA/sub 1/é*~"), ("b", "*"), ("c", ""), ("d", "+%zz=")];
+        let expected = [("a", "TopicA/sub 1/é*~"), ("b", "*"), ("c", ""), ("d", "+%zz=")];
         assert_eq!(decoded.len(), expected.len());
         for ((name, value), (n, v)) in decoded.iter().zip(expected) {
             assert_eq!((name.as_ref(), value.as_ref()), (n, v));

@@ -13,8 +13,16 @@ const CODES: &[(&str, u16, &str)] = &[
     ("InternalError", 500, "An internal error occurred. Please try again later."),
     ("ParameterCheckFailed", 400, "The parameter check failed."),
     ("PermissionCheckFailed", 400, "You may not use this topic, group or instance."),
-    ("SendMessageFailed", 500, "A storage exception occurred while sending the message. Please try again."),
-    ("SystemOverFlow", 500, "The system is overloaded and throttling was triggered. Please try again later."),
+    (
+        "SendMessageFailed",
+        500,
+        "A storage exception occurred while sending the message. Please try again.",
+    ),
+    (
+        "SystemOverFlow",
+        500,
+        "The system is overloaded and throttling was triggered. Please try again later.",
+    ),
     // throttling
     ("Rejected.Throttling", 400, "Request was denied due to request throttling."),
     ("Throttling", 400, "Request was denied due to request throttling."),
@@ -31,12 +39,20 @@ const CODES: &[(&str, u16, &str)] = &[
     ("InvalidTimeStamp.Expired", 400, "Specified time stamp or date value is expired."),
     ("InvalidTimeStamp.Format", 400, "Specified time stamp or date value is not well formatted."),
     // keys
-    ("Forbidden.RAM", 403, "User not authorized to operate on the specified resource, or this API doesn't support RAM."),
+    (
+        "Forbidden.RAM",
+        403,
+        "User not authorized to operate on the specified resource, or this API doesn't support RAM.",
+    ),
     ("InvalidAccessKeyId.Inactive", 400, "Specified access key is disabled."),
     ("InvalidAccessKeyId.NotFound", 404, "Specified access key is not found."),
     ("InvalidSecurityToken.Expired", 400, "Specified SecurityToken is expired."),
     ("InvalidSecurityToken.Malformed", 400, "Specified SecurityToken is malformed."),
-    ("InvalidSecurityToken.MismatchWithAccessKey", 400, "Specified SecurityToken mismatch with the AccessKey."),
+    (
+        "InvalidSecurityToken.MismatchWithAccessKey",
+        400,
+        "Specified SecurityToken mismatch with the AccessKey.",
+    ),
     ("MissingSecurityToken", 400, "SecurityToken is mandatory for this action."),
     // request
     ("InvalidApi.NotFound", 404, "Specified api is not found, please check your url and method."),
@@ -51,7 +67,9 @@ pub(super) fn status_and_message(code: &str) -> (u16, &'static str) {
     CODES
         .iter()
         .find(|(name, ..)| *name == code)
-        .map_or((BAD_REQUEST, "The request was refused."), |&(_, status, message)| (status, message))
+        .map_or((BAD_REQUEST, "The request was refused."), |&(_, status, message)| {
+            (status, message)
+        })
 }
 
 #[cfg(test)]

@@ -50,9 +50,7 @@ impl Broker {
         let as_sent = || message.payload.clone().into_bytes();
         let bytes = match self.payload {
             MqttPayload::AsSent => as_sent(),
-            MqttPayload::Decoded => {
-                STANDARD.decode(&message.payload).unwrap_or_else(|_| as_sent())
-            }
+            MqttPayload::Decoded => STANDARD.decode(&message.payload).unwrap_or_else(|_| as_sent()),
         };
         let topic = message.topic.as_str();
         if self.client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_err() {

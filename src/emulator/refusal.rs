@@ -24,8 +24,7 @@ impl Refusal {
 
     /// A mandatory parameter did not come.
     pub(super) fn missing(parameter: &str) -> Self {
-        Self::new("MissingParameter")
-            .saying(format!("{parameter} is mandatory for this action."))
+        Self::new("MissingParameter").saying(format!("{parameter} is mandatory for this action."))
     }
 
     pub(super) fn saying(self, message: impl Into<Cow<'static, str>>) -> Self {

@@ -68,7 +68,8 @@ pub(super) fn refused(refusal: &Refusal, request: &HeaderMap) -> Response<Body> 
 
 /// What a load balancer on the way says when nobody is behind it.
 pub(super) fn html_503() -> Response<Body> {
-    const PAGE: &[u8] = b"<html>\r\n<head><title>503 Service Temporarily Unavailable</title></head>\
+    const PAGE: &[u8] =
+        b"<html>\r\n<head><title>503 Service Temporarily Unavailable</title></head>\
         \r\n<body><h1>503 Service Temporarily Unavailable</h1></body>\r\n</html>\r\n";
     whole(StatusCode::SERVICE_UNAVAILABLE, HTML, Bytes::from_static(PAGE))
 }

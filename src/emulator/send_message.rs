@@ -18,7 +18,9 @@ use super::state::Shared;
 /// What the caller will see.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Accepted { msg_id: String },
+    Accepted {
+        msg_id: String,
+    },
     EmptyMsgId,
     Refused(Refusal),
     Html503,

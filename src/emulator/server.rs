@@ -19,20 +19,20 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admin;
 use super::call::Call;
 use super::refusal::Refusal;
 use super::reply::{self, Body};
 use super::send_message::{self, Outcome, Verdict};
 use super::state::Shared;
 use super::traffic::Arrival;
-use super::admin;
 
 const MOST_CONNECTIONS: usize = 16_384;
 /// Connections that wait to be accepted: tests open thousands at once.
 const BACKLOG: u32 = 4096;
 const MOST_BODY: usize = 1 << 20;
 /// A call that hangs is let go after this long even if its caller never gives up.
-const LONGEST_HANG: Duration = Duration::from_secs(120);
+const LONGEST_HANG: Duration = Duration::from_mins(2);
 
 /// Makes hyper close the connection without an answer.
 #[derive(Debug, Error)]

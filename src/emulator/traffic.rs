@@ -92,7 +92,8 @@ impl Traffic {
             && count > ceilings.egress_ip
         {
             let end = ceilings.block_for.and_then(|lasts| u64::try_from(lasts.as_nanos()).ok());
-            source.block = end.map_or(Block::UntilLifted, |lasts| Block::Until(at.saturating_add(lasts)));
+            source.block =
+                end.map_or(Block::UntilLifted, |lasts| Block::Until(at.saturating_add(lasts)));
         }
         !matches!(source.block, Block::None)
     }

@@ -184,7 +184,9 @@ fn v3_refuses_what_was_changed() {
     assert_eq!(code, "SignatureDoesNotMatch");
     let code = v3_after(|parts, _| authorization_with(parts, "Signature=1", "Signature=2"));
     assert_eq!(code, "SignatureDoesNotMatch");
-    let code = v3_after(|parts, _| authorization_with(parts, "=content-type;host;", "=host;content-type;"));
+    let code = v3_after(|parts, _| {
+        authorization_with(parts, "=content-type;host;", "=host;content-type;");
+    });
     assert_eq!(code, "SignatureDoesNotMatch");
 }
 
@@ -206,7 +208,12 @@ fn v3_refuses_what_is_incomplete() {
         });
         assert_eq!(code, "IncompleteSignature", "{absent} absent");
     }
-    for (from, to) in [(",Sig", ", Sig"), ("Credential=testid,", ""), ("Signature=", "Sig="), ("-SHA256 ", "-SHA256")] {
+    for (from, to) in [
+        (",Sig", ", Sig"),
+        ("Credential=testid,", ""),
+        ("Signature=", "Sig="),
+        ("-SHA256 ", "-SHA256"),
+    ] {
         let code = v3_after(|parts, _| authorization_with(parts, from, to));
         assert_eq!(code, "IncompleteSignature", "{from} {to}");
     }
@@ -238,7 +245,9 @@ fn v1_refuses_what_was_changed_or_is_incomplete() {
     assert_eq!(v1_after("SignatureMethod", Some("HMAC-SHA256")), "InvalidSignatureMethod");
     assert_eq!(v1_after("SignatureVersion", Some("2.0")), "IncompleteSignature");
     assert_eq!(v1_after("AccessKeyId", Some("nobody")), "InvalidAccessKeyId.NotFound");
-    for name in ["AccessKeyId", "SignatureNonce", "SignatureMethod", "SignatureVersion", "Timestamp"] {
+    for name in
+        ["AccessKeyId", "SignatureNonce", "SignatureMethod", "SignatureVersion", "Timestamp"]
+    {
         assert_eq!(v1_after(name, None), "IncompleteSignature", "{name}");
     }
 }

@@ -1,0 +1,258 @@
+//! `tollgate emulator`: the provider on this machine.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::emulator::{
+    DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, Fault, KeyPair, MqttPayload, Options, Over,
+    parse_duration,
+};
+
+const FAILED: u8 = 1;
+const INVALID: u8 = 4;
+
+/// Plays ApsaraMQ for MQTT on this machine.
+///
+/// Serves `SendMessage` the way the provider does: both signatures, its limits, its errors. An
+/// address that goes over its ceiling is blocked until POST /_emulator/reset.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: every third call fails, and a broker gets the rest
+  echo '[{\"code\":\"SystemOverFlow\",\"probability\":0.3}]' > faults.json
+  tollgate emulator --keys my-id=my-secret --faults faults.json --mqtt mqtt://127.0.0.1:1883
+  curl -s http://127.0.0.1:9460/_emulator/report")]
+pub struct EmulatorArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9460")]
+    listen: SocketAddr,
+
+    /// Calls a second in all, beyond which calls are throttled; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    account_qps: u32,
+
+    /// Calls a second from one address, beyond which it is blocked; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    egress_ip_qps: u32,
+
+    /// Access keys, with :token for a temporary one [default: demo-key-id=demo-key-secret]
+    #[arg(long, value_name = "ID=SECRET[:TOKEN]", value_delimiter = ',', value_parser = key)]
+    keys: Vec<KeyPair>,
+
+    /// Broker that gets each accepted message, mqtt://[user:password@]host[:port]
+    #[arg(long, value_name = "URL")]
+    mqtt: Option<String>,
+
+    /// Whether the broker gets payloads Base64-decoded
+    #[arg(long, value_enum, default_value_t = PayloadArg::Decoded, requires = "mqtt")]
+    mqtt_payload: PayloadArg,
+
+    /// Wait before every answer, such as 20ms
+    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
+    latency: Duration,
+
+    /// How calls over the account's ceiling are refused
+    #[arg(long, value_enum, default_value_t = OverArg::ThrottlingUser)]
+    over: OverArg,
+
+    /// JSON list of faults to play from the start, as for POST /_emulator/faults
+    #[arg(long, value_name = "FILE")]
+    faults: Option<PathBuf>,
+
+    /// Decides which calls a fault's probability hits
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PayloadArg {
+    Decoded,
+    AsSent,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OverArg {
+    #[value(name = "Throttling.User")]
+    ThrottlingUser,
+    #[value(name = "SystemOverFlow")]
+    SystemOverFlow,
+}
+
+/// Reads `id=secret` or `id=secret:token`.
+fn key(text: &str) -> Result<KeyPair, String> {
+    let (id, rest) = text.split_once('=').ok_or("a key is id=secret or id=secret:token")?;
+    let (secret, token) = match rest.split_once(':') {
+        Some((secret, token)) => (secret, Some(token)),
+        None => (rest, None),
+    };
+    if id.is_empty() || secret.is_empty() || token.is_some_and(str::is_empty) {
+        return Err("neither id nor secret nor token may be empty".to_owned());
+    }
+    Ok(KeyPair { id: id.to_owned(), secret: secret.to_owned(), token: token.map(str::to_owned) })
+}
+
+impl EmulatorArgs {
+    fn into_options(self, faults: Vec<Fault>) -> Options {
+        let default = Options::default();
+        Options {
+            listen: self.listen,
+            account_qps: self.account_qps,
+            egress_ip_qps: self.egress_ip_qps,
+            keys: if self.keys.is_empty() { default.keys } else { self.keys },
+            mqtt: self.mqtt,
+            mqtt_payload: match self.mqtt_payload {
+                PayloadArg::Decoded => MqttPayload::Decoded,
+                PayloadArg::AsSent => MqttPayload::AsSent,
+            },
+            latency: self.latency,
+            over: match self.over {
+                OverArg::ThrottlingUser => Over::ThrottlingUser,
+                OverArg::SystemOverFlow => Over::SystemOverFlow,
+            },
+            faults,
+            seed: self.seed,
+            ..default
+        }
+    }
+}
+
+/// Runs until interrupted.
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "verbs talk to people")]
+pub async fn run(args: EmulatorArgs) -> ExitCode {
+    let faults = match &args.faults {
+        None => Vec::new(),
+        Some(file) => match read_faults(file) {
+            Ok(faults) => faults,
+            Err(error) => {
+                eprintln!("tollgate emulator: {}: {error}", file.display());
+                return ExitCode::from(INVALID);
+            }
+        },
+    };
+    let options = args.into_options(faults);
+    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
+        eprintln!("tollgate emulator: cannot listen for signals");
+        return ExitCode::from(FAILED);
+    };
+    let emulator = match Emulator::start(options.clone()) {
+        Ok(emulator) => emulator,
+        Err(error) => {
+            eprintln!("tollgate emulator: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    print!("{}", screen(&emulator.url(), &options));
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    emulator.stop().await;
+    ExitCode::SUCCESS
+}
+
+fn read_faults(file: &PathBuf) -> Result<Vec<Fault>, String> {
+    let json = std::fs::read(file).map_err(|error| error.to_string())?;
+    Fault::parse_list(&json).map_err(|error| error.to_string())
+}
+
+/// A key without its secret, unless that is no secret.
+fn line_of(key: &KeyPair) -> String {
+    let is_demo = key.id == DEMO_KEY_ID && key.secret == DEMO_KEY_SECRET;
+    let secret = if is_demo { DEMO_KEY_SECRET } else { "(as given)" };
+    let token = if key.token.is_some() { " and a token" } else { "" };
+    format!("{} with secret {secret}{token}", key.id)
+}
+
+/// What a person needs to know to use it, on one screen.
+fn screen(url: &str, options: &Options) -> String {
+    let keys: Vec<_> = options.keys.iter().map(line_of).collect();
+    let keys = keys.join("\n            ");
+    let limit = |qps: u32, beyond: &str| match qps {
+        0 => "no limit".to_owned(),
+        _ => format!("{qps} calls/s, beyond: {beyond}"),
+    };
+    let account = limit(options.account_qps, "throttled");
+    let egress_ip = limit(options.egress_ip_qps, "the address is blocked");
+    format!(
+        "ApsaraMQ for MQTT is played at {url}
+  keys      {keys}
+  account   {account}
+  address   {egress_ip}
+  broker    {}
+
+  POST /    SendMessage, signed
+  curl -s {url}/_emulator/report
+  curl -s {url}/_emulator/messages
+  curl -s {url}/_emulator/faults -d '[{{\"code\":\"SystemOverFlow\",\"probability\":0.3,\"for\":\"10s\"}}]'
+  curl -s {url}/_emulator/reset -X POST
+  curl -s {url}/_emulator/blocked -X DELETE
+
+Ctrl-C stops it.
+",
+        options.mqtt.as_deref().map_or("none", |url| url.rsplit('@').next().unwrap_or(url)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: EmulatorArgs,
+    }
+
+    fn options(args: &str) -> Result<Options, clap::Error> {
+        let words = std::iter::once("emulator").chain(args.split_whitespace());
+        Ok(Cli::try_parse_from(words)?.args.into_options(Vec::new()))
+    }
+
+    #[test]
+    fn without_flags_the_published_limits_and_the_demo_key() {
+        let (given, default) = (options("").unwrap(), Options::default());
+        assert_eq!(given.listen, default.listen);
+        assert_eq!((given.account_qps, given.egress_ip_qps), (1000, 300));
+        assert_eq!(given.keys, [KeyPair::new("demo-key-id", "demo-key-secret")]);
+        assert_eq!((given.latency, given.over), (default.latency, default.over));
+    }
+
+    #[test]
+    fn every_flag() {
+        let given = options(
+            "--listen 127.0.0.1:0 --account-qps 5 --egress-ip-qps 0 --keys a=b,c=d:e=f:g \
+             --mqtt mqtt://127.0.0.1:1883 --mqtt-payload as-sent --latency 20ms \
+             --over SystemOverFlow --seed 9",
+        );
+        let given = given.unwrap();
+        assert_eq!(given.listen.port(), 0);
+        assert_eq!((given.account_qps, given.egress_ip_qps, given.seed), (5, 0, 9));
+        assert_eq!(given.keys, [KeyPair::new("a", "b"), KeyPair::with_token("c", "d", "e=f:g")]);
+        assert_eq!(given.mqtt.as_deref(), Some("mqtt://127.0.0.1:1883"));
+        assert_eq!(given.mqtt_payload, MqttPayload::AsSent);
+        assert_eq!(given.latency, Duration::from_millis(20));
+        assert_eq!(given.over, Over::SystemOverFlow);
+    }
+
+    #[test]
+    fn wrong_usage() {
+        for args in ["--keys a", "--keys =b", "--keys a=b:", "--latency soon", "--over Throttling"]
+        {
+            assert!(options(args).is_err(), "{args}");
+        }
+    }
+
+    #[test]
+    fn the_screen_shows_no_secret_but_the_demo_keys() {
+        let given = options("--keys a=hidden --mqtt mqtt://u:hidden@h").unwrap();
+        let screen = screen("http://x", &given);
+        assert!(screen.contains("a with secret (as given)"), "{screen}");
+        assert!(!screen.contains("hidden"), "{screen}");
+    }
+}
