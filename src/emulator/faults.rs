@@ -198,8 +198,8 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 
 /// Reads `"10s"`, `"1m 30s"`, `"250ms"`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let signed: SignedDuration = text.parse().map_err(|e: jiff::Error| e.to_string())?;
-    Duration::try_from(signed).map_err(|_| format!("{text:?} is negative"))
+    let duration = text.parse::<SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
+    duration.ok_or_else(|| format!("{text:?} is no duration such as \"10s\" or \"250ms\""))
 }
 
 #[cfg(test)]

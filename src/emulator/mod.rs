@@ -3,10 +3,10 @@
 //! It is an annex: it knows nothing of the rest of this crate. In particular it checks signatures
 //! with code of its own, so that the sender's mistakes do not meet their like here.
 //!
-//! The way of a call: [`server`] reads it, [`traffic`] counts its arrival against the ceilings,
-//! [`send_message`] has it authenticated ([`authentication`]), checks its [`parameters`], plays
-//! [`faults`] and takes the message into the [`ledger`], and [`reply`] words the answer.
-//! [`admin`] serves `/_emulator/*`, [`mqtt`] hands messages to a real broker.
+//! The way of a call: `server` reads it, `traffic` counts its arrival against the ceilings,
+//! `send_message` has it authenticated (`authentication`), checks its `parameters`, plays
+//! `faults` and takes the message into the `ledger`, and `reply` words the answer.
+//! `admin` serves `/_emulator/*`, `mqtt` hands messages to a real broker.
 //!
 //! Where the provider's documents are silent or disagree, this is assumed:
 //! * calls refused for the account's ceiling count towards it, too;

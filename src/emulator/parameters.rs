@@ -43,18 +43,15 @@ fn reason_against(topic: &str) -> Option<&'static str> {
         return Some("MqttTopic: the parent topic has at least 3 characters.");
     }
     if let Some((parent, client)) = topic.split_once("/p2p/") {
-        return match is_level(parent) && parent.len() <= MOST_TOPIC && is_client(client) {
-            true => None,
-            false => Some("MqttTopic: parent/p2p/GroupID@@@DeviceID, the client id at most 64."),
-        };
+        let fine = is_level(parent) && parent.len() <= MOST_TOPIC && is_client(client);
+        let reason = "MqttTopic: parent/p2p/GroupID@@@DeviceID, the client id at most 64.";
+        return (!fine).then_some(reason);
     }
     if topic.len() > MOST_TOPIC {
         return Some("MqttTopic: at most 64 characters.");
     }
-    match is_level(parent) && levels.all(is_level) {
-        true => None,
-        false => Some("MqttTopic: levels are letters, digits, '-' and '_', none empty."),
-    }
+    let fine = is_level(parent) && levels.all(is_level);
+    (!fine).then_some("MqttTopic: levels are letters, digits, '-' and '_', none empty.")
 }
 
 fn is_level(level: &str) -> bool {

@@ -32,7 +32,7 @@ const MOST_CONNECTIONS: usize = 16_384;
 const BACKLOG: u32 = 4096;
 const MOST_BODY: usize = 1 << 20;
 /// A call that hangs is let go after this long even if its caller never gives up.
-const LONGEST_HANG: Duration = Duration::from_secs(120);
+const LONGEST_HANG: Duration = Duration::from_mins(2);
 
 /// Makes hyper close the connection without an answer.
 #[derive(Debug, Error)]

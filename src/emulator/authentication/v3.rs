@@ -1,5 +1,7 @@
 //! ACS3-HMAC-SHA256: the query, the listed headers and the body's hash.
 
+use std::fmt::Display;
+
 use http::header;
 use jiff::Timestamp;
 
@@ -14,7 +16,7 @@ pub(super) fn check<'a>(
     now: Timestamp,
 ) -> Result<Signed<'a>, Refusal> {
     let mandatory = |name: &str| {
-        call.header(name).ok_or_else(|| incomplete(format!("the header {name} is needed")))
+        call.header(name).ok_or_else(|| incomplete(format_args!("the header {name} is needed")))
     };
     let authorization = Authorization::parse(mandatory("authorization")?)?;
     let timestamp = mandatory("x-acs-date")?;
@@ -43,7 +45,7 @@ struct Authorization<'a> {
 
 impl<'a> Authorization<'a> {
     fn parse(text: &'a str) -> Result<Self, Refusal> {
-        let malformed = || incomplete("the Authorization header is malformed".to_owned());
+        let malformed = || incomplete("the Authorization header is malformed");
         let (algorithm, rest) = text.split_once(' ').ok_or_else(malformed)?;
         if algorithm != ALGORITHM {
             return Err(Refusal::new("InvalidSignatureMethod"));
@@ -69,14 +71,14 @@ impl<'a> Authorization<'a> {
             });
         for name in must {
             if !self.signed_headers.split(';').any(|signed| signed == name) {
-                return Err(incomplete(format!("the header {name} is not signed")));
+                return Err(incomplete(format_args!("the header {name} is not signed")));
             }
         }
         Ok(())
     }
 }
 
-/// Lines joined by LF. Headers are sorted here, so a list that is not sorted does not match.
+/// Lines joined by LF. Headers are sorted here and their list is not, so both must be sorted.
 pub(super) fn canonical_request(
     call: &Call<'_>,
     signed_headers: &str,
@@ -91,13 +93,14 @@ pub(super) fn canonical_request(
     out.push('\n');
     for name in &names {
         let value = call.header(name);
-        let value = value.ok_or_else(|| incomplete(format!("the header {name} did not arrive")))?;
+        let value =
+            value.ok_or_else(|| incomplete(format_args!("the header {name} did not arrive")))?;
         for part in [name, ":", value.trim(), "\n"] {
             out.push_str(part);
         }
     }
     out.push('\n');
-    out.push_str(&names.join(";"));
+    out.push_str(signed_headers);
     out.push('\n');
     out.push_str(body_hash);
     Ok(out)
@@ -107,7 +110,7 @@ pub(super) fn string_to_sign(canonical_request: &str) -> String {
     format!("{ALGORITHM}\n{}", sha256_hex(canonical_request.as_bytes()))
 }
 
-fn incomplete(what: String) -> Refusal {
+fn incomplete(what: impl Display) -> Refusal {
     Refusal::new("IncompleteSignature")
         .saying(format!("The request signature does not conform to Aliyun standards: {what}."))
 }

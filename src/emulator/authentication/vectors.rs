@@ -185,7 +185,7 @@ fn v3_refuses_what_was_changed() {
     let code = v3_after(|parts, _| authorization_with(parts, "Signature=1", "Signature=2"));
     assert_eq!(code, "SignatureDoesNotMatch");
     let code = v3_after(|parts, _| {
-        authorization_with(parts, "=content-type;host;", "=host;content-type;")
+        authorization_with(parts, "=content-type;host;", "=host;content-type;");
     });
     assert_eq!(code, "SignatureDoesNotMatch");
 }

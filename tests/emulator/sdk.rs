@@ -1,0 +1,88 @@
+//! The provider's own Python SDK against the emulator. Needs `tests/setup.sh`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+use tokio::time::timeout;
+use tollgate::emulator::{Emulator, Fault};
+
+use crate::client::INSTANCE;
+use crate::options;
+
+/// Runs `tests/python/sdk_publish.py` on a list of calls; one result a call.
+async fn publish(emulator: &Emulator, calls: &Value) -> Vec<Value> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = root.join("target/test-venv/bin/python");
+    assert!(python.exists(), "the provider's SDK is missing: run tests/setup.sh");
+    let output = Command::new(python)
+        .arg(root.join("tests/python/sdk_publish.py"))
+        .arg(emulator.address().to_string())
+        .arg(calls.to_string())
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(Duration::from_mins(1), output).await.unwrap().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "run tests/setup.sh? {errors}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn call(key: [&str; 3], signature: &str, payload: &str) -> Value {
+    let [id, secret, token] = key;
+    json!({
+        "id": id, "secret": secret, "token": token, "signature": signature,
+        "instance": INSTANCE, "topic": "TopicA/p2p/GID_test@@@DEVICE_001", "payload": payload,
+    })
+}
+
+const LASTING: [&str; 3] = ["demo-key-id", "demo-key-secret", ""];
+const TEMPORARY: [&str; 3] = ["sts-1", "sts-secret", "CAIS-token-1+/=="];
+
+#[tokio::test]
+async fn the_sdk_publishes_with_every_signature_and_kind_of_key() {
+    let emulator = Emulator::start(options()).unwrap();
+    let mut calls = Vec::new();
+    let mut payloads = Vec::new();
+    for key in [LASTING, TEMPORARY] {
+        for signature in ["", "v2"] {
+            for payload in ["aGVsbG8+d29ybGQ/", "blank +/=&?%*~ é \u{1f980}"] {
+                calls.push(call(key, signature, payload));
+                payloads.push(payload);
+            }
+        }
+    }
+    calls.push(call(LASTING, "", &"A".repeat(60_000)));
+    let long = "A".repeat(60_000);
+    payloads.push(&long);
+
+    let results = publish(&emulator, &calls.into()).await;
+    let messages = emulator.messages();
+    assert_eq!((results.len(), messages.len()), (9, 9), "{results:?}");
+    for ((result, message), payload) in results.iter().zip(&messages).zip(payloads) {
+        assert_eq!(result["MsgId"], message.msg_id, "{result}");
+        assert_eq!(message.payload, payload);
+        assert_eq!(message.topic, "TopicA/p2p/GID_test@@@DEVICE_001");
+        assert_eq!(message.instance, INSTANCE);
+    }
+}
+
+#[tokio::test]
+async fn the_sdk_reads_refusals() {
+    let emulator = Emulator::start(options()).unwrap();
+    let wrong = ["demo-key-id", "wrong", ""];
+    let no_token = ["sts-1", "sts-secret", ""];
+    let calls = [call(wrong, "", "x"), call(wrong, "v2", "x"), call(no_token, "", "x")];
+    let results = publish(&emulator, &calls.into()).await;
+    assert_eq!(results[0]["Code"], "SignatureDoesNotMatch", "{results:?}");
+    assert_eq!(results[1]["Code"], "SignatureDoesNotMatch");
+    assert_eq!(results[2]["Code"], "MissingSecurityToken");
+
+    let throttled = Fault { retry_after_ms: Some(700), ..Fault::answer("Throttling.User") };
+    emulator.set_faults(vec![throttled]).unwrap();
+    let results = publish(&emulator, &vec![call(LASTING, "", "x")].into()).await;
+    assert_eq!(results[0]["Code"], "Throttling.User");
+    assert_eq!(results[0]["RetryAfter"], 700);
+    assert_eq!(emulator.report().accepted, 0);
+}
