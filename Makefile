@@ -7,9 +7,7 @@ test: setup ## everything that CI runs
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	tests/deny.sh
-	cargo build --bin tollgate
 	cargo test
-	cargo test --release --test load
 
 bench: ## signing and permits
 	cargo bench

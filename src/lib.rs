@@ -32,7 +32,17 @@
 //! 5. Back up the same stairs, once.
 
 pub mod answer;
+pub mod ceiling;
 pub mod cli;
 pub mod config;
+pub mod delivery;
+pub mod door;
 pub mod emulator;
+pub mod keys;
 pub mod message;
+pub mod meter;
+pub mod publish;
+pub mod sidecar;
+pub mod signing;
+pub mod telemetry;
+pub mod upstream;

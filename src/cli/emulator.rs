@@ -25,7 +25,7 @@ const INVALID: u8 = 4;
   echo '[{\"code\":\"SystemOverFlow\",\"probability\":0.3}]' > faults.json
   tollgate emulator --keys my-id=my-secret --faults faults.json --mqtt mqtt://127.0.0.1:1883
   curl -s http://127.0.0.1:9460/_emulator/report")]
-pub struct EmulatorArgs {
+pub(super) struct EmulatorArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9460")]
     listen: SocketAddr,
@@ -121,7 +121,7 @@ impl EmulatorArgs {
 
 /// Runs until interrupted.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "verbs talk to people")]
-pub async fn run(args: EmulatorArgs) -> ExitCode {
+pub(super) async fn run(args: EmulatorArgs) -> ExitCode {
     let faults = match &args.faults {
         None => Vec::new(),
         Some(file) => match read_faults(file) {

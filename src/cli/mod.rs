@@ -1,3 +1,100 @@
 //! The verbs. The only place that prints.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where tollgate speaks")]
 
-pub mod emulator;
+pub mod check;
+mod demo;
+mod emulator;
+mod logging;
+mod serve;
+mod traffic;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit codes, as the reference in the README has them.
+mod exit {
+    pub(super) const FAILED: u8 = 1;
+    pub(super) const BAD_CONFIG: u8 = 4;
+}
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TOLLGATE_COMMIT"), ")");
+
+const ABOUT: &str = "Between your services and Alibaba Cloud ApsaraMQ for MQTT: a service POSTs raw \
+                     bytes, tollgate signs the call, keeps under the provider's ceilings and \
+                     counts what is billed.";
+
+const EXAMPLES: &str = "\
+Try it, with nothing to set up:
+  tollgate demo
+  curl -d hello http://127.0.0.1:8080/publish/TopicA
+
+Run it:
+  tollgate check --config tollgate.toml
+  tollgate serve --config tollgate.toml
+
+Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 3 stopped with accepted messages
+neither delivered nor kept, 4 configuration invalid, 5 the upstream refuses our credentials.";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version = VERSION, about = ABOUT, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Serve(serve::Args),
+    Demo(demo::Args),
+    Check(check::Args),
+    Emulator(emulator::EmulatorArgs),
+}
+
+/// Parses the command line and runs its verb.
+pub fn main() -> ExitCode {
+    match Cli::parse().verb {
+        Verb::Serve(args) => serve::run(&args),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Check(args) => check::run(args),
+        Verb::Emulator(args) => match runtime(1) {
+            Ok(runtime) => runtime.block_on(emulator::run(args)),
+            Err(error) => {
+                eprintln!("tollgate emulator: the runtime does not start: {error}");
+                exit::FAILED.into()
+            }
+        },
+    }
+}
+
+/// A runtime with this many threads.
+fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = if threads <= 1 {
+        // A second thread costs more than it brings where there is one core.
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    builder.worker_threads(threads.max(1)).enable_all().build()
+}
+
+/// Raises the soft limit of open files to the hard one: each waiting caller holds a connection.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Resolves at SIGTERM or ctrl-c; an error where the system has no signals to offer.
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut term) = signal(SignalKind::terminate()) else { return };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
