@@ -8,51 +8,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::callers::{self, Asked};
-use support::http::get;
-use support::process::{Serve, tollgate};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Child;
+use support::process::{Emulator, Serve};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 const LOAD: Duration = Duration::from_secs(20);
 /// One at a time: each wants the machine for itself.
 static ONE: Mutex<()> = Mutex::const_new(());
-
-/// `tollgate emulator`; killed when dropped.
-struct Emulator {
-    address: String,
-    _child: Child,
-}
-
-impl Emulator {
-    async fn start(args: &[&str]) -> Self {
-        let base = ["emulator", "--listen", "127.0.0.1:0", "--latency", "5ms"];
-        let keys = ["--keys", "testid=testsecret"];
-        let mut child = tollgate(&[&base[..], &keys, args].concat(), &[]).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let address = loop {
-            let line = lines.next_line().await.unwrap().expect("it says where it listens");
-            if let Some((_, rest)) = line.split_once("http://") {
-                break rest
-                    .split(|c: char| c.is_whitespace() || c == '/')
-                    .next()
-                    .unwrap()
-                    .to_owned();
-            }
-        };
-        tokio::spawn(async move { while lines.next_line().await.is_ok_and(|l| l.is_some()) {} });
-        Self { address, _child: child }
-    }
-
-    async fn report(&self) -> Value {
-        get(&self.address, "/_emulator/report").await.json()
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-}
 
 /// Calls per second over the whole seconds in the middle of the load.
 fn rate(report: &Value) -> f64 {

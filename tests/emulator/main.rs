@@ -10,6 +10,8 @@ mod client;
 mod connections;
 mod faults;
 mod limits;
+#[path = "../support/broker.rs"]
+mod mosquitto;
 mod report;
 mod sdk;
 mod wire;

@@ -1,6 +1,7 @@
 //! What several tests need: a sidecar in process, an upstream that says what it is told, a client.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod broker;
 pub mod callers;
 pub mod http;
 pub mod process;

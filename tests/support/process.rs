@@ -113,3 +113,40 @@ impl Serve {
         (status, log)
     }
 }
+
+/// `tollgate emulator`; killed when dropped.
+pub struct Emulator {
+    pub address: String,
+    _child: Child,
+}
+
+impl Emulator {
+    /// Starts one on a free port that knows the test's key.
+    pub async fn start(args: &[&str]) -> Self {
+        let base = ["emulator", "--listen", "127.0.0.1:0", "--latency", "5ms"];
+        let keys = ["--keys", "testid=testsecret"];
+        let mut child = tollgate(&[&base[..], &keys, args].concat(), &[]).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let address = loop {
+            let line = timeout(BOUND, lines.next_line()).await.expect("it starts in time");
+            let line = line.unwrap().expect("it says where it listens");
+            if let Some((_, rest)) = line.split_once("http://") {
+                break rest
+                    .split(|c: char| c.is_whitespace() || c == '/')
+                    .next()
+                    .unwrap()
+                    .to_owned();
+            }
+        };
+        tokio::spawn(async move { while lines.next_line().await.is_ok_and(|l| l.is_some()) {} });
+        Self { address, _child: child }
+    }
+
+    pub async fn report(&self) -> Value {
+        super::http::get(&self.address, "/_emulator/report").await.json()
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
