@@ -153,11 +153,12 @@ mod tests {
     #[test]
     fn a_nonce_comes_again_after_fifteen_minutes() {
         let mut ledger = ledger(1, 1);
+        let fifteen_minutes = 900_000_000_000;
         assert!(ledger.first_use("id", "n", 5));
         assert!(!ledger.first_use("id", "n", 6));
         assert!(ledger.first_use("other", "n", 6), "each key has its own");
-        assert!(!ledger.first_use("id", "n", 5 + NONCE_LIFE));
-        assert!(ledger.first_use("id", "n", 6 + NONCE_LIFE));
+        assert!(!ledger.first_use("id", "n", 5 + fifteen_minutes));
+        assert!(ledger.first_use("id", "n", 6 + fifteen_minutes));
     }
 
     #[test]

@@ -190,6 +190,22 @@ fn v3_refuses_what_was_changed() {
     assert_eq!(code, "SignatureDoesNotMatch");
 }
 
+#[test]
+fn v3_refuses_a_declared_hash_that_is_not_the_bodys() {
+    let code = v3_after(|parts, body| {
+        let hash = "0".repeat(64);
+        parts.headers.insert("x-acs-content-sha256", hash.parse().unwrap());
+        // signed all the same, over the body's true hash
+        let vector = vectors().v3.pop().unwrap();
+        let call = Call::new(parts, body.as_bytes());
+        let canonical =
+            v3::canonical_request(&call, &vector.signed_headers, &vector.hashed_payload).unwrap();
+        let mac = hmac_sha256(&vector.access_key_secret, &v3::string_to_sign(&canonical)).unwrap();
+        authorization_with(parts, &vector.signature, &hex(&mac));
+    });
+    assert_eq!(code, "SignatureDoesNotMatch");
+}
+
 fn with_uri(parts: &Parts, uri: &str) -> Parts {
     let mut parts = parts.clone();
     parts.uri = uri.parse().unwrap();
