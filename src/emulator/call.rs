@@ -52,12 +52,15 @@ impl<'a> Call<'a> {
         text(self.headers, name)
     }
 
-    /// A parameter's first value, wherever it came. An empty one counts as absent, as the
-    /// provider's gateway does.
+    /// A parameter's first value, wherever it came. An empty one counts as absent.
     pub(super) fn parameter(&self, name: &str) -> Option<&str> {
+        self.possibly_empty(name).filter(|value| !value.is_empty())
+    }
+
+    /// The same of a parameter that may be empty.
+    pub(super) fn possibly_empty(&self, name: &str) -> Option<&str> {
         let mut all = self.query.iter().chain(&self.form);
-        let (_, value) = all.find(|(key, _)| key == name)?;
-        (!value.is_empty()).then_some(value)
+        all.find(|(key, _)| key == name).map(|(_, value)| value.as_ref())
     }
 
     /// The Python SDK sends `x-acs-*` headers with a V1 signature too, so only `Authorization`

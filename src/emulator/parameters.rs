@@ -20,7 +20,8 @@ impl<'a> Request<'a> {
         let request = Self {
             instance: mandatory("InstanceId")?,
             topic: mandatory("MqttTopic")?,
-            payload: mandatory("Payload")?,
+            // MQTT has empty messages; whether the provider takes one is not published.
+            payload: call.possibly_empty("Payload").ok_or_else(|| Refusal::missing("Payload"))?,
         };
         match reason_against(request.topic) {
             None => Ok(request),
