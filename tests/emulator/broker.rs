@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use tollgate::emulator::{MqttPayload, Options};
 
 use crate::client::{Call, Place};
-use crate::mosquitto::{Mosquitto, PATIENCE, Subscriber, free_port};
+use crate::support::broker::{Mosquitto, PATIENCE, Subscriber, free_port};
 use crate::{options, start};
 
 fn with_broker(port: u16, mqtt_payload: MqttPayload) -> Options {

@@ -10,10 +10,10 @@ mod client;
 mod connections;
 mod faults;
 mod limits;
-#[path = "../support/broker.rs"]
-mod mosquitto;
 mod report;
 mod sdk;
+#[path = "../support/mod.rs"]
+mod support;
 mod wire;
 
 use std::net::{Ipv4Addr, SocketAddr};

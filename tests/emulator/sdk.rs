@@ -9,16 +9,20 @@ use tokio::time::timeout;
 use tollgate::emulator::{Emulator, Fault};
 
 use crate::client::INSTANCE;
-use crate::options;
+use crate::{options, support};
 
 /// Runs `tests/python/sdk_publish.py` on a list of calls; one result a call.
 async fn publish(emulator: &Emulator, calls: &Value) -> Vec<Value> {
+    publish_to(&emulator.address().to_string(), calls).await
+}
+
+async fn publish_to(address: &str, calls: &Value) -> Vec<Value> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python = root.join("target/test-venv/bin/python");
     assert!(python.exists(), "the provider's SDK is missing: run tests/setup.sh");
     let output = Command::new(python)
         .arg(root.join("tests/python/sdk_publish.py"))
-        .arg(emulator.address().to_string())
+        .arg(address)
         .arg(calls.to_string())
         .kill_on_drop(true)
         .output();
@@ -65,6 +69,27 @@ async fn the_sdk_publishes_with_every_signature_and_kind_of_key() {
         assert_eq!(message.payload, payload);
         assert_eq!(message.topic, "TopicA/p2p/GID_test@@@DEVICE_001");
         assert_eq!(message.instance, INSTANCE);
+    }
+}
+
+/// The same through the command, as a user would start it.
+#[tokio::test]
+async fn the_sdk_publishes_through_the_command() {
+    let keys = ["--keys", "stsid=stssecret:CAIS-token-1+/=="];
+    let emulator = support::process::Emulator::start(&keys).await;
+    let keys = [["testid", "testsecret", ""], ["stsid", "stssecret", "CAIS-token-1+/=="]];
+    let calls: Vec<_> = keys
+        .into_iter()
+        .flat_map(|key| ["", "v2"].map(|signature| call(key, signature, "aGVsbG8+d29ybGQ/")))
+        .collect();
+    let results = publish_to(&emulator.address, &calls.into()).await;
+    let messages = support::http::get(&emulator.address, "/_emulator/messages").await.text();
+    let messages: Vec<Value> =
+        messages.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((results.len(), messages.len()), (4, 4), "{results:?}");
+    for (result, message) in results.iter().zip(&messages) {
+        assert_eq!(result["MsgId"], message["MsgId"]);
+        assert_eq!(message["payload"], "aGVsbG8+d29ybGQ/");
     }
 }
 

@@ -76,11 +76,27 @@ pub fn parse(bytes: &[u8]) -> Option<Answer> {
     if status == 100 {
         return parse(&bytes[end + 4..]);
     }
-    let headers = lines
+    let headers: BTreeMap<_, _> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Some(Answer { status, headers, body: bytes[end + 4..].to_vec() })
+    let body = &bytes[end + 4..];
+    let chunked = headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked");
+    let body = if chunked { unchunk(body)? } else { body.to_vec() };
+    Some(Answer { status, headers, body })
+}
+
+fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = bytes.windows(2).position(|w| w == b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).ok()?, 16).ok()?;
+        if size == 0 {
+            return Some(body);
+        }
+        body.extend(bytes.get(end + 2..end + 2 + size)?);
+        bytes = bytes.get(end + 4 + size..)?;
+    }
 }
 
 /// The value of a series in a metrics text; 0 where it is not there.
