@@ -108,6 +108,7 @@ impl Sidecar {
             keys,
             upstream,
             endpoint: config.upstream.endpoint.authority(),
+            egress: egress_names(config),
             draining: Arc::clone(&draining),
             started: Timestamp::now(),
         });
@@ -154,6 +155,15 @@ impl Sidecar {
         drop(self.publish);
         left
     }
+}
+
+/// The addresses as they are configured; the one that the system chooses is `default`.
+fn egress_names(config: &Config) -> Vec<String> {
+    let addresses = &config.upstream.egress_addresses;
+    if addresses.is_empty() {
+        return vec!["default".to_owned()];
+    }
+    addresses.iter().map(ToString::to_string).collect()
 }
 
 async fn bind(address: &Address) -> Result<Listener, StartError> {

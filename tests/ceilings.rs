@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep};
-use tollgate::ceiling::{Ceiling, Class, Refused, Start, WINDOW};
+use tollgate::ceiling::{Ceiling, Class, Permit, Refused, Start, WINDOW};
 use tollgate::config::Ceilings;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -62,6 +62,8 @@ enum End {
     Throttled,
     /// The caller of the upstream gave up and closed the connection: the permit is dropped.
     TimedOut,
+    /// The provider ended the connection.
+    Lost,
     /// It never left.
     Unsent,
 }
@@ -76,6 +78,7 @@ fn call() -> impl Strategy<Value = Call> {
     let end = prop_oneof![
         16 => Just(End::Answered),
         1 => Just(End::TimedOut),
+        1 => Just(End::Lost),
         1 => Just(End::Unsent),
         1 => Just(End::Throttled),
     ];
@@ -108,6 +111,7 @@ async fn run(ceiling: &Ceiling, calls: Vec<Call>) -> Vec<(usize, Instant)> {
             match call.end {
                 End::Answered => permit.answered(),
                 End::Throttled => permit.throttled(),
+                End::Lost => permit.lost(true),
                 End::TimedOut | End::Unsent => drop(permit),
             }
         }));
@@ -427,5 +431,91 @@ fn no_ceiling_means_no_wait() {
             let deadline = Instant::now() + SECOND;
             ceiling.request(Class::Fresh, deadline).unwrap().permit().await.unwrap().answered();
         }
+    });
+}
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// Asks for a permit now and then for so long; `end` says how its call ends.
+async fn calls_for(ceiling: &Ceiling, time: Duration, mut end: impl FnMut(Permit)) {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        if let Ok(ticket) = ceiling.request(Class::Fresh, Instant::now() + SECOND)
+            && let Ok(permit) = ticket.permit().await
+        {
+            end(permit);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// One address is blocked: the other takes over, and one probe at a time finds out when it is over.
+#[test]
+fn a_blocked_address_rests_and_the_others_take_over() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(None, 300), 2, 100, Start::Alone);
+        let mut lost = 0;
+        let mut answered = 0;
+        calls_for(&ceiling, MINUTE * 12, |permit| {
+            if permit.egress() == 0 {
+                lost += 1;
+                permit.lost(false);
+            } else {
+                answered += 1;
+                permit.answered();
+            }
+        })
+        .await;
+        assert_eq!(ceiling.status().blocked, [true, false]);
+        // The run that raised the suspicion, and a probe each five minutes.
+        assert!((12..30).contains(&lost), "{lost} connections were tried");
+        assert!(answered > 14_000, "{answered}");
+        // The block is lifted: the next probe tells, and it works as before.
+        let mut first = 0;
+        calls_for(&ceiling, MINUTE * 6, |permit| {
+            first += u32::from(permit.egress() == 0);
+            permit.answered();
+        })
+        .await;
+        assert_eq!(ceiling.status().blocked, [false, false]);
+        assert!(first > 100, "{first}");
+    });
+}
+
+/// An outage of the upstream is no block: calls go on, so that its end is noticed at once.
+#[test]
+fn an_outage_is_no_block() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(None, 300), 2, 100, Start::Alone);
+        calls_for(&ceiling, MINUTE, Permit::answered).await;
+        let mut lost = 0;
+        calls_for(&ceiling, MINUTE, |permit| {
+            lost += 1;
+            permit.lost(lost % 2 == 0);
+        })
+        .await;
+        assert_eq!(ceiling.status().blocked, [false, false]);
+        assert!(lost > 1_000, "{lost}");
+    });
+}
+
+/// The only address is lost right after it came near its ceiling: that is how a block begins.
+#[test]
+fn nothing_is_hammered_after_nearing_the_ceiling() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(None, 20), 1, 100, Start::Alone);
+        // As many calls as the ceiling lets through.
+        calls_for(&ceiling, SECOND * 5, Permit::answered).await;
+        let mut lost = 0;
+        calls_for(&ceiling, SECOND * 60, |permit| {
+            lost += 1;
+            permit.lost(true);
+        })
+        .await;
+        assert_eq!(ceiling.status().blocked, [true]);
+        assert!(lost < 40, "{lost} connections were tried");
+        let refused = ceiling.request(Class::Fresh, Instant::now() + SECOND).unwrap_err();
+        let Refused::WaitTooLong { retry_after, .. } = refused else { panic!("{refused}") };
+        assert!((MINUTE * 3..MINUTE * 6).contains(&retry_after), "{retry_after:?}");
     });
 }

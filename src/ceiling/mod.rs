@@ -4,6 +4,7 @@
 //! refusal. A [`Permit`] names the egress address and is good for one call. Every permit counts
 //! against the account's window and against its egress address's.
 
+mod block;
 mod call_time;
 mod lanes;
 mod permit;

@@ -18,14 +18,25 @@ pub struct Permit {
     end: End,
 }
 
-/// How a call ended, for the windows.
+/// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// Its connection is closed, or nobody said.
     Closed,
     Answered,
     Throttled,
     Unsent,
+    /// The other side ended or refused the connection.
+    Lost {
+        sent: bool,
+    },
+}
+
+impl End {
+    /// Whether the provider may have seen the call.
+    pub(super) fn sent(self) -> bool {
+        !matches!(self, Self::Unsent | Self::Lost { sent: false })
+    }
 }
 
 impl Permit {
@@ -58,6 +69,11 @@ impl Permit {
         self.end = End::Throttled;
     }
 
+    /// The other side refused, reset or ended the connection; `sent`: after bytes were written.
+    pub fn lost(mut self, sent: bool) {
+        self.end = End::Lost { sent };
+    }
+
     /// Nothing of the call was sent: the permit is free again.
     pub fn unsent(mut self) {
         self.end = End::Unsent;
@@ -69,18 +85,10 @@ impl Drop for Permit {
         let mut state = self.shared.state();
         // Under the lock, so that windows see answers in order of time.
         let now = Instant::now();
-        let wake = match self.end {
-            End::Unsent => state.unsent(self.egress),
-            end => {
-                if end != End::Closed {
-                    state.call_took(now - self.taken);
-                }
-                if end == End::Throttled {
-                    state.park(now);
-                }
-                state.answered(self.egress, now)
-            }
-        };
+        if matches!(self.end, End::Answered | End::Throttled) {
+            state.call_took(now - self.taken);
+        }
+        let wake = state.ended(self.egress, self.end, now);
         drop(state);
         if wake {
             self.shared.changed.notify_one();

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::block::Watch;
 use super::call_time::CallTime;
 use super::lanes::{Class, Lanes, Waiter};
+use super::permit::End;
 use super::shaper::Shaper;
 use super::window::Window;
 use super::{Kind, Refused};
@@ -17,8 +19,8 @@ const DOUBT: u32 = 50;
 #[derive(Debug)]
 pub(super) struct State {
     account: Option<Window>,
-    /// One an egress address, in the configuration's order; `None` where there is no ceiling.
-    egress: Vec<Option<Window>>,
+    /// In the configuration's order.
+    egress: Vec<Egress>,
     shaper: Option<Shaper>,
     lanes: Lanes,
     max_waiting: usize,
@@ -30,6 +32,33 @@ pub(super) struct State {
     turn: usize,
     /// Whether somebody waits for a call in flight, and no moment is known.
     pub(super) stuck: bool,
+}
+
+/// One egress address.
+#[derive(Debug)]
+struct Egress {
+    /// `None` where there is no ceiling.
+    window: Option<Window>,
+    watch: Watch,
+}
+
+impl Egress {
+    /// Permits that could be taken now.
+    fn free(&mut self, now: Instant) -> usize {
+        if !self.watch.may_carry(now) {
+            return 0;
+        }
+        self.window.as_mut().map_or(usize::MAX, |window| window.free(now))
+    }
+
+    /// When one may be free; `None`: when a call in flight has ended.
+    fn next(&mut self, now: Instant) -> Option<Instant> {
+        let open = self.watch.next(now)?;
+        match &mut self.window {
+            Some(window) => window.next(now).map(|at| at.max(open)),
+            None => Some(open),
+        }
+    }
 }
 
 /// What became of the requests for permits, by ceiling.
@@ -71,6 +100,8 @@ pub struct Status {
     pub longest_wait: Duration,
     /// When one more call could be made.
     pub next_in: Duration,
+    /// Egress addresses that the provider seems to block, in the configuration's order.
+    pub blocked: Vec<bool>,
 }
 
 impl Status {
@@ -90,7 +121,9 @@ impl State {
         let window = |size: Option<u32>| size.map(|size| Window::new(size, opens));
         let mut state = Self {
             account: window(config.account),
-            egress: (0..egress).map(|_| window(config.egress_ip)).collect(),
+            egress: (0..egress)
+                .map(|_| Egress { window: window(config.egress_ip), watch: Watch::default() })
+                .collect(),
             shaper: None,
             lanes: Lanes::new(config.retry_share),
             max_waiting,
@@ -122,8 +155,8 @@ impl State {
             (_, None) => *window = None,
         };
         resize(&mut self.account, config.account);
-        for window in &mut self.egress {
-            resize(window, config.egress_ip);
+        for egress in &mut self.egress {
+            resize(&mut egress.window, config.egress_ip);
         }
         self.lanes.retry_share = config.retry_share;
         self.pace(config);
@@ -137,15 +170,16 @@ impl State {
         {
             return Err(account.next(now));
         }
-        let egress = self.freest(now)?;
+        let chosen = self.freest(now)?;
         if let Some(shaper) = &self.shaper {
             shaper.pass().map_err(Some)?;
         }
-        for window in [&mut self.account, &mut self.egress[egress]].into_iter().flatten() {
-            window.take();
-        }
-        self.turn = egress + 1;
-        Ok(egress)
+        let egress = &mut self.egress[chosen];
+        let near = egress.window.as_mut().is_some_and(|window| window.nearly_used(now));
+        egress.watch.carries(now, near);
+        self.windows(chosen).for_each(Window::take);
+        self.turn = chosen + 1;
+        Ok(chosen)
     }
 
     /// The address with the most free permits, in turn where they are equal: so that all have
@@ -154,36 +188,61 @@ impl State {
         let n = self.egress.len();
         let mut best: Option<(usize, usize)> = None;
         for i in (self.turn..self.turn + n).map(|i| i % n) {
-            let free = self.egress[i].as_mut().map_or(usize::MAX, |window| window.free(now));
+            let free = self.egress[i].free(now);
             if free > best.map_or(0, |(_, most)| most) {
                 best = Some((i, free));
             }
         }
         match best {
             Some((i, _)) => Ok(i),
-            None => Err(self.egress.iter_mut().flatten().filter_map(|w| w.next(now)).min()),
+            None => Err(self.egress.iter_mut().filter_map(|egress| egress.next(now)).min()),
         }
     }
 
-    /// Says whether the dispatcher should look: it knows of no later moment to look at.
-    pub(super) fn answered(&mut self, egress: usize, now: Instant) -> bool {
-        self.windows(egress).for_each(|window| window.answered(now));
-        std::mem::take(&mut self.stuck)
+    /// A call has ended. Says whether the dispatcher should look.
+    pub(super) fn ended(&mut self, address: usize, end: End, now: Instant) -> bool {
+        if end == End::Throttled {
+            self.park(now);
+        }
+        if end.sent() {
+            self.windows(address).for_each(|window| window.answered(now));
+        } else {
+            self.windows(address).for_each(Window::unsent);
+        }
+        self.watch(address, end, now);
+        // A permit is free sooner than it thought, or it knows of no moment to look at.
+        !self.nobody_waits() && (!end.sent() || std::mem::take(&mut self.stuck))
     }
 
-    /// Says whether the dispatcher should look: a permit is free sooner than it thought.
-    pub(super) fn unsent(&mut self, egress: usize) -> bool {
-        self.windows(egress).for_each(Window::unsent);
-        !self.nobody_waits()
+    fn watch(&mut self, address: usize, end: End, now: Instant) {
+        let mut watch = std::mem::take(&mut self.egress[address].watch);
+        match end {
+            End::Answered | End::Throttled => {
+                if watch.answered(now) {
+                    tracing::info!(address, "the provider answers this egress address again");
+                }
+            }
+            End::Lost { .. } => {
+                let others = |since| self.egress.iter().any(|e| e.watch.answered_since(since));
+                if watch.lost(now, others) {
+                    tracing::error!(
+                        address,
+                        "the provider seems to block this egress address: it rests for five minutes"
+                    );
+                }
+            }
+            End::Closed | End::Unsent => watch.told_nothing(now),
+        }
+        self.egress[address].watch = watch;
     }
 
     fn windows(&mut self, egress: usize) -> impl Iterator<Item = &mut Window> {
-        [&mut self.account, &mut self.egress[egress]].into_iter().flatten()
+        [&mut self.account, &mut self.egress[egress].window].into_iter().flatten()
     }
 
     /// The provider pushed back. It throttles the account; an address over its own ceiling would
     /// be blocked, not told.
-    pub(super) fn park(&mut self, now: Instant) {
+    fn park(&mut self, now: Instant) {
         if let Some(account) = &mut self.account {
             account.park(now);
         }
@@ -240,10 +299,15 @@ impl State {
         let call = self.call.mean();
         let spread = self.shaper.as_ref().map_or(Duration::ZERO, Shaper::period);
         let account = self.account.as_mut().map_or(now, |w| w.estimate(k, now, call, spread));
-        let addresses = self.egress.len();
-        let apart = spread.saturating_mul(u32::try_from(addresses).unwrap_or(u32::MAX));
-        let egress = self.egress.iter_mut().flatten();
-        let egress = egress.map(|w| w.estimate(k / addresses, now, call, apart)).max();
+        let open = self.egress.iter().filter(|egress| !egress.watch.suspected()).count();
+        let apart = spread.saturating_mul(u32::try_from(open).unwrap_or(u32::MAX));
+        let egress = if open == 0 {
+            self.egress.iter().filter_map(|egress| egress.watch.next(now)).min()
+        } else {
+            let open_ones = self.egress.iter_mut().filter(|egress| !egress.watch.suspected());
+            let windows = open_ones.filter_map(|egress| egress.window.as_mut());
+            windows.map(|w| w.estimate(k / open, now, call, apart)).max()
+        };
         let egress = egress.unwrap_or(now);
         let narrower = match self.limits {
             [Some(account), Some(egress)] if egress < account => Kind::EgressIp,
@@ -274,7 +338,7 @@ impl State {
     pub(super) fn status(&mut self, now: Instant) -> Status {
         let account = self.account.as_mut();
         let account = account.map(|w| (w.used(now), w.parked(now), w.free(now)));
-        let egress = self.egress.iter_mut().flatten();
+        let egress = self.egress.iter_mut().filter_map(|egress| egress.window.as_mut());
         let egress = egress
             .map(|w| (w.used(now), w.parked(now), w.free(now)))
             .reduce(|a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
@@ -292,6 +356,7 @@ impl State {
             waiting: self.lanes.len(),
             longest_wait: self.lanes.longest(now),
             next_in: next - now,
+            blocked: self.egress.iter().map(|egress| egress.watch.suspected()).collect(),
         }
     }
 }

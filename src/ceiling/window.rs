@@ -122,6 +122,11 @@ impl Window {
         self.out + self.cooling.len()
     }
 
+    /// Whether nine tenths of the ceiling are used.
+    pub(super) fn nearly_used(&mut self, now: Instant) -> bool {
+        self.used(now) * 10 >= self.size * 9
+    }
+
     pub(super) fn parked(&mut self, now: Instant) -> usize {
         settle(&mut self.parked, now);
         self.parked.len()

@@ -185,12 +185,19 @@ fn ceilings(facts: &Facts) -> Families {
             decisions = decisions.value(&labels, count as f64);
         }
     }
+    let mut blocked = Family::gauge(
+        "tollgate_egress_blocked",
+        "1 where the provider seems to block this egress address",
+    );
+    for (egress, suspected) in facts.egress.iter().zip(&status.blocked) {
+        blocked = blocked.value(&[("egress", egress)], f64::from(u8::from(*suspected)));
+    }
     let mode = Family::gauge("tollgate_fleet_mode", "How the ceilings are shared")
         .value(&[("mode", "alone")], 1.0)
         .value(&[("mode", "shared")], 0.0)
         .value(&[("mode", "cut_off")], 0.0)
         .value(&[("mode", "closed")], 0.0);
-    [limit, share, used, parked, decisions, mode].map(Family::done).into()
+    [limit, share, used, parked, decisions, blocked, mode].map(Family::done).into()
 }
 
 fn process(facts: &Facts) -> Families {

@@ -45,6 +45,8 @@ pub struct Facts {
     pub upstream: Wire,
     /// Host of the upstream.
     pub endpoint: String,
+    /// Names of the egress addresses, in the configuration's order.
+    pub egress: Vec<String>,
     /// Set while stopping.
     pub draining: Arc<AtomicBool>,
     /// Since when this process runs.

@@ -25,6 +25,8 @@ pub(super) struct Status {
     waiting: usize,
     longest_wait_seconds: f64,
     ceilings: Vec<Ceiling>,
+    /// Egress addresses that the provider seems to block.
+    blocked: Vec<String>,
     outcomes: BTreeMap<&'static str, u64>,
     topics: BTreeMap<String, u64>,
     key: Key,
@@ -85,6 +87,10 @@ impl Status {
                     used: c.used,
                     parked: c.parked,
                 })
+                .collect(),
+            blocked: (facts.egress.iter().zip(&ceiling.blocked))
+                .filter(|(_, blocked)| **blocked)
+                .map(|(egress, _)| egress.clone())
                 .collect(),
             outcomes: Published::ALL.iter().map(outcome).collect(),
             topics,

@@ -125,7 +125,7 @@ impl Upstream for Wire {
         let mut lease = match pool.lease(deadline).await {
             Ok(lease) => lease,
             Err(lost) => {
-                permit.unsent();
+                give_back(permit, lost);
                 return Answer::Lost(lost);
             }
         };
@@ -139,8 +139,9 @@ impl Upstream for Wire {
             pool.put_back(lease);
             return Answer::Lost(Lost::Unwritten);
         };
-        match timeout_at(deadline, exchange(&mut lease, request)).await {
-            Ok(Ok(answer)) => {
+        let ended = timeout_at(deadline, exchange(&mut lease, request)).await;
+        match ended.unwrap_or(Err(Lost::Timeout)) {
+            Ok(answer) => {
                 pool.put_back(lease);
                 shared.learn(&answer, key);
                 match answer.verdict() {
@@ -149,20 +150,11 @@ impl Upstream for Wire {
                 }
                 answer
             }
-            Ok(Err(Lost::Unwritten)) => {
+            Err(lost) => {
+                // Only then is the call over.
                 lease.close().await;
-                permit.unsent();
-                Answer::Lost(Lost::Unwritten)
-            }
-            Ok(Err(lost)) => {
-                lease.close().await;
-                drop(permit);
+                give_back(permit, lost);
                 Answer::Lost(lost)
-            }
-            Err(_) => {
-                lease.close().await;
-                drop(permit);
-                Answer::Lost(Lost::Timeout)
             }
         }
     }
@@ -173,6 +165,16 @@ impl Upstream for Wire {
             Some(key) => self.shared.keys.refresh(&key).await,
             None => false,
         }
+    }
+}
+
+/// Gives back the permit of a call whose connection is closed, or was never open.
+fn give_back(permit: Permit, lost: Lost) {
+    match lost {
+        Lost::Connect | Lost::ConnectTimeout | Lost::Unwritten => permit.lost(false),
+        Lost::Closed => permit.lost(true),
+        Lost::Resolve | Lost::NoConnection | Lost::Tls | Lost::NoKey => permit.unsent(),
+        Lost::Timeout | Lost::Garbled => drop(permit),
     }
 }
 
