@@ -52,6 +52,7 @@ pub enum StartError {
 pub struct Sidecar {
     publish: Publish<Wire>,
     delivery: Delivery<Wire>,
+    ceiling: Ceiling,
     draining: Arc<AtomicBool>,
     grace: Duration,
     stop: CancellationToken,
@@ -104,7 +105,7 @@ impl Sidecar {
         );
         let telemetry = Telemetry::new(Facts {
             meter,
-            ceiling,
+            ceiling: ceiling.clone(),
             keys,
             upstream,
             endpoint: config.upstream.endpoint.authority(),
@@ -134,12 +135,19 @@ impl Sidecar {
         });
         tasks.close();
         let grace = config.drain.grace;
-        Ok(Self { publish, delivery, draining, grace, stop, tasks, addresses })
+        Ok(Self { publish, delivery, ceiling, draining, grace, stop, tasks, addresses })
     }
 
     /// Where it listens.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// Takes up what may change while running: ceilings, without forgetting what was spent, and
+    /// how requests are read.
+    pub fn reload(&self, config: &Config) {
+        self.ceiling.resize(&config.ceilings);
+        self.publish.reload(config);
     }
 
     /// Takes no more messages, finishes those on their way within `drain.grace` or until `hurry`,

@@ -130,3 +130,39 @@ async fn one_line_a_failed_message_and_none_a_delivered_one() {
     assert_eq!((&line["topic"], &line["outcome"]), (&"no".into(), &"invalid".into()));
     assert_eq!(lines.len(), 4, "serving, the failed message, stopping, stopped:\n{log}");
 }
+
+/// A changed file is taken up while running; an invalid one changes nothing and says so.
+#[tokio::test]
+async fn the_configuration_is_reloaded() {
+    let script = Script::start([]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tollgate.toml");
+    let write = |text: &str| {
+        let next = folder.path().join("next");
+        std::fs::write(&next, text).unwrap();
+        std::fs::rename(next, &file).unwrap();
+    };
+    write("[ceilings]\naccount = 500\n[topics]\nallow = [\"Old\"]\n");
+    let args = ["--config", file.to_str().unwrap()];
+    let settings = [("upstream.endpoint", script.url.as_str())];
+    let serve = Serve::start_with(&args, &settings, &[]).await;
+    let policy = async || {
+        let answer = post(&serve.publish, "/publish/New", &[], b"x").await;
+        (answer.status, answer.header("ratelimit-policy").to_owned())
+    };
+    assert_eq!(policy().await, (403, "\"account\";q=500;w=1".to_owned()));
+
+    write("[ceilings]\naccount = 700\n[topics]\nallow = [\"New\"]\n[publish]\nmax_waiting = 9\n");
+    serve.logs("configuration reloaded").await;
+    assert_eq!(policy().await, (200, "\"account\";q=700;w=1".to_owned()));
+    serve.logs("these changes wait for a restart").await;
+    assert!(serve.log().contains("publish.max_waiting"));
+
+    write("[ceilings]\naccount = \"lots\"\n");
+    serve.signal(Signal::HUP);
+    serve.logs("nothing has changed").await;
+    assert!(serve.log().contains("ceilings.account"));
+    assert_eq!(policy().await, (200, "\"account\";q=700;w=1".to_owned()));
+    serve.signal(Signal::TERM);
+    assert!(serve.ended().await.0.success());
+}

@@ -55,7 +55,7 @@ async fn demo(args: &Args) -> Result<(), String> {
     };
     let provider = Emulator::start(options).map_err(|error| error.to_string())?;
     let config = configuration(args, &provider.url(), several)?;
-    logging::start(&config.telemetry);
+    let _level_stays = logging::start(&config.telemetry);
     let key = Key::new(DEMO_KEY_ID, DEMO_KEY_SECRET.into(), None, None);
     let keys = Keys::fixed(key.map_err(|error| error.to_string())?);
     // The provider has just been started: nobody can have used its ceilings.

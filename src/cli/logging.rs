@@ -2,19 +2,31 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 
 use crate::config::{LogFormat, Telemetry};
 
-pub(super) fn start(config: &Telemetry) {
-    // Checked with the configuration; a filter that is not one logs what a newcomer needs.
-    let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match config.log {
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).try_init(),
+/// Sets what is logged.
+pub(super) type SetLevel = Box<dyn Fn(&str) + Send>;
+
+/// Starts logging, and returns how to change its level.
+pub(super) fn start(config: &Telemetry) -> SetLevel {
+    let (level, handle) = reload::Layer::new(filter(&config.level));
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match config.log {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
     };
-    if let Err(error) = started {
+    if let Err(error) = tracing_subscriber::registry().with(level).with(lines).try_init() {
         eprintln!("logging does not start: {error}");
     }
+    // It fails only when logging has ended, and then there is no level.
+    Box::new(move |level| drop(handle.reload(filter(level))))
+}
+
+/// Checked with the configuration; one that is no filter logs what a newcomer needs.
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"))
 }

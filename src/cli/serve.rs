@@ -1,14 +1,22 @@
 //! `tollgate serve`
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::logging::SetLevel;
 use super::{asked_to_stop, exit, logging, raise_open_files, runtime};
 use tokio_util::sync::CancellationToken;
 
 use crate::ceiling::Start;
-use crate::config::{Config, Flags};
+use crate::config::{Flags, Loaded};
 use crate::keys::Keys;
 use crate::sidecar::Sidecar;
+
+/// How often the configuration file is compared.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Run the sidecar
 #[derive(Debug, clap::Args)]
@@ -19,26 +27,27 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    let config = match args.flags.load() {
-        Ok(loaded) => loaded.config,
+    let loaded = match args.flags.load() {
+        Ok(loaded) => loaded,
         Err(mistakes) => {
             eprintln!("{mistakes}");
             return exit::BAD_CONFIG.into();
         }
     };
-    logging::start(&config.telemetry);
+    let set_level = logging::start(&loaded.config.telemetry);
     raise_open_files();
-    let runtime = match runtime(config.runtime.threads) {
+    let runtime = match runtime(loaded.config.runtime.threads) {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "the runtime does not start");
             return exit::FAILED.into();
         }
     };
-    runtime.block_on(serve(&config))
+    runtime.block_on(serve(&args.flags, loaded, set_level))
 }
 
-async fn serve(config: &Config) -> ExitCode {
+async fn serve(flags: &Flags, loaded: Loaded, set_level: SetLevel) -> ExitCode {
+    let config = &loaded.config;
     if config.ceilings.above_published {
         tracing::warn!(
             account = config.ceilings.account,
@@ -68,7 +77,10 @@ async fn serve(config: &Config) -> ExitCode {
         egress_ip = config.ceilings.egress_ip,
         "tollgate is serving"
     );
-    asked_to_stop().await;
+    tokio::select! {
+        () = asked_to_stop() => {}
+        () = take_up_changes(flags, &loaded, &sidecar, set_level) => {}
+    }
     tracing::info!(grace = ?config.drain.grace, "stopping: finishing messages on their way");
     let left = sidecar.drain(asked_to_stop()).await;
     if left > 0 {
@@ -77,4 +89,52 @@ async fn serve(config: &Config) -> ExitCode {
     }
     tracing::info!("stopped");
     ExitCode::SUCCESS
+}
+
+/// Reloads the configuration at SIGHUP and when its file has changed. Contents are compared:
+/// a `ConfigMap` changes by a swap of links that fools file watchers.
+async fn take_up_changes(flags: &Flags, started: &Loaded, sidecar: &Sidecar, set_level: SetLevel) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return std::future::pending().await;
+    };
+    let mut contents = contents(flags).await;
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {}
+            _ = looks.tick() => {
+                let now = self::contents(flags).await;
+                // While the file is being replaced there is none for a moment.
+                if now.is_none() || now == contents {
+                    continue;
+                }
+                contents = now;
+            }
+        }
+        match flags.load() {
+            Ok(newer) => {
+                let (config, waiting) = started.reloaded(&newer);
+                sidecar.reload(&config);
+                set_level(&config.telemetry.level);
+                tracing::info!(
+                    account = config.ceilings.account,
+                    egress_ip = config.ceilings.egress_ip,
+                    "configuration reloaded"
+                );
+                if !waiting.is_empty() {
+                    tracing::warn!(keys = waiting.join(", "), "these changes wait for a restart");
+                }
+            }
+            Err(mistakes) => {
+                tracing::error!(%mistakes, "the new configuration is invalid: nothing has changed");
+            }
+        }
+    }
+}
+
+/// The configuration file's bytes; read where a slow disk holds nobody.
+async fn contents(flags: &Flags) -> Option<Vec<u8>> {
+    let path = flags.config.clone()?;
+    tokio::task::spawn_blocking(move || std::fs::read(path).ok()).await.ok()?
 }

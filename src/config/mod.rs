@@ -12,6 +12,7 @@ mod load;
 mod mistake;
 mod parse;
 mod read;
+mod reload;
 mod sections;
 mod setting;
 mod unknown;

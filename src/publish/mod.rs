@@ -9,8 +9,8 @@ mod prefer;
 mod request;
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
@@ -41,7 +41,8 @@ impl<U> Clone for Publish<U> {
 }
 
 struct Shared<U> {
-    reader: Reader,
+    /// By the configuration of now.
+    reader: RwLock<Arc<Reader>>,
     ratelimit_headers: bool,
     delivery: Delivery<U>,
     ceiling: Ceiling,
@@ -61,7 +62,7 @@ impl<U: Upstream> Publish<U> {
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
-                reader: Reader::new(config),
+                reader: RwLock::new(Arc::new(Reader::new(config))),
                 ratelimit_headers: config.publish.ratelimit_headers,
                 delivery,
                 ceiling,
@@ -70,6 +71,12 @@ impl<U: Upstream> Publish<U> {
                 log: log::Budget::default(),
             }),
         }
+    }
+
+    /// Reads requests by this configuration from now on.
+    pub fn reload(&self, config: &config::Config) {
+        let reader = Arc::new(Reader::new(config));
+        *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
     }
 
     /// Answers one request.
@@ -110,7 +117,8 @@ impl<U: Upstream> Shared<U> {
             let problem = problem.outcome("not-sent").retry_after(DRAIN_RETRY).close();
             Answered::problem(Published::Draining, problem)
         } else {
-            match self.reader.read(topic, request).await {
+            let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
+            match reader.read(topic, request).await {
                 Ok(Asked { message, patience, applied }) => {
                     parent = Some(message.topic.clone());
                     let outcome = self.delivery.publish(message, patience).await;

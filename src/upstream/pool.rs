@@ -63,8 +63,11 @@ impl Pool {
         let slot = timeout_at(deadline, Arc::clone(&self.slots).acquire_owned()).await;
         let Ok(Ok(slot)) = slot else { return Err(Lost::NoConnection) };
         while let Some(mut connection) = self.pop() {
-            if connection.sender.ready().await.is_ok() {
-                return Ok(Lease { connection, _slot: slot });
+            match timeout_at(deadline, connection.sender.ready()).await {
+                Ok(Ok(())) => return Ok(Lease { connection, _slot: slot }),
+                // The provider has closed it.
+                Ok(Err(_)) => {}
+                Err(_) => return Err(Lost::NoConnection),
             }
         }
         let opened = timeout_at(deadline, self.open()).await.map_err(|_| Lost::ConnectTimeout)?;
@@ -84,20 +87,15 @@ impl Pool {
         Ok(Connection { sender, task, opened: now, unused_since: now })
     }
 
+    /// The connection used last, unless it has been idle for too long; then all have.
     fn pop(&self) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
         let connection = idle.pop()?;
-        if now - connection.unused_since < self.idle_timeout && !connection.sender.is_closed() {
-            return Some(connection);
-        }
-        // The others have been unused for longer; but each may have been closed by the provider.
-        if now - connection.unused_since >= self.idle_timeout {
+        if connection.unused_since.elapsed() >= self.idle_timeout {
             idle.clear();
             return None;
         }
-        drop(idle);
-        self.pop()
+        Some(connection)
     }
 
     /// Takes a connection back whose answer has been read to its end.

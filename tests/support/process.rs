@@ -54,7 +54,17 @@ pub struct Serve {
 impl Serve {
     /// Starts one on free ports with the test's key, and waits until it serves.
     pub async fn start(settings: &[(&str, &str)], env: &[(&str, &str)]) -> Self {
+        Self::start_with(&[], settings, env).await
+    }
+
+    /// The same with more arguments.
+    pub async fn start_with(
+        more: &[&str],
+        settings: &[(&str, &str)],
+        env: &[(&str, &str)],
+    ) -> Self {
         let mut args = vec!["serve".to_owned()];
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
         let base = [
             ("listen.publish", "127.0.0.1:0"),
             ("listen.telemetry", "127.0.0.1:0"),
@@ -94,6 +104,17 @@ impl Serve {
 
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until the log holds these words.
+    pub async fn logs(&self, words: &str) {
+        let logged = async {
+            while !self.log().contains(words) {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        let logged = timeout(BOUND, logged).await;
+        assert!(logged.is_ok(), "{words:?} is not in the log:\n{}", self.log());
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
