@@ -33,8 +33,7 @@ Run it:
   tollgate check --config tollgate.toml
   tollgate serve --config tollgate.toml
 
-Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 3 stopped with accepted messages
-neither delivered nor kept, 4 configuration invalid, 5 the upstream refuses our credentials.";
+Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 4 configuration invalid.";
 
 /// The command line.
 #[derive(Debug, Parser)]
