@@ -213,6 +213,8 @@ async fn slow_clients_do_not_hold_us() {
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
     assert_eq!(script.requests().len(), 2);
+    // But not for ever.
+    assert!(read(keep).await.is_none(), "closed after the idle time");
 }
 
 #[tokio::test]
