@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 /// What to do with a request.
 #[derive(Debug, Clone)]
@@ -18,6 +19,8 @@ pub enum Say {
     Close,
     /// Never answer.
     Hang,
+    /// Answer that all is well, once told so.
+    Later(Arc<Notify>),
 }
 
 #[derive(Clone)]
@@ -64,6 +67,11 @@ impl Script {
                 }
                 Say::Close => return,
                 Say::Hang => std::future::pending().await,
+                Say::Later(told) => {
+                    told.notified().await;
+                    let Say::Bytes(bytes) = ok() else { return };
+                    stream.write_all(&bytes).await.unwrap();
+                }
             }
         }
     }
