@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{asked_to_stop, exit, logging, raise_open_files, runtime, traffic};
+use super::{Stop, exit, logging, raise_open_files, runtime, traffic};
 use crate::ceiling::Start;
 use crate::config::{self, Config};
 use crate::emulator::{self, DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator};
@@ -46,6 +46,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 async fn demo(args: &Args) -> Result<(), String> {
+    let mut stop = Stop::listen().map_err(|error| error.to_string())?;
     let several = several_addresses();
     let options = emulator::Options {
         listen: (Ipv4Addr::LOCALHOST, 0).into(),
@@ -67,7 +68,7 @@ async fn demo(args: &Args) -> Result<(), String> {
     let telemetry = sidecar.addresses().telemetry.clone();
     introduce(&publish, &telemetry, &provider.url(), several);
     tokio::select! {
-        () = asked_to_stop() => {}
+        () = stop.asked() => {}
         () = generate(args.traffic, publish, &provider) => {}
     }
     println!("\nStopping.");

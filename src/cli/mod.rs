@@ -11,6 +11,7 @@ mod traffic;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit codes, as the reference in the README has them.
 mod exit {
@@ -88,12 +89,24 @@ fn raise_open_files() {
     }
 }
 
-/// Resolves at SIGTERM or ctrl-c; an error where the system has no signals to offer.
-async fn asked_to_stop() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut term) = signal(SignalKind::terminate()) else { return };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+/// SIGTERM and ctrl-c. Made before anything is announced: until then either ends the process at
+/// once, whatever it is doing.
+struct Stop {
+    term: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> std::io::Result<Self> {
+        let term = signal(SignalKind::terminate())?;
+        Ok(Self { term, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Resolves at the next of them.
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

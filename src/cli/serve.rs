@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::logging::SetLevel;
-use super::{asked_to_stop, exit, logging, raise_open_files, runtime};
+use super::{Stop, exit, logging, raise_open_files, runtime};
 use tokio_util::sync::CancellationToken;
 
 use crate::ceiling::Start;
@@ -56,6 +56,14 @@ async fn serve(flags: &Flags, loaded: Loaded, set_level: SetLevel) -> ExitCode {
              the account may be throttled and this address blocked"
         );
     }
+    let signals = Stop::listen().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?)));
+    let (mut stop, hangup) = match signals {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be listened for");
+            return exit::FAILED.into();
+        }
+    };
     let started = async {
         let keys = Keys::start(&config.keys, CancellationToken::new())?;
         Sidecar::start(config, keys, Start::AfterOthers, fastrand::u64(..)).await
@@ -78,11 +86,11 @@ async fn serve(flags: &Flags, loaded: Loaded, set_level: SetLevel) -> ExitCode {
         "tollgate is serving"
     );
     tokio::select! {
-        () = asked_to_stop() => {}
-        () = take_up_changes(flags, &loaded, &sidecar, set_level) => {}
+        () = stop.asked() => {}
+        () = take_up_changes(flags, &loaded, &sidecar, hangup, set_level) => {}
     }
     tracing::info!(grace = ?config.drain.grace, "stopping: finishing messages on their way");
-    let left = sidecar.drain(asked_to_stop()).await;
+    let left = sidecar.drain(stop.asked()).await;
     if left > 0 {
         // None of them was accepted: their callers were told nothing.
         tracing::warn!(messages = left, "stopped with messages on their way");
@@ -93,10 +101,13 @@ async fn serve(flags: &Flags, loaded: Loaded, set_level: SetLevel) -> ExitCode {
 
 /// Reloads the configuration at SIGHUP and when its file has changed. Contents are compared:
 /// a `ConfigMap` changes by a swap of links that fools file watchers.
-async fn take_up_changes(flags: &Flags, started: &Loaded, sidecar: &Sidecar, set_level: SetLevel) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-        return std::future::pending().await;
-    };
+async fn take_up_changes(
+    flags: &Flags,
+    started: &Loaded,
+    sidecar: &Sidecar,
+    mut hangup: Signal,
+    set_level: SetLevel,
+) {
     let mut contents = contents(flags).await;
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
