@@ -176,7 +176,7 @@ async fn slow_clients_do_not_hold_us() {
     let flags = [
         ("publish.header_timeout", "200ms"),
         ("publish.body_timeout", "200ms"),
-        ("publish.idle_timeout", "400ms"),
+        ("publish.idle_timeout", "2s"),
     ];
     let (_sidecar, publish, _) = sidecar(&config(&script.url, &flags)).await;
     let read = async |mut stream: TcpStream| {
