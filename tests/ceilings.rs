@@ -519,3 +519,123 @@ fn nothing_is_hammered_after_nearing_the_ceiling() {
         assert!((MINUTE * 3..MINUTE * 6).contains(&retry_after), "{retry_after:?}");
     });
 }
+
+/// A permit within this time, however its caller waits.
+async fn permit_within(ceiling: &Ceiling, wait: Duration) -> Permit {
+    ceiling.request(Class::Fresh, Instant::now() + wait).unwrap().permit().await.unwrap()
+}
+
+/// After push-back, with everything at work on its way to a slow upstream, the only moment known
+/// is when parked permits return, in half a minute. Answers must be noticed long before.
+#[test]
+fn slow_answers_after_push_back_are_noticed() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(20, None), 1, 4_096, Start::Alone);
+        permit_within(&ceiling, SECOND * 5).await.throttled();
+        sleep(Duration::from_millis(1_500)).await;
+        let mut out = Vec::new();
+        for _ in 0..18 {
+            out.push(permit_within(&ceiling, SECOND * 5).await);
+        }
+        let patient = ceiling.clone();
+        let waiter = tokio::task::spawn_local(async move {
+            let deadline = Instant::now() + SECOND * 60;
+            if let Ok(ticket) = patient.request(Class::Fresh, deadline) {
+                ticket.permit().await.unwrap().answered();
+            }
+        });
+        sleep(SECOND * 2).await;
+        out.into_iter().for_each(Permit::answered);
+        let answered = Instant::now();
+        waiter.await.unwrap();
+        assert!(answered.elapsed() < WINDOW * 2, "{:?}", answered.elapsed());
+        // And whoever comes then is let in.
+        for _ in 0..40 {
+            permit_within(&ceiling, SECOND * 4).await.answered();
+        }
+    });
+}
+
+/// Waiters who have given up do not keep others out.
+#[test]
+fn the_dead_do_not_hold_the_door() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(1, None), 1, 2, Start::Alone);
+        let out = permit_within(&ceiling, SECOND * 5).await;
+        for _ in 0..2 {
+            let ticket = ceiling.request(Class::Fresh, Instant::now() + SECOND * 3).unwrap();
+            assert_eq!(ticket.permit().await.unwrap_err(), Refused::TimedOut);
+        }
+        out.answered();
+        sleep(SECOND * 2).await;
+        permit_within(&ceiling, SECOND).await.answered();
+    });
+}
+
+/// A suspicion that an answer ends, ends at once for those who wait, too.
+#[test]
+fn the_end_of_a_suspicion_is_noticed() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(None, 20), 1, 4_096, Start::Alone);
+        let mut out = Vec::new();
+        for _ in 0..20 {
+            out.push(permit_within(&ceiling, SECOND * 5).await);
+        }
+        let slow = out.split_off(12);
+        out.pop().unwrap().lost(true);
+        sleep(Duration::from_millis(1_050)).await;
+        for permit in out {
+            permit.lost(true);
+        }
+        assert_eq!(ceiling.status().blocked, [true]);
+        let patient = ceiling.clone();
+        let waiter = tokio::task::spawn_local(async move {
+            permit_within(&patient, MINUTE * 20).await.answered();
+        });
+        sleep(Duration::from_millis(1_100)).await;
+        slow.into_iter().for_each(Permit::answered);
+        assert_eq!(ceiling.status().blocked, [false]);
+        let answered = Instant::now();
+        waiter.await.unwrap();
+        assert!(answered.elapsed() < WINDOW * 2, "{:?}", answered.elapsed());
+    });
+}
+
+/// From no ceiling to one and back: what is on its way counts, and nothing is counted twice.
+#[test]
+fn a_ceiling_may_come_and_go_while_calls_are_on_their_way() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(None, None), 1, 4_096, Start::Alone);
+        let mut out = Vec::new();
+        for _ in 0..10 {
+            out.push(permit_within(&ceiling, SECOND).await);
+        }
+        ceiling.resize(&ceilings(10, 10));
+        assert_eq!(ceiling.status().ceilings[0].used, 10, "what is on its way counts");
+        assert_eq!(ceiling.status().ceilings[0].free, Some(0));
+        ceiling.resize(&ceilings(None, None));
+        ceiling.resize(&ceilings(10, 10));
+        assert_eq!(ceiling.status().ceilings[0].used, 10);
+        out.into_iter().for_each(Permit::answered);
+        sleep(SECOND * 3).await;
+        assert_eq!(ceiling.status().ceilings[0].used, 0);
+        assert_eq!(ceiling.status().ceilings[1].free, Some(10));
+        permit_within(&ceiling, SECOND).await.answered();
+    });
+}
+
+/// A ceiling lowered below what is withheld leaves one at work.
+#[test]
+fn a_shrunken_ceiling_still_works() {
+    virtual_time(async {
+        let ceiling = Ceiling::start(&ceilings(100, None), 1, 4_096, Start::Alone);
+        for _ in 0..6 {
+            permit_within(&ceiling, SECOND * 5).await.throttled();
+            sleep(SECOND).await;
+        }
+        assert!(ceiling.status().ceilings[0].parked > 20);
+        ceiling.resize(&ceilings(20, None));
+        sleep(SECOND * 2).await;
+        permit_within(&ceiling, SECOND * 3).await.answered();
+    });
+}

@@ -76,11 +76,26 @@ impl Watch {
         self.last_answer.is_some_and(|at| at >= then)
     }
 
-    /// A call was never made or its end says nothing: a probe is still owed.
+    /// A call ended in a way that says nothing of a block, as by a time-out: a probe that did is
+    /// not followed by another at once.
     pub(super) fn told_nothing(&mut self, now: Instant) {
         if self.suspicion == Suspicion::Probing {
+            self.suspicion = Suspicion::Until(now + REST);
+        }
+    }
+
+    /// A call never left. Whether it was a probe, which is then still owed.
+    pub(super) fn probe_again(&mut self, now: Instant) -> bool {
+        let probe = self.suspicion == Suspicion::Probing;
+        if probe {
             self.suspicion = Suspicion::Until(now);
         }
+        probe
+    }
+
+    /// When callers may count on this address: while a probe is on its way, as if it failed.
+    pub(super) fn reopens(&self, now: Instant) -> Instant {
+        self.next(now).unwrap_or(now + REST)
     }
 
     /// A connection ended without an answer. Whether this begins a suspicion; `others_work` is

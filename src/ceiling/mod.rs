@@ -12,7 +12,7 @@ mod shaper;
 mod state;
 mod window;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
@@ -101,7 +101,13 @@ pub struct Ceiling {
 struct Shared {
     state: Mutex<State>,
     /// Wakes the dispatcher.
-    changed: Notify,
+    changed: Arc<Notify>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.changed.notify_one();
+    }
 }
 
 impl Shared {
@@ -160,8 +166,9 @@ impl Ceiling {
             Start::Alone => Instant::now(),
         };
         let state = State::new(config, egress.max(1), max_waiting, opens);
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() });
-        tokio::spawn(dispatch(Arc::downgrade(&shared)));
+        let changed = Arc::new(Notify::new());
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Arc::clone(&changed) });
+        tokio::spawn(dispatch(Arc::downgrade(&shared), changed));
         Self { shared }
     }
 
@@ -175,6 +182,8 @@ impl Ceiling {
         if now >= deadline {
             return Err(Refused::TimedOut);
         }
+        // Who has given up keeps nobody out.
+        state.forget_the_late(now);
         let first = state.nobody_waits();
         if first && let Ok(egress) = state.take(now) {
             state.passed();
@@ -207,14 +216,17 @@ impl Ceiling {
 
 /// Gives permits to waiters, one at a time and in order, as they become free. One task: were each
 /// waiter to watch for itself, all would wake for every permit.
-async fn dispatch(shared: std::sync::Weak<Shared>) {
+async fn dispatch(shared: Weak<Shared>, changed: Arc<Notify>) {
     loop {
-        let Some(strong) = shared.upgrade() else { return };
-        let next = grant(&strong);
-        let changed = strong.changed.notified();
+        let changed = changed.notified();
         tokio::pin!(changed);
-        // Registers before the state can change again, so that no change goes unnoticed.
+        // Registers before the state is looked at, so that no change goes unnoticed.
         changed.as_mut().enable();
+        // Held only while looking: the last handle or permit ends this task.
+        let next = match shared.upgrade() {
+            Some(shared) => grant(&shared),
+            None => return,
+        };
         match next {
             Next::Again => {}
             Next::At(at) => {
@@ -256,10 +268,9 @@ fn grant(shared: &Arc<Shared>) -> Next {
                     return Next::Again;
                 }
             }
-            Err(Some(at)) => return Next::At(at.max(now)),
-            Err(None) => {
-                state.stuck = true;
-                return Next::Changed;
+            Err(at) => {
+                state.looks_at = at;
+                return at.map_or(Next::Changed, Next::At);
             }
         }
     }

@@ -18,7 +18,7 @@ const DOUBT: u32 = 50;
 
 #[derive(Debug)]
 pub(super) struct State {
-    account: Option<Window>,
+    account: Window,
     /// In the configuration's order.
     egress: Vec<Egress>,
     shaper: Option<Shaper>,
@@ -30,15 +30,14 @@ pub(super) struct State {
     decisions: [Decisions; 2],
     /// For addresses without a ceiling of their own: whose turn it is.
     turn: usize,
-    /// Whether somebody waits for a call in flight, and no moment is known.
-    pub(super) stuck: bool,
+    /// When the dispatcher looks next; `None`: when it is woken.
+    pub(super) looks_at: Option<Instant>,
 }
 
 /// One egress address.
 #[derive(Debug)]
 struct Egress {
-    /// `None` where there is no ceiling.
-    window: Option<Window>,
+    window: Window,
     watch: Watch,
 }
 
@@ -48,16 +47,13 @@ impl Egress {
         if !self.watch.may_carry(now) {
             return 0;
         }
-        self.window.as_mut().map_or(usize::MAX, |window| window.free(now))
+        self.window.free(now)
     }
 
     /// When one may be free; `None`: when a call in flight has ended.
     fn next(&mut self, now: Instant) -> Option<Instant> {
         let open = self.watch.next(now)?;
-        match &mut self.window {
-            Some(window) => window.next(now).map(|at| at.max(open)),
-            None => Some(open),
-        }
+        self.window.next(now).map(|at| at.max(open))
     }
 }
 
@@ -118,11 +114,13 @@ impl State {
         max_waiting: usize,
         opens: Instant,
     ) -> Self {
-        let window = |size: Option<u32>| size.map(|size| Window::new(size, opens));
         let mut state = Self {
-            account: window(config.account),
+            account: Window::new(config.account, opens),
             egress: (0..egress)
-                .map(|_| Egress { window: window(config.egress_ip), watch: Watch::default() })
+                .map(|_| Egress {
+                    window: Window::new(config.egress_ip, opens),
+                    watch: Watch::default(),
+                })
                 .collect(),
             shaper: None,
             lanes: Lanes::new(config.retry_share),
@@ -131,7 +129,7 @@ impl State {
             limits: [None, None],
             decisions: [Decisions::default(); 2],
             turn: 0,
-            stuck: false,
+            looks_at: None,
         };
         state.pace(config);
         state
@@ -146,17 +144,9 @@ impl State {
     }
 
     pub(super) fn resize(&mut self, config: &config::Ceilings) {
-        let now = Instant::now();
-        let resize = |window: &mut Option<Window>, size: Option<u32>| match (window.as_mut(), size)
-        {
-            (Some(window), Some(size)) => window.resize(size),
-            // What was sent without a ceiling was not counted: it may have been any number.
-            (None, Some(size)) => *window = Some(Window::new(size, now + super::WINDOW)),
-            (_, None) => *window = None,
-        };
-        resize(&mut self.account, config.account);
+        self.account.resize(config.account);
         for egress in &mut self.egress {
-            resize(&mut egress.window, config.egress_ip);
+            egress.window.resize(config.egress_ip);
         }
         self.lanes.retry_share = config.retry_share;
         self.pace(config);
@@ -165,19 +155,17 @@ impl State {
     /// Takes a permit of both ceilings and says from which egress address. Otherwise when to try
     /// again; `None`: when a call in flight has been answered.
     pub(super) fn take(&mut self, now: Instant) -> Result<usize, Option<Instant>> {
-        if let Some(account) = &mut self.account
-            && account.free(now) == 0
-        {
-            return Err(account.next(now));
+        if self.account.free(now) == 0 {
+            return Err(self.account.next(now));
         }
         let chosen = self.freest(now)?;
         if let Some(shaper) = &self.shaper {
             shaper.pass().map_err(Some)?;
         }
         let egress = &mut self.egress[chosen];
-        let near = egress.window.as_mut().is_some_and(|window| window.nearly_used(now));
+        let near = egress.window.nearly_used(now);
         egress.watch.carries(now, near);
-        self.windows(chosen).for_each(Window::take);
+        self.windows(chosen).into_iter().for_each(Window::take);
         self.turn = chosen + 1;
         Ok(chosen)
     }
@@ -204,21 +192,28 @@ impl State {
         if end == End::Throttled {
             self.park(now);
         }
-        if end.sent() {
-            self.windows(address).for_each(|window| window.answered(now));
-        } else {
-            self.windows(address).for_each(Window::unsent);
+        for window in self.windows(address) {
+            if end.sent() {
+                window.answered(now);
+            } else {
+                window.unsent();
+            }
         }
-        self.watch(address, end, now);
-        // A permit is free sooner than it thought, or it knows of no moment to look at.
-        !self.nobody_waits() && (!end.sent() || std::mem::take(&mut self.stuck))
+        let reopened = self.watch(address, end, now);
+        // A permit may be free sooner than the dispatcher thought: now, or when this call has
+        // cooled. In the steady state it looks far more often than that.
+        let sooner = self.looks_at.is_none_or(|at| at > now + super::WINDOW);
+        !self.nobody_waits() && (!end.sent() || reopened || sooner)
     }
 
-    fn watch(&mut self, address: usize, end: End, now: Instant) {
+    /// Says whether the address may carry calls sooner than was thought.
+    fn watch(&mut self, address: usize, end: End, now: Instant) -> bool {
+        let mut reopened = false;
         let mut watch = std::mem::take(&mut self.egress[address].watch);
         match end {
             End::Answered | End::Throttled => {
-                if watch.answered(now) {
+                reopened = watch.answered(now);
+                if reopened {
                     tracing::info!(address, "the provider answers this egress address again");
                 }
             }
@@ -231,21 +226,21 @@ impl State {
                     );
                 }
             }
-            End::Closed | End::Unsent => watch.told_nothing(now),
+            End::Closed => watch.told_nothing(now),
+            End::Unsent => reopened = watch.probe_again(now),
         }
         self.egress[address].watch = watch;
+        reopened
     }
 
-    fn windows(&mut self, egress: usize) -> impl Iterator<Item = &mut Window> {
-        [&mut self.account, &mut self.egress[egress].window].into_iter().flatten()
+    fn windows(&mut self, egress: usize) -> [&mut Window; 2] {
+        [&mut self.account, &mut self.egress[egress].window]
     }
 
     /// The provider pushed back. It throttles the account; an address over its own ceiling would
     /// be blocked, not told.
     fn park(&mut self, now: Instant) {
-        if let Some(account) = &mut self.account {
-            account.park(now);
-        }
+        self.account.park(now);
     }
 
     pub(super) fn call_took(&mut self, time: Duration) {
@@ -298,15 +293,14 @@ impl State {
     fn estimate(&mut self, k: usize, now: Instant) -> (Kind, Instant) {
         let call = self.call.mean();
         let spread = self.shaper.as_ref().map_or(Duration::ZERO, Shaper::period);
-        let account = self.account.as_mut().map_or(now, |w| w.estimate(k, now, call, spread));
+        let account = self.account.estimate(k, now, call, spread);
         let open = self.egress.iter().filter(|egress| !egress.watch.suspected()).count();
         let apart = spread.saturating_mul(u32::try_from(open).unwrap_or(u32::MAX));
         let egress = if open == 0 {
-            self.egress.iter().filter_map(|egress| egress.watch.next(now)).min()
+            self.egress.iter().map(|egress| egress.watch.reopens(now)).min()
         } else {
             let open_ones = self.egress.iter_mut().filter(|egress| !egress.watch.suspected());
-            let windows = open_ones.filter_map(|egress| egress.window.as_mut());
-            windows.map(|w| w.estimate(k / open, now, call, apart)).max()
+            open_ones.map(|egress| egress.window.estimate(k / open, now, call, apart)).max()
         };
         let egress = egress.unwrap_or(now);
         let narrower = match self.limits {
@@ -336,20 +330,16 @@ impl State {
     }
 
     pub(super) fn status(&mut self, now: Instant) -> Status {
-        let account = self.account.as_mut();
-        let account = account.map(|w| (w.used(now), w.parked(now), w.free(now)));
-        let egress = self.egress.iter_mut().filter_map(|egress| egress.window.as_mut());
-        let egress = egress
-            .map(|w| (w.used(now), w.parked(now), w.free(now)))
-            .reduce(|a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
+        let counts = |w: &mut Window| (w.used(now), w.parked(now), w.free(now));
+        let account = counts(&mut self.account);
+        let egress = self.egress.iter_mut().map(|egress| counts(&mut egress.window));
+        let egress =
+            egress.fold((0, 0, 0_usize), |a, b| (a.0 + b.0, a.1 + b.1, a.2.saturating_add(b.2)));
         let (_, next) = self.estimate(self.lanes.len(), now);
-        let ceiling = |kind: Kind, window: Option<(usize, usize, usize)>| CeilingStatus {
-            kind,
-            limit: self.limits[kind as usize],
-            used: window.map_or(0, |w| w.0),
-            parked: window.map_or(0, |w| w.1),
-            free: window.map(|w| w.2),
-            decisions: self.decisions[kind as usize],
+        let ceiling = |kind: Kind, (used, parked, free)| {
+            let limit = self.limits[kind as usize];
+            let decisions = self.decisions[kind as usize];
+            CeilingStatus { kind, limit, used, parked, free: limit.map(|_| free), decisions }
         };
         Status {
             ceilings: [ceiling(Kind::Account, account), ceiling(Kind::EgressIp, egress)],

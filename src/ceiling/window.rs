@@ -27,8 +27,8 @@ const TICK: Duration = Duration::from_millis(1);
 /// The permits of one ceiling. Every method takes the time, which never runs backwards.
 #[derive(Debug)]
 pub(super) struct Window {
-    /// N.
-    size: usize,
+    /// N; `None`: no ceiling, but calls count all the same, for one that comes later.
+    size: Option<usize>,
     /// Calls without an answer.
     out: usize,
     /// When each answered call stops to count; oldest first, since answers come in order of time.
@@ -41,9 +41,9 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn new(size: u32, opens: Instant) -> Self {
+    pub(super) fn new(size: Option<u32>, opens: Instant) -> Self {
         Self {
-            size: size as usize,
+            size: size.map(|size| size as usize),
             out: 0,
             cooling: VecDeque::new(),
             parked: VecDeque::new(),
@@ -56,20 +56,25 @@ impl Window {
     pub(super) fn free(&mut self, now: Instant) -> usize {
         settle(&mut self.cooling, now);
         settle(&mut self.parked, now);
-        if now < self.opens { 0 } else { self.size.saturating_sub(self.busy()) }
+        match self.size {
+            None => usize::MAX,
+            Some(_) if now < self.opens => 0,
+            Some(size) => size.saturating_sub(self.busy()),
+        }
     }
 
     fn busy(&self) -> usize {
         self.out + self.cooling.len() + self.parked.len()
     }
 
-    /// When a permit may be free at the earliest; `None`: when a call in flight is answered.
+    /// When a permit may be free at the earliest, as far as is known; `None`: when a call in
+    /// flight is answered. An answer may make it earlier.
     pub(super) fn next(&mut self, now: Instant) -> Option<Instant> {
-        if now < self.opens {
-            return Some(self.opens);
-        }
         if self.free(now) > 0 {
             return Some(now);
+        }
+        if now < self.opens {
+            return Some(self.opens);
         }
         // After a shrink more than one must come back first: then this is early, and asked again.
         match (self.cooling.front(), self.parked.front()) {
@@ -80,7 +85,7 @@ impl Window {
 
     /// Takes one of the free permits.
     pub(super) fn take(&mut self) {
-        debug_assert!(self.busy() < self.size);
+        debug_assert!(self.size.is_none_or(|size| self.busy() < size));
         self.out += 1;
     }
 
@@ -98,12 +103,12 @@ impl Window {
     /// The provider pushed back: a tenth of the permits at work rest for [`PARK`], then return one
     /// by one. At least one stays at work.
     pub(super) fn park(&mut self, now: Instant) {
+        let Some(size) = self.size else { return };
         if self.last_park.is_some_and(|last| now < last + PARK_EVERY) {
             return;
         }
         self.last_park = Some(now);
-        settle(&mut self.parked, now);
-        let at_work = self.size.saturating_sub(self.parked.len());
+        let at_work = size.saturating_sub(self.parked(now));
         let parked = at_work.div_ceil(10).min(at_work.saturating_sub(1));
         let parked = u32::try_from(parked).unwrap_or(u32::MAX);
         for i in 0..parked {
@@ -112,8 +117,10 @@ impl Window {
     }
 
     /// A new N; what was spent stays spent.
-    pub(super) fn resize(&mut self, size: u32) {
-        self.size = size as usize;
+    pub(super) fn resize(&mut self, size: Option<u32>) {
+        self.size = size.map(|size| size as usize);
+        // At least one stays at work.
+        self.parked.truncate(self.size.unwrap_or(0).saturating_sub(1));
     }
 
     /// Calls that count against the ceiling now.
@@ -124,7 +131,8 @@ impl Window {
 
     /// Whether nine tenths of the ceiling are used.
     pub(super) fn nearly_used(&mut self, now: Instant) -> bool {
-        self.used(now) * 10 >= self.size * 9
+        let used = self.used(now);
+        self.size.is_some_and(|size| used * 10 >= size * 9)
     }
 
     pub(super) fn parked(&mut self, now: Instant) -> usize {
@@ -141,8 +149,9 @@ impl Window {
         call: Duration,
         spread: Duration,
     ) -> Instant {
+        let Some(size) = self.size else { return now };
         let cycle = WINDOW + call + TICK;
-        let at_work = self.size.saturating_sub(self.parked(now)).max(1);
+        let at_work = size.saturating_sub(self.parked(now)).max(1);
         let rounds = u32::try_from(k / at_work).unwrap_or(u32::MAX);
         let k = k % at_work;
         let free = self.free(now);
