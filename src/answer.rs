@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::header::DATE;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde_json::Value;
 
 /// The longest `x-acs-retry-after` that is believed. The official SDKs cap it at the same figure.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
@@ -56,6 +56,8 @@ pub enum Lost {
     Unwritten,
     /// There is no key to sign with.
     NoKey,
+    /// Its caller's wait ended before it could be sent.
+    TooLate,
     /// Bytes were written, then the connection ended.
     Closed,
     /// Bytes were written, and no answer came in time.
@@ -74,7 +76,8 @@ impl Lost {
             | Self::ConnectTimeout
             | Self::Tls
             | Self::Unwritten
-            | Self::NoKey => true,
+            | Self::NoKey
+            | Self::TooLate => true,
             Self::Closed | Self::Timeout | Self::Garbled => false,
         }
     }
@@ -89,6 +92,7 @@ impl Lost {
             Self::Tls => "tls",
             Self::Unwritten => "unwritten",
             Self::NoKey => "no_key",
+            Self::TooLate => "too_late",
             Self::Closed => "closed",
             Self::Timeout => "timeout",
             Self::Garbled => "garbled",
@@ -206,13 +210,18 @@ impl Answer {
     /// Reads an HTTP answer. Any bytes will do: what is not the provider's JSON is an answer
     /// without a code.
     pub fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
-        let body: Body<'_> = serde_json::from_slice(body).unwrap_or_default();
-        let text = |value: Option<Cow<'_, str>>| value.filter(|v| !v.is_empty()).map(Box::from);
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let text = |names: &[&str]| {
+            let texts = names.iter().filter_map(|name| body[name].as_str());
+            texts.filter(|text| !text.is_empty()).map(Box::from).next()
+        };
+        // Some of the provider's answers have a number for a code.
+        let number = || body["Code"].as_number().map(|code| code.to_string().into());
         Self::Http(HttpAnswer {
             status,
-            msg_id: text(body.msg_id),
-            request_id: text(body.request_id),
-            code: text(body.code),
+            msg_id: text(&["MsgId"]),
+            request_id: text(&["RequestId", "requestId"]),
+            code: text(&["Code", "code"]).or_else(number),
             retry_after: retry_after(headers),
             date: headers
                 .get(DATE)
@@ -275,8 +284,9 @@ impl HttpAnswer {
         }
         match self.status {
             429 => THROTTLED,
-            // A gateway's own words: what stands behind it may have taken the call.
-            502 | 504 if self.code.is_none() => Verdict::Unknown,
+            // Not the provider's words but a gateway's, which may have passed the call on before
+            // what stands behind it failed.
+            500.. if self.code.is_none() => Verdict::Unknown,
             408 | 500.. => Verdict::Failed,
             401 | 403 | 407 if self.code.is_none() => Verdict::Barred(Bar::Permission),
             404 | 405 if self.code.is_none() => Verdict::Barred(Bar::Endpoint),
@@ -292,14 +302,4 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("x-acs-retry-after")?.to_str().ok()?;
     let millis = value.trim().parse::<u64>().ok().filter(|ms| *ms > 0)?;
     Some(Duration::from_millis(millis).min(MAX_RETRY_AFTER))
-}
-
-#[derive(Default, Deserialize)]
-struct Body<'a> {
-    #[serde(rename = "MsgId", borrow, default)]
-    msg_id: Option<Cow<'a, str>>,
-    #[serde(rename = "RequestId", alias = "requestId", borrow, default)]
-    request_id: Option<Cow<'a, str>>,
-    #[serde(rename = "Code", alias = "code", borrow, default)]
-    code: Option<Cow<'a, str>>,
 }

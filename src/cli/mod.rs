@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Exit codes, as the reference in the README has them.
+/// Exit codes; `--help` has them in words.
 mod exit {
     pub(super) const FAILED: u8 = 1;
     pub(super) const BAD_CONFIG: u8 = 4;

@@ -17,7 +17,7 @@ use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit, Refused, Ticket};
 use crate::message::Message;
 use crate::meter::{Billed, CallKind, Meter};
-use crate::upstream::Upstream;
+use crate::upstream::{Departure, Upstream};
 pub use outcome::{Ended, Outcome};
 
 /// Calls for one message while its caller waits: the first and two more.
@@ -124,11 +124,15 @@ impl<U: Upstream> Shared<U> {
             self.meter.waited(ceiling as usize, wait);
         }
         let start = Instant::now();
-        let mut call = std::pin::pin!(self.upstream.send(message, permit));
+        let departure = Departure::new(caller.deadline);
+        let mut call = std::pin::pin!(self.upstream.send(message, permit, &departure));
         let answer = if let Ok(answer) = timeout_at(caller.deadline, &mut call).await {
             answer
         } else {
-            caller.tell(Outcome::new(calls, Ended::Unanswered));
+            // A call that has not left by now never leaves, and ends at once.
+            if departure.left() {
+                caller.tell(Outcome::new(calls, Ended::Unanswered));
+            }
             call.await
         };
         let billed = match answer.verdict() {

@@ -117,6 +117,9 @@ impl Door {
         http.timer(TokioTimer::new())
             // `Watched` has the timers.
             .header_read_timeout(None)
+            // A caller that has ended its side still gets its answer, and one that hangs up is still
+            // counted and logged: its message goes on.
+            .half_close(true)
             .max_headers(MAX_HEADERS)
             .max_header_size(self.limits.max_header)
             .max_buf_size(self.limits.max_header.max(8 * 1024) + 64 * 1024);

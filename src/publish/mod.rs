@@ -105,27 +105,21 @@ impl<U: Upstream> Shared<U> {
         let start = Instant::now();
         let context = log::Context::of(&request, topic);
         let mut parent = None;
-        let answered = if self.draining.load(Ordering::Relaxed) {
-            let detail = "This sidecar is stopping and takes no more messages. The message was \
-                          not accepted; send it again.";
-            let problem = Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "draining",
-                "Stopping",
-                detail.to_owned(),
-            );
-            let problem = problem.outcome("not-sent").retry_after(DRAIN_RETRY).close();
-            Answered::problem(Published::Draining, problem)
+        let asked = if self.draining() {
+            Err((Published::Draining, stopping()))
         } else {
             let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
-            match reader.read(topic, request).await {
-                Ok(Asked { message, patience, applied }) => {
-                    parent = Some(message.topic.clone());
-                    let outcome = self.delivery.publish(message, patience).await;
-                    outcome::answer(outcome, applied)
-                }
-                Err(problem) => Answered::problem(Published::Invalid, problem),
+            reader.read(topic, request).await.map_err(|problem| (Published::Invalid, problem))
+        };
+        let answered = match asked {
+            // A body may have been on its way for long.
+            Ok(_) if self.draining() => Answered::problem(Published::Draining, stopping()),
+            Ok(Asked { message, patience, applied }) => {
+                parent = Some(message.topic.clone());
+                let outcome = self.delivery.publish(message, patience).await;
+                outcome::answer(outcome, applied)
             }
+            Err((published, problem)) => Answered::problem(published, problem),
         };
         let parent = parent.as_ref().map(crate::message::Topic::parent);
         self.meter.published(parent, answered.published, start.elapsed());
@@ -137,6 +131,10 @@ impl<U: Upstream> Shared<U> {
             reply.headers_mut().extend(self.rate_limit());
         }
         reply
+    }
+
+    fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// `RateLimit-Policy` and `RateLimit`, in the syntax of the IETF draft.
@@ -158,4 +156,13 @@ impl<U: Upstream> Shared<U> {
             })
             .collect()
     }
+}
+
+fn stopping() -> Problem {
+    let detail = "This sidecar is stopping and takes no more messages. The message was not \
+                  accepted; send it again.";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "Stopping", detail.to_owned())
+        .outcome("not-sent")
+        .retry_after(DRAIN_RETRY)
+        .close()
 }

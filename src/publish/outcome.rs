@@ -87,6 +87,7 @@ fn answer_of(answer: &Answer, calls: u32) -> Answered {
         Verdict::Throttled { retry_after } => {
             (Published::OverCeiling, throttled(retry_after, &said))
         }
+        Verdict::Failed if *answer == Answer::Lost(Lost::TooLate) => (Published::Failed, timeout()),
         Verdict::Failed => (Published::Failed, failed(answer, &said)),
     };
     let mut problem = problem.attempts(calls);
@@ -131,6 +132,7 @@ fn said(answer: &Answer) -> String {
             Lost::Tls => "the TLS handshake with it failed".to_owned(),
             Lost::Unwritten => "it closed the connection".to_owned(),
             Lost::NoKey => "there is no access key to sign with".to_owned(),
+            Lost::TooLate => "the wait ended before a connection to it was ready".to_owned(),
             Lost::Closed => "it closed the connection without an answer".to_owned(),
             Lost::Timeout => "it did not answer in time".to_owned(),
             Lost::Garbled => "its answer is not HTTP".to_owned(),
@@ -244,20 +246,17 @@ fn no_permit(refused: Refused) -> Answered {
             )
             .retry_after(retry_after),
         ),
-        Refused::TimedOut => (
-            Published::Failed,
-            problem(
-                StatusCode::GATEWAY_TIMEOUT,
-                "timeout",
-                "Not sent in time",
-                "The wait ended before the message's turn came. Nothing was sent; send it again, \
-                 or wait longer (Prefer: wait=<seconds>)."
-                    .to_owned(),
-            )
-            .retryable(),
-        ),
+        Refused::TimedOut => (Published::Failed, timeout()),
     };
     Answered::problem(published, problem.outcome("not-sent"))
+}
+
+fn timeout() -> Problem {
+    let detail = "The wait ended before the message could be sent. Nothing was sent; send it again, \
+                  or wait longer (Prefer: wait=<seconds>).";
+    problem(StatusCode::GATEWAY_TIMEOUT, "timeout", "Not sent in time", detail.to_owned())
+        .outcome("not-sent")
+        .retryable()
 }
 
 fn unanswered(calls: u32) -> Answered {

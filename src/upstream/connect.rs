@@ -101,7 +101,10 @@ impl Connector {
             Ok(Ok(stream)) => Ok(Box::pin(stream)),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "TLS handshake failed");
-                Err(Lost::Tls)
+                // rustls reports what it does not like as invalid data; anything else is the other
+                // side ending the connection.
+                let ours = error.kind() == io::ErrorKind::InvalidData;
+                Err(if ours { Lost::Tls } else { Lost::Connect })
             }
             Err(_) => Err(Lost::ConnectTimeout),
         }

@@ -5,6 +5,7 @@
 //! redirected behind our back, and it costs a third less CPU.
 
 mod connect;
+mod departure;
 mod pool;
 mod wire;
 
@@ -13,13 +14,19 @@ use crate::ceiling::Permit;
 use crate::message::Message;
 
 pub use connect::TlsError;
+pub use departure::Departure;
 pub use wire::{Wire, WireStatus};
 
 /// Where calls go. The provider, or a script in a test.
 pub trait Upstream: Send + Sync + 'static {
     /// Makes one call. Consumes the permit, so that there is no call without one, and gives it
-    /// back according to what became of the call.
-    fn send(&self, message: &Message, permit: Permit) -> impl Future<Output = Answer> + Send;
+    /// back according to what became of the call. Nothing is sent after `departure` has closed.
+    fn send(
+        &self,
+        message: &Message,
+        permit: Permit,
+        departure: &Departure,
+    ) -> impl Future<Output = Answer> + Send;
 
     /// The provider refused our key with this answer: looks for another. Whether a try with what
     /// is now there makes sense.

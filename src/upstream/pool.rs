@@ -10,13 +10,15 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connect::Connector;
 use crate::answer::Lost;
 
 /// A connection in use is replaced at this age, so that a name's new addresses are found.
 const MAX_AGE: Duration = Duration::from_mins(1);
+/// A connection whose last answer was read is ready within one turn of the runtime.
+const READY: Duration = Duration::from_millis(20);
 
 pub(super) struct Pool {
     connector: Arc<Connector>,
@@ -63,11 +65,10 @@ impl Pool {
         let slot = timeout_at(deadline, Arc::clone(&self.slots).acquire_owned()).await;
         let Ok(Ok(slot)) = slot else { return Err(Lost::NoConnection) };
         while let Some(mut connection) = self.pop() {
-            match timeout_at(deadline, connection.sender.ready()).await {
-                Ok(Ok(())) => return Ok(Lease { connection, _slot: slot }),
-                // The provider has closed it.
-                Ok(Err(_)) => {}
-                Err(_) => return Err(Lost::NoConnection),
+            // One that the provider has closed, or that still has bytes to send after an early
+            // answer, is dropped: another is sooner ready.
+            if let Ok(Ok(())) = timeout(READY, connection.sender.ready()).await {
+                return Ok(Lease { connection, _slot: slot });
             }
         }
         let opened = timeout_at(deadline, self.open()).await.map_err(|_| Lost::ConnectTimeout)?;

@@ -15,9 +15,9 @@ use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
-use super::Upstream;
 use super::connect::{Connector, TlsError};
 use super::pool::{Lease, Pool};
+use super::{Departure, Upstream};
 use crate::answer::{Answer, Bar, Lost, Verdict};
 use crate::ceiling::Permit;
 use crate::config::{self, SignatureVersion};
@@ -118,15 +118,16 @@ async fn reap(shared: std::sync::Weak<Shared>, idle_timeout: Duration) {
 }
 
 impl Upstream for Wire {
-    async fn send(&self, message: &Message, permit: Permit) -> Answer {
+    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
         let shared = &*self.shared;
         let pool = &shared.pools[permit.egress()];
         let deadline = Instant::now() + shared.call_timeout;
-        let mut lease = match pool.lease(deadline).await {
+        let mut lease = match pool.lease(deadline.min(departure.closes())).await {
             Ok(lease) => lease,
             Err(lost) => {
                 give_back(permit, lost);
-                return Answer::Lost(lost);
+                let late = Instant::now() >= departure.closes();
+                return Answer::Lost(if late { Lost::TooLate } else { lost });
             }
         };
         let Ok(key) = shared.keys.current() else {
@@ -139,6 +140,11 @@ impl Upstream for Wire {
             pool.put_back(lease);
             return Answer::Lost(Lost::Unwritten);
         };
+        if !departure.leave() {
+            permit.unsent();
+            pool.put_back(lease);
+            return Answer::Lost(Lost::TooLate);
+        }
         let ended = timeout_at(deadline, exchange(&mut lease, request)).await;
         match ended.unwrap_or(Err(Lost::Timeout)) {
             Ok(answer) => {
@@ -173,7 +179,9 @@ fn give_back(permit: Permit, lost: Lost) {
     match lost {
         Lost::Connect | Lost::ConnectTimeout | Lost::Unwritten => permit.lost(false),
         Lost::Closed => permit.lost(true),
-        Lost::Resolve | Lost::NoConnection | Lost::Tls | Lost::NoKey => permit.unsent(),
+        Lost::Resolve | Lost::NoConnection | Lost::Tls | Lost::NoKey | Lost::TooLate => {
+            permit.unsent();
+        }
         Lost::Timeout | Lost::Garbled => drop(permit),
     }
 }
@@ -244,8 +252,10 @@ impl Shared {
         }
         match answer.verdict() {
             Verdict::Barred(Bar::Clock) => {
-                let skew = skew.unwrap_or(0);
-                if self.correction_ms.swap(skew, Ordering::Relaxed) != skew {
+                // An answer without a Date says nothing of how far we are off.
+                if let Some(skew) = skew
+                    && self.correction_ms.swap(skew, Ordering::Relaxed) != skew
+                {
                     tracing::warn!(skew_ms = skew, "the provider refused our time: corrected");
                 }
             }
