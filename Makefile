@@ -1,4 +1,4 @@
-.PHONY: demo test bench check setup
+.PHONY: demo test bench check setup soak
 
 demo: ## one process, nothing to set up
 	cargo run --release -- demo
@@ -9,8 +9,12 @@ test: setup ## everything that CI runs
 	tests/deny.sh
 	cargo test
 
-bench: ## signing and permits
+bench: ## signing, permits, the spool
 	cargo bench
+
+soak: ## outages and overflow in real time, and ten thousand crashes: about an hour
+	cargo test --test soak -- --nocapture --test-threads 1
+	TOLLGATE_CRASHES=10000 cargo test --release --test crash -- --nocapture
 
 check: ## what to run before a commit
 	cargo fmt --check

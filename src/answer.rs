@@ -37,6 +37,30 @@ pub struct HttpAnswer {
     pub retry_after: Option<Duration>,
     /// The provider's clock.
     pub date: Option<Timestamp>,
+    /// What `retry.codes` says that its code means.
+    pub ruled: Option<Verdict>,
+}
+
+/// What the configuration says of codes, over the table.
+#[derive(Debug, Clone, Default)]
+pub struct Codes(Vec<(Box<str>, Verdict)>);
+
+impl Codes {
+    /// Codes with what they are to mean; the first match wins.
+    pub fn new(codes: Vec<(Box<str>, Verdict)>) -> Self {
+        Self(codes)
+    }
+
+    /// An answer, read by these rules.
+    pub fn rule(&self, mut answer: Answer) -> Answer {
+        if let Answer::Http(http) = &mut answer
+            && let Some(code) = &http.code
+        {
+            let rule = self.0.iter().find(|(of, _)| of == code);
+            http.ruled = rule.map(|(_, means)| means.clone());
+        }
+        answer
+    }
 }
 
 /// Why there is no answer, in the order in which a call proceeds.
@@ -228,6 +252,7 @@ impl Answer {
                 .and_then(|v| v.to_str().ok())
                 .and_then(|v| jiff::fmt::rfc2822::parse(v).ok())
                 .map(|at| at.timestamp()),
+            ruled: None,
         })
     }
 
@@ -277,6 +302,9 @@ impl HttpAnswer {
         if self.status >= 400 && self.retry_after.is_some() {
             // Whatever the code says: so do the official SDKs since July 2026.
             return Verdict::Throttled { retry_after: self.retry_after };
+        }
+        if let Some(ruled) = &self.ruled {
+            return ruled.clone();
         }
         let row = self.code.as_deref().and_then(|code| TABLE.iter().find(|r| r.code.matches(code)));
         if let Some(row) = row {

@@ -11,9 +11,9 @@
 //! | --- | --- | --- |
 //! | 5 | [`cli`] | the verbs, and the only place that prints |
 //! | 4 | [`sidecar`] | builds the house, opens the doors, drains and closes them |
-//! | 3 | [`publish`], [`telemetry`] | doors: for callers; for Prometheus, the kubelet, a browser |
+//! | 3 | [`publish`], [`telemetry`], [`control`] | doors: for callers; for Prometheus, the kubelet, a browser; for operators |
 //! | 2 | [`delivery`] | what happens to a message from acceptance to its end |
-//! | 1 | [`ceiling`], [`upstream`], [`meter`] | engines: permits; one call; what was sent |
+//! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | engines: permits; one call; what is kept; what was sent |
 //! | 0 | [`keys`], [`signing`], [`door`] | the key; pure signatures; what all doors share |
 //! | G | [`message`], [`answer`], [`config`] | words that all share; they know nobody |
 //! | annex | [`emulator`] | the provider on your machine; only [`cli`] knows it |
@@ -29,12 +29,15 @@
 //! 3. [`upstream`] spends the permit on one signed call and returns an [`answer::Answer`].
 //! 4. [`answer::Answer::verdict`], the only place that knows the provider's codes, says what it
 //!    means; [`meter`] counts it.
-//! 5. Back up the same stairs, once.
+//! 5. What did not get through is kept in [`spool`], and belongs to [`delivery`]'s retry batches
+//!    until its end.
+//! 6. Back up the same stairs, once.
 
 pub mod answer;
 pub mod ceiling;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod delivery;
 pub mod door;
 pub mod emulator;
@@ -44,5 +47,6 @@ pub mod meter;
 pub mod publish;
 pub mod sidecar;
 pub mod signing;
+pub mod spool;
 pub mod telemetry;
 pub mod upstream;

@@ -220,6 +220,17 @@ impl Payload {
         Ok(Self(bytes))
     }
 
+    /// Takes back a body that was a payload before: bounds may have changed since, and what was
+    /// accepted stays accepted.
+    pub fn kept(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes as they were posted, shared.
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+
     /// The bytes as they were posted.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -246,6 +257,29 @@ impl MessageId {
     }
 }
 
+impl MessageId {
+    /// No id comes after it.
+    pub const MAX: Self = Self(uuid::Uuid::max());
+
+    /// Its bits, for those who keep it.
+    pub fn as_u128(self) -> u128 {
+        self.0.as_u128()
+    }
+
+    /// The id with these bits.
+    pub fn from_u128(bits: u128) -> Self {
+        Self(uuid::Uuid::from_u128(bits))
+    }
+}
+
+impl std::str::FromStr for MessageId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
 impl Default for MessageId {
     fn default() -> Self {
         Self::new()
@@ -261,6 +295,15 @@ impl fmt::Display for MessageId {
 /// The instance a message goes to, such as `post-cn-0pp12gl0000`.
 pub type InstanceId = Arc<str>;
 
+/// What fails and recovers together: an instance and a parent topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane {
+    /// The instance.
+    pub instance: InstanceId,
+    /// The parent topic.
+    pub parent: Arc<str>,
+}
+
 /// One message on its way.
 #[derive(Debug, Clone)]
 pub struct Message {
@@ -272,6 +315,13 @@ pub struct Message {
     pub topic: Topic,
     /// What it carries.
     pub payload: Payload,
+}
+
+impl Message {
+    /// What it fails and recovers with.
+    pub fn lane(&self) -> Lane {
+        Lane { instance: Arc::clone(&self.instance), parent: self.topic.parent().into() }
+    }
 }
 
 #[cfg(test)]

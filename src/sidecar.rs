@@ -1,6 +1,7 @@
 //! Builds the house from a configuration, opens its doors, drains and closes them in order.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,17 +11,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ceiling::{Ceiling, Start};
-use crate::config::{Address, Config};
+use crate::config::{self, Address, Config};
+use crate::control::Control;
 use crate::delivery::Delivery;
 use crate::door::{Door, Limits, Listener};
 use crate::keys::{KeyError, Keys};
 use crate::meter::Meter;
 use crate::publish::Publish;
+use crate::spool::{self, OpenError, Spool};
 use crate::telemetry::{Facts, Telemetry};
 use crate::upstream::{TlsError, Wire};
 
-/// What the telemetry door bears: a scraper, a kubelet and a few browsers.
-const TELEMETRY: Limits = Limits {
+/// What the doors bear that callers do not use: a scraper, a kubelet, a few browsers and operators.
+const SMALL: Limits = Limits {
     max_connections: 64,
     max_header: 16 * 1024,
     header_timeout: Duration::from_secs(5),
@@ -46,6 +49,9 @@ pub enum StartError {
     /// The upstream's TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The spool does not open.
+    #[error("{0}; set spool.path, or spool.store = \"none\" to keep nothing")]
+    Spool(#[from] OpenError),
 }
 
 /// A running sidecar.
@@ -88,13 +94,24 @@ impl Sidecar {
             telemetry: telemetry_listener.address(),
         };
 
-        let upstream = Wire::new(&config.upstream, keys.clone())?;
+        let upstream = Wire::new(&config.upstream, config.retry.codes.clone(), keys.clone())?;
+        let spool = match &config.spool {
+            Some(spool) => Some(Spool::open(spool_options(spool, &config.idempotency)).await?),
+            None => None,
+        };
         let egress = config.upstream.egress_addresses.len();
         let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
         let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
         let instances = config.upstream.instance_id.iter().cloned().chain(rules);
         let meter = Meter::new(config.telemetry.max_topics, instances);
-        let delivery = Delivery::new(upstream.clone(), ceiling.clone(), meter.clone(), seed);
+        let delivery = Delivery::new(
+            config,
+            upstream.clone(),
+            spool.clone(),
+            ceiling.clone(),
+            meter.clone(),
+            seed,
+        );
         let draining = Arc::new(AtomicBool::new(false));
         let publish = Publish::new(
             config,
@@ -106,6 +123,8 @@ impl Sidecar {
         let telemetry = Telemetry::new(Facts {
             meter,
             ceiling: ceiling.clone(),
+            spool,
+            delivery: delivery.clone(),
             keys,
             upstream,
             endpoint: config.upstream.endpoint.authority(),
@@ -129,10 +148,16 @@ impl Sidecar {
         let service = tower::service_fn(move |request| {
             std::future::ready(telemetry.clone().answer(&request))
         });
-        let (door, token) = (Door::new(TELEMETRY), stop.clone());
+        let (door, token) = (Door::new(SMALL), stop.clone());
         tasks.spawn(async move {
             door.serve(telemetry_listener, service, token, LAST_ANSWERS).await;
         });
+        if let Some(listener) = bind_control(config).await {
+            let control = Control::new(delivery.clone());
+            let service = tower::service_fn(move |request| control.clone().answer(request));
+            let (door, token) = (Door::new(SMALL), stop.clone());
+            tasks.spawn(async move { door.serve(listener, service, token, LAST_ANSWERS).await });
+        }
         tasks.close();
         let grace = config.drain.grace;
         Ok(Self { publish, delivery, ceiling, draining, grace, stop, tasks, addresses })
@@ -163,6 +188,39 @@ impl Sidecar {
         // What slipped through the door in the moment of closing.
         if left > 0 { left } else { self.delivery.drain(self.grace).await }
     }
+}
+
+/// How a spool is opened.
+pub fn spool_options(config: &config::Spool, idempotency: &config::Idempotency) -> spool::Options {
+    spool::Options {
+        path: config.path.clone(),
+        max_bytes: config.max_bytes,
+        max_messages: config.max_messages,
+        // A key's answer is in its message's receipt.
+        keep_receipts: config.keep_receipts.max(idempotency.keep),
+    }
+}
+
+/// Where the operators' door may be, best first: a container may not write `/run`.
+pub fn control_sockets(config: &Config) -> Vec<PathBuf> {
+    let Some(configured) = &config.listen.control else { return Vec::new() };
+    let beside = config.spool.as_ref().map(|spool| spool.path.join("control.sock"));
+    std::iter::once(configured.clone()).chain(beside).collect()
+}
+
+async fn bind_control(config: &Config) -> Option<Listener> {
+    let mut failed = None;
+    for path in control_sockets(config) {
+        match Listener::bind_private(&path).await {
+            Ok(listener) => return Some(listener),
+            Err(error) => failed = Some((path, error)),
+        }
+    }
+    if let Some((path, error)) = failed {
+        let path = path.display();
+        tracing::warn!(%path, %error, "no control socket: `tollgate messages` cannot ask this sidecar");
+    }
+    None
 }
 
 /// The addresses as they are configured; the one that the system chooses is `default`.

@@ -46,5 +46,9 @@ async fn what_the_demo_prints_works() {
     let provider = address("provider  curl http://");
     let fault = br#"[{"code":"SendMessageFailed","for":"10s"}]"#;
     assert_eq!(post(&provider, "/_emulator/faults", &[], fault).await.status, 200);
-    assert_eq!(post(&publish, "/publish/TopicA", &[], b"hello").await.status, 502);
+    // Kept meanwhile, and delivered when that is over.
+    let kept = post(&publish, "/publish/TopicA", &[], b"hello").await;
+    assert_eq!(kept.status, 202);
+    let receipt = get(&publish, kept.header("location")).await.json();
+    assert_eq!((&receipt["Id"], receipt["Status"].as_str()), (&kept.json()["Id"], Some("queued")));
 }

@@ -6,15 +6,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Room and floor. Words that all share are below the ground.
-const FLOORS: [(&str, i8); 15] = [
+const FLOORS: [(&str, i8); 17] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
     ("telemetry", 3),
+    ("control", 3),
     ("delivery", 2),
     ("ceiling", 1),
     ("upstream", 1),
     ("meter", 1),
+    ("spool", 1),
     ("keys", 0),
     ("signing", 0),
     ("door", 0),

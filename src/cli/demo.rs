@@ -1,6 +1,7 @@
 //! `tollgate demo`: the provider, the sidecar and its page in one process.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -55,7 +56,8 @@ async fn demo(args: &Args) -> Result<(), String> {
         ..emulator::Options::default()
     };
     let provider = Emulator::start(options).map_err(|error| error.to_string())?;
-    let config = configuration(args, &provider.url(), several)?;
+    let folder = Folder::new();
+    let config = configuration(args, &provider.url(), several, &folder)?;
     let _level_stays = logging::start(&config.telemetry);
     let key = Key::new(DEMO_KEY_ID, DEMO_KEY_SECRET.into(), None, None);
     let keys = Keys::fixed(key.map_err(|error| error.to_string())?);
@@ -77,6 +79,23 @@ async fn demo(args: &Args) -> Result<(), String> {
     Ok(())
 }
 
+/// The demo's spool, gone with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let name = format!("tollgate-demo-{}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Whatever cannot be removed is in the system's folder for such things.
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
 async fn generate(rate: Option<u32>, publish: String, provider: &Emulator) {
     match rate {
         Some(rate) => traffic::run(publish, rate, || provider.report().worst_second).await,
@@ -89,15 +108,22 @@ fn several_addresses() -> bool {
     (2..=ADDRESSES).all(|last| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), 0)).is_ok())
 }
 
-fn configuration(args: &Args, endpoint: &str, several: bool) -> Result<Config, String> {
+fn configuration(
+    args: &Args,
+    endpoint: &str,
+    several: bool,
+    folder: &Folder,
+) -> Result<Config, String> {
     let addresses: Vec<_> = (1..=ADDRESSES).map(|last| format!("127.0.0.{last}")).collect();
     let mut flags = vec![
         ("listen.publish", args.publish.to_string()),
         ("listen.telemetry", args.telemetry.to_string()),
+        ("listen.control", "none".to_owned()),
         ("publish.wait", "1s".to_owned()),
         ("upstream.endpoint", endpoint.to_owned()),
         ("upstream.instance_id", "post-cn-demo".to_owned()),
         ("ceilings.account", "1000".to_owned()),
+        ("spool.path", folder.0.display().to_string()),
         ("telemetry.log", "text".to_owned()),
         ("telemetry.level", if args.traffic.is_some() { "error" } else { "warn" }.to_owned()),
     ];

@@ -5,6 +5,7 @@ pub mod check;
 mod demo;
 mod emulator;
 mod logging;
+mod messages;
 mod serve;
 mod traffic;
 
@@ -50,6 +51,7 @@ enum Verb {
     Demo(demo::Args),
     Check(check::Args),
     Emulator(emulator::EmulatorArgs),
+    Messages(messages::Args),
 }
 
 /// Parses the command line and runs its verb.
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
         Verb::Serve(args) => serve::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Check(args) => check::run(args),
+        Verb::Messages(args) => messages::run(args),
         Verb::Emulator(args) => match runtime(1) {
             Ok(runtime) => runtime.block_on(emulator::run(args)),
             Err(error) => {

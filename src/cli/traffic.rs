@@ -43,7 +43,7 @@ pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> usize) {
         at_once: Arc::new(tokio::sync::Semaphore::new(MAX_CALLERS)),
     });
     println!("{rate} messages a second are published:\n");
-    println!("second  delivered  refused  retry-after  worst sliding second at the provider");
+    println!("second  delivered  kept  refused  retry-after  worst sliding second at the provider");
     let start = Instant::now();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -118,11 +118,14 @@ impl Callers {
     fn report(&self, second: u64, worst: usize) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = std::mem::take(&mut *counts);
-        let delivered = counts.statuses.get(&200).copied().unwrap_or(0);
-        let refused: u64 = counts.statuses.iter().filter(|s| *s.0 != 200).map(|s| s.1).sum();
+        let of = |status| counts.statuses.get(&status).copied().unwrap_or(0);
+        let (delivered, kept) = (of(200), of(202));
+        let refused = counts.statuses.values().sum::<u64>() - delivered - kept;
         let retry_after = counts.retry_after.map_or_else(|| "–".to_owned(), |s| format!("{s} s"));
         let lost =
             if counts.lost > 0 { format!("  ({} lost)", counts.lost) } else { String::new() };
-        println!("{second:>6}  {delivered:>9}  {refused:>7}  {retry_after:>11}  {worst}{lost}");
+        println!(
+            "{second:>6}  {delivered:>9}  {kept:>4}  {refused:>7}  {retry_after:>11}  {worst}{lost}"
+        );
     }
 }

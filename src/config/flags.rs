@@ -8,10 +8,10 @@ use super::{Loaded, Mistakes, load};
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Flags {
     /// The configuration file; without one, the environment and the flags are all there is
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Sets one key over the file and the environment, as in --set publish.wait=2s; repeatable
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
 }
 

@@ -31,6 +31,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::answer::Codes;
 use crate::message::{InstanceId, PayloadEncoding, Topic, TopicPattern};
 
 /// The provider's published ceiling of `SendMessage` for one account, calls per second.
@@ -52,6 +53,12 @@ pub struct Config {
     pub keys: Keys,
     /// `[ceilings]`
     pub ceilings: Ceilings,
+    /// `[retry]`
+    pub retry: Retry,
+    /// `[spool]`; `None`: nothing is kept.
+    pub spool: Option<Spool>,
+    /// `[idempotency]`
+    pub idempotency: Idempotency,
     /// `[topics]`
     pub topics: Topics,
     /// `[telemetry]`
@@ -78,6 +85,8 @@ pub struct Listen {
     pub publish: Vec<Address>,
     /// For Prometheus, the kubelet and a browser.
     pub telemetry: SocketAddr,
+    /// For `tollgate` on the same machine; `None`: nowhere.
+    pub control: Option<PathBuf>,
 }
 
 /// `[publish]`: the callers' door.
@@ -246,6 +255,52 @@ pub struct Ceilings {
     pub retry_share: f64,
     /// Whether a figure above the published one was asked for, and allowed.
     pub above_published: bool,
+}
+
+/// `[retry]`: what happens to kept messages that were not delivered.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// The most messages that are tried together.
+    pub batch: usize,
+    /// Longest wait before the second try; doubles with each.
+    pub base: Duration,
+    /// Where the doubling ends.
+    pub cap: Duration,
+    /// Older messages become dead letters.
+    pub max_age: Duration,
+    /// Topics whose messages are not tried again where the outcome is unknown.
+    pub park: Vec<TopicPattern>,
+    /// Provider codes that mean something else than the table says.
+    pub codes: Codes,
+}
+
+impl Retry {
+    /// Whether a message may be delivered twice rather than never.
+    pub fn may_repeat(&self, topic: &Topic) -> bool {
+        !self.park.iter().any(|pattern| pattern.matches(topic))
+    }
+}
+
+/// `[spool]`: what is kept on the disk.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    /// The folder.
+    pub path: PathBuf,
+    /// The most bytes.
+    pub max_bytes: u64,
+    /// The most messages, dead letters and receipts.
+    pub max_messages: usize,
+    /// How long one can ask what became of a delivered message.
+    pub keep_receipts: Duration,
+}
+
+/// `[idempotency]`
+#[derive(Debug, Clone)]
+pub struct Idempotency {
+    /// How long a key is remembered.
+    pub keep: Duration,
+    /// The most keys.
+    pub max_keys: usize,
 }
 
 /// `[topics]`

@@ -7,15 +7,19 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use figment::value::Value;
+
 use super::checks;
 use super::mistake::Wrong;
 use super::parse::{self, Raw};
 use super::read::Reader;
 use super::upstream::upstream;
 use super::{
-    Ceilings, Config, Drain, Endpoint, Keys, Listen, LogFormat, PUBLISHED_ACCOUNT,
-    PUBLISHED_EGRESS_IP, Publish, Runtime, Telemetry, Topics, uri,
+    Address, Ceilings, Config, Drain, Endpoint, Idempotency, Keys, Listen, LogFormat,
+    PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Publish, Retry, Runtime, Spool, Telemetry, Topics, uri,
 };
+use crate::answer::{Codes, Verdict};
+use crate::message::TopicPattern;
 
 /// The shortest duration that is not a mistake: a bound of nothing lets nothing happen.
 pub(super) const SHORTEST: Duration = Duration::from_millis(1);
@@ -32,7 +36,9 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let upstream = upstream(r);
     let keys = keys(r);
     let ceilings = ceilings(r, upstream.as_ref().map(|upstream| &upstream.endpoint));
-    spool(r);
+    let retry = retry(r);
+    let spool = spool(r);
+    let idempotency = idempotency(r);
     let topics = topics(r);
     let telemetry = telemetry(r);
     let drain = drain(r);
@@ -46,6 +52,9 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
         upstream: upstream?,
         keys: keys?,
         ceilings: ceilings?,
+        retry: retry?,
+        spool: spool?,
+        idempotency: idempotency?,
         topics: topics?,
         telemetry: telemetry?,
         drain: drain?,
@@ -56,9 +65,24 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
 fn listen(r: &mut Reader<'_>) -> Option<Listen> {
     let publish = r.list("listen.publish", "127.0.0.1:8080", true, checks::address);
     let telemetry = r.value("listen.telemetry", "0.0.0.0:9464", checks::socket_address);
-    let listen = Listen { publish: publish?, telemetry: telemetry? };
+    let control = r.value("listen.control", "unix:/run/tollgate/control.sock", control);
+    let listen = Listen { publish: publish?, telemetry: telemetry?, control: control? };
     checks::doors_differ(r, &listen);
     Some(listen)
+}
+
+/// A Unix socket, or `none`.
+fn control(raw: &Raw) -> Result<Option<PathBuf>, Wrong> {
+    if raw.text()? == "none" {
+        return Ok(None);
+    }
+    match checks::address(raw)? {
+        Address::Unix(path) => Ok(Some(path)),
+        Address::Tcp(_) => Err(Wrong::new(
+            "is not a Unix socket",
+            "write \"unix:/run/tollgate/control.sock\", or \"none\"",
+        )),
+    }
 }
 
 fn publish(r: &mut Reader<'_>) -> Option<Publish> {
@@ -178,15 +202,83 @@ fn ceiling(raw: &Raw) -> Result<Option<u32>, Wrong> {
 }
 
 /// Nothing is kept in this release; the key is there so that saying so is not an error.
-fn spool(r: &mut Reader<'_>) {
-    r.value("spool.store", "none", |raw| {
-        let keeps = parse::choice(raw, &[("none", false), ("disk", true), ("redis", true)])?;
-        if keeps {
-            let problem = "asks for the spool, which comes with a later release of tollgate";
-            return Err(Wrong::new(problem, "write \"none\""));
-        }
-        Ok(())
+fn retry(r: &mut Reader<'_>) -> Option<Retry> {
+    let batch = r.count("retry.batch", "100", 1..=10_000);
+    let base = r.duration("retry.base", "200ms", SHORTEST..=HOUR);
+    let cap = r.duration("retry.cap", "30s", SHORTEST..=HOUR);
+    let max_age = r.duration("retry.max_age", "24h", Duration::from_secs(1)..=HOUR * 24 * 30);
+    let unknown = r.choice("retry.unknown", "retry", &[("retry", false), ("park", true)]);
+    let park = r.list("retry.park", "[]", false, checks::pattern);
+    let codes = r.value("retry.codes", "{}", codes);
+    if let (Some(base), Some(cap)) = (base, cap)
+        && base > cap
+    {
+        let problem = format!("is longer than retry.cap ({})", parse::human(cap));
+        r.clash("retry.base", problem, "write a shorter one");
+    }
+    let mut park = park?;
+    if unknown? {
+        park = vec![TopicPattern::new("*")];
+    }
+    Some(Retry { batch: batch?, base: base?, cap: cap?, max_age: max_age?, park, codes: codes? })
+}
+
+/// `{ SomeCode = "retry" }`, or `SomeCode=retry, …` outside a file: what codes are to mean.
+fn codes(raw: &Raw) -> Result<Codes, Wrong> {
+    const REMEDY: &str =
+        "write { SomeCode = \"retry\" }, or \"throttled\", \"unknown\" or \"refused\"";
+    let wrong = || Wrong::new("does not say what codes mean", REMEDY);
+    let rule = |code: &str, means: &str| {
+        let means = match means.trim() {
+            "retry" => Verdict::Failed,
+            "throttled" => Verdict::Throttled { retry_after: None },
+            "unknown" => Verdict::Unknown,
+            "refused" => Verdict::Refused,
+            _ => return Err(wrong()),
+        };
+        let code = code.trim();
+        let plain = !code.is_empty() && code.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
+        if plain { Ok((code.into(), means)) } else { Err(wrong()) }
+    };
+    if let Value::Dict(_, codes) = &raw.value {
+        let rules = codes.iter().map(|(code, means)| rule(code, means.as_str().ok_or_else(wrong)?));
+        return Ok(Codes::new(rules.collect::<Result<_, _>>()?));
+    }
+    let text = raw.text()?.trim().trim_start_matches('{').trim_end_matches('}');
+    let rules = text.split(',').filter(|rule| !rule.trim().is_empty());
+    let rules = rules.map(|text| {
+        let (code, means) = text.split_once('=').ok_or_else(wrong)?;
+        rule(code, means)
     });
+    Ok(Codes::new(rules.collect::<Result<_, _>>()?))
+}
+
+#[expect(clippy::option_option, reason = "outside: is it right; inside: is there one")]
+fn spool(r: &mut Reader<'_>) -> Option<Option<Spool>> {
+    let store = r.value("spool.store", "disk", |raw| {
+        let choices = [("disk", Some(true)), ("none", Some(false)), ("redis", None)];
+        parse::choice(raw, &choices)?.ok_or_else(|| {
+            let problem = "comes with a later release of tollgate";
+            Wrong::new(problem, "write \"disk\" or \"none\"")
+        })
+    });
+    let path = r.value("spool.path", "/var/lib/tollgate/spool", path);
+    let max_bytes = r.size("spool.max_bytes", "256MiB", bytesize::MIB..=bytesize::TIB);
+    let max_messages = r.count("spool.max_messages", "200000", 1..=10_000_000);
+    let keep_receipts = r.duration("spool.keep_receipts", "10m", SHORTEST..=HOUR * 24);
+    let spool = Spool {
+        path: path?,
+        max_bytes: max_bytes? as u64,
+        max_messages: max_messages?,
+        keep_receipts: keep_receipts?,
+    };
+    store.map(|keeps| keeps.then_some(spool))
+}
+
+fn idempotency(r: &mut Reader<'_>) -> Option<Idempotency> {
+    let keep = r.duration("idempotency.keep", "10m", SHORTEST..=HOUR * 24);
+    let max_keys = r.count("idempotency.max_keys", "100000", 1..=10_000_000);
+    Some(Idempotency { keep: keep?, max_keys: max_keys? })
 }
 
 fn topics(r: &mut Reader<'_>) -> Option<Topics> {

@@ -75,6 +75,7 @@ pub(super) fn show(key: &str, value: &Value) -> String {
             let items: Vec<_> = items.iter().map(|item| show(key, item)).collect();
             format!("[{}]", items.join(", "))
         }
+        Value::Dict(_, entries) if entries.is_empty() => "{}".to_owned(),
         Value::Dict(..) => "{ … }".to_owned(),
         Value::Bool(_, value) => value.to_string(),
         Value::Char(_, value) => value.to_string(),

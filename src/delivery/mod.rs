@@ -3,27 +3,53 @@
 //! A message is on a task of its own before its caller first waits: a caller who hangs up loses
 //! the answer, never the message. Deadlines are data that this looks at, not futures that are
 //! dropped.
+//!
+//! With a spool, a message that is not delivered at its first try is kept, and belongs to the retry
+//! batches (`batches`, `lane`) until its end.
 
+mod batches;
+mod idempotency;
+mod kept;
+mod lane;
 mod outcome;
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit, Refused, Ticket};
-use crate::message::Message;
-use crate::meter::{Billed, CallKind, Meter};
+use crate::config;
+use crate::message::{Message, MessageId};
+use crate::meter::{CallKind, Meter};
+use crate::spool::{Brief, Change, Claim, Selection, Spool};
 use crate::upstream::{Departure, Upstream};
+pub use batches::Paused;
+use batches::{Batches, Hold};
+use idempotency::Keys;
+use kept::{Kept, billed, said};
 pub use outcome::{Ended, Outcome};
 
-/// Calls for one message while its caller waits: the first and two more.
+/// Calls for one message while its caller waits, where nothing is kept: the first and two more.
 const MAX_CALLS: u32 = 3;
 /// The most that a second try waits where the provider named no time; the third twice as long.
 const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// What a caller wants.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// How long it waits for the outcome.
+    pub patience: Duration,
+    /// It would rather have its message kept than be refused because of a ceiling.
+    pub keep: bool,
+    /// The claim of its `Idempotency-Key`.
+    pub claim: Option<Claim>,
+}
 
 /// Delivers messages. Cheap to clone.
 #[derive(Debug)]
@@ -39,42 +65,152 @@ impl<U> Clone for Delivery<U> {
 
 #[derive(Debug)]
 struct Shared<U> {
-    upstream: U,
+    upstream: Arc<U>,
     ceiling: Ceiling,
     meter: Meter,
     jitter: Mutex<fastrand::Rng>,
     under_way: TaskTracker,
+    keys: Arc<Keys>,
+    kept: Option<Arc<Kept<U>>>,
 }
 
 impl<U: Upstream> Delivery<U> {
-    /// `seed` decides the jitter.
-    pub fn new(upstream: U, ceiling: Ceiling, meter: Meter, seed: u64) -> Self {
+    /// Starts delivering what `spool` holds, if there is one. `seed` decides the jitter.
+    pub fn new(
+        config: &config::Config,
+        upstream: U,
+        spool: Option<Spool>,
+        ceiling: Ceiling,
+        meter: Meter,
+        seed: u64,
+    ) -> Self {
+        let (upstream, under_way) = (Arc::new(upstream), TaskTracker::new());
+        let keys = Arc::new(Keys::new(&config.idempotency, spool.as_ref()));
+        let kept = spool.map(|spool| {
+            let kept = Arc::new(Kept {
+                spool,
+                batches: Batches::new(config.retry.clone(), seed),
+                upstream: Arc::clone(&upstream),
+                ceiling: ceiling.clone(),
+                meter: meter.clone(),
+                under_way: under_way.clone(),
+                stopping: false.into(),
+            });
+            kept.recover();
+            let changed = Arc::clone(&kept.batches.changed);
+            tokio::spawn(batches::run(Arc::downgrade(&kept), changed));
+            kept
+        });
         let jitter = Mutex::new(fastrand::Rng::with_seed(seed));
-        let under_way = TaskTracker::new();
-        Self { shared: Arc::new(Shared { upstream, ceiling, meter, jitter, under_way }) }
+        let shared = Shared { upstream, ceiling, meter, jitter, under_way, keys, kept };
+        Self { shared: Arc::new(shared) }
     }
 
-    /// Delivers a message and says what became of it, at the latest when `patience` ends.
-    pub async fn publish(&self, message: Message, patience: Duration) -> Outcome {
-        let deadline = Instant::now() + patience;
-        let ticket = match self.shared.ceiling.request(Class::Fresh, deadline) {
-            Ok(ticket) => ticket,
-            Err(refused) => return Outcome::new(0, Ended::NoPermit(refused)),
+    /// Delivers a message and says what became of it, at the latest when its caller's patience
+    /// ends.
+    pub async fn publish(&self, message: Message, wanted: Wanted) -> Outcome {
+        let first = match wanted.claim.map(|claim| self.shared.keys.claim(claim)).transpose() {
+            Ok(first) => first,
+            Err(outcome) => return outcome,
+        };
+        let deadline = Instant::now() + wanted.patience;
+        let plan = match self.shared.plan(&message, &wanted, deadline) {
+            Ok(plan) => plan,
+            Err(ended) => return Outcome::new(0, ended),
         };
         let (to, outcome) = oneshot::channel();
-        let caller = Caller { to: Some(to), deadline };
         let shared = Arc::clone(&self.shared);
-        self.shared.under_way.spawn(async move { shared.deliver(message, ticket, caller).await });
+        self.shared.under_way.spawn(async move {
+            let (told, heard) = oneshot::channel();
+            let caller = Caller { to: Some(told), deadline };
+            // Remembered also if the caller has gone.
+            let remembered = async move {
+                let outcome = heard.await;
+                if let (Ok(outcome), Some(first)) = (&outcome, first) {
+                    first.answered(outcome);
+                }
+                drop(outcome.map(|outcome| to.send(outcome)));
+            };
+            tokio::join!(shared.carry_out(plan, message, wanted.claim, caller), remembered);
+        });
         // The task ends early only with the runtime, and then nobody is told anything.
         outcome.await.unwrap_or_else(|_| Outcome::new(1, Ended::Unanswered))
     }
 
-    /// Waits for the messages on their way, at most for `grace`. Returns how many are left.
-    pub async fn drain(&self, grace: Duration) -> usize {
-        self.shared.under_way.close();
-        let ended = timeout_at(Instant::now() + grace, self.shared.under_way.wait()).await;
-        if ended.is_ok() { 0 } else { self.shared.under_way.len() }
+    /// What is known of a message that was kept.
+    pub fn find(&self, id: MessageId) -> Option<Brief> {
+        self.shared.kept.as_ref()?.spool.find(id)
     }
+
+    /// What is kept, if anything is.
+    pub fn spool(&self) -> Option<&Spool> {
+        self.shared.kept.as_ref().map(|kept| &kept.spool)
+    }
+
+    /// Tries the dead letters that are meant once more. Returns how many, once that is durable.
+    pub async fn replay(&self, selection: &Selection) -> usize {
+        let Some(kept) = &self.shared.kept else { return 0 };
+        let change = Change::Replayed(Timestamp::now());
+        let again = |id| {
+            if let Some(brief) = kept.spool.find(id) {
+                kept.enqueue(&Brief { attempts: 0, ..brief });
+            }
+        };
+        kept.spool.change(&|brief| selection.means_dead(brief), &change, &again).await
+    }
+
+    /// Drops the messages that are meant. Returns how many, once that is durable. A call that is on
+    /// its way is not called back.
+    pub async fn discard(&self, selection: &Selection) -> usize {
+        let Some(kept) = &self.shared.kept else { return 0 };
+        let meant = |brief: &Brief| selection.means_droppable(brief);
+        kept.spool.change(&meant, &Change::Forgotten, &|_| ()).await
+    }
+
+    /// Lanes that do not deliver.
+    pub fn paused(&self) -> Vec<Paused> {
+        self.shared.kept.as_ref().map(|kept| kept.batches.paused()).unwrap_or_default()
+    }
+
+    /// Makes no new calls after `grace`, in which what is on its way, and what is kept and due, is
+    /// delivered. Returns how many messages were left that are kept nowhere.
+    pub async fn drain(&self, grace: Duration) -> usize {
+        let shared = &self.shared;
+        let end = Instant::now() + grace;
+        shared.under_way.close();
+        if let Some(kept) = shared.kept.as_ref().filter(|kept| !kept.stopped()) {
+            let empty = async {
+                while kept.batches.len() > 0 {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            drop(timeout_at(end, empty).await);
+            kept.stopping.store(true, Ordering::Relaxed);
+            kept.batches.changed.notify_one();
+        }
+        let ended = timeout_at(end, shared.under_way.wait()).await;
+        let Some(kept) = &shared.kept else {
+            return if ended.is_ok() { 0 } else { shared.under_way.len() };
+        };
+        let flushed = timeout_at(end.max(Instant::now() + FLUSH), kept.spool.flush()).await;
+        drop(flushed);
+        let left = kept.batches.len();
+        if left > 0 {
+            tracing::info!(messages = left, "kept for the next start");
+        }
+        0
+    }
+}
+
+/// What a disk may take for the last writes.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// How a message begins.
+enum Plan {
+    /// With a call, as soon as there is a permit.
+    Call(Ticket),
+    /// In the spool.
+    Keep,
 }
 
 /// Who waits for the outcome, and until when.
@@ -93,6 +229,139 @@ impl Caller {
 }
 
 impl<U: Upstream> Shared<U> {
+    /// Decides at the door: what cannot be sent in time is refused, unless it may be kept.
+    fn plan(&self, message: &Message, wanted: &Wanted, deadline: Instant) -> Result<Plan, Ended> {
+        if let Some(kept) = &self.kept {
+            match kept.batches.trouble(&message.lane()) {
+                Some(Hold::Barred(bar)) if !wanted.keep => return Err(Ended::Barred(bar)),
+                Some(_) => return Ok(Plan::Keep),
+                None if wanted.keep && wanted.patience.is_zero() => return Ok(Plan::Keep),
+                None => {}
+            }
+        }
+        match self.ceiling.request(Class::Fresh, deadline) {
+            Ok(ticket) => Ok(Plan::Call(ticket)),
+            Err(_) if self.kept.is_some() && wanted.keep => Ok(Plan::Keep),
+            Err(refused) => Err(Ended::NoPermit(refused)),
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        plan: Plan,
+        message: Message,
+        claim: Option<Claim>,
+        mut caller: Caller,
+    ) {
+        let Some(kept) = &self.kept else {
+            let Plan::Call(ticket) = plan else { return };
+            return self.deliver(message, ticket, caller).await;
+        };
+        let ticket = match plan {
+            // A claimed message is durable before its call, so that a crash does not make the
+            // same request a second message.
+            Plan::Call(ticket) if claim.is_none() => ticket,
+            _ => return self.keep(kept, &message, claim, 0, None, &mut caller).await,
+        };
+        let Ok(permit) = ticket.permit().await else {
+            return self.keep(kept, &message, None, 0, None, &mut caller).await;
+        };
+        self.first_try(kept, &message, permit, &mut caller).await;
+    }
+
+    /// Keeps a message and tells its caller what becomes of it. If it cannot be kept, `otherwise`
+    /// is what became of it.
+    async fn keep(
+        &self,
+        kept: &Arc<Kept<U>>,
+        message: &Message,
+        claim: Option<Claim>,
+        calls: u32,
+        otherwise: Option<Ended>,
+        caller: &mut Caller,
+    ) {
+        let outcome = match kept.keep(message, claim, calls, caller.deadline).await {
+            Ok(outcome) => outcome,
+            Err(error) => Outcome::new(calls, otherwise.unwrap_or(Ended::NotKept(error))),
+        };
+        caller.tell(outcome);
+    }
+
+    /// The first call for a message that is not kept yet.
+    async fn first_try(
+        &self,
+        kept: &Arc<Kept<U>>,
+        message: &Message,
+        mut permit: Permit,
+        caller: &mut Caller,
+    ) {
+        let may_repeat = kept.batches.retry().may_repeat(&message.topic);
+        let mut calls = 1;
+        loop {
+            let departure = Departure::new(caller.deadline);
+            let mut call = std::pin::pin!(self.one_call(message, permit, calls, &departure));
+            let answer = match timeout_at(caller.deadline, &mut call).await {
+                Ok(answer) => answer,
+                // A call that has not left by now never leaves, and ends at once.
+                Err(_) if !departure.left() => call.await,
+                Err(_) if may_repeat => {
+                    return self.outlast(kept, message, calls, call, caller).await;
+                }
+                Err(_) => {
+                    caller.tell(Outcome::new(calls, Ended::Unanswered));
+                    call.await
+                }
+            };
+            kept.batches.heard(message.lane(), message.id, &said(&answer));
+            let next = match answer.verdict() {
+                Verdict::Failed | Verdict::Throttled { .. } => None,
+                Verdict::Unknown if may_repeat => None,
+                // A newer key or a corrected clock may help at once.
+                Verdict::Barred(_) if calls < MAX_CALLS => {
+                    let again = self.worth_another(&answer, calls, caller).await;
+                    if again { self.another_permit(caller).await } else { None }
+                }
+                _ => return caller.tell(Outcome::new(calls, Ended::Answered(answer))),
+            };
+            if let Some(next) = next {
+                permit = next;
+                calls += 1;
+                continue;
+            }
+            let ended = Ended::Answered(answer.clone());
+            if matches!(answer.verdict(), Verdict::Barred(_)) {
+                return caller.tell(Outcome::new(calls, ended));
+            }
+            return self.keep(kept, message, None, calls, Some(ended), caller).await;
+        }
+    }
+
+    /// Its caller's patience has ended while a call is on its way: the message is kept before
+    /// anybody knows, and settled when the answer comes.
+    async fn outlast(
+        &self,
+        kept: &Arc<Kept<U>>,
+        message: &Message,
+        calls: u32,
+        call: impl Future<Output = Answer>,
+        caller: &mut Caller,
+    ) {
+        let keep = async {
+            let is_kept = kept.spool.keep(message, None).await.is_ok();
+            let ended = if is_kept { Ended::Kept(message.id) } else { Ended::Unanswered };
+            caller.tell(Outcome::new(calls, ended));
+            is_kept
+        };
+        let (is_kept, answer) = tokio::join!(keep, call);
+        kept.batches.heard(message.lane(), message.id, &said(&answer));
+        if is_kept {
+            let (_, again) = kept.settle(message, calls, &answer, true).await;
+            if let Some(brief) = kept.spool.find(message.id).filter(|_| again) {
+                kept.enqueue(&brief);
+            }
+        }
+    }
+
     async fn deliver(&self, message: Message, ticket: Ticket, mut caller: Caller) {
         let mut permit = match ticket.permit().await {
             Ok(permit) => permit,
@@ -120,30 +389,35 @@ impl<U: Upstream> Shared<U> {
         calls: u32,
         caller: &mut Caller,
     ) -> Answer {
+        let departure = Departure::new(caller.deadline);
+        let mut call = std::pin::pin!(self.one_call(message, permit, calls, &departure));
+        if let Ok(answer) = timeout_at(caller.deadline, &mut call).await {
+            return answer;
+        }
+        // A call that has not left by now never leaves, and ends at once.
+        if departure.left() {
+            caller.tell(Outcome::new(calls, Ended::Unanswered));
+        }
+        call.await
+    }
+
+    /// One call, counted.
+    async fn one_call(
+        &self,
+        message: &Message,
+        permit: Permit,
+        calls: u32,
+        departure: &Departure,
+    ) -> Answer {
         if let Some((ceiling, wait)) = permit.waited() {
             self.meter.waited(ceiling as usize, wait);
         }
         let start = Instant::now();
-        let departure = Departure::new(caller.deadline);
-        let mut call = std::pin::pin!(self.upstream.send(message, permit, &departure));
-        let answer = if let Ok(answer) = timeout_at(caller.deadline, &mut call).await {
-            answer
-        } else {
-            // A call that has not left by now never leaves, and ends at once.
-            if departure.left() {
-                caller.tell(Outcome::new(calls, Ended::Unanswered));
-            }
-            call.await
-        };
-        let billed = match answer.verdict() {
-            Verdict::Delivered => Billed::Yes,
-            Verdict::Unknown => Billed::Uncertain,
-            _ => Billed::No,
-        };
+        let answer = self.upstream.send(message, permit, departure).await;
         let kind = if calls == 1 { CallKind::First } else { CallKind::Retry };
         let (code, took) = (answer.label(), start.elapsed());
         tracing::debug!(id = %message.id, topic = %message.topic, call = calls, %code, ?took, "called");
-        self.meter.called(message, kind, &code, billed, took);
+        self.meter.called(message, kind, &code, billed(&answer.verdict()), took);
         drop(code);
         answer
     }

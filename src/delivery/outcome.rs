@@ -1,7 +1,9 @@
 //! What became of a message, as far as its caller is concerned.
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::Refused;
+use crate::message::MessageId;
+use crate::spool::KeepError;
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,6 +12,8 @@ pub struct Outcome {
     pub calls: u32,
     /// How it ended.
     pub ended: Ended,
+    /// An earlier request with the same key was told so.
+    pub replayed: bool,
 }
 
 /// How it ended.
@@ -17,14 +21,35 @@ pub struct Outcome {
 pub enum Ended {
     /// The last answer decides; its verdict says what it means.
     Answered(Answer),
+    /// It is kept and will be delivered.
+    Kept(MessageId),
+    /// It could not be kept, and nothing was sent.
+    NotKept(KeepError),
     /// Nothing was sent: there was no permit in time.
     NoPermit(Refused),
+    /// Nothing was sent: the provider does not let us in, and a probe finds out when it does.
+    Barred(Bar),
     /// The caller's patience ended while a call was on its way: nobody knows yet.
     Unanswered,
+    /// A request with the same key and another topic or body was made before.
+    OtherRequest,
+    /// The first request with the same key is being answered.
+    SameUnderWay,
+    /// As many keys are remembered as may be.
+    TooManyKeys,
 }
 
 impl Outcome {
     pub(super) fn new(calls: u32, ended: Ended) -> Self {
-        Self { calls, ended }
+        Self { calls, ended, replayed: false }
+    }
+
+    /// Whether the message is delivered, or ours to deliver.
+    pub fn is_accepted(&self) -> bool {
+        match &self.ended {
+            Ended::Answered(answer) => answer.verdict() == Verdict::Delivered,
+            Ended::Kept(_) => true,
+            _ => false,
+        }
     }
 }

@@ -39,8 +39,15 @@ impl Listener {
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
-            Address::Unix(path) => bind_unix(path).await,
+            // The pod's other containers may run as other users; who may reach the folder may
+            // publish.
+            Address::Unix(path) => bind_unix(path, 0o666).await,
         }
+    }
+
+    /// Binds a Unix socket that only this user may connect to.
+    pub async fn bind_private(path: &Path) -> io::Result<Self> {
+        bind_unix(path, 0o600).await
     }
 
     /// The address as one would write it in the configuration.
@@ -65,7 +72,7 @@ impl Listener {
     }
 }
 
-async fn bind_unix(path: &Path) -> io::Result<Listener> {
+async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -79,7 +86,6 @@ async fn bind_unix(path: &Path) -> io::Result<Listener> {
         }
         other => other?,
     };
-    // The pod's other containers may run as other users; who may reach the folder may publish.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 
-use crate::message::{InstanceId, Message};
+use crate::message::{InstanceId, Lane, Message};
 use labels::Labels;
 pub use labels::OTHER;
 pub use tps::Tps;
@@ -83,6 +83,8 @@ pub enum CallKind {
     First,
     /// A later one.
     Retry,
+    /// One that finds out whether a lane works again.
+    Probe,
 }
 
 impl CallKind {
@@ -91,6 +93,7 @@ impl CallKind {
         match self {
             Self::First => "first",
             Self::Retry => "retry",
+            Self::Probe => "probe",
         }
     }
 }
@@ -132,6 +135,7 @@ struct Shared {
     publish_duration: [Histogram; Published::ALL.len()],
     call_duration: [Histogram; Billed::ALL.len()],
     ceiling_wait: [Histogram; 2],
+    batch_messages: Histogram,
 }
 
 #[derive(Debug)]
@@ -175,6 +179,8 @@ pub struct Histograms<'a> {
     pub call: &'a [Histogram],
     /// Waits for a permit, by ceiling (account, egress address).
     pub wait: &'a [Histogram],
+    /// Messages of a retry batch.
+    pub batch: &'a Histogram,
 }
 
 impl Meter {
@@ -189,7 +195,7 @@ impl Meter {
             messages: BTreeMap::new(),
             tps: BTreeMap::new(),
         };
-        for kind in [CallKind::First, CallKind::Retry] {
+        for kind in [CallKind::First, CallKind::Retry, CallKind::Probe] {
             let ok = counts.codes.get("OK");
             counts.calls.insert((kind, ok), 0);
         }
@@ -204,6 +210,7 @@ impl Meter {
                 publish_duration: std::array::from_fn(|_| histogram()),
                 call_duration: std::array::from_fn(|_| histogram()),
                 ceiling_wait: std::array::from_fn(|_| histogram()),
+                batch_messages: histogram_of(exponential_buckets(1.0, 2.0, 8)),
             }),
         }
     }
@@ -223,6 +230,19 @@ impl Meter {
     /// A permit was waited for, because of the ceiling at `ceiling` (account, egress address).
     pub fn waited(&self, ceiling: usize, wait: Duration) {
         self.shared.ceiling_wait[ceiling].observe(wait.as_secs_f64());
+    }
+
+    /// So many kept messages are tried together.
+    pub fn batch(&self, messages: usize) {
+        self.shared.batch_messages.observe(messages as f64);
+    }
+
+    /// A message may have been delivered before a crash; nobody knows.
+    pub fn uncertain(&self, lane: &Lane) {
+        let mut counts = self.counts();
+        let topic = counts.topics.get(&lane.parent);
+        let topics = counts.messages.entry(Arc::clone(&lane.instance)).or_default();
+        topics.entry(topic).or_default().uncertain += 1;
     }
 
     /// A call ended, with this code or transport word. One call, one verdict, one entry.
@@ -276,17 +296,21 @@ impl Meter {
             publish: &self.shared.publish_duration,
             call: &self.shared.call_duration,
             wait: &self.shared.ceiling_wait,
+            batch: &self.shared.batch_messages,
         }
     }
 }
 
 /// From half a millisecond to 16 seconds.
 fn histogram() -> Histogram {
-    let buckets = exponential_buckets(0.000_5, 2.0, 16).unwrap_or_default();
-    let opts = HistogramOpts::new("unnamed", "named where it is shown").buckets(buckets);
-    match Histogram::with_opts(opts) {
+    histogram_of(exponential_buckets(0.000_5, 2.0, 16))
+}
+
+fn histogram_of(buckets: prometheus::Result<Vec<f64>>) -> Histogram {
+    let opts = HistogramOpts::new("unnamed", "named where it is shown");
+    match Histogram::with_opts(opts.buckets(buckets.unwrap_or_default())) {
         Ok(histogram) => histogram,
-        // The buckets are sorted and the name is valid: constants of this function.
+        // The buckets are sorted and the name is valid: constants of those who call.
         Err(error) => unreachable!("constant histogram options are invalid: {error}"),
     }
 }
@@ -335,7 +359,7 @@ mod tests {
         let snapshot = meter.snapshot();
         assert_eq!(snapshot.published.len(), 4);
         assert_eq!(snapshot.published[OTHER][0], 10_000 - 3);
-        assert!(snapshot.calls.len() <= 2 + MAX_CODES);
+        assert!(snapshot.calls.len() <= 3 + MAX_CODES);
         assert_eq!(snapshot.calls.values().sum::<u64>(), 10_000);
     }
 }

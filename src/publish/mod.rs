@@ -3,9 +3,12 @@
 //! A request is read once, here, into a message and its caller's patience; an outcome becomes an
 //! answer once, here.
 
+mod batch;
+mod key;
 mod log;
 mod outcome;
 mod prefer;
+mod receipts;
 mod request;
 
 use std::convert::Infallible;
@@ -14,6 +17,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -21,6 +25,7 @@ use crate::ceiling::Ceiling;
 use crate::config;
 use crate::delivery::Delivery;
 use crate::door::{Problem, Reply};
+use crate::message::Topic;
 use crate::meter::{Meter, Published};
 use crate::upstream::Upstream;
 use outcome::Answered;
@@ -82,18 +87,24 @@ impl<U: Upstream> Publish<U> {
     /// Answers one request.
     pub async fn answer(self, request: Request<Incoming>) -> Result<Reply, Infallible> {
         let path = request.uri().path();
+        if let Some(id) = path.strip_prefix("/messages/") {
+            if request.method() != Method::GET {
+                return Ok(wrong_method(request.method(), "GET shows one", "GET"));
+            }
+            return Ok(receipts::answer(id, &self.shared.delivery));
+        }
+        if path == "/publish" {
+            if request.method() != Method::POST {
+                return Ok(wrong_method(request.method(), "POST publishes many", "POST"));
+            }
+            return Ok(self.shared.publish_many(request).await);
+        }
         let Some(topic) = path.strip_prefix("/publish/") else {
-            return Ok(Problem::not_found(path, "POST /publish/<topic>").into_response());
+            let paths = "POST /publish/<topic>, POST /publish and GET /messages/<Id>";
+            return Ok(Problem::not_found(path, paths).into_response());
         };
         if request.method() != Method::POST {
-            let detail = format!("{} is not for messages; POST publishes one.", request.method());
-            let problem = Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method-not-allowed",
-                "Wrong method",
-                detail,
-            );
-            return Ok(problem.allow("POST").into_response());
+            return Ok(wrong_method(request.method(), "POST publishes one", "POST"));
         }
         let topic = topic.to_owned();
         Ok(self.shared.publish(&topic, request).await)
@@ -114,23 +125,121 @@ impl<U: Upstream> Shared<U> {
         let answered = match asked {
             // A body may have been on its way for long.
             Ok(_) if self.draining() => Answered::problem(Published::Draining, stopping()),
-            Ok(Asked { message, patience, applied }) => {
+            Ok(Asked { message, wanted, applied }) => {
                 parent = Some(message.topic.clone());
-                let outcome = self.delivery.publish(message, patience).await;
+                let outcome = self.delivery.publish(message, wanted).await;
                 outcome::answer(outcome, applied)
             }
             Err((published, problem)) => Answered::problem(published, problem),
         };
-        let parent = parent.as_ref().map(crate::message::Topic::parent);
-        self.meter.published(parent, answered.published, start.elapsed());
-        if let Some(failure) = &answered.failure {
-            self.log.failure(&context, answered.published, failure);
-        }
+        self.note(parent.as_ref(), &answered, start.elapsed(), &context);
         let mut reply = answered.reply;
         if self.ratelimit_headers {
             reply.headers_mut().extend(self.rate_limit());
         }
         reply
+    }
+
+    /// Answers a request with a message a line. Its status depends on all of them, so that it is
+    /// known when all are.
+    async fn publish_many(self: &Arc<Self>, request: Request<Incoming>) -> Reply {
+        let context = log::Context::of(&request, "");
+        let mut reply = match self.read_many(request).await {
+            Ok((reads, applied)) => {
+                let mut reply = self.answer_many(reads, &context).await;
+                if let Some(value) = applied.and_then(|a| HeaderValue::try_from(a).ok()) {
+                    reply.headers_mut().insert("preference-applied", value);
+                }
+                reply
+            }
+            Err((published, problem)) => {
+                let answered = Answered::problem(published, problem);
+                self.note(None, &answered, Duration::ZERO, &context);
+                answered.reply
+            }
+        };
+        if self.ratelimit_headers {
+            reply.headers_mut().extend(self.rate_limit());
+        }
+        reply
+    }
+
+    async fn read_many(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<(Vec<batch::Read>, Option<String>), (Published, Problem)> {
+        let invalid = |problem| (Published::Invalid, problem);
+        if self.draining() {
+            return Err((Published::Draining, stopping()));
+        }
+        if !batch::is_lines(request.headers()) {
+            let detail = format!("POST /publish takes {}: a message a line.", batch::CONTENT_TYPE);
+            let (status, slug) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type");
+            let problem = Problem::new(status, slug, "Wrong content type", detail);
+            return Err(invalid(problem.outcome("not-sent").close()));
+        }
+        let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
+        let prefer = prefer::Prefer::read(request.headers());
+        let (_, applied) = reader.wanted(prefer, None);
+        let body = reader.body(request, batch::MAX_BODY).await.map_err(invalid)?;
+        let lines = batch::lines(&body).map_err(invalid)?;
+        if self.draining() {
+            return Err((Published::Draining, stopping()));
+        }
+        Ok((lines.iter().map(|line| batch::read(&reader, line, prefer)).collect(), applied))
+    }
+
+    /// All at once; the answers in the order of the lines.
+    async fn answer_many(
+        self: &Arc<Self>,
+        reads: Vec<batch::Read>,
+        context: &log::Context,
+    ) -> Reply {
+        let start = Instant::now();
+        let mut answers = Vec::with_capacity(reads.len());
+        for read in reads {
+            answers.push(read.map(|(message, wanted)| {
+                let (shared, topic) = (Arc::clone(self), message.topic.clone());
+                let publish = async move { shared.delivery.publish(message, wanted).await };
+                (topic, tokio::spawn(publish))
+            }));
+        }
+        let (mut body, mut statuses) = (Vec::new(), Vec::new());
+        for answer in answers {
+            let (topic, mut answered) = match answer {
+                Ok((topic, outcome)) => match outcome.await {
+                    Ok(outcome) => (Some(topic), outcome::answer(outcome, None)),
+                    // Only a bug of ours ends it without an outcome.
+                    Err(error) => (Some(topic), Answered::bug(&error.to_string())),
+                },
+                Err(problem) => (None, Answered::problem(Published::Invalid, problem)),
+            };
+            self.note(topic.as_ref(), &answered, start.elapsed(), context);
+            let said = std::mem::take(answered.reply.body_mut());
+            // It is whole in memory: there is nothing to wait for, and nothing that fails.
+            let said = said.collect().await.map(http_body_util::Collected::to_bytes);
+            body.extend(batch::line(&answered, &said.unwrap_or_default()));
+            statuses.push(answered.reply.status());
+        }
+        let mut reply = Reply::new(body.into());
+        *reply.status_mut() = batch::status(&statuses);
+        let kind = HeaderValue::from_static(batch::CONTENT_TYPE);
+        reply.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+        reply
+    }
+
+    /// Counts and logs one answer.
+    fn note(
+        &self,
+        topic: Option<&Topic>,
+        answered: &Answered,
+        took: Duration,
+        context: &log::Context,
+    ) {
+        self.meter.published(topic.map(Topic::parent), answered.published, took);
+        if let Some(failure) = &answered.failure {
+            self.log.failure(context, answered.published, failure);
+        }
     }
 
     fn draining(&self) -> bool {
@@ -156,6 +265,14 @@ impl<U: Upstream> Shared<U> {
             })
             .collect()
     }
+}
+
+fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply {
+    let detail = format!("{method} is not for messages; {instead}.");
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    Problem::new(status, "method-not-allowed", "Wrong method", detail)
+        .allow(allowed)
+        .into_response()
 }
 
 fn stopping() -> Problem {

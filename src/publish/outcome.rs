@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{HeaderName, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
@@ -12,10 +12,15 @@ use crate::answer::{Answer, Bar, HttpAnswer, Lost, Verdict};
 use crate::ceiling::Refused;
 use crate::delivery::{Ended, Outcome};
 use crate::door::{Problem, Reply};
+use crate::message::MessageId;
 use crate::meter::Published;
+use crate::spool::KeepError;
 
 /// What a caller waits at least when the provider names no time.
 const THROTTLE_RETRY: Duration = Duration::from_secs(1);
+
+/// What a caller waits whose message found no room in the spool.
+const FULL_RETRY: Duration = Duration::from_secs(5);
 
 /// An answer, and what is noted about it.
 pub(super) struct Answered {
@@ -35,6 +40,15 @@ pub(super) struct Failure {
 }
 
 impl Answered {
+    /// A bug of ours.
+    pub(super) fn bug(why: &str) -> Self {
+        tracing::error!(error = why, "a message made us panic: this is a bug");
+        let detail = "tollgate met a bug of its own. The message may have been sent.".to_owned();
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        let problem = problem(status, "bug", "Internal error", detail).outcome("unknown");
+        Self::problem(Published::Unknown, problem)
+    }
+
     pub(super) fn problem(published: Published, problem: Problem) -> Self {
         let failure = Failure {
             status: problem.status(),
@@ -57,12 +71,42 @@ struct Receipt<'a> {
 
 /// The answer to a caller who waited. `applied`: what became of its preference.
 pub(super) fn answer(outcome: Outcome, applied: Option<String>) -> Answered {
-    let Outcome { calls, ended } = outcome;
+    let Outcome { calls, ended, replayed } = outcome;
     let mut answered = match ended {
         Ended::Answered(answer) => answer_of(&answer, calls),
         Ended::NoPermit(refused) => no_permit(refused),
         Ended::Unanswered => unanswered(calls),
+        Ended::Kept(id) => kept(id),
+        Ended::NotKept(error) => not_kept(&error, calls),
+        Ended::Barred(bar) => barred_before(bar),
+        Ended::OtherRequest => key_problem(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "key-reused",
+            "The key was used for another message",
+            "A message with this Idempotency-Key and another topic or body was published before. \
+             Nothing was sent; every message needs a key of its own.",
+            false,
+        ),
+        Ended::SameUnderWay => key_problem(
+            StatusCode::CONFLICT,
+            "key-in-flight",
+            "The same request is being answered",
+            "A request with this Idempotency-Key is still being answered. This one was not sent \
+             again; ask once more after Retry-After.",
+            true,
+        ),
+        Ended::TooManyKeys => key_problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "keys-full",
+            "Too many keys",
+            "As many keys are remembered as may be (idempotency.max_keys). Nothing was sent.",
+            true,
+        ),
     };
+    if replayed {
+        let name = HeaderName::from_static("idempotency-replayed");
+        answered.reply.headers_mut().insert(name, HeaderValue::from_static("true"));
+    }
     if let Some(value) = applied.and_then(|applied| HeaderValue::try_from(applied).ok()) {
         let name = HeaderName::from_static("preference-applied");
         answered.reply.headers_mut().insert(name, value);
@@ -115,6 +159,61 @@ fn receipt(http: &HttpAnswer, attempts: u32) -> Reply {
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
+}
+
+/// It is ours to deliver.
+fn kept(id: MessageId) -> Answered {
+    let body = format!("{{\"Id\":\"{id}\",\"Status\":\"queued\"}}");
+    let mut reply = Response::new(Full::new(Bytes::from(body)));
+    *reply.status_mut() = StatusCode::ACCEPTED;
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Ok(location) = HeaderValue::try_from(format!("/messages/{id}")) {
+        headers.insert(LOCATION, location);
+    }
+    Answered { reply, published: Published::Queued, failure: None }
+}
+
+fn not_kept(error: &KeepError, calls: u32) -> Answered {
+    let (slug, title, detail) = match error {
+        KeepError::Full => (
+            "spool-full",
+            "The spool is full",
+            "As much is kept as may be (spool.max_bytes, spool.max_messages). The message was not \
+             accepted and nothing was sent.",
+        ),
+        KeepError::Disk(_) => (
+            "spool-unavailable",
+            "The spool does not take it",
+            "The spool's disk is full or does not write. The message was not accepted and nothing \
+             was sent.",
+        ),
+    };
+    let problem = problem(StatusCode::SERVICE_UNAVAILABLE, slug, title, detail.to_owned())
+        .outcome("not-sent")
+        .attempts(calls)
+        .retry_after(FULL_RETRY);
+    Answered::problem(Published::Full, problem)
+}
+
+/// No call is made while a probe finds out whether we are let in.
+fn barred_before(bar: Bar) -> Answered {
+    let problem = barred(bar, "it refused the last call for this topic").outcome("not-sent");
+    Answered::problem(Published::Failed, problem)
+}
+
+fn key_problem(
+    status: StatusCode,
+    slug: &str,
+    title: &'static str,
+    detail: &str,
+    again: bool,
+) -> Answered {
+    let mut problem = problem(status, slug, title, detail.to_owned()).outcome("not-sent");
+    if again {
+        problem = problem.retry_after(THROTTLE_RETRY);
+    }
+    Answered::problem(Published::Invalid, problem)
 }
 
 fn problem(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Problem {

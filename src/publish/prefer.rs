@@ -12,6 +12,8 @@ pub(super) const MAX_WAIT: Duration = Duration::from_mins(1);
 pub(super) struct Prefer {
     /// `wait=<seconds>`
     pub(super) wait: Option<Duration>,
+    /// `respond-async`
+    pub(super) respond_async: bool,
 }
 
 impl Prefer {
@@ -24,6 +26,9 @@ impl Prefer {
             let preference = preference.split(';').next().unwrap_or_default();
             let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
             let value = value.trim().trim_matches('"');
+            if name.trim().eq_ignore_ascii_case("respond-async") {
+                prefer.respond_async = true;
+            }
             if name.trim().eq_ignore_ascii_case("wait") && prefer.wait.is_none() {
                 prefer.wait = value.parse().ok().map(Duration::from_secs);
             }
@@ -39,23 +44,23 @@ mod tests {
 
     #[test]
     fn preferences() {
-        for (values, wait) in [
-            (&["wait=10"][..], Some(10)),
-            (&["respond-async, wait=10"], Some(10)),
-            (&["respond-async", "Wait = \"3\"; x=y"], Some(3)),
-            (&["wait=1, wait=2"], Some(1)),
-            (&["wait"], None),
-            (&["wait=-1"], None),
-            (&["wait=1.5"], None),
-            (&["wait=99999999999999999999999"], None),
-            (&["return=minimal"], None),
-            (&[""], None),
+        for (values, wait, respond_async) in [
+            (&["wait=10"][..], Some(10), false),
+            (&["respond-async, wait=10"], Some(10), true),
+            (&["respond-async", "Wait = \"3\"; x=y"], Some(3), true),
+            (&["wait=1, wait=2"], Some(1), false),
+            (&["wait"], None, false),
+            (&["wait=-1"], None, false),
+            (&["wait=1.5"], None, false),
+            (&["wait=99999999999999999999999"], None, false),
+            (&["return=minimal"], None, false),
+            (&[""], None, false),
         ] {
             let mut headers = HeaderMap::new();
             for value in values {
                 headers.append("prefer", HeaderValue::from_static(value));
             }
-            let expected = Prefer { wait: wait.map(Duration::from_secs) };
+            let expected = Prefer { wait: wait.map(Duration::from_secs), respond_async };
             assert_eq!(Prefer::read(&headers), expected, "{values:?}");
         }
     }

@@ -10,10 +10,13 @@ use hyper::body::{Body, Incoming};
 use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
 
+use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
 use crate::config;
+use crate::delivery::Wanted;
 use crate::door::Problem;
 use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic};
+use crate::spool::Claim;
 
 /// Longer paths are not decoded: the longest topic with every character escaped is well below.
 const MAX_PATH: usize = 1_024;
@@ -21,7 +24,7 @@ const MAX_PATH: usize = 1_024;
 /// What a request asks for.
 pub(super) struct Asked {
     pub(super) message: Message,
-    pub(super) patience: Duration,
+    pub(super) wanted: Wanted,
     /// `Preference-Applied`
     pub(super) applied: Option<String>,
 }
@@ -31,6 +34,8 @@ pub(super) struct Reader {
     publish: config::Publish,
     upstream: config::Upstream,
     topics: config::Topics,
+    /// Whether messages are kept.
+    keeps: bool,
 }
 
 impl Reader {
@@ -39,6 +44,7 @@ impl Reader {
             publish: config.publish.clone(),
             upstream: config.upstream.clone(),
             topics: config.topics.clone(),
+            keeps: config.spool.is_some(),
         }
     }
 
@@ -53,10 +59,19 @@ impl Reader {
         }
         let (topic, instance) = self.topic(topic)?;
         let prefer = Prefer::read(request.headers());
-        let wait = prefer.wait.map(|wait| wait.min(MAX_WAIT));
-        let body = self.body(request).await?;
+        let headers = request.headers().clone();
+        let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
+        let body = self.body(request, limit).await?;
+        let claim = key::claim(&headers, &topic, &body).map_err(bad_key)?;
+        let payload = self.payload(body)?;
+        let (wanted, applied) = self.wanted(prefer, claim);
+        let message = Message { id: MessageId::new(), instance, topic, payload };
+        Ok(Asked { message, wanted, applied })
+    }
+
+    pub(super) fn payload(&self, body: Bytes) -> Result<Payload, Problem> {
         let limit = self.publish.max_payload;
-        let payload = Payload::new(body, self.upstream.payload, limit).map_err(|e| match e {
+        Payload::new(body, self.upstream.payload, limit).map_err(|e| match e {
             PayloadError::TooLarge { limit } => too_large(limit),
             PayloadError::NotUtf8 => invalid(
                 StatusCode::BAD_REQUEST,
@@ -64,14 +79,30 @@ impl Reader {
                 "Body is not text",
                 format!("{}. Nothing was sent.", sentence(&e.to_string())),
             ),
-        })?;
-        Ok(Asked {
-            message: Message { id: MessageId::new(), instance, topic, payload },
-            patience: wait.unwrap_or(self.publish.wait),
-            applied: wait.map(|wait| format!("wait={}", wait.as_secs())),
         })
     }
 
+    /// What a caller wants, and what of its preferences is honoured.
+    pub(super) fn wanted(&self, prefer: Prefer, claim: Option<Claim>) -> (Wanted, Option<String>) {
+        let wait = prefer.wait.map(|wait| wait.min(MAX_WAIT));
+        // Without a spool there is nothing to answer before the outcome.
+        let respond_async = prefer.respond_async && self.keeps;
+        let patience = match wait {
+            Some(wait) => wait,
+            None if respond_async => Duration::ZERO,
+            None => self.publish.wait,
+        };
+        let keep = self.keeps && (respond_async || patience.is_zero());
+        let mut applied = Vec::new();
+        if respond_async {
+            applied.push("respond-async".to_owned());
+        }
+        applied.extend(wait.map(|wait| format!("wait={}", wait.as_secs())));
+        let applied = (!applied.is_empty()).then(|| applied.join(", "));
+        (Wanted { patience, keep, claim }, applied)
+    }
+
+    /// The topic that a path names.
     fn topic(&self, path: &str) -> Result<(Topic, InstanceId), Problem> {
         if path.len() > MAX_PATH {
             return Err(malformed("the path is far longer than any topic"));
@@ -87,7 +118,12 @@ impl Reader {
         let decoded = percent_decode_str(path)
             .decode_utf8()
             .map_err(|_| malformed("the decoded path is not UTF-8"))?;
-        let topic = Topic::parse(&decoded).map_err(|error| malformed(&error.to_string()))?;
+        self.place(&decoded)
+    }
+
+    /// A topic, and the instance that it belongs to.
+    pub(super) fn place(&self, topic: &str) -> Result<(Topic, InstanceId), Problem> {
+        let topic = Topic::parse(topic).map_err(|error| malformed(&error.to_string()))?;
         if !self.topics.allows(&topic) {
             return Err(forbidden(format!(
                 "topics.allow has no pattern for {topic}. Nothing was sent."
@@ -102,8 +138,12 @@ impl Reader {
         }
     }
 
-    async fn body(&self, request: Request<Incoming>) -> Result<Bytes, Problem> {
-        let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
+    /// The whole body, of at most `limit` bytes.
+    pub(super) async fn body(
+        &self,
+        request: Request<Incoming>,
+        limit: usize,
+    ) -> Result<Bytes, Problem> {
         if declared(request.headers()).is_some_and(|length| length > limit as u64)
             || request.body().size_hint().lower() > limit as u64
         {
@@ -141,7 +181,12 @@ fn declared(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn invalid(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Problem {
+pub(super) fn invalid(
+    status: StatusCode,
+    slug: &str,
+    title: &'static str,
+    detail: String,
+) -> Problem {
     Problem::new(status, slug, title, detail).outcome("not-sent")
 }
 
@@ -152,6 +197,15 @@ fn malformed(why: &str) -> Problem {
         sentence(why)
     );
     invalid(StatusCode::BAD_REQUEST, "malformed-topic", "Malformed topic", detail)
+}
+
+pub(super) fn bad_key(why: &str) -> Problem {
+    let detail = format!(
+        "{}. Nothing was sent. A key looks like \"8e03978e-40d5-43dd-bc93-6894a57f9324\", with its \
+         quotes.",
+        sentence(why)
+    );
+    invalid(StatusCode::BAD_REQUEST, "malformed-key", "Malformed Idempotency-Key", detail)
 }
 
 fn forbidden(detail: String) -> Problem {

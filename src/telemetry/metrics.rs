@@ -1,5 +1,6 @@
 //! Every metric, in one place.
 
+use jiff::Timestamp;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
 use prometheus::{TextEncoder, core::Collector};
@@ -9,6 +10,7 @@ use super::family::Family;
 use crate::ceiling::Kind;
 use crate::keys::KeyStatus;
 use crate::meter::{Billed, Published, Snapshot};
+use crate::spool::Spool;
 
 /// In which text metrics are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub(super) fn text(facts: &Facts, format: Format) -> String {
         messages(&snapshot),
         histograms(facts),
         ceilings(facts),
+        retries(facts),
+        facts.spool.as_ref().map(spool).unwrap_or_default(),
         process(facts),
         keys(&facts.keys.status()),
     ]
@@ -198,6 +202,51 @@ fn ceilings(facts: &Facts) -> Families {
         .value(&[("mode", "cut_off")], 0.0)
         .value(&[("mode", "closed")], 0.0);
     [limit, share, used, parked, decisions, blocked, mode].map(Family::done).into()
+}
+
+fn retries(facts: &Facts) -> Families {
+    let batch = facts.meter.histograms().batch;
+    let batches = Family::counter("tollgate_retry_batches_total", "Groups of kept messages tried")
+        .value(&[], batch.get_sample_count() as f64);
+    let messages =
+        Family::histogram("tollgate_retry_batch_messages", "Kept messages tried together")
+            .series(&[], batch);
+    let paused = facts.delivery.paused();
+    let count = |barred: bool| paused.iter().filter(|p| p.bar.is_some() == barred).count() as f64;
+    let lanes = Family::gauge(
+        "tollgate_paused_topics",
+        "Parent topics whose kept messages wait for a probe: the provider fails, or bars us",
+    )
+    .value(&[("reason", "failing")], count(false))
+    .value(&[("reason", "barred")], count(true));
+    [batches, messages, lanes].map(Family::done).into()
+}
+
+fn spool(spool: &Spool) -> Families {
+    let usage = spool.usage();
+    let mut messages = Family::gauge("tollgate_spool_messages", "Messages that are kept");
+    let mut bytes = Family::gauge("tollgate_spool_bytes", "Their bytes on the disk");
+    for (state, share) in
+        [("queued", usage.queued), ("dead", usage.dead), ("receipt", usage.receipts)]
+    {
+        messages = messages.value(&[("state", state)], share.messages as f64);
+        bytes = bytes.value(&[("state", state)], share.bytes as f64);
+    }
+    let age = usage.oldest.map_or(0.0, |at| Timestamp::now().duration_since(at).as_secs_f64());
+    let oldest = Family::gauge(
+        "tollgate_spool_oldest_age_seconds",
+        "How long the oldest message that is to be delivered has been kept",
+    )
+    .value(&[], age.max(0.0));
+    let commits = Family::histogram(
+        "tollgate_spool_commit_duration_seconds",
+        "From writing a group of changes to their being durable",
+    )
+    .series(&[], spool.commits());
+    let damaged =
+        Family::counter("tollgate_spool_damaged_total", "Damaged records found and set aside")
+            .value(&[], usage.damaged as f64);
+    [messages, bytes, oldest, commits, damaged].map(Family::done).into()
 }
 
 fn process(facts: &Facts) -> Families {

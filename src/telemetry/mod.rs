@@ -14,10 +14,13 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use jiff::Timestamp;
 
+use crate::answer::Bar;
 use crate::ceiling::Ceiling;
+use crate::delivery::Delivery;
 use crate::door::{Problem, Reply};
 use crate::keys::Keys;
 use crate::meter::Meter;
+use crate::spool::Spool;
 use crate::upstream::Wire;
 use metrics::Format;
 
@@ -39,6 +42,10 @@ pub struct Facts {
     pub meter: Meter,
     /// The permits.
     pub ceiling: Ceiling,
+    /// What is kept, if anything is.
+    pub spool: Option<Spool>,
+    /// Which lanes do not deliver.
+    pub delivery: Delivery<Wire>,
     /// The key.
     pub keys: Keys,
     /// The provider.
@@ -109,12 +116,33 @@ impl Telemetry {
             return text(status, format!("{word}\n"));
         }
         let key = key.map_or_else(|error| format!("no: {error}"), |_| "yes".to_owned());
-        text(status, format!("{word}\naccepting: {}\nkey: {key}\n", !draining))
+        let mut lines = format!("{word}\naccepting: {}\nkey: {key}\n", !draining);
+        if let Some(usage) = self.facts.spool.as_ref().map(Spool::usage) {
+            let spool = usage.failure.as_deref().unwrap_or("ok");
+            let (queued, dead) = (usage.queued.messages, usage.dead.messages);
+            lines.extend([format!("spool: {spool}\nkept: {queued}\ndead letters: {dead}\n")]);
+        }
+        for paused in self.facts.delivery.paused() {
+            let (topic, why) = (&paused.lane.parent, why(paused.bar));
+            lines.extend([format!("paused: {topic} ({why}), {} messages kept\n", paused.waiting)]);
+        }
+        text(status, lines)
     }
 
     fn status(&self) -> Reply {
         let body = serde_json::to_string(&status::Status::of(&self.facts)).unwrap_or_default();
         answer(StatusCode::OK, "application/json", body)
+    }
+}
+
+/// Why a lane does not deliver, in a few words.
+fn why(bar: Option<Bar>) -> &'static str {
+    match bar {
+        None => "the provider fails",
+        Some(Bar::Key) => "the provider refuses our key",
+        Some(Bar::Clock) => "the provider refuses our clock",
+        Some(Bar::Permission) => "the provider denies permission",
+        Some(Bar::Endpoint) => "the provider does not know the call",
     }
 }
 

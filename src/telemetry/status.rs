@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Facts;
+use crate::delivery;
 use crate::meter::Published;
+use crate::spool::Usage;
 
 #[derive(Serialize)]
 pub(super) struct Status {
@@ -24,6 +26,10 @@ pub(super) struct Status {
     uncertain: u64,
     waiting: usize,
     longest_wait_seconds: f64,
+    /// `null`: nothing is kept.
+    kept: Option<Kept>,
+    /// Topics that do not deliver what is kept of them.
+    paused: Vec<Paused>,
     ceilings: Vec<Ceiling>,
     /// Egress addresses that the provider seems to block.
     blocked: Vec<String>,
@@ -40,6 +46,23 @@ struct Ceiling {
     limit: Option<u32>,
     used: usize,
     parked: usize,
+}
+
+#[derive(Serialize)]
+struct Kept {
+    queued: u64,
+    dead: u64,
+    bytes: u64,
+    oldest: Option<String>,
+    failure: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Paused {
+    instance: String,
+    topic: String,
+    why: &'static str,
+    messages: usize,
 }
 
 #[derive(Serialize)]
@@ -78,6 +101,8 @@ impl Status {
             uncertain: messages().map(|(_, m)| m.uncertain).sum(),
             waiting: ceiling.waiting,
             longest_wait_seconds: ceiling.longest_wait.as_secs_f64(),
+            kept: facts.spool.as_ref().map(|spool| kept(&spool.usage())),
+            paused: facts.delivery.paused().iter().map(paused).collect(),
             ceilings: ceiling
                 .ceilings
                 .iter()
@@ -103,5 +128,24 @@ impl Status {
             last_answer: upstream.last_answer.map(time),
             clock_skew_seconds: upstream.clock_skew.as_secs_f64(),
         }
+    }
+}
+
+fn kept(usage: &Usage) -> Kept {
+    Kept {
+        queued: usage.queued.messages,
+        dead: usage.dead.messages,
+        bytes: usage.queued.bytes + usage.dead.bytes + usage.receipts.bytes,
+        oldest: usage.oldest.map(|at| at.to_string()),
+        failure: usage.failure.as_deref().map(str::to_owned),
+    }
+}
+
+fn paused(paused: &delivery::Paused) -> Paused {
+    Paused {
+        instance: paused.lane.instance.to_string(),
+        topic: paused.lane.parent.to_string(),
+        why: super::why(paused.bar),
+        messages: paused.waiting,
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use super::connect::{Connector, TlsError};
 use super::pool::{Lease, Pool};
 use super::{Departure, Upstream};
-use crate::answer::{Answer, Bar, Lost, Verdict};
+use crate::answer::{Answer, Bar, Codes, Lost, Verdict};
 use crate::ceiling::Permit;
 use crate::config::{self, SignatureVersion};
 use crate::keys::{Key, Keys};
@@ -45,6 +45,8 @@ struct Shared {
     /// One an egress address, in the configuration's order.
     pools: Vec<Pool>,
     keys: Keys,
+    /// What the configuration says of codes.
+    codes: Codes,
     /// The key that was refused last.
     refused: Mutex<Option<Arc<Key>>>,
     /// The provider's clock minus ours, as its last answer showed.
@@ -66,7 +68,7 @@ pub struct WireStatus {
 
 impl Wire {
     /// Prepares connections; none is opened before it is needed.
-    pub fn new(config: &config::Upstream, keys: Keys) -> Result<Self, TlsError> {
+    pub fn new(config: &config::Upstream, codes: Codes, keys: Keys) -> Result<Self, TlsError> {
         let connector = Arc::new(Connector::new(config)?);
         let pool = |source: Option<IpAddr>| {
             Pool::new(Arc::clone(&connector), source, config.idle_timeout, config.max_connections)
@@ -87,6 +89,7 @@ impl Wire {
             call_timeout: config.call_timeout,
             pools,
             keys,
+            codes,
             refused: Mutex::default(),
             skew_ms: AtomicI64::new(0),
             correction_ms: AtomicI64::new(0),
@@ -148,6 +151,7 @@ impl Upstream for Wire {
         let ended = timeout_at(deadline, exchange(&mut lease, request)).await;
         match ended.unwrap_or(Err(Lost::Timeout)) {
             Ok(answer) => {
+                let answer = shared.codes.rule(answer);
                 pool.put_back(lease);
                 shared.learn(&answer, key);
                 match answer.verdict() {

@@ -95,7 +95,21 @@ fn keys_are_named_once_and_include_the_contract() {
         "ceilings.egress_ip",
         "ceilings.retry_share",
         "ceilings.allow_above_published",
+        "listen.control",
+        "retry.batch",
+        "retry.base",
+        "retry.cap",
+        "retry.max_age",
+        "retry.unknown",
+        "retry.park",
+        "retry.codes",
         "spool.store",
+        "spool.path",
+        "spool.max_bytes",
+        "spool.max_messages",
+        "spool.keep_receipts",
+        "idempotency.keep",
+        "idempotency.max_keys",
         "topics.allow",
         "telemetry.log",
         "telemetry.level",
@@ -105,7 +119,7 @@ fn keys_are_named_once_and_include_the_contract() {
     ] {
         assert!(set.contains(key), "{key}");
     }
-    assert_eq!(set.len(), 38, "a new key belongs into this list");
+    assert_eq!(set.len(), 52, "a new key belongs into this list");
 }
 
 #[test]

@@ -85,7 +85,17 @@ fn in_a_file() {
         ("[keys]\nsource = \"file\"\npath = \"\"", "keys.path", "not a path"),
         ("[keys]\nuri = \"unix:/x\"", "keys.uri", "http"),
         ("[keys]\nuri = \"h/x\"", "keys.uri", "is not a URI"),
-        ("[spool]\nstore = \"disk\"", "spool.store", "later release"),
+        ("[listen]\ncontrol = \"127.0.0.1:1\"", "listen.control", "is not a Unix socket"),
+        ("[spool]\nstore = \"redis\"", "spool.store", "later release"),
+        ("[spool]\nmax_bytes = \"1KiB\"", "spool.max_bytes", "out of range"),
+        ("[spool]\npath = \"\"", "spool.path", "not a path"),
+        ("[retry]\nbatch = 0", "retry.batch", "out of range"),
+        ("[retry]\nbase = \"1m\"", "retry.base", "longer than retry.cap"),
+        ("[retry]\nunknown = \"drop\"", "retry.unknown", "not one of"),
+        ("[retry]\npark = [\"a/#\"]", "retry.park[0]", "neither + nor #"),
+        ("[retry]\ncodes = { X = \"maybe\" }", "retry.codes", "what codes mean"),
+        ("[retry]\ncodes = [\"X\"]", "retry.codes", "must be text"),
+        ("[idempotency]\nkeep = \"48h\"", "idempotency.keep", "too long"),
         ("[spool]\nstore = \"dsik\"", "spool.store", "did you mean \"disk\"?"),
         ("[topics]\nallow = [\"Alarm/#\"]", "topics.allow[0]", "neither + nor #"),
         ("[topics]\nallow = [\"A\", \"\"]", "topics.allow[1]", "matches no topic"),
@@ -218,7 +228,7 @@ fn in_the_environment_and_flags() {
         ("UPSTREAM__EGRESS_ADDRESSES", "10.0.0.1,x", "upstream.egress_addresses[1]", "not an IP"),
         ("TOPICS__ALLOW", "A,,B", "topics.allow[1]", "matches no topic"),
         ("UPSTREAM__INSTANCES", "[]", "upstream.instances", "in the file"),
-        ("RETRY__BATCH", "10", "retry.batch", "later release"),
+        ("RETRY__BATCH", "ten", "retry.batch", "not a whole number"),
     ] {
         let name = format!("TOLLGATE__{name}");
         let mistakes = read_with(LEAST, &[(&name, value)], &[]).expect_err(&name);

@@ -22,6 +22,8 @@ pub fn config(endpoint: &str, flags: &[(&str, &str)]) -> Config {
         ("upstream.endpoint", endpoint),
         ("upstream.instance_id", INSTANCE),
         ("runtime.threads", "1"),
+        ("spool.store", "none"),
+        ("listen.control", "none"),
     ];
     let flags: Vec<_> = base
         .iter()

@@ -69,6 +69,8 @@ impl Serve {
             ("listen.publish", "127.0.0.1:0"),
             ("listen.telemetry", "127.0.0.1:0"),
             ("upstream.instance_id", super::INSTANCE),
+            ("spool.store", "none"),
+            ("listen.control", "none"),
         ];
         for (key, value) in base.iter().chain(settings) {
             args.extend(["--set".to_owned(), format!("{key}={value}")]);

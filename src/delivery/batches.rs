@@ -1,0 +1,208 @@
+//! The one owner of kept messages between their tries: lanes, and the task that hands out what is
+//! due in them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::kept::Kept;
+use super::lane::{Item, Lane, Said, back_off};
+use super::outcome::Outcome;
+use crate::answer::Bar;
+use crate::config::Retry;
+use crate::message::{self, MessageId};
+use crate::upstream::Upstream;
+
+/// Kept messages that are read and tried at once, over all lanes: each has its body in memory.
+const MAX_TOGETHER: usize = 1_000;
+/// Should a wake-up be missed, this is how late it gets noticed.
+const LOOK: Duration = Duration::from_mins(1);
+
+#[derive(Debug)]
+pub(super) struct Batches {
+    retry: Retry,
+    state: Mutex<State>,
+    /// Wakes the task that hands out.
+    pub(super) changed: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct State {
+    lanes: HashMap<message::Lane, Lane>,
+    /// Callers who wait for what becomes of a kept message.
+    callers: HashMap<MessageId, oneshot::Sender<Outcome>>,
+    under_way: usize,
+    jitter: fastrand::Rng,
+}
+
+/// Lanes that do not deliver, for those who show them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paused {
+    /// Which.
+    pub lane: message::Lane,
+    /// What keeps us out; `None`: the provider fails.
+    pub bar: Option<Bar>,
+    /// Messages that wait.
+    pub waiting: usize,
+}
+
+/// Why new messages of a lane wait for a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// The provider fails.
+    Failing,
+    /// It does not let us in.
+    Barred(Bar),
+}
+
+impl Batches {
+    pub(super) fn new(retry: Retry, seed: u64) -> Self {
+        let jitter = fastrand::Rng::with_seed(seed);
+        let (lanes, callers) = (HashMap::new(), HashMap::new());
+        let state = Mutex::new(State { lanes, callers, under_way: 0, jitter });
+        Self { retry, state, changed: Arc::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn retry(&self) -> &Retry {
+        &self.retry
+    }
+
+    /// How long a message waits after so many calls have failed.
+    pub(super) fn wait(&self, attempts: u32) -> Duration {
+        let random = self.state().jitter.f64();
+        back_off(&self.retry, attempts.saturating_sub(1), self.retry.cap, random)
+    }
+
+    /// A message that is kept waits from now on.
+    pub(super) fn push(&self, lane: message::Lane, item: Item, due: Instant) {
+        self.state().lanes.entry(lane).or_default().push(item, due);
+        self.changed.notify_one();
+    }
+
+    /// What a fresh message's call says of its lane.
+    pub(super) fn heard(&self, lane: message::Lane, id: MessageId, said: &Said) {
+        let mut state = self.state();
+        let random = state.jitter.f64();
+        if *said == Said::Works {
+            // The lane of a message that passed is of interest only if there is one.
+            let Some(lane) = state.lanes.get_mut(&lane) else { return };
+            let was = lane.in_trouble();
+            lane.heard(id, false, said, Instant::now(), &self.retry, random);
+            if was {
+                self.changed.notify_one();
+            }
+            return;
+        }
+        let lane = state.lanes.entry(lane).or_default();
+        lane.heard(id, false, said, Instant::now(), &self.retry, random);
+    }
+
+    /// Whether, and why, new messages of this lane wait for a probe.
+    pub(super) fn trouble(&self, lane: &message::Lane) -> Option<Hold> {
+        let state = self.state();
+        let lane = state.lanes.get(lane).filter(|lane| lane.in_trouble() && !lane.is_idle())?;
+        Some(lane.barred().map_or(Hold::Failing, Hold::Barred))
+    }
+
+    pub(super) fn paused(&self) -> Vec<Paused> {
+        let state = self.state();
+        let paused = state.lanes.iter().filter(|(_, lane)| lane.in_trouble() && !lane.is_idle());
+        paused
+            .map(|(name, lane)| Paused {
+                lane: name.clone(),
+                bar: lane.barred(),
+                waiting: lane.len(),
+            })
+            .collect()
+    }
+
+    /// Messages that wait or are under way.
+    pub(super) fn len(&self) -> usize {
+        self.state().lanes.values().map(Lane::len).sum()
+    }
+
+    // === callers who wait ===
+
+    pub(super) fn wait_for(&self, id: MessageId) -> oneshot::Receiver<Outcome> {
+        let (to, outcome) = oneshot::channel();
+        self.state().callers.insert(id, to);
+        outcome
+    }
+
+    /// Who waits for this message, if somebody still does. Whoever takes the caller tells it.
+    pub(super) fn caller(&self, id: MessageId) -> Option<oneshot::Sender<Outcome>> {
+        self.state().callers.remove(&id)
+    }
+
+    // === handing out ===
+
+    fn take(&self, now: Instant) -> (Vec<(message::Lane, Vec<Item>)>, Option<Instant>) {
+        let mut state = self.state();
+        let mut room = MAX_TOGETHER.saturating_sub(state.under_way);
+        let mut groups = Vec::new();
+        let mut next = None::<Instant>;
+        state.lanes.retain(|_, lane| !lane.is_idle());
+        for (name, lane) in &mut state.lanes {
+            let items = lane.take(now, room);
+            room -= items.len();
+            if let Some(at) = lane.next() {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+            if !items.is_empty() {
+                groups.push((name.clone(), items));
+            }
+        }
+        state.under_way += groups.iter().map(|(_, items)| items.len()).sum::<usize>();
+        (groups, if room == 0 { None } else { next })
+    }
+
+    /// A message that was handed out comes back.
+    pub(super) fn ended(&self, lane: &message::Lane, item: Item, said: &Said, again: bool) {
+        let mut state = self.state();
+        state.under_way = state.under_way.saturating_sub(1);
+        let random = state.jitter.f64();
+        if let Some(lane) = state.lanes.get_mut(lane) {
+            lane.ended(item, said, again, Instant::now(), &self.retry, random);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+/// Hands out what is due, until `delivery` is dropped or stops.
+pub(super) async fn run<U: Upstream>(kept: std::sync::Weak<Kept<U>>, changed: Arc<Notify>) {
+    loop {
+        let changed = changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        let next = {
+            let Some(kept) = kept.upgrade() else { return };
+            if kept.stopped() {
+                return;
+            }
+            let now = Instant::now();
+            let (groups, next) = kept.batches.take(now);
+            for (lane, items) in groups {
+                kept.meter.batch(items.len());
+                for item in items {
+                    let (kept, lane) = (Arc::clone(&kept), lane.clone());
+                    let tasks = kept.under_way.clone();
+                    tasks.spawn(async move { kept.attempt(lane, item).await });
+                }
+            }
+            // A lane whose moment has come but that may not go yet is woken when a call ends.
+            next.filter(|at| *at > now).unwrap_or(now + LOOK)
+        };
+        tokio::select! {
+            () = sleep_until(next) => {}
+            () = changed => {}
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! A kept message's next try, from the spool to its end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use super::batches::Batches;
+use super::lane::{Item, Said};
+use super::outcome::{Ended, Outcome};
+use crate::answer::{Answer, Bar, Verdict};
+use crate::ceiling::{Ceiling, Class, Permit};
+use crate::message::{self, Message, MessageId};
+use crate::meter::{Billed, CallKind, Meter};
+use crate::spool::{
+    Brief, Change, Claim, Death, KeepError, ReadError, Reason, Receipt, Spool, State,
+};
+use crate::upstream::{Departure, Upstream};
+
+/// A kept message has no caller whose patience ends: its turn may take its time.
+const TURN: Duration = Duration::from_mins(10);
+
+/// What delivers kept messages.
+#[derive(Debug)]
+pub(super) struct Kept<U> {
+    pub(super) spool: Spool,
+    pub(super) batches: Batches,
+    pub(super) upstream: Arc<U>,
+    pub(super) ceiling: Ceiling,
+    pub(super) meter: Meter,
+    pub(super) under_way: TaskTracker,
+    /// No more calls are made.
+    pub(super) stopping: AtomicBool,
+}
+
+/// What a call tells the rest of the house.
+pub(super) fn billed(verdict: &Verdict) -> Billed {
+    match verdict {
+        Verdict::Delivered => Billed::Yes,
+        Verdict::Unknown => Billed::Uncertain,
+        _ => Billed::No,
+    }
+}
+
+/// What an answer says of its lane.
+pub(super) fn said(answer: &Answer) -> Said {
+    match answer.verdict() {
+        Verdict::Delivered | Verdict::Refused => Said::Works,
+        Verdict::Barred(bar) => Said::Bars(bar),
+        Verdict::Throttled { retry_after } => Said::Fails(retry_after),
+        Verdict::Failed | Verdict::Unknown => Said::Fails(None),
+    }
+}
+
+impl<U: Upstream> Kept<U> {
+    pub(super) fn stopped(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Takes up what an earlier process has left.
+    pub(super) fn recover(&self) {
+        let mut queued = |brief: &Brief| matches!(brief.state, State::Queued { .. });
+        let left = self.spool.list(None, usize::MAX, &mut queued);
+        if !left.is_empty() {
+            tracing::info!(
+                messages = left.len(),
+                "messages were left in the spool: delivering them"
+            );
+        }
+        for brief in left {
+            if brief.state == (State::Queued { calling: true }) {
+                // A call may have left, and the topic is not to be delivered twice.
+                self.meter.uncertain(&brief.lane);
+                self.bury(brief.id, brief.attempts + 1, Reason::Unknown, None);
+                continue;
+            }
+            self.enqueue(&brief);
+        }
+    }
+
+    /// A queued message waits for its turn: at once, unless a call for it has just failed.
+    pub(super) fn enqueue(&self, brief: &Brief) {
+        let now = Instant::now();
+        let due = if brief.attempts == 0 { now } else { now + self.batches.wait(brief.attempts) };
+        let age = Timestamp::now().duration_since(brief.kept_at).unsigned_abs();
+        let expires = now + self.batches.retry().max_age.saturating_sub(age);
+        let item = Item { id: brief.id, attempts: brief.attempts, expires, probe: false };
+        self.batches.push(brief.lane.clone(), item, due);
+    }
+
+    /// Keeps a message and waits for what becomes of it, at the latest until `deadline`: then it
+    /// stays kept.
+    pub(super) async fn keep(
+        &self,
+        message: &Message,
+        claim: Option<Claim>,
+        attempts: u32,
+        deadline: Instant,
+    ) -> Result<Outcome, KeepError> {
+        self.spool.keep(message, claim).await?;
+        if attempts > 0 {
+            drop(self.spool.note(message.id, Change::Tried(attempts)));
+        }
+        let outcome = self.batches.wait_for(message.id);
+        if let Some(brief) = self.spool.find(message.id) {
+            self.enqueue(&brief);
+        }
+        Ok(self.outcome_of(message.id, outcome, deadline).await)
+    }
+
+    pub(super) async fn outcome_of(
+        &self,
+        id: MessageId,
+        mut outcome: tokio::sync::oneshot::Receiver<Outcome>,
+        deadline: Instant,
+    ) -> Outcome {
+        // A timer would round the end of no patience up to a millisecond.
+        if Instant::now() < deadline
+            && let Ok(Ok(outcome)) = timeout_at(deadline, &mut outcome).await
+        {
+            return outcome;
+        }
+        let queued = || Outcome::new(0, Ended::Kept(id));
+        if self.batches.caller(id).is_some() {
+            return queued();
+        }
+        // It ended in this moment.
+        outcome.await.unwrap_or_else(|_| queued())
+    }
+
+    /// One try.
+    pub(super) async fn attempt(self: Arc<Self>, lane: message::Lane, item: Item) {
+        let (said, again) = self.try_once(&lane, item).await;
+        let attempts = item.attempts + u32::from(said != Said::Nothing);
+        self.batches.ended(&lane, Item { attempts, ..item }, &said, again);
+    }
+
+    /// What the call says of the lane, and whether the message waits on.
+    async fn try_once(&self, lane: &message::Lane, item: Item) -> (Said, bool) {
+        if Instant::now() >= item.expires {
+            self.bury(item.id, item.attempts, Reason::Expired, None);
+            return (Said::Nothing, false);
+        }
+        let message = match self.spool.read(item.id).await {
+            Ok(record) => record.message,
+            Err(ReadError::Absent) => return (Said::Nothing, false),
+            Err(error @ ReadError::Damaged) => {
+                tracing::error!(id = %item.id, %error, "an accepted message is lost");
+                drop(self.batches.caller(item.id));
+                return (Said::Nothing, false);
+            }
+            Err(ReadError::Disk(error)) => {
+                tracing::warn!(id = %item.id, error = &*error, "the spool cannot be read");
+                return (Said::Fails(None), true);
+            }
+        };
+        let Some(permit) = self.permit(item).await else { return (Said::Nothing, true) };
+        let other_probes = !item.probe && self.batches.trouble(lane).is_some();
+        if self.stopped() || other_probes || self.spool.find(item.id).is_none() {
+            permit.unsent();
+            return (Said::Nothing, true);
+        }
+        let may_repeat = self.batches.retry().may_repeat(&message.topic);
+        if !may_repeat {
+            self.spool.note(item.id, Change::Calling).await;
+        }
+        let answer = self.call(&message, permit, item).await;
+        self.settle(&message, item.attempts + 1, &answer, may_repeat).await
+    }
+
+    async fn permit(&self, item: Item) -> Option<Permit> {
+        let class = if item.attempts == 0 { Class::Fresh } else { Class::Retry };
+        match self.ceiling.request(class, Instant::now() + TURN) {
+            Ok(ticket) => ticket.permit().await.ok(),
+            Err(_) => None,
+        }
+    }
+
+    async fn call(&self, message: &Message, permit: Permit, item: Item) -> Answer {
+        if let Some((ceiling, wait)) = permit.waited() {
+            self.meter.waited(ceiling as usize, wait);
+        }
+        let kind = match item {
+            Item { probe: true, .. } => CallKind::Probe,
+            Item { attempts: 0, .. } => CallKind::First,
+            _ => CallKind::Retry,
+        };
+        let start = Instant::now();
+        let departure = Departure::new(start + TURN);
+        let answer = self.upstream.send(message, permit, &departure).await;
+        let billed = billed(&answer.verdict());
+        self.meter.called(message, kind, &answer.label(), billed, start.elapsed());
+        answer
+    }
+
+    /// Notes what became of a call for a kept message, and tells who waits.
+    pub(super) async fn settle(
+        &self,
+        message: &Message,
+        attempts: u32,
+        answer: &Answer,
+        may_repeat: bool,
+    ) -> (Said, bool) {
+        let said = said(answer);
+        match answer.verdict() {
+            Verdict::Delivered => {
+                self.delivered(message, attempts, answer).await;
+                return (said, false);
+            }
+            Verdict::Refused => {
+                if let Some(caller) = self.batches.caller(message.id) {
+                    // It is told, and so it was never accepted.
+                    drop(self.spool.note(message.id, Change::Forgotten));
+                    drop(caller.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
+                } else {
+                    self.bury(message.id, attempts, Reason::Refused, Some(answer));
+                }
+                return (said, false);
+            }
+            Verdict::Unknown if !may_repeat => {
+                drop(self.batches.caller(message.id));
+                self.bury(message.id, attempts, Reason::Unknown, Some(answer));
+                return (said, false);
+            }
+            Verdict::Barred(Bar::Key) => {
+                self.upstream.renew_key().await;
+            }
+            _ => {}
+        }
+        drop(self.spool.note(message.id, Change::Tried(attempts)));
+        (said, true)
+    }
+
+    async fn delivered(&self, message: &Message, attempts: u32, answer: &Answer) {
+        let id = message.id;
+        let caller = self.batches.caller(id);
+        let text = |text: Option<&Box<str>>| text.cloned().unwrap_or_default();
+        let receipt = Receipt {
+            msg_id: text(answer.http().and_then(|http| http.msg_id.as_ref())),
+            request_id: text(answer.http().and_then(|http| http.request_id.as_ref())),
+            at: Timestamp::now(),
+            accepted: caller.is_none(),
+        };
+        let noted = self.spool.note(id, Change::Delivered(attempts, receipt));
+        let Some(caller) = caller else { return };
+        // Durable before it is told: else a crash now would deliver again what is known to be
+        // delivered. A disk that takes nothing keeps nobody waiting.
+        drop(timeout_at(Instant::now() + Duration::from_secs(1), noted).await);
+        drop(caller.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
+    }
+
+    /// A message becomes a dead letter.
+    pub(super) fn bury(
+        &self,
+        id: MessageId,
+        attempts: u32,
+        reason: Reason,
+        answer: Option<&Answer>,
+    ) {
+        let code = answer.map(|answer| answer.label().into_owned().into_boxed_str());
+        let http = answer.and_then(Answer::http);
+        let request_id = http.and_then(|http| http.request_id.clone());
+        tracing::warn!(%id, ?reason, attempts, code = code.as_deref(), "a message is a dead letter");
+        let death = Death { reason, code, request_id, at: Timestamp::now() };
+        drop(self.spool.note(id, Change::Dead(attempts, death)));
+    }
+}

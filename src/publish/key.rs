@@ -1,0 +1,99 @@
+//! `Idempotency-Key`: a structured-field string (RFC 9651), as the IETF draft asks; a bare token is
+//! taken, too, since many clients send one.
+
+use bytes::Bytes;
+use http::HeaderMap;
+use sha2::{Digest, Sha256};
+
+use crate::message::Topic;
+use crate::spool::Claim;
+
+/// Longer ones are nobody's key.
+const MAX_KEY: usize = 256;
+
+/// The claim that a request makes with its key, if it has one.
+///
+/// # Errors
+/// A header that is no key.
+pub(super) fn claim(
+    headers: &HeaderMap,
+    topic: &Topic,
+    body: &Bytes,
+) -> Result<Option<Claim>, &'static str> {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err("there are several Idempotency-Key headers");
+    }
+    let text = value.to_str().map_err(|_| "the Idempotency-Key is not ASCII")?;
+    let key = unquote(text.trim()).ok_or("the Idempotency-Key is not a quoted string")?;
+    of(&key, topic, body).map(Some)
+}
+
+/// The claim of a key that is at hand.
+///
+/// # Errors
+/// One that is empty or too long.
+pub(super) fn of(key: &str, topic: &Topic, body: &Bytes) -> Result<Claim, &'static str> {
+    if key.is_empty() || key.len() > MAX_KEY {
+        return Err("the Idempotency-Key must have 1 to 256 characters");
+    }
+    let topic_len = (topic.as_str().len() as u64).to_le_bytes();
+    Ok(Claim {
+        key: digest(&[key.as_bytes()]),
+        print: digest(&[&topic_len, topic.as_str().as_bytes(), body]),
+    })
+}
+
+/// Half of SHA-256: whoever finds two of the same has better things to do.
+fn digest(parts: &[&[u8]]) -> u128 {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+    }
+    let hash = hash.finalize();
+    hash.iter().take(16).fold(0, |bits, byte| bits << 8 | u128::from(*byte))
+}
+
+fn unquote(text: &str) -> Option<String> {
+    let Some(rest) = text.strip_prefix('"') else {
+        let token = text.bytes().all(|b| b.is_ascii_graphic() && !b"\",;\\".contains(&b));
+        return token.then(|| text.to_owned());
+    };
+    let inner = rest.strip_suffix('"')?;
+    let mut key = String::new();
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        key.push(match c {
+            '"' => return None,
+            '\\' => chars.next().filter(|c| matches!(c, '"' | '\\'))?,
+            c if c.is_control() => return None,
+            c => c,
+        });
+    }
+    Some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys() {
+        for (text, key) in [
+            (
+                r#""8e03978e-40d5-43dd-bc93-6894a57f9324""#,
+                Some("8e03978e-40d5-43dd-bc93-6894a57f9324"),
+            ),
+            ("bare-token", Some("bare-token")),
+            (r#""a \"quoted\" \\ one""#, Some(r#"a "quoted" \ one"#)),
+            (r#""a"b""#, None),
+            (r#""open"#, None),
+            (r#""ends\""#, None),
+            ("two words", None),
+            ("a;b=c", None),
+        ] {
+            assert_eq!(unquote(text).as_deref(), key, "{text}");
+        }
+    }
+}

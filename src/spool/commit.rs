@@ -1,0 +1,319 @@
+//! Many changes, one write: whoever comes first becomes the leader and writes for all who wait.
+//!
+//! The leader runs on a thread for blocking work, only while there is something to do. While it
+//! does, tokio's paused clock stands still, so that tests with paused time are exact.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+use super::KeepError;
+use super::frame::{Draft, Kind};
+use super::index::{Entry, Index, Spot};
+use super::log::{Failed, Log, Written};
+use super::shared::Shared;
+use crate::message::MessageId;
+
+/// The most bytes of one round, but that one frame may be longer.
+const ROUND: u64 = 4 * 1024 * 1024;
+/// How long to wait after a failure if nobody comes meanwhile.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Who waits for a change to be durable.
+type Waiter<T> = Option<oneshot::Sender<T>>;
+
+/// A change that is to be written.
+#[derive(Debug)]
+pub(super) enum Op {
+    /// A new message. Fails with its write.
+    Keep { draft: Draft, entry: Entry, done: oneshot::Sender<Result<(), KeepError>> },
+    /// What became of one. Written sooner or later.
+    Note { draft: Draft, done: Waiter<()> },
+    /// Nothing: somebody waits for whatever was before.
+    Fence { done: oneshot::Sender<()> },
+}
+
+impl Op {
+    fn draft(&self) -> Option<&Draft> {
+        match self {
+            Self::Keep { draft, .. } | Self::Note { draft, .. } => Some(draft),
+            Self::Fence { .. } => None,
+        }
+    }
+}
+
+/// What waits to be written.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub(super) ops: VecDeque<Op>,
+    /// Somebody writes.
+    leading: bool,
+    /// Somebody comes back after [`RETRY`].
+    retrying: bool,
+}
+
+impl Queue {
+    /// Queues a note that nobody waits for.
+    pub(super) fn forget(&mut self, id: MessageId) {
+        self.ops.push_back(Op::Note { draft: Draft::bare(Kind::Forgotten, id), done: None });
+    }
+
+    fn round(&mut self, limit: u64) -> Vec<Op> {
+        let mut bytes = 0;
+        let mut ops = Vec::new();
+        while let Some(op) = self.ops.front() {
+            bytes += op.draft().map_or(0, |draft| u64::from(draft.len()));
+            if bytes > limit && !ops.is_empty() {
+                break;
+            }
+            ops.extend(self.ops.pop_front());
+        }
+        ops
+    }
+}
+
+impl Shared {
+    /// Sees to it that somebody writes what waits.
+    pub(super) fn kick(self: &Arc<Self>) {
+        let mut queue = self.queue();
+        if !queue.leading {
+            queue.leading = true;
+            drop(queue);
+            let shared = Arc::clone(self);
+            self.runtime.spawn_blocking(move || {
+                let mut leader = Leader { shared: &shared, resigned: false };
+                leader.lead();
+            });
+        }
+    }
+
+    fn retry_later(self: &Arc<Self>) {
+        if std::mem::replace(&mut self.queue().retrying, true) {
+            return;
+        }
+        let shared = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            sleep(RETRY).await;
+            if let Some(shared) = shared.upgrade() {
+                shared.queue().retrying = false;
+                shared.kick();
+            }
+        });
+    }
+
+    /// Only the leader takes this lock, so nobody ever waits for it.
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes frames at once. Only for the leader, and before there is one.
+    pub(super) fn append(&self, log: &mut Log, drafts: &[&Draft]) -> Result<Written, Failed> {
+        let started = Instant::now();
+        let mut result = log.append(drafts);
+        // Room may be found by deleting, which needs none.
+        if let Err(first) = &result
+            && first.is_full()
+            && self.free_room(log)
+        {
+            let traces = first.traces;
+            result = log.append(drafts).map_err(|mut second| {
+                second.traces |= traces;
+                second
+            });
+        }
+        let mut index = self.index();
+        for (segment, salt) in log.made.drain(..) {
+            index.segments.entry(segment).or_default().salt = salt;
+        }
+        match &result {
+            Ok(written) => {
+                self.commits.observe(started.elapsed().as_secs_f64());
+                index.segments.entry(written.segment).or_default().len = written.len;
+                index.failure = None;
+            }
+            Err(failed) => {
+                let error = failed.error.to_string();
+                if index.failure.is_none() {
+                    tracing::warn!(error, "the disk does not take what is to be kept");
+                }
+                index.failure = Some(error.into());
+            }
+        }
+        result
+    }
+}
+
+/// Whoever writes.
+struct Leader<'a> {
+    shared: &'a Arc<Shared>,
+    resigned: bool,
+}
+
+impl Drop for Leader<'_> {
+    /// Should writing ever panic, the next who comes leads.
+    fn drop(&mut self) {
+        if !self.resigned {
+            self.shared.queue().leading = false;
+        }
+    }
+}
+
+impl Leader<'_> {
+    fn lead(&mut self) {
+        let shared = self.shared;
+        loop {
+            let mut log = shared.log();
+            let ops = shared.queue().round(ROUND.min(shared.segment_size()));
+            shared.index().expire(shared.options.keep_receipts, Timestamp::now());
+            let idle = ops.is_empty() && log.regrets.is_empty();
+            let written = if idle { self.probe(&mut log) } else { self.write(&mut log, ops) };
+            if let Err(error) = written {
+                drop(log);
+                return self.give_up(&error);
+            }
+            let tidied = shared.tidy(&mut log);
+            drop(log);
+            if let Err(error) = &tidied {
+                tracing::debug!(%error, "the spool's folder cannot be tidied");
+                shared.retry_later();
+            }
+            let busy = tidied.unwrap_or(false);
+            let mut queue = shared.queue();
+            if !busy && queue.ops.is_empty() {
+                queue.leading = false;
+                self.resigned = true;
+                return;
+            }
+        }
+    }
+
+    /// After a failure somebody has to find out that the disk works again: as long as it seems
+    /// not to, perhaps nothing else comes that would be written.
+    fn probe(&self, log: &mut Log) -> Result<(), Arc<str>> {
+        if self.shared.index().failure.is_none() {
+            return Ok(());
+        }
+        let nobody = Draft::bare(Kind::Forgotten, MessageId::from_u128(0));
+        let written = self.shared.append(log, &[&nobody]);
+        written.map(drop).map_err(|failed| failed.error.to_string().into())
+    }
+
+    /// Keeps fail now, notes are tried again.
+    fn give_up(&mut self, error: &Arc<str>) {
+        let mut index = self.shared.index();
+        let mut queue = self.shared.queue();
+        let ops = std::mem::take(&mut queue.ops);
+        queue.ops = without_keeps(&mut index, ops, error);
+        queue.leading = false;
+        self.resigned = true;
+        drop(queue);
+        drop(index);
+        self.shared.retry_later();
+    }
+
+    fn write(&self, log: &mut Log, ops: Vec<Op>) -> Result<(), Arc<str>> {
+        let shared = self.shared;
+        let back = |ops: Vec<Op>, error: &io::Error| {
+            let error = Arc::from(error.to_string());
+            let notes = without_keeps(&mut shared.index(), ops.into(), &error);
+            let mut queue = shared.queue();
+            for op in notes.into_iter().rev() {
+                queue.ops.push_front(op);
+            }
+            error
+        };
+        // First what must not come back. As long as that is not written nothing else is tried, so
+        // that failures do not pile up.
+        if !log.regrets.is_empty() {
+            let regrets: Vec<Draft> =
+                log.regrets.iter().map(|id| Draft::bare(Kind::Forgotten, *id)).collect();
+            match shared.append(log, &regrets.iter().collect::<Vec<_>>()) {
+                Ok(_) => log.regrets.clear(),
+                Err(failed) => return Err(back(ops, &failed.error)),
+            }
+        }
+        let drafts: Vec<&Draft> = ops.iter().filter_map(Op::draft).collect();
+        if drafts.is_empty() {
+            shared.done(ops, &[]);
+            return Ok(());
+        }
+        match shared.append(log, &drafts) {
+            Ok(written) => {
+                shared.done(ops, &written.spots);
+                Ok(())
+            }
+            Err(failed) => {
+                if failed.traces {
+                    let keeps = ops.iter().filter(|op| matches!(op, Op::Keep { .. }));
+                    log.regrets.extend(keeps.filter_map(Op::draft).map(|draft| draft.id));
+                }
+                Err(back(ops, &failed.error))
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// All of it is durable.
+    fn done(&self, ops: Vec<Op>, spots: &[Spot]) {
+        let mut spots = spots.iter().copied();
+        let mut index = self.index();
+        let mut told = Vec::with_capacity(ops.len());
+        for op in ops {
+            match op {
+                Op::Keep { draft, mut entry, done } => {
+                    index.reserved.messages -= 1;
+                    index.reserved.bytes -= u64::from(draft.len());
+                    if let Some(spot) = spots.next() {
+                        entry.spot = spot;
+                        index.insert(draft.id, entry);
+                    }
+                    told.push(Told::Keep(done));
+                }
+                Op::Note { draft, done } => {
+                    if let (Some(spot), Kind::Delivered) = (spots.next(), draft.kind)
+                        && index.get(draft.id).is_some_and(Entry::is_delivered)
+                    {
+                        index.settle(draft.id, spot, true);
+                    }
+                    told.extend(done.map(Told::Note));
+                }
+                Op::Fence { done } => told.push(Told::Note(done)),
+            }
+        }
+        drop(index);
+        for told in told {
+            // Whoever has gone away need not know.
+            match told {
+                Told::Keep(done) => drop(done.send(Ok(()))),
+                Told::Note(done) => drop(done.send(())),
+            }
+        }
+    }
+}
+
+enum Told {
+    Keep(oneshot::Sender<Result<(), KeepError>>),
+    Note(oneshot::Sender<()>),
+}
+
+/// Tells those who keep that the disk does not take it.
+fn without_keeps(index: &mut Index, ops: VecDeque<Op>, error: &Arc<str>) -> VecDeque<Op> {
+    let mut rest = VecDeque::with_capacity(ops.len());
+    for op in ops {
+        match op {
+            Op::Keep { draft, done, .. } => {
+                index.reserved.messages -= 1;
+                index.reserved.bytes -= u64::from(draft.len());
+                drop(done.send(Err(KeepError::Disk(Arc::clone(error)))));
+            }
+            op => rest.push_back(op),
+        }
+    }
+    rest
+}

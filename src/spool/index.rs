@@ -1,0 +1,302 @@
+//! What is known of every message without touching the disk.
+//!
+//! Callers see a change here as soon as it is noted. Where its bytes lie, [`Spot`], follows when it
+//! is durable: until then what it replaces must not be given up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::place::{Place, Places};
+use super::record::{Brief, Change, Claim, Death, Receipt, State};
+use super::{Share, Usage};
+use crate::message::MessageId;
+
+/// Where a frame lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spot {
+    pub(super) segment: u32,
+    pub(super) offset: u32,
+    pub(super) len: u32,
+}
+
+/// One message. There may be many: this is small.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) place: Arc<Place>,
+    pub(super) kept_at: Timestamp,
+    pub(super) attempts: u32,
+    /// The bytes it takes, as soon as all that was noted is durable.
+    pub(super) size: u32,
+    pub(super) spot: Spot,
+    pub(super) claim: Option<Box<Claim>>,
+    pub(super) stage: Stage,
+}
+
+/// [`State`], small.
+#[derive(Debug, Clone)]
+pub(super) enum Stage {
+    Queued { calling: bool },
+    Dead(Box<Death>),
+    Delivered(Box<Receipt>),
+}
+
+impl Entry {
+    /// The message as callers see it.
+    pub(super) fn brief(&self, id: MessageId) -> Brief {
+        Brief {
+            id,
+            lane: self.place.lane.clone(),
+            topic: self.place.topic.clone(),
+            kept_at: self.kept_at,
+            attempts: self.attempts,
+            claim: self.claim.as_deref().copied(),
+            state: match &self.stage {
+                Stage::Queued { calling } => State::Queued { calling: *calling },
+                Stage::Dead(death) => State::Dead(Death::clone(death)),
+                Stage::Delivered(receipt) => State::Delivered(Receipt::clone(receipt)),
+            },
+        }
+    }
+
+    pub(super) fn is_delivered(&self) -> bool {
+        matches!(self.stage, Stage::Delivered(_))
+    }
+
+    /// Whether `change` says anything new to a message in this stage. An end is final, but for a
+    /// dead letter's.
+    fn takes(&self, change: &Change) -> bool {
+        match (&self.stage, change) {
+            (_, Change::Forgotten) => true,
+            (Stage::Queued { .. }, Change::Replayed(_))
+            | (Stage::Dead(_), Change::Calling | Change::Tried(_))
+            | (Stage::Delivered(_), _) => false,
+            (Stage::Queued { .. } | Stage::Dead(_), _) => true,
+        }
+    }
+
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Calling => self.stage = Stage::Queued { calling: true },
+            Change::Tried(attempts) => {
+                self.attempts = *attempts;
+                self.stage = Stage::Queued { calling: false };
+            }
+            Change::Delivered(attempts, receipt) => {
+                self.attempts = *attempts;
+                self.stage = Stage::Delivered(Box::new(receipt.clone()));
+            }
+            Change::Dead(attempts, death) => {
+                self.attempts = *attempts;
+                self.stage = Stage::Dead(Box::new(death.clone()));
+            }
+            Change::Replayed(at) => {
+                self.kept_at = *at;
+                self.stage = Stage::Queued { calling: false };
+            }
+            Change::Forgotten => {}
+        }
+    }
+}
+
+/// A file of the log.
+#[derive(Debug, Default)]
+pub(super) struct Segment {
+    pub(super) salt: u64,
+    pub(super) len: u64,
+    /// Bytes in it that are still needed.
+    pub(super) live: u64,
+    /// Whose frames in it were needed when they were written.
+    pub(super) ids: Vec<MessageId>,
+}
+
+/// All messages.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    entries: BTreeMap<MessageId, Entry>,
+    /// By age.
+    queued: BTreeSet<(Timestamp, MessageId)>,
+    /// By age.
+    receipts: BTreeSet<(Timestamp, MessageId)>,
+    /// Queued, dead, delivered.
+    shares: [Share; 3],
+    pub(super) segments: BTreeMap<u32, Segment>,
+    pub(super) places: Places,
+    /// What is being written.
+    pub(super) reserved: Share,
+    pub(super) damaged: u64,
+    pub(super) failure: Option<Arc<str>>,
+}
+
+impl Index {
+    pub(super) fn get(&self, id: MessageId) -> Option<&Entry> {
+        self.entries.get(&id)
+    }
+
+    /// All messages after `after`, in order.
+    pub(super) fn after(
+        &self,
+        after: Option<MessageId>,
+    ) -> impl Iterator<Item = (&MessageId, &Entry)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.entries.range((after.map_or(Unbounded, Excluded), Unbounded))
+    }
+
+    /// A message whose frame is durable.
+    pub(super) fn insert(&mut self, id: MessageId, entry: Entry) {
+        self.remove(id);
+        self.hold(id, entry.spot);
+        self.put(id, entry);
+    }
+
+    /// Nothing of it is needed any more.
+    pub(super) fn remove(&mut self, id: MessageId) -> Option<Entry> {
+        let entry = self.take(id)?;
+        self.release(entry.spot);
+        Some(entry)
+    }
+
+    /// Notes a change, and asks `size` for the bytes of a delivered message. Returns whether there
+    /// was anything to note.
+    pub(super) fn change(
+        &mut self,
+        id: MessageId,
+        change: &Change,
+        size: impl FnOnce(&Entry) -> u32,
+    ) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.takes(change))
+            && self.retell(id, change, size)
+    }
+
+    /// Tells again what was noted once: it was right then, whatever damage has hidden since of
+    /// what was before it. Only a delivered message stays delivered.
+    pub(super) fn retell(
+        &mut self,
+        id: MessageId,
+        change: &Change,
+        size: impl FnOnce(&Entry) -> u32,
+    ) -> bool {
+        if *change == Change::Forgotten {
+            return self.remove(id).is_some();
+        }
+        if self.entries.get(&id).is_none_or(Entry::is_delivered) {
+            return false;
+        }
+        let Some(mut entry) = self.take(id) else { return false };
+        entry.apply(change);
+        if entry.is_delivered() {
+            entry.size = size(&entry);
+        }
+        self.put(id, entry);
+        true
+    }
+
+    /// The frame with all that is known of a message is durable at a new place. `delivered`:
+    /// whether it was when the frame was made.
+    pub(super) fn settle(&mut self, id: MessageId, spot: Spot, delivered: bool) {
+        let Some(mut entry) = self.take(id) else { return };
+        self.release(entry.spot);
+        entry.spot = spot;
+        if entry.is_delivered() == delivered {
+            entry.size = spot.len;
+        }
+        self.hold(id, spot);
+        self.put(id, entry);
+    }
+
+    /// Receipts end after a while. Nothing needs to be written: time passes after a restart, too.
+    pub(super) fn expire(&mut self, keep: Duration, now: Timestamp) {
+        while let Some((at, id)) = self.receipts.first().copied() {
+            if !expired(at, keep, now) {
+                return;
+            }
+            self.remove(id);
+        }
+    }
+
+    /// The oldest receipt but that of `but`.
+    pub(super) fn oldest_receipt(&self, but: Option<MessageId>) -> Option<MessageId> {
+        self.receipts.iter().map(|(_, id)| *id).find(|id| Some(*id) != but)
+    }
+
+    pub(super) fn receipts(&self) -> Share {
+        self.shares[2]
+    }
+
+    /// All that is kept or being written.
+    pub(super) fn total(&self) -> Share {
+        let mut total = self.reserved;
+        for share in self.shares {
+            total.messages += share.messages;
+            total.bytes += share.bytes;
+        }
+        total
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let [queued, dead, receipts] = self.shares;
+        Usage {
+            queued,
+            dead,
+            receipts,
+            oldest: self.queued.first().map(|(at, _)| *at),
+            damaged: self.damaged,
+            failure: self.failure.clone(),
+        }
+    }
+
+    fn hold(&mut self, id: MessageId, spot: Spot) {
+        let segment = self.segments.entry(spot.segment).or_default();
+        segment.live += u64::from(spot.len);
+        segment.ids.push(id);
+    }
+
+    fn release(&mut self, spot: Spot) {
+        if let Some(segment) = self.segments.get_mut(&spot.segment) {
+            segment.live -= u64::from(spot.len);
+        }
+    }
+
+    fn put(&mut self, id: MessageId, entry: Entry) {
+        let share = match &entry.stage {
+            Stage::Queued { .. } => {
+                self.queued.insert((entry.kept_at, id));
+                0
+            }
+            Stage::Dead(_) => 1,
+            Stage::Delivered(receipt) => {
+                self.receipts.insert((receipt.at, id));
+                2
+            }
+        };
+        self.shares[share].messages += 1;
+        self.shares[share].bytes += u64::from(entry.size);
+        self.entries.insert(id, entry);
+    }
+
+    fn take(&mut self, id: MessageId) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        let share = match &entry.stage {
+            Stage::Queued { .. } => {
+                self.queued.remove(&(entry.kept_at, id));
+                0
+            }
+            Stage::Dead(_) => 1,
+            Stage::Delivered(receipt) => {
+                self.receipts.remove(&(receipt.at, id));
+                2
+            }
+        };
+        self.shares[share].messages -= 1;
+        self.shares[share].bytes -= u64::from(entry.size);
+        Some(entry)
+    }
+}
+
+/// Whether a receipt of this moment has ended. One from the future has not.
+fn expired(at: Timestamp, keep: Duration, now: Timestamp) -> bool {
+    let age = now.duration_since(at);
+    Duration::try_from(age).is_ok_and(|age| age >= keep)
+}

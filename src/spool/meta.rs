@@ -1,0 +1,151 @@
+//! The words in a frame.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::frame::{Draft, Kind};
+use super::index::{Entry, Spot, Stage};
+use super::place::Places;
+use super::record::{Change, Claim, Death, Receipt};
+use crate::message::{MessageId, Topic};
+
+/// Of a kept message: all that is known. Of a delivered one: all that is left.
+#[derive(Serialize, Deserialize)]
+struct Whole<'a> {
+    #[serde(borrow)]
+    instance: Cow<'a, str>,
+    #[serde(borrow)]
+    topic: Cow<'a, str>,
+    kept_at: Timestamp,
+    #[serde(default, skip_serializing_if = "is_default")]
+    attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    claim: Option<Claim>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    calling: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    death: Option<Cow<'a, Death>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    receipt: Option<Cow<'a, Receipt>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Tried {
+    attempts: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Dead<'a> {
+    attempts: u32,
+    death: Cow<'a, Death>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Replayed {
+    at: Timestamp,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn json<T: Serialize>(words: &T) -> Vec<u8> {
+    match serde_json::to_vec(words) {
+        Ok(json) => json,
+        // No map with odd keys and no writer that fails: constants of this file.
+        Err(error) => unreachable!("words of a frame are not JSON: {error}"),
+    }
+}
+
+/// The frame that says all that is known of a message. A delivered one has no body.
+pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> Draft {
+    let (mut calling, mut death, mut receipt) = (false, None, None);
+    match &entry.stage {
+        Stage::Queued { calling: now } => calling = *now,
+        Stage::Dead(end) => death = Some(Cow::Borrowed(&**end)),
+        Stage::Delivered(end) => receipt = Some(Cow::Borrowed(&**end)),
+    }
+    let delivered = receipt.is_some();
+    let meta = json(&Whole {
+        instance: Cow::Borrowed(&entry.place.lane.instance),
+        topic: Cow::Borrowed(entry.place.topic.as_str()),
+        kept_at: entry.kept_at,
+        attempts: entry.attempts,
+        claim: entry.claim.as_deref().copied(),
+        calling,
+        death,
+        receipt,
+    });
+    if delivered {
+        Draft { kind: Kind::Delivered, id, meta, body: Bytes::new() }
+    } else {
+        Draft { kind: Kind::Kept, id, meta, body }
+    }
+}
+
+/// The frame of a change; `entry` is the message after it.
+pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> Draft {
+    let (kind, meta) = match change {
+        Change::Calling => return Draft::bare(Kind::Calling, id),
+        Change::Forgotten => return Draft::bare(Kind::Forgotten, id),
+        Change::Delivered(..) => return whole(id, entry, Bytes::new()),
+        Change::Tried(attempts) => (Kind::Tried, json(&Tried { attempts: *attempts })),
+        Change::Dead(attempts, death) => {
+            (Kind::Dead, json(&Dead { attempts: *attempts, death: Cow::Borrowed(death) }))
+        }
+        Change::Replayed(at) => (Kind::Replayed, json(&Replayed { at: *at })),
+    };
+    Draft { kind, id, meta, body: Bytes::new() }
+}
+
+/// What a frame says.
+pub(super) enum Said {
+    /// All of a message.
+    Whole(Entry),
+    /// What became of it.
+    Change(Change),
+}
+
+/// Reads the words of a frame; `None` if they are not the ones of its kind.
+pub(super) fn read(kind: Kind, meta: &[u8], spot: Spot, places: &mut Places) -> Option<Said> {
+    let change = match kind {
+        Kind::Kept | Kind::Delivered => {
+            let entry = read_whole(meta, spot, places)?;
+            let delivered = matches!(entry.stage, Stage::Delivered(_));
+            return (delivered == (kind == Kind::Delivered)).then_some(Said::Whole(entry));
+        }
+        Kind::Calling => Change::Calling,
+        Kind::Forgotten => Change::Forgotten,
+        Kind::Tried => Change::Tried(serde_json::from_slice::<Tried>(meta).ok()?.attempts),
+        Kind::Dead => {
+            let dead: Dead<'_> = serde_json::from_slice(meta).ok()?;
+            Change::Dead(dead.attempts, dead.death.into_owned())
+        }
+        Kind::Replayed => Change::Replayed(serde_json::from_slice::<Replayed>(meta).ok()?.at),
+    };
+    Some(Said::Change(change))
+}
+
+fn read_whole(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entry> {
+    let words: Whole<'_> = serde_json::from_slice(meta).ok()?;
+    let topic = Topic::parse(&words.topic).ok()?;
+    let stage = match (words.death, words.receipt) {
+        (None, None) => Stage::Queued { calling: words.calling },
+        (Some(death), None) => Stage::Dead(Box::new(death.into_owned())),
+        (None, Some(receipt)) => Stage::Delivered(Box::new(receipt.into_owned())),
+        (Some(_), Some(_)) => return None,
+    };
+    Some(Entry {
+        place: places.get(Arc::from(&*words.instance), topic),
+        kept_at: words.kept_at,
+        attempts: words.attempts,
+        size: spot.len,
+        spot,
+        claim: words.claim.map(Box::new),
+        stage,
+    })
+}

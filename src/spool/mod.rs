@@ -1,0 +1,333 @@
+//! Accepted messages that survive.
+//!
+//! [`Spool::keep`] returns once a message is durable, and concurrent calls share one write to the
+//! disk. What becomes of a message afterwards is noted with [`Spool::note`].
+
+mod commit;
+mod damaged;
+mod disk;
+mod frame;
+mod index;
+mod log;
+mod meta;
+mod place;
+mod read;
+mod record;
+mod recover;
+mod scan;
+mod selection;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod tidy;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+pub use record::{Brief, Change, Claim, Death, Reason, Receipt, Record, State};
+pub use selection::{Listed, Selection, Which};
+
+use crate::message::{Message, MessageId};
+use commit::Op;
+use disk::Folder;
+use frame::{Draft, Kind};
+use index::{Entry, Index, Spot, Stage};
+use shared::Shared;
+
+/// Where and how much is kept.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The folder; made if need be. One process holds it.
+    pub path: PathBuf,
+    /// The most bytes of messages, dead letters and receipts, as they lie on the disk.
+    pub max_bytes: u64,
+    /// The most messages, dead letters and receipts: each has its place in memory.
+    pub max_messages: usize,
+    /// How long the receipt of a delivered message is kept.
+    pub keep_receipts: Duration,
+}
+
+/// Why a spool does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process holds it.
+    #[error("another process holds the spool at {0}")]
+    Taken(PathBuf),
+    /// The folder cannot be read or written.
+    #[error("the spool at {path} cannot be used: {error}")]
+    Io {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+}
+
+/// Why a message was not kept. It is not kept then, also not after a restart.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeepError {
+    /// `spool.max_bytes` or `spool.max_messages` is reached.
+    #[error("the spool is full")]
+    Full,
+    /// The disk has no room or does not write.
+    #[error("the disk does not take it: {0}")]
+    Disk(Arc<str>),
+}
+
+/// Why a message cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// There is no such message.
+    #[error("there is no such message")]
+    Absent,
+    /// Its bytes have changed on the disk. It was set aside and counted, and is no longer kept.
+    #[error("its bytes are damaged")]
+    Damaged,
+    /// The disk does not read; it may later.
+    #[error("the disk does not read: {0}")]
+    Disk(Arc<str>),
+}
+
+/// What is kept now.
+#[derive(Debug, Clone, Default)]
+pub struct Usage {
+    /// Messages to be delivered.
+    pub queued: Share,
+    /// Dead letters.
+    pub dead: Share,
+    /// Receipts of delivered messages.
+    pub receipts: Share,
+    /// When the oldest of those to be delivered was kept.
+    pub oldest: Option<Timestamp>,
+    /// Damaged records found since the start.
+    pub damaged: u64,
+    /// What the disk said to the last write, if it did not take it.
+    pub failure: Option<Arc<str>>,
+}
+
+/// A part of what is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Share {
+    /// How many.
+    pub messages: u64,
+    /// Their bytes on the disk.
+    pub bytes: u64,
+}
+
+/// The spool. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    shared: Arc<Shared>,
+}
+
+/// The longest frame: far more than a message can have.
+const MAX_FRAME: usize = 16 * 1024 * 1024;
+
+/// How long to wait for whoever holds the folder, about.
+const TAKEN: Duration = Duration::from_millis(500);
+/// How many messages are looked at without letting others have a look.
+const LISTED: usize = 256;
+
+impl Spool {
+    /// Opens a spool, and recovers whatever a crash has left of it.
+    pub async fn open(options: Options) -> Result<Self, OpenError> {
+        let mut wait = Duration::from_millis(1);
+        loop {
+            let (runtime, again) = (Handle::current(), options.clone());
+            let opened = tokio::task::spawn_blocking(move || {
+                let folder = Folder::take(&again.path)?;
+                Shared::open(Arc::new(folder), again, runtime)
+            });
+            match opened.await {
+                // Whoever had it may be at its end: the last write goes on when nobody waits.
+                Ok(Err(OpenError::Taken(_))) if wait < TAKEN => {
+                    sleep(wait).await;
+                    wait *= 2;
+                }
+                Ok(opened) => return opened.map(|shared| Self { shared }),
+                Err(error) => {
+                    let error = io::Error::other(error);
+                    return Err(OpenError::Io { path: options.path, error });
+                }
+            }
+        }
+    }
+
+    /// Keeps a message. Durable once this returns; once it has failed, the message is not kept.
+    /// Goes on to its end if it is dropped.
+    pub async fn keep(&self, message: &Message, claim: Option<Claim>) -> Result<(), KeepError> {
+        let done = self.submit(message, claim)?;
+        self.shared.kick();
+        let stopped = || KeepError::Disk("it was stopped".into());
+        done.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    fn submit(
+        &self,
+        message: &Message,
+        claim: Option<Claim>,
+    ) -> Result<oneshot::Receiver<Result<(), KeepError>>, KeepError> {
+        if message.payload.as_bytes().len() > MAX_FRAME {
+            return Err(KeepError::Full);
+        }
+        let now = Timestamp::now();
+        let mut index = self.shared.index();
+        let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
+        let mut entry = Entry {
+            place: index.places.get(instance, topic),
+            kept_at: now,
+            attempts: 0,
+            size: 0,
+            spot: Spot { segment: 0, offset: 0, len: 0 },
+            claim: claim.map(Box::new),
+            stage: Stage::Queued { calling: false },
+        };
+        let body = Bytes::copy_from_slice(message.payload.as_bytes());
+        let draft = meta::whole(message.id, &entry, body);
+        entry.size = draft.len();
+        index.expire(self.shared.options.keep_receipts, now);
+        self.make_room(&mut index, Share { messages: 1, bytes: draft.len().into() }, None)?;
+        index.reserved.messages += 1;
+        index.reserved.bytes += u64::from(draft.len());
+        let (done, told) = oneshot::channel();
+        self.shared.queue().ops.push_back(Op::Keep { draft, entry, done });
+        Ok(told)
+    }
+
+    /// Receipts give way to what comes, oldest first, but for that of `but`. None of them does if
+    /// all would not be enough.
+    fn make_room(
+        &self,
+        index: &mut Index,
+        more: Share,
+        but: Option<MessageId>,
+    ) -> Result<(), KeepError> {
+        let max = Share {
+            messages: self.shared.options.max_messages as u64,
+            bytes: self.shared.options.max_bytes,
+        };
+        let fits = |less: Share, index: &Index| {
+            let total = index.total();
+            total.messages - less.messages + more.messages <= max.messages
+                && total.bytes - less.bytes + more.bytes <= max.bytes
+        };
+        if !fits(index.receipts(), index) {
+            return Err(KeepError::Full);
+        }
+        while !fits(Share::default(), index) {
+            let Some(oldest) = index.oldest_receipt(but) else { break };
+            index.remove(oldest);
+            self.shared.queue().forget(oldest);
+        }
+        Ok(())
+    }
+
+    /// Notes what became of a kept message; resolves once that is durable. [`Spool::find`] knows of
+    /// it at once. Goes on to its end if it is dropped: what the disk does not take is written when
+    /// it does. What comes too late, after an end that is final, changes nothing.
+    #[allow(clippy::needless_pass_by_value, reason = "a change is said once")]
+    pub fn note(&self, id: MessageId, change: Change) -> impl Future<Output = ()> + Send + use<> {
+        let (done, told) = oneshot::channel();
+        let mut index = self.shared.index();
+        let mut draft = (change == Change::Forgotten).then(|| Draft::bare(Kind::Forgotten, id));
+        let changed =
+            index.change(id, &change, |entry| draft.insert(meta::change(id, &change, entry)).len());
+        let op = match (draft, changed) {
+            (_, false) => Op::Fence { done },
+            (Some(draft), true) => Op::Note { draft, done: Some(done) },
+            (None, true) => match index.get(id) {
+                Some(entry) => {
+                    Op::Note { draft: meta::change(id, &change, entry), done: Some(done) }
+                }
+                None => Op::Fence { done },
+            },
+        };
+        self.shared.queue().ops.push_back(op);
+        if matches!(change, Change::Delivered(..)) {
+            // A receipt may be longer than what it replaces; it is not refused, so others go.
+            drop(self.make_room(&mut index, Share::default(), Some(id)));
+        }
+        drop(index);
+        self.shared.kick();
+        async move {
+            // Closed: the process ends, and there is nobody left to be misled.
+            drop(told.await);
+        }
+    }
+
+    /// A kept message, whole.
+    pub async fn read(&self, id: MessageId) -> Result<Record, ReadError> {
+        let shared = Arc::clone(&self.shared);
+        let read = tokio::task::spawn_blocking(move || shared.read(id));
+        match read.await {
+            Ok(read) => {
+                if matches!(read, Err(ReadError::Damaged)) {
+                    self.shared.kick();
+                }
+                read
+            }
+            Err(error) => Err(ReadError::Disk(error.to_string().into())),
+        }
+    }
+
+    /// What is known of a message without reading it.
+    pub fn find(&self, id: MessageId) -> Option<Brief> {
+        self.fresh().get(id).map(|entry| entry.brief(id))
+    }
+
+    /// At most `limit` messages that `wanted` takes, in the order in which they were made, from
+    /// the first after `after`.
+    pub fn list(
+        &self,
+        after: Option<MessageId>,
+        limit: usize,
+        wanted: &mut dyn FnMut(&Brief) -> bool,
+    ) -> Vec<Brief> {
+        let (mut after, mut found) = (after, Vec::new());
+        while found.len() < limit {
+            // A few at a time: `wanted` may take long, or ask the spool.
+            let index = self.fresh();
+            let few = index.after(after).take(LISTED).map(|(id, entry)| entry.brief(*id));
+            let few: Vec<_> = few.collect();
+            drop(index);
+            let Some(last) = few.last() else { break };
+            after = Some(last.id);
+            let room = limit - found.len();
+            found.extend(few.into_iter().filter(|brief| wanted(brief)).take(room));
+        }
+        found
+    }
+
+    /// What is kept now.
+    pub fn usage(&self) -> Usage {
+        self.fresh().usage()
+    }
+
+    /// How long commits took.
+    pub fn commits(&self) -> &prometheus::Histogram {
+        &self.shared.commits
+    }
+
+    /// Waits until everything noted is durable.
+    pub async fn flush(&self) {
+        let (done, told) = oneshot::channel();
+        self.shared.queue().ops.push_back(Op::Fence { done });
+        self.shared.kick();
+        drop(told.await);
+    }
+
+    /// The index without receipts that have ended.
+    fn fresh(&self) -> MutexGuard<'_, Index> {
+        let mut index = self.shared.index();
+        index.expire(self.shared.options.keep_receipts, Timestamp::now());
+        index
+    }
+}

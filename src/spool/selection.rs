@@ -1,0 +1,182 @@
+//! Which kept messages an operator means, and how they are shown.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::record::{Brief, Change, Reason, Record, State};
+use super::{ReadError, Spool};
+use crate::message::{MessageId, TopicPattern};
+
+/// What has become of a message, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// To be delivered.
+    Queued,
+    /// A dead letter.
+    Dead,
+    /// Delivered; only its receipt is left.
+    Delivered,
+}
+
+/// Which messages are meant: all conditions that are given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Selection {
+    /// These.
+    pub ids: Vec<String>,
+    /// Topics that match this pattern.
+    pub topic: Option<String>,
+    /// Dead letters of this reason.
+    pub reason: Option<Reason>,
+    /// In this state.
+    pub state: Option<Which>,
+    /// Whatever they are.
+    pub all: bool,
+}
+
+impl Selection {
+    /// Whether nothing is said of any message.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether it means this one.
+    pub fn means(&self, brief: &Brief) -> bool {
+        let id = || brief.id.to_string();
+        let topic = |pattern: &String| TopicPattern::new(pattern).matches(&brief.topic);
+        let reason = |reason: Reason| matches!(&brief.state, State::Dead(d) if d.reason == reason);
+        (self.ids.is_empty() || self.ids.contains(&id()))
+            && self.topic.as_ref().is_none_or(topic)
+            && self.reason.is_none_or(reason)
+            && self.state.is_none_or(|state| state == which(&brief.state))
+    }
+
+    /// The dead letters it means: what can be replayed.
+    pub fn means_dead(&self, brief: &Brief) -> bool {
+        which(&brief.state) == Which::Dead && self.means(brief)
+    }
+
+    /// What may be dropped: dead letters, and messages that are to be delivered only if they are
+    /// named, or asked for by their state.
+    pub fn means_droppable(&self, brief: &Brief) -> bool {
+        let named = !self.ids.is_empty() || self.state.is_some();
+        match which(&brief.state) {
+            Which::Dead => self.means(brief),
+            Which::Queued => named && self.means(brief),
+            Which::Delivered => false,
+        }
+    }
+}
+
+fn which(state: &State) -> Which {
+    match state {
+        State::Queued { .. } => Which::Queued,
+        State::Dead(_) => Which::Dead,
+        State::Delivered(_) => Which::Delivered,
+    }
+}
+
+/// A message as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[allow(missing_docs, reason = "named as in the contract")]
+pub struct Listed {
+    pub id: String,
+    pub status: Which,
+    pub topic: String,
+    pub instance: String,
+    pub attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub msg_id: Option<String>,
+    pub accepted_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
+}
+
+impl From<&Brief> for Listed {
+    fn from(brief: &Brief) -> Self {
+        let mut listed = Self {
+            id: brief.id.to_string(),
+            status: which(&brief.state),
+            topic: brief.topic.to_string(),
+            instance: brief.lane.instance.to_string(),
+            attempts: brief.attempts,
+            reason: None,
+            code: None,
+            request_id: None,
+            msg_id: None,
+            accepted_at: brief.kept_at,
+            payload_base64: None,
+        };
+        match &brief.state {
+            State::Queued { .. } => {}
+            State::Dead(death) => {
+                listed.reason = Some(death.reason);
+                listed.code = death.code.as_deref().map(str::to_owned);
+                listed.request_id = death.request_id.as_deref().map(str::to_owned);
+            }
+            State::Delivered(receipt) => {
+                listed.msg_id = Some(receipt.msg_id.to_string());
+                listed.request_id = Some(receipt.request_id.to_string());
+            }
+        }
+        listed
+    }
+}
+
+/// Messages that are changed at an operator's wish before the next are looked for.
+const PAGE: usize = 500;
+
+impl Spool {
+    /// Changes what is meant, a page at a time, and says `then` of each, once that is durable.
+    /// Returns how many there were.
+    pub async fn change(
+        &self,
+        meant: &(dyn Fn(&Brief) -> bool + Send + Sync),
+        change: &Change,
+        then: &(dyn Fn(MessageId) + Send + Sync),
+    ) -> usize {
+        let (mut changed, mut after) = (0, None);
+        loop {
+            let page = self.list(after, PAGE, &mut |brief| meant(brief));
+            let Some(last) = page.last() else { return changed };
+            after = Some(last.id);
+            changed += page.len();
+            for brief in &page {
+                self.note(brief.id, change.clone()).await;
+                then(brief.id);
+            }
+        }
+    }
+
+    /// At most `limit` of those it means, from the first after `after`.
+    pub fn select(
+        &self,
+        selection: &Selection,
+        after: Option<MessageId>,
+        limit: usize,
+    ) -> Vec<Listed> {
+        let briefs = self.list(after, limit, &mut |brief| selection.means(brief));
+        briefs.iter().map(Listed::from).collect()
+    }
+
+    /// One message, with its payload as long as it has one.
+    pub async fn show(&self, id: MessageId) -> Option<Listed> {
+        let mut listed = Listed::from(&self.find(id)?);
+        let payload = |record: Record| STANDARD.encode(record.message.payload.as_bytes());
+        listed.payload_base64 = match self.read(id).await {
+            Ok(record) => Some(payload(record)),
+            Err(ReadError::Absent | ReadError::Damaged | ReadError::Disk(_)) => None,
+        };
+        Some(listed)
+    }
+}

@@ -1,0 +1,57 @@
+//! What the spool promises, on a disk that fails as told and on a real one.
+
+mod bounds;
+mod double;
+mod faults;
+mod model;
+mod real;
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::{Claim, Death, Options, Reason, Receipt};
+use crate::message::{Message, MessageId, Payload, Topic};
+
+/// Plenty of room.
+fn options(path: &Path) -> Options {
+    Options {
+        path: path.to_owned(),
+        max_bytes: 16 << 20,
+        max_messages: 100_000,
+        keep_receipts: Duration::from_hours(1),
+    }
+}
+
+fn message(topic: &str, body: impl Into<Vec<u8>>) -> Message {
+    Message {
+        id: MessageId::new(),
+        instance: "post-cn-1".into(),
+        topic: Topic::parse(topic).unwrap(),
+        payload: Payload::kept(Bytes::from(body.into())),
+    }
+}
+
+fn claim() -> Claim {
+    Claim { key: u128::MAX - 1, print: 7 }
+}
+
+fn receipt() -> Receipt {
+    Receipt {
+        msg_id: "0A0B0C".into(),
+        request_id: "R-1".into(),
+        at: Timestamp::now(),
+        accepted: true,
+    }
+}
+
+fn death() -> Death {
+    Death {
+        reason: Reason::Refused,
+        code: Some("InvalidTopic".into()),
+        request_id: None,
+        at: Timestamp::now(),
+    }
+}

@@ -1,0 +1,132 @@
+//! kill -9 at any moment, again and again, under load and with faults: what was accepted is
+//! delivered, and twice only where nobody could know.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use rustix::process::Signal;
+use serde_json::Value;
+use support::http::{get, parse, post};
+use support::process::{Emulator, Serve};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// `TOLLGATE_CRASHES=10000 cargo test --release --test crash` for a long night.
+const CRASHES: usize = 300;
+const CALLERS: usize = 8;
+/// From a message's arrival at the provider to its note on the disk, on a busy machine.
+const AROUND: jiff::SignedDuration = jiff::SignedDuration::from_millis(150);
+
+/// Posts until the process is gone. Every second caller would rather not wait.
+async fn caller(address: String, caller: usize, cycle: usize, accepted: Arc<Mutex<Vec<String>>>) {
+    let prefer = if caller.is_multiple_of(2) { "respond-async" } else { "wait=2" };
+    for n in 0.. {
+        let body = format!("{cycle}-{caller}-{n}");
+        let request = format!(
+            "POST /publish/TopicA HTTP/1.1\r\nhost: x\r\nconnection: close\r\nprefer: {prefer}\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let Ok(mut stream) = TcpStream::connect(&address).await else { return };
+        let mut answer = Vec::new();
+        if stream.write_all(request.as_bytes()).await.is_err()
+            || stream.read_to_end(&mut answer).await.is_err()
+        {
+            return;
+        }
+        // Cut off by the crash: nobody was told anything.
+        let Some(answer) = parse(&answer) else { return };
+        if matches!(answer.status, 200 | 202)
+            && serde_json::from_slice::<Value>(&answer.body).is_ok()
+        {
+            accepted.lock().unwrap().push(body);
+        }
+    }
+}
+
+#[tokio::test]
+async fn kill_nine_at_any_moment() {
+    let crashes = std::env::var("TOLLGATE_CRASHES").ok().and_then(|n| n.parse().ok());
+    let crashes = crashes.unwrap_or(CRASHES);
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool").display().to_string();
+    let emulator = Emulator::start(&["--egress-ip-qps", "0", "--account-qps", "0"]).await;
+    let faults = br#"[{"code":"SendMessageFailed","probability":0.2},{"code":"SystemOverFlow","probability":0.05}]"#;
+    assert_eq!(post(&emulator.address, "/_emulator/faults", &[], faults).await.status, 200);
+    let settings = [
+        ("upstream.endpoint", &*emulator.url()),
+        ("spool.store", "disk"),
+        ("spool.path", &spool),
+        // Files end and are rewritten while the process is killed.
+        ("spool.max_bytes", "8MiB"),
+        ("retry.base", "20ms"),
+        ("retry.cap", "200ms"),
+    ]
+    .map(|(key, value)| (key, value.to_owned()));
+    let settings: Vec<_> = settings.iter().map(|(key, value)| (*key, &**value)).collect();
+
+    let accepted = Arc::new(Mutex::new(Vec::new()));
+    let mut kills = Vec::new();
+    let mut rng = fastrand::Rng::with_seed(20_261_123);
+    for cycle in 0..crashes {
+        let serve = Serve::start(&settings, &[]).await;
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|n| tokio::spawn(caller(serve.publish.clone(), n, cycle, Arc::clone(&accepted))))
+            .collect();
+        tokio::time::sleep(Duration::from_micros(rng.u64(0..400_000))).await;
+        kills.push(Timestamp::now());
+        serve.signal(Signal::KILL);
+        let (_, log) = serve.ended().await;
+        assert!(!log.contains("panicked"), "{log}");
+        for caller in callers {
+            caller.await.unwrap();
+        }
+    }
+
+    assert_eq!(post(&emulator.address, "/_emulator/faults", &[], b"[]").await.status, 200);
+    let serve = Serve::start(&settings, &[]).await;
+    let empty = async {
+        loop {
+            let status = get(&serve.telemetry, "/status.json").await.json();
+            if status["kept"]["queued"] == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(2), empty).await.expect("all is delivered");
+
+    let mut delivered = BTreeMap::<String, Vec<Timestamp>>::new();
+    for line in get(&emulator.address, "/_emulator/messages").await.text().lines() {
+        let message: Value = serde_json::from_str(line).unwrap();
+        let body = STANDARD.decode(message["payload"].as_str().unwrap()).unwrap();
+        let at = message["time"].as_str().unwrap().parse().unwrap();
+        delivered.entry(String::from_utf8(body).unwrap()).or_default().push(at);
+    }
+    let accepted = accepted.lock().unwrap();
+    println!("{crashes} crashes, {} accepted, {} delivered", accepted.len(), delivered.len());
+    assert!(accepted.len() > crashes * 10, "{}", accepted.len());
+    for body in accepted.iter() {
+        assert!(delivered.contains_key(body), "{body} was accepted and is lost");
+    }
+    let mut twice = 0;
+    for (body, times) in delivered {
+        twice += times.len() - 1;
+        // All but the last were on their way when the process died.
+        for at in &times[..times.len() - 1] {
+            let near = kills.iter().any(|kill| {
+                let until = kill.duration_since(*at);
+                until > -AROUND / 10 && until < AROUND
+            });
+            assert!(near, "{body} was delivered at {times:?}, and there was no crash");
+        }
+    }
+    println!("{twice} delivered again, since nobody could know");
+}

@@ -1,0 +1,510 @@
+//! What happens to a message between its acceptance and its end, in paused time: outages, overflow,
+//! restarts, unknown outcomes.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
+use tollgate::answer::{Answer, HttpAnswer, Lost};
+use tollgate::ceiling::{Ceiling, Permit, Start};
+use tollgate::config::Config;
+use tollgate::delivery::{Delivery, Ended, Outcome, Wanted};
+use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Topic};
+use tollgate::meter::{CallKind, Meter};
+use tollgate::spool::{Claim, Options, Reason, Spool, State};
+use tollgate::upstream::{Departure, Upstream};
+
+const LATENCY: Duration = Duration::from_millis(5);
+
+/// What the provider does with a call at this time.
+type Rule = dyn Fn(Duration, &Message, u64) -> Answer + Send + Sync;
+
+/// The provider, with a clock that tests pause.
+#[derive(Clone)]
+struct Provider {
+    started: Instant,
+    rule: Arc<Rule>,
+    /// When each call arrived, what it carried, and whether it was taken.
+    calls: Arc<Mutex<Vec<(Duration, Bytes, bool)>>>,
+}
+
+impl Provider {
+    fn new(rule: impl Fn(Duration, &Message, u64) -> Answer + Send + Sync + 'static) -> Self {
+        Self { started: Instant::now(), rule: Arc::new(rule), calls: Arc::default() }
+    }
+
+    fn calls(&self) -> Vec<(Duration, Bytes, bool)> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn taken(&self) -> Vec<(Duration, Bytes)> {
+        let calls = self.calls().into_iter();
+        calls.filter(|(_, _, taken)| *taken).map(|(at, body, _)| (at, body)).collect()
+    }
+
+    fn worst_second(&self) -> usize {
+        let times: Vec<_> = self.calls().iter().map(|(at, ..)| *at).collect();
+        let within = |from: usize| {
+            times[from..]
+                .iter()
+                .take_while(|at| **at < times[from] + Duration::from_secs(1))
+                .count()
+        };
+        (0..times.len()).map(within).max().unwrap_or(0)
+    }
+}
+
+impl Upstream for Provider {
+    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
+        if !departure.leave() {
+            permit.unsent();
+            return Answer::Lost(Lost::TooLate);
+        }
+        let at = self.started.elapsed();
+        let body = Bytes::copy_from_slice(message.payload.as_bytes());
+        let (place, answer) = {
+            let mut calls = self.calls.lock().unwrap();
+            let answer = (self.rule)(at, message, calls.len() as u64);
+            let taken = answer == ok() || answer == Answer::Lost(Lost::Closed);
+            calls.push((at, body, taken));
+            (calls.len(), answer)
+        };
+        assert!(place > 0);
+        if answer == Answer::Lost(Lost::Timeout) {
+            sleep(Duration::from_secs(3)).await;
+        } else {
+            sleep(LATENCY).await;
+        }
+        match &answer {
+            Answer::Http(http) if http.retry_after.is_some() => permit.throttled(),
+            Answer::Http(http) if http.code.as_deref() == Some("SystemOverFlow") => {
+                permit.throttled();
+            }
+            _ => permit.answered(),
+        }
+        answer
+    }
+
+    async fn renew_key(&self) -> bool {
+        false
+    }
+}
+
+fn ok() -> Answer {
+    let (msg_id, request_id) = (Some("MSG".into()), Some("REQ".into()));
+    Answer::Http(HttpAnswer { status: 200, msg_id, request_id, ..HttpAnswer::default() })
+}
+
+fn error(status: u16, code: &str) -> Answer {
+    Answer::Http(HttpAnswer { status, code: Some(code.into()), ..HttpAnswer::default() })
+}
+
+/// A sidecar without doors.
+struct House {
+    delivery: Delivery<Provider>,
+    spool: Spool,
+    meter: Meter,
+}
+
+impl House {
+    async fn new(folder: &Path, provider: &Provider, flags: &[(&str, &str)]) -> Self {
+        let config = config(flags);
+        let options = Options {
+            path: folder.to_owned(),
+            max_bytes: 64 << 20,
+            max_messages: 100_000,
+            keep_receipts: Duration::from_mins(10),
+        };
+        let spool = Spool::open(options).await.unwrap();
+        let ceiling = Ceiling::start(&config.ceilings, 1, 10_000, Start::Alone);
+        let meter = Meter::new(5, [support::INSTANCE.into()]);
+        let (provider, kept, counts) = (provider.clone(), Some(spool.clone()), meter.clone());
+        let delivery = Delivery::new(&config, provider, kept, ceiling, counts, 7);
+        Self { delivery, spool, meter }
+    }
+
+    async fn publish(&self, body: impl Into<Bytes>, wanted: Wanted) -> Outcome {
+        self.delivery.publish(message("TopicA", body.into()), wanted).await
+    }
+
+    /// Waits until nothing is to be delivered any more.
+    async fn empty(&self) {
+        while self.spool.usage().queued.messages > 0 {
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Calls that were a message's first, and all.
+    fn first_calls(&self) -> (u64, u64) {
+        let calls = self.meter.snapshot().calls;
+        let first = calls.iter().filter(|((kind, _), _)| *kind == CallKind::First);
+        (first.map(|(_, n)| n).sum(), calls.values().sum())
+    }
+
+    fn uncertain(&self) -> u64 {
+        let messages = self.meter.snapshot().messages;
+        messages[support::INSTANCE].values().map(|messages| messages.uncertain).sum()
+    }
+}
+
+fn config(flags: &[(&str, &str)]) -> Config {
+    let base = [("ceilings.account", "1000"), ("spool.store", "disk")];
+    let flags: Vec<_> = base
+        .into_iter()
+        .filter(|(key, _)| flags.iter().all(|(other, _)| other != key))
+        .chain(flags.iter().copied())
+        .collect();
+    support::config("http://127.0.0.1:1", &flags)
+}
+
+fn message(topic: &str, body: Bytes) -> Message {
+    Message {
+        id: MessageId::new(),
+        instance: support::INSTANCE.into(),
+        topic: Topic::parse(topic).unwrap(),
+        payload: Payload::new(body, PayloadEncoding::Base64, 1 << 20).unwrap(),
+    }
+}
+
+/// Kept first, and answered at once.
+const ASYNC: Wanted = Wanted { patience: Duration::ZERO, keep: true, claim: None };
+/// Waits.
+const WAIT: Wanted = Wanted { patience: Duration::from_secs(5), keep: false, claim: None };
+
+fn is_kept(outcome: &Outcome) -> bool {
+    matches!(outcome.ended, Ended::Kept(_))
+}
+
+fn once_each(taken: &[(Duration, Bytes)], wanted: usize) {
+    let mut bodies = BTreeMap::new();
+    for (_, body) in taken {
+        *bodies.entry(body.clone()).or_insert(0) += 1;
+    }
+    assert_eq!(bodies.len(), wanted, "none is lost");
+    assert!(bodies.values().all(|times| *times == 1), "none is delivered twice");
+}
+
+/// Two minutes in which nothing passes cost tens of calls, and ten seconds after their end all is
+/// delivered.
+#[tokio::test(start_paused = true)]
+async fn an_outage() {
+    const OUTAGE: Duration = Duration::from_mins(2);
+    let folder = tempfile::tempdir().unwrap();
+    let provider =
+        Provider::new(|at, _, _| if at < OUTAGE { error(500, "SendMessageFailed") } else { ok() });
+    let house = House::new(folder.path(), &provider, &[]).await;
+    for n in 0..5_000 {
+        assert!(is_kept(&house.publish(format!("{n}"), ASYNC).await));
+    }
+    sleep(OUTAGE.saturating_sub(provider.started.elapsed())).await;
+    let during = provider.calls().len();
+    assert!(during <= 150, "{during} calls");
+    house.empty().await;
+    let taken = provider.taken();
+    once_each(&taken, 5_000);
+    let last = taken.last().unwrap().0;
+    assert!(last <= OUTAGE + Duration::from_secs(10), "{last:?}");
+    assert!(provider.worst_second() <= 1_000, "{}", provider.worst_second());
+}
+
+/// Callers who wait are told 202 while nothing passes, and 200 where it passes in time.
+#[tokio::test(start_paused = true)]
+async fn callers_who_wait_through_an_outage() {
+    let folder = tempfile::tempdir().unwrap();
+    let end = Duration::from_secs(20);
+    let provider =
+        Provider::new(move |at, _, _| if at < end { error(500, "InternalError") } else { ok() });
+    let house = Arc::new(House::new(folder.path(), &provider, &[]).await);
+    let mut tasks = Vec::new();
+    for n in 0..100_u64 {
+        let house = Arc::clone(&house);
+        tasks.push(tokio::spawn(async move {
+            sleep(Duration::from_millis(250) * u32::try_from(n).unwrap()).await;
+            let start = Instant::now();
+            let outcome = house.publish(format!("{n}"), WAIT).await;
+            assert!(start.elapsed() < WAIT.patience + Duration::from_millis(100));
+            outcome
+        }));
+    }
+    let mut told = Vec::new();
+    for task in tasks {
+        told.push(task.await.unwrap());
+    }
+    assert!(told.iter().all(Outcome::is_accepted));
+    let kept = told.iter().filter(|outcome| is_kept(outcome)).count();
+    assert!((40..90).contains(&kept), "{kept}");
+    house.empty().await;
+    once_each(&provider.taken(), 100);
+}
+
+/// One message that always fails holds nobody.
+#[tokio::test(start_paused = true)]
+async fn one_that_fails_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::new(|_, message, _| {
+        if message.payload.as_bytes() == b"poison" { error(500, "InternalError") } else { ok() }
+    });
+    let flags = [("retry.max_age", "1m"), ("retry.cap", "5s")];
+    let house = House::new(folder.path(), &provider, &flags).await;
+    let poison = house.publish("poison", ASYNC).await;
+    let Ended::Kept(id) = poison.ended else { panic!("{poison:?}") };
+    for n in 0..300 {
+        let start = Instant::now();
+        let outcome = house.publish(format!("{n}"), WAIT).await;
+        assert!(outcome.is_accepted() && !is_kept(&outcome), "{outcome:?}");
+        assert!(start.elapsed() < Duration::from_millis(20));
+        sleep(Duration::from_millis(250)).await;
+    }
+    let State::Dead(death) = house.delivery.find(id).unwrap().state else { panic!("it is old") };
+    assert_eq!(death.reason, Reason::Expired);
+    let tries = provider.calls().iter().filter(|(_, body, _)| body == "poison").count();
+    assert!((10..60).contains(&tries), "{tries}");
+}
+
+/// One call in ten is pushed back: everything arrives, nothing twice.
+#[tokio::test(start_paused = true)]
+async fn push_back_now_and_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::new(|_, _, nth| {
+        if nth.wrapping_mul(2_654_435_761) % 10 == 3 { error(500, "SystemOverFlow") } else { ok() }
+    });
+    let house = Arc::new(House::new(folder.path(), &provider, &[]).await);
+    for n in 0..30_000 {
+        let house = Arc::clone(&house);
+        tokio::spawn(async move {
+            // Rather kept than refused because of a ceiling.
+            let wanted = Wanted { keep: true, ..WAIT };
+            assert!(house.publish(format!("{n}"), wanted).await.is_accepted());
+        });
+        sleep(Duration::from_millis(2)).await;
+    }
+    sleep(WAIT.patience).await;
+    house.empty().await;
+    once_each(&provider.taken(), 30_000);
+    let within = provider.taken().iter().filter(|(at, _)| at.as_secs() < 60).count();
+    println!(
+        "{within} of 30000 within the minute, the last after {:?}",
+        provider.taken().last().unwrap().0
+    );
+}
+
+/// The provider takes less than we believe: we find the pace, and fresh messages keep flowing.
+#[tokio::test(start_paused = true)]
+async fn overflow() {
+    const REAL: usize = 400;
+    let folder = tempfile::tempdir().unwrap();
+    let window = Mutex::new(std::collections::VecDeque::new());
+    let provider = Provider::new(move |at, _, _| {
+        let mut window = window.lock().unwrap();
+        while window
+            .front()
+            .is_some_and(|first| at.saturating_sub(*first) >= Duration::from_secs(1))
+        {
+            window.pop_front();
+        }
+        if window.len() >= REAL {
+            return error(500, "SystemOverFlow");
+        }
+        window.push_back(at);
+        ok()
+    });
+    let house = Arc::new(House::new(folder.path(), &provider, &[]).await);
+    let accepted = Arc::new(Mutex::new(0));
+    let fresh = Arc::new(Mutex::new(0_usize));
+    for n in 0..60 * 800 {
+        let (house, accepted, fresh) =
+            (Arc::clone(&house), Arc::clone(&accepted), Arc::clone(&fresh));
+        tokio::spawn(async move {
+            let outcome = house.publish(format!("{n}"), WAIT).await;
+            *accepted.lock().unwrap() += usize::from(outcome.is_accepted());
+            *fresh.lock().unwrap() += usize::from(outcome.is_accepted() && !is_kept(&outcome));
+        });
+        sleep(Duration::from_micros(1_250)).await;
+    }
+    let (first, all) = house.first_calls();
+    println!("first tries {first} of {all}");
+    assert!(first as f64 >= 0.8 * all as f64, "fresh messages keep flowing: {first} of {all}");
+    let calls = provider.calls();
+    let (from, to) = (Duration::from_secs(15), Duration::from_mins(1));
+    let late: Vec<_> = calls.iter().filter(|(at, ..)| (from..to).contains(at)).collect();
+    let taken = late.iter().filter(|(_, _, taken)| *taken).count();
+    let pushed_back = 1.0 - taken as f64 / late.len() as f64;
+    let goodput = taken as f64 / 45.0 / REAL as f64;
+    println!("pushed back {pushed_back:.3}, goodput {goodput:.3}");
+    println!("fresh {} accepted {}", fresh.lock().unwrap(), accepted.lock().unwrap());
+    assert!(pushed_back <= 0.05, "{pushed_back}");
+    assert!(goodput >= 0.85, "{goodput}");
+    sleep(WAIT.patience).await;
+    house.empty().await;
+    once_each(&provider.taken(), *accepted.lock().unwrap());
+}
+
+/// What an earlier process accepted is delivered by the next.
+#[tokio::test(start_paused = true)]
+async fn a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let down = Provider::new(|_, _, _| Answer::Lost(Lost::Connect));
+    let house = House::new(folder.path(), &down, &[]).await;
+    for n in 0..50 {
+        assert!(is_kept(&house.publish(format!("{n}"), ASYNC).await));
+    }
+    assert_eq!(house.delivery.drain(Duration::from_secs(3)).await, 0);
+    drop(house);
+    sleep(Duration::from_secs(5)).await;
+
+    let up = Provider::new(|_, _, _| ok());
+    let house = House::new(folder.path(), &up, &[]).await;
+    house.empty().await;
+    once_each(&up.taken(), 50);
+}
+
+/// The provider refuses a kept message: a dead letter. A caller who waits is told.
+#[tokio::test(start_paused = true)]
+async fn refused_messages() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::new(|_, _, _| error(400, "ParameterCheckFailed"));
+    let house = House::new(folder.path(), &provider, &[]).await;
+    let Ended::Kept(id) = house.publish("async", ASYNC).await.ended else { panic!() };
+    house.empty().await;
+    let State::Dead(death) = house.delivery.find(id).unwrap().state else { panic!() };
+    assert_eq!(
+        (death.reason, death.code.as_deref()),
+        (Reason::Refused, Some("ParameterCheckFailed"))
+    );
+    let told = house.publish("waits", WAIT).await;
+    assert!(matches!(told.ended, Ended::Answered(_)) && !told.is_accepted());
+    assert_eq!(house.spool.usage().dead.messages, 1);
+}
+
+/// We are not let in: what is kept stays kept, and goes on by itself.
+#[tokio::test(start_paused = true)]
+async fn barred() {
+    let folder = tempfile::tempdir().unwrap();
+    let end = Duration::from_mins(1);
+    let provider =
+        Provider::new(move |at, _, _| if at < end { error(403, "Forbidden.RAM") } else { ok() });
+    let house = House::new(folder.path(), &provider, &[]).await;
+    for n in 0..20 {
+        assert!(is_kept(&house.publish(format!("{n}"), ASYNC).await));
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(house.delivery.paused().len(), 1);
+    let told = house.publish("waits", WAIT).await;
+    assert!(matches!(told.ended, Ended::Barred(_)), "no call is wasted: {told:?}");
+    house.empty().await;
+    assert!(house.delivery.paused().is_empty());
+    once_each(&provider.taken(), 20);
+    let before = provider.calls().iter().filter(|(at, ..)| *at < end).count();
+    assert!(before < 60, "{before}");
+}
+
+/// Nobody knows: delivered again by default, and counted; never again where that is asked for.
+#[tokio::test(start_paused = true)]
+async fn unknown_outcomes() {
+    let folder = tempfile::tempdir().unwrap();
+    let rule = |_, _: &Message, nth| if nth == 0 { Answer::Lost(Lost::Closed) } else { ok() };
+    let provider = Provider::new(rule);
+    let house = House::new(&folder.path().join("retry"), &provider, &[]).await;
+    let told = house.publish("x", WAIT).await;
+    assert!(told.is_accepted() && told.calls == 2, "{told:?}");
+    assert_eq!((provider.taken().len(), house.uncertain()), (2, 1));
+
+    let provider = Provider::new(rule);
+    let flags = [("retry.unknown", "park")];
+    let house = House::new(&folder.path().join("park"), &provider, &flags).await;
+    let Ended::Kept(id) = house.publish("x", ASYNC).await.ended else { panic!() };
+    house.empty().await;
+    sleep(Duration::from_mins(2)).await;
+    let State::Dead(death) = house.delivery.find(id).unwrap().state else { panic!() };
+    assert_eq!((death.reason, provider.calls().len()), (Reason::Unknown, 1));
+    assert_eq!(house.uncertain(), 1);
+
+    // A waiting caller knows itself.
+    let provider = Provider::new(|_, _, _| Answer::Lost(Lost::Timeout));
+    let house = House::new(&folder.path().join("told"), &provider, &flags).await;
+    let told = house.publish("x", WAIT).await;
+    assert_eq!(told.ended, Ended::Answered(Answer::Lost(Lost::Timeout)));
+    assert_eq!(house.spool.usage().queued.messages + house.spool.usage().dead.messages, 0);
+}
+
+/// A caller whose patience ends while its call hangs is told 202, and the message is delivered.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider =
+        Provider::new(|_, _, nth| if nth == 0 { Answer::Lost(Lost::Timeout) } else { ok() });
+    let house = House::new(folder.path(), &provider, &[]).await;
+    let wanted = Wanted { patience: Duration::from_secs(1), ..WAIT };
+    let start = Instant::now();
+    let told = house.publish("x", wanted).await;
+    assert!(is_kept(&told), "{told:?}");
+    assert!(start.elapsed() < Duration::from_millis(1_100));
+    assert_eq!(house.uncertain(), 0, "nobody knows yet");
+    house.empty().await;
+    assert_eq!((provider.taken().len(), house.uncertain()), (1, 1));
+}
+
+/// A thousand requests with one key: one call; also after a restart.
+#[tokio::test(start_paused = true)]
+async fn one_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::new(|_, _, _| ok());
+    let house = Arc::new(House::new(folder.path(), &provider, &[]).await);
+    let claim = Some(Claim { key: 1, print: 2 });
+    let wanted = Wanted { claim, ..WAIT };
+    let tasks: Vec<_> = (0..1_000)
+        .map(|_| {
+            let house = Arc::clone(&house);
+            tokio::spawn(async move { house.publish("x", wanted).await })
+        })
+        .collect();
+    let mut delivered = 0;
+    for task in tasks {
+        let outcome = task.await.unwrap();
+        match outcome.ended {
+            Ended::Answered(_) => delivered += 1,
+            Ended::SameUnderWay => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((delivered, provider.calls().len()), (1, 1));
+    let first = house.publish("x", wanted).await;
+    assert!(first.replayed && first.is_accepted() && !is_kept(&first), "{first:?}");
+    let other = Wanted { claim: Some(Claim { key: 1, print: 3 }), ..WAIT };
+    assert_eq!(house.publish("y", other).await.ended, Ended::OtherRequest);
+    house.spool.flush().await;
+    drop(house);
+    sleep(Duration::from_secs(1)).await;
+
+    let house = House::new(folder.path(), &provider, &[]).await;
+    let again = house.publish("x", wanted).await;
+    assert!(again.replayed, "{again:?}");
+    assert_eq!(again.ended, first.ended);
+    assert_eq!(house.publish("y", other).await.ended, Ended::OtherRequest);
+    assert_eq!(provider.calls().len(), 1);
+    // And is forgotten in time.
+    sleep(Duration::from_mins(11)).await;
+    assert!(!house.publish("x", wanted).await.replayed);
+}
+
+/// A request that was not accepted leaves its key free.
+#[tokio::test(start_paused = true)]
+async fn a_key_of_a_refused_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider =
+        Provider::new(|_, _, nth| if nth == 0 { error(400, "ParameterCheckFailed") } else { ok() });
+    let house = House::new(folder.path(), &provider, &[]).await;
+    let wanted = Wanted { claim: Some(Claim { key: 1, print: 2 }), ..WAIT };
+    assert!(!house.publish("x", wanted).await.is_accepted());
+    let again = house.publish("x", wanted).await;
+    assert!(again.is_accepted() && !again.replayed, "{again:?}");
+    assert!(house.delivery.find(MessageId::new()).is_none());
+    assert!(house.spool.usage().oldest.is_none_or(|at| at <= Timestamp::now()));
+}

@@ -1,0 +1,93 @@
+//! `POST /publish`: many messages in one request, an answer for each.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use serde_json::Value;
+use support::http::{Answer, post};
+use support::script::{Script, error};
+use support::{config, sidecar};
+
+const KIND: (&str, &str) = ("content-type", "application/x-ndjson");
+
+async fn publish(address: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    let headers = [&[KIND], headers].concat();
+    post(address, "/publish", &headers, body.as_bytes()).await
+}
+
+fn lines(answer: &Answer) -> Vec<Value> {
+    answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn each_line_has_its_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = Script::start([]).await;
+    let spool = folder.path().display().to_string();
+    let flags = [("spool.store", "disk"), ("spool.path", &*spool), ("topics.allow", "TopicA*")];
+    let (_sidecar, address, _) = sidecar(&config(&script.url, &flags)).await;
+
+    let all = "{\"topic\":\"TopicA\",\"payload\":\"one\"}\n\
+               {\"topic\":\"TopicA/sub\",\"payloadBase64\":\"AP8=\",\"key\":\"k\"}\r\n\n";
+    let answer = publish(&address, &[], all).await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, KIND.1));
+    let told = lines(&answer);
+    assert!(told.iter().all(|line| line["status"] == 200 && line["Attempts"] == 1), "{told:?}");
+    assert_eq!(told.len(), 2);
+
+    let kept = publish(&address, &[("prefer", "respond-async")], all).await;
+    assert_eq!(kept.status, 207, "the key was used: its first answer again: {}", kept.text());
+    let told = lines(&kept);
+    assert_eq!((&told[0]["status"], &told[0]["Status"]), (&202.into(), &"queued".into()));
+    assert_eq!(told[1]["status"], 200);
+    assert_eq!(kept.header("preference-applied"), "respond-async");
+
+    let mixed = "{\"topic\":\"TopicA\",\"payload\":\"x\"}\n\
+                 {\"topic\":\"a\",\"payload\":\"x\"}\n\
+                 {\"topic\":\"Other\",\"payload\":\"x\"}\n\
+                 {\"topic\":\"TopicA\"}\n\
+                 {\"topic\":\"TopicA\",\"payload\":\"x\",\"payloadBase64\":\"\"}\n\
+                 {\"topic\":\"TopicA\",\"payloadBase64\":\"%\"}\n\
+                 {\"topic\":\"TopicA\",\"payload\":\"x\",\"qos\":1}\n\
+                 {\"topic\":\"TopicA/sub\",\"payload\":\"other\",\"key\":\"k\"}\n\
+                 not json\n\
+                 {\"topic\":\"TopicA\",\"payload\":\"y\"}";
+    let answer = publish(&address, &[], mixed).await;
+    assert_eq!(answer.status, 207);
+    let statuses: Vec<_> =
+        lines(&answer).iter().map(|line| line["status"].as_u64().unwrap()).collect();
+    assert_eq!(statuses, [200, 400, 403, 400, 400, 400, 400, 422, 400, 200]);
+}
+
+#[tokio::test]
+async fn what_is_no_batch() {
+    let script = Script::start([]).await;
+    let (_sidecar, address, _) = sidecar(&config(&script.url, &[])).await;
+    let line = "{\"topic\":\"TopicA\",\"payload\":\"x\"}\n";
+    for (body, status) in
+        [("", 400), ("\n \n", 400), (&*line.repeat(1_001), 413), (&*"x".repeat((8 << 20) + 1), 413)]
+    {
+        let answer = publish(&address, &[], body).await;
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.header("content-type"), "application/problem+json");
+    }
+    let answer = post(&address, "/publish", &[("content-type", "text/plain")], b"x").await;
+    assert_eq!(answer.status, 415);
+    let answer = support::http::get(&address, "/publish").await;
+    assert_eq!((answer.status, answer.header("allow")), (405, "POST"));
+    assert!(script.requests().is_empty());
+}
+
+/// A thousand at once, a few of which fail: each answer stands at its line.
+#[tokio::test]
+async fn a_thousand() {
+    let script = Script::start((0..20).map(|_| error(400, "ParameterCheckFailed"))).await;
+    let (_sidecar, address, _) = sidecar(&config(&script.url, &[])).await;
+    let body: Vec<_> =
+        (0..1_000).map(|n| format!("{{\"topic\":\"TopicA\",\"payload\":\"{n}\"}}")).collect();
+    let answer = publish(&address, &[("prefer", "wait=20")], &body.join("\n")).await;
+    assert_eq!(answer.status, 207);
+    let told = lines(&answer);
+    let count = |status: u64| told.iter().filter(|line| line["status"] == status).count();
+    assert_eq!((told.len(), count(200), count(422)), (1_000, 980, 20));
+}
