@@ -508,3 +508,30 @@ async fn a_key_of_a_refused_request() {
     assert!(house.delivery.find(MessageId::new()).is_none());
     assert!(house.spool.usage().oldest.is_none_or(|at| at <= Timestamp::now()));
 }
+
+/// A key costs no permit beside its call's, and the provider's own wait is kept to.
+#[tokio::test(start_paused = true)]
+async fn a_key_costs_one_permit() {
+    let folder = tempfile::tempdir().unwrap();
+    let wait = Duration::from_secs(7);
+    let provider = Provider::new(move |_, _, nth| {
+        let Answer::Http(http) = error(400, "Throttling.User") else { return ok() };
+        if nth == 0 { Answer::Http(HttpAnswer { retry_after: Some(wait), ..http }) } else { ok() }
+    });
+    let flags = [("ceilings.account", "10")];
+    let house = House::new(folder.path(), &provider, &flags).await;
+    let told =
+        house.publish("throttled", Wanted { patience: Duration::from_secs(20), ..WAIT }).await;
+    assert!(told.is_accepted() && told.calls == 2, "{told:?}");
+    let calls = provider.calls();
+    assert!(calls[1].0 >= calls[0].0 + wait, "{calls:?}");
+
+    sleep(Duration::from_mins(1)).await;
+    let start = Instant::now();
+    for key in 0..30 {
+        let wanted = Wanted { claim: Some(Claim { key, print: 2 }), ..WAIT };
+        assert!(house.publish(format!("{key}"), wanted).await.is_accepted());
+    }
+    // Ten a second, less what is still parked: a second permit each would make it six seconds.
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}

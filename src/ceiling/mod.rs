@@ -134,6 +134,13 @@ pub struct Waiting {
 }
 
 impl Ticket {
+    /// Gives the place to whoever comes next: nothing is sent.
+    pub fn give_up(self) {
+        if let Self::Ready(permit) = self {
+            permit.unsent();
+        }
+    }
+
     /// The permit, when its turn has come.
     ///
     /// # Errors

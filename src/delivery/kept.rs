@@ -1,7 +1,7 @@
 //! A kept message's next try, from the spool to its end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -34,6 +34,33 @@ pub(super) struct Kept<U> {
     pub(super) under_way: TaskTracker,
     /// No more calls are made.
     pub(super) stopping: AtomicBool,
+    /// What may be logged of single messages.
+    pub(super) lines: Lines,
+}
+
+/// Lines of one second; the rest is counted.
+const MAX_LINES: u64 = 20;
+
+/// How many lines may still be written in this second.
+#[derive(Debug, Default)]
+pub(super) struct Lines(Mutex<(Option<Instant>, u64, u64)>);
+
+impl Lines {
+    /// Whether one more may be written, and how many were not since the last.
+    fn next(&self) -> Option<u64> {
+        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (second, written, suppressed) = &mut *spent;
+        let now = Instant::now();
+        if second.is_none_or(|second| now - second >= Duration::from_secs(1)) {
+            (*second, *written) = (Some(now), 0);
+        }
+        if *written >= MAX_LINES {
+            *suppressed += 1;
+            return None;
+        }
+        *written += 1;
+        Some(std::mem::take(suppressed))
+    }
 }
 
 /// What a call tells the rest of the house.
@@ -83,8 +110,16 @@ impl<U: Upstream> Kept<U> {
 
     /// A queued message waits for its turn: at once, unless a call for it has just failed.
     pub(super) fn enqueue(&self, brief: &Brief) {
+        self.enqueue_after(brief, Duration::ZERO);
+    }
+
+    fn enqueue_after(&self, brief: &Brief, at_least: Duration) {
         let now = Instant::now();
-        let due = if brief.attempts == 0 { now } else { now + self.batches.wait(brief.attempts) };
+        let due = if brief.attempts == 0 {
+            now
+        } else {
+            now + self.batches.wait(brief.attempts).max(at_least)
+        };
         let age = Timestamp::now().duration_since(brief.kept_at).unsigned_abs();
         let expires = now + self.batches.retry().max_age.saturating_sub(age);
         let item = Item { id: brief.id, attempts: brief.attempts, expires, probe: false };
@@ -92,12 +127,13 @@ impl<U: Upstream> Kept<U> {
     }
 
     /// Keeps a message and waits for what becomes of it, at the latest until `deadline`: then it
-    /// stays kept.
+    /// stays kept. `at_least`: what the provider asked us to wait before the next try.
     pub(super) async fn keep(
         &self,
         message: &Message,
         claim: Option<Claim>,
         attempts: u32,
+        at_least: Duration,
         deadline: Instant,
     ) -> Result<Outcome, KeepError> {
         self.spool.keep(message, claim).await?;
@@ -106,7 +142,7 @@ impl<U: Upstream> Kept<U> {
         }
         let outcome = self.batches.wait_for(message.id);
         if let Some(brief) = self.spool.find(message.id) {
-            self.enqueue(&brief);
+            self.enqueue_after(&brief, at_least);
         }
         Ok(self.outcome_of(message.id, outcome, deadline).await)
     }
@@ -153,7 +189,10 @@ impl<U: Upstream> Kept<U> {
                 return (Said::Nothing, false);
             }
             Err(ReadError::Disk(error)) => {
-                tracing::warn!(id = %item.id, error = &*error, "the spool cannot be read");
+                if let Some(suppressed) = self.lines.next() {
+                    let error = &*error;
+                    tracing::warn!(id = %item.id, error, suppressed, "the spool cannot be read");
+                }
                 return (Said::Fails(None), true);
             }
         };
@@ -263,7 +302,10 @@ impl<U: Upstream> Kept<U> {
         let code = answer.map(|answer| answer.label().into_owned().into_boxed_str());
         let http = answer.and_then(Answer::http);
         let request_id = http.and_then(|http| http.request_id.clone());
-        tracing::warn!(%id, ?reason, attempts, code = code.as_deref(), "a message is a dead letter");
+        if let Some(suppressed) = self.lines.next() {
+            let code = code.as_deref();
+            tracing::warn!(%id, ?reason, attempts, code, suppressed, "a message is a dead letter");
+        }
         let death = Death { reason, code, request_id, at: Timestamp::now() };
         drop(self.spool.note(id, Change::Dead(attempts, death)));
     }

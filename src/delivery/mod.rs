@@ -95,6 +95,7 @@ impl<U: Upstream> Delivery<U> {
                 meter: meter.clone(),
                 under_way: under_way.clone(),
                 stopping: false.into(),
+                lines: kept::Lines::default(),
             });
             kept.recover();
             let changed = Arc::clone(&kept.batches.changed);
@@ -261,7 +262,11 @@ impl<U: Upstream> Shared<U> {
             // A claimed message is durable before its call, so that a crash does not make the
             // same request a second message.
             Plan::Call(ticket) if claim.is_none() => ticket,
-            _ => return self.keep(kept, &message, claim, 0, None, &mut caller).await,
+            Plan::Call(ticket) => {
+                ticket.give_up();
+                return self.keep(kept, &message, claim, 0, None, &mut caller).await;
+            }
+            Plan::Keep => return self.keep(kept, &message, claim, 0, None, &mut caller).await,
         };
         let Ok(permit) = ticket.permit().await else {
             return self.keep(kept, &message, None, 0, None, &mut caller).await;
@@ -280,7 +285,14 @@ impl<U: Upstream> Shared<U> {
         otherwise: Option<Ended>,
         caller: &mut Caller,
     ) {
-        let outcome = match kept.keep(message, claim, calls, caller.deadline).await {
+        let at_least = match &otherwise {
+            Some(Ended::Answered(answer)) => match answer.verdict() {
+                Verdict::Throttled { retry_after } => retry_after.unwrap_or_default(),
+                _ => Duration::ZERO,
+            },
+            _ => Duration::ZERO,
+        };
+        let outcome = match kept.keep(message, claim, calls, at_least, caller.deadline).await {
             Ok(outcome) => outcome,
             Err(error) => Outcome::new(calls, otherwise.unwrap_or(Ended::NotKept(error))),
         };
