@@ -21,6 +21,7 @@ struct Told(u16, &'static str);
 const MALFORMED: Told = Told(400, "malformed-topic");
 const TOO_LARGE: Told = Told(413, "payload-too-large");
 const NOT_FOUND: Told = Told(404, "not-found");
+const UNSUPPORTED: Told = Told(415, "unsupported-media-type");
 const WRONG_METHOD: Told = Told(405, "method-not-allowed");
 
 fn check(answer: Option<Answer>, told: Told, what: &str) {
@@ -88,7 +89,7 @@ async fn bad_requests_are_told_what_is_wrong() {
         ("POST", "/publish/topica", Told(403, "forbidden-topic")),
         // Paths and methods.
         ("POST", "/", NOT_FOUND),
-        ("POST", "/publish", NOT_FOUND),
+        ("POST", "/publish", UNSUPPORTED),
         ("POST", "/publisher/TopicA", NOT_FOUND),
         ("POST", "/PUBLISH/TopicA", NOT_FOUND),
         ("GET", "/metrics", NOT_FOUND),
