@@ -97,6 +97,11 @@ pub(super) fn doors_differ(r: &mut Reader<'_>, listen: &Listen) {
     let remedy = "give each door an address of its own";
     let mut seen = HashSet::new();
     for address in &listen.publish {
+        if let (Address::Unix(path), Some(control)) = (address, &listen.control)
+            && path == control
+        {
+            r.clash("listen.publish", "takes the socket of listen.control", remedy);
+        }
         let is_free_port = matches!(address, Address::Tcp(tcp) if tcp.port() == 0);
         if !is_free_port && !seen.insert(address) {
             r.clash("listen.publish", "names an address twice", remedy);

@@ -86,6 +86,12 @@ fn in_a_file() {
         ("[keys]\nuri = \"unix:/x\"", "keys.uri", "http"),
         ("[keys]\nuri = \"h/x\"", "keys.uri", "is not a URI"),
         ("[listen]\ncontrol = \"127.0.0.1:1\"", "listen.control", "is not a Unix socket"),
+        ("[listen]\ncontrol = \"unix:x\"", "listen.control", "not the path of a Unix socket"),
+        (
+            "[listen]\npublish = \"unix:/x\"\ncontrol = \"unix:/x\"",
+            "listen.publish",
+            "takes the socket of listen.control",
+        ),
         ("[spool]\nstore = \"redis\"", "spool.store", "later release"),
         ("[spool]\nmax_bytes = \"1KiB\"", "spool.max_bytes", "out of range"),
         ("[spool]\npath = \"\"", "spool.path", "not a path"),
