@@ -10,6 +10,8 @@ use serde_json::Value;
 use support::http::{get, post};
 use support::process::{Said, Serve, run};
 use support::script::{Script, error};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 /// The verb with this sidecar's configuration.
 struct Verb(Vec<String>);
@@ -35,6 +37,68 @@ impl Verb {
         assert_eq!(said.code, 0, "{}", said.stderr);
         said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
+}
+
+/// What could mean no message is told, by a running sidecar as by a stopped one.
+async fn are_mistakes(verb: &Verb) {
+    let nobody = "0".repeat(32);
+    for (wrong, told) in [
+        (&["show", "x"][..], "no message id"),
+        (&["show", &nobody], "No message of this id"),
+        (&["drop"], "othing is selected"),
+        (&["replay"], "othing is selected"),
+        (&["drop", "x"], "no message id"),
+        (&["replay", "--topic", "a/#"], "MQTT filter"),
+        (&["list", "--topic", "a/+"], "MQTT filter"),
+    ] {
+        let said = verb.run(wrong).await;
+        let is_told = said.stderr.to_lowercase().contains(&told.to_lowercase());
+        assert!(said.code == 1 && is_told, "{wrong:?}: {}", said.stderr);
+    }
+}
+
+/// The control socket without the verb: pages, and what is refused.
+async fn the_socket_itself(socket: &std::path::Path, ids: &[String]) {
+    let answer = raw(socket, "GET", "/messages?state=dead&limit=2", "").await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("200 OK") && head.contains("application/x-ndjson"), "{head}");
+    let page: Vec<Value> = body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(page.len(), 2);
+    assert!(
+        page[0].get("MsgId").is_none() && page[0].get("PayloadBase64").is_none(),
+        "{}",
+        page[0]
+    );
+    let rest = format!("/messages?state=dead&after={}", ids[1]);
+    let rest = raw(socket, "GET", &rest, "").await;
+    assert!(rest.contains(&ids[2]) && !rest.contains(&ids[1]), "{rest}");
+    for (method, path, body) in [
+        ("GET", "/messages?limit=0", ""),
+        ("GET", "/messages?stat=dead", ""),
+        ("POST", "/messages/drop", "{}"),
+        ("POST", "/messages/drop", "{\"id\":[]}"),
+        ("POST", "/messages/replay", "{\"ids\":[\"x\"]}"),
+    ] {
+        let answer = raw(socket, method, path, body).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{method} {path} {body}: {answer}");
+    }
+    let long = format!("{{\"topic\":\"{}\"}}", "a".repeat(1 << 20));
+    let answer = raw(socket, "POST", "/messages/drop", &long).await;
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+}
+
+async fn raw(socket: &std::path::Path, method: &str, path: &str, body: &str) -> String {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: c\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // It may answer before it has read all.
+    drop(stream.write_all(body.as_bytes()).await);
+    let mut answer = Vec::new();
+    drop(stream.read_to_end(&mut answer).await);
+    String::from_utf8(answer).unwrap()
 }
 
 #[tokio::test]
@@ -80,13 +144,14 @@ async fn dead_letters() {
     assert_eq!(verb.list(&["--reason", "expired"]).await.len(), 0);
     assert_eq!(verb.list(&["--limit", "1"]).await.len(), 1);
     let table = verb.run(&["list"]).await.stdout;
-    assert!(table.starts_with("ID ") && table.contains("refused ParameterCheckFailed"), "{table}");
+    assert!(table.starts_with("ID ") && table.contains("ParameterCheckFailed"), "{table}");
+    assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
     let shown = verb.run(&["show", &ids[1]]).await.stdout;
     assert!(shown.contains("VG9waWNBL3R3bw=="), "the payload: {shown}");
-    for wrong in [&["show", "x"][..], &["show", &"0".repeat(32)], &["drop"], &["replay"]] {
-        let said = verb.run(wrong).await;
-        assert!(said.code == 1 && !said.stderr.is_empty(), "{wrong:?}: {}", said.stderr);
-    }
+    let shown = verb.run(&["show", &ids[1], "-o", "json"]).await.stdout;
+    assert_eq!(serde_json::from_str::<Value>(&shown).unwrap()["Bytes"], 10);
+    are_mistakes(&verb).await;
+    the_socket_itself(&socket, &ids).await;
 
     assert_eq!(verb.run(&["replay", "--topic", "TopicB"]).await.stdout, "1 replayed\n");
     let delivered = async {
@@ -100,6 +165,7 @@ async fn dead_letters() {
 
     serve.signal(Signal::TERM);
     assert!(serve.ended().await.0.success());
+    are_mistakes(&verb).await;
     assert_eq!(verb.list(&["--state", "dead"]).await[0]["Id"], ids[1].as_str());
     let replayed = verb.run(&["replay", "--all", "-o", "json"]).await;
     assert_eq!(replayed.stdout, "{\"Messages\":1}\n", "{}", replayed.stderr);
@@ -133,4 +199,37 @@ async fn the_socket_beside_the_spool() {
     let nowhere = [("upstream.endpoint", "http://x"), ("spool.path", "/nowhere/at/all")];
     let said = Verb::new(&nowhere).run(&["list"]).await;
     assert!(said.code == 1 && said.stderr.contains("there is no spool"), "{}", said.stderr);
+}
+
+/// A pattern, a list of many pages and a reader who has seen enough.
+#[tokio::test]
+async fn many_and_help() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().display().to_string();
+    let script = Script::start((0..40).map(|_| error(400, "ParameterCheckFailed"))).await;
+    let settings =
+        [("upstream.endpoint", &*script.url), ("spool.store", "disk"), ("spool.path", &*spool)];
+    let serve = Serve::start(&settings, &[]).await;
+    for _ in 0..40 {
+        post(&serve.publish, "/publish/TopicA", &[("prefer", "respond-async")], b"x").await;
+    }
+    // No control socket, and the spool is held.
+    let mut quiet = settings.to_vec();
+    quiet.push(("listen.control", "none"));
+    let verb = Verb::new(&quiet);
+    let said = verb.run(&["list"]).await;
+    assert!(said.code == 1 && said.stderr.contains("another process holds"), "{}", said.stderr);
+    serve.signal(Signal::TERM);
+    assert!(serve.ended().await.0.success());
+
+    assert_eq!(verb.run(&["replay", "--all"]).await.stdout, "40 replayed\n");
+    let flags = verb.0.join(" ");
+    let tollgate = env!("CARGO_BIN_EXE_tollgate");
+    let line = format!("set -o pipefail; {tollgate} messages list {flags} | true");
+    let piped = std::process::Command::new("bash").args(["-c", &line]).output().unwrap();
+    assert!(piped.status.success(), "{}", String::from_utf8_lossy(&piped.stderr));
+    for verb in ["list", "show", "replay", "drop"] {
+        let help = run(&["messages", verb, "--help"], &[]).await.stdout;
+        assert!(help.contains("Example:") && help.contains(&format!("messages {verb} ")), "{help}");
+    }
 }

@@ -23,7 +23,9 @@ use crate::message::MessageId;
 use crate::sidecar;
 use crate::spool::{Brief, Change, Listed, OpenError, Reason, Selection, Spool, Which};
 
-/// What a running sidecar may take for an answer.
+/// What a running sidecar may take to be spoken to.
+const HELLO: Duration = Duration::from_secs(10);
+/// What it may take for an answer: a long selection is changed before it is given.
 const ANSWER: Duration = Duration::from_mins(1);
 
 /// List, show, replay or drop kept messages and dead letters
@@ -52,24 +54,36 @@ enum Output {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// List messages, oldest first
+    #[command(after_help = "Example:\n  tollgate messages list --state dead --topic 'Alarm/*'")]
     List {
-        #[command(flatten)]
-        which: Selected,
+        /// Messages in this state
+        #[arg(long, value_enum)]
+        state: Option<Which>,
+        /// Topics that match a pattern, such as 'Alarm/*'
+        #[arg(long, value_name = "PATTERN")]
+        topic: Option<String>,
+        /// Dead letters of this reason
+        #[arg(long, value_enum)]
+        reason: Option<Reason>,
         /// At most so many
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
     /// Show one message with its payload
+    #[command(after_help = "Example:\n  \
+        tollgate messages show 01a2082df4757088bbc9b040e1f84a7d -o json")]
     Show {
         /// Its id
         id: String,
     },
     /// Try dead letters once more
+    #[command(after_help = "Example:\n  tollgate messages replay --reason refused")]
     Replay {
         #[command(flatten)]
         which: Selected,
     },
     /// Drop dead letters, or queued messages that are named or asked for with --state queued
+    #[command(after_help = "Example:\n  tollgate messages drop --reason expired --topic 'Alarm/*'")]
     Drop {
         #[command(flatten)]
         which: Selected,
@@ -130,7 +144,9 @@ enum Said {
 }
 
 async fn carry_out(verb: Verb, config: &Config) -> Result<Said, String> {
-    for path in sidecar::control_sockets(config) {
+    // The socket beside the spool first: the configured one may be that of another sidecar on this
+    // machine, which was there before.
+    for path in sidecar::control_sockets(config).into_iter().rev() {
         if let Ok(stream) = UnixStream::connect(&path).await {
             return Running { stream, path }.carry_out(verb).await;
         }
@@ -157,21 +173,25 @@ async fn carry_out(verb: Verb, config: &Config) -> Result<Said, String> {
 
 async fn stopped(verb: Verb, spool: &Spool) -> Result<Said, String> {
     match verb {
-        Verb::List { which, limit } => Ok(Said::Messages(spool.select(&which.into(), None, limit))),
+        Verb::List { state, topic, reason, limit } => {
+            let selection = Selection { topic, reason, state, ..Selection::default() };
+            let picked = selection.pick().map_err(|error| error.to_string())?;
+            Ok(Said::Messages(spool.select(&picked, None, limit)))
+        }
         Verb::Show { id } => {
             let id: MessageId = id.parse().map_err(|_| format!("{id:?} is no message id"))?;
             let found = spool.show(id).await.ok_or("no message of this id is kept")?;
             Ok(Said::Message(Box::new(found)))
         }
         Verb::Replay { which } => {
-            let selection = some(which)?;
-            let meant = |brief: &Brief| selection.means_dead(brief);
+            let picked = some(which)?.pick().map_err(|error| error.to_string())?;
+            let meant = |brief: &Brief| picked.means_dead(brief);
             let again = Change::Replayed(Timestamp::now());
             Ok(Said::Changed("replayed", spool.change(&meant, &again, &|_| ()).await))
         }
         Verb::Drop { which } => {
-            let selection = some(which)?;
-            let meant = |brief: &Brief| selection.means_droppable(brief);
+            let picked = some(which)?.pick().map_err(|error| error.to_string())?;
+            let meant = |brief: &Brief| picked.means_droppable(brief);
             Ok(Said::Changed("dropped", spool.change(&meant, &Change::Forgotten, &|_| ()).await))
         }
     }
@@ -195,66 +215,102 @@ struct Running {
     path: PathBuf,
 }
 
+type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
+
 impl Running {
     async fn carry_out(self, verb: Verb) -> Result<Said, String> {
-        let text = |value: Result<String, serde_json::Error>| value.map_err(|e| e.to_string());
+        let Self { stream, path } = self;
+        let hello = timeout(HELLO, handshake(TokioIo::new(stream))).await;
+        let path = path.display().to_string();
+        let hello = hello.map_err(|_| format!("{path} does not answer"))?;
+        let (sender, driver) = hello.map_err(|error| error.to_string())?;
+        tokio::spawn(async move { drop(driver.await) });
+        Asking { sender, socket: path }.carry_out(verb).await
+    }
+}
+
+/// A connection to a running sidecar.
+struct Asking {
+    sender: Sender,
+    socket: String,
+}
+
+impl Asking {
+    async fn carry_out(mut self, verb: Verb) -> Result<Said, String> {
         match verb {
-            Verb::List { which, limit } => {
-                let limit = limit.min(MAX_LISTED);
-                let asked = Listing { selection: which.into(), after: None, limit };
-                let body = text(serde_json::to_string(&asked))?;
-                Ok(Said::Messages(self.ask("POST", "/messages/list", body).await?))
+            Verb::List { state, topic, reason, limit } => {
+                let selection = Selection { topic, reason, state, ..Selection::default() };
+                self.list(selection, limit).await.map(Said::Messages)
             }
             Verb::Show { id } => {
-                let path = format!("/messages/{id}");
-                Ok(Said::Message(Box::new(self.ask("GET", &path, String::new()).await?)))
+                let body = self.ask("GET", &format!("/messages/{id}"), String::new()).await?;
+                Ok(Said::Message(Box::new(self.read(&body)?)))
             }
             Verb::Replay { which } => {
-                let body = text(serde_json::to_string(&some(which)?))?;
-                let changed: Changed = self.ask("POST", "/messages/replay", body).await?;
-                Ok(Said::Changed("replayed", changed.messages))
+                Ok(Said::Changed("replayed", self.change("/messages/replay", which).await?))
             }
             Verb::Drop { which } => {
-                let body = text(serde_json::to_string(&some(which)?))?;
-                let changed: Changed = self.ask("POST", "/messages/drop", body).await?;
-                Ok(Said::Changed("dropped", changed.messages))
+                Ok(Said::Changed("dropped", self.change("/messages/drop", which).await?))
             }
         }
     }
 
-    async fn ask<T: for<'de> serde::Deserialize<'de>>(
-        self,
-        method: &str,
-        path: &str,
-        body: String,
-    ) -> Result<T, String> {
-        let socket = self.path.display().to_string();
-        let answer = timeout(ANSWER, self.exchange(method, path, body)).await;
-        let (status, body) = answer.map_err(|_| format!("{socket} does not answer"))??;
+    /// A page at a time, until there are enough or no more.
+    async fn list(&mut self, selection: Selection, limit: usize) -> Result<Vec<Listed>, String> {
+        let (mut found, mut after) = (Vec::new(), None);
+        while found.len() < limit {
+            let limit = (limit - found.len()).min(MAX_LISTED);
+            let listing = Listing { selection: selection.clone(), after, limit };
+            let path = format!("/messages?{}", listing.query());
+            let body = self.ask("GET", &path, String::new()).await?;
+            let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            let page: Vec<Listed> = lines.map(|line| self.read(line)).collect::<Result<_, _>>()?;
+            let is_last = page.len() < limit;
+            after = page.last().and_then(|listed| listed.id.parse().ok());
+            found.extend(page);
+            if is_last || after.is_none() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn change(&mut self, path: &str, which: Selected) -> Result<usize, String> {
+        let body = serde_json::to_string(&some(which)?).map_err(|error| error.to_string())?;
+        let body = self.ask("POST", path, body).await?;
+        self.read(&body).map(|changed: Changed| changed.messages)
+    }
+
+    fn read<T: for<'de> serde::Deserialize<'de>>(&self, body: &[u8]) -> Result<T, String> {
+        let socket = &self.socket;
+        serde_json::from_slice(body).map_err(|error| format!("{socket} answers oddly: {error}"))
+    }
+
+    async fn ask(&mut self, method: &str, path: &str, body: String) -> Result<Bytes, String> {
+        let answer = timeout(ANSWER, exchange(&mut self.sender, method, path, body)).await;
+        let (status, body) = answer.map_err(|_| format!("{} does not answer", self.socket))??;
         if !(200..300).contains(&status) {
             let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
             return Err(problem["detail"].as_str().unwrap_or("it refuses").to_owned());
         }
-        serde_json::from_slice(&body).map_err(|error| format!("{socket} answers oddly: {error}"))
+        Ok(body)
     }
+}
 
-    async fn exchange(
-        self,
-        method: &str,
-        path: &str,
-        body: String,
-    ) -> Result<(u16, Bytes), String> {
-        let said = |error: &dyn std::fmt::Display| error.to_string();
-        let (mut sender, driver) =
-            handshake(TokioIo::new(self.stream)).await.map_err(|e| said(&e))?;
-        tokio::spawn(async move { drop(driver.await) });
-        let request = Request::builder().method(method).uri(path).header("host", "control");
-        let request = request.body(Full::new(Bytes::from(body))).map_err(|e| said(&e))?;
-        let answer = sender.send_request(request).await.map_err(|e| said(&e))?;
-        let status = answer.status().as_u16();
-        let body = answer.into_body().collect().await.map_err(|e| said(&e))?;
-        Ok((status, body.to_bytes()))
-    }
+async fn exchange(
+    sender: &mut Sender,
+    method: &str,
+    path: &str,
+    body: String,
+) -> Result<(u16, Bytes), String> {
+    let said = |error: &dyn std::fmt::Display| error.to_string();
+    let request = Request::builder().method(method).uri(path).header("host", "control");
+    let request = request.body(Full::new(Bytes::from(body))).map_err(|e| said(&e))?;
+    sender.ready().await.map_err(|e| said(&e))?;
+    let answer = sender.send_request(request).await.map_err(|e| said(&e))?;
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.map_err(|e| said(&e))?;
+    Ok((status, body.to_bytes()))
 }
 
 // === printing ===
@@ -277,7 +333,7 @@ fn write(said: &Said, output: Output, to: &mut impl Write) -> io::Result<()> {
         (Said::Messages(messages), Output::Table) => {
             writeln!(
                 to,
-                "{:32}  {:9}  {:24}  {:>5}  {:>6}  REASON",
+                "{:32}  {:9}  {:20}  {:>5}  {:>4}  REASON",
                 "ID", "STATUS", "TOPIC", "TRIES", "AGE"
             )?;
             messages.iter().try_for_each(|listed| row(listed, to))
@@ -305,20 +361,32 @@ fn row(listed: &Listed, to: &mut impl Write) -> io::Result<()> {
         Which::Dead => "dead",
         Which::Delivered => "delivered",
     };
-    let reason = match listed.reason {
-        Some(Reason::Refused) => "refused",
-        Some(Reason::Expired) => "expired",
-        Some(Reason::Unknown) => "unknown",
-        None => "",
+    // The provider's code says more than that it refuses.
+    let why = match (listed.reason, listed.code.as_deref()) {
+        (Some(Reason::Refused), Some(code)) => code.to_owned(),
+        (Some(Reason::Refused), None) => "refused".to_owned(),
+        (Some(Reason::Expired), code) => format!("expired {}", code.unwrap_or_default()),
+        (Some(Reason::Unknown), code) => format!("unknown {}", code.unwrap_or_default()),
+        (None, _) => String::new(),
     };
     let age = Timestamp::now().duration_since(listed.accepted_at).as_secs();
     let age = match age {
         ..120 => format!("{age}s"),
         120..7_200 => format!("{}m", age / 60),
-        _ => format!("{}h", age / 3_600),
+        7_200..172_800 => format!("{}h", age / 3_600),
+        _ => format!("{}d", age / 86_400),
     };
-    let (id, topic, tries) = (&listed.id, &listed.topic, listed.attempts);
-    let code = listed.code.as_deref().unwrap_or_default();
-    let line = format!("{id:32}  {status:9}  {topic:24}  {tries:>5}  {age:>6}  {reason} {code}");
+    let (id, topic, why) = (&listed.id, cut(&listed.topic), cut(&why));
+    let tries = listed.attempts;
+    let line = format!("{id:32}  {status:9}  {topic:20}  {tries:>5}  {age:>4}  {why}");
     writeln!(to, "{}", line.trim_end())
+}
+
+/// What fits into a column; the whole is in `-o json`.
+fn cut(text: &str) -> String {
+    const COLUMN: usize = 20;
+    if text.chars().count() <= COLUMN {
+        return text.to_owned();
+    }
+    text.chars().take(COLUMN - 1).chain(['…']).collect()
 }

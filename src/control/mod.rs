@@ -1,5 +1,7 @@
 //! The operators' door: a Unix socket behind `tollgate messages`.
 
+mod query;
+
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -14,27 +16,16 @@ use tokio::time::timeout;
 use crate::delivery::Delivery;
 use crate::door::{Problem, Reply};
 use crate::message::MessageId;
-use crate::spool::{Selection, Spool};
+use crate::spool::{Listed, Picked, Selection, Spool};
 use crate::upstream::Upstream;
+pub use query::Listing;
 
 /// The most messages of one answer; the rest is asked for with `after`.
 pub const MAX_LISTED: usize = 1_000;
+/// The messages of an answer where the request does not say.
+const LISTED: usize = 100;
 const MAX_BODY: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What is asked for.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Listing {
-    /// Which messages.
-    #[serde(default)]
-    pub selection: Selection,
-    /// From the first after this id.
-    #[serde(default)]
-    pub after: Option<String>,
-    /// At most so many, and no more than [`MAX_LISTED`].
-    pub limit: usize,
-}
 
 /// How many messages were changed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -73,26 +64,23 @@ impl<U: Upstream> Control<U> {
             return Err(Problem::new(status, "no-spool", "Nothing is kept", detail));
         };
         let path = request.uri().path().to_owned();
-        if let (&Method::GET, Some(id)) = (request.method(), path.strip_prefix("/messages/")) {
-            return show(spool, id).await;
-        }
-        if request.method() != Method::POST {
-            return Err(Problem::not_found(&path, PATHS));
-        }
-        match &*path {
-            "/messages/list" => {
-                let asked: Listing = read(request).await?;
-                let after = asked.after.as_deref().map(id).transpose()?;
-                let listed = spool.select(&asked.selection, after, asked.limit.min(MAX_LISTED));
-                Ok(json(&listed))
+        match (request.method(), &*path) {
+            (&Method::GET, "/messages") => {
+                let listing = Listing::parse(request.uri().query().unwrap_or_default());
+                let Listing { selection, after, limit } = listing.map_err(bad)?;
+                let picked = selection.pick().map_err(|error| bad(error.to_string()))?;
+                Ok(lines(&spool.select(&picked, after, limit)))
             }
-            "/messages/replay" => {
-                let messages = self.delivery.replay(&selection(request).await?).await;
-                Ok(json(&Changed { messages }))
+            (&Method::GET, path) if let Some(id) = path.strip_prefix("/messages/") => {
+                show(spool, id).await
             }
-            "/messages/drop" => {
-                let messages = self.delivery.discard(&selection(request).await?).await;
-                Ok(json(&Changed { messages }))
+            (&Method::POST, "/messages/replay") => {
+                let (picked, delivery) = (picked(request).await?, self.delivery.clone());
+                changed(async move { delivery.replay(&picked).await }).await
+            }
+            (&Method::POST, "/messages/drop") => {
+                let (picked, delivery) = (picked(request).await?, self.delivery.clone());
+                changed(async move { delivery.discard(&picked).await }).await
             }
             _ => Err(Problem::not_found(&path, PATHS)),
         }
@@ -100,7 +88,19 @@ impl<U: Upstream> Control<U> {
 }
 
 const PATHS: &str =
-    "GET /messages/<Id>, POST /messages/list, POST /messages/replay and POST /messages/drop";
+    "GET /messages, GET /messages/<Id>, POST /messages/replay and POST /messages/drop";
+
+/// A change goes on to its end when nobody waits for its answer any more: a dead letter that is
+/// noted as replayed must get into its lane, too.
+async fn changed(change: impl Future<Output = usize> + Send + 'static) -> Result<Reply, Problem> {
+    let messages = tokio::spawn(change).await.map_err(|error| {
+        tracing::error!(%error, "a change of messages did not end");
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        let detail = "The change did not end; list the messages to see how far it got.".to_owned();
+        Problem::new(status, "unfinished", "Unfinished change", detail)
+    })?;
+    Ok(json(&Changed { messages }))
+}
 
 async fn show(spool: &Spool, name: &str) -> Result<Reply, Problem> {
     let found = spool.show(id(name)?).await;
@@ -119,12 +119,12 @@ fn bad(detail: String) -> Problem {
 }
 
 /// Whoever means everything says so.
-async fn selection(request: Request<Incoming>) -> Result<Selection, Problem> {
+async fn picked(request: Request<Incoming>) -> Result<Picked, Problem> {
     let selection: Selection = read(request).await?;
     if selection.is_empty() {
         return Err(bad("Nothing is selected. To mean everything, say \"all\": true.".to_owned()));
     }
-    Ok(selection)
+    selection.pick().map_err(|error| bad(error.to_string()))
 }
 
 async fn read<T: for<'de> Deserialize<'de>>(request: Request<Incoming>) -> Result<T, Problem> {
@@ -140,9 +140,22 @@ async fn read<T: for<'de> Deserialize<'de>>(request: Request<Incoming>) -> Resul
 
 fn json(body: &impl Serialize) -> Reply {
     // Strings, numbers and times: there is nothing that could not be serialised.
-    let body = serde_json::to_vec(body).unwrap_or_default();
+    reply(serde_json::to_vec(body).unwrap_or_default(), "application/json")
+}
+
+/// One message a line.
+fn lines(listed: &[Listed]) -> Reply {
+    let mut body = Vec::new();
+    for listed in listed {
+        body.extend(serde_json::to_vec(listed).unwrap_or_default());
+        body.push(b'\n');
+    }
+    reply(body, "application/x-ndjson")
+}
+
+fn reply(body: Vec<u8>, kind: &'static str) -> Reply {
     let mut response = Response::new(Full::new(Bytes::from(body)));
-    let kind = HeaderValue::from_static("application/json");
+    let kind = HeaderValue::from_static(kind);
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }

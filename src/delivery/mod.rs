@@ -27,7 +27,7 @@ use crate::ceiling::{Ceiling, Class, Permit, Refused, Ticket};
 use crate::config;
 use crate::message::{Message, MessageId};
 use crate::meter::{CallKind, Meter};
-use crate::spool::{Brief, Change, Claim, Selection, Spool};
+use crate::spool::{Brief, Change, Claim, Picked, Spool};
 use crate::upstream::{Departure, Upstream};
 pub use batches::Paused;
 use batches::{Batches, Hold};
@@ -149,7 +149,7 @@ impl<U: Upstream> Delivery<U> {
     }
 
     /// Tries the dead letters that are meant once more. Returns how many, once that is durable.
-    pub async fn replay(&self, selection: &Selection) -> usize {
+    pub async fn replay(&self, selection: &Picked) -> usize {
         let Some(kept) = &self.shared.kept else { return 0 };
         let change = Change::Replayed(Timestamp::now());
         let again = |id| {
@@ -162,7 +162,7 @@ impl<U: Upstream> Delivery<U> {
 
     /// Drops the messages that are meant. Returns how many, once that is durable. A call that is on
     /// its way is not called back.
-    pub async fn discard(&self, selection: &Selection) -> usize {
+    pub async fn discard(&self, selection: &Picked) -> usize {
         let Some(kept) = &self.shared.kept else { return 0 };
         let meant = |brief: &Brief| selection.means_droppable(brief);
         kept.spool.change(&meant, &Change::Forgotten, &|_| ()).await

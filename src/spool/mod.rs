@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 pub use record::{Brief, Change, Claim, Death, Reason, Receipt, Record, State};
-pub use selection::{Listed, Selection, Which};
+pub use selection::{Listed, Picked, Selection, SelectionError, Which};
 
 use crate::message::{Message, MessageId};
 use commit::Op;

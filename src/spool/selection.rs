@@ -1,5 +1,7 @@
 //! Which kept messages an operator means, and how they are shown.
 
+use std::collections::HashSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
@@ -43,13 +45,45 @@ impl Selection {
         *self == Self::default()
     }
 
+    /// Reads it once, before many messages are held against it. What could mean no message is a
+    /// mistake: "0 dropped" would say that all is well.
+    pub fn pick(&self) -> Result<Picked, SelectionError> {
+        let id = |text: &String| text.parse().map_err(|_| SelectionError::Id(text.clone()));
+        let ids = self.ids.iter().map(id).collect::<Result<_, _>>()?;
+        if let Some(topic) = self.topic.as_ref().filter(|topic| topic.contains(['+', '#'])) {
+            return Err(SelectionError::Filter(topic.clone()));
+        }
+        let topic = self.topic.as_deref().map(TopicPattern::new);
+        Ok(Picked { ids, topic, reason: self.reason, state: self.state })
+    }
+}
+
+/// Why a selection cannot be meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SelectionError {
+    /// An id is none.
+    #[error("{0:?} is no message id")]
+    Id(String),
+    /// A topic pattern is an MQTT filter.
+    #[error("{0:?} is an MQTT filter; patterns have neither + nor #, but *: 'Alarm/*'")]
+    Filter(String),
+}
+
+/// A selection, ready to be held against messages.
+#[derive(Debug, Clone, Default)]
+pub struct Picked {
+    ids: HashSet<MessageId>,
+    topic: Option<TopicPattern>,
+    reason: Option<Reason>,
+    state: Option<Which>,
+}
+
+impl Picked {
     /// Whether it means this one.
     pub fn means(&self, brief: &Brief) -> bool {
-        let id = || brief.id.to_string();
-        let topic = |pattern: &String| TopicPattern::new(pattern).matches(&brief.topic);
         let reason = |reason: Reason| matches!(&brief.state, State::Dead(d) if d.reason == reason);
-        (self.ids.is_empty() || self.ids.contains(&id()))
-            && self.topic.as_ref().is_none_or(topic)
+        (self.ids.is_empty() || self.ids.contains(&brief.id))
+            && self.topic.as_ref().is_none_or(|topic| topic.matches(&brief.topic))
             && self.reason.is_none_or(reason)
             && self.state.is_none_or(|state| state == which(&brief.state))
     }
@@ -100,6 +134,8 @@ pub struct Listed {
     pub accepted_at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_base64: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<usize>,
 }
 
 impl From<&Brief> for Listed {
@@ -116,6 +152,7 @@ impl From<&Brief> for Listed {
             msg_id: None,
             accepted_at: brief.kept_at,
             payload_base64: None,
+            bytes: None,
         };
         match &brief.state {
             State::Queued { .. } => {}
@@ -151,9 +188,12 @@ impl Spool {
             let Some(last) = page.last() else { return changed };
             after = Some(last.id);
             changed += page.len();
-            for brief in &page {
-                self.note(brief.id, change.clone()).await;
-                then(brief.id);
+            // All of a page are noted before the first is waited for: they share a few commits.
+            let note = |brief: &Brief| (brief.id, self.note(brief.id, change.clone()));
+            let noted: Vec<_> = page.iter().map(note).collect();
+            for (id, durable) in noted {
+                durable.await;
+                then(id);
             }
         }
     }
@@ -161,7 +201,7 @@ impl Spool {
     /// At most `limit` of those it means, from the first after `after`.
     pub fn select(
         &self,
-        selection: &Selection,
+        selection: &Picked,
         after: Option<MessageId>,
         limit: usize,
     ) -> Vec<Listed> {
@@ -172,11 +212,14 @@ impl Spool {
     /// One message, with its payload as long as it has one.
     pub async fn show(&self, id: MessageId) -> Option<Listed> {
         let mut listed = Listed::from(&self.find(id)?);
-        let payload = |record: Record| STANDARD.encode(record.message.payload.as_bytes());
-        listed.payload_base64 = match self.read(id).await {
-            Ok(record) => Some(payload(record)),
-            Err(ReadError::Absent | ReadError::Damaged | ReadError::Disk(_)) => None,
-        };
+        match self.read(id).await {
+            Ok(Record { message, .. }) => {
+                let payload = message.payload.as_bytes();
+                listed.payload_base64 = Some(STANDARD.encode(payload));
+                listed.bytes = Some(payload.len());
+            }
+            Err(ReadError::Absent | ReadError::Damaged | ReadError::Disk(_)) => {}
+        }
         Some(listed)
     }
 }
