@@ -134,13 +134,6 @@ pub struct Waiting {
 }
 
 impl Ticket {
-    /// Gives the place to whoever comes next: nothing is sent.
-    pub fn give_up(self) {
-        if let Self::Ready(permit) = self {
-            permit.unsent();
-        }
-    }
-
     /// The permit, when its turn has come.
     ///
     /// # Errors
@@ -207,6 +200,21 @@ impl Ceiling {
             self.shared.changed.notify_one();
         }
         Ok(Ticket::Waiting(Waiting { grant, send_by }))
+    }
+
+    /// Whether a request now would be let in, without a place for it.
+    ///
+    /// # Errors
+    /// As [`Ceiling::request`].
+    pub fn admits(&self, deadline: Instant) -> Result<(), Refused> {
+        let mut state = self.shared.state();
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(Refused::TimedOut);
+        }
+        state.forget_the_late(now);
+        let send_by = state.send_by(now, deadline);
+        state.admit(now, send_by).map(drop)
     }
 
     /// Takes up other ceilings without forgetting what was spent.

@@ -59,6 +59,7 @@ struct Trouble {
     bar: Option<Bar>,
 }
 
+/// Messages of one lane that are kept, and what is known of it.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     /// By when they are due.
@@ -217,3 +218,6 @@ pub(super) fn back_off(retry: &Retry, times: u32, cap: Duration, random: f64) ->
     let most = retry.base.saturating_mul(1 << times.min(20)).min(cap).min(retry.cap);
     most.mul_f64(random)
 }
+
+#[cfg(test)]
+mod tests;

@@ -240,8 +240,15 @@ impl<U: Upstream> Shared<U> {
                 None => {}
             }
         }
-        match self.ceiling.request(Class::Fresh, deadline) {
-            Ok(ticket) => Ok(Plan::Call(ticket)),
+        // A claimed message is durable before its call, so that a crash does not make the same
+        // request a second message; its place among the calls is that of a kept message.
+        let place = if self.kept.is_some() && wanted.claim.is_some() {
+            self.ceiling.admits(deadline).map(|()| Plan::Keep)
+        } else {
+            self.ceiling.request(Class::Fresh, deadline).map(Plan::Call)
+        };
+        match place {
+            Ok(plan) => Ok(plan),
             Err(_) if self.kept.is_some() && wanted.keep => Ok(Plan::Keep),
             Err(refused) => Err(Ended::NoPermit(refused)),
         }
@@ -259,13 +266,7 @@ impl<U: Upstream> Shared<U> {
             return self.deliver(message, ticket, caller).await;
         };
         let ticket = match plan {
-            // A claimed message is durable before its call, so that a crash does not make the
-            // same request a second message.
-            Plan::Call(ticket) if claim.is_none() => ticket,
-            Plan::Call(ticket) => {
-                ticket.give_up();
-                return self.keep(kept, &message, claim, 0, None, &mut caller).await;
-            }
+            Plan::Call(ticket) => ticket,
             Plan::Keep => return self.keep(kept, &message, claim, 0, None, &mut caller).await,
         };
         let Ok(permit) = ticket.permit().await else {

@@ -1,0 +1,181 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::answer::Codes;
+
+fn retry() -> Retry {
+    Retry {
+        batch: 100,
+        base: Duration::from_millis(200),
+        cap: Duration::from_secs(30),
+        max_age: Duration::from_hours(24),
+        park: Vec::new(),
+        codes: Codes::default(),
+    }
+}
+
+fn item(attempts: u32, now: Instant) -> Item {
+    let expires = now + Duration::from_hours(1);
+    Item { id: MessageId::new(), attempts, expires, probe: false }
+}
+
+/// What is said of a fresh message with a new id.
+fn heard(lane: &mut Lane, said: &Said, now: Instant) {
+    lane.heard(MessageId::new(), false, said, now, &retry(), 0.5);
+}
+
+#[test]
+fn trouble_is_different_messages_that_fail() {
+    let (mut lane, now) = (Lane::default(), Instant::now());
+    let stubborn = MessageId::new();
+    for _ in 0..3 * TROUBLE {
+        lane.heard(stubborn, false, &Said::Fails(None), now, &retry(), 0.5);
+    }
+    assert!(!lane.in_trouble(), "one message fails by itself");
+    for _ in 1..TROUBLE {
+        assert!(!lane.in_trouble());
+        heard(&mut lane, &Said::Fails(None), now);
+    }
+    assert!(lane.in_trouble());
+    heard(&mut lane, &Said::Works, now);
+    assert!(!lane.in_trouble());
+    // The count starts again.
+    heard(&mut lane, &Said::Fails(None), now);
+    assert!(!lane.in_trouble());
+    heard(&mut lane, &Said::Bars(Bar::Key), now);
+    assert_eq!(lane.barred(), Some(Bar::Key), "a bar needs no second failure");
+}
+
+#[test]
+fn all_are_due_when_trouble_ends() {
+    let (mut lane, now) = (Lane::default(), Instant::now());
+    for far in 1..=4 {
+        lane.push(item(9, now), now + Duration::from_mins(far));
+    }
+    (0..TROUBLE).for_each(|_| heard(&mut lane, &Said::Fails(None), now));
+    let probed = now + Duration::from_secs(30);
+    let probe = lane.take(probed, 100);
+    assert!(matches!(probe[..], [Item { probe: true, .. }]), "{probe:?}");
+    assert!(lane.take(probed, 100).is_empty(), "one probe at a time");
+    lane.ended(probe[0], &Said::Works, false, probed, &retry(), 0.5);
+    assert_eq!(lane.next(), Some(probed), "and not in a minute");
+    let mut delivered = 1;
+    while delivered < 4 {
+        let group = lane.take(probed, 100);
+        assert!(!group.is_empty());
+        delivered += group.len();
+        for item in group {
+            lane.ended(item, &Said::Works, false, probed, &retry(), 0.5);
+        }
+    }
+    assert!(lane.is_idle());
+}
+
+#[test]
+fn the_least_tried_is_the_probe() {
+    let (mut lane, now) = (Lane::default(), Instant::now());
+    let fresh = item(0, now);
+    for attempts in [7, 3, 5] {
+        lane.push(item(attempts, now), now);
+    }
+    lane.push(fresh, now + Duration::from_secs(9));
+    heard(&mut lane, &Said::Bars(Bar::Permission), now);
+    let probe = lane.take(now + Duration::from_mins(1), 100);
+    assert_eq!(probe, [Item { probe: true, ..fresh }]);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Push { attempts: u32, due: u64 },
+    Take { room: usize },
+    End { nth: usize, said: Said, again: bool },
+    Fresh(Said),
+    Wait(u64),
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    prop_oneof![
+        3 => Just(Said::Works),
+        3 => Just(Said::Fails(None)),
+        1 => (0..60_u64).prop_map(|s| Said::Fails(Some(Duration::from_secs(s)))),
+        1 => Just(Said::Bars(Bar::Key)),
+        1 => Just(Said::Nothing),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..5_u32, 0..60_u64).prop_map(|(attempts, due)| Step::Push { attempts, due }),
+        (0..20_usize).prop_map(|room| Step::Take { room }),
+        (any::<usize>(), said(), any::<bool>()).prop_map(|(nth, said, again)| Step::End {
+            nth,
+            said,
+            again
+        }),
+        said().prop_map(Step::Fresh),
+        (0..40_000_u64).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: no message is lost or handed out twice, trouble has one probe, groups
+    /// keep to their bounds, and a lane in which something waits says when to look again or has
+    /// calls under way.
+    #[test]
+    fn nothing_is_lost_and_nothing_sleeps(
+        steps in prop::collection::vec(step(), 1..200),
+        random in 0.0..1.0,
+    ) {
+        let retry = retry();
+        let (mut lane, mut now) = (Lane::default(), Instant::now());
+        let (mut waiting, mut out) = (BTreeSet::new(), Vec::<Item>::new());
+        for step in steps {
+            match step {
+                Step::Push { attempts, due } => {
+                    let item = item(attempts, now);
+                    waiting.insert(item.id);
+                    lane.push(item, now + Duration::from_secs(due));
+                }
+                Step::Take { room } => {
+                    let in_trouble = lane.in_trouble();
+                    let group = lane.take(now, room);
+                    prop_assert!(group.len() <= room.min(retry.batch));
+                    if in_trouble {
+                        prop_assert!(group.len() <= 1 && (group.is_empty() || out.is_empty()));
+                    }
+                    for item in group {
+                        prop_assert!(waiting.remove(&item.id));
+                        prop_assert_eq!(item.probe, in_trouble);
+                        out.push(item);
+                    }
+                }
+                Step::End { nth, said, again } if !out.is_empty() => {
+                    let item = out.swap_remove(nth % out.len());
+                    lane.ended(item, &said, again, now, &retry, random);
+                    if again {
+                        waiting.insert(item.id);
+                    }
+                }
+                Step::End { .. } => {}
+                Step::Fresh(said) => heard(&mut lane, &said, now),
+                Step::Wait(ms) => now += Duration::from_millis(ms),
+            }
+            prop_assert_eq!(lane.len(), waiting.len() + out.len());
+            if out.is_empty() && !waiting.is_empty() {
+                prop_assert!(lane.next().is_some());
+            }
+        }
+        // And all come out of it in the end, if the provider works.
+        while !lane.is_idle() {
+            now = lane.next().map_or(now, |at| now.max(at));
+            out.extend(lane.take(now, 7));
+            for item in out.drain(..) {
+                waiting.remove(&item.id);
+                lane.ended(item, &Said::Works, false, now, &retry, random);
+            }
+        }
+        prop_assert!(waiting.is_empty());
+    }
+}
