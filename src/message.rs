@@ -138,7 +138,11 @@ impl TopicPattern {
 
     /// Whether the whole topic fits.
     pub fn matches(&self, topic: &Topic) -> bool {
-        let text = topic.as_str();
+        self.matches_text(topic.as_str())
+    }
+
+    /// Whether the whole text fits, be it a topic or a part of one.
+    pub fn matches_text(&self, text: &str) -> bool {
         let mut parts = self.0.split('*');
         let first = parts.next().unwrap_or_default();
         let Some(mut rest) = text.strip_prefix(first) else { return false };

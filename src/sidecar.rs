@@ -16,6 +16,7 @@ use crate::control::Control;
 use crate::delivery::Delivery;
 use crate::door::{Door, Limits, Listener};
 use crate::keys::{KeyError, Keys};
+use crate::message::InstanceId;
 use crate::meter::Meter;
 use crate::publish::Publish;
 use crate::spool::{self, OpenError, Spool};
@@ -49,6 +50,9 @@ pub enum StartError {
     /// The upstream's TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Counting does not start.
+    #[error("the meter does not start: {0}")]
+    Meter(String),
     /// The spool does not open.
     #[error("{0}; set spool.path, or spool.store = \"none\" to keep nothing")]
     Spool(#[from] OpenError),
@@ -59,6 +63,7 @@ pub struct Sidecar {
     publish: Publish<Wire>,
     delivery: Delivery<Wire>,
     ceiling: Ceiling,
+    meter: Meter,
     draining: Arc<AtomicBool>,
     grace: Duration,
     stop: CancellationToken,
@@ -103,7 +108,7 @@ impl Sidecar {
         let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
         let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
         let instances = config.upstream.instance_id.iter().cloned().chain(rules);
-        let meter = Meter::new(config.telemetry.max_topics, instances);
+        let meter = meter(config, instances.collect()).await?;
         let delivery = Delivery::new(
             config,
             upstream.clone(),
@@ -121,7 +126,7 @@ impl Sidecar {
             Arc::clone(&draining),
         );
         let telemetry = Telemetry::new(Facts {
-            meter,
+            meter: meter.clone(),
             ceiling: ceiling.clone(),
             spool,
             delivery: delivery.clone(),
@@ -153,14 +158,14 @@ impl Sidecar {
             door.serve(telemetry_listener, service, token, LAST_ANSWERS).await;
         });
         if let Some(listener) = bind_control(config).await {
-            let control = Control::new(delivery.clone());
+            let control = Control::new(delivery.clone(), meter.clone());
             let service = tower::service_fn(move |request| control.clone().answer(request));
             let (door, token) = (Door::new(SMALL), stop.clone());
             tasks.spawn(async move { door.serve(listener, service, token, LAST_ANSWERS).await });
         }
         tasks.close();
         let grace = config.drain.grace;
-        Ok(Self { publish, delivery, ceiling, draining, grace, stop, tasks, addresses })
+        Ok(Self { publish, delivery, ceiling, meter, draining, grace, stop, tasks, addresses })
     }
 
     /// Where it listens.
@@ -172,6 +177,7 @@ impl Sidecar {
     /// how requests are read.
     pub fn reload(&self, config: &Config) {
         self.ceiling.resize(&config.ceilings);
+        self.meter.reprice(&config.billing);
         self.publish.reload(config);
     }
 
@@ -186,8 +192,30 @@ impl Sidecar {
         self.stop.cancel();
         self.tasks.wait().await;
         // What slipped through the door in the moment of closing.
-        if left > 0 { left } else { self.delivery.drain(self.grace).await }
+        let left = if left > 0 { left } else { self.delivery.drain(self.grace).await };
+        self.meter.close().await;
+        left
     }
+}
+
+/// Counting is kept beside the spool. Where it cannot be, it goes on in memory: a full disk at the
+/// start must not keep messages from being sent.
+async fn meter(config: &Config, instances: Vec<InstanceId>) -> Result<Meter, StartError> {
+    let (topics, billing) = (config.telemetry.max_topics, config.billing.clone());
+    let folder = config.spool.as_ref().map(ledger_folder);
+    let open = move || match folder {
+        Some(folder) => Meter::open(Some(&folder), topics, &billing, instances.clone())
+            .or_else(|error| Meter::unkept(&error, topics, &billing, instances)),
+        None => Meter::open(None, topics, &billing, instances),
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    let opened = opened.map_err(|error| StartError::Meter(error.to_string()))?;
+    opened.map_err(|error| StartError::Meter(error.to_string()))
+}
+
+/// Where the ledger is.
+pub fn ledger_folder(spool: &config::Spool) -> PathBuf {
+    spool.path.join("ledger")
 }
 
 /// How a spool is opened.

@@ -124,7 +124,7 @@ impl House {
         };
         let spool = Spool::open(options).await.unwrap();
         let ceiling = Ceiling::start(&config.ceilings, 1, 10_000, Start::Alone);
-        let meter = Meter::new(5, [support::INSTANCE.into()]);
+        let meter = Meter::new(5, &config.billing, [support::INSTANCE.into()]);
         let (provider, kept, counts) = (provider.clone(), Some(spool.clone()), meter.clone());
         let delivery = Delivery::new(&config, provider, kept, ceiling, counts, 7);
         Self { delivery, spool, meter }

@@ -1,32 +1,18 @@
 //! `tollgate messages`: what is kept, of a running sidecar or of a stopped one.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use bytes::Bytes;
 use clap::{Subcommand, ValueEnum};
-use http::Request;
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
-use serde_json::Value;
-use tokio::net::UnixStream;
-use tokio::time::timeout;
 
+use super::asking::Asking;
 use super::{exit, runtime};
 use crate::config::{Config, Flags};
 use crate::control::{Changed, Listing, MAX_LISTED};
 use crate::message::MessageId;
 use crate::sidecar;
 use crate::spool::{Brief, Change, Listed, OpenError, Reason, Selection, Spool, Which};
-
-/// What a running sidecar may take to be spoken to.
-const HELLO: Duration = Duration::from_secs(10);
-/// What it may take for an answer: a long selection is changed before it is given.
-const ANSWER: Duration = Duration::from_mins(1);
 
 /// List, show, replay or drop kept messages and dead letters
 #[derive(Debug, clap::Args)]
@@ -144,12 +130,8 @@ enum Said {
 }
 
 async fn carry_out(verb: Verb, config: &Config) -> Result<Said, String> {
-    // The socket beside the spool first: the configured one may be that of another sidecar on this
-    // machine, which was there before.
-    for path in sidecar::control_sockets(config).into_iter().rev() {
-        if let Ok(stream) = UnixStream::connect(&path).await {
-            return Running { stream, path }.carry_out(verb).await;
-        }
+    if let Some(sidecar) = Asking::connect(config).await? {
+        return running(verb, sidecar).await;
     }
     let Some(spool) = &config.spool else {
         return Err("nothing is kept (spool.store = \"none\")".to_owned());
@@ -210,107 +192,53 @@ fn some(which: Selected) -> Result<Selection, String> {
 
 // === a running one ===
 
-struct Running {
-    stream: UnixStream,
-    path: PathBuf,
-}
-
-type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
-
-impl Running {
-    async fn carry_out(self, verb: Verb) -> Result<Said, String> {
-        let Self { stream, path } = self;
-        let hello = timeout(HELLO, handshake(TokioIo::new(stream))).await;
-        let path = path.display().to_string();
-        let hello = hello.map_err(|_| format!("{path} does not answer"))?;
-        let (sender, driver) = hello.map_err(|error| error.to_string())?;
-        tokio::spawn(async move { drop(driver.await) });
-        Asking { sender, socket: path }.carry_out(verb).await
-    }
-}
-
-/// A connection to a running sidecar.
-struct Asking {
-    sender: Sender,
-    socket: String,
-}
-
-impl Asking {
-    async fn carry_out(mut self, verb: Verb) -> Result<Said, String> {
-        match verb {
-            Verb::List { state, topic, reason, limit } => {
-                let selection = Selection { topic, reason, state, ..Selection::default() };
-                self.list(selection, limit).await.map(Said::Messages)
-            }
-            Verb::Show { id } => {
-                let body = self.ask("GET", &format!("/messages/{id}"), String::new()).await?;
-                Ok(Said::Message(Box::new(self.read(&body)?)))
-            }
-            Verb::Replay { which } => {
-                Ok(Said::Changed("replayed", self.change("/messages/replay", which).await?))
-            }
-            Verb::Drop { which } => {
-                Ok(Said::Changed("dropped", self.change("/messages/drop", which).await?))
-            }
+async fn running(verb: Verb, mut sidecar: Asking) -> Result<Said, String> {
+    let sidecar = &mut sidecar;
+    match verb {
+        Verb::List { state, topic, reason, limit } => {
+            let selection = Selection { topic, reason, state, ..Selection::default() };
+            list(sidecar, selection, limit).await.map(Said::Messages)
+        }
+        Verb::Show { id } => {
+            let body = sidecar.get(&format!("/messages/{id}")).await?;
+            Ok(Said::Message(Box::new(sidecar.read(&body)?)))
+        }
+        Verb::Replay { which } => {
+            Ok(Said::Changed("replayed", change(sidecar, "/messages/replay", which).await?))
+        }
+        Verb::Drop { which } => {
+            Ok(Said::Changed("dropped", change(sidecar, "/messages/drop", which).await?))
         }
     }
-
-    /// A page at a time, until there are enough or no more.
-    async fn list(&mut self, selection: Selection, limit: usize) -> Result<Vec<Listed>, String> {
-        let (mut found, mut after) = (Vec::new(), None);
-        while found.len() < limit {
-            let limit = (limit - found.len()).min(MAX_LISTED);
-            let listing = Listing { selection: selection.clone(), after, limit };
-            let path = format!("/messages?{}", listing.query());
-            let body = self.ask("GET", &path, String::new()).await?;
-            let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-            let page: Vec<Listed> = lines.map(|line| self.read(line)).collect::<Result<_, _>>()?;
-            let is_last = page.len() < limit;
-            after = page.last().and_then(|listed| listed.id.parse().ok());
-            found.extend(page);
-            if is_last || after.is_none() {
-                break;
-            }
-        }
-        Ok(found)
-    }
-
-    async fn change(&mut self, path: &str, which: Selected) -> Result<usize, String> {
-        let body = serde_json::to_string(&some(which)?).map_err(|error| error.to_string())?;
-        let body = self.ask("POST", path, body).await?;
-        self.read(&body).map(|changed: Changed| changed.messages)
-    }
-
-    fn read<T: for<'de> serde::Deserialize<'de>>(&self, body: &[u8]) -> Result<T, String> {
-        let socket = &self.socket;
-        serde_json::from_slice(body).map_err(|error| format!("{socket} answers oddly: {error}"))
-    }
-
-    async fn ask(&mut self, method: &str, path: &str, body: String) -> Result<Bytes, String> {
-        let answer = timeout(ANSWER, exchange(&mut self.sender, method, path, body)).await;
-        let (status, body) = answer.map_err(|_| format!("{} does not answer", self.socket))??;
-        if !(200..300).contains(&status) {
-            let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
-            return Err(problem["detail"].as_str().unwrap_or("it refuses").to_owned());
-        }
-        Ok(body)
-    }
 }
 
-async fn exchange(
-    sender: &mut Sender,
-    method: &str,
-    path: &str,
-    body: String,
-) -> Result<(u16, Bytes), String> {
-    let said = |error: &dyn std::fmt::Display| error.to_string();
-    let request = Request::builder().method(method).uri(path).header("host", "control");
-    let request = request.body(Full::new(Bytes::from(body))).map_err(|e| said(&e))?;
-    sender.ready().await.map_err(|e| said(&e))?;
-    let answer = sender.send_request(request).await.map_err(|e| said(&e))?;
-    let status = answer.status().as_u16();
-    let body = answer.into_body().collect().await.map_err(|e| said(&e))?;
-    Ok((status, body.to_bytes()))
+/// A page at a time, until there are enough or no more.
+async fn list(
+    sidecar: &mut Asking,
+    selection: Selection,
+    limit: usize,
+) -> Result<Vec<Listed>, String> {
+    let (mut found, mut after) = (Vec::new(), None);
+    while found.len() < limit {
+        let limit = (limit - found.len()).min(MAX_LISTED);
+        let listing = Listing { selection: selection.clone(), after, limit };
+        let body = sidecar.get(&format!("/messages?{}", listing.query())).await?;
+        let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let page: Vec<Listed> = lines.map(|line| sidecar.read(line)).collect::<Result<_, _>>()?;
+        let is_last = page.len() < limit;
+        after = page.last().and_then(|listed| listed.id.parse().ok());
+        found.extend(page);
+        if is_last || after.is_none() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+async fn change(sidecar: &mut Asking, path: &str, which: Selected) -> Result<usize, String> {
+    let body = serde_json::to_string(&some(which)?).map_err(|error| error.to_string())?;
+    let body = sidecar.ask("POST", path, body).await?;
+    sidecar.read(&body).map(|changed: Changed| changed.messages)
 }
 
 // === printing ===

@@ -1,6 +1,8 @@
 //! The verbs. The only place that prints.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where tollgate speaks")]
 
+mod asking;
+mod bill;
 pub mod check;
 mod demo;
 mod emulator;
@@ -52,6 +54,7 @@ enum Verb {
     Check(check::Args),
     Emulator(emulator::EmulatorArgs),
     Messages(messages::Args),
+    Bill(bill::Args),
 }
 
 /// Parses the command line and runs its verb.
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Check(args) => check::run(args),
         Verb::Messages(args) => messages::run(args),
+        Verb::Bill(args) => bill::run(&args),
         Verb::Emulator(args) => match runtime(1) {
             Ok(runtime) => runtime.block_on(emulator::run(args)),
             Err(error) => {

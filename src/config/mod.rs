@@ -5,6 +5,7 @@
 //! [`load`] merges the sources and reads them; `sections` is the table of all keys, each with its
 //! default and its check; [`explain`] says what holds, and why.
 
+mod billing;
 mod checks;
 mod explain;
 mod flags;
@@ -15,10 +16,12 @@ mod read;
 mod reload;
 mod sections;
 mod setting;
+mod tables;
 mod unknown;
 mod upstream;
 mod uri;
 
+pub use billing::{Billing, Budget, Limit, MAX_TIERS, Period, Prices};
 pub use explain::explain;
 pub use flags::Flags;
 pub use load::{Loaded, keys, load};
@@ -61,6 +64,8 @@ pub struct Config {
     pub idempotency: Idempotency,
     /// `[topics]`
     pub topics: Topics,
+    /// `[billing]`
+    pub billing: Billing,
     /// `[telemetry]`
     pub telemetry: Telemetry,
     /// `[drain]`

@@ -3,8 +3,11 @@
 use super::{Config, Loaded};
 
 /// Keys, or sections, that are taken up without a restart.
-const LIVE: [&str; 8] = [
+const LIVE: [&str; 11] = [
     "ceilings.",
+    "billing.currency",
+    "billing.price_per_million",
+    "billing.plan_tps",
     "topics.",
     "publish.wait",
     "publish.max_payload",
@@ -23,6 +26,12 @@ impl Loaded {
         let new = newer.config.clone();
         config.ceilings = new.ceilings;
         config.topics = new.topics;
+        config.billing.currency = new.billing.currency;
+        config.billing.plan_tps = new.billing.plan_tps;
+        // Tiers and budgets begin with what the ledger has, which is read at start.
+        if !config.billing.prices.is_tiered() && !new.billing.prices.is_tiered() {
+            config.billing.prices = new.billing.prices;
+        }
         config.publish.wait = new.publish.wait;
         config.publish.max_payload = new.publish.max_payload;
         config.publish.body_timeout = new.publish.body_timeout;

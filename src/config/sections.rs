@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use figment::value::Value;
 
+use super::billing::billing;
 use super::checks;
 use super::mistake::Wrong;
 use super::parse::{self, Raw};
@@ -40,6 +41,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let spool = spool(r);
     let idempotency = idempotency(r);
     let topics = topics(r);
+    let billing = billing(r);
     let telemetry = telemetry(r);
     let drain = drain(r);
     let runtime = runtime(r);
@@ -56,6 +58,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
         spool: spool?,
         idempotency: idempotency?,
         topics: topics?,
+        billing: billing?,
         telemetry: telemetry?,
         drain: drain?,
         runtime: runtime?,

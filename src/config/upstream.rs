@@ -4,14 +4,12 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use figment::value::Value;
-
 use super::checks;
 use super::mistake::Wrong;
-use super::parse::{Raw, human, kind};
+use super::parse::{Raw, human};
 use super::read::Reader;
 use super::sections::{MOST_CONNECTIONS, SHORTEST, path};
-use super::unknown::{nearest, shown_unknown};
+use super::tables::tables;
 use super::{InstanceRule, Roots, SignatureVersion, Upstream, uri};
 use crate::message::{InstanceId, PayloadEncoding};
 
@@ -74,7 +72,7 @@ pub(super) fn upstream(r: &mut Reader<'_>) -> Option<Upstream> {
 }
 
 /// Such as `post-cn-0pp12gl0000`; text even where it looks like a number.
-fn instance_id(raw: &Raw) -> Result<InstanceId, Wrong> {
+pub(super) fn instance_id(raw: &Raw) -> Result<InstanceId, Wrong> {
     let text = raw.text()?;
     let is_id = (1..=64).contains(&text.len())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
@@ -113,60 +111,22 @@ fn no_address_twice(r: &mut Reader<'_>, addresses: &[IpAddr]) {
 // === [[upstream.instances]] ===
 
 fn instances(r: &mut Reader<'_>) -> Option<Vec<InstanceRule>> {
-    const KEY: &str = "upstream.instances";
-    let Some(raw) = r.given(KEY) else {
-        return r.value(KEY, "[]", |_| Ok(Vec::new()));
-    };
-    let Value::Array(_, tables) = &raw.value else {
-        let problem = format!("is {}, and must be a list of rules", kind(&raw.value));
-        let remedy = "write [[upstream.instances]] in the file, with instance_id and topics";
-        return r.settle(KEY, &raw, Err(Wrong::new(problem, remedy)));
-    };
-    r.settle(KEY, &raw, Ok(()));
-    r.show(KEY, format!("{} of them", tables.len()));
+    let remedy = "write [[upstream.instances]] in the file, with instance_id and topics";
+    let rules = tables(r, "upstream.instances", &RULE, remedy, |r, table| {
+        let id = table.value(r, "instance_id", instance_id);
+        let topics = table.required(r, "topics", |r, key, raw| {
+            let topics = r.items(key, raw, false, checks::pattern);
+            if topics.as_ref().is_some_and(Vec::is_empty) {
+                let remedy = "name a pattern, such as \"Alarm/*\"";
+                r.clash(key, "is empty, so the rule never holds", remedy);
+            }
+            topics
+        });
+        Some(InstanceRule { instance_id: id?, topics: topics? })
+    })?;
     let before = r.mistakes.len();
-    let rules: Vec<_> = tables
-        .iter()
-        .enumerate()
-        .filter_map(|(index, table)| rule(r, &format!("{KEY}[{index}]"), table, &raw))
-        .collect();
     no_pattern_twice(r, &rules);
     (r.mistakes.len() == before).then_some(rules)
-}
-
-fn rule(r: &mut Reader<'_>, key: &str, table: &Value, all: &Raw) -> Option<InstanceRule> {
-    let Value::Dict(_, dict) = table else {
-        let problem = format!("is {}, and must be a rule", kind(table));
-        let remedy = "write [[upstream.instances]], with instance_id and topics";
-        return r.settle(key, all, Err(Wrong::new(problem, remedy)));
-    };
-    for (name, value) in dict.iter().filter(|(name, _)| !RULE.contains(&name.as_str())) {
-        let remedy = match nearest(name, RULE.into_iter()) {
-            Some(near) => format!("did you mean {near}?"),
-            None => "a rule has instance_id and topics".to_owned(),
-        };
-        let name = format!("{key}.{}", name.escape_debug());
-        let wrong = Wrong::new("is not a key of a rule", remedy);
-        let value = shown_unknown(&name, value);
-        r.stranger(name, value, all.origin.clone(), wrong);
-    }
-    let part = |name: &str| {
-        dict.get(name).map(|value| Raw { value: value.clone(), origin: all.origin.clone() })
-    };
-    let missing = |name: &str| Wrong::new(format!("has no {name}"), "a rule needs both");
-    let id = match part("instance_id") {
-        Some(raw) => r.settle(&format!("{key}.instance_id"), &raw, instance_id(&raw)),
-        None => r.settle(key, all, Err(missing("instance_id"))),
-    };
-    let topics = match part("topics") {
-        Some(raw) => r.items(&format!("{key}.topics"), &raw, false, checks::pattern),
-        None => r.settle(key, all, Err(missing("topics"))),
-    };
-    if topics.as_ref().is_some_and(Vec::is_empty) {
-        let key = format!("{key}.topics");
-        r.clash(&key, "is empty, so the rule never holds", "name a pattern, such as \"Alarm/*\"");
-    }
-    Some(InstanceRule { instance_id: id?, topics: topics? })
 }
 
 /// The first match wins, so a pattern's second mention never does.

@@ -16,9 +16,10 @@ use tokio::time::timeout;
 use crate::delivery::Delivery;
 use crate::door::{Problem, Reply};
 use crate::message::MessageId;
+use crate::meter::Meter;
 use crate::spool::{Listed, Picked, Selection, Spool};
 use crate::upstream::Upstream;
-pub use query::Listing;
+pub use query::{Listing, bill_query};
 
 /// The most messages of one answer; the rest is asked for with `after`.
 pub const MAX_LISTED: usize = 1_000;
@@ -38,18 +39,19 @@ pub struct Changed {
 /// The operators' door. Cheap to clone.
 pub struct Control<U> {
     delivery: Delivery<U>,
+    meter: Meter,
 }
 
 impl<U> Clone for Control<U> {
     fn clone(&self) -> Self {
-        Self { delivery: self.delivery.clone() }
+        Self { delivery: self.delivery.clone(), meter: self.meter.clone() }
     }
 }
 
 impl<U: Upstream> Control<U> {
-    /// A door to what `delivery` keeps.
-    pub fn new(delivery: Delivery<U>) -> Self {
-        Self { delivery }
+    /// A door to what `delivery` keeps and `meter` has counted.
+    pub fn new(delivery: Delivery<U>, meter: Meter) -> Self {
+        Self { delivery, meter }
     }
 
     /// Answers one request.
@@ -58,6 +60,10 @@ impl<U: Upstream> Control<U> {
     }
 
     async fn reply(&self, request: Request<Incoming>) -> Result<Reply, Problem> {
+        if request.uri().path() == "/bill" && request.method() == Method::GET {
+            let query = query::bill(request.uri().query().unwrap_or_default()).map_err(bad)?;
+            return self.meter.bill(query).await.map(|bill| json(&bill)).map_err(unreadable);
+        }
         let Some(spool) = self.delivery.spool() else {
             let detail = "This sidecar keeps no messages (spool.store = \"none\").".to_owned();
             let status = StatusCode::NOT_FOUND;
@@ -88,7 +94,12 @@ impl<U: Upstream> Control<U> {
 }
 
 const PATHS: &str =
-    "GET /messages, GET /messages/<Id>, POST /messages/replay and POST /messages/drop";
+    "GET /bill, GET /messages, GET /messages/<Id>, POST /messages/replay and POST /messages/drop";
+
+fn unreadable(reason: String) -> Problem {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    Problem::new(status, "ledger", "The ledger cannot be read", reason)
+}
 
 /// A change goes on to its end when nobody waits for its answer any more: a dead letter that is
 /// noted as replayed must get into its lane, too.

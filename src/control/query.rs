@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{LISTED, MAX_LISTED};
 use crate::message::MessageId;
+use crate::meter::Query;
 use crate::spool::Selection;
 
 /// Which messages are to be listed. Its selection has no ids: there is `GET /messages/<Id>`.
@@ -67,6 +68,31 @@ impl Listing {
         });
         pairs.collect::<Vec<_>>().join("&")
     }
+}
+
+/// Reads the query of `GET /bill`.
+pub(super) fn bill(query: &str) -> Result<Query, String> {
+    let (mut from, mut to, mut by) = (None, None, None);
+    for pair in query.split('&') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let minute = || value.parse().map_err(|_| format!("{name} is not a Unix minute"));
+        match name {
+            "from" => from = Some(minute()?),
+            "to" => to = Some(minute()?),
+            "by" => by = Some(word(name, value.to_owned())?),
+            _ => return Err(format!("{name:?} is not one of from, to, by")),
+        }
+    }
+    match (from, to, by) {
+        (Some(from), Some(to), Some(by)) => Ok(Query { from, to, by }),
+        _ => Err("a bill needs from, to and by".to_owned()),
+    }
+}
+
+/// Writes it.
+pub fn bill_query(query: &Query) -> String {
+    let by = serde_json::to_value(query.by).unwrap_or_default();
+    format!("from={}&to={}&by={}", query.from, query.to, by.as_str().unwrap_or_default())
 }
 
 fn word<T: DeserializeOwned>(name: &str, value: String) -> Result<T, String> {

@@ -14,7 +14,7 @@ use super::outcome::{Ended, Outcome};
 use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit};
 use crate::message::{self, Message, MessageId};
-use crate::meter::{Billed, CallKind, Meter};
+use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
 use crate::spool::{
     Brief, Change, Claim, Death, KeepError, ReadError, Reason, Receipt, Spool, State,
 };
@@ -37,6 +37,8 @@ pub(super) struct Kept<U> {
     /// What may be logged of single messages.
     pub(super) lines: Lines,
 }
+
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
 /// Lines of one second; the rest is counted.
 const MAX_LINES: u64 = 20;
@@ -61,6 +63,12 @@ impl Lines {
         *written += 1;
         Some(std::mem::take(suppressed))
     }
+}
+
+/// How long a message waits whose budget is used up: to its next period, but budgets may change.
+fn wait_for(over: &OverBudget) -> Duration {
+    let left = over.until.duration_since(Timestamp::now());
+    Duration::try_from(left).unwrap_or_default().clamp(Duration::from_secs(1), LOOK_AGAIN)
 }
 
 /// What a call tells the rest of the house.
@@ -99,8 +107,8 @@ impl<U: Upstream> Kept<U> {
         }
         for brief in left {
             if brief.state == (State::Queued { calling: true }) {
-                // A call may have left, and the topic is not to be delivered twice.
-                self.meter.uncertain(&brief.lane);
+                // A call may have left, and the topic is not to be delivered twice. The ledger
+                // has counted it, like all that were under way.
                 self.bury(brief.id, brief.attempts + 1, Reason::Unknown, None);
                 continue;
             }
@@ -170,7 +178,7 @@ impl<U: Upstream> Kept<U> {
     /// One try.
     pub(super) async fn attempt(self: Arc<Self>, lane: message::Lane, item: Item) {
         let (said, again) = self.try_once(&lane, item).await;
-        let attempts = item.attempts + u32::from(said != Said::Nothing);
+        let attempts = item.attempts + u32::from(!matches!(said, Said::Nothing | Said::Waits(_)));
         self.batches.ended(&lane, Item { attempts, ..item }, &said, again);
     }
 
@@ -179,6 +187,9 @@ impl<U: Upstream> Kept<U> {
         if Instant::now() >= item.expires {
             self.bury(item.id, item.attempts, Reason::Expired, None);
             return (Said::Nothing, false);
+        }
+        if let Err(over) = self.meter.admits(&lane.instance, &lane.parent) {
+            return (Said::Waits(wait_for(&over)), true);
         }
         let message = match self.spool.read(item.id).await {
             Ok(record) => record.message,
@@ -203,10 +214,17 @@ impl<U: Upstream> Kept<U> {
             return (Said::Nothing, true);
         }
         let may_repeat = self.batches.retry().may_repeat(&message.topic);
+        let entry = match self.begin(&message, item).await {
+            Ok(entry) => entry,
+            Err(over) => {
+                permit.unsent();
+                return (Said::Waits(wait_for(&over)), true);
+            }
+        };
         if !may_repeat {
             self.spool.note(item.id, Change::Calling).await;
         }
-        let answer = self.call(&message, permit, item).await;
+        let answer = self.call(&message, permit, entry).await;
         self.settle(&message, item.attempts + 1, &answer, may_repeat).await
     }
 
@@ -218,20 +236,23 @@ impl<U: Upstream> Kept<U> {
         }
     }
 
-    async fn call(&self, message: &Message, permit: Permit, item: Item) -> Answer {
-        if let Some((ceiling, wait)) = permit.waited() {
-            self.meter.waited(ceiling as usize, wait);
-        }
+    async fn begin(&self, message: &Message, item: Item) -> Result<Call, OverBudget> {
         let kind = match item {
             Item { probe: true, .. } => CallKind::Probe,
             Item { attempts: 0, .. } => CallKind::First,
             _ => CallKind::Retry,
         };
+        self.meter.begin(message, kind).await
+    }
+
+    async fn call(&self, message: &Message, permit: Permit, entry: Call) -> Answer {
+        if let Some((ceiling, wait)) = permit.waited() {
+            self.meter.waited(ceiling as usize, wait);
+        }
         let start = Instant::now();
         let departure = Departure::new(start + TURN);
         let answer = self.upstream.send(message, permit, &departure).await;
-        let billed = billed(&answer.verdict());
-        self.meter.called(message, kind, &answer.label(), billed, start.elapsed());
+        entry.ended(&answer.label(), billed(&answer.verdict()), start.elapsed());
         answer
     }
 

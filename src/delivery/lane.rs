@@ -48,6 +48,8 @@ pub(super) enum Said {
     Bars(Bar),
     /// Nothing: there was no call.
     Nothing,
+    /// Nothing, and there is to be none before so long.
+    Waits(Duration),
 }
 
 #[derive(Debug)]
@@ -152,6 +154,7 @@ impl Lane {
         if again {
             let wait = match said {
                 Said::Nothing => PAUSE,
+                Said::Waits(wait) => *wait,
                 Said::Fails(Some(at_least)) => {
                     (*at_least).max(back_off(retry, item.attempts, retry.cap, random))
                 }
@@ -172,7 +175,14 @@ impl Lane {
         random: f64,
     ) {
         let (bar, at_least) = match said {
-            Said::Nothing => return,
+            Said::Nothing | Said::Waits(_) => {
+                if let Some(trouble) = self.trouble.as_mut().filter(|_| probe) {
+                    // Another probe, but not at once.
+                    let wait = if let Said::Waits(wait) = said { *wait } else { PAUSE };
+                    trouble.next = trouble.next.max(now + wait);
+                }
+                return;
+            }
             Said::Works => {
                 self.failing.clear();
                 self.group = (self.group.max(1) + 1).min(retry.batch);

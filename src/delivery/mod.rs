@@ -26,7 +26,7 @@ use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit, Refused, Ticket};
 use crate::config;
 use crate::message::{Message, MessageId};
-use crate::meter::{CallKind, Meter};
+use crate::meter::{Call, CallKind, Meter, OverBudget};
 use crate::spool::{Brief, Change, Claim, Picked, Spool};
 use crate::upstream::{Departure, Upstream};
 pub use batches::Paused;
@@ -232,6 +232,8 @@ impl Caller {
 impl<U: Upstream> Shared<U> {
     /// Decides at the door: what cannot be sent in time is refused, unless it may be kept.
     fn plan(&self, message: &Message, wanted: &Wanted, deadline: Instant) -> Result<Plan, Ended> {
+        let admitted = self.meter.admits(&message.instance, message.topic.parent());
+        admitted.map_err(Ended::OverBudget)?;
         if let Some(kept) = &self.kept {
             match kept.batches.trouble(&message.lane()) {
                 Some(Hold::Barred(bar)) if !wanted.keep => return Err(Ended::Barred(bar)),
@@ -311,8 +313,14 @@ impl<U: Upstream> Shared<U> {
         let may_repeat = kept.batches.retry().may_repeat(&message.topic);
         let mut calls = 1;
         loop {
+            let (begun, entry) = match self.begin(message, permit, calls).await {
+                Ok(begun) => begun,
+                Err(over) => {
+                    return caller.tell(Outcome::new(calls - 1, Ended::OverBudget(over)));
+                }
+            };
             let departure = Departure::new(caller.deadline);
-            let mut call = std::pin::pin!(self.one_call(message, permit, calls, &departure));
+            let mut call = std::pin::pin!(self.one_call(message, begun, entry, &departure));
             let answer = match timeout_at(caller.deadline, &mut call).await {
                 Ok(answer) => answer,
                 // A call that has not left by now never leaves, and ends at once.
@@ -382,7 +390,13 @@ impl<U: Upstream> Shared<U> {
         };
         let mut calls = 1;
         loop {
-            let answer = self.call(&message, permit, calls, &mut caller).await;
+            let (begun, entry) = match self.begin(&message, permit, calls).await {
+                Ok(begun) => begun,
+                Err(over) => {
+                    return caller.tell(Outcome::new(calls - 1, Ended::OverBudget(over)));
+                }
+            };
+            let answer = self.call(&message, begun, entry, calls, &mut caller).await;
             let again = calls < MAX_CALLS && self.worth_another(&answer, calls, &caller).await;
             let next = if again { self.another_permit(&caller).await } else { None };
             let Some(next) = next else {
@@ -399,11 +413,12 @@ impl<U: Upstream> Shared<U> {
         &self,
         message: &Message,
         permit: Permit,
+        entry: Call,
         calls: u32,
         caller: &mut Caller,
     ) -> Answer {
         let departure = Departure::new(caller.deadline);
-        let mut call = std::pin::pin!(self.one_call(message, permit, calls, &departure));
+        let mut call = std::pin::pin!(self.one_call(message, permit, entry, &departure));
         if let Ok(answer) = timeout_at(caller.deadline, &mut call).await {
             return answer;
         }
@@ -414,24 +429,39 @@ impl<U: Upstream> Shared<U> {
         call.await
     }
 
+    /// Enters a call in the book before it leaves.
+    async fn begin(
+        &self,
+        message: &Message,
+        permit: Permit,
+        calls: u32,
+    ) -> Result<(Permit, Call), OverBudget> {
+        if let Some((ceiling, wait)) = permit.waited() {
+            self.meter.waited(ceiling as usize, wait);
+        }
+        let kind = if calls == 1 { CallKind::First } else { CallKind::Retry };
+        match self.meter.begin(message, kind).await {
+            Ok(entry) => Ok((permit, entry)),
+            Err(over) => {
+                permit.unsent();
+                Err(over)
+            }
+        }
+    }
+
     /// One call, counted.
     async fn one_call(
         &self,
         message: &Message,
         permit: Permit,
-        calls: u32,
+        entry: Call,
         departure: &Departure,
     ) -> Answer {
-        if let Some((ceiling, wait)) = permit.waited() {
-            self.meter.waited(ceiling as usize, wait);
-        }
         let start = Instant::now();
         let answer = self.upstream.send(message, permit, departure).await;
-        let kind = if calls == 1 { CallKind::First } else { CallKind::Retry };
-        let (code, took) = (answer.label(), start.elapsed());
-        tracing::debug!(id = %message.id, topic = %message.topic, call = calls, %code, ?took, "called");
-        self.meter.called(message, kind, &code, billed(&answer.verdict()), took);
-        drop(code);
+        let took = start.elapsed();
+        tracing::debug!(id = %message.id, topic = %message.topic, code = %answer.label(), ?took, "called");
+        entry.ended(&answer.label(), billed(&answer.verdict()), took);
         answer
     }
 

@@ -3,6 +3,7 @@
 use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::Refused;
 use crate::message::MessageId;
+use crate::meter::OverBudget;
 use crate::spool::KeepError;
 
 /// What became of a message.
@@ -29,6 +30,8 @@ pub enum Ended {
     NoPermit(Refused),
     /// Nothing was sent: the provider does not let us in, and a probe finds out when it does.
     Barred(Bar),
+    /// Nothing was sent: a budget is used up.
+    OverBudget(OverBudget),
     /// The caller's patience ended while a call was on its way: nobody knows yet.
     Unanswered,
     /// A request with the same key and another topic or body was made before.

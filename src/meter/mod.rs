@@ -5,123 +5,35 @@
 //! label values written one after another, without comparing them, so ("ab", "c") and ("a", "bc")
 //! are one series with the sum of both. For a bill that is a wrong bill.
 
+mod bill;
+mod budget;
+mod counts;
 mod labels;
+mod ledger;
+mod money;
+mod period;
 mod tps;
+mod words;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 
-use crate::message::{InstanceId, Lane, Message};
-use labels::Labels;
+use crate::config::{Billing, Period};
+use crate::message::{InstanceId, Message};
+pub use bill::{Bill, By, Query, Row};
+pub use budget::{BudgetStatus, OverBudget};
+use counts::Counts;
+pub use counts::{Messages, Snapshot};
 pub use labels::OTHER;
-pub use tps::Tps;
-
-/// The most provider codes with series of their own.
-const MAX_CODES: usize = 64;
-
-/// How a request to publish ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Published {
-    /// Delivered.
-    Delivered,
-    /// Kept, to be delivered.
-    Queued,
-    /// Refused because of a ceiling, ours or the provider's.
-    OverCeiling,
-    /// Refused by the provider.
-    Refused,
-    /// Not delivered.
-    Failed,
-    /// Perhaps delivered.
-    Unknown,
-    /// Not a message.
-    Invalid,
-    /// Refused while stopping.
-    Draining,
-    /// Refused because too many wait.
-    Full,
-}
-
-impl Published {
-    /// All, in order.
-    pub const ALL: [Self; 9] = [
-        Self::Delivered,
-        Self::Queued,
-        Self::OverCeiling,
-        Self::Refused,
-        Self::Failed,
-        Self::Unknown,
-        Self::Invalid,
-        Self::Draining,
-        Self::Full,
-    ];
-
-    /// The word for it in metrics and logs.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Delivered => "delivered",
-            Self::Queued => "queued",
-            Self::OverCeiling => "over_ceiling",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-            Self::Unknown => "unknown",
-            Self::Invalid => "invalid",
-            Self::Draining => "draining",
-            Self::Full => "full",
-        }
-    }
-}
-
-/// Why a call was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CallKind {
-    /// A message's first try.
-    First,
-    /// A later one.
-    Retry,
-    /// One that finds out whether a lane works again.
-    Probe,
-}
-
-impl CallKind {
-    /// The word for it in metrics.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Retry => "retry",
-            Self::Probe => "probe",
-        }
-    }
-}
-
-/// What a call means for the bill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Billed {
-    /// Each successful call is one message.
-    Yes,
-    /// Nobody can know.
-    Uncertain,
-    /// Not a successful call.
-    No,
-}
-
-impl Billed {
-    /// All, in order.
-    pub const ALL: [Self; 3] = [Self::Yes, Self::Uncertain, Self::No];
-
-    /// The `result` of a call in metrics.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Yes => "delivered",
-            Self::Uncertain => "unknown",
-            Self::No => "failed",
-        }
-    }
-}
+use ledger::Ledger;
+pub use ledger::LedgerError;
+pub use words::{Billed, CallKind, Published};
 
 /// The book of facts. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -132,42 +44,13 @@ pub struct Meter {
 #[derive(Debug)]
 struct Shared {
     counts: Mutex<Counts>,
+    /// `None`: only this process is counted.
+    ledger: Option<Ledger>,
+    has_budgets: bool,
     publish_duration: [Histogram; Published::ALL.len()],
     call_duration: [Histogram; Billed::ALL.len()],
     ceiling_wait: [Histogram; 2],
     batch_messages: Histogram,
-}
-
-#[derive(Debug)]
-struct Counts {
-    topics: Labels,
-    codes: Labels,
-    published: BTreeMap<Arc<str>, [u64; Published::ALL.len()]>,
-    calls: BTreeMap<(CallKind, Arc<str>), u64>,
-    messages: BTreeMap<InstanceId, BTreeMap<Arc<str>, Messages>>,
-    tps: BTreeMap<InstanceId, Tps>,
-}
-
-/// Messages of one instance and parent topic.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Messages {
-    /// Billed.
-    pub billable: u64,
-    /// May have been billed.
-    pub uncertain: u64,
-}
-
-/// The counts at one moment, for those who show them.
-#[derive(Debug, Clone, Default)]
-pub struct Snapshot {
-    /// Requests by parent topic and outcome, in the order of [`Published::ALL`].
-    pub published: BTreeMap<Arc<str>, [u64; Published::ALL.len()]>,
-    /// Calls by kind and code.
-    pub calls: BTreeMap<(CallKind, Arc<str>), u64>,
-    /// Messages by instance and parent topic.
-    pub messages: BTreeMap<InstanceId, BTreeMap<Arc<str>, Messages>>,
-    /// Billable messages in the last whole second and the largest second of this minute.
-    pub tps: BTreeMap<InstanceId, (u64, u64)>,
 }
 
 /// The book's histograms, with the values of their label.
@@ -184,29 +67,83 @@ pub struct Histograms<'a> {
 }
 
 impl Meter {
-    /// An empty book. The instances' series exist from the start.
-    pub fn new(max_topics: usize, instances: impl IntoIterator<Item = InstanceId>) -> Self {
-        let other = Arc::<str>::from(OTHER);
-        let mut counts = Counts {
-            topics: Labels::new(max_topics),
-            codes: Labels::new(MAX_CODES),
-            published: BTreeMap::from([(Arc::clone(&other), Default::default())]),
-            calls: BTreeMap::new(),
-            messages: BTreeMap::new(),
-            tps: BTreeMap::new(),
+    /// An empty book without a ledger. The instances' series exist from the start.
+    pub fn new(
+        max_topics: usize,
+        billing: &Billing,
+        instances: impl IntoIterator<Item = InstanceId>,
+    ) -> Self {
+        Self::over(None, max_topics, billing, instances)
+    }
+
+    /// One that continues the ledger in `folder`, or keeps one in memory. Blocks.
+    ///
+    /// # Errors
+    /// If the ledger cannot be used.
+    pub fn open(
+        folder: Option<&Path>,
+        max_topics: usize,
+        billing: &Billing,
+        instances: impl IntoIterator<Item = InstanceId>,
+    ) -> Result<Self, LedgerError> {
+        let (ledger, lost) = match folder {
+            Some(folder) => Ledger::open(folder)?,
+            None => (Ledger::in_memory()?, BTreeMap::new()),
         };
-        for kind in [CallKind::First, CallKind::Retry, CallKind::Probe] {
-            let ok = counts.codes.get("OK");
-            counts.calls.insert((kind, ok), 0);
+        let meter = Self::over(Some(ledger.clone()), max_topics, billing, instances);
+        let mut counts = meter.counts();
+        let now = now();
+        let range = counts.restores_from(now).div_euclid(60)..now.div_euclid(60) + 1;
+        let restored = ledger.minutes(range, |minute, name, counted| {
+            if !name.topic.is_empty() {
+                counts.restore(minute * 60, name, &counted);
+            }
+        });
+        restored.map_err(|reason| LedgerError::store(folder.unwrap_or(Path::new("")), &reason))?;
+        for (name, calls) in &lost {
+            tracing::warn!(
+                instance = &*name.instance,
+                topic = &*name.topic,
+                calls,
+                "the process before this one ended with calls under way: counted as uncertain"
+            );
+            counts.lost(name, *calls);
         }
+        drop(counts);
+        Ok(meter)
+    }
+
+    /// One that counts in memory since the ledger cannot be used, and says so.
+    ///
+    /// # Errors
+    /// If there is no thread for it.
+    pub fn unkept(
+        why: &LedgerError,
+        max_topics: usize,
+        billing: &Billing,
+        instances: impl IntoIterator<Item = InstanceId>,
+    ) -> Result<Self, LedgerError> {
+        tracing::error!(error = %why, "what is billed is counted in memory only, and from zero");
+        let ledger = Ledger::in_memory()?;
+        ledger.fails(why.to_string());
+        Ok(Self::over(Some(ledger), max_topics, billing, instances))
+    }
+
+    fn over(
+        ledger: Option<Ledger>,
+        max_topics: usize,
+        billing: &Billing,
+        instances: impl IntoIterator<Item = InstanceId>,
+    ) -> Self {
+        let mut counts = Counts::new(max_topics, billing.clone(), now());
         for instance in instances {
-            let messages = BTreeMap::from([(Arc::clone(&other), Messages::default())]);
-            counts.messages.insert(Arc::clone(&instance), messages);
-            counts.tps.insert(instance, Tps::default());
+            counts.line(&instance, OTHER, |name| ledger.as_ref()?.series(name));
         }
         Self {
             shared: Arc::new(Shared {
                 counts: Mutex::new(counts),
+                ledger,
+                has_budgets: !billing.budgets.is_empty(),
                 publish_duration: std::array::from_fn(|_| histogram()),
                 call_duration: std::array::from_fn(|_| histogram()),
                 ceiling_wait: std::array::from_fn(|_| histogram()),
@@ -222,9 +159,7 @@ impl Meter {
     /// A request to publish was answered. `parent` is its parent topic, if it had a valid one.
     pub fn published(&self, parent: Option<&str>, outcome: Published, took: Duration) {
         self.shared.publish_duration[outcome as usize].observe(took.as_secs_f64());
-        let mut counts = self.counts();
-        let topic = counts.topics.get(parent.unwrap_or(OTHER));
-        counts.published.entry(topic).or_default()[outcome as usize] += 1;
+        self.counts().published(parent, outcome);
     }
 
     /// A permit was waited for, because of the ceiling at `ceiling` (account, egress address).
@@ -237,56 +172,67 @@ impl Meter {
         self.shared.batch_messages.observe(messages as f64);
     }
 
-    /// A message may have been delivered before a crash; nobody knows.
-    pub fn uncertain(&self, lane: &Lane) {
+    /// Whether the budgets have a place for one more message of an instance and parent topic.
+    ///
+    /// # Errors
+    /// If one that refuses messages is used up.
+    pub fn admits(&self, instance: &InstanceId, parent: &str) -> Result<(), OverBudget> {
+        if !self.shared.has_budgets {
+            return Ok(());
+        }
         let mut counts = self.counts();
-        let topic = counts.topics.get(&lane.parent);
-        let topics = counts.messages.entry(Arc::clone(&lane.instance)).or_default();
-        topics.entry(topic).or_default().uncertain += 1;
+        let line = counts.line(instance, parent, |name| self.series(name));
+        counts.admits(line, now())
     }
 
-    /// A call ended, with this code or transport word. One call, one verdict, one entry.
-    pub fn called(
-        &self,
-        message: &Message,
-        kind: CallKind,
-        code: &str,
-        billed: Billed,
-        took: Duration,
-    ) {
-        self.shared.call_duration[billed as usize].observe(took.as_secs_f64());
-        let mut counts = self.counts();
-        let code = counts.codes.get(code);
-        *counts.calls.entry((kind, code)).or_default() += 1;
-        if billed == Billed::No {
-            return;
+    /// A call is about to leave. It takes its place in the budgets and in the ledger.
+    ///
+    /// # Errors
+    /// If a budget that refuses messages is used up; then it is not to leave.
+    pub async fn begin(&self, message: &Message, kind: CallKind) -> Result<Call, OverBudget> {
+        let series = {
+            let mut counts = self.counts();
+            let line =
+                counts.line(&message.instance, message.topic.parent(), |name| self.series(name));
+            counts.reserve(line, now())?;
+            let series = counts.series(line, |name| self.series(name));
+            Call { meter: self.clone(), line, series, kind, has_ended: false }
+        };
+        if let (Some(ledger), Some(id)) = (&self.shared.ledger, series.series) {
+            ledger.begin(id).await;
         }
-        let topic = counts.topics.get(message.topic.parent());
-        let instance = Arc::clone(&message.instance);
-        let topics = counts.messages.entry(instance).or_default();
-        let messages = topics.entry(topic).or_default();
-        if billed == Billed::Uncertain {
-            messages.uncertain += 1;
-            return;
-        }
-        messages.billable += 1;
-        let now = Timestamp::now().as_second();
-        counts.tps.entry(Arc::clone(&message.instance)).or_default().add(now);
+        Ok(series)
+    }
+
+    fn series(&self, name: &ledger::Name) -> Option<ledger::SeriesId> {
+        self.shared.ledger.as_ref()?.series(name)
+    }
+
+    /// Takes up other prices.
+    pub fn reprice(&self, billing: &Billing) {
+        self.counts().reprice(billing);
+    }
+
+    /// What is configured of the bill.
+    pub fn billing(&self) -> Billing {
+        self.counts().billing().clone()
     }
 
     /// The counts now.
     pub fn snapshot(&self) -> Snapshot {
-        let now = Timestamp::now().as_second();
-        let mut counts = self.counts();
-        Snapshot {
-            published: counts.published.clone(),
-            calls: counts.calls.clone(),
-            messages: counts.messages.clone(),
-            tps: counts
-                .tps
-                .iter_mut()
-                .map(|(instance, tps)| (Arc::clone(instance), tps.read(now)))
-                .collect(),
+        self.counts().snapshot(now())
+    }
+
+    /// What the disk says, if it does not take the ledger.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.ledger.as_ref().and_then(Ledger::failure)
+    }
+
+    /// Brings everything to the ledger's store and ends it.
+    pub async fn close(&self) {
+        if let Some(ledger) = self.shared.ledger.clone() {
+            // It ends early only with the runtime.
+            drop(tokio::task::spawn_blocking(move || ledger.close()).await);
         }
     }
 
@@ -299,6 +245,53 @@ impl Meter {
             batch: &self.shared.batch_messages,
         }
     }
+}
+
+/// One call, from before it leaves to its verdict. Dropped without one, nobody knows what became
+/// of it.
+#[derive(Debug)]
+#[must_use = "a call that is dropped counts as one of which nobody knows"]
+pub struct Call {
+    meter: Meter,
+    line: usize,
+    series: Option<ledger::SeriesId>,
+    kind: CallKind,
+    has_ended: bool,
+}
+
+impl Call {
+    /// It has ended, with this code or transport word. One call, one verdict, one entry.
+    pub fn ended(mut self, code: &str, billed: Billed, took: Duration) {
+        self.meter.shared.call_duration[billed as usize].observe(took.as_secs_f64());
+        self.end(code, billed);
+    }
+
+    fn end(&mut self, code: &str, billed: Billed) {
+        self.has_ended = true;
+        let now = now();
+        self.meter.counts().ended(self.line, self.kind, code, billed, now);
+        if let (Some(ledger), Some(id)) = (&self.meter.shared.ledger, self.series) {
+            ledger.end(id, billed, now);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.end("abandoned", Billed::Uncertain);
+        }
+    }
+}
+
+/// When the period around a moment began.
+pub fn start_of(period: Period, at: Timestamp, zone: &TimeZone) -> Timestamp {
+    let start = period::Span::around(at.as_second(), period, zone).start;
+    Timestamp::from_second(start).unwrap_or(at)
+}
+
+fn now() -> i64 {
+    Timestamp::now().as_second()
 }
 
 /// From half a millisecond to 16 seconds.
@@ -316,50 +309,4 @@ fn histogram_of(buckets: prometheus::Result<Vec<f64>>) -> Histogram {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::{MessageId, Payload, PayloadEncoding, Topic};
-
-    fn message(topic: &str) -> Message {
-        Message {
-            id: MessageId::new(),
-            instance: "post-cn-1".into(),
-            topic: Topic::parse(topic).unwrap(),
-            payload: Payload::new(bytes::Bytes::new(), PayloadEncoding::Base64, 0).unwrap(),
-        }
-    }
-
-    #[test]
-    fn counts_what_is_billed_and_what_may_be() {
-        let meter = Meter::new(5, ["post-cn-1".into()]);
-        let took = Duration::from_millis(5);
-        let call = |code, billed| {
-            meter.called(&message("abc/d"), CallKind::First, code, billed, took);
-        };
-        (0..240).for_each(|_| call("OK", Billed::Yes));
-        (0..6).for_each(|_| call("Throttling.User", Billed::No));
-        (0..3).for_each(|_| call("SendMessageFailed", Billed::No));
-        call("empty_msgid", Billed::Uncertain);
-        let snapshot = meter.snapshot();
-        let messages = snapshot.messages["post-cn-1"]["abc"];
-        assert_eq!(messages, Messages { billable: 240, uncertain: 1 });
-        let calls: u64 = snapshot.calls.values().sum();
-        assert_eq!(calls, 250);
-    }
-
-    #[test]
-    fn hostile_topics_and_codes_make_no_series() {
-        let meter = Meter::new(3, []);
-        for i in 0..10_000 {
-            let parent = format!("topic{i}");
-            meter.published(Some(&parent), Published::Delivered, Duration::ZERO);
-            let code = format!("Code.{i}");
-            meter.called(&message(&parent), CallKind::First, &code, Billed::Yes, Duration::ZERO);
-        }
-        let snapshot = meter.snapshot();
-        assert_eq!(snapshot.published.len(), 4);
-        assert_eq!(snapshot.published[OTHER][0], 10_000 - 3);
-        assert!(snapshot.calls.len() <= 3 + MAX_CODES);
-        assert_eq!(snapshot.calls.values().sum::<u64>(), 10_000);
-    }
-}
+mod tests;

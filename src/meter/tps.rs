@@ -3,7 +3,7 @@
 
 /// The seconds that matter now.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Tps {
+pub(super) struct Tps {
     second: i64,
     count: u64,
     /// The second before.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{HeaderName, Response, StatusCode};
 use http_body_util::Full;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::answer::{Answer, Bar, HttpAnswer, Lost, Verdict};
@@ -13,7 +14,7 @@ use crate::ceiling::Refused;
 use crate::delivery::{Ended, Outcome};
 use crate::door::{Problem, Reply};
 use crate::message::MessageId;
-use crate::meter::Published;
+use crate::meter::{OverBudget, Published};
 use crate::spool::KeepError;
 
 /// What a caller waits at least when the provider names no time.
@@ -75,6 +76,7 @@ pub(super) fn answer(outcome: Outcome, applied: Option<String>) -> Answered {
     let mut answered = match ended {
         Ended::Answered(answer) => answer_of(&answer, calls),
         Ended::NoPermit(refused) => no_permit(refused),
+        Ended::OverBudget(over) => over_budget(&over),
         Ended::Unanswered => unanswered(calls),
         Ended::Kept(id) => kept(id),
         Ended::NotKept(error) => not_kept(&error, calls),
@@ -348,6 +350,19 @@ fn no_permit(refused: Refused) -> Answered {
         Refused::TimedOut => (Published::Failed, timeout()),
     };
     Answered::problem(published, problem.outcome("not-sent"))
+}
+
+fn over_budget(over: &OverBudget) -> Answered {
+    let detail = format!(
+        "The budget {:?} (billing.budgets) is used up until {}. Nothing was sent. Send it again \
+         then, or raise the budget.",
+        over.budget, over.until
+    );
+    let left = over.until.duration_since(Timestamp::now());
+    let problem = problem(StatusCode::TOO_MANY_REQUESTS, "budget", "Over the budget", detail)
+        .outcome("not-sent")
+        .retry_after(Duration::try_from(left).unwrap_or_default());
+    Answered::problem(Published::OverCeiling, problem)
 }
 
 fn timeout() -> Problem {

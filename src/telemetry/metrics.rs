@@ -37,6 +37,7 @@ pub(super) fn text(facts: &Facts, format: Format) -> String {
     let snapshot = facts.meter.snapshot();
     let mut families: Vec<_> = [
         messages(&snapshot),
+        billing(facts, &snapshot),
         histograms(facts),
         ceilings(facts),
         retries(facts),
@@ -107,11 +108,16 @@ fn messages(snapshot: &Snapshot) -> Families {
         "tollgate_uncertain_messages_total",
         "Messages that may have been billed: nobody knows whether the call arrived",
     );
+    let mut spend = Family::counter(
+        "tollgate_spend_total",
+        "What the billed messages cost, in billing.currency; 0 where no price is set",
+    );
     for (instance, topics) in &snapshot.messages {
         for (topic, messages) in topics {
             let labels = [("instance", &**instance), ("topic", &**topic)];
             billable = billable.value(&labels, messages.billable as f64);
             uncertain = uncertain.value(&labels, messages.uncertain as f64);
+            spend = spend.value(&labels, messages.spend);
         }
     }
     let mut tps =
@@ -124,7 +130,37 @@ fn messages(snapshot: &Snapshot) -> Families {
         tps = tps.value(&[("instance", instance)], *last as f64);
         peak = peak.value(&[("instance", instance)], *largest as f64);
     }
-    [published, calls, billable, uncertain, tps, peak].map(Family::done).into()
+    [published, calls, billable, uncertain, spend, tps, peak].map(Family::done).into()
+}
+
+fn billing(facts: &Facts, snapshot: &Snapshot) -> Families {
+    let mut left = Family::gauge(
+        "tollgate_budget_remaining_ratio",
+        "What is left of a budget in its period, 0 to 1",
+    );
+    for status in &snapshot.budgets {
+        left = left.value(&[("budget", &status.budget.name)], status.remaining);
+    }
+    let mut plan = Family::gauge(
+        "tollgate_plan_tps",
+        "Message TPS that were bought; 0: billing.plan_tps is not set",
+    );
+    let mut used = Family::gauge(
+        "tollgate_plan_used_ratio",
+        "The largest second since the last whole minute began, as a part of the bought TPS",
+    );
+    let bought = facts.meter.billing().plan_tps;
+    for (instance, (_, largest)) in &snapshot.tps {
+        let labels = [("instance", &**instance)];
+        plan = plan.value(&labels, bought.map_or(0.0, f64::from));
+        used = used.value(&labels, bought.map_or(0.0, |plan| *largest as f64 / f64::from(plan)));
+    }
+    let failing = Family::gauge(
+        "tollgate_ledger_failing",
+        "1 while the disk does not take the ledger: what is billed is counted in memory only",
+    )
+    .value(&[], f64::from(u8::from(facts.meter.failure().is_some())));
+    [left, plan, used, failing].map(Family::done).into()
 }
 
 fn histograms(facts: &Facts) -> Families {

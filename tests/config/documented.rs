@@ -111,6 +111,12 @@ fn keys_are_named_once_and_include_the_contract() {
         "idempotency.keep",
         "idempotency.max_keys",
         "topics.allow",
+        "billing.currency",
+        "billing.price_per_million",
+        "billing.plan_tps",
+        "billing.time_zone",
+        "billing.tiers",
+        "billing.budgets",
         "telemetry.log",
         "telemetry.level",
         "telemetry.max_topics",
@@ -119,7 +125,7 @@ fn keys_are_named_once_and_include_the_contract() {
     ] {
         assert!(set.contains(key), "{key}");
     }
-    assert_eq!(set.len(), 52, "a new key belongs into this list");
+    assert_eq!(set.len(), 58, "a new key belongs into this list");
 }
 
 #[test]

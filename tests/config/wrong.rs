@@ -127,9 +127,50 @@ fn in_a_file() {
         ("connect_timeout = \"4s\"", "upstream.connect_timeout", "upstream.call_timeout (3s)"),
         ("[publish]\nmax_payload = \"49KiB\"", "publish.max_payload", "49152 bytes"),
         ("[keys]\nsource = \"uri\"", "keys.uri", "ALIBABA_CLOUD_CREDENTIALS_URI"),
+        // Money.
+        ("[billing]\ncurrency = \"yuan\"", "billing.currency", "is not a currency"),
+        ("[billing]\nprice_per_million = -1", "billing.price_per_million", "out of range"),
+        ("[billing]\nprice_per_million = nan", "billing.price_per_million", "out of range"),
+        ("[billing]\ntime_zone = \"Asia/Shangri-La\"", "billing.time_zone", "not a time zone"),
+        (
+            "[[billing.tiers]]\nfrom = 1\nprice_per_million = 2",
+            "billing.tiers",
+            "does not go up from 0",
+        ),
+        (
+            "[billing]\nprice_per_million = 1\n[[billing.tiers]]\nfrom = 0\nprice_per_million = 2",
+            "billing.price_per_million",
+            "beside billing.tiers",
+        ),
+        (
+            "[[billing.budgets]]\nname = \"a\"\nperiod = \"day\"",
+            "billing.budgets[0]",
+            "neither messages nor spend",
+        ),
+        (
+            "[[billing.budgets]]\nname = \"a\"\nperiod = \"day\"\nmessages = 1\nspend = 1",
+            "billing.budgets[0]",
+            "both messages and spend",
+        ),
+        (
+            "[[billing.budgets]]\nname = \"a\"\nperiod = \"week\"\nmessages = 1",
+            "billing.budgets[0].period",
+            "hour, day, month",
+        ),
+        (
+            "[[billing.budgets]]\nname = \"a\"\nperiod = \"day\"\nspend = 1",
+            "billing.budgets",
+            "cost nothing",
+        ),
+        (
+            "[[billing.budgets]]\nname = \"a\"\nperiod = \"day\"\nmessages = 1\n\
+             topics = [\"Alarm/fire\"]",
+            "billing.budgets[0].topics[0]",
+            "sub-level",
+        ),
         // Rules.
-        ("instances = 3", "upstream.instances", "list of rules"),
-        ("instances = [3]", "upstream.instances[0]", "must be a rule"),
+        ("instances = 3", "upstream.instances", "list of tables"),
+        ("instances = [3]", "upstream.instances[0]", "must be a table"),
         (
             "[[upstream.instances]]\ninstance_id = \"x\"\ntopics = []",
             "upstream.instances[0].topics",

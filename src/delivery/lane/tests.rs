@@ -102,6 +102,7 @@ fn said() -> impl Strategy<Value = Said> {
         1 => (0..60_u64).prop_map(|s| Said::Fails(Some(Duration::from_secs(s)))),
         1 => Just(Said::Bars(Bar::Key)),
         1 => Just(Said::Nothing),
+        1 => (1..60_u64).prop_map(|s| Said::Waits(Duration::from_secs(s))),
     ]
 }
 

@@ -1,0 +1,208 @@
+//! `tollgate bill`: what was sent and what it costs, from the ledger.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+
+use super::asking::Asking;
+use super::{exit, runtime};
+use crate::config::{Config, Flags, Period};
+use crate::control::bill_query;
+use crate::meter::{Bill, By, Meter, Query, Row};
+use crate::sidecar;
+
+/// Show message TPS and spend from the ledger
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    tollgate bill --config tollgate.toml\n  \
+    tollgate bill --from 2026-11-01 --to 2026-12-01 --by topic\n  \
+    tollgate bill --from 24h --by hour -o csv\n\n\
+    Asks a running sidecar over its control socket, or opens the ledger of a stopped one. It knows \
+    this sidecar's own calls; deliveries to subscribers are billed by the provider, too.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    flags: Flags,
+    /// From this day, time, or so long ago; without it, from the first of the month
+    #[arg(long, value_name = "WHEN")]
+    from: Option<String>,
+    /// Up to, and without, this day, time, or so long ago; without it, now
+    #[arg(long, value_name = "WHEN")]
+    to: Option<String>,
+    /// What rows stand for
+    #[arg(long, value_enum, default_value = "day")]
+    by: By,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+    Csv,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    let config = match args.flags.load() {
+        Ok(loaded) => loaded.config,
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            return exit::BAD_CONFIG.into();
+        }
+    };
+    let output = args.output;
+    let done = query(args, &config.billing.time_zone)
+        .and_then(|query| runtime(1).map(|runtime| (query, runtime)).map_err(|e| e.to_string()))
+        .and_then(|(query, runtime)| runtime.block_on(bill(query, &config)))
+        .and_then(|bill| print(&bill, output));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("tollgate bill: {problem}");
+            exit::FAILED.into()
+        }
+    }
+}
+
+async fn bill(query: Query, config: &Config) -> Result<Bill, String> {
+    if let Some(mut sidecar) = Asking::connect(config).await? {
+        let body = sidecar.get(&format!("/bill?{}", bill_query(&query))).await?;
+        return sidecar.read(&body);
+    }
+    let Some(spool) = &config.spool else {
+        return Err("no sidecar runs, and nothing was kept (spool.store = \"none\")".to_owned());
+    };
+    let folder = sidecar::ledger_folder(spool);
+    if !folder.exists() {
+        return Err(format!("there is no ledger at {}", folder.display()));
+    }
+    let (topics, billing) = (config.telemetry.max_topics, config.billing.clone());
+    let open =
+        tokio::task::spawn_blocking(move || Meter::open(Some(&folder), topics, &billing, []));
+    let meter =
+        open.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    let bill = meter.bill(query).await;
+    meter.close().await;
+    bill
+}
+
+// === which part ===
+
+fn query(args: &Args, zone: &TimeZone) -> Result<Query, String> {
+    let now = Timestamp::now();
+    let when =
+        |text: &Option<String>| text.as_deref().map(|text| when(text, now, zone)).transpose();
+    let to = when(&args.to)?.unwrap_or(now);
+    let month = || crate::meter::start_of(Period::Month, to, zone);
+    let from = when(&args.from)?.unwrap_or_else(month);
+    // Whole minutes are what is kept for ninety days.
+    let query = Query {
+        from: from.as_second().div_euclid(60),
+        to: to.as_second().div_euclid(60) + i64::from(to.as_second().rem_euclid(60) > 0),
+        by: args.by,
+    };
+    if query.from >= query.to {
+        return Err(format!("--from ({from}) is not before --to ({to})"));
+    }
+    Ok(query)
+}
+
+/// `2026-11-01`, `2026-11-01T12:00`, `2026-11-01T12:00:00Z`, or `24h` ago.
+fn when(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timestamp, String> {
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(at);
+    }
+    if let Ok(ago) = text.parse::<SignedDuration>() {
+        return now.checked_sub(ago).map_err(|error| error.to_string());
+    }
+    let at = text.parse::<DateTime>().or_else(|_| text.parse::<Date>().map(DateTime::from));
+    let at = at.map_err(|_| {
+        format!("{text:?} is no day (2026-11-01), time (2026-11-01T12:00:00Z) or duration (24h)")
+    })?;
+    at.to_zoned(zone.clone()).map(|at| at.timestamp()).map_err(|error| error.to_string())
+}
+
+// === printing ===
+
+/// Whoever reads may have seen enough: that is no error.
+fn print(bill: &Bill, output: Output) -> Result<(), String> {
+    let mut to = io::stdout().lock();
+    let written = match output {
+        Output::Table => table(bill, &mut to),
+        Output::Csv => csv(bill, &mut to),
+        Output::Json => serde_json::to_string_pretty(bill)
+            .map_err(io::Error::other)
+            .and_then(|text| writeln!(to, "{text}")),
+    };
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
+        _ => Ok(()),
+    }
+}
+
+/// What a row is of: a time, or whose.
+fn subject(row: &Row) -> String {
+    let parts = [&row.start, &row.instance, &row.topic];
+    let parts: Vec<_> = parts.into_iter().flatten().map(String::as_str).collect();
+    parts.join(" ")
+}
+
+fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
+    let all = Row {
+        start: Some("TOTAL".to_owned()),
+        messages: bill.rows.iter().map(|row| row.messages).sum(),
+        uncertain: bill.rows.iter().map(|row| row.uncertain).sum(),
+        peak_tps: bill.rows.iter().map(|row| row.peak_tps).max().unwrap_or(0),
+        spend: bill.rows.iter().map(|row| row.spend).sum(),
+        ..Row::default()
+    };
+    let title = match bill.by {
+        By::Hour => "HOUR",
+        By::Day => "DAY",
+        By::Topic => "INSTANCE TOPIC",
+        By::Instance => "INSTANCE",
+    };
+    let rows = || bill.rows.iter().chain([&all]);
+    let width = rows().map(|row| subject(row).len()).max().unwrap_or(0).max(title.len());
+    writeln!(to, "{} to {}", bill.from, bill.to)?;
+    let money = if bill.priced { format!("SPEND {}", bill.currency) } else { String::new() };
+    let head = format!(
+        "{title:width$}  {:>15}  {:>10}  {:>8}  {money:>14}",
+        "MESSAGES", "UNCERTAIN", "PEAK TPS"
+    );
+    writeln!(to, "{}", head.trim_end())?;
+    for row in rows() {
+        let money = if bill.priced { format!("{:.4}", row.spend) } else { String::new() };
+        let (messages, uncertain, peak) = (row.messages, row.uncertain, row.peak_tps);
+        let subject = subject(row);
+        let line =
+            format!("{subject:width$}  {messages:>15}  {uncertain:>10}  {peak:>8}  {money:>14}");
+        writeln!(to, "{}", line.trim_end())?;
+    }
+    if !bill.priced {
+        writeln!(to, "No price is set (billing.price_per_million), so there is no spend.")?;
+    }
+    Ok(())
+}
+
+/// No field has a comma or a quote in it: times, ids, topics and numbers.
+fn csv(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
+    writeln!(to, "start,instance,topic,messages,uncertain,peak_tps,spend,currency")?;
+    for row in &bill.rows {
+        let [start, instance, topic] =
+            [&row.start, &row.instance, &row.topic].map(|text| text.as_deref().unwrap_or_default());
+        let (messages, uncertain, peak, spend) =
+            (row.messages, row.uncertain, row.peak_tps, row.spend);
+        let currency = &bill.currency;
+        writeln!(
+            to,
+            "{start},{instance},{topic},{messages},{uncertain},{peak},{spend:.6},{currency}"
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,324 @@
+//! The counts of this process, and what they cost.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::budget::{Account, BudgetStatus, OverBudget};
+use super::labels::{Labels, OTHER};
+use super::ledger::{Minute, Name, SeriesId};
+use super::money::{Month, Spent};
+use super::period::Span;
+use super::tps::Tps;
+use super::words::{Billed, CallKind, Published};
+use crate::config::{Billing, Period};
+use crate::message::InstanceId;
+
+/// The most provider codes with series of their own.
+const MAX_CODES: usize = 64;
+
+/// Messages of one instance and parent topic.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Messages {
+    /// Billed.
+    pub billable: u64,
+    /// May have been billed.
+    pub uncertain: u64,
+    /// What the billed ones cost, in the currency.
+    pub spend: f64,
+}
+
+/// The counts at one moment, for those who show them.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Requests by parent topic and outcome, in the order of [`Published::ALL`].
+    pub published: BTreeMap<Arc<str>, [u64; Published::ALL.len()]>,
+    /// Calls by kind and code.
+    pub calls: BTreeMap<(CallKind, Arc<str>), u64>,
+    /// Messages of this process by instance and parent topic.
+    pub messages: BTreeMap<InstanceId, BTreeMap<Arc<str>, Messages>>,
+    /// Messages of today, in the time zone of the bill, also of earlier processes.
+    pub today: BTreeMap<InstanceId, BTreeMap<Arc<str>, Messages>>,
+    /// Billable messages in the last whole second and the largest second of this minute.
+    pub tps: BTreeMap<InstanceId, (u64, u64)>,
+    /// The budgets.
+    pub budgets: Vec<BudgetStatus>,
+}
+
+/// Messages of one instance and parent topic, in this process and today.
+#[derive(Debug)]
+struct Line {
+    name: Name,
+    /// In the ledger.
+    series: Option<SeriesId>,
+    billed: Spent,
+    uncertain: u64,
+    /// What was spent before a price changed.
+    spent_before: f64,
+    today: Spent,
+    today_uncertain: u64,
+    /// Which budgets are for it.
+    budgets: Vec<usize>,
+}
+
+#[derive(Debug)]
+pub(super) struct Counts {
+    topics: Labels,
+    codes: Labels,
+    published: BTreeMap<Arc<str>, [u64; Published::ALL.len()]>,
+    calls: BTreeMap<(CallKind, Arc<str>), u64>,
+    lines: Vec<Line>,
+    index: BTreeMap<InstanceId, BTreeMap<Arc<str>, usize>>,
+    tps: BTreeMap<InstanceId, Tps>,
+    billing: Billing,
+    month: Month,
+    today: Span,
+    accounts: Vec<Account>,
+}
+
+impl Counts {
+    pub(super) fn new(max_topics: usize, billing: Billing, now: i64) -> Self {
+        let other = Arc::<str>::from(OTHER);
+        let mut counts = Self {
+            topics: Labels::new(max_topics),
+            codes: Labels::new(MAX_CODES),
+            published: BTreeMap::from([(other, Default::default())]),
+            calls: BTreeMap::new(),
+            lines: Vec::new(),
+            index: BTreeMap::new(),
+            tps: BTreeMap::new(),
+            month: Month::new(),
+            today: Span::around(now, Period::Day, &billing.time_zone),
+            accounts: Vec::new(),
+            billing,
+        };
+        let budgets = counts.billing.budgets.iter().cloned();
+        counts.accounts = budgets.map(|budget| Account::new(budget, now)).collect();
+        for kind in [CallKind::First, CallKind::Retry, CallKind::Probe] {
+            let ok = counts.codes.get("OK");
+            counts.calls.insert((kind, ok), 0);
+        }
+        counts
+    }
+
+    pub(super) fn billing(&self) -> &Billing {
+        &self.billing
+    }
+
+    // === lines ===
+
+    /// The line of an instance and parent topic, new ones with a series from `series`.
+    pub(super) fn line(
+        &mut self,
+        instance: &InstanceId,
+        parent: &str,
+        series: impl FnOnce(&Name) -> Option<SeriesId>,
+    ) -> usize {
+        let topic = self.topics.get(parent);
+        if let Some(line) = self.index.get(instance).and_then(|topics| topics.get(&topic)) {
+            return *line;
+        }
+        let name = Name { instance: Arc::clone(instance), topic };
+        let series = series(&name);
+        self.add_line(name, series)
+    }
+
+    /// A line by its name in the ledger, which may be of an earlier process.
+    fn line_of(&mut self, name: &Name) -> usize {
+        let line = self.index.get(&name.instance).and_then(|topics| topics.get(&name.topic));
+        let known = line.copied();
+        known.unwrap_or_else(|| {
+            let topic = self.topics.get(&name.topic);
+            let name = Name { instance: Arc::clone(&name.instance), topic };
+            let line = self.index.get(&name.instance).and_then(|topics| topics.get(&name.topic));
+            let known = line.copied();
+            known.unwrap_or_else(|| self.add_line(name, None))
+        })
+    }
+
+    fn add_line(&mut self, name: Name, series: Option<SeriesId>) -> usize {
+        let line = self.lines.len();
+        let topics = self.index.entry(Arc::clone(&name.instance)).or_default();
+        topics.insert(Arc::clone(&name.topic), line);
+        self.tps.entry(Arc::clone(&name.instance)).or_default();
+        let budgets = self.budgets_of(&name);
+        self.lines.push(Line {
+            name,
+            series,
+            billed: Spent::default(),
+            uncertain: 0,
+            spent_before: 0.0,
+            today: Spent::default(),
+            today_uncertain: 0,
+            budgets,
+        });
+        line
+    }
+
+    fn budgets_of(&self, name: &Name) -> Vec<usize> {
+        let covers = |account: &Account| account.budget().covers(&name.instance, &name.topic);
+        let covering = self.accounts.iter().enumerate().filter(|(_, account)| covers(account));
+        covering.map(|(index, _)| index).collect()
+    }
+
+    /// Its series in the ledger, made by `series` where it has none yet.
+    pub(super) fn series(
+        &mut self,
+        line: usize,
+        series: impl FnOnce(&Name) -> Option<SeriesId>,
+    ) -> Option<SeriesId> {
+        let line = &mut self.lines[line];
+        if line.series.is_none() {
+            line.series = series(&line.name);
+        }
+        line.series
+    }
+
+    // === facts ===
+
+    pub(super) fn published(&mut self, parent: Option<&str>, outcome: Published) {
+        let topic = self.topics.get(parent.unwrap_or(OTHER));
+        self.published.entry(topic).or_default()[outcome as usize] += 1;
+    }
+
+    /// Whether the budgets of a line have a place for one more message.
+    pub(super) fn admits(&mut self, line: usize, now: i64) -> Result<(), OverBudget> {
+        for budget in &self.lines[line].budgets {
+            self.accounts[*budget].admits(now, &self.billing.prices)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a place in all budgets of a line, or in none.
+    pub(super) fn reserve(&mut self, line: usize, now: i64) -> Result<(), OverBudget> {
+        self.admits(line, now)?;
+        for budget in &self.lines[line].budgets {
+            self.accounts[*budget].reserve(now, &self.billing.prices)?;
+        }
+        Ok(())
+    }
+
+    /// A call has ended.
+    pub(super) fn ended(
+        &mut self,
+        line: usize,
+        kind: CallKind,
+        code: &str,
+        billed: Billed,
+        now: i64,
+    ) {
+        let code = self.codes.get(code);
+        *self.calls.entry((kind, code)).or_default() += 1;
+        let spent = match billed {
+            Billed::No => Spent::default(),
+            Billed::Yes | Billed::Uncertain => {
+                self.month.spend(&self.billing, now, 1, billed == Billed::Yes)
+            }
+        };
+        for budget in &self.lines[line].budgets {
+            self.accounts[*budget].settle(now, billed, &spent);
+        }
+        self.turn(now);
+        let line = &mut self.lines[line];
+        match billed {
+            Billed::No => {}
+            Billed::Uncertain => {
+                line.uncertain += 1;
+                line.today_uncertain += 1;
+            }
+            Billed::Yes => {
+                line.billed.add(&spent);
+                line.today.add(&spent);
+                self.tps.entry(Arc::clone(&line.name.instance)).or_default().add(now);
+            }
+        }
+    }
+
+    /// Today ends, for those who count it.
+    fn turn(&mut self, now: i64) {
+        if now < self.today.end {
+            return;
+        }
+        self.today = Span::around(now, Period::Day, &self.billing.time_zone);
+        for line in &mut self.lines {
+            (line.today, line.today_uncertain) = (Spent::default(), 0);
+        }
+    }
+
+    // === from the ledger ===
+
+    /// From which second on the ledger is to be told to [`Counts::restore`].
+    pub(super) fn restores_from(&self, now: i64) -> i64 {
+        let month = Span::around(now, Period::Month, &self.billing.time_zone).start;
+        let starts = self.accounts.iter().map(Account::start).chain([self.today.start]);
+        let tiers = self.billing.prices.is_tiered().then_some(month);
+        starts.chain(tiers).min().unwrap_or(now)
+    }
+
+    /// What earlier processes have spent in this minute.
+    pub(super) fn restore(&mut self, second: i64, name: &Name, minute: &Minute) {
+        let line = self.line_of(name);
+        let billed = self.month.spend(&self.billing, second, minute.billable, true);
+        let uncertain = self.month.spend(&self.billing, second, minute.uncertain, false);
+        for budget in &self.lines[line].budgets {
+            self.accounts[*budget].restore(second, &billed);
+            self.accounts[*budget].restore(second, &uncertain);
+        }
+        if self.today.contains(second) {
+            self.lines[line].today.add(&billed);
+            self.lines[line].today_uncertain += minute.uncertain;
+        }
+    }
+
+    /// Calls of which nobody knows how they ended, since a process did not.
+    pub(super) fn lost(&mut self, name: &Name, calls: u64) {
+        let line = self.line_of(name);
+        self.lines[line].uncertain += calls;
+    }
+
+    // === settings ===
+
+    /// Takes up other prices. What was spent is spent; today and budgets are seen at the new ones.
+    pub(super) fn reprice(&mut self, billing: &Billing) {
+        for line in &mut self.lines {
+            line.spent_before +=
+                line.billed.cost(&self.billing.prices) - line.billed.cost(&billing.prices);
+        }
+        self.billing.prices = billing.prices.clone();
+        self.billing.currency.clone_from(&billing.currency);
+        self.billing.plan_tps = billing.plan_tps;
+    }
+
+    // === for those who show them ===
+
+    pub(super) fn snapshot(&mut self, now: i64) -> Snapshot {
+        self.turn(now);
+        let prices = &self.billing.prices;
+        let mut snapshot = Snapshot {
+            published: self.published.clone(),
+            calls: self.calls.clone(),
+            ..Snapshot::default()
+        };
+        for line in &self.lines {
+            let (instance, topic) = (&line.name.instance, &line.name.topic);
+            let messages = Messages {
+                billable: line.billed.messages(),
+                uncertain: line.uncertain,
+                spend: line.spent_before + line.billed.cost(prices),
+            };
+            let today = Messages {
+                billable: line.today.messages(),
+                uncertain: line.today_uncertain,
+                spend: line.today.cost(prices),
+            };
+            let to = snapshot.messages.entry(Arc::clone(instance)).or_default();
+            to.insert(Arc::clone(topic), messages);
+            let to = snapshot.today.entry(Arc::clone(instance)).or_default();
+            to.insert(Arc::clone(topic), today);
+        }
+        let tps = self.tps.iter_mut();
+        snapshot.tps = tps.map(|(name, tps)| (Arc::clone(name), tps.read(now))).collect();
+        let budgets = self.accounts.iter_mut();
+        snapshot.budgets = budgets.map(|account| account.status(now, prices)).collect();
+        snapshot
+    }
+}

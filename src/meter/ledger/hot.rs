@@ -1,0 +1,185 @@
+//! The hot file: what has happened since the store was last written.
+//!
+//! Two slots that are written in turn, so that a torn write leaves the one before. Not synced: a
+//! killed process loses nothing of it, and the store, which is synced each second, bounds what a
+//! power failure costs.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use bytes::{Buf, BufMut};
+
+use super::book::{Cell, Image, Name};
+
+const SLOT: usize = 192 * 1024;
+const MAGIC: u32 = u32::from_le_bytes(*b"tgl1");
+/// Magic, checksum, length, sequence.
+const HEAD: usize = 4 + 4 + 8 + 8;
+
+#[derive(Debug)]
+pub(super) struct Hot {
+    file: File,
+    sequence: u64,
+    buffer: Vec<u8>,
+}
+
+impl Hot {
+    /// Opens it, and reads what an earlier process has left.
+    pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Image>)> {
+        let mut options = OpenOptions::new();
+        let file =
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        // All its room from the start: a full disk is noticed now rather than in a write.
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 2 * SLOT as u64)
+            .or_else(|_| file.set_len(2 * SLOT as u64))?;
+        let mut bytes = vec![0; SLOT];
+        let mut newest = None;
+        for slot in 0..2_u64 {
+            file.read_exact_at(&mut bytes, slot * SLOT as u64)?;
+            if let Some((sequence, image)) = decode(&bytes)
+                && newest.as_ref().is_none_or(|(newest, _)| sequence > *newest)
+            {
+                newest = Some((sequence, image));
+            }
+        }
+        let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
+        Ok((Self { file, sequence, buffer: Vec::new() }, newest.map(|(_, image)| image)))
+    }
+
+    pub(super) fn write(&mut self, image: &Image) -> io::Result<()> {
+        self.sequence += 1;
+        encode(image, self.sequence, &mut self.buffer);
+        if self.buffer.len() > SLOT {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more than a slot holds"));
+        }
+        self.file.write_all_at(&self.buffer, self.sequence % 2 * SLOT as u64)
+    }
+}
+
+fn encode(image: &Image, sequence: u64, to: &mut Vec<u8>) {
+    to.clear();
+    to.put_bytes(0, HEAD);
+    to.put_u64_le(image.generation);
+    to.put_i64_le(image.second);
+    to.put_u64_le(image.names.len() as u64);
+    for (id, name) in &image.names {
+        to.put_u16_le(*id);
+        for text in [&name.instance, &name.topic] {
+            to.put_u64_le(text.len() as u64);
+            to.put_slice(text.as_bytes());
+        }
+    }
+    to.put_u64_le(image.cells.len() as u64);
+    for ((second, id), cell) in &image.cells {
+        to.put_i64_le(*second);
+        to.put_u16_le(*id);
+        to.put_u64_le(cell.billable);
+        to.put_u64_le(cell.uncertain);
+    }
+    to.put_u64_le(image.room.len() as u64);
+    for (id, room) in &image.room {
+        to.put_u16_le(*id);
+        to.put_u64_le(*room);
+    }
+    let length = to.len() - HEAD;
+    let mut checked = crc32fast::Hasher::new();
+    checked.update(&sequence.to_le_bytes());
+    checked.update(&to[HEAD..]);
+    let mut head = &mut to[..HEAD];
+    head.put_u32_le(MAGIC);
+    head.put_u32_le(checked.finalize());
+    head.put_u64_le(length as u64);
+    head.put_u64_le(sequence);
+}
+
+/// `None`: nothing was written here, or not wholly.
+fn decode(mut bytes: &[u8]) -> Option<(u64, Image)> {
+    if bytes.try_get_u32_le().ok()? != MAGIC {
+        return None;
+    }
+    let (sum, length) = (bytes.try_get_u32_le().ok()?, bytes.try_get_u64_le().ok()?);
+    let sequence = bytes.try_get_u64_le().ok()?;
+    let mut body = bytes.get(..usize::try_from(length).ok()?)?;
+    let mut checked = crc32fast::Hasher::new();
+    checked.update(&sequence.to_le_bytes());
+    checked.update(body);
+    if checked.finalize() != sum {
+        return None;
+    }
+    let body = &mut body;
+    let mut image = Image {
+        generation: body.try_get_u64_le().ok()?,
+        second: body.try_get_i64_le().ok()?,
+        ..Image::default()
+    };
+    for _ in 0..body.try_get_u64_le().ok()? {
+        let id = body.try_get_u16_le().ok()?;
+        let name = Name { instance: text(body)?.into(), topic: text(body)?.into() };
+        image.names.push((id, name));
+    }
+    for _ in 0..body.try_get_u64_le().ok()? {
+        let key = (body.try_get_i64_le().ok()?, body.try_get_u16_le().ok()?);
+        let (billable, uncertain) = (body.try_get_u64_le().ok()?, body.try_get_u64_le().ok()?);
+        image.cells.insert(key, Cell { billable, uncertain });
+    }
+    for _ in 0..body.try_get_u64_le().ok()? {
+        image.room.insert(body.try_get_u16_le().ok()?, body.try_get_u64_le().ok()?);
+    }
+    Some((sequence, image))
+}
+
+fn text(body: &mut &[u8]) -> Option<String> {
+    let length = usize::try_from(body.try_get_u64_le().ok()?).ok()?;
+    let text = body.get(..length)?;
+    body.advance(length);
+    String::from_utf8(text.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(generation: u64) -> Image {
+        let name = Name { instance: "post-cn-1".into(), topic: "TopicA".into() };
+        let cell = Cell { billable: 3, uncertain: 1 };
+        Image {
+            generation,
+            second: 1_700_000_000,
+            names: vec![(0, name)],
+            cells: [((1_700_000_000, 0), cell)].into(),
+            room: [(0, 7)].into(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_a_torn_write_leaves_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hot");
+        let (mut hot, found) = Hot::open(&path).unwrap();
+        assert_eq!(found, None);
+        for generation in 1..=3 {
+            hot.write(&image(generation)).unwrap();
+            assert_eq!(Hot::open(&path).unwrap().1, Some(image(generation)));
+        }
+        // The third is in the second slot.
+        let (_, before) = (image(3), image(2));
+        for at in 0..HEAD + 60 {
+            let offset = (SLOT + at) as u64;
+            let mut byte = [0];
+            hot.file.read_exact_at(&mut byte, offset).unwrap();
+            hot.file.write_all_at(&[byte[0] ^ 0x40], offset).unwrap();
+            assert_eq!(Hot::open(&path).unwrap().1, Some(before.clone()), "byte {at}");
+            hot.file.write_all_at(&byte, offset).unwrap();
+        }
+        assert_eq!(Hot::open(&path).unwrap().1, Some(image(3)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_an_image_or_none(bytes in proptest::collection::vec(0_u8.., 0..300)) {
+            decode(&bytes);
+        }
+    }
+}

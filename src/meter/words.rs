@@ -1,0 +1,101 @@
+//! The words that counts are kept under.
+
+/// How a request to publish ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Published {
+    /// Delivered.
+    Delivered,
+    /// Kept, to be delivered.
+    Queued,
+    /// Refused because of a ceiling, ours or the provider's.
+    OverCeiling,
+    /// Refused by the provider.
+    Refused,
+    /// Not delivered.
+    Failed,
+    /// Perhaps delivered.
+    Unknown,
+    /// Not a message.
+    Invalid,
+    /// Refused while stopping.
+    Draining,
+    /// Refused because too many wait.
+    Full,
+}
+
+impl Published {
+    /// All, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Delivered,
+        Self::Queued,
+        Self::OverCeiling,
+        Self::Refused,
+        Self::Failed,
+        Self::Unknown,
+        Self::Invalid,
+        Self::Draining,
+        Self::Full,
+    ];
+
+    /// The word for it in metrics and logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Queued => "queued",
+            Self::OverCeiling => "over_ceiling",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+            Self::Invalid => "invalid",
+            Self::Draining => "draining",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// Why a call was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CallKind {
+    /// A message's first try.
+    First,
+    /// A later one.
+    Retry,
+    /// One that finds out whether a lane works again.
+    Probe,
+}
+
+impl CallKind {
+    /// The word for it in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Retry => "retry",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+/// What a call means for the bill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Billed {
+    /// Each successful call is one message.
+    Yes,
+    /// Nobody can know.
+    Uncertain,
+    /// Not a successful call.
+    No,
+}
+
+impl Billed {
+    /// All, in order.
+    pub const ALL: [Self; 3] = [Self::Yes, Self::Uncertain, Self::No];
+
+    /// The `result` of a call in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "delivered",
+            Self::Uncertain => "unknown",
+            Self::No => "failed",
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The ledger against the provider's own count: exact while processes end in order, and never less
+//! than the truth when they are killed.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use support::http::{get, post};
+use support::process::{Emulator, Serve, run};
+
+/// As many lines as one request may have.
+const BATCH: usize = 1_000;
+
+struct House {
+    _folder: tempfile::TempDir,
+    emulator: Emulator,
+    settings: Vec<(&'static str, String)>,
+}
+
+impl House {
+    async fn new(more: &[(&'static str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let limits = ["--egress-ip-qps", "0", "--account-qps", "0"];
+        let emulator = Emulator::start(&limits).await;
+        let mut settings = vec![
+            ("upstream.endpoint", emulator.url()),
+            ("spool.store", "disk".to_owned()),
+            ("spool.path", folder.path().join("spool").display().to_string()),
+            ("retry.base", "10ms".to_owned()),
+            ("retry.cap", "200ms".to_owned()),
+        ];
+        settings.extend(more.iter().map(|(key, value)| (*key, (*value).to_owned())));
+        Self { _folder: folder, emulator, settings }
+    }
+
+    fn settings(&self) -> Vec<(&str, &str)> {
+        self.settings.iter().map(|(key, value)| (*key, &**value)).collect()
+    }
+
+    async fn serve(&self) -> Serve {
+        Serve::start(&self.settings(), &[]).await
+    }
+
+    async fn faults(&self, faults: &str) {
+        let told = post(&self.emulator.address, "/_emulator/faults", &[], faults.as_bytes()).await;
+        assert_eq!(told.status, 200, "{}", told.text());
+    }
+
+    async fn report(&self) -> Value {
+        get(&self.emulator.address, "/_emulator/report").await.json()
+    }
+
+    /// Messages that the provider has taken, and calls of which nobody can know.
+    async fn truth(&self) -> (u64, u64) {
+        let report = self.report().await;
+        let unknown = ["close", "hang", "empty-msgid", "html-503"];
+        let unknown = unknown.iter().filter_map(|code| report["refused"][code].as_u64()).sum();
+        (report["accepted"].as_u64().unwrap(), unknown)
+    }
+
+    /// The ledger's billable and uncertain messages. No sidecar runs.
+    async fn bill(&self, more: &[&str]) -> Value {
+        let mut args = vec!["bill", "--from", "2h", "-o", "json"];
+        args.extend(more);
+        let sets: Vec<_> =
+            self.settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let id = format!("upstream.instance_id={}", support::INSTANCE);
+        for set in sets.iter().chain([&id]) {
+            args.extend(["--set", set]);
+        }
+        let said = run(&args, &[]).await;
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        serde_json::from_str(&said.stdout).unwrap()
+    }
+
+    async fn counted(&self) -> (u64, u64) {
+        sums(&self.bill(&[]).await)
+    }
+
+    async fn stop(&self, serve: Serve) {
+        serve.signal(Signal::TERM);
+        let (status, log) = serve.ended().await;
+        assert!(status.success() && !log.contains("panicked"), "{log}");
+    }
+}
+
+fn sums(bill: &Value) -> (u64, u64) {
+    let rows = bill["rows"].as_array().unwrap();
+    let sum = |name: &str| rows.iter().map(|row| row[name].as_u64().unwrap()).sum();
+    (sum("messages"), sum("uncertain"))
+}
+
+/// Hands a batch over; all of it is kept.
+async fn publish(address: &str, batch: usize) -> bool {
+    let line = |n: usize| format!("{{\"topic\":\"Topic{}\",\"payload\":\"{batch}-{n}\"}}\n", n % 5);
+    let body: String = (0..BATCH).map(line).collect();
+    let headers = [("content-type", "application/x-ndjson"), ("prefer", "respond-async")];
+    post(address, "/publish", &headers, body.as_bytes()).await.status == 202
+}
+
+async fn kept(serve: &Serve) -> u64 {
+    get(&serve.telemetry, "/status.json").await.json()["kept"]["queued"].as_u64().unwrap()
+}
+
+async fn down_to(serve: &Serve, messages: u64) {
+    let empty = async {
+        while kept(serve).await > messages {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(5), empty).await.expect("they are delivered");
+}
+
+const FAULTS: &str = r#"[{"code":"SendMessageFailed","probability":0.05},
+    {"code":"InternalError","probability":0.01},
+    {"code":"SendMessageFailed","probability":0.01,"then":"close"},
+    {"code":"SendMessageFailed","probability":0.01,"then":"empty-msgid"},
+    {"code":"SendMessageFailed","probability":0.005,"then":"html-503"},
+    {"code":"SendMessageFailed","probability":0.0005,"then":"hang"}]"#;
+
+/// Two hundred thousand messages with faults of every kind, over a restart in the middle.
+#[tokio::test]
+async fn what_the_provider_bills() {
+    const BATCHES: usize = 200;
+    let house = House::new(&[("billing.price_per_million", "5")]).await;
+    house.faults(FAULTS).await;
+    let mut serve = house.serve().await;
+    for batch in 0..BATCHES {
+        assert!(publish(&serve.publish, batch).await, "batch {batch}");
+        down_to(&serve, 20_000).await;
+        if batch == BATCHES / 2 {
+            house.stop(serve).await;
+            assert_eq!(house.counted().await, house.truth().await);
+            serve = house.serve().await;
+        }
+    }
+    down_to(&serve, 0).await;
+    // All messages are delivered; the last calls of which nobody knows are over, too.
+    house.stop(serve).await;
+    let (accepted, unknown) = house.truth().await;
+    println!("{accepted} accepted, {unknown} unknown");
+    assert!(accepted >= (BATCHES * BATCH) as u64 && unknown > 1_000);
+    assert_eq!(house.counted().await, (accepted, unknown));
+    for by in ["hour", "topic", "instance"] {
+        let bill = house.bill(&["--by", by]).await;
+        assert_eq!(sums(&bill), (accepted, unknown), "by {by}");
+        let spend: f64 =
+            bill["rows"].as_array().unwrap().iter().map(|r| r["spend"].as_f64().unwrap()).sum();
+        assert!((spend - accepted as f64 * 5.0 / 1e6).abs() < 1e-9, "{spend}");
+    }
+    // A true second's peak is at least the mean, and no more than all.
+    let rows = house.bill(&["--by", "instance"]).await["rows"].clone();
+    let peak = rows[0]["peak_tps"].as_u64().unwrap();
+    let seconds = house.report().await["by_second"].as_array().unwrap().len() as u64;
+    assert!(peak >= accepted / (seconds + 1) && peak < accepted, "{peak} in {seconds} s");
+}
+
+/// Killed five times under load: never less than the truth, and more by what was under way.
+#[tokio::test]
+async fn killed() {
+    const KILLS: u64 = 5;
+    let house = House::new(&[]).await;
+    house.faults(FAULTS).await;
+    let mut rng = fastrand::Rng::with_seed(20_261_123);
+    let mut lost = 0;
+    for kill in 0..KILLS {
+        let serve = house.serve().await;
+        let (before, _) = house.truth().await;
+        for batch in 0..3 {
+            publish(&serve.publish, batch).await;
+        }
+        let some = rng.u64(500..2_000);
+        while house.truth().await.0 < before + some {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        serve.signal(Signal::KILL);
+        serve.ended().await;
+        let (billable, uncertain) = house.counted().await;
+        let (accepted, unknown) = house.truth().await;
+        println!("kill {kill}: {billable} + {uncertain}? of {accepted} and {unknown}?");
+        assert!(billable <= accepted, "nothing is counted twice");
+        assert!(accepted + unknown <= billable + uncertain, "nothing is forgotten");
+        // A thousand calls may be under way, and as many again begin before the next write.
+        lost = (billable + uncertain) - (accepted + unknown);
+        assert!(lost <= (kill + 1) * 4_000, "{lost}");
+    }
+    // In order once more: the difference stays what it was.
+    let serve = house.serve().await;
+    down_to(&serve, 0).await;
+    house.stop(serve).await;
+    let (billable, uncertain) = house.counted().await;
+    let (accepted, unknown) = house.truth().await;
+    assert_eq!((billable + uncertain) - (accepted + unknown), lost);
+}
+
+/// A process that dies in a quiet moment leaves nothing uncertain.
+#[tokio::test]
+async fn killed_while_idle() {
+    let house = House::new(&[]).await;
+    for _ in 0..3 {
+        let serve = house.serve().await;
+        assert!(publish(&serve.publish, 0).await);
+        down_to(&serve, 0).await;
+        // The room for calls that did not come is given back.
+        let folder =
+            house.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
+        quiet(&folder).await;
+        serve.signal(Signal::KILL);
+        serve.ended().await;
+    }
+    assert_eq!(house.counted().await, (3 * BATCH as u64, 0));
+}
+
+/// Waits until the ledger's files have not changed for a while.
+async fn quiet(folder: &str) {
+    let stamp = || {
+        let hot = std::fs::metadata(format!("{folder}/ledger/hot")).unwrap().modified().unwrap();
+        let store = std::fs::metadata(format!("{folder}/ledger/ledger.redb")).unwrap();
+        (hot, store.modified().unwrap())
+    };
+    let (mut last, mut same) = (stamp(), 0);
+    while same < 50 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = stamp();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+}
+
+/// What may have been delivered before the connection closed is uncertain, and not billable.
+#[tokio::test]
+async fn delivered_and_then_closed() {
+    let house = House::new(&[]).await;
+    house.faults(r#"[{"code":"x","probability":0.2,"then":"deliver-then-close"}]"#).await;
+    let serve = house.serve().await;
+    assert!(publish(&serve.publish, 0).await);
+    down_to(&serve, 0).await;
+    house.stop(serve).await;
+    let ((billable, uncertain), (accepted, _)) = (house.counted().await, house.truth().await);
+    assert_eq!(billable, BATCH as u64);
+    assert_eq!(billable + uncertain, accepted);
+    assert!(uncertain > 100, "{uncertain}");
+}
