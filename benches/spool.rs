@@ -36,6 +36,7 @@ fn message() -> Message {
         instance: "post-cn-0pp12gl0000".into(),
         topic: Topic::parse("TopicA/sub1").unwrap(),
         payload: Payload::kept(Bytes::from_static(&[7; BODY])),
+        trace: None,
     }
 }
 

@@ -170,6 +170,7 @@ fn message(topic: &str, body: Bytes) -> Message {
         instance: support::INSTANCE.into(),
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::new(body, PayloadEncoding::Base64, 1 << 20).unwrap(),
+        trace: None,
     }
 }
 

@@ -281,7 +281,8 @@ impl<U: Upstream> Shared<U> {
         let start = Instant::now();
         let answer = self.upstream.send(message, permit, departure).await;
         let took = start.elapsed();
-        tracing::debug!(id = %message.id, topic = %message.topic, code = %answer.label(), ?took, "called");
+        let trace_id = message.trace.map(tracing::field::display);
+        tracing::debug!(id = %message.id, trace_id, topic = %message.topic, code = %answer.label(), ?took, "called");
         entry.ended(&answer.label(), billed(&answer.verdict()), took);
         answer
     }

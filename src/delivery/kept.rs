@@ -13,7 +13,7 @@ use super::lane::{Item, Said};
 use super::outcome::{Ended, Outcome};
 use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit};
-use crate::message::{self, Message, MessageId};
+use crate::message::{self, Message, MessageId, TraceId};
 use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
 use crate::spool::{
     Brief, Change, Claim, Death, KeepError, ReadError, Reason, Receipt, Spool, State,
@@ -195,14 +195,16 @@ impl<U: Upstream> Kept<U> {
             Ok(record) => record.message,
             Err(ReadError::Absent) => return (Said::Nothing, false),
             Err(error @ ReadError::Damaged) => {
-                tracing::error!(id = %item.id, %error, "an accepted message is lost");
+                let trace_id = self.trace(item.id).map(tracing::field::display);
+                tracing::error!(id = %item.id, trace_id, %error, "an accepted message is lost");
                 drop(self.batches.caller(item.id));
                 return (Said::Nothing, false);
             }
             Err(ReadError::Disk(error)) => {
                 if let Some(suppressed) = self.lines.next() {
                     let error = &*error;
-                    tracing::warn!(id = %item.id, error, suppressed, "the spool cannot be read");
+                    let trace_id = self.trace(item.id).map(tracing::field::display);
+                    tracing::warn!(id = %item.id, trace_id, error, suppressed, "the spool cannot be read");
                 }
                 return (Said::Fails(None), true);
             }
@@ -312,6 +314,11 @@ impl<U: Upstream> Kept<U> {
         drop(caller.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
     }
 
+    /// The trace of a kept message, for the log.
+    fn trace(&self, id: MessageId) -> Option<TraceId> {
+        self.spool.find(id)?.trace
+    }
+
     /// A message becomes a dead letter.
     pub(super) fn bury(
         &self,
@@ -325,7 +332,8 @@ impl<U: Upstream> Kept<U> {
         let request_id = http.and_then(|http| http.request_id.clone());
         if let Some(suppressed) = self.lines.next() {
             let code = code.as_deref();
-            tracing::warn!(%id, ?reason, attempts, code, suppressed, "a message is a dead letter");
+            let trace_id = self.trace(id).map(tracing::field::display);
+            tracing::warn!(%id, trace_id, ?reason, attempts, code, suppressed, "a message is a dead letter");
         }
         let death = Death { reason, code, request_id, at: Timestamp::now() };
         drop(self.spool.note(id, Change::Dead(attempts, death)));

@@ -1,9 +1,11 @@
-use super::*;
-use crate::config::Prices;
-use crate::message::{MessageId, Payload, PayloadEncoding, Topic};
-use jiff::tz::TimeZone;
+use proptest::prelude::*;
 
-pub(super) fn billing() -> Billing {
+use super::ledger::{Minute, Name};
+use super::*;
+use crate::config::{Budget, Limit, Prices};
+use crate::message::{MessageId, Payload, PayloadEncoding, Topic, TopicPattern};
+
+fn billing() -> Billing {
     Billing {
         currency: "CNY".to_owned(),
         prices: Prices::flat(2.0),
@@ -19,6 +21,7 @@ fn message(topic: &str) -> Message {
         instance: "post-cn-1".into(),
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::new(bytes::Bytes::new(), PayloadEncoding::Base64, 0).unwrap(),
+        trace: None,
     }
 }
 
@@ -64,4 +67,189 @@ async fn hostile_topics_and_codes_make_no_series() {
     assert!(snapshot.calls.len() <= 3 + 64);
     assert_eq!(snapshot.messages["post-cn-1"].len(), 4);
     assert_eq!(snapshot.calls.values().sum::<u64>(), 10_000);
+}
+
+/// The provider's rule, and examples of what follows from it.
+#[test]
+fn worked_examples() {
+    use Billed::{No, Uncertain, Yes};
+    use CallKind::{First, Retry};
+    let mut counts = Counts::new(5, billing(), 0);
+    let line = counts.line(&"post-cn-1".into(), "TopicA", |_| None);
+    let mut after = |second, calls: &[(u64, CallKind, Billed)]| {
+        for (times, kind, billed) in calls {
+            for _ in 0..*times {
+                counts.reserve(line, second).unwrap();
+                counts.ended(line, *kind, "x", *billed, second);
+            }
+        }
+        let snapshot = counts.snapshot(second + 1);
+        let messages = snapshot.messages["post-cn-1"]["TopicA"];
+        (messages.billable, messages.uncertain, snapshot.tps["post-cn-1"])
+    };
+    // Two hundred and fifty calls in one second; three that failed are sent again in the next. The
+    // peak is 240.
+    let second = [(240, First, Yes), (6, First, No), (3, First, No), (1, First, Uncertain)];
+    assert_eq!(after(10, &second), (240, 1, (240, 240)));
+    assert_eq!(after(11, &[(100, First, Yes), (3, Retry, Yes)]), (343, 1, (103, 240)));
+    // A minute with 300 a second, but for its last.
+    for second in 60..119 {
+        after(second, &[(300, First, Yes)]);
+    }
+    assert_eq!(after(119, &[(120, First, Yes)]), (343 + 17_820, 1, (120, 300)));
+}
+
+#[test]
+fn tiers_follow_the_month() {
+    let tiers = "[[billing.tiers]]\nfrom = 0\nprice_per_million = 10\n\
+                 [[billing.tiers]]\nfrom = 100\nprice_per_million = 4\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tollgate.toml");
+    let least = "[upstream]\nendpoint = \"http://127.0.0.1:1\"\ninstance_id = \"x\"\n";
+    std::fs::write(&path, format!("{least}{tiers}")).unwrap();
+    let billing = crate::config::load(Some(&path), [], &[]).unwrap().config.billing;
+    let mut counts = Counts::new(5, billing, 0);
+    let name = Name { instance: "x".into(), topic: "TopicA".into() };
+    let line = counts.line(&name.instance, "TopicA", |_| None);
+    // Ninety of an earlier process, twenty of this one: ten at each price.
+    counts.restore(0, &name, &Minute { billable: 90, uncertain: 0, peak: 90 });
+    for _ in 0..20 {
+        counts.reserve(line, 60).unwrap();
+        counts.ended(line, CallKind::First, "OK", Billed::Yes, 60);
+    }
+    let spend = |counts: &mut Counts, at| counts.snapshot(at).messages["x"]["TopicA"].spend;
+    assert!((spend(&mut counts, 61) - (10.0 * 10.0 + 10.0 * 4.0) / 1e6).abs() < 1e-12);
+    // The next month begins at the first price.
+    let february = 32 * 86_400;
+    counts.reserve(line, february).unwrap();
+    counts.ended(line, CallKind::First, "OK", Billed::Yes, february);
+    assert!((spend(&mut counts, february) - (11.0 * 10.0 + 10.0 * 4.0) / 1e6).abs() < 1e-12);
+}
+
+#[test]
+fn another_price_changes_nothing_that_was_spent() {
+    let mut counts = Counts::new(5, billing(), 0);
+    let line = counts.line(&"x".into(), "TopicA", |_| None);
+    let send = |counts: &mut Counts| {
+        counts.reserve(line, 60).unwrap();
+        counts.ended(line, CallKind::First, "OK", Billed::Yes, 60);
+        counts.snapshot(60).messages["x"]["TopicA"].spend
+    };
+    assert!((send(&mut counts) - 2e-6).abs() < 1e-15);
+    counts.reprice(&Billing { prices: Prices::flat(7.0), ..billing() });
+    assert!((send(&mut counts) - 9e-6).abs() < 1e-15);
+    counts.reprice(&Billing { prices: Prices::flat(0.0), ..billing() });
+    assert!((send(&mut counts) - 9e-6).abs() < 1e-15);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Begin(usize),
+    End(usize, u8),
+    Wait(i64),
+    /// In order: calls under way end first.
+    Restart,
+    /// They do not, and the ledger has them as uncertain.
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..3_usize).prop_map(Step::Begin),
+        8 => (any::<usize>(), 0..3_u8).prop_map(|(nth, billed)| Step::End(nth, billed)),
+        2 => (0..2_000_i64).prop_map(Step::Wait),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Crash),
+    ]
+}
+
+const TOPICS: [&str; 3] = ["Alarm", "TopicA", "TopicB"];
+
+fn budgets() -> Vec<Budget> {
+    let budget = |name: &str, limit, period, topics: &[&str], refuse| Budget {
+        name: name.to_owned(),
+        limit,
+        period,
+        time_zone: TimeZone::UTC,
+        instance_id: None,
+        parents: topics.iter().map(|topic| TopicPattern::new(topic)).collect(),
+        refuse,
+    };
+    vec![
+        budget("all", Limit::Messages(30), Period::Hour, &[], true),
+        budget("alarms", Limit::Spend(2.0 * 8.0 / 1e6), Period::Hour, &["Alarm"], true),
+        budget("topics", Limit::Messages(5), Period::Day, &["Topic*"], false),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+    /// Whatever happens, crashes too: what a budget has reserved and spent is what may be billed
+    /// in its period, and one that refuses never goes over.
+    #[test]
+    fn budgets_never_drift(steps in prop::collection::vec(step(), 1..300)) {
+        let billing = Billing { budgets: budgets(), ..billing() };
+        let instance: InstanceId = "post-cn-1".into();
+        let name = |topic: usize| Name { instance: "post-cn-1".into(), topic: TOPICS[topic].into() };
+        let mut now = 1_000_000_i64;
+        let mut counts = Counts::new(5, billing.clone(), now);
+        // By minute and topic: what the ledger has. And the calls that are out.
+        let mut ledger = BTreeMap::<(i64, usize), Minute>::new();
+        let mut out = Vec::<usize>::new();
+        for step in steps {
+            match step {
+                Step::Begin(topic) => {
+                    let line = counts.line(&instance, TOPICS[topic], |_| None);
+                    if counts.reserve(line, now).is_ok() {
+                        out.push(topic);
+                    }
+                }
+                Step::End(nth, billed) if !out.is_empty() => {
+                    let topic = out.swap_remove(nth % out.len());
+                    let billed = Billed::ALL[usize::from(billed)];
+                    let line = counts.line(&instance, TOPICS[topic], |_| None);
+                    counts.ended(line, CallKind::First, "x", billed, now);
+                    let minute = ledger.entry((now.div_euclid(60), topic)).or_default();
+                    minute.billable += u64::from(billed == Billed::Yes);
+                    minute.uncertain += u64::from(billed == Billed::Uncertain);
+                }
+                Step::End(..) => {}
+                Step::Wait(seconds) => now += seconds,
+                Step::Restart | Step::Crash => {
+                    for topic in std::mem::take(&mut out) {
+                        let minute = ledger.entry((now.div_euclid(60), topic)).or_default();
+                        match step {
+                            Step::Crash => minute.uncertain += 1,
+                            _ => minute.billable += 1,
+                        }
+                    }
+                    counts = Counts::new(5, billing.clone(), now);
+                    let from = counts.restores_from(now).div_euclid(60);
+                    for ((minute, topic), counted) in ledger.range((from, 0)..) {
+                        counts.restore(minute * 60, &name(*topic), counted);
+                    }
+                }
+            }
+            for status in counts.snapshot(now).budgets {
+                let budget = &status.budget;
+                let covered = |topic: usize| budget.covers(&instance, TOPICS[topic]);
+                let start = period::Span::around(now, budget.period, &TimeZone::UTC).start;
+                let spent = ledger.range((start.div_euclid(60), 0)..);
+                let spent = spent.filter(|((_, topic), _)| covered(*topic));
+                let spent: u64 = spent.map(|(_, m)| m.billable + m.uncertain).sum();
+                let reserved = out.iter().filter(|topic| covered(**topic)).count();
+                let (unit, limit) = match budget.limit {
+                    Limit::Messages(limit) => (1.0, limit as f64),
+                    Limit::Spend(limit) => (2.0 / 1e6, limit),
+                };
+                prop_assert!((status.used - spent as f64 * unit).abs() < 1e-12, "{status:?}");
+                prop_assert!((status.reserved - reserved as f64 * unit).abs() < 1e-12, "{status:?}");
+                let left = ((limit - status.used - status.reserved) / limit).clamp(0.0, 1.0);
+                prop_assert!((status.remaining - left).abs() < 1e-9, "{status:?}");
+                if budget.refuse && reserved == 0 {
+                    prop_assert!(status.used <= limit * (1.0 + 1e-9), "{status:?}");
+                }
+            }
+        }
+    }
 }

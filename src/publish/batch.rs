@@ -90,7 +90,8 @@ pub(super) fn read(reader: &Reader, line: &[u8], prefer: Prefer) -> Read {
     let claim = line.key.map(|key| key::of(&key, &topic, &body).map_err(bad_key)).transpose()?;
     let payload = reader.payload(body)?;
     let (wanted, _) = reader.wanted(prefer, claim);
-    Ok((Message { id: MessageId::new(), instance, topic, payload }, wanted))
+    let id = MessageId::new();
+    Ok((Message { id, instance, topic, payload, trace: None }, wanted))
 }
 
 /// Whether a request's body is lines.

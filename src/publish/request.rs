@@ -15,7 +15,7 @@ use super::prefer::{MAX_WAIT, Prefer};
 use crate::config;
 use crate::delivery::Wanted;
 use crate::door::Problem;
-use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic};
+use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic, TraceId};
 use crate::spool::Claim;
 
 /// Longer paths are not decoded: the longest topic with every character escaped is well below.
@@ -65,7 +65,9 @@ impl Reader {
         let claim = key::claim(&headers, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(body)?;
         let (wanted, applied) = self.wanted(prefer, claim);
-        let message = Message { id: MessageId::new(), instance, topic, payload };
+        let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
+        let trace = trace.and_then(TraceId::of);
+        let message = Message { id: MessageId::new(), instance, topic, payload, trace };
         Ok(Asked { message, wanted, applied })
     }
 

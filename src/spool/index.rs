@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::place::{Place, Places};
 use super::record::{Brief, Change, Claim, Death, Receipt, State};
 use super::{Share, Usage};
-use crate::message::MessageId;
+use crate::message::{MessageId, TraceId};
 
 /// Where a frame lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,7 @@ pub(super) struct Entry {
     pub(super) size: u32,
     pub(super) spot: Spot,
     pub(super) claim: Option<Box<Claim>>,
+    pub(super) trace: Option<Box<TraceId>>,
     pub(super) stage: Stage,
 }
 
@@ -53,6 +54,7 @@ impl Entry {
             kept_at: self.kept_at,
             attempts: self.attempts,
             claim: self.claim.as_deref().copied(),
+            trace: self.trace.as_deref().copied(),
             state: match &self.stage {
                 Stage::Queued { calling } => State::Queued { calling: *calling },
                 Stage::Dead(death) => State::Dead(Death::clone(death)),
@@ -69,7 +71,6 @@ impl Entry {
     /// dead letter's.
     fn takes(&self, change: &Change) -> bool {
         match (&self.stage, change) {
-            (_, Change::Forgotten) => true,
             (Stage::Queued { .. }, Change::Replayed(_))
             | (Stage::Dead(_), Change::Calling | Change::Tried(_))
             | (Stage::Delivered(_), _) => false,

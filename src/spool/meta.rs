@@ -11,7 +11,7 @@ use super::frame::{Draft, Kind};
 use super::index::{Entry, Spot, Stage};
 use super::place::Places;
 use super::record::{Change, Claim, Death, Receipt};
-use crate::message::{MessageId, Topic};
+use crate::message::{MessageId, Topic, TraceId};
 
 /// Of a kept message: all that is known. Of a delivered one: all that is left.
 #[derive(Serialize, Deserialize)]
@@ -25,6 +25,8 @@ struct Whole<'a> {
     attempts: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     claim: Option<Claim>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trace: Option<TraceId>,
     #[serde(default, skip_serializing_if = "is_default")]
     calling: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,6 +78,7 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> Draft {
         kept_at: entry.kept_at,
         attempts: entry.attempts,
         claim: entry.claim.as_deref().copied(),
+        trace: entry.trace.as_deref().copied(),
         calling,
         death,
         receipt,
@@ -146,6 +149,7 @@ fn read_whole(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entry> {
         size: spot.len,
         spot,
         claim: words.claim.map(Box::new),
+        trace: words.trace.map(Box::new),
         stage,
     })
 }

@@ -188,6 +188,7 @@ impl Spool {
             size: 0,
             spot: Spot { segment: 0, offset: 0, len: 0 },
             claim: claim.map(Box::new),
+            trace: message.trace.map(Box::new),
             stage: Stage::Queued { calling: false },
         };
         let body = Bytes::copy_from_slice(message.payload.as_bytes());

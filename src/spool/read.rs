@@ -37,6 +37,7 @@ impl Shared {
                 instance: entry.place.lane.instance.clone(),
                 topic: entry.place.topic.clone(),
                 payload: Payload::kept(body),
+                trace: entry.trace.as_deref().copied(),
             };
             return Ok(Record { message, brief: entry.brief(id) });
         }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::message::{Lane, Message, MessageId, Topic};
+use crate::message::{Lane, Message, MessageId, Topic, TraceId};
 
 /// Whether and how a message has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub struct Brief {
     pub attempts: u32,
     /// The claim of its request.
     pub claim: Option<Claim>,
+    /// Its caller's trace, if it has one.
+    pub trace: Option<TraceId>,
     /// Whether and how it has ended.
     pub state: State,
 }

@@ -31,6 +31,7 @@ fn message(topic: &str, body: impl Into<Vec<u8>>) -> Message {
         instance: "post-cn-1".into(),
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::kept(Bytes::from(body.into())),
+        trace: None,
     }
 }
 
