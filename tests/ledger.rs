@@ -244,3 +244,138 @@ async fn delivered_and_then_closed() {
     assert_eq!(billable + uncertain, accepted);
     assert!(uncertain > 100, "{uncertain}");
 }
+
+/// A budget that refuses: what is over it is told when to come again, what is kept waits, and a
+/// restart does not fill it up again.
+#[tokio::test]
+async fn a_budget() {
+    let house = House::new(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tollgate.toml");
+    let budget = |messages: u32| {
+        format!(
+            "[[billing.budgets]]\nname = \"alarms\"\nmessages = {messages}\nperiod = \"day\"\n\
+             topics = [\"Alarm/*\"]\non_exceed = \"refuse\"\n"
+        )
+    };
+    std::fs::write(&file, budget(3)).unwrap();
+    let config = ["--config", file.to_str().unwrap()];
+    let serve = Serve::start_with(&config, &house.settings(), &[]).await;
+    // A call that failed for certain costs nothing.
+    house.faults(r#"[{"code":"ParameterCheckFailed"}]"#).await;
+    assert_eq!(post(&serve.publish, "/publish/Alarm/fire", &[], b"x").await.status, 422);
+    house.faults("[]").await;
+    for n in 0..3 {
+        assert_eq!(post(&serve.publish, "/publish/Alarm/fire", &[], b"x").await.status, 200, "{n}");
+    }
+    let refused = async |serve: &Serve, headers: &[(&str, &str)]| {
+        let told = post(&serve.publish, "/publish/Alarm/fire", headers, b"x").await;
+        assert_eq!(told.status, 429, "{}", told.text());
+        let problem = told.json();
+        assert_eq!(problem["type"], "urn:tollgate:budget");
+        assert_eq!(problem["outcome"], "not-sent");
+        let after: u64 = told.header("retry-after").parse().unwrap();
+        assert!((1..=86_400).contains(&after), "{after}");
+    };
+    refused(&serve, &[]).await;
+    refused(&serve, &[("prefer", "respond-async")]).await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    let left = async |serve: &Serve| {
+        let metrics = get(&serve.telemetry, "/metrics").await.text();
+        support::http::series(&metrics, "tollgate_budget_remaining_ratio{budget=\"alarms\"}")
+    };
+    assert!(left(&serve).await.abs() < 1e-9);
+    house.stop(serve).await;
+
+    // After a crash as after a restart.
+    for signal in [Signal::TERM, Signal::KILL] {
+        let serve = Serve::start_with(&config, &house.settings(), &[]).await;
+        refused(&serve, &[]).await;
+        serve.signal(signal);
+        serve.ended().await;
+    }
+    std::fs::write(&file, budget(4)).unwrap();
+    let serve = Serve::start_with(&config, &house.settings(), &[]).await;
+    assert!((left(&serve).await - 0.25).abs() < 1e-9);
+    assert_eq!(post(&serve.publish, "/publish/Alarm/fire", &[], b"x").await.status, 200);
+    refused(&serve, &[]).await;
+    assert_eq!(house.truth().await.0, 5);
+}
+
+/// What a person sees, of a running sidecar and of a stopped one.
+#[tokio::test]
+async fn a_bill() {
+    let house = House::new(&[("billing.price_per_million", "250000")]).await;
+    let serve = house.serve().await;
+    for _ in 0..4 {
+        assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    }
+    assert_eq!(post(&serve.publish, "/publish/Alarm/fire", &[], b"x").await.status, 200);
+    house.stop(serve).await;
+    let bill = house.bill(&["--by", "topic"]).await;
+    let rows = bill["rows"].as_array().unwrap();
+    let shown: Vec<_> = rows
+        .iter()
+        .map(|r| (r["topic"].as_str().unwrap(), r["messages"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(shown, [("Alarm", 1), ("TopicA", 4)]);
+    assert_eq!(rows[1]["spend"], 1.0);
+    assert_eq!(bill["currency"], "CNY");
+    let path = house.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
+    let set = format!("spool.path={path}");
+    let least =
+        ["--set", &set, "--set", "upstream.endpoint=http://x", "--set", "upstream.instance_id=x"];
+    let bill = async |args: &[&str]| {
+        let args: Vec<_> = ["bill"].iter().chain(args).chain(&least).copied().collect();
+        run(&args, &[]).await
+    };
+    let table = bill(&["--from", "1h"]).await;
+    assert_eq!(table.code, 0, "{}", table.stderr);
+    assert!(
+        table.stdout.contains("TOTAL") && table.stdout.contains("No price is set"),
+        "{}",
+        table.stdout
+    );
+    let csv = bill(&["--from", "1h", "--by", "instance", "-o", "csv"]).await.stdout;
+    let lines: Vec<_> = csv.lines().collect();
+    assert_eq!(lines[0], "start,instance,topic,messages,uncertain,peak_tps,spend,currency");
+    assert!(lines[1].starts_with(&format!(",{},,5,0,", support::INSTANCE)), "{csv}");
+    for (args, words) in
+        [(["--from", "yesterday"], "no day"), (["--from", "2999-01-01"], "is not before")]
+    {
+        let wrong = bill(&args).await;
+        assert_eq!(wrong.code, 1);
+        assert!(wrong.stderr.contains(words), "{}", wrong.stderr);
+    }
+}
+
+/// A ledger that cannot be read is set aside, and one that cannot be written is said to be so;
+/// messages go on in either case.
+#[tokio::test]
+async fn a_bad_disk() {
+    let house = House::new(&[]).await;
+    let serve = house.serve().await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    house.stop(serve).await;
+    let folder =
+        house.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
+    let store = format!("{folder}/ledger/ledger.redb");
+    std::fs::write(&store, vec![7; 100_000]).unwrap();
+    std::fs::write(format!("{folder}/ledger/hot"), "nonsense").unwrap();
+    let serve = house.serve().await;
+    assert!(serve.log().contains("the ledger is damaged"), "{}", serve.log());
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    house.stop(serve).await;
+    assert_eq!(house.counted().await, (1, 0));
+    let kept = std::fs::read_dir(format!("{folder}/ledger")).unwrap();
+    let kept = kept
+        .filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().contains("damaged"));
+    assert_eq!(kept.count(), 1);
+    // A folder where the store should be.
+    std::fs::remove_file(&store).unwrap();
+    std::fs::create_dir(&store).unwrap();
+    let serve = house.serve().await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    let metrics = get(&serve.telemetry, "/metrics").await.text();
+    assert!(metrics.contains("tollgate_ledger_failing 1"), "{metrics}");
+}
