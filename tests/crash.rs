@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use rustix::process::Signal;
 use serde_json::Value;
 use support::http::{get, parse, post};
-use support::process::{Emulator, Serve};
+use support::process::{Emulator, Serve, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -102,6 +102,8 @@ async fn kill_nine_at_any_moment() {
         }
     };
     tokio::time::timeout(Duration::from_mins(2), empty).await.expect("all is delivered");
+    serve.signal(Signal::TERM);
+    serve.ended().await;
 
     let mut delivered = BTreeMap::<String, Vec<Timestamp>>::new();
     for line in get(&emulator.address, "/_emulator/messages").await.text().lines() {
@@ -129,4 +131,30 @@ async fn kill_nine_at_any_moment() {
         }
     }
     println!("{twice} delivered again, since nobody could know");
+
+    // The ledger never has less than the provider, nor bills more; what it does not know is what
+    // was under way at the crashes.
+    let (billable, uncertain) = counted(&settings).await;
+    let report = get(&emulator.address, "/_emulator/report").await.json();
+    let taken = report["accepted"].as_u64().unwrap();
+    println!("{billable} billable and {uncertain} uncertain of {taken} that the provider took");
+    assert!(billable <= taken && taken <= billable + uncertain);
+    assert!(uncertain < crashes as u64 * 1_000, "{uncertain}");
+}
+
+/// Billable and uncertain messages, by `tollgate bill`.
+async fn counted(settings: &[(&str, &str)]) -> (u64, u64) {
+    let id = ("upstream.instance_id", support::INSTANCE);
+    let sets: Vec<_> =
+        settings.iter().chain([&id]).map(|(key, value)| format!("{key}={value}")).collect();
+    let mut args = vec!["bill", "--from", "24h", "-o", "json"];
+    args.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let said = run(&args, &[]).await;
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let bill: Value = serde_json::from_str(&said.stdout).unwrap();
+    let sum = |name: &str| {
+        let rows = bill["rows"].as_array().unwrap().iter();
+        rows.map(|row| row[name].as_u64().unwrap()).sum()
+    };
+    (sum("messages"), sum("uncertain"))
 }

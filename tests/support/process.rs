@@ -119,6 +119,10 @@ impl Serve {
         assert!(logged.is_ok(), "{words:?} is not in the log:\n{}", self.log());
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
