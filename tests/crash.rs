@@ -112,10 +112,10 @@ async fn kill_nine_at_any_moment() {
         let at = message["time"].as_str().unwrap().parse().unwrap();
         delivered.entry(String::from_utf8(body).unwrap()).or_default().push(at);
     }
-    let accepted = accepted.lock().unwrap();
+    let accepted = std::mem::take(&mut *accepted.lock().unwrap());
     println!("{crashes} crashes, {} accepted, {} delivered", accepted.len(), delivered.len());
     assert!(accepted.len() > crashes * 10, "{}", accepted.len());
-    for body in accepted.iter() {
+    for body in &accepted {
         assert!(delivered.contains_key(body), "{body} was accepted and is lost");
     }
     let mut twice = 0;

@@ -17,7 +17,7 @@ use crate::meter::words::Billed;
 pub(crate) type SeriesId = u16;
 
 /// Writes without a new call before a series gives its room back.
-const IDLE_WRITES: u8 = 25;
+const IDLE_WRITES: u8 = 5;
 /// Calls that may begin before the next write, at most.
 const MAX_ROOM: u64 = 10_000;
 /// Cells that wait for the store; more are merged into coarser ones.

@@ -1,7 +1,7 @@
 //! The hot file: what has happened since the store was last written.
 //!
 //! Two slots that are written in turn, so that a torn write leaves the one before. Not synced: a
-//! killed process loses nothing of it, and the store, which is synced each second, bounds what a
+//! killed process loses nothing of it, and the store, which is synced every five seconds, bounds what a
 //! power failure costs.
 
 use std::fs::{File, OpenOptions};

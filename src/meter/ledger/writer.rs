@@ -11,8 +11,8 @@ use super::store::Store;
 use super::{Shared, now};
 
 /// From one write to the next.
-const PACE: Duration = Duration::from_millis(10);
-/// Writes of the hot file before the store is written: a second.
+const PACE: Duration = Duration::from_millis(50);
+/// Writes of the hot file before the store is written: five seconds.
 const WRITES: u32 = 100;
 /// From one try to the next while the disk takes nothing.
 const FAILING_PACE: Duration = Duration::from_secs(1);
