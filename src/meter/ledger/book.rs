@@ -17,8 +17,9 @@ use crate::meter::words::Billed;
 pub(crate) type SeriesId = u16;
 
 /// Writes without a new call before a series gives its room back.
-const IDLE_WRITES: u8 = 5;
-/// Calls that may begin before the next write, at most.
+const IDLE_WRITES: u8 = 10;
+/// Calls that may begin before the next write, while there are any; one more is written at once.
+const MIN_ROOM: u64 = 4;
 const MAX_ROOM: u64 = 10_000;
 /// Cells that wait for the store; more are merged into coarser ones.
 const MAX_CELLS: usize = 4_096;
@@ -179,7 +180,7 @@ impl Book {
             series.idle = if new > 0 { 0 } else { series.idle.saturating_add(1) };
             series.spare = match series.idle {
                 _ if last => 0,
-                0 => series.spare.max(2 * new).min(MAX_ROOM),
+                0 => new.clamp(MIN_ROOM, MAX_ROOM),
                 idle if idle < IDLE_WRITES => series.spare,
                 _ => 0,
             };

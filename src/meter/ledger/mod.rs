@@ -1,7 +1,7 @@
 //! The ledger: what was billed, and what may have been, by instance, parent topic and second. It
 //! survives the process: what is told to a caller is counted once, whatever happens in between.
 //!
-//! Calls report to the [`book`]; a thread writes the book to the [`hot`] file twenty times a
+//! Calls report to the [`book`]; a thread writes the book to the [`hot`] file forty times a
 //! second while there is something to write, and to the [`store`] every five seconds. A thread of
 //! its own, since a disk that hangs must hold up no message.
 

@@ -11,9 +11,9 @@ use super::store::Store;
 use super::{Shared, now};
 
 /// From one write to the next.
-const PACE: Duration = Duration::from_millis(50);
+const PACE: Duration = Duration::from_millis(25);
 /// Writes of the hot file before the store is written: five seconds.
-const WRITES: u32 = 100;
+const WRITES: u32 = 200;
 /// From one try to the next while the disk takes nothing.
 const FAILING_PACE: Duration = Duration::from_secs(1);
 
