@@ -20,6 +20,7 @@ mod upstream;
 mod uri;
 
 pub use explain::explain;
+pub(crate) use explain::grouped;
 pub use flags::Flags;
 pub use load::{Loaded, keys, load};
 pub use mistake::{Mistake, Mistakes};

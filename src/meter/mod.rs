@@ -5,6 +5,8 @@
 //! label values written one after another, without comparing them, so ("ab", "c") and ("a", "bc")
 //! are one series with the sum of both. For a bill that is a wrong bill.
 
+mod errors;
+mod history;
 mod labels;
 mod tps;
 
@@ -16,6 +18,10 @@ use jiff::Timestamp;
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 
 use crate::message::{InstanceId, Lane, Message};
+use errors::Errors;
+pub use errors::{Failure, Failures};
+use history::History;
+pub use history::Past;
 use labels::Labels;
 pub use labels::OTHER;
 pub use tps::Tps;
@@ -146,6 +152,8 @@ struct Counts {
     calls: BTreeMap<(CallKind, Arc<str>), u64>,
     messages: BTreeMap<InstanceId, BTreeMap<Arc<str>, Messages>>,
     tps: BTreeMap<InstanceId, Tps>,
+    history: History,
+    errors: Errors,
 }
 
 /// Messages of one instance and parent topic.
@@ -194,6 +202,8 @@ impl Meter {
             calls: BTreeMap::new(),
             messages: BTreeMap::new(),
             tps: BTreeMap::new(),
+            history: History::new(Timestamp::now().as_second()),
+            errors: Errors::default(),
         };
         for kind in [CallKind::First, CallKind::Retry, CallKind::Probe] {
             let ok = counts.codes.get("OK");
@@ -240,6 +250,7 @@ impl Meter {
     /// A message may have been delivered before a crash; nobody knows.
     pub fn uncertain(&self, lane: &Lane) {
         let mut counts = self.counts();
+        counts.history.uncertain(Timestamp::now().as_second());
         let topic = counts.topics.get(&lane.parent);
         let topics = counts.messages.entry(Arc::clone(&lane.instance)).or_default();
         topics.entry(topic).or_default().uncertain += 1;
@@ -256,7 +267,9 @@ impl Meter {
     ) {
         self.shared.call_duration[billed as usize].observe(took.as_secs_f64());
         let mut counts = self.counts();
-        let code = counts.codes.get(code);
+        let (code, now) = (counts.codes.get(code), Timestamp::now());
+        counts.history.called(now.as_second(), &code, billed);
+        counts.errors.called(now, &code, billed);
         *counts.calls.entry((kind, code)).or_default() += 1;
         if billed == Billed::No {
             return;
@@ -270,8 +283,7 @@ impl Meter {
             return;
         }
         messages.billable += 1;
-        let now = Timestamp::now().as_second();
-        counts.tps.entry(Arc::clone(&message.instance)).or_default().add(now);
+        counts.tps.entry(Arc::clone(&message.instance)).or_default().add(now.as_second());
     }
 
     /// The counts now.
