@@ -184,24 +184,34 @@ impl Concerns {
         let used = |ceiling: &Ceiling| share(ceiling.used as f64, ceiling.limit.map(f64::from));
         let tightest = status.ceilings.iter().max_by(|a, b| used(a).total_cmp(&used(b)));
         let Some(ceiling) = tightest.filter(|ceiling| ceiling.limit.is_some()) else { return };
-        if used(ceiling) >= NEAR_CEILING || status.longest_wait_seconds > QUEUE {
-            let account = ceiling.name == "account";
-            let name = if account { "account's ceiling" } else { "egress addresses' ceiling" };
-            let detail = format!(
-                "{} of {} calls in the last second; {} messages wait, the first for {:.1} s. \
-                 Callers whose turn would come too late are told 429.",
-                grouped(ceiling.used as u64),
-                limit(ceiling),
-                grouped(status.waiting as u64),
-                status.longest_wait_seconds,
-            );
-            let todo = if account {
-                "Publish less, or have the account's ceiling raised and ceilings.account with it."
-            } else {
-                "Publish less, or add egress addresses (upstream.egress_addresses)."
-            };
-            self.add(Level::Warn, format!("At the {name}"), detail, todo);
+        let at_it = used(ceiling) >= NEAR_CEILING;
+        if !at_it && status.longest_wait_seconds <= QUEUE {
+            return;
         }
+        let detail = format!(
+            "{} of {} calls in the last second; {} messages wait, the first for {:.1} s. Callers \
+             whose turn would come too late are told 429.",
+            grouped(ceiling.used as u64),
+            limit(ceiling),
+            grouped(status.waiting as u64),
+            status.longest_wait_seconds,
+        );
+        let (title, todo) = match (at_it, ceiling.name) {
+            (true, "account") => (
+                "At the account's ceiling",
+                "Publish less, or have the account's ceiling raised and ceilings.account with it.",
+            ),
+            (true, _) => (
+                "At the egress addresses' ceiling",
+                "Publish less, or add egress addresses (upstream.egress_addresses).",
+            ),
+            (false, _) => (
+                "Messages wait for a permit",
+                "Nothing after a burst or a start. If it stays: tollgate needs more CPU, or the \
+                 provider answers slowly.",
+            ),
+        };
+        self.add(Level::Warn, title, detail, todo);
     }
 
     fn spool(&mut self, status: &Status) {

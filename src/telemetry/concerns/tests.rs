@@ -125,8 +125,9 @@ const CASES: &[Case] = &[
 
     ("below the ceiling", |s| s.ceilings[0].used = 949, &[]),
     ("near it", |s| s.ceilings[0].used = 950, &[(Warn, "At the account's ceiling")]),
-    ("a queue", |s| { s.ceilings[1].limit = Some(300); s.ceilings[1].used = 280; s.longest_wait_seconds = 0.4; },
+    ("near the narrower one", |s| { s.ceilings[1].limit = Some(300); s.ceilings[1].used = 290; s.ceilings[0].used = 290; },
         &[(Warn, "At the egress addresses' ceiling")]),
+    ("a queue below it", |s| { s.ceilings[0].used = 400; s.longest_wait_seconds = 0.4; }, &[(Warn, "Messages wait for a permit")]),
     ("without a ceiling", |s| { s.ceilings[0].limit = None; s.ceilings[0].used = 9_999; }, &[]),
     ("parked permits", |s| s.ceilings[0].parked = 1, &[(Warn, "The provider pushes back")]),
 

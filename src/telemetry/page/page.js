@@ -60,10 +60,11 @@ const LEVELS = { bad: 'Wrong', warn: 'Watch' };
 function state(concerns, lost) {
   const bad = concerns.filter(c => c.level === 'bad').length, warn = concerns.length - bad;
   const level = lost || bad ? 'bad' : warn ? 'warn' : 'ok';
-  const count = [bad && `${bad} wrong`, warn && `${warn} to watch`].filter(Boolean).join(', ');
+  const count = [bad && plural(bad, 'thing is wrong', 'things are wrong'), warn && plural(warn, 'thing to watch', 'things to watch')].filter(Boolean).join(', ');
   $('state').dataset.level = level;
-  const worst = concerns[0]?.title;
-  show('headline-words', lost ?? (concerns.length ? (concerns.length > 1 ? `${count}: ${worst}` : worst) : 'All is well'));
+  show('headline-words', lost ?? (count || 'All is well'));
+  // Seen below; a screen reader hears it at once.
+  show('headline-worst', lost || !concerns.length ? '' : ': ' + concerns[0].title);
   document.title = (lost ? 'Disconnected – ' : concerns.length ? `${count} – ` : '') + 'tollgate';
   const shown = lost ? [] : concerns.slice(0, CONCERNS);
   repeat('concerns', shown.map(c => ({ ...c, level: c.level })), (row, c) => say(row.querySelector('.tag'), LEVELS[c.level] ?? c.level));
