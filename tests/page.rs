@@ -3,15 +3,18 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::browser::Page;
-use support::http::{get, post, series};
+use support::http::{Answer, get, post, series};
 use support::process::{Emulator, Serve};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -36,7 +39,9 @@ impl Traffic {
                     due -= 1.0;
                     let address = address.clone();
                     let headers = [("prefer", "wait=1")];
-                    tokio::spawn(async move { post(&address, "/publish/TopicA/x", &headers, b"x").await });
+                    tokio::spawn(async move {
+                        post(&address, "/publish/TopicA/x", &headers, b"x").await
+                    });
                 }
             }
         });
@@ -92,9 +97,12 @@ const FLAWS: &str = r"(() => {
 
 /// Looks at the page as it is now in both schemes and on a phone, and keeps pictures if asked to.
 async fn look(page: &Page, state: &str) {
-    for (name, dark, width) in
-        [("light", false, 1280), ("dark", true, 1280), ("phone", false, 360), ("phone-dark", true, 360)]
-    {
+    for (name, dark, width) in [
+        ("light", false, 1280),
+        ("dark", true, 1280),
+        ("phone", false, 360),
+        ("phone-dark", true, 360),
+    ] {
         page.look(dark, width).await;
         let flaws = page.eval(FLAWS).await;
         assert_eq!(flaws, json!([]), "{state}, {name}");
@@ -245,5 +253,258 @@ async fn every_state_of_a_sidecar() {
     assert_eq!(page.text("link-words").await, "Live, every second");
     drop(sidecar);
 
-    is_clean(&page, &origin, &["net::ERR_CONNECTION_REFUSED", "net::ERR_CONNECTION_RESET", "net::ERR_EMPTY_RESPONSE"]).await;
+    is_clean(
+        &page,
+        &origin,
+        &["net::ERR_CONNECTION_REFUSED", "net::ERR_CONNECTION_RESET", "net::ERR_EMPTY_RESPONSE"],
+    )
+    .await;
+}
+
+/// A server with the page's own files, as a sidecar serves them, and a status of the test's making.
+struct Stage {
+    address: String,
+    status: Arc<Mutex<(u16, String)>>,
+    /// A sidecar's status that nothing has happened to.
+    idle: Value,
+}
+
+impl Stage {
+    async fn start() -> Self {
+        let script = support::script::Script::start([]).await;
+        let (_sidecar, _, telemetry) = support::sidecar(&support::config(&script.url, &[])).await;
+        let idle = get(&telemetry, "/status.json").await.json();
+        let html = get(&telemetry, "/").await.text();
+        let mut files = HashMap::new();
+        let named = html.split('"').filter(|word| word.starts_with("page/"));
+        for path in std::iter::once(String::new()).chain(named.map(str::to_owned)) {
+            let path = format!("/{path}");
+            files.insert(path.clone(), get(&telemetry, &path).await);
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let status = Arc::new(Mutex::new((200, idle.to_string())));
+        let (told, files) = (Arc::clone(&status), Arc::new(files));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (told, files) = (Arc::clone(&told), Arc::clone(&files));
+                tokio::spawn(async move { answer(stream, &files, &told).await });
+            }
+        });
+        Self { address, status, idle }
+    }
+
+    /// From now on, the status of an idle sidecar but for these parts.
+    fn show(&self, parts: &Value) {
+        let mut status = self.idle.clone();
+        for (name, part) in parts.as_object().unwrap() {
+            status[name] = part.clone();
+        }
+        *self.status.lock().unwrap() = (200, status.to_string());
+    }
+}
+
+async fn answer(
+    mut stream: TcpStream,
+    files: &HashMap<String, Answer>,
+    status: &Mutex<(u16, String)>,
+) {
+    let mut lines = BufReader::new(&mut stream).lines();
+    let Ok(Some(first)) = lines.next_line().await else { return };
+    while lines.next_line().await.is_ok_and(|line| line.is_some_and(|line| !line.is_empty())) {}
+    let path = first.split([' ', '?']).nth(1).unwrap_or_default();
+    let (code, kind, policy, body) = if path == "/status.json" {
+        let (code, body) = status.lock().unwrap().clone();
+        (code, "application/json", "", body.into_bytes())
+    } else if let Some(file) = files.get(path) {
+        let policy = file.header("content-security-policy");
+        (200, file.header("content-type"), policy, file.body.clone())
+    } else {
+        (404, "text/plain", "", Vec::new())
+    };
+    let head = format!(
+        "HTTP/1.1 {code} X\r\ncontent-type: {kind}\r\ncontent-security-policy: {policy}\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    drop(stream.write_all(&[head.as_bytes(), &body].concat()).await);
+}
+
+/// A quarter of an hour of a working day, with a quarter of a minute of trouble.
+fn working_day(end: i64) -> Value {
+    let calls: Vec<i64> =
+        (0..900).map(|i| 560 + (i * 7919) % 61 + 180 * i64::from(i > 500)).collect();
+    let pushed: Vec<i64> =
+        (0..900).map(|i| if (700..715).contains(&i) { 40 + i % 9 } else { 0 }).collect();
+    let billable: Vec<_> =
+        calls.iter().zip(&pushed).map(|(calls, pushed)| calls - pushed).collect();
+    let uncertain: Vec<_> = (0..900).map(|i| i64::from(i == 300)).collect();
+    json!({ "end": end, "billable": billable, "calls": calls, "pushed_back": pushed, "uncertain": uncertain })
+}
+
+fn budget(name: &str, unit: &str, limit: f64, used: f64, reserved: f64, on_exceed: &str) -> Value {
+    json!({
+        "name": name, "unit": unit, "limit": limit, "used": used, "reserved": reserved,
+        "remaining_ratio": (limit - used - reserved) / limit,
+        "resets_at": "2026-11-24T00:00:00Z", "on_exceed": on_exceed
+    })
+}
+
+/// What is not in this release, or takes days to come about.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spend_budgets_plan_and_fleet() {
+    let stage = Stage::start().await;
+    let topic = |topic: &str, messages: u64, spend: f64| {
+        json!({
+            "instance": "post-cn-0pp12gl0000", "topic": topic, "messages": messages,
+            "uncertain": messages / 100_000, "spend": spend
+        })
+    };
+    let concern = |level: &str, title: &str| {
+        json!({
+            "level": level, "title": title,
+            "detail": "At 740 messages a second it is reached in 2 h.",
+            "todo": "Find the topic that costs most below; raise the budget if it is right so."
+        })
+    };
+    let members: Vec<_> = (0..20)
+        .map(|i| json!({ "name": format!("orders-{i}"), "share": 50, "used": 37 + i % 5, "seen": "2026-11-23T03:00:00Z" }))
+        .collect();
+    stage.show(&json!({
+        "started": "2026-11-19T08:11:00Z", "now": "2026-11-23T03:00:01Z",
+        "endpoint": "onsmqtt.cn-hangzhou.aliyuncs.com",
+        "tps": 794, "tps_peak": 800, "plan_tps": 900, "history": working_day(1_795_402_800),
+        "concerns": [concern("bad", "Budget alarms is used up"), concern("warn", "Budget month is nearly used up"), concern("warn", "Near the bought TPS")],
+        "ceilings": [
+            { "name": "account", "limit": 1000, "used": 794, "parked": 12, "refused": 3 },
+            { "name": "egress_ip", "limit": 1200, "used": 794, "parked": 0, "refused": 0 }
+        ],
+        "egress": ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"], "blocked": ["10.0.0.3"],
+        "waiting": 3, "longest_wait_seconds": 0.013, "last_answer": "2026-11-23T03:00:01Z",
+        "last_delivered": "2026-11-23T03:00:01Z",
+        "outcomes": { "delivered": 61_234_567, "queued": 1_234, "over_ceiling": 3, "invalid": 7, "unknown": 2 },
+        "kept": { "queued": 1_234, "dead": 17, "bytes": 73_400_320, "full": 0.27, "oldest": "2026-11-23T02:57:01Z", "failure": null },
+        "key": { "source": "uri", "loaded": "2026-11-23T02:40:00Z", "expires": "2026-11-23T03:40:00Z", "error": null },
+        "spend": {
+            "currency": "CNY", "priced": true,
+            "today": { "messages": 7_654_321, "uncertain": 70, "spend": 15.308_642 },
+            "topics": [topic("Telemetry", 7_000_000, 14.0), topic("Orders", 654_000, 1.308), topic("Alarm", 321, 0.000_642)],
+            "budgets": [
+                budget("month", "CNY", 500.0, 430.25, 12.5, "warn"),
+                budget("day", "messages", 20_000_000.0, 7_654_321.0, 100_000.0, "refuse"),
+                budget("alarms", "CNY", 1.0, 1.0, 0.0, "refuse")
+            ]
+        },
+        "fleet": { "mode": "shared", "members": members }
+    }));
+    let page = Page::open().await;
+    page.go(&format!("http://{}/", stage.address)).await;
+    page.says("headline", "1 thing is wrong, 2 things to watch").await;
+    for (id, words) in [
+        ("spend", "15.31"),
+        ("spend-unit", "CNY"),
+        ("topics", "14.00"),
+        ("topics", "0.0006"),
+        ("budgets", "57.25 CNY left (11 %)"),
+        ("budgets", "430.25 used and 12.50 reserved of 500.00; then it is only said."),
+        (
+            "budgets",
+            "7,654,321 used and 100,000 reserved of 20,000,000; then messages are refused.",
+        ),
+        ("budgets", "1.00 used of 1.00; messages are refused. Begins anew in 21 h"),
+        ("peak", "800 of 900 bought"),
+        ("legend", "Bought TPS 900"),
+        ("provider", "perhaps blocked: 10.0.0.3"),
+        ("provider", "in 40 min"),
+        ("fleet", "Ceilings are shared; 20 sidecars"),
+        ("members-words", "and 8 more"),
+        ("queued-words", "oldest 3 min, 17 dead letters"),
+    ] {
+        page.says(id, words).await;
+    }
+    let levels =
+        "[...document.querySelectorAll('#budgets .bar')].map(bar => bar.dataset.level).join()";
+    assert_eq!(page.eval(levels).await, "warn,ok,bad");
+    look(&page, "7-everything").await;
+
+    // Nothing is kept, nothing has a price, nothing limits; and the fleet is gone.
+    let free =
+        |name: &str| json!({ "name": name, "limit": null, "used": 0, "parked": 0, "refused": 0 });
+    stage.show(&json!({ "ceilings": [free("account"), free("egress_ip")] }));
+    page.says("headline", "All is well").await;
+    page.says("queued-words", "spool.store is \"none\"").await;
+    page.says("use-words", "No ceiling is configured").await;
+    page.says("topics-words", "No price is configured").await;
+    page.says("budgets-empty", "None is configured").await;
+    assert_eq!(page.eval("document.getElementById('fleet').hidden").await, true);
+    look(&page, "8-nothing").await;
+
+    // Answers that are none.
+    for (code, body, words) in
+        [(500, "", "It answers 500."), (200, "<html>", "What it answers cannot be read.")]
+    {
+        *stage.status.lock().unwrap() = (code, body.to_owned());
+        page.says("headline-more", words).await;
+    }
+    stage.show(&json!({}));
+    page.until("document.getElementById('link').dataset.link === 'on'").await;
+    is_clean(&page, &stage.address, &["status of 500"]).await;
+}
+
+/// Whatever a status holds, it is text on the page, and not too much of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_hostile_names() {
+    let stage = Stage::start().await;
+    let markup =
+        |i: usize| format!("{i}<img src=x onerror='window.pwned=1'><script>pwned=1</script>");
+    let many = |of: fn(String) -> Value| (0..10_000).map(|i| of(markup(i))).collect::<Vec<_>>();
+    stage.show(&json!({
+        "endpoint": markup(0),
+        "concerns": many(|name| json!({ "level": "bad", "title": name, "detail": name, "todo": name }))[..100],
+        "paused": many(|name| json!({ "instance": name, "topic": name, "why": name, "messages": 1 })),
+        "paused_topics": 10_000,
+        "blocked": many(Value::from),
+        "errors": many(|name| json!({ "code": name, "count": 1, "last": "2026-11-23T03:00:00Z", "words": name, "todo": name }))[..20],
+        "spend": {
+            "currency": "CNY", "priced": true, "today": { "messages": 10_000, "uncertain": 0, "spend": 1.0 },
+            "topics": many(|name| json!({ "instance": "i", "topic": name, "messages": 1, "uncertain": 0, "spend": 0.0001 })),
+            "budgets": []
+        }
+    }));
+    let page = Page::open().await;
+    page.go(&format!("http://{}/", stage.address)).await;
+    page.says("topics", "<img src=x").await;
+    page.says("topics", "other topics").await;
+    page.says("paused", "9,992 more").await;
+    page.says("concerns-more", "and 94 more").await;
+    look(&page, "9-hostile").await;
+    let count = |id: &str| format!("document.querySelectorAll('#{id} tr').length");
+    assert_eq!(page.eval(&count("topics")).await, 11);
+    assert_eq!(page.eval(&count("paused")).await, 9);
+    assert!(page.eval("document.querySelectorAll('*').length").await.as_u64().unwrap() < 1_000);
+    assert_eq!(page.eval("document.querySelectorAll('img, body script').length").await, 0);
+    assert_eq!(page.eval("typeof window.pwned").await, "undefined");
+    is_clean(&page, &stage.address, &[]).await;
+}
+
+/// The same with a sidecar: ten thousand topics, of which it names fifty.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_topics() {
+    let emulator = Emulator::start(&["--account-qps", "0", "--egress-ip-qps", "0"]).await;
+    let sidecar = Serve::start(&[("upstream.endpoint", &emulator.url())], &[]).await;
+    for thousand in 0..10 {
+        let line = |i| format!("{{\"topic\":\"Topic{thousand}-{i}\",\"payload\":\"x\"}}\n");
+        let lines: String = (0..1_000).map(line).collect();
+        let headers = [("content-type", "application/x-ndjson"), ("prefer", "wait=30")];
+        let answer = post(&sidecar.publish, "/publish", &headers, lines.as_bytes()).await;
+        assert_eq!(answer.status, 200);
+    }
+    let page = Page::open().await;
+    page.go(&format!("http://{}/", sidecar.telemetry)).await;
+    page.says("spend", "10,000").await;
+    page.says("topics", "other topics").await;
+    let total = "[...document.querySelectorAll('#topics tr')].reduce((sum, row) => \
+                 sum + Number(row.cells[1].textContent.replaceAll(',', '')), 0)";
+    assert_eq!(page.eval(total).await, 10_000);
+    is_clean(&page, &sidecar.telemetry, &[]).await;
 }

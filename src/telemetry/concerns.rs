@@ -23,6 +23,8 @@ const NEAR_CEILING: f64 = 0.95;
 const NEARLY: f64 = 0.8;
 /// A wait for a permit that is more than the spacing of calls, seconds.
 const QUEUE: f64 = 0.1;
+/// Nobody reads "0 s ago".
+const JUST_NOW: SignedDuration = SignedDuration::from_secs(2);
 /// The most names in one sentence.
 const NAMES: usize = 3;
 
@@ -137,22 +139,30 @@ impl Concerns {
             fails && lasts(error, status)
         };
         let lanes = Lanes::of(status, None);
-        let nothing_passes = status.last_delivered.is_none_or(|delivered| {
-            status.errors.iter().filter(fails).any(|error| error.last > delivered)
-        });
         let errors = status.errors.iter().filter(fails);
-        let said = said(errors.clone(), status.now);
+        let latest = errors.clone().next();
+        let words = latest.map(|error| format!("{} ", error.words)).unwrap_or_default();
+        let said = words + &said(errors, status.now);
         if lanes.topics > 0 {
             let detail = format!(
                 "{said}{}One message at a time finds out when it works again; new ones are kept \
                  (202).",
                 lanes.wait()
             );
-            self.add(Level::Bad, format!("Delivery fails for {}", lanes.names()), detail, WAIT);
-        } else if nothing_passes && !said.is_empty() {
-            let todo = errors.map(|error| error.todo).next().unwrap_or(WAIT);
-            let detail = format!("{said}No call was answered well since.");
-            self.add(Level::Bad, "Nothing gets through", detail, todo);
+            return self.add(
+                Level::Bad,
+                format!("Delivery fails for {}", lanes.names()),
+                detail,
+                WAIT,
+            );
+        }
+        // One that failed among many that pass is no news.
+        let since = |error: &Error, delivered| error.last.duration_since(delivered) > JUST_NOW;
+        let all_fail =
+            |error: &&Error| status.last_delivered.is_none_or(|delivered| since(error, delivered));
+        if let Some(error) = latest.filter(all_fail) {
+            let detail = format!("{said}No call was delivered since.");
+            self.add(Level::Bad, "Nothing gets through", detail, error.todo);
         }
     }
 
@@ -220,7 +230,8 @@ impl Concerns {
             let detail = format!(
                 "It says: {failure}. What is not delivered at once cannot be kept and is refused."
             );
-            let todo = "Make room on the disk of spool.path, or mend it. It is tried again by itself.";
+            let todo =
+                "Make room on the disk of spool.path, or mend it. It is tried again by itself.";
             self.add(Level::Bad, "The spool's disk takes no writes", detail, todo);
         }
         if kept.full >= NEARLY {
@@ -298,8 +309,11 @@ impl Concerns {
                 self.add(Level::Warn, "Kept messages are old", detail, todo);
             }
             if kept.dead > 0 {
-                let title =
-                    if kept.dead == 1 { "1 dead letter".to_owned() } else { format!("{} dead letters", grouped(kept.dead)) };
+                let title = if kept.dead == 1 {
+                    "1 dead letter".to_owned()
+                } else {
+                    format!("{} dead letters", grouped(kept.dead))
+                };
                 let detail = "Kept, but no longer tried: refused, too old, or parked.".to_owned();
                 let todo = "tollgate messages list --state dead, then replay or drop them.";
                 self.add(Level::Warn, title, detail, todo);
@@ -357,8 +371,9 @@ fn lasts(error: &Error, status: &Status) -> bool {
 /// The latest of these errors in a sentence; nothing where there is none.
 fn said<'a>(mut errors: impl Iterator<Item = &'a Error>, now: Timestamp) -> String {
     errors.next().map_or_else(String::new, |error| {
-        let ago = span(now.duration_since(error.last));
-        format!("{} (code {}), the last {ago} ago. ", error.words.trim_end_matches('.'), error.code)
+        let age = now.duration_since(error.last);
+        let seen = if age < JUST_NOW { "just now".to_owned() } else { span(age) + " ago" };
+        format!("Code {}, {} since the start, last {seen}. ", error.code, times(error.count))
     })
 }
 
@@ -396,6 +411,10 @@ fn percent(share: f64) -> String {
 
 const fn plural(n: u64) -> &'static str {
     if n == 1 { "" } else { "s" }
+}
+
+fn times(n: u64) -> String {
+    if n == 1 { "once".to_owned() } else { format!("{} times", grouped(n)) }
 }
 
 /// A length of time as one says it.

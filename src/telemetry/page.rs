@@ -79,7 +79,10 @@ mod tests {
         for (path, kind, text) in FILES {
             assert!(!text.is_empty(), "{path}");
             let first = answer(path, &HeaderMap::new()).unwrap();
-            assert_eq!((first.status(), &first.headers()[CONTENT_TYPE]), (StatusCode::OK, &HeaderValue::from_static(kind)));
+            assert_eq!(
+                (first.status(), &first.headers()[CONTENT_TYPE]),
+                (StatusCode::OK, &HeaderValue::from_static(kind))
+            );
             let mut asked = HeaderMap::new();
             asked.insert(IF_NONE_MATCH, first.headers()[ETAG].clone());
             assert_eq!(answer(path, &asked).unwrap().status(), StatusCode::NOT_MODIFIED);

@@ -115,7 +115,8 @@ impl Page {
     pub async fn until(&self, expression: &str) {
         let end = Instant::now() + BOUND;
         // While a document goes, there is nothing to ask.
-        let guarded = format!("(() => {{ try {{ return !!({expression}); }} catch {{ return false; }} }})()");
+        let guarded =
+            format!("(() => {{ try {{ return !!({expression}); }} catch {{ return false; }} }})()");
         while self.eval(&guarded).await != true {
             if Instant::now() > end {
                 let text = self.eval("document.body.innerText").await;
@@ -141,7 +142,8 @@ impl Page {
         let scheme = if dark { "dark" } else { "light" };
         let feature = json!({ "name": "prefers-color-scheme", "value": scheme });
         self.tell("Emulation.setEmulatedMedia", json!({ "features": [feature] })).await;
-        let size = json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600 });
+        let size =
+            json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600 });
         self.tell("Emulation.setDeviceMetricsOverride", size).await;
         let drawn = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => \
                      requestAnimationFrame(() => done(true)))))";
@@ -151,7 +153,8 @@ impl Page {
     /// The whole page as a PNG.
     pub async fn shot(&self) -> Vec<u8> {
         let size = self.tell("Page.getLayoutMetrics", json!({})).await["cssContentSize"].clone();
-        let clip = json!({ "x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1 });
+        let clip =
+            json!({ "x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1 });
         let params = json!({ "format": "png", "captureBeyondViewport": true, "clip": clip });
         let shot = self.tell("Page.captureScreenshot", params).await;
         STANDARD.decode(shot["data"].as_str().unwrap()).unwrap()
@@ -181,11 +184,7 @@ impl Page {
     }
 }
 
-async fn read(
-    mut from: BufReader<ChildStdout>,
-    waiting: Waiting,
-    events: Arc<Mutex<Vec<Value>>>,
-) {
+async fn read(mut from: BufReader<ChildStdout>, waiting: Waiting, events: Arc<Mutex<Vec<Value>>>) {
     let mut frame = Vec::new();
     while from.read_until(0, &mut frame).await.is_ok_and(|n| n > 0) {
         let message: Value = serde_json::from_slice(&frame[..frame.len() - 1]).unwrap_or_default();

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::meter::Past;
-use crate::telemetry::status::{Key, Kept, Paused, SpendView, Today};
+use crate::telemetry::status::{Kept, Key, Paused, SpendView, Today};
 
 const NOW: &str = "2026-11-23T03:00:00Z";
 
@@ -186,8 +186,8 @@ fn whole_sentences() {
     assert_eq!(
         details,
         [
-            "The provider refuses our key (code SignatureDoesNotMatch), the last 4 s ago. 1,200 \
-             messages of TopicA wait. New messages are answered 502.",
+            "Code SignatureDoesNotMatch, 3 times since the start, last 4 s ago. 1,200 messages of \
+             TopicA wait. New messages are answered 502.",
             "100.00 CNY of 100.00 CNY; messages over it are refused. It begins anew in 2 h.",
         ]
     );

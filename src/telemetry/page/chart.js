@@ -3,7 +3,8 @@
 import { number } from './words.js';
 
 const SECONDS = 900;
-const COLUMNS = ['billable', 'calls', 'pushed_back', 'uncertain'];
+// In the order in which they are drawn: messages over calls.
+const COLUMNS = ['calls', 'billable', 'pushed_back', 'uncertain'];
 // Ceilings further above the traffic than this would press it flat.
 const APART = 4;
 
@@ -63,8 +64,8 @@ export class History {
 
 const color = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const LINES = [
-  { key: 'messages', name: 'Messages', color: '--use', width: 2, fill: '--use-soft' },
   { key: 'calls', name: 'Calls', color: '--soft', width: 1 },
+  { key: 'messages', name: 'Messages', color: '--use', width: 2, fill: '--use-soft' },
   { key: 'pushed', name: 'Pushed back', color: '--bad', width: 2, dash: [2, 2] },
   { key: 'perhaps', name: 'Perhaps billed', color: '--odd', width: 2, dash: [6, 2, 2, 2] },
 ];
@@ -74,6 +75,9 @@ const LIMITS = [
   { key: 'egress_ip', name: 'Egress ceiling', color: '--limit-2', width: 1.5, dash: [3, 4] },
   { key: 'plan', name: 'Bought TPS', color: '--ok', width: 1.5, dash: [14, 4, 3, 4] },
 ];
+
+/** What is nearly always 0 is drawn only where it is not. */
+const bumps = column => column.map((n, i) => n === 0 && !column[i - 1] && !column[i + 1] ? null : n);
 
 export class Chart {
   #plot;
@@ -110,7 +114,7 @@ export class Chart {
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
       scales: { x: { time: true }, y: { range: (_, __, max) => [0, this.#top(max)] } },
       axes: [
-        { ...axis, space: 70, incrs: [60, 120, 180, 300], values: (_, seconds) => seconds.map(s => hour.format(new Date(s * 1000))) },
+        { ...axis, size: 28, space: 70, incrs: [60, 120, 180, 300], values: (_, seconds) => seconds.map(s => hour.format(new Date(s * 1000))) },
         { ...axis, size: 56, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 250, 500, 1000, 2000, 2500, 5000, 10000, 20000, 50000, 100000], values: (_, ticks) => ticks.map(number) },
       ],
       series: [{}, ...LINES.map(line), ...LIMITS.map(line)],
@@ -133,15 +137,14 @@ export class Chart {
 
   /** Ceilings that are too far above to be drawn. */
   show(columns, limits) {
-    const numbers = columns[2].filter(n => n !== null);
+    const numbers = columns[1].filter(n => n !== null);
     const busiest = Math.max(10, ...numbers);
     const tightest = Math.min(...Object.values(limits).filter(n => n !== null));
     const highest = this.#fitted ? busiest * 1.5 : Math.max(busiest, Number.isFinite(tightest) ? tightest : 0) * APART;
     const drawn = LIMITS.map(({ key }) => (limits[key] ?? Infinity) <= highest ? limits[key] : null);
     this.#limits = limits;
-    const [seconds, ...lines] = columns;
-    // The bold line and its area are drawn first, so nothing hides behind them.
-    this.#plot.setData([seconds, ...lines, ...drawn.map(n => seconds.map(() => n))]);
+    const [seconds, calls, messages, ...rare] = columns;
+    this.#plot.setData([seconds, calls, messages, ...rare.map(bumps), ...drawn.map(n => seconds.map(() => n))]);
     return LIMITS.filter(({ key }, i) => limits[key] !== null && drawn[i] === null).map(({ name }) => name);
   }
 

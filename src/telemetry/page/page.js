@@ -62,12 +62,14 @@ function state(concerns, lost) {
   const level = lost || bad ? 'bad' : warn ? 'warn' : 'ok';
   const count = [bad && plural(bad, 'thing is wrong', 'things are wrong'), warn && plural(warn, 'thing to watch', 'things to watch')].filter(Boolean).join(', ');
   $('state').dataset.level = level;
+  // One thing is its own headline.
+  $('state').dataset.count = lost ? 0 : concerns.length;
   show('headline-words', lost ?? (count || 'All is well'));
   // Seen below; a screen reader hears it at once.
   show('headline-worst', lost || !concerns.length ? '' : ': ' + concerns[0].title);
   document.title = (lost ? 'Disconnected – ' : concerns.length ? `${count} – ` : '') + 'tollgate';
   const shown = lost ? [] : concerns.slice(0, CONCERNS);
-  repeat('concerns', shown.map(c => ({ ...c, level: c.level })), (row, c) => say(row.querySelector('.tag'), LEVELS[c.level] ?? c.level));
+  repeat('concerns', shown, (row, c) => say(row.querySelector('.tag'), LEVELS[c.level] ?? c.level));
   hide('concerns-more', lost || concerns.length <= CONCERNS);
   show('concerns-more', `and ${concerns.length - CONCERNS} more in /status.json`);
 }
@@ -120,11 +122,11 @@ function figures(s) {
 }
 
 const OUTCOMES = {
-  delivered: ['Delivered', '200', 'ok'], queued: ['Kept, to be delivered', '202', 'ok'],
-  over_ceiling: ['Over a ceiling', '429', 'warn'], refused: ['Refused by the provider', '422', 'bad'],
+  delivered: ['Delivered', '200', 'ok'], queued: ['Kept for later', '202', 'ok'],
+  over_ceiling: ['Over a ceiling', '429', 'warn'], refused: ['Refused by provider', '422', 'bad'],
   failed: ['Failed', '502', 'bad'], unknown: ['Perhaps delivered', '504', 'bad'],
   invalid: ['Not a message', '4xx', 'warn'], draining: ['While stopping', '503', 'warn'],
-  full: ['No room to wait or keep', '503', 'bad'],
+  full: ['No room', '503', 'bad'],
 };
 
 /** Rates are those of the last few seconds: one second alone jumps. */
@@ -143,9 +145,9 @@ function outcomes(s) {
 }
 
 function backlog(s) {
-  const rows = [['Waiting for a permit', plural(s.waiting, 'message', 'messages') + (s.waiting ? `, the first for ${span(s.longest_wait_seconds)}` : '')]];
+  const rows = [['Waiting for a permit', number(s.waiting) + (s.waiting ? `, the first for ${span(s.longest_wait_seconds)}` : '')]];
   if (s.kept) {
-    rows.push(['Kept until delivered', plural(s.kept.queued, 'message', 'messages')],
+    rows.push(['Kept until delivered', number(s.kept.queued)],
       ['Oldest of them', s.kept.oldest && s.kept.queued ? age(s.kept.oldest, s.now) : '–'],
       ['Dead letters', number(s.kept.dead)],
       ['Spool in use', `${percent(s.kept.full)}, ${bytes(s.kept.bytes)}`]);
@@ -173,7 +175,8 @@ function spend(s) {
   show('spend-words', [priced && plural(today.messages, 'message', 'messages'), today.uncertain && `${number(today.uncertain)} perhaps`, since, !priced && 'no price configured'].filter(Boolean).join(', '));
 
   const several = new Set(topics.map(t => t.instance)).size > 1;
-  const cost = t => priced ? money(t.spend, currency) : '–';
+  const cost = t => priced ? money(t.spend, '').trim() : '';
+  show('topics-spend', 'Spend, ' + currency);
   const row = t => ({ topic: t.topic, instance: several ? t.instance : '', messages: number(t.messages), uncertain: number(t.uncertain), spend: cost(t) });
   // What the sidecar itself calls "other" stands last, with what has no place here.
   const named = topics.filter(t => t.topic !== 'other').sort((a, b) => b.spend - a.spend || b.messages - a.messages);
@@ -256,6 +259,7 @@ function connected(s) {
   $('stale').classList.remove('stale');
   hide('retry', true);
   hide('headline-more', true);
+  hide('headline-do', true);
   everything(s);
 }
 
@@ -265,9 +269,9 @@ function disconnected(why, wait) {
   $('stale').classList.add('stale');
   hide('retry', false);
   hide('headline-more', false);
+  hide('headline-do', false);
   state([], lastGood ? `Disconnected since ${clock(lastGood)}` : 'Not connected: tollgate does not answer');
-  show('headline-more', `${why} Asking again every ${span(wait / 1000)}. ` + (lastGood ? 'What is below is old. ' : '')
-    + 'Do: see whether the process runs (its log, kubectl get pod) and whether this address still leads to it.');
+  show('headline-more', `${why} Asking again every ${span(wait / SECOND)}.` + (lastGood ? ' What is below is old.' : ''));
 }
 
 /** The figures, or why there are none. */
