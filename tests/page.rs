@@ -360,6 +360,13 @@ async fn spend_budgets_plan_and_fleet() {
             "uncertain": messages / 100_000, "spend": spend
         })
     };
+    let error = |code: &str, count: u64, last: &str| {
+        json!({
+            "code": code, "count": count, "last": last,
+            "words": "The provider takes fewer calls than we make.",
+            "todo": "tollgate slows down by itself. If it stays, buy more."
+        })
+    };
     let concern = |level: &str, title: &str| {
         json!({
             "level": level, "title": title,
@@ -395,6 +402,10 @@ async fn spend_budgets_plan_and_fleet() {
                 budget("alarms", "CNY", 1.0, 1.0, 0.0, "refuse")
             ]
         },
+        "errors": [
+            error("Throttling.User", 657, "2026-11-23T02:56:55Z"),
+            error("InvalidSecurityToken.MismatchWithAccessKey", 1, "2026-11-23T02:40:00Z")
+        ],
         "fleet": { "mode": "shared", "members": members }
     }));
     let page = Page::open().await;

@@ -168,7 +168,7 @@ function backlog(s) {
 
 function spend(s) {
   const { currency, priced, today, topics, budgets } = s.spend;
-  const since = today.since ? `since ${moment(today.since)}` : '';
+  const since = today.since ? `since ${moment(today.since, s.now)}` : '';
   show('spend-title', since ? (priced ? 'Spend' : 'Billed messages') : priced ? 'Spend today' : 'Billed today');
   show('spend', priced ? money(today.spend, '').trim() : number(today.messages));
   show('spend-unit', priced ? currency : 'messages');
@@ -197,7 +197,7 @@ function spend(s) {
     const then = b.on_exceed === 'refuse' ? (over ? 'messages are refused' : 'then messages are refused') : over ? 'nothing is refused, only said' : 'then it is only said';
     return { name: b.name, share, held,
       left: `${figure(Math.max(0, b.limit - b.used - b.reserved))} ${unit} left (${percent(Math.max(0, b.remaining_ratio))})`,
-      words: `${figure(b.used)} used${b.reserved ? ` and ${figure(b.reserved)} reserved` : ''} of ${figure(b.limit)}; ${then}. Begins anew in ${until(b.resets_at, s.now)}, ${moment(b.resets_at)}.` };
+      words: `${figure(b.used)} used${b.reserved ? ` and ${figure(b.reserved)} reserved` : ''} of ${figure(b.limit)}; ${then}. Begins anew in ${until(b.resets_at, s.now)}, ${moment(b.resets_at, s.now)}.` };
   }), (row, b) => {
     const bar = row.querySelector('.bar');
     bar.setAttribute('aria-label', 'Budget ' + b.name);
@@ -211,7 +211,7 @@ function provider(s) {
   const { key } = s, skew = Math.abs(s.clock_skew_seconds);
   const rows = [
     ['Key from', key.source], ['Key taken up', key.loaded ? ago(key.loaded, s.now) : 'not yet'],
-    ['Key expires', key.expires ? (Date.parse(key.expires) > Date.parse(s.now) ? `in ${until(key.expires, s.now)} (${moment(key.expires)})` : `expired ${ago(key.expires, s.now)}`) : 'never'],
+    ['Key expires', key.expires ? (Date.parse(key.expires) > Date.parse(s.now) ? `in ${until(key.expires, s.now)} (${moment(key.expires, s.now)})` : `expired ${ago(key.expires, s.now)}`) : 'never'],
   ];
   if (key.error) rows.push(['Its source says', key.error]);
   rows.push(['Last answer', ago(s.last_answer, s.now)], ['Last delivery', ago(s.last_delivered, s.now)],

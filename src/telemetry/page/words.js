@@ -3,6 +3,7 @@
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
 const tenth = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });
 const time = new Intl.DateTimeFormat('en', { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23' });
+const short = new Intl.DateTimeFormat('en', { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' });
 const day = new Intl.DateTimeFormat('en', { weekday: 'short', day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit', hourCycle: 'h23' });
 
 export const number = n => whole.format(n);
@@ -32,5 +33,6 @@ export const age = (at, now) => { const s = between(at, now); return s < 1 ? 'un
 export const ago = (at, now) => at ? age(at, now) + ' ago' : 'never';
 export const until = (at, now) => span(Math.ceil(between(now, at)));
 export const clock = at => time.format(new Date(at));
-export const moment = at => day.format(new Date(at));
+/** Today's moments need no day. */
+export const moment = (at, now) => new Date(at).toDateString() === new Date(now).toDateString() ? short.format(new Date(at)) : day.format(new Date(at));
 export const bytes = n => n < 1024 ? number(n) + ' B' : n < 1048576 ? rate(n / 1024) + ' KiB' : rate(n / 1048576) + ' MiB';
