@@ -91,6 +91,21 @@ pub enum Lost {
 }
 
 impl Lost {
+    /// All, in order.
+    pub const ALL: [Self; 11] = [
+        Self::Resolve,
+        Self::NoConnection,
+        Self::Connect,
+        Self::ConnectTimeout,
+        Self::Tls,
+        Self::Unwritten,
+        Self::NoKey,
+        Self::TooLate,
+        Self::Closed,
+        Self::Timeout,
+        Self::Garbled,
+    ];
+
     /// Whether the provider cannot have seen the call.
     pub const fn nothing_sent(self) -> bool {
         match self {
@@ -322,6 +337,23 @@ impl HttpAnswer {
             // A redirect or less is not the provider's answer.
             _ => Verdict::Barred(Bar::Endpoint),
         }
+    }
+}
+
+/// What a [label](Answer::label) means, for those who have nothing else; `None`: a code that the
+/// table does not know. Neither `retry.codes` nor `x-acs-retry-after` has left a trace in a label.
+pub fn meaning(label: &str) -> Option<Verdict> {
+    if let Some(lost) = Lost::ALL.into_iter().find(|lost| lost.word() == label) {
+        return Some(Answer::Lost(lost).verdict());
+    }
+    let status = match label {
+        "OK" => return Some(Verdict::Delivered),
+        "empty_msgid" => Some(200),
+        _ => label.strip_prefix("http_").and_then(|status| status.parse().ok()),
+    };
+    match status {
+        Some(status) => Some(HttpAnswer { status, ..HttpAnswer::default() }.verdict()),
+        None => TABLE.iter().find(|row| row.code.matches(label)).map(|row| row.means.clone()),
     }
 }
 

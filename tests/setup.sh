@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto,
-# and the provider's own Python SDK in target/test-venv. Safe to run again: what is there stays.
+# Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
+# browser chromium, and the provider's own Python SDK in target/test-venv. Safe to run again: what is
+# there stays.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -18,7 +19,7 @@ installed() {
 
 # a python from pyenv or the like serves as well as Debian's
 missing=""
-for package in mosquitto mosquitto-clients; do
+for package in mosquitto mosquitto-clients chromium; do
     installed "$package" || missing="$missing $package"
 done
 command -v python3 >/dev/null 2>&1 || missing="$missing python3 python3-venv"
@@ -53,4 +54,4 @@ if ! has_sdk; then
     has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
 fi
 
-echo "tests/setup.sh: mosquitto and $venv are ready"
+echo "tests/setup.sh: mosquitto, chromium and $venv are ready"

@@ -87,7 +87,7 @@ fn ceilings(ceilings: &Ceilings, upstream: &Upstream) -> String {
 }
 
 /// A number with its thousands apart: 1,000.
-fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

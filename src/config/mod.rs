@@ -23,6 +23,7 @@ mod uri;
 
 pub use billing::{Billing, Budget, Limit, MAX_TIERS, Period, Prices};
 pub use explain::explain;
+pub(crate) use explain::grouped;
 pub use flags::Flags;
 pub use load::{Loaded, keys, load};
 pub use mistake::{Mistake, Mistakes};

@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::budget::{Account, BudgetStatus, OverBudget};
+use super::errors::Errors;
+use super::history::History;
 use super::labels::{Labels, OTHER};
 use super::ledger::{Minute, Name, SeriesId};
 use super::money::{Month, Spent};
@@ -69,6 +73,8 @@ pub(super) struct Counts {
     lines: Vec<Line>,
     index: BTreeMap<InstanceId, BTreeMap<Arc<str>, usize>>,
     tps: BTreeMap<InstanceId, Tps>,
+    pub(super) history: History,
+    pub(super) errors: Errors,
     billing: Billing,
     month: Month,
     today: Span,
@@ -86,6 +92,8 @@ impl Counts {
             lines: Vec::new(),
             index: BTreeMap::new(),
             tps: BTreeMap::new(),
+            history: History::new(now),
+            errors: Errors::default(),
             month: Month::new(),
             today: Span::around(now, Period::Day, &billing.time_zone),
             accounts: Vec::new(),
@@ -204,9 +212,11 @@ impl Counts {
         kind: CallKind,
         code: &str,
         billed: Billed,
-        now: i64,
+        at: Timestamp,
     ) {
-        let code = self.codes.get(code);
+        let (code, now) = (self.codes.get(code), at.as_second());
+        self.history.called(now, &code, billed);
+        self.errors.called(at, &code, billed);
         *self.calls.entry((kind, code)).or_default() += 1;
         let spent = match billed {
             Billed::No => Spent::default(),
@@ -270,9 +280,10 @@ impl Counts {
     }
 
     /// Calls of which nobody knows how they ended, since a process did not.
-    pub(super) fn lost(&mut self, name: &Name, calls: u64) {
+    pub(super) fn lost(&mut self, name: &Name, calls: u64, now: i64) {
         let line = self.line_of(name);
         self.lines[line].uncertain += calls;
+        self.history.uncertain(now, calls);
     }
 
     // === settings ===

@@ -8,6 +8,8 @@
 mod bill;
 mod budget;
 mod counts;
+mod errors;
+mod history;
 mod labels;
 mod ledger;
 mod money;
@@ -30,6 +32,8 @@ pub use bill::{Bill, By, Query, Row};
 pub use budget::{BudgetStatus, OverBudget};
 use counts::Counts;
 pub use counts::{Messages, Snapshot};
+pub use errors::{Failure, Failures};
+pub use history::Past;
 pub use labels::OTHER;
 use ledger::Ledger;
 pub use ledger::LedgerError;
@@ -107,7 +111,7 @@ impl Meter {
                 calls,
                 "the process before this one ended with calls under way: counted as uncertain"
             );
-            counts.lost(name, *calls);
+            counts.lost(name, *calls, now);
         }
         drop(counts);
         Ok(meter)
@@ -268,8 +272,9 @@ impl Call {
 
     fn end(&mut self, code: &str, billed: Billed) {
         self.has_ended = true;
-        let now = now();
-        self.meter.counts().ended(self.line, self.kind, code, billed, now);
+        let at = Timestamp::now();
+        let now = at.as_second();
+        self.meter.counts().ended(self.line, self.kind, code, billed, at);
         if let (Some(ledger), Some(id)) = (&self.meter.shared.ledger, self.series) {
             ledger.end(id, billed, now);
         }

@@ -211,10 +211,7 @@ impl Spool {
         more: Share,
         but: Option<MessageId>,
     ) -> Result<(), KeepError> {
-        let max = Share {
-            messages: self.shared.options.max_messages as u64,
-            bytes: self.shared.options.max_bytes,
-        };
+        let max = self.most();
         let fits = |less: Share, index: &Index| {
             let total = index.total();
             total.messages - less.messages + more.messages <= max.messages
@@ -310,6 +307,12 @@ impl Spool {
     /// What is kept now.
     pub fn usage(&self) -> Usage {
         self.fresh().usage()
+    }
+
+    /// The most that may be kept.
+    pub fn most(&self) -> Share {
+        let options = &self.shared.options;
+        Share { messages: options.max_messages as u64, bytes: options.max_bytes }
     }
 
     /// How long commits took.

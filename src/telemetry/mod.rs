@@ -1,7 +1,10 @@
 //! The door for Prometheus, the kubelet and a browser: it only shows.
 
+mod advice;
+mod concerns;
 mod family;
 mod metrics;
+mod page;
 mod status;
 
 use std::convert::Infallible;
@@ -9,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use jiff::Timestamp;
@@ -24,10 +27,6 @@ use crate::spool::Spool;
 use crate::upstream::Wire;
 use metrics::Format;
 
-const PAGE: &str = include_str!("page.html");
-/// Nothing from anywhere else, and nothing that the page itself does not hold.
-const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; \
-                           script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The telemetry door. Cheap to clone.
@@ -76,12 +75,12 @@ impl Telemetry {
             return Ok(problem.allow("GET, HEAD").into_response());
         }
         Ok(match path {
-            "/" => page(),
             "/metrics" => self.metrics(request),
             "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
             "/startupz" => self.startup(),
             "/readyz" => self.ready(request.uri().query() == Some("verbose")),
-            "/status.json" => self.status(),
+            "/status.json" => self.status(request.uri().query().and_then(since)),
+            path if let Some(reply) = page::answer(path, request.headers()) => reply,
             other => Problem::not_found(
                 other,
                 "GET /, /metrics, /status.json, /livez, /startupz and /readyz",
@@ -129,8 +128,9 @@ impl Telemetry {
         text(status, lines)
     }
 
-    fn status(&self) -> Reply {
-        let body = serde_json::to_string(&status::Status::of(&self.facts)).unwrap_or_default();
+    fn status(&self, since: Option<i64>) -> Reply {
+        let status = status::Status::of(&self.facts, since);
+        let body = serde_json::to_string(&status).unwrap_or_default();
         answer(StatusCode::OK, "application/json", body)
     }
 }
@@ -146,11 +146,9 @@ fn why(bar: Option<Bar>) -> &'static str {
     }
 }
 
-fn page() -> Reply {
-    let mut reply = answer(StatusCode::OK, "text/html; charset=utf-8", PAGE.to_owned());
-    let policy = HeaderValue::from_static(PAGE_POLICY);
-    reply.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
-    reply
+/// `since=<Unix second>`; anything else asks for everything.
+fn since(query: &str) -> Option<i64> {
+    query.split('&').find_map(|pair| pair.strip_prefix("since=")?.parse().ok())
 }
 
 fn text(status: StatusCode, body: String) -> Reply {

@@ -4,105 +4,280 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::Facts;
+use super::concerns::{self, Concern};
+use super::{Facts, advice};
+use crate::answer::Bar;
+use crate::config::{Billing, Limit};
 use crate::delivery;
-use crate::meter::Published;
-use crate::spool::Usage;
+use crate::meter::{BudgetStatus, Failure, Past, Published, Snapshot};
+use crate::spool::Spool;
 
-#[derive(Serialize)]
+/// The most paused topics that are told: those of the most messages.
+const MOST_PAUSED: usize = 50;
+
+/// Everything the page shows.
+#[derive(Debug, Serialize)]
 pub(super) struct Status {
-    version: &'static str,
-    endpoint: String,
-    started: String,
-    now: String,
-    draining: bool,
+    pub(super) version: &'static str,
+    pub(super) commit: &'static str,
+    pub(super) endpoint: String,
+    pub(super) started: Timestamp,
+    pub(super) now: Timestamp,
+    pub(super) draining: bool,
+    /// What is wrong now, worst first.
+    pub(super) concerns: Vec<Concern>,
     /// Billable messages in the last whole second, over all instances.
-    tps: u64,
+    pub(super) tps: u64,
     /// The largest second since the last whole minute began.
-    tps_peak: u64,
-    billable: u64,
-    uncertain: u64,
-    waiting: usize,
-    longest_wait_seconds: f64,
+    pub(super) tps_peak: u64,
+    /// What was bought, messages per second; `null`: not configured.
+    pub(super) plan_tps: Option<u32>,
+    pub(super) history: Past,
+    pub(super) billable: u64,
+    pub(super) uncertain: u64,
+    /// Of the last fifteen minutes.
+    #[serde(skip)]
+    pub(super) uncertain_lately: u64,
+    /// Why the disk does not take what is counted; `null`: it does.
+    pub(super) ledger_failure: Option<String>,
+    pub(super) waiting: usize,
+    pub(super) longest_wait_seconds: f64,
     /// `null`: nothing is kept.
-    kept: Option<Kept>,
+    pub(super) kept: Option<Kept>,
     /// Topics that do not deliver what is kept of them.
-    paused: Vec<Paused>,
-    ceilings: Vec<Ceiling>,
+    pub(super) paused: Vec<Paused>,
+    /// How many they are; no more than [`MOST_PAUSED`] are told.
+    pub(super) paused_topics: usize,
+    pub(super) ceilings: Vec<Ceiling>,
+    /// Names of all egress addresses.
+    pub(super) egress: Vec<String>,
     /// Egress addresses that the provider seems to block.
-    blocked: Vec<String>,
-    outcomes: BTreeMap<&'static str, u64>,
-    topics: BTreeMap<String, u64>,
-    key: Key,
-    last_answer: Option<String>,
-    clock_skew_seconds: f64,
+    pub(super) blocked: Vec<String>,
+    pub(super) outcomes: BTreeMap<&'static str, u64>,
+    pub(super) topics: BTreeMap<String, u64>,
+    pub(super) spend: SpendView,
+    pub(super) key: Key,
+    pub(super) last_answer: Option<Timestamp>,
+    /// When a call last delivered.
+    pub(super) last_delivered: Option<Timestamp>,
+    pub(super) clock_skew_seconds: f64,
+    /// What calls came back with that did not deliver, the latest first.
+    pub(super) errors: Vec<Error>,
+    /// How the ceilings are shared among sidecars; `null`: they are not.
+    pub(super) fleet: Option<Fleet>,
 }
 
-#[derive(Serialize)]
-struct Ceiling {
-    name: &'static str,
-    limit: Option<u32>,
-    used: usize,
-    parked: usize,
+/// No value yet: a sidecar is alone in this release.
+#[derive(Debug, Serialize)]
+pub(super) enum Fleet {}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Ceiling {
+    pub(super) name: &'static str,
+    pub(super) limit: Option<u32>,
+    pub(super) used: usize,
+    pub(super) parked: usize,
+    /// Requests that were refused because of it.
+    pub(super) refused: u64,
 }
 
-#[derive(Serialize)]
-struct Kept {
-    queued: u64,
-    dead: u64,
-    bytes: u64,
-    oldest: Option<String>,
-    failure: Option<String>,
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Kept {
+    pub(super) queued: u64,
+    pub(super) dead: u64,
+    pub(super) bytes: u64,
+    /// How much of what may be kept is taken by messages and dead letters, 0 to 1.
+    pub(super) full: f64,
+    pub(super) oldest: Option<Timestamp>,
+    pub(super) failure: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Paused {
-    instance: String,
-    topic: String,
-    why: &'static str,
-    messages: usize,
+#[derive(Debug, Serialize)]
+pub(super) struct Paused {
+    pub(super) instance: String,
+    pub(super) topic: String,
+    pub(super) why: &'static str,
+    #[serde(skip)]
+    pub(super) bar: Option<Bar>,
+    pub(super) messages: usize,
 }
 
-#[derive(Serialize)]
-struct Key {
-    source: &'static str,
-    loaded: Option<String>,
-    expires: Option<String>,
-    error: Option<String>,
+#[derive(Debug, Serialize)]
+pub(super) struct Key {
+    pub(super) source: &'static str,
+    pub(super) loaded: Option<Timestamp>,
+    pub(super) expires: Option<Timestamp>,
+    pub(super) error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Error {
+    pub(super) code: String,
+    pub(super) count: u64,
+    pub(super) last: Timestamp,
+    pub(super) words: &'static str,
+    pub(super) todo: &'static str,
+}
+
+/// What was spent, and what may be.
+#[derive(Debug, Serialize)]
+pub(super) struct SpendView {
+    pub(super) currency: String,
+    /// Whether a price is configured; without one, every `spend` is 0.
+    pub(super) priced: bool,
+    /// Whose day today is.
+    pub(super) time_zone: String,
+    pub(super) today: Today,
+    pub(super) topics: Vec<TopicSpend>,
+    pub(super) budgets: Vec<Budget>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Today {
+    pub(super) messages: u64,
+    pub(super) uncertain: u64,
+    pub(super) spend: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct TopicSpend {
+    pub(super) instance: String,
+    pub(super) topic: String,
+    pub(super) messages: u64,
+    pub(super) uncertain: u64,
+    pub(super) spend: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Budget {
+    pub(super) name: String,
+    pub(super) unit: Unit,
+    pub(super) limit: f64,
+    pub(super) used: f64,
+    pub(super) reserved: f64,
+    pub(super) remaining_ratio: f64,
+    pub(super) resets_at: Timestamp,
+    pub(super) on_exceed: OnExceed,
+}
+
+/// What a budget limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unit {
+    Messages,
+    Money(String),
+}
+
+impl Serialize for Unit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            Self::Messages => "messages",
+            Self::Money(currency) => currency,
+        })
+    }
+}
+
+/// What happens to messages over a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnExceed {
+    Warn,
+    Refuse,
+}
+
+impl SpendView {
+    fn of(counts: &Snapshot, billing: &Billing) -> Self {
+        let mut topics = Vec::new();
+        for (instance, of_instance) in &counts.today {
+            for (topic, messages) in of_instance {
+                if messages.billable + messages.uncertain > 0 {
+                    topics.push(TopicSpend {
+                        instance: instance.to_string(),
+                        topic: topic.to_string(),
+                        messages: messages.billable,
+                        uncertain: messages.uncertain,
+                        spend: messages.spend,
+                    });
+                }
+            }
+        }
+        let today = Today {
+            messages: topics.iter().map(|topic| topic.messages).sum(),
+            uncertain: topics.iter().map(|topic| topic.uncertain).sum(),
+            spend: topics.iter().map(|topic| topic.spend).sum(),
+        };
+        let budget = |status: &BudgetStatus| budget(status, &billing.currency);
+        Self {
+            currency: billing.currency.clone(),
+            priced: billing.prices.is_set(),
+            time_zone: billing.time_zone.iana_name().unwrap_or_default().to_owned(),
+            today,
+            topics,
+            budgets: counts.budgets.iter().map(budget).collect(),
+        }
+    }
+}
+
+fn budget(status: &BudgetStatus, currency: &str) -> Budget {
+    let (unit, limit) = match status.budget.limit {
+        Limit::Messages(messages) => (Unit::Messages, messages as f64),
+        Limit::Spend(spend) => (Unit::Money(currency.to_owned()), spend),
+    };
+    Budget {
+        name: status.budget.name.clone(),
+        unit,
+        limit,
+        used: status.used,
+        reserved: status.reserved,
+        remaining_ratio: status.remaining,
+        resets_at: status.until,
+        on_exceed: if status.budget.refuse { OnExceed::Refuse } else { OnExceed::Warn },
+    }
 }
 
 impl Status {
-    pub(super) fn of(facts: &Facts) -> Self {
+    /// As it is now, with the history after `since`, a Unix second.
+    pub(super) fn of(facts: &Facts, since: Option<i64>) -> Self {
         let counts = facts.meter.snapshot();
         let ceiling = facts.ceiling.status();
         let upstream = facts.upstream.status();
         let key = facts.keys.status();
-        let messages = || counts.messages.values().flat_map(BTreeMap::iter);
+        let failures = facts.meter.failures();
+        let billing = facts.meter.billing();
+        let spend = SpendView::of(&counts, &billing);
+        let messages = || counts.messages.values().flat_map(BTreeMap::values);
+        let mut paused: Vec<_> = facts.delivery.paused().iter().map(paused).collect();
+        paused.sort_by(|a, b| b.messages.cmp(&a.messages).then_with(|| a.topic.cmp(&b.topic)));
         let mut topics = BTreeMap::<String, u64>::new();
-        for (topic, messages) in messages() {
+        for (topic, messages) in counts.messages.values().flatten() {
             *topics.entry(topic.to_string()).or_default() += messages.billable;
         }
         let outcome = |outcome: &Published| {
             let count = counts.published.values().map(|counts| counts[*outcome as usize]).sum();
             (outcome.word(), count)
         };
-        let time = |at: Timestamp| at.to_string();
-        Self {
+        let mut status = Self {
             version: env!("CARGO_PKG_VERSION"),
+            commit: env!("TOLLGATE_COMMIT"),
             endpoint: facts.endpoint.clone(),
-            started: facts.started.to_string(),
-            now: Timestamp::now().to_string(),
+            started: facts.started,
+            now: Timestamp::now(),
             draining: facts.draining.load(Ordering::Relaxed),
+            concerns: Vec::new(),
             tps: counts.tps.values().map(|(last, _)| last).sum(),
             tps_peak: counts.tps.values().map(|(_, peak)| peak).sum(),
-            billable: messages().map(|(_, m)| m.billable).sum(),
-            uncertain: messages().map(|(_, m)| m.uncertain).sum(),
+            plan_tps: billing.plan_tps,
+            history: facts.meter.past(since),
+            billable: messages().map(|messages| messages.billable).sum(),
+            uncertain: messages().map(|messages| messages.uncertain).sum(),
+            ledger_failure: facts.meter.failure(),
+            uncertain_lately: facts.meter.past(None).uncertain.into_iter().map(u64::from).sum(),
             waiting: ceiling.waiting,
             longest_wait_seconds: ceiling.longest_wait.as_secs_f64(),
-            kept: facts.spool.as_ref().map(|spool| kept(&spool.usage())),
-            paused: facts.delivery.paused().iter().map(paused).collect(),
+            kept: facts.spool.as_ref().map(kept),
+            paused_topics: paused.len(),
+            paused,
             ceilings: ceiling
                 .ceilings
                 .iter()
@@ -111,32 +286,48 @@ impl Status {
                     limit: c.limit,
                     used: c.used,
                     parked: c.parked,
+                    refused: c.decisions.refused,
                 })
                 .collect(),
+            egress: facts.egress.clone(),
             blocked: (facts.egress.iter().zip(&ceiling.blocked))
                 .filter(|(_, blocked)| **blocked)
                 .map(|(egress, _)| egress.clone())
                 .collect(),
             outcomes: Published::ALL.iter().map(outcome).collect(),
             topics,
+            spend,
             key: Key {
                 source: key.source,
-                loaded: key.loaded_at.map(time),
-                expires: key.expires_at.map(time),
+                loaded: key.loaded_at,
+                expires: key.expires_at,
                 error: key.last_error,
             },
-            last_answer: upstream.last_answer.map(time),
+            last_answer: upstream.last_answer,
+            last_delivered: failures.delivered,
             clock_skew_seconds: upstream.clock_skew.as_secs_f64(),
-        }
+            errors: failures.latest.iter().map(error).collect(),
+            fleet: None,
+        };
+        // Before anything is left out.
+        status.concerns = concerns::of(&status);
+        status.paused.truncate(MOST_PAUSED);
+        status
     }
 }
 
-fn kept(usage: &Usage) -> Kept {
+fn kept(spool: &Spool) -> Kept {
+    let (usage, most) = (spool.usage(), spool.most());
+    // Receipts give way to messages.
+    let (queued, dead) = (usage.queued, usage.dead);
+    let messages = (queued.messages + dead.messages) as f64 / most.messages as f64;
+    let bytes = (queued.bytes + dead.bytes) as f64 / most.bytes as f64;
     Kept {
-        queued: usage.queued.messages,
-        dead: usage.dead.messages,
-        bytes: usage.queued.bytes + usage.dead.bytes + usage.receipts.bytes,
-        oldest: usage.oldest.map(|at| at.to_string()),
+        queued: queued.messages,
+        dead: dead.messages,
+        bytes: queued.bytes + dead.bytes + usage.receipts.bytes,
+        full: messages.max(bytes),
+        oldest: usage.oldest,
         failure: usage.failure.as_deref().map(str::to_owned),
     }
 }
@@ -146,6 +337,18 @@ fn paused(paused: &delivery::Paused) -> Paused {
         instance: paused.lane.instance.to_string(),
         topic: paused.lane.parent.to_string(),
         why: super::why(paused.bar),
+        bar: paused.bar,
         messages: paused.waiting,
+    }
+}
+
+fn error(failure: &Failure) -> Error {
+    let advice = advice::of(&failure.code);
+    Error {
+        code: failure.code.to_string(),
+        count: failure.count,
+        last: failure.last,
+        words: advice.words,
+        todo: advice.todo,
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod broker;
+pub mod browser;
 pub mod callers;
 pub mod http;
 pub mod process;

@@ -1,0 +1,93 @@
+//! What calls came back with when they did not deliver: for a person who asks what is wrong.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{Billed, Meter};
+
+/// The most that are told.
+const MOST: usize = 20;
+
+/// Codes with their counts. Bounded as the codes' labels are.
+#[derive(Debug, Default)]
+pub(super) struct Errors {
+    seen: BTreeMap<Arc<str>, (u64, Timestamp)>,
+    delivered: Option<Timestamp>,
+}
+
+/// One code or transport word that was not OK.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The provider's code, or a transport word.
+    pub code: Arc<str>,
+    /// How often since the start.
+    pub count: u64,
+    /// When for the last time.
+    pub last: Timestamp,
+}
+
+/// What went wrong, and when something last went well.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// At most 20, the latest first.
+    pub latest: Vec<Failure>,
+    /// When a call last delivered.
+    pub delivered: Option<Timestamp>,
+}
+
+impl Errors {
+    pub(super) fn called(&mut self, now: Timestamp, code: &Arc<str>, billed: Billed) {
+        if billed == Billed::Yes {
+            self.delivered = Some(now);
+            return;
+        }
+        let (count, last) = self.seen.entry(Arc::clone(code)).or_insert((0, now));
+        *count += 1;
+        *last = now;
+    }
+
+    fn latest(&self) -> Failures {
+        let failure = |(code, (count, last)): (&Arc<str>, &(u64, Timestamp))| Failure {
+            code: Arc::clone(code),
+            count: *count,
+            last: *last,
+        };
+        let mut latest: Vec<_> = self.seen.iter().map(failure).collect();
+        latest.sort_by_key(|failure| Reverse(failure.last));
+        latest.truncate(MOST);
+        Failures { latest, delivered: self.delivered }
+    }
+}
+
+impl Meter {
+    /// What calls came back with when they did not deliver.
+    pub fn failures(&self) -> Failures {
+        self.counts().errors.latest()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_first_and_no_more_than_twenty() {
+        let mut errors = Errors::default();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        errors.called(at(1), &"OK".into(), Billed::Yes);
+        for second in 2..40 {
+            let code = Arc::from(format!("Code.{second}"));
+            errors.called(at(second), &code, Billed::No);
+        }
+        errors.called(at(50), &"Code.5".into(), Billed::No);
+        errors.called(at(51), &"timeout".into(), Billed::Uncertain);
+        let failures = errors.latest();
+        assert_eq!((failures.latest.len(), failures.delivered), (20, Some(at(1))));
+        let first: Vec<_> = failures.latest[..3].iter().map(|f| (&*f.code, f.count)).collect();
+        assert_eq!(first, [("timeout", 1), ("Code.5", 2), ("Code.39", 1)]);
+        assert_eq!(failures.latest[1].last, at(50));
+    }
+}

@@ -1,0 +1,198 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::meter::Past;
+use crate::telemetry::status::{Kept, Key, Paused, SpendView, Today};
+
+const NOW: &str = "2026-11-23T03:00:00Z";
+
+fn at(seconds_ago: i64) -> Timestamp {
+    let now: Timestamp = NOW.parse().unwrap();
+    now - SignedDuration::from_secs(seconds_ago)
+}
+
+/// Nothing is wrong.
+fn well() -> Status {
+    let ceiling = |name, limit| Ceiling { name, limit, used: 0, parked: 0, refused: 0 };
+    let today = Today { messages: 0, uncertain: 0, spend: 0.0 };
+    Status {
+        version: "0",
+        commit: "0",
+        endpoint: "provider".to_owned(),
+        started: at(3_600),
+        now: at(0),
+        draining: false,
+        concerns: Vec::new(),
+        tps: 0,
+        tps_peak: 0,
+        plan_tps: None,
+        history: Past::default(),
+        billable: 0,
+        uncertain: 0,
+        uncertain_lately: 0,
+        ledger_failure: None,
+        waiting: 0,
+        longest_wait_seconds: 0.0,
+        kept: Some(Kept::default()),
+        paused: Vec::new(),
+        paused_topics: 0,
+        ceilings: vec![ceiling("account", Some(1_000)), ceiling("egress_ip", None)],
+        egress: vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()],
+        blocked: Vec::new(),
+        outcomes: BTreeMap::new(),
+        topics: BTreeMap::new(),
+        spend: SpendView {
+            currency: "CNY".to_owned(),
+            time_zone: "UTC".to_owned(),
+            priced: false,
+            today,
+            topics: Vec::new(),
+            budgets: Vec::new(),
+        },
+        key: Key { source: "env", loaded: Some(at(3_600)), expires: None, error: None },
+        last_answer: Some(at(1)),
+        last_delivered: Some(at(1)),
+        clock_skew_seconds: 0.0,
+        errors: Vec::new(),
+        fleet: None,
+    }
+}
+
+fn error(code: &str, seconds_ago: i64) -> Error {
+    let Advice { words, todo } = advice::of(code);
+    Error { code: code.to_owned(), count: 3, last: at(seconds_ago), words, todo }
+}
+
+fn paused(topic: &str, bar: Option<Bar>, messages: usize) -> Paused {
+    let (instance, topic) = ("post-cn-1".to_owned(), topic.to_owned());
+    Paused { instance, topic, why: "", bar, messages }
+}
+
+fn budget(used: f64, on_exceed: OnExceed) -> Budget {
+    let remaining_ratio = 1.0 - (used + 5.0) / 100.0;
+    let (name, unit) = ("daily".to_owned(), Unit::Money("CNY".to_owned()));
+    let resets_at = at(-7_200);
+    Budget { name, unit, limit: 100.0, used, reserved: 5.0, remaining_ratio, resets_at, on_exceed }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "as the field has it")]
+fn kept(change: impl FnOnce(&mut Kept)) -> Option<Kept> {
+    let mut kept = Kept::default();
+    change(&mut kept);
+    Some(kept)
+}
+
+type Case = (&'static str, fn(&mut Status), &'static [(Level, &'static str)]);
+
+use Level::{Bad, Warn};
+
+/// What is so, and what is said, worst first.
+#[rustfmt::skip]
+const CASES: &[Case] = &[
+    ("all is well", |_| {}, &[]),
+    ("no spool", |s| s.kept = None, &[]),
+    ("stopping", |s| s.draining = true, &[(Bad, "tollgate is stopping")]),
+
+    ("no key", |s| s.key.loaded = None, &[(Bad, "No access key")]),
+    ("an expired key", |s| s.key.expires = Some(at(5)), &[(Bad, "The access key has expired")]),
+    ("a key of an hour, renewed soon", |s| s.key.expires = Some(at(-900)), &[]),
+    ("that was not renewed", |s| s.key.expires = Some(at(-500)), &[(Warn, "The access key ends soon")]),
+    ("since its source fails", |s| { s.key.expires = Some(at(-500)); s.key.error = Some("x".into()); },
+        &[(Bad, "The access key ends soon")]),
+    ("a key of five minutes, at its half", |s| { s.key.loaded = Some(at(150)); s.key.expires = Some(at(-150)); }, &[]),
+    ("a source that fails in time", |s| s.key.error = Some("x".into()), &[(Warn, "The access key's source fails")]),
+
+    ("a wrong key", |s| { s.last_delivered = None; s.errors = vec![error("SignatureDoesNotMatch", 100)]; },
+        &[(Bad, "The provider refuses our key")]),
+    ("that is over", |s| s.errors = vec![error("SignatureDoesNotMatch", 100)], &[]),
+    ("one topic is barred, others pass", |s| s.errors = vec![error("PermissionCheckFailed", 9)],
+        &[(Bad, "The provider denies permission")]),
+    ("a barred lane without an error", |s| s.paused = vec![paused("TopicA", Some(Bar::Clock), 7)],
+        &[(Bad, "The provider refuses our clock")]),
+    ("a lane and its error are one concern", |s| {
+        s.paused = vec![paused("TopicA", Some(Bar::Endpoint), 7)];
+        s.errors = vec![error("ApiNotSupport", 2)];
+    }, &[(Bad, "The provider does not know the call")]),
+    ("an error of a quarter of an hour ago", |s| { s.last_delivered = None; s.errors = vec![error("Forbidden.RAM", 1_000)]; }, &[]),
+
+    ("a failing lane", |s| s.paused = vec![paused("TopicA", None, 9)], &[(Bad, "Delivery fails for TopicA")]),
+    ("many of them", |s| s.paused = (0..9).map(|i| paused(&format!("T{i}"), None, 1)).collect(),
+        &[(Bad, "Delivery fails for T0, T1, T2 and 6 more")]),
+    ("now and then a failure", |s| s.errors = vec![error("SendMessageFailed", 3), error("timeout", 4)], &[]),
+    ("nothing but failures", |s| { s.last_delivered = Some(at(60)); s.errors = vec![error("connect", 3)]; },
+        &[(Bad, "Nothing gets through")]),
+    ("a refused message is its caller's", |s| { s.last_delivered = None; s.errors = vec![error("ParameterCheckFailed", 3)]; }, &[]),
+
+    ("one address is blocked", |s| s.blocked = vec!["10.0.0.1".into()], &[(Warn, "Egress addresses seem to be blocked")]),
+    ("all are", |s| s.blocked = s.egress.clone(), &[(Bad, "Egress addresses seem to be blocked")]),
+
+    ("below the ceiling", |s| s.ceilings[0].used = 949, &[]),
+    ("near it", |s| s.ceilings[0].used = 950, &[(Warn, "At the account's ceiling")]),
+    ("near the narrower one", |s| { s.ceilings[1].limit = Some(300); s.ceilings[1].used = 290; s.ceilings[0].used = 290; },
+        &[(Warn, "At the egress addresses' ceiling")]),
+    ("a queue below it", |s| { s.ceilings[0].used = 400; s.longest_wait_seconds = 0.4; }, &[(Warn, "Messages wait for a permit")]),
+    ("without a ceiling", |s| { s.ceilings[0].limit = None; s.ceilings[0].used = 9_999; }, &[]),
+    ("parked permits", |s| s.ceilings[0].parked = 1, &[(Warn, "The provider pushes back")]),
+
+    ("the disk fails", |s| s.kept = kept(|k| k.failure = Some("No space left".into())), &[(Bad, "The spool's disk takes no writes")]),
+    ("the spool fills", |s| s.kept = kept(|k| k.full = 0.8), &[(Warn, "The spool is nearly full")]),
+    ("the spool is full", |s| s.kept = kept(|k| k.full = 0.96), &[(Bad, "The spool is nearly full")]),
+    ("young", |s| s.kept = kept(|k| k.oldest = Some(at(299))), &[]),
+    ("old", |s| s.kept = kept(|k| k.oldest = Some(at(301))), &[(Warn, "Kept messages are old")]),
+    ("a dead letter", |s| s.kept = kept(|k| k.dead = 1), &[(Warn, "1 dead letter")]),
+    ("dead letters", |s| s.kept = kept(|k| k.dead = 1_234), &[(Warn, "1,234 dead letters")]),
+    ("counted in memory", |s| s.ledger_failure = Some("No space left".into()), &[(Warn, "The ledger is not written")]),
+    ("nobody knows", |s| s.uncertain_lately = 1, &[(Warn, "Some outcomes are unknown")]),
+
+    ("a clock", |s| s.clock_skew_seconds = -300.0, &[]),
+    ("off", |s| s.clock_skew_seconds = -301.0, &[(Warn, "This machine's clock is off")]),
+    ("too far", |s| s.clock_skew_seconds = 900.0, &[(Bad, "This machine's clock is off")]),
+
+    ("a budget", |s| s.spend.budgets = vec![budget(74.0, OnExceed::Refuse)], &[]),
+    ("with what is reserved", |s| s.spend.budgets = vec![budget(75.0, OnExceed::Refuse)], &[(Warn, "Budget daily is nearly used up")]),
+    ("used up", |s| s.spend.budgets = vec![budget(95.0, OnExceed::Refuse)], &[(Bad, "Budget daily is used up")]),
+    ("and only said", |s| s.spend.budgets = vec![budget(95.0, OnExceed::Warn)], &[(Warn, "Budget daily is used up")]),
+    ("a plan", |s| { s.plan_tps = Some(500); s.tps_peak = 399; }, &[]),
+    ("nearly", |s| { s.plan_tps = Some(500); s.tps_peak = 400; }, &[(Warn, "Near the bought TPS")]),
+    ("over", |s| { s.plan_tps = Some(500); s.tps_peak = 501; }, &[(Warn, "Over the bought TPS")]),
+
+    ("the worst first", |s| {
+        s.ceilings[0].parked = 1;
+        s.uncertain_lately = 1;
+        s.paused = vec![paused("TopicA", None, 9)];
+    }, &[(Bad, "Delivery fails for TopicA"), (Warn, "The provider pushes back"), (Warn, "Some outcomes are unknown")]),
+];
+
+#[test]
+fn what_is_said() {
+    for (case, change, expected) in CASES {
+        let mut status = well();
+        change(&mut status);
+        let concerns = of(&status);
+        let said: Vec<_> = concerns.iter().map(|c| (c.level, &*c.title)).collect();
+        assert_eq!(said, *expected, "{case}");
+        for concern in concerns {
+            let Concern { detail, todo, .. } = &concern;
+            assert!(detail.ends_with('.') && todo.ends_with('.'), "{case}: {concern:?}");
+            assert!(!detail.contains("  ") && !detail.contains(".."), "{case}: {detail}");
+        }
+    }
+}
+
+#[test]
+fn whole_sentences() {
+    let mut status = well();
+    status.last_delivered = Some(at(200));
+    status.errors = vec![error("SignatureDoesNotMatch", 4)];
+    status.paused = vec![paused("TopicA", Some(Bar::Key), 1_200)];
+    status.spend.budgets = vec![budget(95.0, OnExceed::Refuse)];
+    let details: Vec<_> = of(&status).into_iter().map(|concern| concern.detail).collect();
+    assert_eq!(
+        details,
+        [
+            "Code SignatureDoesNotMatch, 3 times since the start, last 4 s ago. 1,200 messages of \
+             TopicA wait. New messages are answered 502.",
+            "100.00 CNY of 100.00 CNY; messages over it are refused. It begins anew in 2 h.",
+        ]
+    );
+}

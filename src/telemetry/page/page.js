@@ -1,0 +1,315 @@
+// Asks for the figures once a second and shows them. Whatever comes from outside is set as text.
+
+import { Chart, History } from './chart.js';
+import { age, ago, bytes, clock, moment, money, number, percent, plural, rate, span, until } from './words.js';
+
+const SECOND = 1000, PATIENCE = 5000, LONGEST = 10_000;
+// More rows than this are nobody's overview.
+const TOPICS = 10, PAUSED = 8, CONCERNS = 6, MEMBERS = 12;
+
+const $ = id => document.getElementById(id);
+
+// === showing ===
+
+/** Sets text only where it differs: selections stay, and screen readers hear what is new. */
+function say(node, text) {
+  text = String(text ?? '');
+  if (node.textContent !== text) node.textContent = text;
+}
+
+const show = (id, text) => say($(id), text);
+const hide = (id, hidden) => { $(id).hidden = hidden; };
+
+/** Each item in a copy of the list's template; rows are used again. */
+function repeat(id, items, more) {
+  const list = $(id), template = list.querySelector('template');
+  const rows = [...list.children].filter(child => child !== template);
+  rows.slice(items.length).forEach(row => row.remove());
+  items.forEach((item, i) => {
+    let row = rows[i];
+    if (!row) {
+      row = template.content.firstElementChild.cloneNode(true);
+      list.append(row);
+    }
+    for (const field of row.querySelectorAll('[data-f]')) {
+      if (field.dataset.f in item) say(field, item[field.dataset.f]);
+    }
+    if (row.dataset.f in item) say(row, item[row.dataset.f]);
+    if (item.level) row.dataset.level = item.level;
+    more?.(row, item);
+  });
+  const empty = $(id + '-empty');
+  if (empty) empty.hidden = items.length > 0;
+  const table = list.closest('table');
+  if (table) table.hidden = items.length === 0;
+}
+
+function meter(bar, share, words, reserved = 0) {
+  const [used, held] = bar.children, width = n => Math.max(0, Math.min(100, 100 * n)) + '%';
+  used.style.width = width(share);
+  if (held) held.style.width = width(Math.min(reserved, 1 - share));
+  bar.dataset.level = share + reserved >= 1 ? 'bad' : share + reserved >= 0.8 ? 'warn' : 'ok';
+  bar.setAttribute('aria-valuenow', Math.round(Math.min(100, 100 * (share + reserved))));
+  bar.setAttribute('aria-valuetext', words);
+}
+
+// === what is wrong ===
+
+const LEVELS = { bad: 'Wrong', warn: 'Watch' };
+
+function state(concerns, lost) {
+  const bad = concerns.filter(c => c.level === 'bad').length, warn = concerns.length - bad;
+  const level = lost || bad ? 'bad' : warn ? 'warn' : 'ok';
+  const count = [bad && plural(bad, 'thing is wrong', 'things are wrong'), warn && plural(warn, 'thing to watch', 'things to watch')].filter(Boolean).join(', ');
+  $('state').dataset.level = level;
+  // One thing is its own headline.
+  $('state').dataset.count = lost ? 0 : concerns.length;
+  show('headline-words', lost ?? (count || 'All is well'));
+  // Seen below; a screen reader hears it at once.
+  show('headline-worst', lost || !concerns.length ? '' : ': ' + concerns[0].title);
+  document.title = (lost ? 'Disconnected – ' : concerns.length ? `${count} – ` : '') + 'tollgate';
+  const shown = lost ? [] : concerns.slice(0, CONCERNS);
+  repeat('concerns', shown, (row, c) => say(row.querySelector('.tag'), LEVELS[c.level] ?? c.level));
+  hide('concerns-more', lost || concerns.length <= CONCERNS);
+  show('concerns-more', `and ${concerns.length - CONCERNS} more in /status.json`);
+}
+
+// === the figures ===
+
+const history = new History();
+let chart, columns, latest = null, cursor = null, samples = [];
+
+function legend() {
+  if (columns) repeat('legend', chart.legend(columns, cursor), (row, item) => { row.dataset.line = item.key; });
+  const second = cursor === null ? null : columns?.[0][cursor];
+  show('chart-words', second ? 'At ' + clock(second * 1000) : above);
+}
+
+let above = '';
+
+function draw(s) {
+  const limit = name => s.ceilings.find(c => c.name === name)?.limit ?? null;
+  columns = history.columns();
+  const hidden = chart.show(columns, { account: limit('account'), egress_ip: limit('egress_ip'), plan: s.plan_tps });
+  const largest = history.largest('billable');
+  above = largest === 0 && history.largest('calls') === 0 ? 'No call in the last 15 minutes.'
+    : hidden.length ? `Above the chart: ${hidden.join(', ')}.` : '';
+  legend();
+  $('chart').setAttribute('aria-label', `Chart of the last 15 minutes: ${number(s.tps)} messages in the last second, ${number(largest)} in the largest, ${number(history.sum('pushed_back'))} calls pushed back.`);
+}
+
+const CEILINGS = { account: 'account', egress_ip: 'egress addresses' };
+
+function figures(s) {
+  show('tps', number(s.tps));
+  show('peak', number(s.tps_peak) + (s.plan_tps ? ` of ${number(s.plan_tps)} bought` : ''));
+  const limited = s.ceilings.filter(c => c.limit !== null);
+  const tightest = limited.reduce((a, b) => a && a.used / a.limit >= b.used / b.limit ? a : b, null);
+  const use = tightest ? tightest.used / tightest.limit : 0;
+  show('use', tightest ? percent(use) : 'none');
+  show('use-of', tightest ? `of ${number(tightest.limit)}/s` : '');
+  show('use-words', limited.length ? limited.map(c => `${CEILINGS[c.name] ?? c.name} ${number(c.used)} of ${number(c.limit)}`).join(', ') : 'No ceiling is configured.');
+  $('use-bar').hidden = !tightest;
+  meter($('use-bar'), use, percent(use));
+  const withheld = s.ceilings.reduce((sum, c) => sum + c.parked, 0);
+  show('pushed', number(history.last('pushed_back')));
+  show('pushed-sum', number(history.sum('pushed_back')));
+  show('parked', withheld ? `, ${plural(withheld, 'permit', 'permits')} withheld` : '');
+  show('queued', s.kept ? number(s.kept.queued) : 'nothing');
+  show('queued-unit', s.kept ? (s.kept.queued === 1 ? 'message' : 'messages') : '');
+  show('queued-words', !s.kept ? 'spool.store is "none"'
+    : [s.kept.oldest && s.kept.queued ? `oldest ${age(s.kept.oldest, s.now)}` : 'nothing waits', plural(s.kept.dead, 'dead letter', 'dead letters')].join(', '));
+}
+
+const OUTCOMES = {
+  delivered: ['Delivered', '200', 'ok'], queued: ['Kept for later', '202', 'ok'],
+  over_ceiling: ['Over a ceiling', '429', 'warn'], refused: ['Refused by provider', '422', 'bad'],
+  failed: ['Failed', '502', 'bad'], unknown: ['Perhaps delivered', '504', 'bad'],
+  invalid: ['Not a message', '4xx', 'warn'], draining: ['While stopping', '503', 'warn'],
+  full: ['No room', '503', 'bad'],
+};
+
+/** Rates are those of the last few seconds: one second alone jumps. */
+function outcomes(s) {
+  const at = Date.parse(s.now);
+  samples = samples.filter(sample => at - sample.at < 6 * SECOND && sample.at < at);
+  const first = samples[0];
+  const per = word => first ? (s.outcomes[word] - first.outcomes[word]) * SECOND / (at - first.at) : null;
+  samples.push({ at, outcomes: s.outcomes });
+  const rows = Object.entries(s.outcomes).filter(([, total]) => total > 0).map(([word, total]) => {
+    const [name, status, level] = OUTCOMES[word] ?? [word, '', 'warn'], now = per(word);
+    return { name, status, level, rate: now === null ? '–' : rate(now), total: number(total) };
+  });
+  const order = Object.values(OUTCOMES).map(([name]) => name);
+  repeat('outcomes', rows.sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name)));
+}
+
+function backlog(s) {
+  const rows = [['Waiting for a permit', number(s.waiting) + (s.waiting ? `, the first for ${span(s.longest_wait_seconds)}` : '')]];
+  if (s.kept) {
+    rows.push(['Kept until delivered', number(s.kept.queued)],
+      ['Oldest of them', s.kept.oldest && s.kept.queued ? age(s.kept.oldest, s.now) : '–'],
+      ['Dead letters', number(s.kept.dead)],
+      ['Spool in use', `${percent(s.kept.full)}, ${bytes(s.kept.bytes)}`]);
+    if (s.kept.failure) rows.push(['The disk says', s.kept.failure]);
+  } else {
+    rows.push(['Kept', 'nothing: spool.store is "none"']);
+  }
+  repeat('backlog', rows.map(([name, value]) => ({ name, value })));
+  hide('paused-title', !s.kept);
+  const more = (s.paused_topics ?? s.paused.length) - Math.min(PAUSED, s.paused.length);
+  const paused = s.paused.slice(0, PAUSED).map(p => ({ ...p, messages: number(p.messages) }));
+  if (more > 0) paused.push({ topic: `${number(more)} more`, why: '', messages: '' });
+  repeat('paused', paused);
+  if (!s.kept) hide('paused-empty', true);
+}
+
+// === spend ===
+
+function spend(s) {
+  const { currency, priced, today, topics, budgets } = s.spend;
+  show('spend-title', priced ? 'Spend today' : 'Billed today');
+  show('spend', priced ? money(today.spend, '').trim() : number(today.messages));
+  show('spend-unit', priced ? currency : 'messages');
+  show('spend-words', [priced && plural(today.messages, 'message', 'messages'), today.uncertain && `${number(today.uncertain)} perhaps`, !priced && 'no price configured'].filter(Boolean).join(', '));
+
+  const several = new Set(topics.map(t => t.instance)).size > 1;
+  const cost = t => priced ? money(t.spend, '').trim() : '';
+  show('topics-spend', 'Spend, ' + currency);
+  const row = t => ({ topic: t.topic, instance: several ? t.instance : '', messages: number(t.messages), uncertain: number(t.uncertain), spend: cost(t) });
+  // What the sidecar itself calls "other" stands last, with what has no place here.
+  const named = topics.filter(t => t.topic !== 'other').sort((a, b) => b.spend - a.spend || b.messages - a.messages);
+  const rest = [...named.slice(TOPICS), ...topics.filter(t => t.topic === 'other')];
+  const rows = named.slice(0, TOPICS).map(row);
+  if (rest.length) {
+    const sum = field => rest.reduce((sum, t) => sum + t[field], 0);
+    rows.push({ ...row({ topic: 'other topics', messages: sum('messages'), uncertain: sum('uncertain'), spend: sum('spend') }), instance: '' });
+  }
+  repeat('topics', rows, tr => { tr.querySelector('[data-f=spend]').hidden = !priced; });
+  $('topics-spend').hidden = !priced;
+  show('topics-words', priced ? '' : 'No price is configured (billing.price_per_million).');
+
+  repeat('budgets', budgets.map(b => {
+    const figure = n => b.unit === 'messages' ? number(n) : money(n, '').trim();
+    const unit = b.unit === 'messages' ? 'messages' : b.unit, share = b.limit > 0 ? b.used / b.limit : 1;
+    const held = b.limit > 0 ? b.reserved / b.limit : 0, over = b.used + b.reserved >= b.limit;
+    const then = b.on_exceed === 'refuse' ? (over ? 'messages are refused' : 'then messages are refused') : over ? 'nothing is refused, only said' : 'then it is only said';
+    return { name: b.name, share, held,
+      left: `${figure(Math.max(0, b.limit - b.used - b.reserved))} ${unit} left (${percent(Math.max(0, b.remaining_ratio))})`,
+      words: `${figure(b.used)} used${b.reserved ? ` and ${figure(b.reserved)} reserved` : ''} of ${figure(b.limit)}; ${then}. Begins anew in ${until(b.resets_at, s.now)}, ${moment(b.resets_at, s.now)}.` };
+  }), (row, b) => {
+    const bar = row.querySelector('.bar');
+    bar.setAttribute('aria-label', 'Budget ' + b.name);
+    meter(bar, b.share, b.words, b.held);
+  });
+}
+
+// === the rest ===
+
+function provider(s) {
+  const { key } = s, skew = Math.abs(s.clock_skew_seconds);
+  const rows = [
+    ['Key from', key.source], ['Key taken up', key.loaded ? ago(key.loaded, s.now) : 'not yet'],
+    ['Key expires', key.expires ? (Date.parse(key.expires) > Date.parse(s.now) ? `in ${until(key.expires, s.now)} (${moment(key.expires, s.now)})` : `expired ${ago(key.expires, s.now)}`) : 'never'],
+  ];
+  if (key.error) rows.push(['Its source says', key.error]);
+  rows.push(['Last answer', ago(s.last_answer, s.now)], ['Last delivery', ago(s.last_delivered, s.now)],
+    ['Clock skew', skew < 1 ? 'under 1 s' : `${span(skew)} ${s.clock_skew_seconds > 0 ? 'behind' : 'ahead'}`],
+    ['Egress addresses', s.egress.length + (s.blocked.length ? `, perhaps blocked: ${s.blocked.slice(0, 4).join(', ')}` + (s.blocked.length > 4 ? ` and ${s.blocked.length - 4} more` : '') : ', none blocked')]);
+  repeat('provider', rows.map(([name, value]) => ({ name, value })));
+}
+
+const MODES = { alone: 'Alone', shared: 'Ceilings are shared', cut_off: 'Cut off: living on its leases', closed: 'Cut off, and its leases have ended' };
+
+function fleet(f, now) {
+  hide('fleet', !f);
+  if (!f) return;
+  const members = f.members ?? [];
+  show('fleet-words', [MODES[f.mode] ?? f.mode, members.length && plural(members.length, 'sidecar', 'sidecars')].filter(Boolean).join('; '));
+  repeat('members', members.slice(0, MEMBERS).map(m => ({ name: m.name, share: number(m.share ?? 0), used: number(m.used ?? 0), seen: ago(m.seen, now) })));
+  show('members-words', members.length > MEMBERS ? `and ${number(members.length - MEMBERS)} more` : '');
+}
+
+function everything(s) {
+  latest = s;
+  show('endpoint', s.endpoint);
+  show('uptime', 'up ' + age(s.started, s.now));
+  show('release', `${s.version} (${s.commit.slice(0, 7)})`);
+  state(s.concerns, null);
+  figures(s);
+  draw(s);
+  outcomes(s);
+  backlog(s);
+  spend(s);
+  provider(s);
+  fleet(s.fleet, s.now);
+  repeat('errors', s.errors.map(e => ({ ...e, count: number(e.count), last: ago(e.last, s.now) })));
+}
+
+// === asking ===
+
+let failures = 0, lastGood = null, timer = null, asking = false;
+
+function connected(s) {
+  failures = 0;
+  lastGood = new Date();
+  $('link').dataset.link = 'on';
+  show('link-words', 'Live, every second');
+  $('stale').classList.remove('stale');
+  hide('retry', true);
+  hide('headline-more', true);
+  hide('headline-do', true);
+  everything(s);
+}
+
+function disconnected(why, wait) {
+  $('link').dataset.link = 'off';
+  show('link-words', 'Disconnected');
+  $('stale').classList.add('stale');
+  hide('retry', false);
+  hide('headline-more', false);
+  hide('headline-do', false);
+  state([], lastGood ? `Disconnected since ${clock(lastGood)}` : 'Not connected: tollgate does not answer');
+  show('headline-more', `${why} Asking again every ${span(wait / SECOND)}.` + (lastGood ? ' What is below is old.' : ''));
+}
+
+/** The figures, or why there are none. */
+async function fetched() {
+  try {
+    const answer = await fetch('status.json' + history.query, { cache: 'no-store', signal: AbortSignal.timeout(PATIENCE) });
+    return answer.ok ? [await answer.json(), null] : [null, `It answers ${answer.status}.`];
+  } catch (error) {
+    if (error.name === 'TimeoutError') return [null, 'It does not answer in time.'];
+    return [null, error instanceof SyntaxError ? 'What it answers cannot be read.' : 'It cannot be reached.'];
+  }
+}
+
+async function ask() {
+  if (asking) return;
+  asking = true;
+  clearTimeout(timer);
+  const [s, why] = await fetched();
+  asking = false;
+  let wait = SECOND;
+  if (why) {
+    wait = Math.min(LONGEST, SECOND * 2 ** Math.min(10, failures));
+    failures += 1;
+  } else if (!history.take(s.started, s.history)) {
+    // Another process, or a clock that was set back: once more, for all of it.
+    wait = 0;
+    samples = [];
+  }
+  if (!document.hidden) timer = setTimeout(ask, wait);
+  if (why) disconnected(why, wait);
+  else if (wait) connected(s);
+}
+
+chart = new Chart($('chart'), index => { cursor = index; legend(); });
+$('zoom').addEventListener('click', event => {
+  chart.fitted = !chart.fitted;
+  event.currentTarget.setAttribute('aria-pressed', chart.fitted);
+  if (latest) draw(latest);
+});
+$('retry').addEventListener('click', ask);
+document.addEventListener('visibilitychange', () => { document.hidden ? clearTimeout(timer) : ask(); });
+ask();
