@@ -352,6 +352,7 @@ fn budget(name: &str, unit: &str, limit: f64, used: f64, reserved: f64, on_excee
 
 /// What is not in this release, or takes days to come about.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "a fixture of everything at once")]
 async fn spend_budgets_plan_and_fleet() {
     let stage = Stage::start().await;
     let topic = |topic: &str, messages: u64, spend: f64| {
