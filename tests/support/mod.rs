@@ -5,6 +5,7 @@ pub mod broker;
 pub mod callers;
 pub mod http;
 pub mod process;
+pub mod prometheus;
 pub mod script;
 
 use tollgate::ceiling::Start;
