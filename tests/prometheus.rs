@@ -12,8 +12,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use support::callers;
 use support::http::{BOUND, get, post, series};
-use support::process::{Emulator, Serve, run};
-use support::prometheus::{Prometheus, file, promtool, replaced};
+use support::process::{Emulator, Serve};
+use support::prometheus::{Prometheus, alerts, commands, dashboard, file, promtool, replaced};
 use support::script::{self, Script};
 use tokio::time::{Instant, sleep, timeout};
 use tollgate::answer::{Answer, Bar, Code, Lost, TABLE, Verdict};
@@ -186,32 +186,6 @@ fn names(expression: &str) -> BTreeSet<String> {
     words.filter(ours).map(str::to_owned).collect()
 }
 
-/// The dashboard's queries as Grafana would ask them, with all chosen.
-fn dashboard() -> (Value, Vec<(String, String)>) {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/grafana/tollgate.json");
-    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let mut queries = Vec::new();
-    for panel in dashboard["panels"].as_array().unwrap() {
-        for target in panel["targets"].as_array().unwrap_or(&Vec::new()) {
-            let mut query = target["expr"].as_str().unwrap().to_owned();
-            let all = [("$__rate_interval", "1m"), ("$__range", "1h"), ("$namespace", ".*")];
-            for (variable, value) in all.iter().chain(&[("$instance", ".*"), ("$topic", ".*")]) {
-                query = query.replace(variable, value);
-            }
-            assert!(!query.contains('$'), "an unknown variable: {query}");
-            queries.push((format!("panel {}", panel["title"]), query));
-        }
-    }
-    (dashboard, queries)
-}
-
-/// Commands and questions of the runbooks: indented, one a line.
-fn commands() -> Vec<String> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/runbooks.md");
-    let text = std::fs::read_to_string(path).unwrap();
-    text.lines().filter_map(|l| l.strip_prefix("    ")).map(|l| l.trim().to_owned()).collect()
-}
-
 #[tokio::test]
 async fn all_that_is_asked_for_is_there() {
     let watched = Watched::start().await;
@@ -237,8 +211,7 @@ async fn all_that_is_asked_for_is_there() {
     let asked = commands().into_iter().filter_map(|c| Some(c.strip_prefix("promql> ")?.to_owned()));
     queries.extend(asked.map(|query| ("a runbook".to_owned(), query)));
     assert!(queries.len() > 100, "only {} queries were found", queries.len());
-    let alerts: BTreeSet<_> =
-        rules.iter().filter(|r| r["type"] == "alerting").map(|r| text(r, "name")).collect();
+    let alerts = alerts();
     until("each rule was evaluated without an error", async || {
         let rules = watched.prometheus.rules().await;
         let often = |rule: &&Value| !text(rule, "name").contains(":tollgate_spend:");
@@ -271,31 +244,6 @@ fn names_are_found() {
                  - process_x * time() > up";
     let found: Vec<_> = names(query).into_iter().collect();
     assert_eq!(found, ["c:d:e5m", "process_x", "tollgate_a_total"]);
-}
-
-#[tokio::test]
-async fn promtool_is_content() {
-    for args in [
-        &["check", "config", "try.yaml"][..],
-        &["check", "rules", "rules.yaml", "alerts.yaml"],
-        &["test", "rules", "tests.yaml", "tests_kept.yaml"],
-    ] {
-        let (content, said) = promtool(args, "").await;
-        assert!(content, "promtool {}:\n{said}", args.join(" "));
-    }
-    // Debian's Prometheus is built without Kubernetes, and reads all but that.
-    let (content, said) = promtool(&["check", "config", "scrape.yaml"], "").await;
-    assert!(!content && said.contains("kubernetes_sd_configs not found"), "{said}");
-
-    // Each alert is shown firing and not firing.
-    let tests = file("tests.yaml") + &file("tests_kept.yaml");
-    for alert in alerts() {
-        let fires =
-            format!("        alertname: {alert}\n        exp_alerts:\n          - exp_labels");
-        assert!(tests.contains(&fires), "{alert} is never shown firing");
-        let silent = format!("alertname: {alert}, exp_alerts: [] }}");
-        assert!(tests.contains(&silent), "{alert} is never shown not firing");
-    }
 }
 
 /// The pods' configuration, with what Kubernetes would say of them in a file.
@@ -336,98 +284,6 @@ async fn pods_are_found() {
         labels.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     };
     assert_eq!(labels, [wanted("a", "default"), wanted("b", "second")].into());
-}
-
-/// The names of the alerts, as the file has them.
-fn alerts() -> Vec<String> {
-    let text = file("alerts.yaml");
-    let alerts: Vec<_> = text
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("- alert: ").map(str::to_owned))
-        .collect();
-    assert!(alerts.len() > 15, "{alerts:?}");
-    alerts
-}
-
-#[test]
-fn each_alert_has_a_runbook() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/runbooks.md");
-    let runbooks = std::fs::read_to_string(path).unwrap();
-    let sections: BTreeSet<_> =
-        runbooks.lines().filter_map(|l| l.strip_prefix("## ").map(str::to_owned)).collect();
-    let alerts = alerts();
-    assert_eq!(sections, alerts.iter().cloned().collect());
-    let text = file("alerts.yaml");
-    for (alert, body) in alerts.iter().zip(text.split("- alert: ").skip(1)) {
-        for part in ["severity: ", "summary: ", "description: ", "for: "] {
-            // What one event says needs no second look.
-            let at_once = part == "for: " && body.contains("[1");
-            assert!(body.contains(part) || at_once, "{alert} has no {part}");
-        }
-        let anchor = format!("docs/runbooks.md#{}'", alert.to_ascii_lowercase());
-        assert!(body.contains(&anchor), "{alert} does not lead to {anchor}");
-    }
-    let links = runbooks.split("](#").skip(1).map(|rest| rest.split(')').next().unwrap());
-    let anchors: Vec<_> = alerts.iter().map(|alert| alert.to_ascii_lowercase()).collect();
-    for link in links {
-        assert!(anchors.iter().any(|anchor| anchor == link), "{link} leads nowhere");
-    }
-}
-
-#[tokio::test]
-async fn runbooks_name_what_exists() {
-    let emulator = Emulator::start(&[]).await;
-    let serve = Serve::start(&[("upstream.endpoint", &emulator.url())], &[]).await;
-    let mut checked = 0;
-    for command in commands() {
-        if let Some(args) = command.strip_prefix("tollgate ") {
-            let words: Vec<_> = args.split(' ').collect();
-            let verbs = words.iter().copied().take_while(|w| !w.starts_with('-'));
-            let verbs: Vec<_> = verbs.chain(["--help"]).collect();
-            let help = run(&verbs, &[]).await;
-            assert_eq!(help.code, 0, "{command}: {}", help.stderr);
-            for flag in words.iter().filter(|w| w.starts_with('-')) {
-                assert!(help.stdout.contains(flag), "{command}: there is no {flag}");
-            }
-            checked += 1;
-        } else if let Some((_, path)) = command.split_once("http://127.0.0.1:9464") {
-            let path = path.trim_end_matches('\'');
-            assert_eq!(get(&serve.telemetry, path).await.status, 200, "{command}");
-            checked += 1;
-        }
-    }
-    assert!(checked > 20, "only {checked} commands were found");
-}
-
-#[test]
-fn panels_say_what_they_show() {
-    let (dashboard, queries) = dashboard();
-    assert!(queries.len() > 40);
-    let mut ids = BTreeSet::new();
-    for panel in dashboard["panels"].as_array().unwrap() {
-        let title = panel["title"].as_str().unwrap();
-        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is taken");
-        if panel["type"] == "row" {
-            continue;
-        }
-        let says = |value: &Value| value.as_str().is_some_and(|text| !text.trim().is_empty());
-        assert!(says(&panel["description"]), "{title} has no description");
-        assert!(says(&panel["fieldConfig"]["defaults"]["unit"]), "{title} has no unit");
-        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
-        for target in panel["targets"].as_array().unwrap() {
-            let legend = target["legendFormat"].as_str().unwrap();
-            assert!(!legend.is_empty() && !legend.contains("__auto"), "{title} has no legend");
-            // A label of the legend that the query takes away would be blank.
-            let query = target["expr"].as_str().unwrap();
-            let labels = legend.split("{{").skip(1).map(|l| l.split("}}").next().unwrap());
-            for label in labels.filter(|_| query.contains(" by (")) {
-                let kept = query.split(" by (").skip(1).any(|rest| {
-                    rest.split(')').next().unwrap().split(", ").any(|kept| kept == label)
-                });
-                assert!(kept, "{title}: {label} is not in {query}");
-            }
-        }
-    }
 }
 
 /// Provider codes in rules are those of the one table that knows them.
@@ -521,9 +377,8 @@ async fn there_are_few_series_whatever_topics_come() {
     publish_to(&serve, &hostile).await;
     until_delivered(&serve.telemetry).await;
     let metrics = get(&serve.telemetry, "/metrics").await.text();
-    // telemetry.max_topics is 50: each has 9 outcomes, 3 sums of messages.
-    let bound = of_twenty + 30 * 12;
-    assert!(count().await <= bound, "{} series, more than {bound}", count().await);
+    // telemetry.max_topics is 50: the rest is one more.
+    assert!(count().await <= 1_000, "{} series with 10,000 hostile topics", count().await);
     let accepted = emulator.report().await["accepted"].as_u64().unwrap();
     assert_eq!(accepted, 20 + 7_500);
     let (content, said) = promtool(&["check", "metrics"], &metrics).await;

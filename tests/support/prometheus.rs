@@ -32,16 +32,16 @@ pub fn replaced(text: &str, old: &str, new: &str) -> String {
 /// A Prometheus that ends with its test, with its data in a folder of its own.
 pub struct Prometheus {
     pub address: String,
-    _process: Child,
-    _folder: tempfile::TempDir,
+    process: Child,
+    folder: tempfile::TempDir,
 }
 
 impl Prometheus {
     /// Starts one on a free port with this configuration, its times cut to a second, beside
     /// `deploy/prometheus`'s rules. Returns when it serves.
     pub async fn start(config: &str) -> Self {
-        let folder_of_its_own = tempfile::tempdir().unwrap();
-        let at = folder_of_its_own.path();
+        let temporary = tempfile::tempdir().unwrap();
+        let at = temporary.path();
         let config = replaced(config, "scrape_interval: 15s", "scrape_interval: 1s");
         let config = replaced(&config, "evaluation_interval: 15s", "evaluation_interval: 1s");
         std::fs::write(at.join("prometheus.yaml"), config).unwrap();
@@ -60,11 +60,11 @@ impl Prometheus {
             .kill_on_drop(true)
             .spawn()
             .expect("prometheus is missing: run tests/setup.sh");
-        let mut started = Self { address, _process: process, _folder: folder_of_its_own };
+        let mut started = Self { address, process, folder: temporary };
         let serving = async {
             loop {
-                if let Some(status) = started._process.try_wait().unwrap() {
-                    let log = std::fs::read_to_string(started._folder.path().join("log"));
+                if let Some(status) = started.process.try_wait().unwrap() {
+                    let log = std::fs::read_to_string(started.folder.path().join("log"));
                     panic!("prometheus ended ({status}):\n{}", log.unwrap());
                 }
                 if tokio::net::TcpStream::connect(&started.address).await.is_ok()
@@ -146,4 +146,41 @@ pub async fn promtool(args: &[&str], stdin: &str) -> (bool, String) {
     let output = timeout(BOUND, child.wait_with_output()).await.expect("promtool ends").unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+/// The dashboard's queries as Grafana would ask them, with all chosen.
+pub fn dashboard() -> (Value, Vec<(String, String)>) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/grafana/tollgate.json");
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut queries = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap_or(&Vec::new()) {
+            let mut query = target["expr"].as_str().unwrap().to_owned();
+            let all = [("$__rate_interval", "1m"), ("$__range", "1h"), ("$namespace", ".*")];
+            for (variable, value) in all.iter().chain(&[("$instance", ".*"), ("$topic", ".*")]) {
+                query = query.replace(variable, value);
+            }
+            assert!(!query.contains('$'), "an unknown variable: {query}");
+            queries.push((format!("panel {}", panel["title"]), query));
+        }
+    }
+    (dashboard, queries)
+}
+
+/// Commands and questions of the runbooks: indented, one a line.
+pub fn commands() -> Vec<String> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/runbooks.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().filter_map(|l| l.strip_prefix("    ")).map(|l| l.trim().to_owned()).collect()
+}
+
+/// The names of the alerts, as the file has them.
+pub fn alerts() -> Vec<String> {
+    let text = file("alerts.yaml");
+    let alerts: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: ").map(str::to_owned))
+        .collect();
+    assert!(alerts.len() > 15, "{alerts:?}");
+    alerts
 }
