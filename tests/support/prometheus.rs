@@ -14,6 +14,9 @@ use tokio::time::{sleep, timeout};
 
 use super::http::{BOUND, get};
 
+/// It plays hours of alerts in seconds, and in many on a busy machine.
+const PROMTOOL: Duration = Duration::from_mins(3);
+
 /// `deploy/prometheus`.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus")
@@ -143,7 +146,7 @@ pub async fn promtool(args: &[&str], stdin: &str) -> (bool, String) {
     let mut input = child.stdin.take().unwrap();
     drop(input.write_all(stdin.as_bytes()).await);
     drop(input);
-    let output = timeout(BOUND, child.wait_with_output()).await.expect("promtool ends").unwrap();
+    let output = timeout(PROMTOOL, child.wait_with_output()).await.expect("promtool ends").unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8(text).unwrap())
 }
