@@ -245,6 +245,7 @@ impl Index {
             oldest: self.queued.first().map(|(at, _)| *at),
             damaged: self.damaged,
             failure: self.failure.clone(),
+            max: Share::default(),
         }
     }
 

@@ -111,6 +111,8 @@ pub struct Usage {
     pub damaged: u64,
     /// What the disk said to the last write, if it did not take it.
     pub failure: Option<Arc<str>>,
+    /// The most that may be kept of all together.
+    pub max: Share,
 }
 
 /// A part of what is kept.
@@ -211,7 +213,7 @@ impl Spool {
         more: Share,
         but: Option<MessageId>,
     ) -> Result<(), KeepError> {
-        let max = self.most();
+        let max = self.max();
         let fits = |less: Share, index: &Index| {
             let total = index.total();
             total.messages - less.messages + more.messages <= max.messages
@@ -226,6 +228,11 @@ impl Spool {
             self.shared.queue().forget(oldest);
         }
         Ok(())
+    }
+
+    fn max(&self) -> Share {
+        let options = &self.shared.options;
+        Share { messages: options.max_messages as u64, bytes: options.max_bytes }
     }
 
     /// Notes what became of a kept message; resolves once that is durable. [`Spool::find`] knows of
@@ -306,13 +313,7 @@ impl Spool {
 
     /// What is kept now.
     pub fn usage(&self) -> Usage {
-        self.fresh().usage()
-    }
-
-    /// The most that may be kept.
-    pub fn most(&self) -> Share {
-        let options = &self.shared.options;
-        Share { messages: options.max_messages as u64, bytes: options.max_bytes }
+        Usage { max: self.max(), ..self.fresh().usage() }
     }
 
     /// How long commits took.

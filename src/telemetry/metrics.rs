@@ -282,7 +282,19 @@ fn spool(spool: &Spool) -> Families {
     let damaged =
         Family::counter("tollgate_spool_damaged_total", "Damaged records found and set aside")
             .value(&[], usage.damaged as f64);
-    [messages, bytes, oldest, commits, damaged].map(Family::done).into()
+    let max_messages = Family::gauge(
+        "tollgate_spool_max_messages",
+        "The most messages, dead letters and receipts; receipts give way to what comes",
+    )
+    .value(&[], usage.max.messages as f64);
+    let max_bytes = Family::gauge("tollgate_spool_max_bytes", "The most bytes of them")
+        .value(&[], usage.max.bytes as f64);
+    let failing =
+        Family::gauge("tollgate_spool_failing", "1 while the disk does not take what is written")
+            .value(&[], f64::from(u8::from(usage.failure.is_some())));
+    [messages, bytes, oldest, commits, damaged, max_messages, max_bytes, failing]
+        .map(Family::done)
+        .into()
 }
 
 fn process(facts: &Facts) -> Families {

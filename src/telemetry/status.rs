@@ -317,11 +317,11 @@ impl Status {
 }
 
 fn kept(spool: &Spool) -> Kept {
-    let (usage, most) = (spool.usage(), spool.most());
+    let usage = spool.usage();
     // Receipts give way to messages.
     let (queued, dead) = (usage.queued, usage.dead);
-    let messages = (queued.messages + dead.messages) as f64 / most.messages as f64;
-    let bytes = (queued.bytes + dead.bytes) as f64 / most.bytes as f64;
+    let messages = (queued.messages + dead.messages) as f64 / usage.max.messages as f64;
+    let bytes = (queued.bytes + dead.bytes) as f64 / usage.max.bytes as f64;
     Kept {
         queued: queued.messages,
         dead: dead.messages,

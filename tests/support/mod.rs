@@ -6,6 +6,7 @@ pub mod browser;
 pub mod callers;
 pub mod http;
 pub mod process;
+pub mod prometheus;
 pub mod script;
 
 use tollgate::ceiling::Start;
