@@ -7,6 +7,8 @@ use serde_json::Value;
 use support::http::{Answer, post};
 use support::script::{Script, error};
 use support::{config, sidecar};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const KIND: (&str, &str) = ("content-type", "application/x-ndjson");
 
@@ -90,4 +92,40 @@ async fn a_thousand() {
     let told = lines(&answer);
     let count = |status: u64| told.iter().filter(|line| line["status"] == status).count();
     assert_eq!((told.len(), count(200), count(422)), (1_000, 980, 20));
+}
+
+/// So many requests are read at once, since each may be large; one more is told to come again.
+#[tokio::test]
+async fn too_many_at_once() {
+    const AT_ONCE: usize = 16;
+    let script = Script::start([]).await;
+    let (_sidecar, address, _) = sidecar(&config(&script.url, &[])).await;
+    let line = "{\"topic\":\"TopicA\",\"payload\":\"one\"}";
+    let head = format!(
+        "POST /publish HTTP/1.1\r\nhost: x\r\ncontent-type: {}\r\ncontent-length: {}\r\n\r\n",
+        KIND.1,
+        line.len()
+    );
+    let mut open = Vec::new();
+    for _ in 0..AT_ONCE {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        open.push(stream);
+    }
+    // Until all of them are being read.
+    let refused = loop {
+        let answer = publish(&address, &[], line).await;
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!((refused.status, refused.header("retry-after")), (503, "1"));
+    assert_eq!(refused.json()["type"], "urn:tollgate:full");
+    for mut stream in open {
+        stream.write_all(line.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200");
+    }
+    assert_eq!(publish(&address, &[], line).await.status, 200);
 }

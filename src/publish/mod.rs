@@ -19,6 +19,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::ceiling::Ceiling;
@@ -33,6 +34,9 @@ use request::{Asked, Reader};
 
 /// What a caller who meets a stopping sidecar should wait: its successor is soon there.
 const DRAIN_RETRY: Duration = Duration::from_secs(1);
+
+/// Requests with many messages at once: 128 MiB of bodies.
+const MAX_MANY: usize = 16;
 
 /// The callers' door. Cheap to clone.
 pub struct Publish<U> {
@@ -54,6 +58,8 @@ struct Shared<U> {
     meter: Meter,
     draining: Arc<AtomicBool>,
     log: log::Budget,
+    /// Requests with many messages each have their body in memory.
+    many: Semaphore,
 }
 
 impl<U: Upstream> Publish<U> {
@@ -74,6 +80,7 @@ impl<U: Upstream> Publish<U> {
                 meter,
                 draining,
                 log: log::Budget::default(),
+                many: Semaphore::new(MAX_MANY),
             }),
         }
     }
@@ -144,7 +151,13 @@ impl<U: Upstream> Shared<U> {
     /// known when all are.
     async fn publish_many(self: &Arc<Self>, request: Request<Incoming>) -> Reply {
         let context = log::Context::of(&request, "");
-        let mut reply = match self.read_many(request).await {
+        // Held until the answer is whole.
+        let room = self.many.try_acquire();
+        let read = match room {
+            Ok(_) => self.read_many(request).await,
+            Err(_) => Err((Published::Full, too_many())),
+        };
+        let mut reply = match read {
             Ok((reads, applied)) => {
                 let mut reply = self.answer_many(reads, &context).await;
                 if let Some(value) = applied.and_then(|a| HeaderValue::try_from(a).ok()) {
@@ -273,6 +286,17 @@ fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply 
     Problem::new(status, "method-not-allowed", "Wrong method", detail)
         .allow(allowed)
         .into_response()
+}
+
+fn too_many() -> Problem {
+    let detail = format!(
+        "{MAX_MANY} requests with many messages are being answered, and no more are read at once. \
+         Nothing was sent; send it again."
+    );
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", "Too many at once", detail)
+        .outcome("not-sent")
+        .retry_after(DRAIN_RETRY)
+        .close()
 }
 
 fn stopping() -> Problem {

@@ -35,6 +35,8 @@ const CACHE: usize = 1 << 20;
 const SECONDS_KEPT: i64 = 24 * 3_600;
 const MINUTES_KEPT: i64 = 90 * 24 * 60;
 const MAX_ROWS: u64 = 1_000_000;
+/// Of a ledger in memory, which then has about 5 MiB.
+const MAX_ROWS_IN_MEMORY: u64 = 50_000;
 /// A clock that jumps ahead must not empty the ledger: no more rows than this go at once.
 const MAX_FORGOTTEN: usize = 5_000;
 
@@ -228,8 +230,9 @@ impl Store {
             let mut seconds = write.open_table(SECONDS)?;
             let mut minutes = write.open_table(MINUTES)?;
             add_cells(&cells, &mut seconds, &mut minutes)?;
-            forget(&mut seconds, image.second - SECONDS_KEPT)?;
-            forget(&mut minutes, image.second.div_euclid(60) - MINUTES_KEPT)?;
+            let most = if self.path.is_some() { MAX_ROWS } else { MAX_ROWS_IN_MEMORY };
+            forget(&mut seconds, image.second - SECONDS_KEPT, most)?;
+            forget(&mut minutes, image.second.div_euclid(60) - MINUTES_KEPT, most)?;
         }
         write.commit()?;
         Ok(())
@@ -281,9 +284,10 @@ fn add_cells(
 fn forget<V: redb::Value>(
     table: &mut redb::Table<'_, (i64, SeriesId), V>,
     before: i64,
+    most: u64,
 ) -> Result<(), redb::Error> {
     for _ in 0..MAX_FORGOTTEN {
-        let too_many = table.len()? > MAX_ROWS;
+        let too_many = table.len()? > most;
         let oldest = table.first()?.map(|(key, _)| key.value());
         match oldest {
             Some((time, _)) if too_many || time < before => table.pop_first()?,
@@ -304,4 +308,61 @@ fn on_disk(path: &Path) -> Result<Database, Failure> {
 #[expect(clippy::unnecessary_box_returns, reason = "redb's errors are large")]
 fn failed(error: impl Into<redb::Error>) -> Failure {
     Box::new(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::book::Cell;
+    use super::*;
+
+    fn image(generation: u64, second: i64, cells: &[(i64, SeriesId)]) -> Image {
+        let cell = Cell { billable: 2, uncertain: 1 };
+        let cells = cells.iter().map(|key| (*key, cell)).collect();
+        Image { generation, second, cells, ..Image::default() }
+    }
+
+    fn names() -> Vec<(SeriesId, Name)> {
+        let name = |topic: &str| Name { instance: "x".into(), topic: topic.into() };
+        vec![(0, name("")), (1, name("TopicA")), (2, name("TopicB"))]
+    }
+
+    fn minutes(store: &Store) -> Vec<(i64, SeriesId, Minute)> {
+        let mut all = Vec::new();
+        store.shelf().minutes(0..i64::MAX, |at, id, minute| all.push((at, id, minute))).unwrap();
+        all
+    }
+
+    #[test]
+    fn minutes_have_sums_and_the_largest_second_of_a_topic_and_of_all() {
+        let mut store = Store::in_memory().unwrap();
+        store.found().unwrap();
+        let first = Image { names: names(), ..image(1, 70, &[(60, 1), (60, 2), (61, 1)]) };
+        store.add(&first).unwrap();
+        // A second may come in two images.
+        store.add(&image(2, 70, &[(61, 1), (119, 2)])).unwrap();
+        let minute = |billable, uncertain, peak| Minute { billable, uncertain, peak };
+        let expected = [(1, 0, minute(10, 5, 4)), (1, 1, minute(6, 3, 4)), (1, 2, minute(4, 2, 2))];
+        assert_eq!(minutes(&store), expected);
+        // Each image once, and in order.
+        assert!(store.add(&image(2, 70, &[(61, 1)])).is_err());
+        assert!(store.add(&image(4, 70, &[(61, 1)])).is_err());
+        assert_eq!((store.generation().unwrap(), minutes(&store)), (2, expected.to_vec()));
+    }
+
+    #[test]
+    fn the_old_go_and_a_clock_that_jumps_does_not_empty_it() {
+        let mut store = Store::in_memory().unwrap();
+        store.found().unwrap();
+        let cells: Vec<_> = (0..20_000).map(|minute| (minute * 60, 1)).collect();
+        let first = Image { names: names(), ..image(1, 20_000 * 60, &cells) };
+        store.add(&first).unwrap();
+        // A year ahead: a part of it goes, and the clock may be set right in the meantime.
+        store.add(&image(2, 365 * 86_400, &[])).unwrap();
+        assert!(minutes(&store).len() >= 2 * 20_000 - 2 * MAX_FORGOTTEN);
+        let oldest = (MINUTES_KEPT + 19_990) * 60;
+        for generation in 3..20 {
+            store.add(&image(generation, oldest, &[])).unwrap();
+        }
+        assert_eq!(minutes(&store).first().map(|(at, ..)| *at), Some(19_990));
+    }
 }
