@@ -7,6 +7,7 @@ pub mod callers;
 pub mod http;
 pub mod process;
 pub mod script;
+pub mod stage;
 
 use tollgate::ceiling::Start;
 use tollgate::config::{self, Config};
