@@ -357,6 +357,11 @@ async fn spend_budgets_plan_and_fleet() {
         "[...document.querySelectorAll('#budgets .bar')].map(bar => bar.dataset.level).join()";
     assert_eq!(page.eval(levels).await, "warn,ok,bad");
     look(&page, "7-everything").await;
+    // The scale follows the traffic, and back.
+    page.eval("document.getElementById('zoom').click()").await;
+    page.says("chart-words", "Above the chart: Egress ceiling.").await;
+    page.eval("document.getElementById('zoom').click()").await;
+    page.until("document.getElementById('chart-words').innerText === ''").await;
 
     // Nothing is kept, nothing has a price, nothing limits; and the fleet is gone.
     let free =
