@@ -3,18 +3,16 @@
 
 mod support;
 
-use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::browser::Page;
-use support::http::{Answer, get, post, series};
+use support::http::{get, post, series};
 use support::process::{Emulator, Serve};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use support::stage::Stage;
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -59,41 +57,8 @@ impl Drop for Traffic {
     }
 }
 
-/// Words that stand out too little from their ground, by the rule of WCAG 2 AA; boxes that are
-/// wider than the page; cells without a heading; pictures and meters without a name.
-const FLAWS: &str = r"(() => {
-  const flaws = [], room = document.documentElement.clientWidth;
-  if (document.documentElement.scrollWidth > room) flaws.push('the page is wider than ' + room);
-  const parse = text => text.match(/[\d.]+/g).map(Number);
-  const over = (top, under) => [0, 1, 2].map(i => (top[3] ?? 1) * top[i] + (1 - (top[3] ?? 1)) * under[i]);
-  const ground = node => {
-    const layers = [];
-    for (let at = node; at; at = at.parentElement) {
-      const color = parse(getComputedStyle(at).backgroundColor);
-      layers.push(color);
-      if ((color[3] ?? 1) === 1) break;
-    }
-    return layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255]);
-  };
-  const light = rgb => rgb.map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
-  for (const node of document.body.querySelectorAll('*')) {
-    if (!node.checkVisibility()) continue;
-    const own = [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim());
-    const box = node.getBoundingClientRect();
-    if (own && box.right > room + 1 && !node.closest('.skip, .unseen')) flaws.push('off the page: ' + node.textContent);
-    if (own && node.scrollWidth > node.clientWidth + 1 && node.clientWidth && getComputedStyle(node).display !== 'inline' && !node.closest('.unseen')) flaws.push('cut off: ' + node.textContent);
-    if (own) {
-      const under = ground(node), [a, b] = [light(over(parse(getComputedStyle(node).color), under)), light(under)];
-      const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-      if (contrast < 4.5) flaws.push(`contrast ${contrast.toFixed(2)}: ` + node.textContent);
-    }
-    if (node.matches('[role=meter], [role=img], section, table') && !(node.ariaLabel || node.getAttribute('aria-labelledby') || node.closest('section[aria-labelledby]'))) flaws.push('no name: ' + node.id);
-    if (node.matches('thead th') && node.scope !== 'col') flaws.push('no scope: ' + node.textContent);
-  }
-  if (document.querySelectorAll('[role=status][aria-live=polite]').length !== 1) flaws.push('no live region');
-  return flaws;
-})()";
+/// Says what somebody would find hard to read.
+const FLAWS: &str = include_str!("fixtures/flaws.js");
 
 /// Looks at the page as it is now in both schemes and on a phone, and keeps pictures if asked to.
 async fn look(page: &Page, state: &str) {
@@ -149,6 +114,26 @@ const TPS: &str = "tollgate_billable_tps{instance=\"post-cn-test0001\"}";
 const TOTAL: &str = "Number([...document.querySelectorAll('#outcomes tr')].find(row => \
                      row.innerText.includes('Delivered')).cells[2].textContent.replaceAll(',', ''))";
 
+/// All that was billed but for the second that is not over, of which the ceiling is a bound; and
+/// only what is new to those who have the rest.
+async fn has_a_history(origin: &str) {
+    let status = get(origin, "/status.json").await.json();
+    let history = status["history"]["billable"].as_array().unwrap();
+    let sum: u64 = history.iter().map(|count| count.as_u64().unwrap()).sum();
+    let billable = status["billable"].as_u64().unwrap();
+    assert!(
+        billable > 300 && sum <= billable + 101 && billable <= sum + 101,
+        "{sum} of {billable}"
+    );
+    let before = status["history"]["end"].as_i64().unwrap() - 1;
+    let newer = get(origin, &format!("/status.json?since={before}")).await.json();
+    let newer = newer["history"]["billable"].as_array().unwrap().len();
+    assert!((1..history.len()).contains(&newer), "{newer} of {}", history.len());
+}
+
+/// What the chart's legend says of the last second.
+const CHARTED: &str = "document.querySelector('#legend [data-line=messages] b').textContent";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_state_of_a_sidecar() {
     let emulator = Emulator::start(&[]).await;
@@ -158,6 +143,8 @@ async fn every_state_of_a_sidecar() {
         [
             ("listen.telemetry", telemetry),
             ("upstream.endpoint", url.clone()),
+            // A call that takes long on a busy machine is no doubt about its outcome.
+            ("upstream.call_timeout", "20s".to_owned()),
             ("ceilings.account", "100".to_owned()),
             ("ceilings.egress_ip", "150".to_owned()),
             ("spool.store", "disk".to_owned()),
@@ -201,6 +188,8 @@ async fn every_state_of_a_sidecar() {
     }
     page.says("headline", "All is well").await;
     page.says("topics", "TopicA").await;
+    // The chart's last second is the big number's.
+    page.until(&format!("{CHARTED} === document.getElementById('tps').textContent")).await;
     look(&page, "2-busy").await;
 
     // More than the ceiling lets through.
@@ -211,6 +200,7 @@ async fn every_state_of_a_sidecar() {
     look(&page, "3-saturated").await;
     traffic.set(50);
     page.says("headline", "All is well").await;
+    has_a_history(&origin).await;
 
     // The provider fails.
     fault(&emulator, r#"[{"code":"SendMessageFailed"}]"#).await;
@@ -261,75 +251,6 @@ async fn every_state_of_a_sidecar() {
     .await;
 }
 
-/// A server with the page's own files, as a sidecar serves them, and a status of the test's making.
-struct Stage {
-    address: String,
-    status: Arc<Mutex<(u16, String)>>,
-    /// A sidecar's status that nothing has happened to.
-    idle: Value,
-}
-
-impl Stage {
-    async fn start() -> Self {
-        let script = support::script::Script::start([]).await;
-        let (_sidecar, _, telemetry) = support::sidecar(&support::config(&script.url, &[])).await;
-        let idle = get(&telemetry, "/status.json").await.json();
-        let html = get(&telemetry, "/").await.text();
-        let mut files = HashMap::new();
-        let named = html.split('"').filter(|word| word.starts_with("page/"));
-        for path in std::iter::once(String::new()).chain(named.map(str::to_owned)) {
-            let path = format!("/{path}");
-            files.insert(path.clone(), get(&telemetry, &path).await);
-        }
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let status = Arc::new(Mutex::new((200, idle.to_string())));
-        let (told, files) = (Arc::clone(&status), Arc::new(files));
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (told, files) = (Arc::clone(&told), Arc::clone(&files));
-                tokio::spawn(async move { answer(stream, &files, &told).await });
-            }
-        });
-        Self { address, status, idle }
-    }
-
-    /// From now on, the status of an idle sidecar but for these parts.
-    fn show(&self, parts: &Value) {
-        let mut status = self.idle.clone();
-        for (name, part) in parts.as_object().unwrap() {
-            status[name] = part.clone();
-        }
-        *self.status.lock().unwrap() = (200, status.to_string());
-    }
-}
-
-async fn answer(
-    mut stream: TcpStream,
-    files: &HashMap<String, Answer>,
-    status: &Mutex<(u16, String)>,
-) {
-    let mut lines = BufReader::new(&mut stream).lines();
-    let Ok(Some(first)) = lines.next_line().await else { return };
-    while lines.next_line().await.is_ok_and(|line| line.is_some_and(|line| !line.is_empty())) {}
-    let path = first.split([' ', '?']).nth(1).unwrap_or_default();
-    let (code, kind, policy, body) = if path == "/status.json" {
-        let (code, body) = status.lock().unwrap().clone();
-        (code, "application/json", "", body.into_bytes())
-    } else if let Some(file) = files.get(path) {
-        let policy = file.header("content-security-policy");
-        (200, file.header("content-type"), policy, file.body.clone())
-    } else {
-        (404, "text/plain", "", Vec::new())
-    };
-    let head = format!(
-        "HTTP/1.1 {code} X\r\ncontent-type: {kind}\r\ncontent-security-policy: {policy}\r\n\
-         content-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    drop(stream.write_all(&[head.as_bytes(), &body].concat()).await);
-}
-
 /// A quarter of an hour of a working day, with a quarter of a minute of trouble.
 fn working_day(end: i64) -> Value {
     let calls: Vec<i64> =
@@ -351,10 +272,7 @@ fn budget(name: &str, unit: &str, limit: f64, used: f64, reserved: f64, on_excee
 }
 
 /// What is not in this release, or takes days to come about.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::too_many_lines, reason = "a fixture of everything at once")]
-async fn spend_budgets_plan_and_fleet() {
-    let stage = Stage::start().await;
+fn everything() -> Value {
     let topic = |topic: &str, messages: u64, spend: f64| {
         json!({
             "instance": "post-cn-0pp12gl0000", "topic": topic, "messages": messages,
@@ -378,7 +296,7 @@ async fn spend_budgets_plan_and_fleet() {
     let members: Vec<_> = (0..20)
         .map(|i| json!({ "name": format!("orders-{i}"), "share": 50, "used": 37 + i % 5, "seen": "2026-11-23T03:00:00Z" }))
         .collect();
-    stage.show(&json!({
+    json!({
         "started": "2026-11-19T08:11:00Z", "now": "2026-11-23T03:00:01Z",
         "endpoint": "onsmqtt.cn-hangzhou.aliyuncs.com",
         "tps": 794, "tps_peak": 800, "plan_tps": 900, "history": working_day(1_795_402_800),
@@ -408,7 +326,13 @@ async fn spend_budgets_plan_and_fleet() {
             error("InvalidSecurityToken.MismatchWithAccessKey", 1, "2026-11-23T02:40:00Z")
         ],
         "fleet": { "mode": "shared", "members": members }
-    }));
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spend_budgets_plan_and_fleet() {
+    let stage = Stage::start().await;
+    stage.show(&everything());
     let page = Page::open().await;
     page.go(&format!("http://{}/", stage.address)).await;
     page.says("headline", "1 thing is wrong, 2 things to watch").await;
@@ -438,6 +362,11 @@ async fn spend_budgets_plan_and_fleet() {
         "[...document.querySelectorAll('#budgets .bar')].map(bar => bar.dataset.level).join()";
     assert_eq!(page.eval(levels).await, "warn,ok,bad");
     look(&page, "7-everything").await;
+    // The scale follows the traffic, and back.
+    page.eval("document.getElementById('zoom').click()").await;
+    page.says("chart-words", "Above the chart: Account ceiling, Egress ceiling.").await;
+    page.eval("document.getElementById('zoom').click()").await;
+    page.until("document.getElementById('chart-words').innerText === ''").await;
 
     // Nothing is kept, nothing has a price, nothing limits; and the fleet is gone.
     let free =
@@ -455,7 +384,7 @@ async fn spend_budgets_plan_and_fleet() {
     for (code, body, words) in
         [(500, "", "It answers 500."), (200, "<html>", "What it answers cannot be read.")]
     {
-        *stage.status.lock().unwrap() = (code, body.to_owned());
+        stage.answer(code, body);
         page.says("headline-more", words).await;
     }
     stage.show(&json!({}));

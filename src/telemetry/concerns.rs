@@ -146,9 +146,9 @@ impl Concerns {
         let said = words + &said(errors, status.now);
         if lanes.topics > 0 {
             let detail = format!(
-                "{said}{}One message at a time finds out when it works again; new ones are kept \
-                 (202).",
-                lanes.wait()
+                "{said}{} {}. One at a time finds out when it works again; new ones are kept (202).",
+                messages(lanes.messages),
+                waits(lanes.messages),
             );
             return self.add(
                 Level::Bad,
@@ -312,9 +312,8 @@ impl Concerns {
         if let Some(kept) = &status.kept {
             let age = kept.oldest.map(|at| status.now.duration_since(at));
             if let Some(age) = age.filter(|age| *age > OLD) {
-                let waits = if kept.queued == 1 { "message waits" } else { "messages wait" };
-                let detail =
-                    format!("{} {waits}, the oldest for {}.", grouped(kept.queued), span(age));
+                let (n, s) = (grouped(kept.queued), plural(kept.queued));
+                let detail = format!("{n} message{s}, the oldest waits for {}.", span(age));
                 let todo = "See which topics are paused, and why. After retry.max_age they become \
                             dead letters.";
                 self.add(Level::Warn, "Kept messages are old", detail, todo);
@@ -363,12 +362,13 @@ impl<'a> Lanes<'a> {
         listed(self.names.iter().copied(), self.topics)
     }
 
+    /// How many messages wait, and of which topics.
     fn wait(&self) -> String {
-        match self.messages {
-            0 => String::new(),
-            1 => format!("1 message of {} waits. ", self.names()),
-            n => format!("{} messages of {} wait. ", grouped(n as u64), self.names()),
+        if self.messages == 0 {
+            return String::new();
         }
+        let names = self.names();
+        format!("{} of {names} {}. ", messages(self.messages), waits(self.messages))
     }
 }
 
@@ -422,6 +422,14 @@ fn percent(share: f64) -> String {
 
 const fn plural(n: u64) -> &'static str {
     if n == 1 { "" } else { "s" }
+}
+
+fn messages(n: usize) -> String {
+    format!("{} message{}", grouped(n as u64), plural(n as u64))
+}
+
+const fn waits(n: usize) -> &'static str {
+    if n == 1 { "waits" } else { "wait" }
 }
 
 fn times(n: u64) -> String {

@@ -25,14 +25,15 @@ const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Path, kind, bytes.
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 9] = [
     ("/", HTML, include_str!("page/index.html")),
     ("/page/icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
     ("/page/page.css", STYLE, include_str!("page/page.css")),
     ("/page/page.js", SCRIPT, include_str!("page/page.js")),
     ("/page/chart.js", SCRIPT, include_str!("page/chart.js")),
     ("/page/words.js", SCRIPT, include_str!("page/words.js")),
-    // uPlot 1.6.32, MIT: its licence lies beside it.
+    // uPlot 1.6.32, MIT: whoever gets a copy gets its licence.
+    ("/page/uplot.LICENSE", "text/plain; charset=utf-8", include_str!("page/uplot.LICENSE")),
     ("/page/uplot.min.css", STYLE, include_str!("page/uplot.min.css")),
     ("/page/uplot.min.js", SCRIPT, include_str!("page/uplot.min.js")),
 ];
@@ -89,7 +90,7 @@ mod tests {
             asked.insert(IF_NONE_MATCH, HeaderValue::from_static("\"other\""));
             assert_eq!(answer(path, &asked).unwrap().status(), StatusCode::OK);
         }
-        for path in ["/page/", "/page/../page.rs", "/page/uplot.LICENSE", "/page/PAGE.JS"] {
+        for path in ["/page/", "/page/../page.rs", "/page/page", "/page/PAGE.JS"] {
             assert!(answer(path, &HeaderMap::new()).is_none(), "{path}");
         }
     }

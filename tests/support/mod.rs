@@ -8,6 +8,7 @@ pub mod http;
 pub mod process;
 pub mod prometheus;
 pub mod script;
+pub mod stage;
 
 use tollgate::ceiling::Start;
 use tollgate::config::{self, Config};

@@ -75,11 +75,10 @@ fn budget(used: f64, on_exceed: OnExceed) -> Budget {
     Budget { name, unit, limit: 100.0, used, reserved: 5.0, remaining_ratio, resets_at, on_exceed }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "as the field has it")]
-fn kept(change: impl FnOnce(&mut Kept)) -> Option<Kept> {
+fn kept(change: impl FnOnce(&mut Kept)) -> Kept {
     let mut kept = Kept::default();
     change(&mut kept);
-    Some(kept)
+    kept
 }
 
 type Case = (&'static str, fn(&mut Status), &'static [(Level, &'static str)]);
@@ -134,13 +133,13 @@ const CASES: &[Case] = &[
     ("without a ceiling", |s| { s.ceilings[0].limit = None; s.ceilings[0].used = 9_999; }, &[]),
     ("parked permits", |s| s.ceilings[0].parked = 1, &[(Warn, "The provider pushes back")]),
 
-    ("the disk fails", |s| s.kept = kept(|k| k.failure = Some("No space left".into())), &[(Bad, "The spool's disk takes no writes")]),
-    ("the spool fills", |s| s.kept = kept(|k| k.full = 0.8), &[(Warn, "The spool is nearly full")]),
-    ("the spool is full", |s| s.kept = kept(|k| k.full = 0.96), &[(Bad, "The spool is nearly full")]),
-    ("young", |s| s.kept = kept(|k| k.oldest = Some(at(299))), &[]),
-    ("old", |s| s.kept = kept(|k| k.oldest = Some(at(301))), &[(Warn, "Kept messages are old")]),
-    ("a dead letter", |s| s.kept = kept(|k| k.dead = 1), &[(Warn, "1 dead letter")]),
-    ("dead letters", |s| s.kept = kept(|k| k.dead = 1_234), &[(Warn, "1,234 dead letters")]),
+    ("the disk fails", |s| s.kept = Some(kept(|k| k.failure = Some("No space left".into()))), &[(Bad, "The spool's disk takes no writes")]),
+    ("the spool fills", |s| s.kept = Some(kept(|k| k.full = 0.8)), &[(Warn, "The spool is nearly full")]),
+    ("the spool is full", |s| s.kept = Some(kept(|k| k.full = 0.96)), &[(Bad, "The spool is nearly full")]),
+    ("young", |s| s.kept = Some(kept(|k| k.oldest = Some(at(299)))), &[]),
+    ("old", |s| s.kept = Some(kept(|k| k.oldest = Some(at(301)))), &[(Warn, "Kept messages are old")]),
+    ("a dead letter", |s| s.kept = Some(kept(|k| k.dead = 1)), &[(Warn, "1 dead letter")]),
+    ("dead letters", |s| s.kept = Some(kept(|k| k.dead = 1_234)), &[(Warn, "1,234 dead letters")]),
     ("counted in memory", |s| s.ledger_failure = Some("No space left".into()), &[(Warn, "The ledger is not written")]),
     ("nobody knows", |s| s.uncertain_lately = 1, &[(Warn, "Some outcomes are unknown")]),
 

@@ -140,7 +140,7 @@ export class Chart {
     const numbers = columns[1].filter(n => n !== null);
     const busiest = Math.max(10, ...numbers);
     const tightest = Math.min(...Object.values(limits).filter(n => n !== null));
-    const highest = this.#fitted ? busiest * 1.5 : Math.max(busiest, Number.isFinite(tightest) ? tightest : 0) * APART;
+    const highest = this.#fitted ? busiest * 1.2 : Math.max(busiest, Number.isFinite(tightest) ? tightest : 0) * APART;
     const drawn = LIMITS.map(({ key }) => (limits[key] ?? Infinity) <= highest ? limits[key] : null);
     this.#limits = limits;
     const [seconds, calls, messages, ...rare] = columns;

@@ -123,7 +123,7 @@ function figures(s) {
 
 const OUTCOMES = {
   delivered: ['Delivered', '200', 'ok'], queued: ['Kept for later', '202', 'ok'],
-  over_ceiling: ['Over a ceiling', '429', 'warn'], refused: ['Refused by provider', '422', 'bad'],
+  over_ceiling: ['Over a ceiling', '429', 'warn'], refused: ['Message refused', '422', 'bad'],
   failed: ['Failed', '502', 'bad'], unknown: ['Perhaps delivered', '504', 'bad'],
   invalid: ['Not a message', '4xx', 'warn'], draining: ['While stopping', '503', 'warn'],
   full: ['No room', '503', 'bad'],
