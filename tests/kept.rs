@@ -189,6 +189,15 @@ async fn a_disk_that_is_full() {
     let refused = publish(&address, &asynchronous, &large).await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, "5"));
     assert_eq!(refused.json()["type"], "urn:tollgate:spool-unavailable");
+    let failing =
+        async || series(&get(&telemetry, "/metrics").await.text(), "tollgate_spool_failing");
+    let told = async {
+        // A small note about the first message may have found room meanwhile.
+        while failing().await < 0.5 {
+            publish(&address, &asynchronous, &large).await;
+        }
+    };
+    tokio::time::timeout(support::http::BOUND, told).await.expect("Prometheus is told");
     // Whoever waits needs no spool.
     assert_eq!(publish(&address, &[], b"direct").await.status, 200);
     assert_eq!(get(&telemetry, "/readyz").await.status, 200);
@@ -198,6 +207,7 @@ async fn a_disk_that_is_full() {
     assert_eq!(after.status, 202, "{}", after.text());
     becomes(&address, after.header("location"), "delivered").await;
     assert!(get(&telemetry, "/readyz?verbose").await.text().contains("spool: ok"));
+    assert!(failing().await < 0.5);
     sidecar.drain(std::future::pending()).await;
     drop(unmounted);
 }

@@ -1,6 +1,7 @@
 //! A real Prometheus scrapes a real sidecar: what it counts is what the provider counted, and all
 //! that `deploy/` and `docs/runbooks.md` ask for is there.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+#![allow(clippy::print_stdout, reason = "figures to quote")]
 
 mod support;
 
@@ -168,6 +169,9 @@ async fn prometheus_counts_what_the_provider_counts() {
         watched.serve.telemetry
     );
     is(prometheus.one(&mine).await, &report["accepted"], &mine);
+    let room = "sum(tollgate_spool_max_bytes) / 1024 / 1024";
+    is(prometheus.one(room).await, &json!(256), room);
+    is(prometheus.one("sum(tollgate_spool_max_messages)").await, &json!(200_000), "messages");
     prometheus.reaches("instance:tollgate_billable_messages:rate1m", 1.0).await;
     prometheus.reaches("count(ALERTS{alertname=\"TollgateDeadLetters\"})", 1.0).await;
 }
@@ -372,6 +376,7 @@ async fn there_are_few_series_whatever_topics_come() {
     let metrics = get(&serve.telemetry, "/metrics").await.text();
     // telemetry.max_topics is 50: the rest is one more.
     assert!(count().await <= 1_000, "{} series with 10,000 hostile topics", count().await);
+    println!("{of_twenty} series with 20 topics, {} with 50 and all others", count().await);
     let accepted = emulator.report().await["accepted"].as_u64().unwrap();
     assert_eq!(accepted, 20 + 7_500);
     let (content, said) = promtool(&["check", "metrics"], &metrics).await;
