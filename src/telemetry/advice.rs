@@ -60,7 +60,7 @@ pub(super) const fn of_bar(bar: Bar) -> Advice {
         ),
         Bar::Permission => advice(
             "The provider denies permission.",
-            "Allow the key's owner mq:PUB for this instance and topic in RAM, and check \
+            "Let a RAM policy allow the key's owner to publish to this instance and topic, and check \
              upstream.instance_id.",
         ),
         Bar::Endpoint => advice(
