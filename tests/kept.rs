@@ -346,3 +346,40 @@ async fn nobody_knows() {
         sidecar.drain(std::future::pending()).await;
     }
 }
+
+/// A caller's trace stands in the log lines about its message, also after a restart.
+#[tokio::test]
+async fn a_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = Script::start([error(500, "SendMessageFailed")]).await;
+    let spool = folder.path().display().to_string();
+    let wait = [("retry.base", "1h"), ("retry.cap", "1h")];
+    let settings = [
+        ("upstream.endpoint", script.url.as_str()),
+        ("spool.store", "disk"),
+        ("spool.path", &spool),
+    ];
+    let settings = [&settings[..], &wait].concat();
+    let serve = Serve::start(&settings, &[]).await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let headers = [("prefer", "respond-async"), ("traceparent", &*parent)];
+    let kept = publish(&serve.publish, &headers, b"x").await;
+    assert_eq!(kept.status, 202);
+    serve.signal(Signal::KILL);
+    serve.ended().await;
+
+    let script = Script::start([error(400, "ParameterCheckFailed")]).await;
+    let settings = [
+        ("upstream.endpoint", script.url.as_str()),
+        ("spool.store", "disk"),
+        ("spool.path", &spool),
+    ];
+    let serve = Serve::start(&settings, &[]).await;
+    becomes(&serve.publish, kept.header("location"), "dead").await;
+    serve.logs("a message is a dead letter").await;
+    let log = serve.log();
+    let line = log.lines().find(|line| line.contains("a message is a dead letter")).unwrap();
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(line["trace_id"], trace);
+}

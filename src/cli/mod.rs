@@ -9,6 +9,7 @@ mod emulator;
 mod logging;
 mod messages;
 mod serve;
+mod status;
 mod traffic;
 
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ enum Verb {
     Emulator(emulator::EmulatorArgs),
     Messages(messages::Args),
     Bill(bill::Args),
+    Status(status::Args),
 }
 
 /// Parses the command line and runs its verb.
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => check::run(args),
         Verb::Messages(args) => messages::run(args),
         Verb::Bill(args) => bill::run(&args),
+        Verb::Status(args) => status::run(&args),
         Verb::Emulator(args) => match runtime(1) {
             Ok(runtime) => runtime.block_on(emulator::run(args)),
             Err(error) => {

@@ -1,0 +1,220 @@
+//! `tollgate status`: one screen of a running sidecar, from what its page shows.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1::handshake;
+use hyper_util::rt::TokioIo;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::{exit, runtime};
+use crate::config::Flags;
+
+/// What a running sidecar may take for an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Far more than it says.
+const MAX_BODY: usize = 4 << 20;
+
+/// Show a running sidecar on one screen: ceilings, backlog, spend, key, and what is wrong
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    tollgate status --config tollgate.toml\n  \
+    tollgate status --at 127.0.0.1:9464 -o json\n\n\
+    Asks its telemetry listener, which has all of this as a page, too. Exits with 1 if it does not \
+    answer.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    flags: Flags,
+    /// Where its telemetry listener is; without it, listen.telemetry of the configuration
+    #[arg(long, value_name = "ADDRESS")]
+    at: Option<SocketAddr>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    let at = match args.at {
+        Some(at) => at,
+        None => match args.flags.load() {
+            Ok(loaded) => here(loaded.config.listen.telemetry),
+            Err(mistakes) => {
+                eprintln!("{mistakes}");
+                return exit::BAD_CONFIG.into();
+            }
+        },
+    };
+    let done = runtime(1)
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(ask(at)))
+        .and_then(|body| print(&body, args.output));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("tollgate status: {problem}");
+            exit::FAILED.into()
+        }
+    }
+}
+
+/// A listener on all addresses is one on this machine's own.
+fn here(mut at: SocketAddr) -> SocketAddr {
+    if at.ip().is_unspecified() {
+        at.set_ip(match at.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    at
+}
+
+async fn ask(at: SocketAddr) -> Result<Bytes, String> {
+    let asked = async {
+        let stream = TcpStream::connect(at).await.map_err(|error| error.to_string())?;
+        let hello = handshake(TokioIo::new(stream)).await;
+        let (mut sender, driver) = hello.map_err(|error| error.to_string())?;
+        tokio::spawn(async move { drop(driver.await) });
+        let request = Request::get("/status.json").header("host", at.to_string());
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_BODY).collect().await;
+        let body = body.map_err(|error| error.to_string())?.to_bytes();
+        if status.is_success() { Ok(body) } else { Err(format!("it answers {status}")) }
+    };
+    let asked = timeout(ANSWER, asked).await;
+    asked
+        .unwrap_or_else(|_| Err("it does not answer in time".to_owned()))
+        .map_err(|error| format!("no sidecar is to be seen at {at}: {error}"))
+}
+
+/// Whoever reads may have seen enough: that is no error.
+fn print(body: &[u8], output: Output) -> Result<(), String> {
+    let status: Value =
+        serde_json::from_slice(body).map_err(|error| format!("no JSON: {error}"))?;
+    let mut to = io::stdout().lock();
+    let written = match output {
+        Output::Json => serde_json::to_string_pretty(&status)
+            .map_err(io::Error::other)
+            .and_then(|text| writeln!(to, "{text}")),
+        Output::Text => screen(&status, &mut to),
+    };
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
+        _ => Ok(()),
+    }
+}
+
+fn screen(status: &Value, to: &mut impl Write) -> io::Result<()> {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let (version, endpoint) = (text(&status["version"]), text(&status["endpoint"]));
+    let up = since(&status["started"]);
+    writeln!(to, "tollgate {version} -> {endpoint}, up {up}")?;
+    match status["concerns"].as_array().map(Vec::as_slice) {
+        Some([]) | None => writeln!(to, "All is well")?,
+        Some(concerns) => {
+            for concern in concerns {
+                let mark = if concern["level"] == "bad" { "WRONG" } else { "MIND" };
+                let (title, detail) = (text(&concern["title"]), text(&concern["detail"]));
+                writeln!(
+                    to,
+                    "{mark:5}  {title}\n       {detail}\n       {}",
+                    text(&concern["todo"])
+                )?;
+            }
+        }
+    }
+    writeln!(to)?;
+    let mut line = |name: &str, words: String| writeln!(to, "{name:14}{words}");
+    let plan = status["plan_tps"].as_u64().map(|plan| format!(", {plan} bought"));
+    let (tps, peak) = (&status["tps"], &status["tps_peak"]);
+    line("message TPS", format!("{tps}, peak {peak}{}", plan.unwrap_or_default()))?;
+    for ceiling in status["ceilings"].as_array().into_iter().flatten() {
+        let limit =
+            ceiling["limit"].as_u64().map_or("no ceiling".to_owned(), |n| format!("of {n}"));
+        let parked = match ceiling["parked"].as_u64() {
+            Some(parked) if parked > 0 => format!(", {parked} withheld after push-back"),
+            _ => String::new(),
+        };
+        line(&text(&ceiling["name"]), format!("{} {limit}{parked}", ceiling["used"]))?;
+    }
+    line("waiting", format!("{} for a permit", status["waiting"]))?;
+    let kept = &status["kept"];
+    let words = if kept.is_null() {
+        "nothing (spool.store = \"none\")".to_owned()
+    } else {
+        let oldest = if kept["oldest"].is_null() {
+            String::new()
+        } else {
+            format!(", the oldest for {}", since(&kept["oldest"]))
+        };
+        format!("{} to deliver{oldest}, {} dead letters", kept["queued"], kept["dead"])
+    };
+    line("kept", words)?;
+    for paused in status["paused"].as_array().into_iter().flatten().take(10) {
+        let (topic, why) = (text(&paused["topic"]), text(&paused["why"]));
+        line("paused", format!("{topic}: {why}, {} wait", paused["messages"]))?;
+    }
+    let spend = &status["spend"];
+    let today = &spend["today"];
+    let money = match (spend["priced"].as_bool(), today["spend"].as_f64()) {
+        (Some(true), Some(money)) => format!(", {money:.2} {}", text(&spend["currency"])),
+        _ => String::new(),
+    };
+    line("today", format!("{} billed, {} perhaps{money}", today["messages"], today["uncertain"]))?;
+    for budget in spend["budgets"].as_array().into_iter().flatten() {
+        let left = budget["remaining_ratio"].as_f64().unwrap_or_default() * 100.0;
+        line("budget", format!("{}: {left:.0} % left", text(&budget["name"])))?;
+    }
+    let key = &status["key"];
+    let expires = if key["expires"].is_null() {
+        "does not expire".to_owned()
+    } else {
+        format!("expires {}", text(&key["expires"]))
+    };
+    line(
+        "key",
+        format!("{}, taken up {} ago, {expires}", text(&key["source"]), since(&key["loaded"])),
+    )?;
+    line("last answer", format!("{} ago", since(&status["last_answer"])))?;
+    for error in status["errors"].as_array().into_iter().flatten().take(5) {
+        let (code, words) = (text(&error["code"]), text(&error["words"]));
+        line(
+            "error",
+            format!(
+                "{code}, {} times, last {} ago: {words}",
+                error["count"],
+                since(&error["last"])
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+/// How long ago, in the largest unit that is not zero.
+fn since(at: &Value) -> String {
+    let Some(at) = at.as_str().and_then(|at| at.parse::<Timestamp>().ok()) else {
+        return "-".to_owned();
+    };
+    let ago = Timestamp::now().duration_since(at).max(SignedDuration::ZERO).as_secs();
+    match ago {
+        ..120 => format!("{ago} s"),
+        120..7_200 => format!("{} min", ago / 60),
+        7_200..172_800 => format!("{} h", ago / 3_600),
+        _ => format!("{} d", ago / 86_400),
+    }
+}
