@@ -9,14 +9,14 @@ use std::sync::Arc;
 use rustix::process::Signal;
 use support::http::{get, post};
 use support::process::{Serve, run};
-use support::script::{Say, Script};
+use support::script::{Say, Script, error};
 use tokio::sync::Notify;
 
 #[tokio::test]
 async fn every_verb_explains_itself_with_an_example() {
     let help = run(&["--help"], &[]).await;
     assert_eq!(help.code, 0);
-    for verb in ["serve", "demo", "check", "emulator"] {
+    for verb in ["serve", "demo", "check", "status", "messages", "bill", "emulator"] {
         assert!(help.stdout.contains(&format!("\n  {verb} ")), "{}", help.stdout);
         let own = run(&[verb, "--help"], &[]).await;
         assert_eq!(own.code, 0, "{verb}");
@@ -170,4 +170,31 @@ async fn the_configuration_is_reloaded() {
     assert_eq!(policy().await, (200, "\"account\";q=700;w=1".to_owned()));
     serve.signal(Signal::TERM);
     assert!(serve.ended().await.0.success());
+}
+
+/// One screen of a running sidecar: what is wrong comes first.
+#[tokio::test]
+async fn status_says_what_is_wrong() {
+    let script = Script::start([]).await;
+    let serve = Serve::start(&[("upstream.endpoint", script.url.as_str())], &[]).await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    let said = run(&["status", "--at", &serve.telemetry], &[]).await;
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    for words in ["up ", "All is well", "1 billed, 0 perhaps", "no ceiling", "env, taken up"] {
+        assert!(said.stdout.contains(words), "{words}:\n{}", said.stdout);
+    }
+    let failing = Script::start([error(403, "Forbidden.RAM")]).await;
+    let serve = Serve::start(&[("upstream.endpoint", failing.url.as_str())], &[]).await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 502);
+    let said = run(&["status", "--at", &serve.telemetry], &[]).await;
+    assert!(said.stdout.lines().nth(1).unwrap().starts_with("WRONG"), "{}", said.stdout);
+    let json = run(&["status", "--at", &serve.telemetry, "-o", "json"], &[]).await.stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["concerns"][0]["level"], "bad");
+    serve.signal(Signal::TERM);
+    let telemetry = serve.telemetry.clone();
+    serve.ended().await;
+    let said = run(&["status", "--at", &telemetry], &[]).await;
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("no sidecar is to be seen"), "{}", said.stderr);
 }

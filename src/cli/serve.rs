@@ -27,6 +27,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
+    // Before it is read: a change in between is taken up as a later one.
+    let contents = args.flags.config.as_ref().and_then(|path| std::fs::read(path).ok());
     let loaded = match args.flags.load() {
         Ok(loaded) => loaded,
         Err(mistakes) => {
@@ -43,10 +45,15 @@ pub(super) fn run(args: &Args) -> ExitCode {
             return exit::FAILED.into();
         }
     };
-    runtime.block_on(serve(&args.flags, loaded, set_level))
+    runtime.block_on(serve(&args.flags, loaded, contents, set_level))
 }
 
-async fn serve(flags: &Flags, loaded: Loaded, set_level: SetLevel) -> ExitCode {
+async fn serve(
+    flags: &Flags,
+    loaded: Loaded,
+    contents: Option<Vec<u8>>,
+    set_level: SetLevel,
+) -> ExitCode {
     let config = &loaded.config;
     if config.ceilings.above_published {
         tracing::warn!(
@@ -87,7 +94,7 @@ async fn serve(flags: &Flags, loaded: Loaded, set_level: SetLevel) -> ExitCode {
     );
     tokio::select! {
         () = stop.asked() => {}
-        () = take_up_changes(flags, &loaded, &sidecar, hangup, set_level) => {}
+        () = take_up_changes(flags, &loaded, contents, &sidecar, hangup, set_level) => {}
     }
     tracing::info!(grace = ?config.drain.grace, "stopping: finishing messages on their way");
     let left = sidecar.drain(stop.asked()).await;
@@ -104,11 +111,11 @@ async fn serve(flags: &Flags, loaded: Loaded, set_level: SetLevel) -> ExitCode {
 async fn take_up_changes(
     flags: &Flags,
     started: &Loaded,
+    mut contents: Option<Vec<u8>>,
     sidecar: &Sidecar,
     mut hangup: Signal,
     set_level: SetLevel,
 ) {
-    let mut contents = contents(flags).await;
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
