@@ -266,14 +266,17 @@ impl Counts {
 
     /// What earlier processes have spent in this minute.
     pub(super) fn restore(&mut self, second: i64, name: &Name, minute: &Minute) {
-        let line = self.line_of(name);
         let billed = self.month.spend(&self.billing, second, minute.billable, true);
         let uncertain = self.month.spend(&self.billing, second, minute.uncertain, false);
-        for budget in &self.lines[line].budgets {
-            self.accounts[*budget].restore(second, &billed);
-            self.accounts[*budget].restore(second, &uncertain);
+        for account in &mut self.accounts {
+            if account.budget().covers(&name.instance, &name.topic) {
+                account.restore(second, &billed);
+                account.restore(second, &uncertain);
+            }
         }
+        // Topics of other days take no label from those of today.
         if self.today.contains(second) {
+            let line = self.line_of(name);
             self.lines[line].today.add(&billed);
             self.lines[line].today_uncertain += minute.uncertain;
         }

@@ -190,9 +190,15 @@ impl Ledger {
     /// Waits until the store has everything that has ended by now.
     pub(super) async fn flush(&self) {
         let (done, flushed) = oneshot::channel();
-        self.shared.state().flushing.push(done);
+        {
+            let mut state = self.shared.state();
+            if state.closing {
+                // Nobody writes any more, or soon.
+                return;
+            }
+            state.flushing.push(done);
+        }
         self.shared.changed.notify_one();
-        // The writer ends only when the ledger is closed, and then all is stored.
         drop(flushed.await);
     }
 
