@@ -32,8 +32,9 @@ pub(super) use store::Minute;
 use store::{Shelf, Store};
 use writer::Writer;
 
-/// How long a call waits for room on the disk. Counting must not hold up messages for long.
-const PATIENCE: Duration = Duration::from_millis(25);
+/// How long a call waits for room on the disk. A disk that hangs is waited for once: counting must
+/// not hold up messages.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a ledger does not open.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,8 @@ struct State {
     flushing: Vec<oneshot::Sender<()>>,
     closing: bool,
     failure: Option<String>,
+    /// A write takes longer than calls wait.
+    stalled: bool,
     /// Why it is in memory, where it was not to be.
     unkept: Option<String>,
 }
@@ -137,6 +140,7 @@ impl Ledger {
             flushing: Vec::new(),
             closing: false,
             failure: None,
+            stalled: false,
             unkept: None,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
@@ -161,7 +165,8 @@ impl Ledger {
         let wait = {
             let mut state = self.shared.state();
             let asleep = state.book.is_quiet();
-            let has_room = state.book.begin(id) || !state.lasting || state.failure.is_some();
+            let begun = state.book.begin(id);
+            let has_room = begun || !state.lasting || state.stalled || state.failure.is_some();
             let wait = (!has_room).then(|| {
                 let (room, wait) = oneshot::channel();
                 state.waiting.push(room);
@@ -172,8 +177,10 @@ impl Ledger {
             }
             wait
         };
-        if let Some(wait) = wait {
-            drop(timeout(PATIENCE, wait).await);
+        if let Some(wait) = wait
+            && timeout(PATIENCE, wait).await.is_err()
+        {
+            self.shared.state().stalled = true;
         }
     }
 
@@ -267,4 +274,36 @@ fn set_aside(path: &Path, error: &redb::Error) -> Result<Store, LedgerError> {
 
 fn now() -> i64 {
     Timestamp::now().as_second()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// A ledger whose thread never comes back from its disk.
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_is_waited_for_once() {
+        let state = State {
+            book: Book::new(0, Vec::new()),
+            lasting: true,
+            waiting: Vec::new(),
+            flushing: Vec::new(),
+            closing: false,
+            failure: None,
+            stalled: false,
+            unkept: None,
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shelf = Store::in_memory().unwrap().shelf();
+        let ledger = Ledger { shared, shelf, writer: Arc::default() };
+        let id = ledger.series(&Name { instance: "x".into(), topic: "TopicA".into() }).unwrap();
+        let start = Instant::now();
+        for _ in 0..100 {
+            ledger.begin(id).await;
+        }
+        assert_eq!(start.elapsed().as_secs(), PATIENCE.as_secs());
+        assert_eq!(ledger.shared.state().book.image(0, false).room[&id], 100 + 100);
+    }
 }

@@ -111,6 +111,7 @@ impl Writer {
             _ => {}
         }
         state.failure = failure;
+        state.stalled = false;
         drop(state);
         for waiter in task.waiting.into_iter().chain(task.flushing) {
             // It may have gone on without.
