@@ -76,7 +76,7 @@ pub(super) fn answer(outcome: Outcome, applied: Option<String>) -> Answered {
     let mut answered = match ended {
         Ended::Answered(answer) => answer_of(&answer, calls),
         Ended::NoPermit(refused) => no_permit(refused),
-        Ended::OverBudget(over) => over_budget(&over),
+        Ended::OverBudget(over) => over_budget(&over, calls),
         Ended::Unanswered => unanswered(calls),
         Ended::Kept(id) => kept(id),
         Ended::NotKept(error) => not_kept(&error, calls),
@@ -352,15 +352,21 @@ fn no_permit(refused: Refused) -> Answered {
     Answered::problem(published, problem.outcome("not-sent"))
 }
 
-fn over_budget(over: &OverBudget) -> Answered {
+fn over_budget(over: &OverBudget, calls: u32) -> Answered {
+    // A call that was made has failed for certain, or there would be no second.
+    let (done, outcome) = match calls {
+        0 => ("Nothing was sent", "not-sent"),
+        _ => ("It was not delivered, and is not tried again", "refused"),
+    };
     let detail = format!(
-        "The budget {:?} (billing.budgets) is used up until {}. Nothing was sent. Send it again \
+        "The budget {:?} (billing.budgets) is used up until {}. {done}. Send the message again \
          then, or raise the budget.",
         over.budget, over.until
     );
     let left = over.until.duration_since(Timestamp::now());
     let problem = problem(StatusCode::TOO_MANY_REQUESTS, "budget", "Over the budget", detail)
-        .outcome("not-sent")
+        .outcome(outcome)
+        .attempts(calls)
         .retry_after(Duration::try_from(left).unwrap_or_default());
     Answered::problem(Published::OverCeiling, problem)
 }
