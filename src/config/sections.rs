@@ -204,7 +204,6 @@ fn ceiling(raw: &Raw) -> Result<Option<u32>, Wrong> {
     })
 }
 
-/// Nothing is kept in this release; the key is there so that saying so is not an error.
 fn retry(r: &mut Reader<'_>) -> Option<Retry> {
     let batch = r.count("retry.batch", "100", 1..=10_000);
     let base = r.duration("retry.base", "200ms", SHORTEST..=HOUR);

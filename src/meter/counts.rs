@@ -15,7 +15,7 @@ use super::period::Span;
 use super::tps::Tps;
 use super::words::{Billed, CallKind, Published};
 use crate::config::{Billing, Period};
-use crate::message::InstanceId;
+use crate::message::{InstanceId, TopicPattern};
 
 /// The most provider codes with series of their own.
 const MAX_CODES: usize = 64;
@@ -101,6 +101,11 @@ impl Counts {
         };
         let budgets = counts.billing.budgets.iter().cloned();
         counts.accounts = budgets.map(|budget| Account::new(budget, now)).collect();
+        // Were a topic that a budget names counted as `other`, its budget would miss it.
+        let named = counts.accounts.iter().flat_map(|account| &account.budget().parents);
+        for topic in named.map(TopicPattern::as_str).filter(|topic| !topic.contains('*')) {
+            counts.topics.get(topic);
+        }
         for kind in [CallKind::First, CallKind::Retry, CallKind::Probe] {
             let ok = counts.codes.get("OK");
             counts.calls.insert((kind, ok), 0);
@@ -114,44 +119,21 @@ impl Counts {
 
     // === lines ===
 
-    /// The line of an instance and parent topic, new ones with a series from `series`.
-    pub(super) fn line(
-        &mut self,
-        instance: &InstanceId,
-        parent: &str,
-        series: impl FnOnce(&Name) -> Option<SeriesId>,
-    ) -> usize {
+    /// The line of an instance and parent topic.
+    pub(super) fn line(&mut self, instance: &InstanceId, parent: &str) -> usize {
         let topic = self.topics.get(parent);
         if let Some(line) = self.index.get(instance).and_then(|topics| topics.get(&topic)) {
             return *line;
         }
-        let name = Name { instance: Arc::clone(instance), topic };
-        let series = series(&name);
-        self.add_line(name, series)
-    }
-
-    /// A line by its name in the ledger, which may be of an earlier process.
-    fn line_of(&mut self, name: &Name) -> usize {
-        let line = self.index.get(&name.instance).and_then(|topics| topics.get(&name.topic));
-        let known = line.copied();
-        known.unwrap_or_else(|| {
-            let topic = self.topics.get(&name.topic);
-            let name = Name { instance: Arc::clone(&name.instance), topic };
-            let line = self.index.get(&name.instance).and_then(|topics| topics.get(&name.topic));
-            let known = line.copied();
-            known.unwrap_or_else(|| self.add_line(name, None))
-        })
-    }
-
-    fn add_line(&mut self, name: Name, series: Option<SeriesId>) -> usize {
         let line = self.lines.len();
-        let topics = self.index.entry(Arc::clone(&name.instance)).or_default();
+        let name = Name { instance: Arc::clone(instance), topic };
+        let topics = self.index.entry(Arc::clone(instance)).or_default();
         topics.insert(Arc::clone(&name.topic), line);
-        self.tps.entry(Arc::clone(&name.instance)).or_default();
+        self.tps.entry(Arc::clone(instance)).or_default();
         let budgets = self.budgets_of(&name);
         self.lines.push(Line {
             name,
-            series,
+            series: None,
             billed: Spent::default(),
             uncertain: 0,
             spent_before: 0.0,
@@ -168,7 +150,7 @@ impl Counts {
         covering.map(|(index, _)| index).collect()
     }
 
-    /// Its series in the ledger, made by `series` where it has none yet.
+    /// Its series in the ledger, made by `series` for its first call.
     pub(super) fn series(
         &mut self,
         line: usize,
@@ -276,7 +258,7 @@ impl Counts {
         }
         // Topics of other days take no label from those of today.
         if self.today.contains(second) {
-            let line = self.line_of(name);
+            let line = self.line(&name.instance, &name.topic);
             self.lines[line].today.add(&billed);
             self.lines[line].today_uncertain += minute.uncertain;
         }
@@ -284,7 +266,7 @@ impl Counts {
 
     /// Calls of which nobody knows how they ended, since a process did not.
     pub(super) fn lost(&mut self, name: &Name, calls: u64, now: i64) {
-        let line = self.line_of(name);
+        let line = self.line(&name.instance, &name.topic);
         self.lines[line].uncertain += calls;
         self.history.uncertain(now, calls);
     }

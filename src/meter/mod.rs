@@ -141,7 +141,7 @@ impl Meter {
     ) -> Self {
         let mut counts = Counts::new(max_topics, billing.clone(), now());
         for instance in instances {
-            counts.line(&instance, OTHER, |name| ledger.as_ref()?.series(name));
+            counts.line(&instance, OTHER);
         }
         Self {
             shared: Arc::new(Shared {
@@ -185,7 +185,7 @@ impl Meter {
             return Ok(());
         }
         let mut counts = self.counts();
-        let line = counts.line(instance, parent, |name| self.series(name));
+        let line = counts.line(instance, parent);
         counts.admits(line, now())
     }
 
@@ -194,22 +194,17 @@ impl Meter {
     /// # Errors
     /// If a budget that refuses messages is used up; then it is not to leave.
     pub async fn begin(&self, message: &Message, kind: CallKind) -> Result<Call, OverBudget> {
-        let series = {
+        let call = {
             let mut counts = self.counts();
-            let line =
-                counts.line(&message.instance, message.topic.parent(), |name| self.series(name));
+            let line = counts.line(&message.instance, message.topic.parent());
             counts.reserve(line, now())?;
-            let series = counts.series(line, |name| self.series(name));
+            let series = counts.series(line, |name| self.shared.ledger.as_ref()?.series(name));
             Call { meter: self.clone(), line, series, kind, has_ended: false }
         };
-        if let (Some(ledger), Some(id)) = (&self.shared.ledger, series.series) {
+        if let (Some(ledger), Some(id)) = (&self.shared.ledger, call.series) {
             ledger.begin(id).await;
         }
-        Ok(series)
-    }
-
-    fn series(&self, name: &ledger::Name) -> Option<ledger::SeriesId> {
-        self.shared.ledger.as_ref()?.series(name)
+        Ok(call)
     }
 
     /// Takes up other prices.

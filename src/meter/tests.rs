@@ -79,7 +79,7 @@ fn worked_examples() {
     use Billed::{No, Uncertain, Yes};
     use CallKind::{First, Retry};
     let mut counts = Counts::new(5, billing(), 0);
-    let line = counts.line(&"post-cn-1".into(), "TopicA", |_| None);
+    let line = counts.line(&"post-cn-1".into(), "TopicA");
     let mut after = |second, calls: &[(u64, CallKind, Billed)]| {
         for (times, kind, billed) in calls {
             for _ in 0..*times {
@@ -114,7 +114,7 @@ fn tiers_follow_the_month() {
     let billing = crate::config::load(Some(&path), [], &[]).unwrap().config.billing;
     let mut counts = Counts::new(5, billing, 0);
     let name = Name { instance: "x".into(), topic: "TopicA".into() };
-    let line = counts.line(&name.instance, "TopicA", |_| None);
+    let line = counts.line(&name.instance, "TopicA");
     // Ninety of an earlier process, twenty of this one: ten at each price.
     counts.restore(0, &name, &Minute { billable: 90, uncertain: 0, peak: 90 });
     for _ in 0..20 {
@@ -133,7 +133,7 @@ fn tiers_follow_the_month() {
 #[test]
 fn another_price_changes_nothing_that_was_spent() {
     let mut counts = Counts::new(5, billing(), 0);
-    let line = counts.line(&"x".into(), "TopicA", |_| None);
+    let line = counts.line(&"x".into(), "TopicA");
     let send = |counts: &mut Counts| {
         counts.reserve(line, 60).unwrap();
         counts.ended(line, CallKind::First, "OK", Billed::Yes, at(60));
@@ -203,7 +203,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Begin(topic) => {
-                    let line = counts.line(&instance, TOPICS[topic], |_| None);
+                    let line = counts.line(&instance, TOPICS[topic]);
                     if counts.reserve(line, now).is_ok() {
                         out.push(topic);
                     }
@@ -211,7 +211,7 @@ proptest! {
                 Step::End(nth, billed) if !out.is_empty() => {
                     let topic = out.swap_remove(nth % out.len());
                     let billed = Billed::ALL[usize::from(billed)];
-                    let line = counts.line(&instance, TOPICS[topic], |_| None);
+                    let line = counts.line(&instance, TOPICS[topic]);
                     counts.ended(line, CallKind::First, "x", billed, at(now));
                     let minute = ledger.entry((now.div_euclid(60), topic)).or_default();
                     minute.billable += u64::from(billed == Billed::Yes);
@@ -256,4 +256,21 @@ proptest! {
             }
         }
     }
+}
+
+/// However many topics come before, those that a budget names are counted by their names: else it
+/// would refuse nothing.
+#[tokio::test]
+async fn a_budget_holds_beyond_the_last_label() {
+    let billing = Billing { budgets: budgets(), ..billing() };
+    let meter = Meter::new(3, &billing, []);
+    for i in 0..20 {
+        call(&meter, &format!("hostile{i}"), "OK", Billed::Yes).await;
+    }
+    for _ in 0..8 {
+        call(&meter, "Alarm/fire", "OK", Billed::Yes).await;
+    }
+    let over = meter.begin(&message("Alarm/fire"), CallKind::First).await.map(drop);
+    assert_eq!(over.map_err(|over| over.budget), Err("alarms".to_owned()));
+    assert_eq!(meter.snapshot().messages["post-cn-1"]["Alarm"].billable, 8);
 }

@@ -89,6 +89,20 @@ struct State {
 }
 
 impl Shared {
+    fn new(book: Book, lasting: bool) -> Self {
+        let state = State {
+            book,
+            lasting,
+            waiting: Vec::new(),
+            flushing: Vec::new(),
+            closing: false,
+            failure: None,
+            stalled: false,
+            unkept: None,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -132,18 +146,7 @@ impl Ledger {
     }
 
     fn start(store: Store, hot: Option<Hot>, book: Book) -> Result<Self, LedgerError> {
-        let lasting = hot.is_some();
-        let state = State {
-            book,
-            lasting,
-            waiting: Vec::new(),
-            flushing: Vec::new(),
-            closing: false,
-            failure: None,
-            stalled: false,
-            unkept: None,
-        };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared::new(book, hot.is_some()));
         let (shelf, its) = (store.shelf(), Arc::clone(&shared));
         let writer = std::thread::Builder::new()
             .name("ledger".to_owned())
@@ -285,17 +288,7 @@ mod tests {
     /// A ledger whose thread never comes back from its disk.
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_is_waited_for_once() {
-        let state = State {
-            book: Book::new(0, Vec::new()),
-            lasting: true,
-            waiting: Vec::new(),
-            flushing: Vec::new(),
-            closing: false,
-            failure: None,
-            stalled: false,
-            unkept: None,
-        };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared::new(Book::new(0, Vec::new()), true));
         let shelf = Store::in_memory().unwrap().shelf();
         let ledger = Ledger { shared, shelf, writer: Arc::default() };
         let id = ledger.series(&Name { instance: "x".into(), topic: "TopicA".into() }).unwrap();
