@@ -19,16 +19,13 @@ async fn publish(address: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer
 
 /// Waits until a message has this status.
 async fn becomes(address: &str, location: &str, status: &str) -> Value {
-    let wait = async {
-        loop {
-            let receipt = get(address, location).await.json();
-            if receipt["Status"] == status {
-                return receipt;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(support::http::BOUND, wait).await.expect("it ends so in time")
+    let mut receipt = Value::Null;
+    support::until(status, async || {
+        receipt = get(address, location).await.json();
+        receipt["Status"] == status
+    })
+    .await;
+    receipt
 }
 
 #[tokio::test]
@@ -351,7 +348,7 @@ async fn nobody_knows() {
 #[tokio::test]
 async fn a_trace() {
     let folder = tempfile::tempdir().unwrap();
-    let script = Script::start([error(500, "SendMessageFailed")]).await;
+    let script = Script::start([(); 2].map(|()| error(500, "SendMessageFailed"))).await;
     let spool = folder.path().display().to_string();
     let wait = [("retry.base", "1h"), ("retry.cap", "1h")];
     let settings = [
@@ -366,10 +363,15 @@ async fn a_trace() {
     let headers = [("prefer", "respond-async"), ("traceparent", &*parent)];
     let kept = publish(&serve.publish, &headers, b"x").await;
     assert_eq!(kept.status, 202);
+    let headers = [&headers[..], &[("content-type", "application/x-ndjson")]].concat();
+    let line = b"{\"topic\":\"TopicA\",\"payload\":\"x\"}";
+    let line = post(&serve.publish, "/publish", &headers, line).await;
+    assert_eq!(line.status, 202);
+    let line = format!("/messages/{}", line.json()["Id"].as_str().unwrap());
     serve.signal(Signal::KILL);
     serve.ended().await;
 
-    let script = Script::start([error(400, "ParameterCheckFailed")]).await;
+    let script = Script::start([(); 2].map(|()| error(400, "ParameterCheckFailed"))).await;
     let settings = [
         ("upstream.endpoint", script.url.as_str()),
         ("spool.store", "disk"),
@@ -377,9 +379,15 @@ async fn a_trace() {
     ];
     let serve = Serve::start(&settings, &[]).await;
     becomes(&serve.publish, kept.header("location"), "dead").await;
-    serve.logs("a message is a dead letter").await;
-    let log = serve.log();
-    let line = log.lines().find(|line| line.contains("a message is a dead letter")).unwrap();
-    let line: Value = serde_json::from_str(line).unwrap();
-    assert_eq!(line["trace_id"], trace);
+    becomes(&serve.publish, &line, "dead").await;
+    let buried = || {
+        let log = serve.log();
+        let lines = log.lines().filter(|line| line.contains("a message is a dead letter"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    support::until("both are in the log", async || buried().len() == 2).await;
+    for line in buried() {
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["trace_id"], trace);
+    }
 }

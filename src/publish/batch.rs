@@ -13,7 +13,7 @@ use super::prefer::Prefer;
 use super::request::{Reader, bad_key, invalid};
 use crate::delivery::Wanted;
 use crate::door::Problem;
-use crate::message::{Message, MessageId};
+use crate::message::{Message, MessageId, TraceId};
 
 /// Messages of one request.
 const MAX_LINES: usize = 1_000;
@@ -65,7 +65,7 @@ pub(super) fn lines(body: &Bytes) -> Result<Vec<Bytes>, Problem> {
 }
 
 /// Reads one line as if it were a request of its own.
-pub(super) fn read(reader: &Reader, line: &[u8], prefer: Prefer) -> Read {
+pub(super) fn read(reader: &Reader, line: &[u8], prefer: Prefer, trace: Option<TraceId>) -> Read {
     let malformed = |why: String| {
         let detail = format!(
             "{why}. This message was not sent. A line looks like {{\"topic\":\"TopicA\",\
@@ -91,7 +91,7 @@ pub(super) fn read(reader: &Reader, line: &[u8], prefer: Prefer) -> Read {
     let payload = reader.payload(body)?;
     let (wanted, _) = reader.wanted(prefer, claim);
     let id = MessageId::new();
-    Ok((Message { id, instance, topic, payload, trace: None }, wanted))
+    Ok((Message { id, instance, topic, payload, trace }, wanted))
 }
 
 /// Whether a request's body is lines.

@@ -7,6 +7,7 @@ use http::Request;
 use tokio::time::Instant;
 
 use super::outcome::Failure;
+use super::request::trace;
 use crate::message::TraceId;
 use crate::meter::Published;
 
@@ -28,7 +29,7 @@ impl Context {
         let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
         Self {
             request_id: header("x-request-id").map(str::to_owned),
-            trace: header("traceparent").and_then(TraceId::of),
+            trace: trace(request.headers()),
             topic: topic.chars().take(MAX_TOPIC).collect(),
         }
     }

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -193,13 +194,15 @@ impl<U: Upstream> Shared<U> {
         }
         let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
         let prefer = prefer::Prefer::read(request.headers());
+        let trace = request::trace(request.headers());
         let (_, applied) = reader.wanted(prefer, None);
         let body = reader.body(request, batch::MAX_BODY).await.map_err(invalid)?;
         let lines = batch::lines(&body).map_err(invalid)?;
         if self.draining() {
             return Err((Published::Draining, stopping()));
         }
-        Ok((lines.iter().map(|line| batch::read(&reader, line, prefer)).collect(), applied))
+        let read = |line: &Bytes| batch::read(&reader, line, prefer, trace);
+        Ok((lines.iter().map(read).collect(), applied))
     }
 
     /// All at once; the answers in the order of the lines.

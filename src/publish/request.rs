@@ -38,6 +38,11 @@ pub(super) struct Reader {
     keeps: bool,
 }
 
+/// The trace that a caller's request belongs to, if it says.
+pub(super) fn trace(headers: &HeaderMap) -> Option<TraceId> {
+    TraceId::of(headers.get("traceparent")?.to_str().ok()?)
+}
+
 impl Reader {
     pub(super) fn new(config: &config::Config) -> Self {
         Self {
@@ -65,8 +70,7 @@ impl Reader {
         let claim = key::claim(&headers, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(body)?;
         let (wanted, applied) = self.wanted(prefer, claim);
-        let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
-        let trace = trace.and_then(TraceId::of);
+        let trace = trace(&headers);
         let message = Message { id: MessageId::new(), instance, topic, payload, trace };
         Ok(Asked { message, wanted, applied })
     }
