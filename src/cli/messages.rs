@@ -7,7 +7,7 @@ use clap::{Subcommand, ValueEnum};
 use jiff::Timestamp;
 
 use super::asking::Asking;
-use super::{exit, runtime};
+use super::{age, exit, runtime};
 use crate::config::{Config, Flags};
 use crate::control::{Changed, Listing, MAX_LISTED};
 use crate::message::MessageId;
@@ -297,13 +297,7 @@ fn row(listed: &Listed, to: &mut impl Write) -> io::Result<()> {
         (Some(Reason::Unknown), code) => format!("unknown {}", code.unwrap_or_default()),
         (None, _) => String::new(),
     };
-    let age = Timestamp::now().duration_since(listed.accepted_at).as_secs();
-    let age = match age {
-        ..120 => format!("{age}s"),
-        120..7_200 => format!("{}m", age / 60),
-        7_200..172_800 => format!("{}h", age / 3_600),
-        _ => format!("{}d", age / 86_400),
-    };
+    let age = age(listed.accepted_at);
     let (id, topic, why) = (&listed.id, cut(&listed.topic), cut(&why));
     let tries = listed.attempts;
     let line = format!("{id:32}  {status:9}  {topic:20}  {tries:>5}  {age:>4}  {why}");

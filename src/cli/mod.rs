@@ -15,6 +15,7 @@ mod traffic;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit codes; `--help` has them in words.
@@ -75,6 +76,16 @@ pub fn main() -> ExitCode {
                 exit::FAILED.into()
             }
         },
+    }
+}
+
+/// How long ago it was, in few characters.
+fn age(at: Timestamp) -> String {
+    match Timestamp::now().duration_since(at).as_secs().max(0) {
+        seconds @ ..120 => format!("{seconds}s"),
+        seconds @ 120..7_200 => format!("{}m", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{}h", seconds / 3_600),
+        seconds => format!("{}d", seconds / 86_400),
     }
 }
 

@@ -3,25 +3,14 @@
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::Value;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-use super::{exit, runtime};
+use super::asking::Asking;
+use super::{age, exit, runtime};
 use crate::config::Flags;
-
-/// What a running sidecar may take for an answer.
-const ANSWER: Duration = Duration::from_secs(10);
-/// Far more than it says.
-const MAX_BODY: usize = 4 << 20;
 
 /// Show a running sidecar on one screen: ceilings, backlog, spend, key, and what is wrong
 #[derive(Debug, clap::Args)]
@@ -83,23 +72,8 @@ fn here(mut at: SocketAddr) -> SocketAddr {
 }
 
 async fn ask(at: SocketAddr) -> Result<Bytes, String> {
-    let asked = async {
-        let stream = TcpStream::connect(at).await.map_err(|error| error.to_string())?;
-        let hello = handshake(TokioIo::new(stream)).await;
-        let (mut sender, driver) = hello.map_err(|error| error.to_string())?;
-        tokio::spawn(async move { drop(driver.await) });
-        let request = Request::get("/status.json").header("host", at.to_string());
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_BODY).collect().await;
-        let body = body.map_err(|error| error.to_string())?.to_bytes();
-        if status.is_success() { Ok(body) } else { Err(format!("it answers {status}")) }
-    };
-    let asked = timeout(ANSWER, asked).await;
-    asked
-        .unwrap_or_else(|_| Err("it does not answer in time".to_owned()))
-        .map_err(|error| format!("no sidecar is to be seen at {at}: {error}"))
+    let answer = async { Asking::at(at).await?.get("/status.json").await };
+    answer.await.map_err(|error| format!("no sidecar is to be seen: {error}"))
 }
 
 /// Whoever reads may have seen enough: that is no error.
@@ -205,16 +179,8 @@ fn screen(status: &Value, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// How long ago, in the largest unit that is not zero.
+/// How long ago.
 fn since(at: &Value) -> String {
-    let Some(at) = at.as_str().and_then(|at| at.parse::<Timestamp>().ok()) else {
-        return "-".to_owned();
-    };
-    let ago = Timestamp::now().duration_since(at).max(SignedDuration::ZERO).as_secs();
-    match ago {
-        ..120 => format!("{ago} s"),
-        120..7_200 => format!("{} min", ago / 60),
-        7_200..172_800 => format!("{} h", ago / 3_600),
-        _ => format!("{} d", ago / 86_400),
-    }
+    let at = at.as_str().and_then(|at| at.parse::<Timestamp>().ok());
+    at.map_or_else(|| "-".to_owned(), age)
 }
