@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use support::http::{get, post};
 use support::process::{Emulator, Serve, run};
+use support::until;
 
 /// As many lines as one request may have.
 const BATCH: usize = 1_000;
@@ -61,7 +62,7 @@ impl House {
         (report["accepted"].as_u64().unwrap(), unknown)
     }
 
-    /// The ledger's billable and uncertain messages. No sidecar runs.
+    /// The ledger's billable and uncertain messages.
     async fn bill(&self, more: &[&str]) -> Value {
         let mut args = vec!["bill", "--from", "2h", "-o", "json"];
         args.extend(more);
@@ -173,9 +174,7 @@ async fn killed() {
             publish(&serve.publish, batch).await;
         }
         let some = rng.u64(500..2_000);
-        while house.truth().await.0 < before + some {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until("enough is taken", async || house.truth().await.0 >= before + some).await;
         serve.signal(Signal::KILL);
         serve.ended().await;
         let (billable, uncertain) = house.counted().await;
@@ -222,12 +221,13 @@ async fn quiet(folder: &str) {
         (hot, store.modified().unwrap())
     };
     let (mut last, mut same) = (stamp(), 0);
-    while same < 50 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    until("the ledger's files stay as they are", async || {
         let now = stamp();
         same = if now == last { same + 1 } else { 0 };
         last = now;
-    }
+        same >= 100
+    })
+    .await;
 }
 
 /// What may have been delivered before the connection closed is uncertain, and not billable.
@@ -305,14 +305,19 @@ async fn a_budget() {
 /// What a person sees, of a running sidecar and of a stopped one.
 #[tokio::test]
 async fn a_bill() {
-    let house = House::new(&[("billing.price_per_million", "250000")]).await;
+    // The control socket is beside the spool then.
+    let control = ("listen.control", "unix:/dev/null/x/control.sock");
+    let house = House::new(&[("billing.price_per_million", "250000"), control]).await;
     let serve = house.serve().await;
     for _ in 0..4 {
         assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
     }
     assert_eq!(post(&serve.publish, "/publish/Alarm/fire", &[], b"x").await.status, 200);
+    // The same whether the sidecar is asked or its ledger is read.
+    let running = house.bill(&["--by", "topic"]).await;
     house.stop(serve).await;
     let bill = house.bill(&["--by", "topic"]).await;
+    assert_eq!(running["rows"], bill["rows"]);
     let rows = bill["rows"].as_array().unwrap();
     let shown: Vec<_> = rows
         .iter()

@@ -173,9 +173,7 @@ async fn every_state_of_a_sidecar() {
     loop {
         let before = get(&origin, "/metrics").await.text();
         let polls = page.requests().len();
-        while page.requests().len() < polls + 2 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        support::until("two more polls", async || page.requests().len() >= polls + 2).await;
         let (tps, total) = (figure(&page, "tps").await, page.eval(TOTAL).await.as_f64().unwrap());
         let after = get(&origin, "/metrics").await.text();
         let (least, most) = (series(&before, DELIVERED), series(&after, DELIVERED));

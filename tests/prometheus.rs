@@ -12,11 +12,12 @@ use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use support::callers;
-use support::http::{BOUND, get, post, series};
+use support::http::{get, post, series};
 use support::process::{Emulator, Serve};
 use support::prometheus::{Prometheus, alerts, commands, dashboard, file, promtool, replaced};
 use support::script::{self, Script};
-use tokio::time::{Instant, sleep, timeout};
+use support::until;
+use tokio::time::Instant;
 use tollgate::answer::{Answer, Bar, Code, Lost, TABLE, Verdict};
 
 /// A price, a plan and a budget, so that all that is counted in money is there.
@@ -113,15 +114,6 @@ impl Watched {
         self.prometheus.reaches("min(timestamp(up{job=\"tollgate\"}))", now).await;
         self.prometheus.reaches("min(count_over_time(up{job=\"tollgate\"}[1m]))", 4.0).await;
     }
-}
-
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let waited = async {
-        while !done().await {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    assert!(timeout(BOUND, waited).await.is_ok(), "never: {what}");
 }
 
 async fn until_delivered(telemetry: &str) {

@@ -10,6 +10,9 @@ pub mod prometheus;
 pub mod script;
 pub mod stage;
 
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
 use tollgate::ceiling::Start;
 use tollgate::config::{self, Config};
 use tollgate::keys::{Key, Keys};
@@ -42,6 +45,16 @@ pub fn config(endpoint: &str, flags: &[(&str, &str)]) -> Config {
 
 pub fn key() -> Key {
     Key::new("testid", "testsecret".into(), None, None).unwrap()
+}
+
+/// Looks until it is so; fails if it never is.
+pub async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let looked = async {
+        while !so().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(http::BOUND, looked).await.is_ok(), "never: {what}");
 }
 
 /// A sidecar on free ports, that nobody else's calls precede.
