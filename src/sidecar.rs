@@ -185,14 +185,13 @@ impl Sidecar {
     /// then closes the doors. Returns how many messages were left.
     pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
         self.draining.store(true, Ordering::Relaxed);
-        let left = tokio::select! {
-            left = self.delivery.drain(self.grace) => left,
+        tokio::select! {
+            () = self.delivery.drain(self.grace) => {}
             () = hurry => self.delivery.drain(Duration::ZERO).await,
-        };
+        }
         self.stop.cancel();
         self.tasks.wait().await;
-        // What slipped through the door in the moment of closing.
-        let left = if left > 0 { left } else { self.delivery.drain(self.grace).await };
+        let left = self.delivery.close(LAST_ANSWERS).await;
         self.meter.close().await;
         left
     }
