@@ -7,9 +7,14 @@
 mod block;
 mod call_time;
 mod lanes;
+#[cfg(test)]
+mod model;
 mod permit;
+mod pool;
 mod shaper;
 mod state;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

@@ -8,6 +8,7 @@ pub mod house;
 pub mod http;
 pub mod process;
 pub mod prometheus;
+pub mod redis;
 pub mod script;
 pub mod stage;
 

@@ -1,0 +1,4 @@
+//! The fleet's permits in Redis.
+
+/// What Redis runs.
+pub(super) const SCRIPT: &str = include_str!("permits.lua");

@@ -1,0 +1,6 @@
+//! The fleet's parts, each alone: the script against its model, and sidecars against the model.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
+mod differential;
+#[path = "../../../tests/support/redis.rs"]
+mod server;
