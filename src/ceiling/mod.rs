@@ -7,6 +7,7 @@
 mod block;
 mod call_time;
 mod lanes;
+mod leases;
 #[cfg(test)]
 mod model;
 mod permit;

@@ -1,6 +1,7 @@
 //! `permits.lua` once more, as a pure function over a map: what the script is held against, and what
 //! simulations of fleets run on. Times are microseconds of the server's clock.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 const LEASE: i64 = 10_000_000;
@@ -136,24 +137,24 @@ impl Kept {
         }
     }
 
-    /// Redis orders equal scores by the bytes of their members.
-    fn order((id, score): (&i64, &i64)) -> (i64, String) {
-        (*score, id.to_string())
-    }
-
     fn first(&self) -> Option<(i64, i64)> {
-        self.permits.iter().min_by_key(|entry| Self::order(*entry)).map(|(id, at)| (*id, *at))
+        self.permits.iter().min_by(by_score).map(|(id, at)| (*id, *at))
     }
 
     fn fits(&self, slot: i64) -> Option<(i64, i64)> {
         let below = self.permits.iter().filter(|(_, score)| **score <= slot);
-        below.max_by_key(|entry| Self::order(*entry)).map(|(id, at)| (*id, *at))
+        below.max_by(by_score).map(|(id, at)| (*id, *at))
     }
 
     fn free(&self, now: i64) -> i64 {
         i64::try_from(self.permits.values().filter(|score| **score <= now).count())
             .unwrap_or(i64::MAX)
     }
+}
+
+/// Redis orders equal scores by the bytes of their members.
+fn by_score(a: &(&i64, &i64), b: &(&i64, &i64)) -> Ordering {
+    a.1.cmp(b.1).then_with(|| a.0.to_string().cmp(&b.0.to_string()))
 }
 
 /// One call of the script.

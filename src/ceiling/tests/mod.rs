@@ -4,3 +4,4 @@
 mod differential;
 #[path = "../../../tests/support/redis.rs"]
 mod server;
+mod simulation;
