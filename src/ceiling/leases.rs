@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Mode;
 use super::window::WINDOW;
 
 /// For two clocks that run at different speeds, over the length of a lease.
@@ -23,6 +24,8 @@ const IDLE: Duration = Duration::from_millis(250);
 const SOON: Duration = Duration::from_millis(5);
 /// Permits that come back wait so long for others to go with.
 const GATHER: Duration = Duration::from_millis(20);
+/// Redis hears from each sidecar so often: it shows who is cut off, and whose figures hold.
+const BEAT: Duration = Duration::from_secs(5);
 /// The most permits that one request wants, and gives back.
 const MOST_WANTED: usize = 64;
 const MOST_BACK: usize = 256;
@@ -119,6 +122,7 @@ pub(super) struct Leases {
     parked: usize,
     /// A request is on its way since.
     asked: Option<Instant>,
+    beat: Instant,
     linked: bool,
     /// When it was last not linked.
     down_since: Instant,
@@ -152,6 +156,7 @@ impl Leases {
             opens: now,
             parked: 0,
             asked: None,
+            beat: now,
             linked: false,
             down_since: now,
         }
@@ -236,6 +241,11 @@ impl Leases {
         self.sort_again(now);
     }
 
+    /// Whether it is closed and holds nothing more to give back.
+    pub(super) fn is_emptied(&self) -> bool {
+        self.closing && self.back.is_empty() && self.asked.is_none()
+    }
+
     /// Looks at everything held once more.
     fn sort_again(&mut self, now: Instant) {
         let held = std::mem::take(&mut self.core).into_values();
@@ -253,10 +263,11 @@ impl Leases {
         self.return_idle(now);
         let want = if now >= self.ask_at && !self.closing { self.wanted(now, waiting) } else { 0 };
         let gathered = self.back_since.is_some_and(|since| now >= since + GATHER || self.closing);
-        if want == 0 && !self.park && !gathered {
+        if want == 0 && !self.park && !gathered && (now < self.beat || self.closing) {
             return None;
         }
         self.asked = Some(now);
+        self.beat = now + BEAT;
         let rest = self.back.split_off(self.back.len().min(MOST_BACK));
         let back = std::mem::replace(&mut self.back, rest);
         self.back_since = (!self.back.is_empty()).then_some(now);
@@ -290,12 +301,15 @@ impl Leases {
         }
     }
 
-    /// When there may be something to ask; `None`: after a change.
-    pub(super) fn asks_next(&self, waiting: usize) -> Option<Instant> {
+    /// When there may be something to ask.
+    pub(super) fn asks_next(&self, now: Instant, waiting: usize) -> Instant {
         let idle = self.next().map(|at| at + IDLE);
         let gathered = self.back_since.map(|since| since + GATHER);
         let ask = (waiting > 0 && !self.closing).then_some(self.ask_at);
-        [idle, gathered, ask].into_iter().flatten().min()
+        let next = [idle, gathered, ask].into_iter().flatten().min();
+        // What is in use now may be to give back soon.
+        let soon = if self.in_use > 0 { now } else { self.beat };
+        next.map_or(soon, |next| next.min(soon))
     }
 
     /// The answer to the request that is on its way, however late.
@@ -348,6 +362,21 @@ impl Leases {
 
     pub(super) fn parked(&self) -> usize {
         self.parked
+    }
+
+    /// Permits that a call could begin on now.
+    pub(super) fn free(&self, now: Instant) -> usize {
+        [&self.core, &self.other].map(|held| held.range(..=(now, u64::MAX)).count()).iter().sum()
+    }
+
+    pub(super) fn mode(&self, now: Instant) -> Mode {
+        if self.is_linked(now) {
+            Mode::Shared
+        } else if self.held() > 0 {
+            Mode::CutOff
+        } else {
+            Mode::Closed
+        }
     }
 
     /// Whether Redis answers: a request takes no longer than that.

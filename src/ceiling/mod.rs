@@ -63,6 +63,34 @@ impl Kind {
     }
 }
 
+/// How the ceilings are shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They are not.
+    Alone,
+    /// Through Redis.
+    Shared,
+    /// Redis does not answer: calls go on with permits that it counts as out.
+    CutOff,
+    /// Redis does not answer, and the leases have ended: nothing is sent.
+    Closed,
+}
+
+impl Mode {
+    /// All.
+    pub const ALL: [Self; 4] = [Self::Alone, Self::Shared, Self::CutOff, Self::Closed];
+
+    /// The word for it in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Shared => "shared",
+            Self::CutOff => "cut_off",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 /// Why there is no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -97,6 +125,9 @@ pub enum Start {
     Alone,
 }
 
+/// How long permits may take to go back to Redis at the end.
+const CLOSE: Duration = Duration::from_secs(1);
+
 /// Hands out permits. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ceiling {
@@ -108,6 +139,8 @@ struct Shared {
     state: Mutex<State>,
     /// Wakes the dispatcher.
     changed: Arc<Notify>,
+    /// Wakes the task that talks to Redis.
+    bell: pool::Bell,
 }
 
 impl Drop for Shared {
@@ -173,9 +206,39 @@ impl Ceiling {
         };
         let state = State::new(config, egress.max(1), max_waiting, opens);
         let changed = Arc::new(Notify::new());
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Arc::clone(&changed) });
+        let bell = pool::Bell::default();
+        let shared = Shared { state: Mutex::new(state), changed: Arc::clone(&changed), bell };
+        let shared = Arc::new(shared);
         tokio::spawn(dispatch(Arc::downgrade(&shared), changed));
         Self { shared }
+    }
+
+    /// Shares the account's ceiling, and with a group also its egress addresses', with all sidecars
+    /// of a fleet. Before the first request; a call lasts `call_timeout` at most.
+    pub fn share(
+        &self,
+        config: &config::Ceilings,
+        fleet: &config::Fleet,
+        call_timeout: Duration,
+    ) {
+        let account = config.account.map(|_| Kind::Account);
+        let egress = config.egress_ip.filter(|_| !fleet.egress_group.is_empty());
+        let kinds: Vec<_> = account.into_iter().chain(egress.map(|_| Kind::EgressIp)).collect();
+        self.shared.state().share(config, kinds.clone(), call_timeout, fleet.expected_sidecars);
+        let (shared, bell) = (Arc::downgrade(&self.shared), self.shared.bell.clone());
+        tokio::spawn(pool::run(shared, fleet.clone(), kinds, bell));
+    }
+
+    /// Sends nothing more, and gives back what is held of a fleet's ceilings.
+    pub async fn close(&self) {
+        {
+            let mut state = self.shared.state();
+            let Some(fleet) = &mut state.fleet else { return };
+            fleet.close(Instant::now());
+        }
+        self.shared.bell.rung.notify_one();
+        // Else the leases end by themselves.
+        drop(tokio::time::timeout(CLOSE, self.shared.bell.done.notified()).await);
     }
 
     /// Asks for a permit for one call that should be answered by `deadline`.
@@ -201,9 +264,13 @@ impl Ceiling {
         let ceiling = state.admit(now, send_by)?;
         let (to, grant) = oneshot::channel();
         state.enqueue(class, Waiter { to, since: now, send_by, ceiling });
+        let is_shared = state.fleet.is_some();
         drop(state);
         if first {
             self.shared.changed.notify_one();
+        }
+        if is_shared {
+            self.shared.bell.rung.notify_one();
         }
         Ok(Ticket::Waiting(Waiting { grant, send_by }))
     }

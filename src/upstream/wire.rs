@@ -147,6 +147,11 @@ impl Upstream for Wire {
                 return Answer::Lost(lost);
             }
         };
+        if !permit.holds() {
+            permit.unsent();
+            pool.put_back(lease);
+            return Answer::Lost(Lost::Unwritten);
+        }
         if !departure.leave() {
             permit.unsent();
             pool.put_back(lease);
