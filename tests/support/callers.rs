@@ -40,6 +40,10 @@ pub async fn run(address: &str, callers: usize, until: Instant) -> Vec<Asked> {
                     connection = Some(kept);
                     number += 1;
                     answers.borrow_mut().push(Asked { at, took: at.elapsed(), status });
+                    if status == 429 {
+                        // As if it had been told when: else refused callers are all there is.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
                 } else {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
