@@ -36,7 +36,11 @@ fn redis() -> Redis {
 }
 
 fn keys() -> [&'static str; 3] {
-    ["tollgate:{default}:account", "tollgate:{default}:account:state", "tollgate:{default}:account:parked"]
+    [
+        "tollgate:{default}:account",
+        "tollgate:{default}:account:state",
+        "tollgate:{default}:account:parked",
+    ]
 }
 
 struct Fleet {
@@ -93,7 +97,10 @@ impl Fleet {
         let report = self.emulator.report().await;
         let seconds = report["by_second"].as_array().unwrap();
         let calls: Vec<u64> = seconds.iter().map(|s| s["calls"].as_u64().unwrap()).collect();
-        println!("{what}: worst sliding second {} of {N}, by second {calls:?}", report["worst_second"]);
+        println!(
+            "{what}: worst sliding second {} of {N}, by second {calls:?}",
+            report["worst_second"]
+        );
         assert!(report["worst_second"].as_u64().unwrap() <= N, "{report}");
         assert_eq!(report["refused"], serde_json::json!({}));
         calls
@@ -130,11 +137,8 @@ async fn five_at_three_times_the_ceiling_and_one_killed() {
     let redis = redis();
     let mut fleet = Fleet::start(&vec![redis.url(); SIDECARS]).await;
     let killed = fleet.sidecars.pop().unwrap();
-    let doomed = Fleet {
-        emulator: Emulator::start(&[]).await,
-        sidecars: vec![killed],
-        start: fleet.start,
-    };
+    let doomed =
+        Fleet { emulator: Emulator::start(&[]).await, sidecars: vec![killed], start: fleet.start };
     let middle = async {
         fleet.at(8).await;
         assert!(mode(&fleet.sidecars[0], "shared").await);

@@ -90,6 +90,14 @@ pub(super) struct Given {
     pub(super) ready_in: u64,
 }
 
+/// Whether Redis answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Up,
+    /// Since then.
+    Down(Instant),
+}
+
 /// By when they are ready; the number tells apart what is ready at the same moment.
 type Held = BTreeMap<(Instant, u64), Lease>;
 
@@ -123,9 +131,7 @@ pub(super) struct Leases {
     /// A request is on its way since.
     asked: Option<Instant>,
     beat: Instant,
-    linked: bool,
-    /// When it was last not linked.
-    down_since: Instant,
+    link: Link,
 }
 
 impl Leases {
@@ -157,8 +163,7 @@ impl Leases {
             parked: 0,
             asked: None,
             beat: now,
-            linked: false,
-            down_since: now,
+            link: Link::Down(now),
         }
     }
 
@@ -179,7 +184,9 @@ impl Leases {
                 }
                 ended.push(lease);
             }
-            ended.into_iter().for_each(|lease| self.give_back(lease, now));
+            for lease in ended {
+                self.give_back(lease, now);
+            }
             if let Some(lease) = found {
                 self.in_use += 1;
                 self.core_in_use += usize::from(core);
@@ -250,7 +257,9 @@ impl Leases {
     fn sort_again(&mut self, now: Instant) {
         let held = std::mem::take(&mut self.core).into_values();
         let held: Vec<_> = held.chain(std::mem::take(&mut self.other).into_values()).collect();
-        held.into_iter().for_each(|lease| self.keep(lease, now));
+        for lease in held {
+            self.keep(lease, now);
+        }
     }
 
     // === Redis ===
@@ -284,9 +293,8 @@ impl Leases {
     }
 
     fn wanted(&self, now: Instant, waiting: usize) -> usize {
-        let soon = [&self.core, &self.other].map(|held| {
-            held.range(..(now + SOON, u64::MAX)).take(waiting).count()
-        });
+        let soon = [&self.core, &self.other]
+            .map(|held| held.range(..(now + SOON, u64::MAX)).take(waiting).count());
         waiting.saturating_sub(soon[0] + soon[1]).min(MOST_WANTED)
     }
 
@@ -297,7 +305,9 @@ impl Leases {
             while let Some(entry) = held.first_entry().filter(|e| e.key().0 + IDLE <= now) {
                 idle.push(entry.remove());
             }
-            idle.into_iter().for_each(|lease| self.give_back(lease, now));
+            for lease in idle {
+                self.give_back(lease, now);
+            }
         }
     }
 
@@ -315,7 +325,7 @@ impl Leases {
     /// The answer to the request that is on its way, however late.
     pub(super) fn answered(&mut self, reply: Reply, now: Instant) {
         let Some(asked) = self.asked.take() else { return };
-        self.linked = true;
+        self.link = Link::Up;
         self.scarce = reply.scarce;
         self.ask_at = now + Duration::from_micros(reply.ask_in);
         self.parked = reply.parked;
@@ -348,8 +358,8 @@ impl Leases {
     /// There will be no answer. What was asked may have been done.
     pub(super) fn lost(&mut self, now: Instant) {
         self.asked = None;
-        if std::mem::take(&mut self.linked) {
-            self.down_since = now;
+        if self.link == Link::Up {
+            self.link = Link::Down(now);
         }
     }
 
@@ -381,7 +391,7 @@ impl Leases {
 
     /// Whether Redis answers: a request takes no longer than that.
     pub(super) fn is_linked(&self, now: Instant) -> bool {
-        self.linked && self.asked.is_none_or(|asked| now < asked + Duration::from_secs(1))
+        self.link == Link::Up && self.asked.is_none_or(|asked| now < asked + Duration::from_secs(1))
     }
 
     /// When the `k`th in line will have a permit, if every call takes `call`.
@@ -393,7 +403,10 @@ impl Leases {
         }
         if held == 0 {
             // An outage is taken to last as long again as it has lasted.
-            let again = if linked { Duration::ZERO } else { now - self.down_since };
+            let again = match self.link {
+                Link::Up => Duration::ZERO,
+                Link::Down(since) => now.saturating_duration_since(since),
+            };
             return self.opens.max(self.ask_at).max(now + again);
         }
         let cycle = WINDOW + call;

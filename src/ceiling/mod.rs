@@ -215,12 +215,7 @@ impl Ceiling {
 
     /// Shares the account's ceiling, and with a group also its egress addresses', with all sidecars
     /// of a fleet. Before the first request; a call lasts `call_timeout` at most.
-    pub fn share(
-        &self,
-        config: &config::Ceilings,
-        fleet: &config::Fleet,
-        call_timeout: Duration,
-    ) {
+    pub fn share(&self, config: &config::Ceilings, fleet: &config::Fleet, call_timeout: Duration) {
         let account = config.account.map(|_| Kind::Account);
         let egress = config.egress_ip.filter(|_| !fleet.egress_group.is_empty());
         let kinds: Vec<_> = account.into_iter().chain(egress.map(|_| Kind::EgressIp)).collect();

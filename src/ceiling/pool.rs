@@ -166,7 +166,8 @@ async fn connect(fleet: &config::Fleet) -> Result<Line, Trouble> {
     }
     if let Some(path) = &fleet.password_file {
         // Read every time: it may have been renewed.
-        settings = settings.set_password(String::from_utf8_lossy(&read_file(path).await?).trim_end());
+        settings =
+            settings.set_password(String::from_utf8_lossy(&read_file(path).await?).trim_end());
     }
     info = info.set_redis_settings(settings);
     let client = match &fleet.ca_file {

@@ -79,7 +79,11 @@ fn url(raw: &Raw) -> Result<String, Wrong> {
         let remedy = "leave them out, and set fleet.username and fleet.password_file";
         return Err(Wrong::new("has a user or password", remedy));
     }
-    if redis::parse_redis_url(text).is_none() { Err(wrong("is not a Redis URL")) } else { Ok(text.to_owned()) }
+    if redis::parse_redis_url(text).is_none() {
+        Err(wrong("is not a Redis URL"))
+    } else {
+        Ok(text.to_owned())
+    }
 }
 
 /// Part of keys in Redis.

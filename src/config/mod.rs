@@ -8,8 +8,8 @@
 mod billing;
 mod checks;
 mod explain;
-mod fleet;
 mod flags;
+mod fleet;
 mod load;
 mod mistake;
 mod parse;

@@ -1,5 +1,7 @@
 //! A real redis-server. `tests/setup.sh` installs it.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+#![allow(clippy::disallowed_methods, reason = "it also serves tests without a runtime")]
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -21,7 +21,13 @@ fn scripted() -> String {
 #[derive(Debug, Clone)]
 enum Step {
     Pass(i64),
-    Ask { figures: Vec<i64>, want: usize, core: usize, park: bool, back: Vec<Giving> },
+    Ask {
+        figures: Vec<i64>,
+        want: usize,
+        core: usize,
+        park: bool,
+        back: Vec<Giving>,
+    },
     NewRun,
     /// Some of its keys are gone.
     Flush(usize),
@@ -53,10 +59,15 @@ fn step(account: i64, egress: Option<i64>) -> impl Strategy<Value = Step> {
         std::iter::once(scale(account)).chain(egress).collect::<Vec<_>>()
     };
     let back = prop::collection::vec(giving(), 0..12);
-    let ask = (prop::bool::weighted(0.05), 0..40_usize, 0..40_usize, prop::bool::weighted(0.1), back)
-        .prop_map(move |(lower, want, core, park, back)| {
-            Step::Ask { figures: figures(lower), want, core, park, back }
-        });
+    let ask =
+        (prop::bool::weighted(0.05), 0..40_usize, 0..40_usize, prop::bool::weighted(0.1), back)
+            .prop_map(move |(lower, want, core, park, back)| Step::Ask {
+                figures: figures(lower),
+                want,
+                core,
+                park,
+                back,
+            });
     prop_oneof![
         8 => pass.prop_map(Step::Pass),
         20 => ask,
@@ -88,6 +99,9 @@ fn joined(numbers: &[i64]) -> String {
     numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// As the script writes it.
+type Reply = (i64, i64, i64, i64, String, i64, Vec<String>);
+
 fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
     let keys = keys(ask.figures.len());
     let mut command = redis::cmd("EVALSHA");
@@ -96,7 +110,6 @@ fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
     for back in &ask.back {
         command.arg(format!("{}:{}:{}", joined(&back.ids), back.nonce, back.free_in));
     }
-    type Reply = (i64, i64, i64, i64, String, i64, Vec<String>);
     let reply: Reply = command.query(connection).unwrap();
     let (now, learn_in, scarce, ask_in, figures, parked, out) = reply;
     let numbers = |text: &str| text.split(',').map(|n| n.parse().unwrap()).collect::<Vec<i64>>();
