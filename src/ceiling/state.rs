@@ -198,7 +198,7 @@ impl State {
         }
         let chosen = self.freest(now)?;
         if let Some(fleet) = &self.fleet
-            && fleet.free(now) == 0
+            && fleet.next().is_none_or(|ready| ready > now)
         {
             return Err(fleet.next());
         }

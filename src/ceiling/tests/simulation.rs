@@ -71,6 +71,8 @@ struct Fleet {
     members: Vec<Member>,
     troubles: Vec<Trouble>,
     arrivals: Vec<i64>,
+    /// What members take for their number: more of them is fewer core permits.
+    expected: usize,
     /// When each permit of the account last stopped to count, as far as its users know.
     users: HashMap<u32, i64>,
 }
@@ -104,10 +106,10 @@ impl Fleet {
         }
     }
 
-    fn new_leases(&self, expected: usize) -> Leases {
+    fn new_leases(&self) -> Leases {
         let figures = self.figures.iter().map(|n| u32::try_from(*n).unwrap()).collect();
         let timeout = Duration::from_micros(CALL_TIMEOUT.unsigned_abs());
-        Leases::new(figures, timeout, u32::try_from(expected).unwrap(), self.at())
+        Leases::new(figures, timeout, u32::try_from(self.expected).unwrap(), self.at())
     }
 
     fn run(&mut self, until: i64) {
@@ -148,7 +150,7 @@ impl Fleet {
     fn turn(&mut self, member: usize) {
         self.push(MS, Event::Member(member));
         let crashed = self.trouble(|f| matches!(f, Fault::Crashed(m) if m == member)).is_some();
-        let fresh = self.new_leases(self.members.len());
+        let fresh = self.new_leases();
         let (at, now) = (self.at(), self.now);
         let this = &mut self.members[member];
         if crashed {
@@ -264,6 +266,7 @@ fn reply(gets: Gets) -> Reply {
 fn fleet(
     figures: &[i64],
     members: usize,
+    expected: usize,
     demand: i64,
     troubles: &[Trouble],
     seed: u64,
@@ -282,10 +285,11 @@ fn fleet(
         members: Vec::new(),
         troubles: troubles.to_vec(),
         arrivals: Vec::new(),
+        expected,
         users: HashMap::new(),
     };
     for member in 0..members {
-        let leases = fleet.new_leases(members);
+        let leases = fleet.new_leases();
         let demand = demand / i64::try_from(members).unwrap() + 1;
         fleet.members.push(Member {
             leases,
@@ -340,26 +344,32 @@ fn trouble() -> impl Strategy<Value = Trouble> {
         (0..4_usize).prop_map(Fault::Crashed),
         Just(Fault::Frozen),
     ];
-    (fault, 30 * SECOND..75 * SECOND, 1..14_000_i64).prop_map(|(fault, from, ms)| {
-        let long = if matches!(fault, Fault::Frozen) { ms.min(2_500) } else { ms };
+    (fault, 30 * SECOND..65 * SECOND, 1..14_000_i64).prop_map(|(fault, from, ms)| {
+        let long = match fault {
+            Fault::Frozen => ms.min(2_500),
+            // Longer than any lease.
+            Fault::CutOff(_) => ms * 3,
+            _ => ms,
+        };
         Trouble { fault, from, to: from + long * MS }
     })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 8, ..ProptestConfig::with_cases(24) })]
 
     #[test]
     fn a_fleet_is_never_over(
         n in prop::sample::select(vec![1_i64, 7, 300, 1_000]),
         egress in any::<bool>(),
         members in 1..5_usize,
+        expected in 1..12_usize,
         troubles in prop::collection::vec(trouble(), 0..5),
         seed in any::<u64>(),
     ) {
         let figures = if egress { vec![n, (n * 2 / 3).max(1)] } else { vec![n] };
         let least = *figures.last().unwrap();
-        let arrivals = fleet(&figures, members, 3 * n, &troubles, seed, 90 * SECOND);
+        let arrivals = fleet(&figures, members, expected, 3 * n, &troubles, seed, 90 * SECOND);
         let worst = worst(&arrivals);
         prop_assert!(worst <= usize::try_from(least).unwrap(), "{worst} of {least}");
     }
@@ -368,7 +378,7 @@ proptest! {
 #[test]
 fn a_fleet_uses_its_ceiling() {
     for n in [7_i64, 300, 1_000] {
-        let arrivals = fleet(&[n], 4, 3 * n, &[], 7, 60 * SECOND);
+        let arrivals = fleet(&[n], 4, 4, 3 * n, &[], 7, 60 * SECOND);
         let (from, to) = (40 * SECOND, 60 * SECOND);
         let calls = arrivals.iter().filter(|at| (from..to).contains(*at)).count();
         let most = usize::try_from(n).unwrap();
