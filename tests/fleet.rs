@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::callers;
-use support::process::{Emulator, Serve};
+use support::process::{Emulator, Serve, run};
 use support::redis::Redis;
+use support::until;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
@@ -258,4 +259,51 @@ async fn one_is_cut_off() {
     tokio::join!(fleet.load(36), cuts);
     let calls = fleet.kept("one cut off").await;
     assert!(mean(&calls[8..34]) > 0.7 * N as f64, "{calls:?}");
+}
+
+/// Who shares the ceiling, as each of them tells it.
+async fn members(of: &Serve) -> serde_json::Value {
+    let said = run(&["status", "--fleet", "--at", &of.telemetry, "-o", "json"], &[]).await;
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    serde_json::from_str(&said.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn who_is_in_the_fleet() {
+    let _one = ONE.lock().await;
+    let redis = redis();
+    let mut fleet = Fleet::start(&vec![redis.url(); 3]).await;
+    let first = fleet.sidecars.remove(0);
+    until("all are there", async || members(&first).await["size"] == 3).await;
+    let seen = members(&first).await;
+    assert_eq!((&seen["mode"], &seen["account"]), (&"shared".into(), &"default".into()));
+    let listed = seen["members"].as_array().unwrap();
+    assert_eq!(listed.len(), 3);
+    for member in listed {
+        assert_eq!(
+            (&member["starved"], &member["waiting"]),
+            (&false.into(), &0.into()),
+            "{member}"
+        );
+        assert_eq!(member["version"], env!("CARGO_PKG_VERSION"));
+    }
+    assert!((metric(&first, "tollgate_fleet_sidecars").await - 3.0).abs() < 0.5);
+    let told = run(&["status", "--fleet", "--at", &first.telemetry], &[]).await.stdout;
+    assert!(told.contains("3 sidecars") && told.contains("SIDECAR"), "{told}");
+
+    // Who leaves is gone at once, who dies a little later.
+    let leaves = fleet.sidecars.remove(0);
+    leaves.signal(Signal::TERM);
+    assert!(leaves.ended().await.0.success());
+    until("it has left", async || members(&first).await["size"] == 2).await;
+    fleet.sidecars[0].signal(Signal::KILL);
+    until("the dead one is forgotten", async || members(&first).await["size"] == 1).await;
+
+    // Without Redis nobody hangs.
+    drop(redis);
+    until("it is cut off", async || members(&first).await["mode"] != "shared").await;
+
+    let alone = Serve::start(&[("upstream.endpoint", "http://127.0.0.1:1")], &[]).await;
+    let said = run(&["status", "--fleet", "--at", &alone.telemetry], &[]).await;
+    assert!(said.code == 1 && said.stderr.contains("fleet.url"), "{}", said.stderr);
 }

@@ -374,6 +374,11 @@ impl Leases {
         self.parked
     }
 
+    /// How long Redis still learns what is out.
+    pub(super) fn opens_in(&self, now: Instant) -> Duration {
+        self.opens.saturating_duration_since(now)
+    }
+
     /// Permits that a call could begin on now.
     pub(super) fn free(&self, now: Instant) -> usize {
         [&self.core, &self.other].map(|held| held.range(..=(now, u64::MAX)).count()).iter().sum()

@@ -8,6 +8,7 @@ mod block;
 mod call_time;
 mod lanes;
 mod leases;
+mod members;
 #[cfg(test)]
 mod model;
 mod permit;
@@ -25,12 +26,14 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 pub use lanes::Class;
+pub use members::{Fleet, Member};
 pub use permit::Permit;
 pub use state::{CeilingStatus, Decisions, Status};
 pub use window::WINDOW;
 
 use crate::config;
 use lanes::Waiter;
+use members::Members;
 use state::State;
 
 /// The two ceilings.
@@ -141,6 +144,7 @@ struct Shared {
     changed: Arc<Notify>,
     /// Wakes the task that talks to Redis.
     bell: pool::Bell,
+    members: Arc<Members>,
 }
 
 impl Drop for Shared {
@@ -207,7 +211,8 @@ impl Ceiling {
         let state = State::new(config, egress.max(1), max_waiting, opens);
         let changed = Arc::new(Notify::new());
         let bell = pool::Bell::default();
-        let shared = Shared { state: Mutex::new(state), changed: Arc::clone(&changed), bell };
+        let (state, members) = (Mutex::new(state), Arc::default());
+        let shared = Shared { state, changed: Arc::clone(&changed), bell, members };
         let shared = Arc::new(shared);
         tokio::spawn(dispatch(Arc::downgrade(&shared), changed));
         Self { shared }
@@ -221,6 +226,8 @@ impl Ceiling {
         let kinds: Vec<_> = account.into_iter().chain(egress.map(|_| Kind::EgressIp)).collect();
         self.shared.state().share(config, kinds.clone(), call_timeout, fleet.expected_sidecars);
         let (shared, bell) = (Arc::downgrade(&self.shared), self.shared.bell.clone());
+        let members = Arc::clone(&self.shared.members);
+        tokio::spawn(members::run(members, shared.clone(), fleet.clone()));
         tokio::spawn(pool::run(shared, fleet.clone(), kinds, bell));
     }
 
@@ -233,7 +240,9 @@ impl Ceiling {
         }
         self.shared.bell.rung.notify_one();
         // Else the leases end by themselves.
-        drop(tokio::time::timeout(CLOSE, self.shared.bell.done.notified()).await);
+        let ends =
+            async { tokio::join!(self.shared.bell.done.notified(), self.shared.members.leave()) };
+        drop(tokio::time::timeout(CLOSE, ends).await);
     }
 
     /// Asks for a permit for one call that should be answered by `deadline`.
@@ -294,6 +303,17 @@ impl Ceiling {
     /// What is used, withheld and waiting now.
     pub fn status(&self) -> Status {
         self.shared.state().status(Instant::now())
+    }
+
+    /// Who shares the ceilings, as far as is known; asking makes it known better. `None`: nobody.
+    pub fn fleet(&self) -> Option<Fleet> {
+        let opens_in = self.shared.state().fleet.as_ref()?.opens_in(Instant::now());
+        Some(Fleet { opens_in, ..self.shared.members.look() })
+    }
+
+    /// How many sidecars share the ceilings, this one among them; 0: it is not known, or none do.
+    pub fn fleet_size(&self) -> usize {
+        self.shared.members.size()
     }
 }
 

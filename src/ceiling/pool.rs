@@ -29,6 +29,9 @@ const AGAIN: Duration = Duration::from_millis(250);
 const SOONEST: Duration = Duration::from_millis(2);
 const LATEST: Duration = Duration::from_millis(25);
 
+/// A way to Redis. Clones are the same.
+pub(super) type Connection = MultiplexedConnection;
+
 /// How the task and the ceiling reach each other.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Bell {
@@ -51,13 +54,14 @@ enum Trouble {
 }
 
 struct Line {
-    connection: MultiplexedConnection,
+    connection: Connection,
     sha: String,
 }
 
 /// Ends with the ceiling, or when it is closed and everything is given back.
 pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, kinds: Vec<Kind>, bell: Bell) {
     let keys = keys(&fleet, &kinds);
+    let Some(members) = shared.upgrade().map(|shared| Arc::clone(&shared.members)) else { return };
     let mut line = None;
     let mut troubled = false;
     loop {
@@ -65,7 +69,10 @@ pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, kinds: Vec<K
             return;
         }
         let outcome = match &mut line {
-            None => connect(&fleet).await.map(|new| line = Some(new)),
+            None => connect(&fleet).await.map(|new| {
+                members.connected(Some(new.connection.clone()));
+                line = Some(new);
+            }),
             Some(line) => turn(&shared, line, &keys, &bell).await,
         };
         match outcome {
@@ -76,6 +83,7 @@ pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, kinds: Vec<K
             Ok(()) => {}
             Err(error) => {
                 line = None;
+                members.connected(None);
                 if !std::mem::replace(&mut troubled, true) {
                     tracing::warn!(%error, "no Redis: calls go on until the leases end");
                 }

@@ -87,6 +87,8 @@ pub struct CeilingStatus {
     pub kind: Kind,
     /// Calls per second; `None`: no ceiling. Of all egress addresses together, if they are several.
     pub limit: Option<u32>,
+    /// Whether a fleet shares it.
+    pub shared: bool,
     /// Calls in flight or answered within the last second.
     pub used: usize,
     /// What this sidecar may use of it now, calls per second; `None`: any number.
@@ -413,7 +415,8 @@ impl State {
                 None => (parked, free, limit.map(|n| (n as usize).saturating_sub(parked))),
             };
             let free = limit.map(|_| free);
-            CeilingStatus { kind, limit, used, share, parked, free, decisions }
+            let shared = fleet.is_some();
+            CeilingStatus { kind, limit, shared, used, share, parked, free, decisions }
         };
         Status {
             ceilings: [ceiling(Kind::Account, account), ceiling(Kind::EgressIp, egress)],

@@ -237,7 +237,16 @@ fn ceilings(facts: &Facts) -> Families {
         let is = f64::from(u8::from(one == status.mode));
         mode = mode.value(&[("mode", one.word())], is);
     }
-    [limit, share, used, parked, decisions, blocked, mode].map(Family::done).into()
+    let sidecars = Family::gauge(
+        "tollgate_fleet_sidecars",
+        "Sidecars that share the ceilings; 0: not known, or none",
+    )
+    .value(&[], facts.ceiling.fleet_size() as f64);
+    let waiting = Family::gauge("tollgate_waiting_messages", "Messages that wait for a permit")
+        .value(&[], status.waiting as f64);
+    [limit, share, used, parked, decisions, blocked, mode, sidecars, waiting]
+        .map(Family::done)
+        .into()
 }
 
 fn retries(facts: &Facts) -> Families {
