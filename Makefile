@@ -14,6 +14,7 @@ bench: ## signing, permits, the spool
 
 soak: ## outages and overflow in real time, and ten thousand crashes: about an hour
 	cargo test --test soak -- --nocapture --test-threads 1
+	cargo test --release --test fleet_soak -- --nocapture --test-threads 1
 	TOLLGATE_CRASHES=10000 cargo test --release --test crash -- --nocapture
 
 check: ## what to run before a commit
