@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::pool::Connection;
+use super::line::Connection;
 use super::{Shared, Status};
 use crate::config;
 

@@ -8,6 +8,7 @@ mod block;
 mod call_time;
 mod lanes;
 mod leases;
+mod line;
 mod members;
 #[cfg(test)]
 mod model;

@@ -12,6 +12,7 @@ const LAG: i64 = 30_000;
 const CHUNK: i64 = 1_000;
 const PARK: i64 = 30_000_000;
 const PARK_EVERY: i64 = 1_000_000;
+const SKEW: i64 = 1_000_000;
 const LATEST: i64 = 2_000_000;
 
 /// What one call asks.
@@ -104,7 +105,7 @@ impl Kept {
         let Some(score) = self.permits.get(&id) else { return };
         let claimed = now < self.learn
             && *score == self.learn
-            && (now + 1..=self.learn).contains(&back.nonce);
+            && (now + SKEW + 1..=self.learn).contains(&back.nonce);
         if *score == back.nonce || claimed {
             if self.owe > 0 {
                 self.park(id, now);

@@ -21,6 +21,8 @@ local LAG = 30000
 local CHUNK = 1000
 -- A parked permit rests PARK on average, and a tenth is parked once in PARK_EVERY at most.
 local PARK, PARK_EVERY = 30000000, 1000000
+-- How far the clocks of two servers may be apart, of which one takes over from the other.
+local SKEW = 1000000
 -- Nobody is told to ask again later than this.
 local LATEST = 2000000
 
@@ -77,6 +79,7 @@ end
 
 -- Given back: only what is still its giver's. While learning, a permit that nobody has brought back
 -- yet is whose lease of before has not ended: leases do not overlap, so there is one such holder.
+-- The lease's end is by the clock of the server before.
 for g = 5, #ARGV do
   local ids, nonce, free_in = string.match(ARGV[g], '^([%d,]+):(%d+):(%d+)$')
   local k = 0
@@ -84,7 +87,7 @@ for g = 5, #ARGV do
     k = k + 1
     local c = ceilings[k]
     local score = redis.call('ZSCORE', c.permits, id)
-    local claimed = c.learning and score == int(c.learn) and tonumber(nonce) > now
+    local claimed = c.learning and score == int(c.learn) and tonumber(nonce) > now + SKEW
       and tonumber(nonce) <= c.learn
     if score == nonce or claimed then
       if c.owe > 0 then park(c, id)

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use redis::{Commands, Connection};
 
 use super::server::Redis;
+use crate::ceiling::line::SCRIPT;
 use crate::ceiling::model::{Ask, Back, Gets, Kept, Out, serve};
-use crate::ceiling::pool::SCRIPT;
 
 /// The script with a clock and an incarnation that the test sets.
 fn scripted() -> String {
