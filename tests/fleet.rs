@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use support::callers;
 use support::process::{Emulator, Serve, run};
-use support::redis::Redis;
+use support::redis::{Redis, keys};
 use support::until;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
@@ -22,26 +22,14 @@ const N: u64 = 300;
 const SIDECARS: usize = 5;
 /// Each caller waits for its answer: more of them than permits keep a line at every door.
 const CALLERS: usize = 3 * 300 / SIDECARS;
-const SCRIPT: &str = include_str!("../src/ceiling/permits.lua");
 /// One at a time: each wants the machine for itself.
 static ONE: Mutex<()> = Mutex::const_new(());
 
-/// A Redis whose fleet began a lease ago, so that nobody waits for leases that nobody has.
+/// A Redis whose fleet began a lease ago.
 fn redis() -> Redis {
     let redis = Redis::start();
-    let past = SCRIPT.replace("redis.call('TIME')", "{ redis.call('TIME')[1] - 31, 0 }");
-    let mut command = redis::cmd("EVAL");
-    command.arg(past).arg(3).arg(&keys()).arg(N).arg(0).arg(0).arg(0);
-    command.exec(&mut redis.connection()).unwrap();
+    redis.begin(&[("account", N)]);
     redis
-}
-
-fn keys() -> [&'static str; 3] {
-    [
-        "tollgate:{default}:account",
-        "tollgate:{default}:account:state",
-        "tollgate:{default}:account:parked",
-    ]
 }
 
 struct Fleet {
@@ -167,7 +155,7 @@ async fn five_at_three_times_the_ceiling_and_one_killed() {
     let mut connection = redis.connection();
     let (seconds, _): (u64, u64) = redis::cmd("TIME").query(&mut connection).unwrap();
     let mut count = redis::cmd("ZCOUNT");
-    count.arg(keys()[0]).arg((seconds + 2) * 1_000_000).arg("+inf");
+    count.arg(&keys("account")[0]).arg((seconds + 2) * 1_000_000).arg("+inf");
     let out: u64 = count.query(&mut connection).unwrap();
     println!("{out} permits are still out: the killed one's");
     assert!(out <= N / 4, "{out}");

@@ -150,9 +150,7 @@ impl Papers {
     fn address(&self, host: &str, port: u16) -> ConnectionAddr {
         let host = host.to_owned();
         match self.tls {
-            Some(_) => {
-                ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
-            }
+            Some(_) => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
             None => ConnectionAddr::Tcp(host, port),
         }
     }
@@ -393,7 +391,9 @@ mod tests {
     #[test]
     fn servers_that_will_do() {
         let info = |version: &str, role: &str, cluster: u8| {
-            format!("# Server\r\nredis_version:{version}\r\nrole:{role}\r\ncluster_enabled:{cluster}\r\n")
+            format!(
+                "# Server\r\nredis_version:{version}\r\nrole:{role}\r\ncluster_enabled:{cluster}\r\n"
+            )
         };
         for (version, role, cluster, several, words) in [
             ("7.0.15", "master", 0, false, ""),

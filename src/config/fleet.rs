@@ -140,10 +140,10 @@ fn optional_path(raw: &Raw) -> Result<Option<PathBuf>, Wrong> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::parse::Raw;
+    use crate::config::setting::Origin;
 
     fn read(text: &str) -> Result<Option<Redis>, Wrong> {
-        url(&Raw::Text(text.to_owned()))
+        url(&Raw { value: text.into(), origin: Origin::Default })
     }
 
     #[test]
