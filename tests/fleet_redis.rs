@@ -5,14 +5,17 @@
 mod support;
 
 use std::path::Path;
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use support::callers;
 use support::http::{get, post};
 use support::process::{Emulator, Serve};
 use support::redis::{Cluster, Redis, free_port};
 use support::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 /// A sidecar of a fleet that shares 50 calls a second.
 async fn serve(endpoint: &str, settings: &[(&str, &str)]) -> Serve {
@@ -40,6 +43,28 @@ async fn publishes(serve: &Serve) {
         post(&serve.publish, "/publish/TopicA", &[], b"hello").await.status == 200
     })
     .await;
+}
+
+/// Callers go on before, meanwhile and after. The new server learns from the sidecar what is out, so
+/// that nobody waits for leases to end.
+async fn busy_while(serve: &Serve, change: impl AsyncFnOnce()) {
+    let end = Instant::now() + Duration::from_secs(18);
+    let changes = async {
+        // What is held is what the new server will learn of.
+        until("most permits are held", async || {
+            let metrics = get(&serve.telemetry, "/metrics").await.text();
+            let share = "tollgate_ceiling_share_calls_per_second{ceiling=\"account\"} ";
+            let held = metrics.lines().find_map(|line| line.strip_prefix(share));
+            held.unwrap().parse::<f64>().unwrap() > 40.0
+        })
+        .await;
+        change().await;
+        Instant::now()
+    };
+    let (answers, changed) = tokio::join!(callers::run(&serve.publish, 4, end), changes);
+    assert!(changed < end - Duration::from_secs(3), "it took too long to be seen");
+    let after = answers.iter().filter(|a| a.at > changed && a.status == 200).count();
+    assert!(after > 80, "{after} calls after the change, and before a lease has ended");
 }
 
 /// An authority's certificate, and a server's key and certificate from it, for `localhost`.
@@ -202,13 +227,14 @@ async fn a_primary_that_sentinels_name() {
     publishes(&sidecar).await;
     until("one connection is left", async || sentinel.clients() == 0).await;
 
-    primary.kill();
-    sidecar.logs("no Redis").await;
-    sidecar.logs("Redis answers: the ceilings are shared again").await;
+    busy_while(&sidecar, async || {
+        primary.kill();
+        sidecar.logs("no Redis").await;
+        sidecar.logs("Redis answers: the ceilings are shared again").await;
+    })
+    .await;
     replica.says("role:master");
-    shares(&sidecar).await;
-    // It brought back what it held, so that nobody waits for a lease.
-    publishes(&sidecar).await;
+    until("one connection is left", async || sentinel.clients() == 0).await;
     let wrong = url.replace("main", "mein");
     idle(&[("fleet.url", &wrong)]).await.logs("not found in sentinel").await;
 }
@@ -228,12 +254,12 @@ async fn a_cluster() {
     until("there is one connection in all", connections).await;
 
     // The keys' slot gets another primary.
-    let replica = &cluster.nodes[3];
-    replica.tell::<()>("CLUSTER FAILOVER");
-    replica.says("role:master");
-    sidecar.logs("Moved").await;
-    sidecar.logs("Redis answers: the ceilings are shared again").await;
-    shares(&sidecar).await;
-    publishes(&sidecar).await;
+    busy_while(&sidecar, async || {
+        cluster.nodes[3].tell::<()>("CLUSTER FAILOVER");
+        sidecar.logs("Moved").await;
+        sidecar.logs("Redis answers: the ceilings are shared again").await;
+    })
+    .await;
+    cluster.nodes[3].says("role:master");
     until("there is one connection in all", connections).await;
 }
