@@ -1,124 +1,22 @@
 //! Real sidecars share one ceiling through a real Redis, before one emulator that counts: never over
-//! it in any sliding second, whatever happens to Redis or to a sidecar.
+//! it in any sliding second, whatever happens to Redis or to a sidecar. What takes longer is in
+//! `tests/fleet_soak.rs`.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 #![allow(clippy::print_stdout, reason = "figures to quote")]
 
 mod support;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
 use rustix::process::{Pid, Signal, kill_process};
-use support::callers;
+use support::fleet::{Fleet, N, To, Way, becomes, mean, metric, mode, redis};
+use support::http::post;
 use support::process::{Emulator, Serve, run};
 use support::redis::{Redis, keys};
 use support::until;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
 
-const N: u64 = 300;
 const SIDECARS: usize = 5;
-/// Each caller waits for its answer: more of them than permits keep a line at every door.
-const CALLERS: usize = 3 * 300 / SIDECARS;
 /// One at a time: each wants the machine for itself.
 static ONE: Mutex<()> = Mutex::const_new(());
-
-/// A Redis whose fleet began a lease ago.
-fn redis() -> Redis {
-    let redis = Redis::start();
-    redis.begin(&[("account", N)]);
-    redis
-}
-
-struct Fleet {
-    emulator: Emulator,
-    sidecars: Vec<Serve>,
-    start: Instant,
-}
-
-impl Fleet {
-    /// `urls`: of Redis, as each sidecar sees it.
-    async fn start(urls: &[String]) -> Self {
-        let account = N.to_string();
-        let emulator = Emulator::start(&["--egress-ip-qps", "0", "--account-qps", &account]).await;
-        let endpoint = emulator.url();
-        let expected = urls.len().to_string();
-        let mut sidecars = Vec::new();
-        for url in urls {
-            let settings = [
-                ("upstream.endpoint", endpoint.as_str()),
-                ("ceilings.account", &account),
-                ("publish.wait", "5s"),
-                ("runtime.threads", "1"),
-                ("fleet.url", url),
-                ("fleet.expected_sidecars", &expected),
-            ];
-            sidecars.push(Serve::start(&settings, &[]).await);
-        }
-        Self { emulator, sidecars, start: Instant::now() }
-    }
-
-    /// Callers at each, until then.
-    async fn load(&self, seconds: u64) {
-        let until = self.start + Duration::from_secs(seconds);
-        let mut loads = Vec::new();
-        for sidecar in &self.sidecars {
-            let address = sidecar.publish.clone();
-            loads.push(std::thread::spawn(move || {
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(callers::run(&address, CALLERS, until)).len()
-            }));
-        }
-        let joined = move || loads.into_iter().map(|load| load.join().unwrap()).sum::<usize>();
-        let answers = tokio::task::spawn_blocking(joined).await.unwrap();
-        assert!(answers > 0);
-    }
-
-    async fn at(&self, seconds: u64) {
-        tokio::time::sleep_until(self.start + Duration::from_secs(seconds)).await;
-    }
-
-    /// Never over; how many calls each second held.
-    async fn kept(&self, what: &str) -> Vec<u64> {
-        let report = self.emulator.report().await;
-        let seconds = report["by_second"].as_array().unwrap();
-        let calls: Vec<u64> = seconds.iter().map(|s| s["calls"].as_u64().unwrap()).collect();
-        println!(
-            "{what}: worst sliding second {} of {N}, by second {calls:?}",
-            report["worst_second"]
-        );
-        assert!(report["worst_second"].as_u64().unwrap() <= N, "{report}");
-        assert_eq!(report["refused"], serde_json::json!({}));
-        calls
-    }
-}
-
-async fn metric(sidecar: &Serve, name: &str) -> f64 {
-    let text = support::http::get(&sidecar.telemetry, "/metrics").await.text();
-    let line = text.lines().find(|line| line.starts_with(name));
-    let line = line.unwrap_or_else(|| panic!("{name} is not in\n{text}"));
-    line.rsplit(' ').next().unwrap().parse().unwrap()
-}
-
-async fn mode(sidecar: &Serve, word: &str) -> bool {
-    metric(sidecar, &format!("tollgate_fleet_mode{{mode=\"{word}\"}}")).await > 0.0
-}
-
-/// Waits until it is so.
-async fn becomes(sidecar: &Serve, word: &str) {
-    let end = Instant::now() + Duration::from_secs(40);
-    while !mode(sidecar, word).await {
-        assert!(Instant::now() < end, "not {word}:\n{}", sidecar.log());
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
-fn mean(calls: &[u64]) -> f64 {
-    calls.iter().sum::<u64>() as f64 / calls.len() as f64
-}
 
 #[tokio::test]
 async fn five_at_three_times_the_ceiling_and_one_killed() {
@@ -198,57 +96,89 @@ async fn redis_comes_back_empty() {
     assert!(mean(&calls[22..26]) > 0.7 * N as f64, "{calls:?}");
 }
 
-/// A way to Redis that can be cut.
-async fn cuttable(port: u16) -> (String, Arc<AtomicBool>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("redis://{}", listener.local_addr().unwrap());
-    let cut = Arc::new(AtomicBool::new(false));
-    let is_cut = Arc::clone(&cut);
-    tokio::spawn(async move {
-        while let Ok((mut near, _)) = listener.accept().await {
-            let is_cut = Arc::clone(&is_cut);
-            tokio::spawn(async move {
-                let Ok(mut far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-                let cut = async {
-                    while !is_cut.load(Ordering::Relaxed) {
-                        sleep(Duration::from_millis(10)).await;
-                    }
-                };
-                tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                    () = cut => {}
-                }
-            });
-        }
-    });
-    (url, cut)
+#[tokio::test]
+async fn a_replica_takes_over_a_second_behind() {
+    let _one = ONE.lock().await;
+    let mut primary = redis();
+    let followed = Way::to(primary.port).await;
+    let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &followed.port.to_string()]);
+    let follows = async || replica.tell::<String>("INFO").contains("master_link_status:up");
+    until("the replica follows", follows).await;
+    let way = Way::to(primary.port).await;
+    let fleet = Fleet::start(&vec![way.url(); SIDECARS]).await;
+    let permits = format!("ZRANGE {} 0 -1 WITHSCORES", keys("account")[0]);
+    let fails_over = async {
+        fleet.at(6).await;
+        followed.lead(To::Nobody);
+        fleet.at(7).await;
+        let (before, behind): (Vec<String>, Vec<String>) =
+            (primary.tell(&permits), replica.tell(&permits));
+        assert_ne!(before, behind, "a second of what happened is lost");
+        primary.kill();
+        replica.tell::<()>("REPLICAOF NO ONE");
+        way.lead(To::Port(replica.port));
+    };
+    tokio::join!(fleet.load(20), fails_over);
+    let calls = fleet.kept("a replica takes over, a second behind").await;
+    assert!(mean(&calls[9..18]) > 0.7 * N as f64, "{calls:?}");
 }
 
+/// Two addresses, as behind two NAT gateways, each with its own ceiling below the account's.
 #[tokio::test]
-async fn one_is_cut_off() {
+async fn two_egress_groups_under_one_account() {
     let _one = ONE.lock().await;
     let redis = redis();
-    let (url, cut) = cuttable(redis.port).await;
-    let mut urls = vec![redis.url(); SIDECARS];
-    urls[0] = url;
-    let fleet = Fleet::start(&urls).await;
-    let cuts = async {
-        fleet.at(6).await;
-        cut.store(true, Ordering::Relaxed);
-        becomes(&fleet.sidecars[0], "cut_off").await;
-        becomes(&fleet.sidecars[0], "closed").await;
-        // Never open: it sends nothing any more.
-        let calls = "tollgate_ceiling_used_calls{ceiling=\"account\"}";
-        sleep(Duration::from_secs(4)).await;
-        assert_eq!(metric(&fleet.sidecars[0], calls).await.to_string(), "0");
-        cut.store(false, Ordering::Relaxed);
-        becomes(&fleet.sidecars[0], "shared").await;
+    let each = 200;
+    let member = |group: &str, address: &str| {
+        vec![
+            ("fleet.url", redis.url()),
+            ("fleet.egress_group", group.to_owned()),
+            ("ceilings.egress_ip", each.to_string()),
+            ("upstream.egress_addresses", format!("[\"{address}\"]")),
+        ]
     };
-    tokio::join!(fleet.load(36), cuts);
-    let calls = fleet.kept("one cut off").await;
-    assert!(mean(&calls[8..34]) > 0.7 * N as f64, "{calls:?}");
+    let mut members = Vec::new();
+    for (group, address) in [("a", "127.0.0.2"), ("b", "127.0.0.3")] {
+        redis.begin(&[("account", N), (&format!("egress:{group}"), each)]);
+        members.extend([member(group, address), member(group, address)]);
+    }
+    let fleet = Fleet::start_with(&["--egress-ip-qps", &each.to_string()], &members).await;
+    fleet.load(12).await;
+    let (calls, report) = fleet.never_over("two groups").await;
+    let sources = report["worst_second_by_source"].as_object().unwrap();
+    println!("by source {sources:?} of {each}");
+    assert_eq!(sources.len(), 2);
+    assert!(sources.values().all(|worst| worst.as_u64().unwrap() <= each), "{report}");
+    assert_eq!(report["refused"], serde_json::json!({}));
+    assert!(mean(&calls[3..11]) > 0.85 * N as f64, "{calls:?}");
 }
 
+/// One sidecar is told that the account is over: a tenth of all permits rests, wherever they are.
+#[tokio::test]
+async fn push_back_at_one_is_known_to_all() {
+    let _one = ONE.lock().await;
+    let redis = redis();
+    let fleet = Fleet::start(&vec![redis.url(); SIDECARS]).await;
+    let told = async {
+        fleet.at(5).await;
+        let fault = br#"[{"code":"Throttling.User","topic":"Told"}]"#;
+        post(&fleet.emulator.address, "/_emulator/faults", &[], fault).await;
+        let answer = post(&fleet.sidecars[0].publish, "/publish/Told", &[], b"x").await;
+        assert_eq!(answer.status, 429);
+        for sidecar in &fleet.sidecars {
+            let parked = "tollgate_ceiling_parked_permits{ceiling=\"account\"}";
+            until("it knows", async || metric(sidecar, parked).await > 25.0).await;
+        }
+    };
+    tokio::join!(fleet.load(18), told);
+    let (calls, report) = fleet.never_over("push-back at one").await;
+    let pushed_back = report["refused"]["Throttling.User"].as_u64().unwrap();
+    assert!((1..5).contains(&pushed_back), "{report}");
+    assert!(mean(&calls[2..5]) > 0.92 * N as f64, "{calls:?}");
+    // A permit rests 15 s at least.
+    assert!(calls[9..17].iter().all(|calls| *calls <= N * 9 / 10), "{calls:?}");
+    assert!(mean(&calls[9..17]) > 0.7 * N as f64, "{calls:?}");
+}
 /// Who shares the ceiling, as each of them tells it.
 async fn members(of: &Serve) -> serde_json::Value {
     let said = run(&["status", "--fleet", "--at", &of.telemetry, "-o", "json"], &[]).await;

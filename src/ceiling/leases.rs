@@ -80,6 +80,8 @@ pub(super) struct Reply {
     pub(super) ask_in: u64,
     pub(super) figures: Vec<u32>,
     pub(super) parked: usize,
+    /// How many of them are still at work.
+    pub(super) owed: usize,
     pub(super) out: Vec<Given>,
 }
 
@@ -128,6 +130,7 @@ pub(super) struct Leases {
     /// Until then nothing comes from Redis, as far as is known.
     opens: Instant,
     parked: usize,
+    owed: usize,
     /// A request is on its way since.
     asked: Option<Instant>,
     beat: Instant,
@@ -161,6 +164,7 @@ impl Leases {
             life: 0,
             opens: now,
             parked: 0,
+            owed: 0,
             asked: None,
             beat: now,
             link: Link::Down(now),
@@ -205,6 +209,11 @@ impl Leases {
         }
         if sent && self.scarce && !lease.core {
             // Others wait for it; they may be promised it while it cools.
+            return self.give_back(lease, now);
+        }
+        if sent && self.owed > 0 {
+            // The provider pushed back; a core lease would keep its permit at work for long.
+            self.owed -= 1;
             return self.give_back(lease, now);
         }
         self.keep(lease, now);
@@ -329,6 +338,7 @@ impl Leases {
         self.scarce = reply.scarce;
         self.ask_at = now + Duration::from_micros(reply.ask_in);
         self.parked = reply.parked;
+        self.owed = reply.owed;
         self.opens = now + Duration::from_micros(reply.learn_in);
         let learn = reply.now + reply.learn_in;
         if reply.learn_in > 0 && self.learn.is_none_or(|before| before != learn) {

@@ -42,6 +42,7 @@ pub(super) struct Gets {
     pub(super) ask_in: i64,
     pub(super) figures: Vec<i64>,
     pub(super) parked: i64,
+    pub(super) owed: i64,
     pub(super) out: Vec<Out>,
 }
 
@@ -211,6 +212,7 @@ pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Get
         ask_in,
         figures: kept.iter().map(|c| c.goal).collect(),
         parked: kept[0].resting(),
+        owed: kept[0].owe,
         out,
     }
 }

@@ -9,7 +9,7 @@
 --       4 whether the provider pushed back, 0 or 1
 --       5 … given back: "ids:nonce:free_in", an id a ceiling, the lease's end as it was given, and
 --       in how many microseconds the permit has cooled
--- Gives now, learn_in, scarce, ask_in, figures, parked, { "ids:nonce:ready_in" … }
+-- Gives now, learn_in, scarce, ask_in, figures, parked, owed of those, { "ids:nonce:ready_in" … }
 
 -- No lease is longer than LONG, so that LONG after anything was forgotten every permit is home.
 local LEASE, LONG = 10000000, 30000000
@@ -156,4 +156,4 @@ for k, c in ipairs(ceilings) do
     'owe', int(c.owe), 'batch', int(c.batch), 'parked_at', int(c.parked_at))
 end
 return { int(now), int(learn_in), scarce, int(ask_in), table.concat(figures, ','),
-  redis.call('ZCARD', account.parked) + account.owe, out }
+  redis.call('ZCARD', account.parked) + account.owe, account.owe, out }

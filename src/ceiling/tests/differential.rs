@@ -100,7 +100,7 @@ fn joined(numbers: &[i64]) -> String {
 }
 
 /// As the script writes it.
-type Reply = (i64, i64, i64, i64, String, i64, Vec<String>);
+type Reply = (i64, i64, i64, i64, String, i64, i64, Vec<String>);
 
 fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
     let keys = keys(ask.figures.len());
@@ -111,7 +111,7 @@ fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
         command.arg(format!("{}:{}:{}", joined(&back.ids), back.nonce, back.free_in));
     }
     let reply: Reply = command.query(connection).unwrap();
-    let (now, learn_in, scarce, ask_in, figures, parked, out) = reply;
+    let (now, learn_in, scarce, ask_in, figures, parked, owed, out) = reply;
     let numbers = |text: &str| text.split(',').map(|n| n.parse().unwrap()).collect::<Vec<i64>>();
     let out = out.iter().map(|out| {
         let parts: Vec<_> = out.split(':').collect();
@@ -121,7 +121,8 @@ fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
             ready_in: parts[2].parse().unwrap(),
         }
     });
-    Gets { now, learn_in, scarce, ask_in, figures: numbers(&figures), parked, out: out.collect() }
+    let (figures, out) = (numbers(&figures), out.collect());
+    Gets { now, learn_in, scarce, ask_in, figures, parked, owed, out }
 }
 
 /// What the server keeps, in the model's words.

@@ -250,6 +250,7 @@ fn reply(gets: Gets) -> Reply {
         ask_in: number(gets.ask_in),
         figures: ids(gets.figures),
         parked: usize::try_from(gets.parked).unwrap(),
+        owed: usize::try_from(gets.owed).unwrap(),
         out: gets
             .out
             .into_iter()
