@@ -116,9 +116,10 @@ impl Members {
             let Some(line) = known.line.clone() else { return };
             (line, known.id.clone(), known.keys.clone())
         };
-        let mut command = redis::cmd("EVAL");
-        command.arg(SCRIPT).arg(2).arg(&keys).arg(id).arg(words).arg(most);
-        let told = timeout(PATIENCE, command.query_async::<(usize, Vec<String>)>(&mut line));
+        let script = redis::Script::new(SCRIPT);
+        let mut call = script.key(&keys);
+        call.arg(id).arg(words).arg(most);
+        let told = timeout(PATIENCE, call.invoke_async::<(usize, Vec<String>)>(&mut line));
         let (size, told) = match told.await {
             Ok(Ok(told)) => told,
             // The pool says in the log what is wrong with Redis.
