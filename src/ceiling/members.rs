@@ -14,7 +14,8 @@ use super::line::Connection;
 use super::{Shared, Status};
 use crate::config;
 
-const SCRIPT: &str = include_str!("members.lua");
+/// What Redis runs.
+pub(super) const SCRIPT: &str = include_str!("members.lua");
 /// Each tells so often.
 const TELL: Duration = Duration::from_secs(5);
 /// And as often as this while it is looked at, until nobody has looked for [`LOOKED`].
