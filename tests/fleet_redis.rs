@@ -61,9 +61,9 @@ async fn busy_while(serve: &Serve, change: impl AsyncFnOnce()) {
         change().await;
         Instant::now()
     };
-    let (answers, at) = tokio::join!(callers::run(&serve.publish, 4, end), changes);
-    assert!(at < end - Duration::from_secs(3), "it took too long to be seen");
-    let after = answers.iter().filter(|a| a.at > at && a.status == 200).count();
+    let (answers, since) = tokio::join!(callers::run(&serve.publish, 4, end), changes);
+    assert!(since < end - Duration::from_secs(3), "it took too long to be seen");
+    let after = answers.iter().filter(|a| a.at > since && a.status == 200).count();
     assert!(after > 80, "{after} calls after the change, and before a lease has ended");
 }
 
@@ -106,6 +106,17 @@ async fn tls_with_an_authority_of_ones_own() {
     let trusting = serve(&emulator.url(), &[("fleet.url", &url), ("fleet.ca_file", &ca)]).await;
     shares(&trusting).await;
     publishes(&trusting).await;
+    // A Sentinel with TLS names it by its address.
+    let watching = free_port().to_string();
+    let lines = format!(
+        "tls-port {watching}\ntls-replication yes\ntls-auth-clients no\ntls-cert-file {certificate}\n\
+         tls-key-file {key}\ntls-ca-cert-file {ca}"
+    );
+    let sentinel = Redis::sentinel(port.parse().unwrap(), &lines);
+    until("the Sentinel sees it", async || sentinel.tell::<String>("INFO").contains("status=ok"))
+        .await;
+    let named = format!("rediss+sentinel://localhost:{watching}/main");
+    shares(&idle(&[("fleet.url", &named), ("fleet.ca_file", &ca)]).await).await;
     // The machine's own authorities do not know it.
     let distrusting = idle(&[("fleet.url", &url)]).await;
     distrusting.logs("who vouches for Redis is in fleet.ca_file").await;
@@ -216,7 +227,7 @@ async fn a_primary_that_sentinels_name() {
     let port = primary.port.to_string();
     let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port]);
     replica.says("master_link_status:up");
-    let sentinel = Redis::sentinel(primary.port);
+    let sentinel = Redis::sentinel(primary.port, "");
     sentinel.says("slaves=1");
     // One that is not there comes first.
     let url =
@@ -227,6 +238,7 @@ async fn a_primary_that_sentinels_name() {
     publishes(&sidecar).await;
     until("one connection is left", async || sentinel.clients() == 0).await;
 
+    sidecar.logs("set min-replicas-to-write 1").await;
     busy_while(&sidecar, async || {
         primary.kill();
         sidecar.logs("no Redis").await;

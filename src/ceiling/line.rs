@@ -259,13 +259,7 @@ async fn begin(client: &Client, keys: &[String], several: bool) -> Result<Line, 
             return Err(Trouble::Lacks(lacks.join(", ")));
         }
         let sha = load(&mut connection, SCRIPT).await?;
-        if server.eviction != "noeviction" {
-            tracing::warn!(
-                policy = server.eviction,
-                "Redis may evict the fleet's keys, and then nothing is sent for up to 30 s: \
-                 set maxmemory-policy noeviction"
-            );
-        }
+        server.warn();
         Ok(Line { connection, sha })
     };
     timeout(BEGIN, beginning).await.map_err(|_| Trouble::Silent)?
@@ -280,6 +274,8 @@ struct Server<'a> {
     version: &'a str,
     is_replica: bool,
     is_cluster: bool,
+    /// It has replicas, and goes on without them.
+    may_split: bool,
     eviction: &'a str,
 }
 
@@ -293,6 +289,8 @@ impl<'a> Server<'a> {
             version: value("redis_version").ok_or(Trouble::Garbled)?,
             is_replica: value("role") == Some("slave"),
             is_cluster: value("cluster_enabled") == Some("1"),
+            may_split: value("connected_slaves").is_some_and(|replicas| replicas != "0")
+                && value("min_slaves_good_slaves").is_none(),
             // A server that does not say has nothing to warn of.
             eviction: value("maxmemory_policy").unwrap_or("noeviction"),
         })
@@ -309,6 +307,23 @@ impl<'a> Server<'a> {
         }
         // A Cluster's replica sends us to its primary.
         if self.is_replica && !self.is_cluster { Err(Trouble::Replica) } else { Ok(()) }
+    }
+
+    /// What somebody should know, though it works.
+    fn warn(&self) {
+        if self.eviction != "noeviction" {
+            tracing::warn!(
+                policy = self.eviction,
+                "Redis may evict the fleet's keys, and then nothing is sent for up to 30 s: \
+                 set maxmemory-policy noeviction"
+            );
+        }
+        if self.may_split {
+            tracing::warn!(
+                "Redis has replicas and goes on without them, so that a split brain could give out \
+                 permits twice: set min-replicas-to-write 1 (docs/fleet.md)"
+            );
+        }
     }
 }
 

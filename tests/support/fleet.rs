@@ -63,6 +63,7 @@ impl Fleet {
             ("runtime.threads", "1"),
             ("fleet.expected_sidecars", &expected),
         ];
+        settings.retain(|(key, _)| more.iter().all(|(other, _)| other != key));
         settings.extend(more.iter().map(|(key, value)| (*key, value.as_str())));
         self.sidecars.push(Serve::start(&settings, &[]).await);
     }

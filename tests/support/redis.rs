@@ -42,14 +42,15 @@ impl Redis {
         redis
     }
 
-    /// One that watches over the primary on this port, under the name `main`, alone.
-    pub fn sentinel(of: u16) -> Self {
+    /// One that watches over the primary on this port, under the name `main`, alone; with more lines of
+    /// configuration.
+    pub fn sentinel(of: u16, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("sentinel.conf");
         let text = format!(
             "sentinel monitor main 127.0.0.1 {of} 1\n\
              sentinel down-after-milliseconds main 1500\n\
-             sentinel failover-timeout main 4000\n"
+             sentinel failover-timeout main 4000\n{more}\n"
         );
         std::fs::write(&file, text).unwrap();
         let port = free_port();
