@@ -30,6 +30,9 @@ enum Fault {
     CutOff(usize),
     /// A member dies and starts again after the fault.
     Crashed(usize),
+    /// A replica takes over that is as far behind as the trouble is long, up to 3 s, with a clock that
+    /// is so much off the first one's.
+    Failover { clock: i64 },
     /// Calls freeze on their way to the provider, and then arrive at once.
     Frozen,
 }
@@ -39,6 +42,15 @@ struct Trouble {
     fault: Fault,
     from: i64,
     to: i64,
+}
+
+/// What becomes of what Redis knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    LastCopy,
+    Empty,
+    New,
+    Promoted { clock: i64 },
 }
 
 enum Event {
@@ -68,6 +80,8 @@ struct Fleet {
     number: u64,
     redis: Vec<Kept>,
     run: u64,
+    /// How far the server's clock is off.
+    clock: i64,
     members: Vec<Member>,
     troubles: Vec<Trouble>,
     arrivals: Vec<i64>,
@@ -194,7 +208,7 @@ impl Fleet {
         if self.cut_off(member) {
             return;
         }
-        let now = BEGIN + self.now;
+        let now = BEGIN + self.now + self.clock;
         let gets = model::serve(&mut self.redis, &ask, &self.run.to_string(), now);
         let delay = self.delay();
         self.push(delay, Event::Reply { member, connection, gets });
@@ -283,6 +297,7 @@ fn fleet(
         number: 0,
         redis: Vec::new(),
         run: 0,
+        clock: 0,
         members: Vec::new(),
         troubles: troubles.to_vec(),
         arrivals: Vec::new(),
@@ -304,19 +319,36 @@ fn fleet(
         fleet.push(i64::try_from(member).unwrap() * 137, Event::Member(member));
     }
     // Redis forgets at the end of a kill, and at once in a flush.
-    let mut forgets: Vec<_> = troubles
-        .iter()
-        .filter_map(|t| match t.fault {
-            Fault::Killed => Some((t.to, true)),
-            Fault::Flushed => Some((t.from, false)),
-            _ => None,
-        })
-        .collect();
-    forgets.sort_unstable();
-    for (at, is_new) in forgets {
+    let mut turns = Vec::new();
+    for trouble in troubles {
+        match trouble.fault {
+            Fault::Killed => turns.push((trouble.to, Turn::New)),
+            Fault::Flushed => turns.push((trouble.from, Turn::Empty)),
+            Fault::Failover { clock } => {
+                let behind = (trouble.to - trouble.from).min(3 * SECOND);
+                turns.push((trouble.from - behind, Turn::LastCopy));
+                turns.push((trouble.from, Turn::Promoted { clock }));
+            }
+            _ => {}
+        }
+    }
+    turns.sort_unstable();
+    let mut copy = Vec::new();
+    for (at, turn) in turns {
         fleet.run(at);
-        fleet.redis.clear();
-        fleet.run += u64::from(is_new);
+        match turn {
+            Turn::LastCopy => copy = fleet.redis.clone(),
+            Turn::Empty => fleet.redis.clear(),
+            Turn::New => {
+                fleet.redis.clear();
+                fleet.run += 1;
+            }
+            Turn::Promoted { clock } => {
+                fleet.redis.clone_from(&copy);
+                fleet.run += 1;
+                fleet.clock = clock;
+            }
+        }
     }
     fleet.run(until);
     fleet.arrivals.sort_unstable();
@@ -344,6 +376,8 @@ fn trouble() -> impl Strategy<Value = Trouble> {
         (0..4_usize).prop_map(Fault::CutOff),
         (0..4_usize).prop_map(Fault::Crashed),
         Just(Fault::Frozen),
+        // Two servers' clocks, each of them less than a second apart.
+        (-490 * MS..490 * MS).prop_map(|clock| Fault::Failover { clock }),
     ];
     (fault, 30 * SECOND..65 * SECOND, 1..14_000_i64).prop_map(|(fault, from, ms)| {
         let long = match fault {
