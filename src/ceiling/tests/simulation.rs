@@ -421,3 +421,21 @@ fn a_fleet_uses_its_ceiling() {
         assert!(calls * 100 >= most * 20 * 90, "{calls} of {} calls", most * 20);
     }
 }
+
+/// To a server that takes over with a clock that is behind, a lease that has ended, and whose permit
+/// went to somebody else, seems to live: what is left of it must be more than that.
+#[test]
+fn a_claim_needs_a_lease_that_lasts() {
+    let ask = |want, back| model::Ask { figures: vec![1], want, back, ..model::Ask::default() };
+    let mut redis = Vec::new();
+    model::serve(&mut redis, &ask(0, Vec::new()), "first", BEGIN);
+    let gets = model::serve(&mut redis, &ask(1, Vec::new()), "first", BEGIN + 31 * SECOND);
+    let nonce = gets.out[0].nonce;
+    for (left, counts) in [(SECOND, false), (SECOND + 1, true)] {
+        let mut next = redis.clone();
+        let now = nonce - left;
+        let back = Back { ids: vec![0], nonce, free_in: 0 };
+        model::serve(&mut next, &ask(0, vec![back]), "second", now);
+        assert_eq!(next[0].permits[&0] == now, counts);
+    }
+}
