@@ -170,6 +170,60 @@ async fn three_times_the_ceiling() {
     assert!(use_of >= 0.985 && jain >= 0.98 && trips <= 2_500.0);
 }
 
+/// Requests come at random, half as many as may: nearly all find a permit that is there.
+#[tokio::test]
+async fn half_the_ceiling() {
+    let fleet = Fleet::full(|_| Place::default(), &["--egress-ip-qps", "0"]).await;
+    let start = Instant::now();
+    let until = start + Duration::from_secs(40);
+    let each = N / 2.0 / SIDECARS as f64;
+    let addresses: Vec<_> = fleet.sidecars.iter().map(|s| s.publish.clone()).collect();
+    let loading = tokio::task::spawn_blocking(move || {
+        let loads = addresses.into_iter().zip(0..).map(|(address, seed)| {
+            std::thread::spawn(move || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_all().build().unwrap();
+                runtime.block_on(callers::arrive(&address, each, until, seed))
+            })
+        });
+        let loads: Vec<_> = loads.collect();
+        loads.into_iter().flat_map(|load| load.join().unwrap()).collect::<Vec<_>>()
+    });
+    // Calls, those that waited for a permit, those that waited for more than two milliseconds, and
+    // round trips.
+    let figures = async || {
+        let mut sums = [fleet.calls().await.iter().sum(), 0.0, 0.0, fleet.round_trips()];
+        for sidecar in &fleet.sidecars {
+            let text = get(&sidecar.telemetry, "/metrics").await.text();
+            for ceiling in ["account", "egress_ip"] {
+                let of =
+                    |what: &str| series(&text, &format!("tollgate_ceiling_wait_seconds_{what}"));
+                let all = of(&format!("count{{ceiling=\"{ceiling}\"}}"));
+                sums[1] += all;
+                sums[2] += all - of(&format!("bucket{{ceiling=\"{ceiling}\",le=\"0.002\"}}"));
+            }
+        }
+        sums
+    };
+    sleep_until(start + Duration::from_secs(10)).await;
+    let before = figures().await;
+    sleep_until(until).await;
+    let after = figures().await;
+    let answers = loading.await.unwrap();
+    fleet.never_over("half the ceiling").await;
+    nobody_hangs(&answers);
+    let [calls, waited, long, trips] = std::array::from_fn(|i| after[i] - before[i]);
+    println!(
+        "  {calls} calls, {:.1} % waited, {:.2} % for more than 2 ms, {:.3} round trips a call",
+        100.0 * waited / calls,
+        100.0 * long / calls,
+        trips / calls
+    );
+    // The median wait is none, and the 99th percentile below 3 ms.
+    assert!(calls > 0.9 * 30.0 * N / 2.0, "the load is no half");
+    assert!(waited < 0.5 * calls && long <= 0.01 * calls && trips <= 1.2 * calls);
+}
+
 /// Two and five egress addresses of 300 each under the account's 1,000.
 #[tokio::test]
 async fn two_ceilings_at_once() {

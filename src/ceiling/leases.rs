@@ -18,12 +18,15 @@ use super::window::WINDOW;
 
 /// For two clocks that run at different speeds, over the length of a lease.
 const SLACK: Duration = Duration::from_millis(100);
-/// A permit that nobody has used for so long after it was ready goes back.
+/// A permit that nobody has used for so long after it was ready goes back: while others wait for
+/// permits, and else.
 const IDLE: Duration = Duration::from_millis(250);
+const IDLE_AT_EASE: Duration = Duration::from_secs(1);
 /// Permits that are ready so soon need not be asked for.
 const SOON: Duration = Duration::from_millis(5);
-/// Permits that come back wait so long for others to go with.
+/// Permits that come back wait so long for others to go with: while others wait for them, and else.
 const GATHER: Duration = Duration::from_millis(20);
+const GATHER_AT_EASE: Duration = Duration::from_millis(100);
 /// Redis hears from each sidecar so often: it shows who is cut off, and whose figures hold.
 const BEAT: Duration = Duration::from_secs(5);
 /// The most permits that one request wants, and gives back.
@@ -120,6 +123,9 @@ pub(super) struct Leases {
     /// No longer held, and not yet sent.
     back: Vec<Lease>,
     back_since: Option<Instant>,
+    /// Leases that have ended in use, while there are free ones: others are asked for with what goes
+    /// back, before anybody waits for one.
+    renew: usize,
     park: bool,
     closing: bool,
     scarce: bool,
@@ -156,6 +162,7 @@ impl Leases {
             number: 0,
             back: Vec::new(),
             back_since: None,
+            renew: 0,
             park: false,
             closing: false,
             scarce: false,
@@ -216,6 +223,7 @@ impl Leases {
             self.owed -= 1;
             return self.give_back(lease, now);
         }
+        self.renew += usize::from(lease.until < lease.ready);
         self.keep(lease, now);
     }
 
@@ -280,10 +288,13 @@ impl Leases {
         }
         self.return_idle(now);
         let want = if now >= self.ask_at && !self.closing { self.wanted(now, waiting) } else { 0 };
-        let gathered = self.back_since.is_some_and(|since| now >= since + GATHER || self.closing);
+        let gathered = self.goes_back().is_some_and(|at| now >= at);
         if want == 0 && !self.park && !gathered && (now < self.beat || self.closing) {
             return None;
         }
+        let renew = std::mem::take(&mut self.renew);
+        let renew = if self.scarce || self.closing || now < self.ask_at { 0 } else { renew };
+        let want = (want + renew).min(MOST_WANTED);
         self.asked = Some(now);
         self.beat = now + BEAT;
         let rest = self.back.split_off(self.back.len().min(MOST_BACK));
@@ -307,11 +318,26 @@ impl Leases {
         waiting.saturating_sub(soon[0] + soon[1]).min(MOST_WANTED)
     }
 
+    fn idle_for(&self) -> Duration {
+        if self.scarce { IDLE } else { IDLE_AT_EASE }
+    }
+
+    /// When what comes back is sent.
+    fn goes_back(&self) -> Option<Instant> {
+        let gather = match (self.closing, self.scarce) {
+            (true, _) => Duration::ZERO,
+            (_, true) => GATHER,
+            (_, false) => GATHER_AT_EASE,
+        };
+        self.back_since.map(|since| since + gather)
+    }
+
     fn return_idle(&mut self, now: Instant) {
+        let idle_for = self.idle_for();
         for core in [true, false] {
             let held = if core { &mut self.core } else { &mut self.other };
             let mut idle = Vec::new();
-            while let Some(entry) = held.first_entry().filter(|e| e.key().0 + IDLE <= now) {
+            while let Some(entry) = held.first_entry().filter(|e| e.key().0 + idle_for <= now) {
                 idle.push(entry.remove());
             }
             for lease in idle {
@@ -321,14 +347,11 @@ impl Leases {
     }
 
     /// When there may be something to ask.
-    pub(super) fn asks_next(&self, now: Instant, waiting: usize) -> Instant {
-        let idle = self.next().map(|at| at + IDLE);
-        let gathered = self.back_since.map(|since| since + GATHER);
+    pub(super) fn asks_next(&self, waiting: usize) -> Instant {
+        let idle = self.next().map(|at| at + self.idle_for());
+        let gathered = self.goes_back();
         let ask = (waiting > 0 && !self.closing).then_some(self.ask_at);
-        let next = [idle, gathered, ask].into_iter().flatten().min();
-        // What is in use now may be to give back soon.
-        let soon = if self.in_use > 0 { now } else { self.beat };
-        next.map_or(soon, |next| next.min(soon))
+        [idle, gathered, ask].into_iter().flatten().fold(self.beat, Instant::min)
     }
 
     /// The answer to the request that is on its way, however late.
@@ -341,14 +364,17 @@ impl Leases {
         self.owed = reply.owed;
         self.opens = now + Duration::from_micros(reply.learn_in);
         let learn = reply.now + reply.learn_in;
-        if reply.learn_in > 0 && self.learn.is_none_or(|before| before != learn) {
+        let is_new = reply.learn_in > 0 && self.learn.is_none_or(|before| before != learn);
+        if is_new {
             // A new life of Redis, which does not know what is out: all that is held goes back, so
             // that it learns.
             self.learn = Some(learn);
             self.life = self.life.wrapping_add(1);
         }
-        self.limits.clone_from(&reply.figures);
-        self.sort_again(now);
+        if is_new || self.limits != reply.figures {
+            self.limits.clone_from(&reply.figures);
+            self.sort_again(now);
+        }
         for given in reply.out {
             let lease_for = Duration::from_micros(given.nonce.saturating_sub(reply.now));
             // One that is over already still goes back.

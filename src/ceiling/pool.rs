@@ -18,7 +18,7 @@ use crate::config;
 
 /// Between two tries to connect, and as much again at random.
 const AGAIN: Duration = Duration::from_millis(250);
-/// How often what is held is looked at, at most and at least.
+/// How often what is held is looked at, at most and at least: calls that end do not wake this task.
 const SOONEST: Duration = Duration::from_millis(2);
 const LATEST: Duration = Duration::from_millis(25);
 
@@ -96,7 +96,7 @@ async fn turn(
     let Some(strong) = shared.upgrade() else { return Ok(()) };
     let looked = with_leases(&strong, |leases, now, waiting| {
         let ask = leases.ask(now, waiting);
-        (ask, leases.asks_next(now, waiting), leases.is_emptied())
+        (ask, leases.asks_next(waiting), leases.is_emptied())
     });
     drop(strong);
     let Some((ask, next, emptied)) = looked else { return Ok(()) };
