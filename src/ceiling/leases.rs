@@ -20,10 +20,12 @@ use super::window::WINDOW;
 const SLACK: Duration = Duration::from_millis(100);
 /// A permit that nobody has used for so long after it was ready goes back: while others wait for
 /// permits, and else.
-const IDLE: Duration = Duration::from_millis(250);
+const IDLE: Duration = Duration::from_millis(50);
 const IDLE_AT_EASE: Duration = Duration::from_secs(1);
-/// Permits that are ready so soon need not be asked for.
+/// Permits that are ready so soon need not be asked for. While others wait, too, one that is to be had
+/// from Redis is no better than one that is held and cools.
 const SOON: Duration = Duration::from_millis(5);
+const SOON_ENOUGH: Duration = Duration::from_millis(500);
 /// Permits that come back wait so long for others to go with: while others wait for them, and else.
 const GATHER: Duration = Duration::from_millis(20);
 const GATHER_AT_EASE: Duration = Duration::from_millis(100);
@@ -79,7 +81,8 @@ pub(super) struct Back {
 pub(super) struct Reply {
     pub(super) now: u64,
     pub(super) learn_in: u64,
-    pub(super) scarce: bool,
+    /// Whether somebody got less than was wanted, a moment ago.
+    pub(super) short: bool,
     pub(super) ask_in: u64,
     pub(super) figures: Vec<u32>,
     pub(super) parked: usize,
@@ -128,7 +131,7 @@ pub(super) struct Leases {
     renew: usize,
     park: bool,
     closing: bool,
-    scarce: bool,
+    short: bool,
     ask_at: Instant,
     /// Redis' own moment until which it learns what is out: tells its lives apart.
     learn: Option<u64>,
@@ -165,7 +168,7 @@ impl Leases {
             renew: 0,
             park: false,
             closing: false,
-            scarce: false,
+            short: false,
             ask_at: now,
             learn: None,
             life: 0,
@@ -207,14 +210,14 @@ impl Leases {
         None
     }
 
-    /// Its call has ended; `sent`: the provider may have seen it.
-    pub(super) fn ended(&mut self, mut lease: Lease, sent: bool, now: Instant) {
+    /// Its call has ended, while so many wait here; `sent`: the provider may have seen it.
+    pub(super) fn ended(&mut self, mut lease: Lease, sent: bool, waiting: usize, now: Instant) {
         self.in_use -= 1;
         self.core_in_use -= usize::from(lease.core);
         if sent {
             lease.ready = now + WINDOW;
         }
-        if sent && self.scarce && !lease.core {
+        if sent && self.short && (!lease.core || waiting == 0) {
             // Others wait for it; they may be promised it while it cools.
             return self.give_back(lease, now);
         }
@@ -293,7 +296,7 @@ impl Leases {
             return None;
         }
         let renew = std::mem::take(&mut self.renew);
-        let renew = if self.scarce || self.closing || now < self.ask_at { 0 } else { renew };
+        let renew = if self.short || self.closing || now < self.ask_at { 0 } else { renew };
         let want = (want + renew).min(MOST_WANTED);
         self.asked = Some(now);
         self.beat = now + BEAT;
@@ -313,18 +316,19 @@ impl Leases {
     }
 
     fn wanted(&self, now: Instant, waiting: usize) -> usize {
+        let soon = now + if self.short { SOON_ENOUGH } else { SOON };
         let soon = [&self.core, &self.other]
-            .map(|held| held.range(..(now + SOON, u64::MAX)).take(waiting).count());
+            .map(|held| held.range(..(soon, u64::MAX)).take(waiting).count());
         waiting.saturating_sub(soon[0] + soon[1]).min(MOST_WANTED)
     }
 
     fn idle_for(&self) -> Duration {
-        if self.scarce { IDLE } else { IDLE_AT_EASE }
+        if self.short { IDLE } else { IDLE_AT_EASE }
     }
 
     /// When what comes back is sent.
     fn goes_back(&self) -> Option<Instant> {
-        let gather = match (self.closing, self.scarce) {
+        let gather = match (self.closing, self.short) {
             (true, _) => Duration::ZERO,
             (_, true) => GATHER,
             (_, false) => GATHER_AT_EASE,
@@ -358,7 +362,7 @@ impl Leases {
     pub(super) fn answered(&mut self, reply: Reply, now: Instant) {
         let Some(asked) = self.asked.take() else { return };
         self.link = Link::Up;
-        self.scarce = reply.scarce;
+        self.short = reply.short;
         self.ask_at = now + Duration::from_micros(reply.ask_in);
         self.parked = reply.parked;
         self.owed = reply.owed;
@@ -439,7 +443,7 @@ impl Leases {
     pub(super) fn estimate(&self, k: usize, now: Instant, call: Duration) -> Instant {
         let held = self.held();
         let linked = self.is_linked(now);
-        if linked && !self.scarce {
+        if linked && !self.short {
             return now;
         }
         if held == 0 {

@@ -336,7 +336,7 @@ async fn read_file(path: &Path) -> Result<Vec<u8>, Trouble> {
         .map_err(|error| Trouble::File { path: path.to_owned(), error })
 }
 
-/// As the script writes it: now, `learn_in`, scarce, `ask_in`, figures, parked, owed, permits.
+/// As the script writes it: now, `learn_in`, short, `ask_in`, figures, parked, owed, permits.
 type Written = (u64, u64, u64, u64, String, usize, usize, Vec<String>);
 
 impl Line {
@@ -361,7 +361,7 @@ impl Line {
     }
 }
 
-fn read((now, learn_in, scarce, ask_in, figures, parked, owed, out): Written) -> Option<Reply> {
+fn read((now, learn_in, short, ask_in, figures, parked, owed, out): Written) -> Option<Reply> {
     let numbers = |text: &str| text.split(',').map(|n| n.parse().ok()).collect::<Option<Vec<_>>>();
     let given = |out: &String| {
         let mut parts = out.split(':');
@@ -372,7 +372,7 @@ fn read((now, learn_in, scarce, ask_in, figures, parked, owed, out): Written) ->
     };
     let out = out.iter().map(given).collect::<Option<_>>()?;
     let figures = numbers(&figures)?;
-    Some(Reply { now, learn_in, scarce: scarce > 0, ask_in, figures, parked, owed, out })
+    Some(Reply { now, learn_in, short: short > 0, ask_in, figures, parked, owed, out })
 }
 
 fn joined(numbers: &[u32]) -> String {

@@ -1,4 +1,4 @@
-//! `permits.lua` once more, as a pure function over a map: what the script is held against, and what
+//! `permits.lua` once more, as a pure function: what the script is held against, and what
 //! simulations of fleets run on. Times are microseconds of the server's clock.
 
 use std::cmp::Ordering;
@@ -13,6 +13,7 @@ const CHUNK: i64 = 1_000;
 const PARK: i64 = 30_000_000;
 const PARK_EVERY: i64 = 1_000_000;
 const SKEW: i64 = 1_000_000;
+const SHORT: i64 = 1_000_000;
 const LATEST: i64 = 2_000_000;
 
 /// What one call asks.
@@ -38,7 +39,7 @@ pub(super) struct Back {
 pub(super) struct Gets {
     pub(super) now: i64,
     pub(super) learn_in: i64,
-    pub(super) scarce: i64,
+    pub(super) short: i64,
     pub(super) ask_in: i64,
     pub(super) figures: Vec<i64>,
     pub(super) parked: i64,
@@ -58,14 +59,15 @@ pub(super) struct Out {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Kept {
     pub(super) run: String,
-    /// Scores by id.
-    pub(super) permits: BTreeMap<i64, i64>,
+    /// Scores; a permit's id is its place.
+    pub(super) permits: Vec<i64>,
     pub(super) parked: BTreeMap<i64, i64>,
     pub(super) learn: i64,
     pub(super) goal: i64,
     pub(super) goal_at: i64,
     pub(super) tick: i64,
     pub(super) pace: i64,
+    pub(super) short_at: i64,
     pub(super) owe: i64,
     pub(super) batch: i64,
     pub(super) parked_at: i64,
@@ -86,24 +88,22 @@ impl Kept {
         }
         let size = self.size();
         let from = if now < self.learn { self.learn } else { now + LONG };
-        for id in size..self.goal.min(size + CHUNK) {
-            self.permits.insert(id, from);
-        }
-        for id in self.goal.max(size - CHUNK)..size {
-            self.permits.remove(&id);
-        }
+        let to = self.goal.clamp(size - CHUNK, size + CHUNK);
+        self.permits.resize(usize::try_from(to).unwrap_or(0), from);
         self.parked.retain(|_, back| *back > now);
     }
 
     fn park(&mut self, id: i64, now: i64) {
         let back = now + PARK / 2 + PARK * self.owe / self.batch;
-        self.permits.insert(id, back);
+        self.set(id, back);
         self.parked.insert(id, back);
         self.owe -= 1;
     }
 
     fn back(&mut self, id: i64, back: &Back, now: i64) {
-        let Some(score) = self.permits.get(&id) else { return };
+        let Some(score) = usize::try_from(id).ok().and_then(|id| self.permits.get(id)) else {
+            return;
+        };
         let claimed = now < self.learn
             && *score == self.learn
             && (now + SKEW + 1..=self.learn).contains(&back.nonce);
@@ -111,7 +111,7 @@ impl Kept {
             if self.owe > 0 {
                 self.park(id, now);
             } else {
-                self.permits.insert(id, now + back.free_in);
+                self.set(id, now + back.free_in);
             }
         }
     }
@@ -139,24 +139,33 @@ impl Kept {
         }
     }
 
+    fn set(&mut self, id: i64, score: i64) {
+        if let Some(kept) = usize::try_from(id).ok().and_then(|id| self.permits.get_mut(id)) {
+            *kept = score;
+        }
+    }
+
+    fn scores(&self) -> impl Iterator<Item = (i64, i64)> {
+        (0..).zip(self.permits.iter().copied())
+    }
+
     fn first(&self) -> Option<(i64, i64)> {
-        self.permits.iter().min_by(by_score).map(|(id, at)| (*id, *at))
+        self.scores().min_by(by_score)
     }
 
     fn fits(&self, slot: i64) -> Option<(i64, i64)> {
-        let below = self.permits.iter().filter(|(_, score)| **score <= slot);
-        below.max_by(by_score).map(|(id, at)| (*id, *at))
+        self.scores().filter(|(_, score)| *score <= slot).max_by(by_score)
     }
 
     fn free(&self, now: i64) -> i64 {
-        i64::try_from(self.permits.values().filter(|score| **score <= now).count())
+        i64::try_from(self.permits.iter().filter(|score| **score <= now).count())
             .unwrap_or(i64::MAX)
     }
 }
 
 /// Redis orders equal scores by the bytes of their members.
-fn by_score(a: &(&i64, &i64), b: &(&i64, &i64)) -> Ordering {
-    a.1.cmp(b.1).then_with(|| a.0.to_string().cmp(&b.0.to_string()))
+fn by_score(a: &(i64, i64), b: &(i64, i64)) -> Ordering {
+    a.1.cmp(&b.1).then_with(|| a.0.to_string().cmp(&b.0.to_string()))
 }
 
 /// One call of the script.
@@ -191,11 +200,14 @@ pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Get
         kept[0].pace = kept[0].pace.max(slot) + step;
         let nonce = now + if n < ask.core { LONG } else { LEASE };
         for (ceiling, id) in kept.iter_mut().zip(&ids) {
-            ceiling.permits.insert(*id, nonce);
+            ceiling.set(*id, nonce);
         }
         out.push(Out { ids, nonce, ready_in: slot - now });
     }
 
+    if out.len() < ask.want {
+        kept[0].short_at = now;
+    }
     let scarce = kept.iter().rposition(|c| c.free(now) * 8 < c.size());
     let mut ask_in = 0;
     if let Some(k) = scarce.filter(|_| ask.want > 0) {
@@ -208,7 +220,7 @@ pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Get
     Gets {
         now,
         learn_in: kept.iter().map(|c| c.learn - now).max().unwrap_or(0).max(0),
-        scarce: scarce.map_or(0, |k| i64::try_from(k).unwrap_or(0) + 1),
+        short: i64::from(now < kept[0].short_at + SHORT),
         ask_in,
         figures: kept.iter().map(|c| c.goal).collect(),
         parked: kept[0].resting(),

@@ -9,7 +9,7 @@
 --       4 whether the provider pushed back, 0 or 1
 --       5 … given back: "ids:nonce:free_in", an id a ceiling, the lease's end as it was given, and
 --       in how many microseconds the permit has cooled
--- Gives now, learn_in, scarce, ask_in, figures, parked, owed of those, { "ids:nonce:ready_in" … }
+-- Gives now, learn_in, short, ask_in, figures, parked, owed of those, { "ids:nonce:ready_in" … }
 
 -- No lease is longer than LONG, so that LONG after anything was forgotten every permit is home.
 local LEASE, LONG = 10000000, 30000000
@@ -23,6 +23,8 @@ local CHUNK = 1000
 local PARK, PARK_EVERY = 30000000, 1000000
 -- How far the clocks of two servers may be apart, of which one takes over from the other.
 local SKEW = 1000000
+-- For so long after somebody got less than was wanted, all are told.
+local SHORT = 1000000
 -- Nobody is told to ask again later than this.
 local LATEST = 2000000
 
@@ -40,8 +42,9 @@ for figure in string.gmatch(ARGV[1], '%d+') do
   local c = { permits = KEYS[3 * k + 1], state = KEYS[3 * k + 2], parked = KEYS[3 * k + 3] }
   local figure = tonumber(figure)
   local h = redis.call('HMGET', c.state, 'run', 'learn', 'size', 'goal', 'goal_at', 'tick',
-    'pace', 'owe', 'batch', 'parked_at')
-  for i, name in ipairs({ 'learn', 'size', 'goal', 'goal_at', 'tick', 'pace', 'owe', 'batch', 'parked_at' }) do
+    'pace', 'short_at', 'owe', 'batch', 'parked_at')
+  for i, name in ipairs({ 'learn', 'size', 'goal', 'goal_at', 'tick', 'pace', 'short_at', 'owe', 'batch',
+    'parked_at' }) do
     c[name] = tonumber(h[i + 1] or '0')
   end
   -- A new server, a failover, or keys that are gone: every permit may be out, until the longest
@@ -49,7 +52,7 @@ for figure in string.gmatch(ARGV[1], '%d+') do
   if h[1] ~= run or redis.call('ZCARD', c.permits) ~= c.size then
     redis.call('DEL', c.permits, c.state, c.parked)
     c = { permits = c.permits, state = c.state, parked = c.parked, learn = now + LONG, size = 0,
-      goal = figure, goal_at = now, tick = 0, pace = 0, owe = 0, batch = 0, parked_at = 0 }
+      goal = figure, goal_at = now, tick = 0, pace = 0, short_at = 0, owe = 0, batch = 0, parked_at = 0 }
   end
   c.learning = now < c.learn
   -- The lowest figure that any member named within LONG holds. So a permit that was removed and
@@ -133,6 +136,8 @@ for n = 1, want do
   out[#out + 1] = table.concat(ids, ',') .. ':' .. till .. ':' .. int(slot - now)
 end
 
+if #out < want then account.short_at = now end
+
 -- Scarce: less than an eighth is free. Each asker is told when to ask again, as far apart as permits
 -- come free: a queue in one number.
 local scarce = 0
@@ -153,7 +158,9 @@ for k, c in ipairs(ceilings) do
   figures[k] = int(c.goal)
   redis.call('HSET', c.state, 'run', run, 'learn', int(c.learn), 'size', int(c.size),
     'goal', int(c.goal), 'goal_at', int(c.goal_at), 'tick', int(c.tick), 'pace', int(c.pace),
+    'short_at', int(c.short_at),
     'owe', int(c.owe), 'batch', int(c.batch), 'parked_at', int(c.parked_at))
 end
-return { int(now), int(learn_in), scarce, int(ask_in), table.concat(figures, ','),
+local short = now < account.short_at + SHORT and 1 or 0
+return { int(now), int(learn_in), short, int(ask_in), table.concat(figures, ','),
   redis.call('ZCARD', account.parked) + account.owe, account.owe, out }

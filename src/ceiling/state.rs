@@ -248,7 +248,7 @@ impl State {
             self.park(now);
         }
         if let (Some(fleet), Some(lease)) = (&mut self.fleet, lease) {
-            fleet.ended(lease, end.sent(), now);
+            fleet.ended(lease, end.sent(), self.lanes.len(), now);
         }
         for window in self.windows(address) {
             if end.sent() {

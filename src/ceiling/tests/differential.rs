@@ -111,7 +111,7 @@ fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
         command.arg(format!("{}:{}:{}", joined(&back.ids), back.nonce, back.free_in));
     }
     let reply: Reply = command.query(connection).unwrap();
-    let (now, learn_in, scarce, ask_in, figures, parked, owed, out) = reply;
+    let (now, learn_in, short, ask_in, figures, parked, owed, out) = reply;
     let numbers = |text: &str| text.split(',').map(|n| n.parse().unwrap()).collect::<Vec<i64>>();
     let out = out.iter().map(|out| {
         let parts: Vec<_> = out.split(':').collect();
@@ -122,7 +122,7 @@ fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
         }
     });
     let (figures, out) = (numbers(&figures), out.collect());
-    Gets { now, learn_in, scarce, ask_in, figures, parked, owed, out }
+    Gets { now, learn_in, short, ask_in, figures, parked, owed, out }
 }
 
 /// What the server keeps, in the model's words.
@@ -136,16 +136,18 @@ fn kept(connection: &mut Connection, ceilings: usize) -> Vec<Kept> {
             let state: HashMap<String, String> = connection.hgetall(&keys[1]).unwrap();
             let number = |name: &str| state[name].parse().unwrap();
             let permits = scores(connection, &keys[0]);
-            assert_eq!(number("size"), i64::try_from(permits.len()).unwrap());
+            let size: i64 = number("size");
+            assert!(permits.keys().copied().eq(0..size));
             Kept {
                 run: state["run"].clone(),
-                permits,
+                permits: permits.into_values().collect(),
                 parked: scores(connection, &keys[2]),
                 learn: number("learn"),
                 goal: number("goal"),
                 goal_at: number("goal_at"),
                 tick: number("tick"),
                 pace: number("pace"),
+                short_at: number("short_at"),
                 owe: number("owe"),
                 batch: number("batch"),
                 parked_at: number("parked_at"),

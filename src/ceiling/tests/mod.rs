@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
 mod differential;
+mod fleets;
+mod plan;
 #[path = "../../../tests/support/redis.rs"]
 mod server;
 mod simulation;

@@ -1,48 +1,28 @@
 //! Sidecars of a fleet against the model of the script, in virtual time, over a network that delays,
-//! loses and cuts off, with members that crash and a Redis that stops or comes back empty.
+//! loses and cuts off, with members that crash, stand still, leave and come back, and a Redis that
+//! stops, fails over or comes back empty.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use fastrand::Rng;
-use proptest::prelude::*;
 use tokio::time::Instant;
 
+use super::plan::{Fault, MS, Plan, SECOND, Trouble, Who};
 use crate::ceiling::leases::{Ask, Given, Lease, Leases, Reply};
 use crate::ceiling::model::{self, Back, Gets, Kept};
 
-const MS: i64 = 1_000;
-const SECOND: i64 = 1_000_000;
 const CALL_TIMEOUT: i64 = 3 * SECOND;
 /// How long a member waits for an answer before it takes the connection for dead.
 const PATIENCE: i64 = 10 * SECOND;
-const BEGIN: i64 = 1_795_451_930_000_000;
-
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    /// Redis does nothing, and then all that came meanwhile.
-    Stopped,
-    /// Redis is gone, and empty after.
-    Killed,
-    /// Its keys are gone at once.
-    Flushed,
-    /// A member and Redis do not hear each other; requests or answers on their way are lost.
-    CutOff(usize),
-    /// A member dies and starts again after the fault.
-    Crashed(usize),
-    /// A replica takes over that is as far behind as the trouble is long, up to 3 s, with a clock that
-    /// is so much off the first one's.
-    Failover { clock: i64 },
-    /// Calls freeze on their way to the provider, and then arrive at once.
-    Frozen,
-}
-
-#[derive(Debug, Clone)]
-struct Trouble {
-    fault: Fault,
-    from: i64,
-    to: i64,
-}
+/// By the server's clock.
+pub(super) const BEGIN: i64 = 1_795_451_930_000_000;
+/// How often a member looks, at most and at least, and how soon after something has happened.
+const SOONEST: i64 = MS;
+const LATEST: i64 = 100 * MS;
+const THEN: i64 = 20 * MS;
+/// Waiting callers of a member, at most.
+const ROOM: f64 = 400.0;
 
 /// What becomes of what Redis knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,10 +34,27 @@ enum Turn {
 }
 
 enum Event {
-    Member(usize),
-    Request { member: usize, connection: u64, ask: model::Ask },
-    Reply { member: usize, connection: u64, gets: Gets },
-    Ended { member: usize, life: u64, lease: Lease, sent: bool },
+    /// Unless another look was planned since.
+    Member {
+        member: usize,
+        plan: u64,
+    },
+    Request {
+        member: usize,
+        connection: u64,
+        ask: model::Ask,
+    },
+    Reply {
+        member: usize,
+        connection: u64,
+        gets: Gets,
+    },
+    Ended {
+        member: usize,
+        life: u64,
+        lease: Lease,
+        sent: bool,
+    },
 }
 
 struct Member {
@@ -65,33 +62,91 @@ struct Member {
     life: u64,
     connection: u64,
     asked: Option<i64>,
-    /// Calls a second that its callers want.
-    demand: i64,
     waiting: f64,
+    looked: i64,
+    /// The next look, and its number.
+    looks: (i64, u64),
     up: bool,
+    leaving: bool,
+}
+
+impl Member {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most ROOM")]
+    fn waiting(&self) -> usize {
+        self.waiting as usize
+    }
+}
+
+/// Ceilings as the server keeps them: the account's, then those of groups.
+type Server = Vec<Kept>;
+
+/// When calls arrived at the provider, in order.
+pub(super) struct Seen {
+    pub(super) arrivals: Vec<i64>,
+    pub(super) by_group: Vec<Vec<i64>>,
 }
 
 struct Fleet {
+    plan: Plan,
     rng: Rng,
     base: Instant,
     now: i64,
-    figures: Vec<i64>,
     events: BTreeMap<(i64, u64), Event>,
     number: u64,
-    redis: Vec<Kept>,
+    redis: Server,
     run: u64,
     /// How far the server's clock is off.
     clock: i64,
     members: Vec<Member>,
-    troubles: Vec<Trouble>,
-    arrivals: Vec<i64>,
-    /// What members take for their number: more of them is fewer core permits.
-    expected: usize,
+    seen: Seen,
     /// When each permit of the account last stopped to count, as far as its users know.
     users: HashMap<u32, i64>,
 }
 
 impl Fleet {
+    fn new(plan: Plan) -> Self {
+        let groups = plan.groups;
+        let seen = Seen { arrivals: Vec::new(), by_group: vec![Vec::new(); groups] };
+        let mut fleet = Self {
+            rng: Rng::with_seed(plan.seed),
+            base: Instant::now(),
+            now: 0,
+            events: BTreeMap::new(),
+            number: 0,
+            redis: vec![Kept::default(); groups + 1],
+            run: 0,
+            clock: 0,
+            members: Vec::new(),
+            seen,
+            users: HashMap::new(),
+            plan,
+        };
+        if fleet.plan.begun {
+            let ask = model::Ask { figures: fleet.plan.figures.clone(), ..model::Ask::default() };
+            for group in 0..groups {
+                fleet.serve(group, &ask, BEGIN - 31 * SECOND);
+            }
+        }
+        for member in 0..fleet.plan.members {
+            let leases = fleet.new_leases();
+            // Callers of different members do not march in step.
+            let waiting = fleet.rng.f64();
+            fleet.members.push(Member {
+                leases,
+                life: 0,
+                connection: 0,
+                asked: None,
+                waiting,
+                looked: 0,
+                looks: (0, 0),
+                up: true,
+                leaving: false,
+            });
+            fleet.looks(member, i64::try_from(member).unwrap() * 137);
+        }
+        fleet
+    }
+
     fn at(&self) -> Instant {
         self.base + Duration::from_micros(u64::try_from(self.now).unwrap())
     }
@@ -101,19 +156,35 @@ impl Fleet {
         self.events.insert((self.now + after, self.number), event);
     }
 
+    fn looks(&mut self, member: usize, after: i64) {
+        let this = &mut self.members[member];
+        let plan = this.looks.1 + 1;
+        this.looks = (self.now + after, plan);
+        self.push(after, Event::Member { member, plan });
+    }
+
     fn trouble(&self, hit: impl Fn(Fault) -> bool) -> Option<i64> {
         let now = self.now;
         let on = |t: &&Trouble| hit(t.fault) && (t.from..t.to).contains(&now);
-        self.troubles.iter().filter(on).map(|t| t.to).max()
+        self.plan.troubles.iter().filter(on).map(|t| t.to).max()
     }
 
     fn cut_off(&self, member: usize) -> bool {
-        self.trouble(|f| matches!(f, Fault::CutOff(m) if m == member)).is_some()
-            || self.trouble(|f| matches!(f, Fault::Killed)).is_some()
+        let hit = |f| match f {
+            Fault::CutOff((from, to)) => (from..to).contains(&member),
+            Fault::Killed => true,
+            _ => false,
+        };
+        self.trouble(hit).is_some()
+    }
+
+    fn stands(&self, member: usize) -> Option<i64> {
+        self.trouble(|f| matches!(f, Fault::Stood((from, to)) if (from..to).contains(&member)))
     }
 
     fn delay(&mut self) -> i64 {
         match self.rng.u32(..100) {
+            _ if self.plan.calm => self.rng.i64(100..MS),
             0 => self.rng.i64(100 * MS..3_000 * MS),
             1..10 => self.rng.i64(5 * MS..100 * MS),
             _ => self.rng.i64(100..2 * MS),
@@ -121,9 +192,9 @@ impl Fleet {
     }
 
     fn new_leases(&self) -> Leases {
-        let figures = self.figures.iter().map(|n| u32::try_from(*n).unwrap()).collect();
+        let figures = self.plan.figures.iter().map(|n| u32::try_from(*n).unwrap()).collect();
         let timeout = Duration::from_micros(CALL_TIMEOUT.unsigned_abs());
-        Leases::new(figures, timeout, u32::try_from(self.expected).unwrap(), self.at())
+        Leases::new(figures, timeout, u32::try_from(self.plan.expected).unwrap(), self.at())
     }
 
     fn run(&mut self, until: i64) {
@@ -138,8 +209,18 @@ impl Fleet {
     }
 
     fn happens(&mut self, event: Event) {
+        if let Event::Member { member, .. }
+        | Event::Reply { member, .. }
+        | Event::Ended { member, .. } = &event
+            && let Some(until) = self.stands(*member)
+        {
+            return self.push(until - self.now, event);
+        }
         match event {
-            Event::Member(member) => self.turn(member),
+            Event::Member { member, plan } if plan == self.members[member].looks.1 => {
+                self.turn(member);
+            }
+            Event::Member { .. } => {}
             Event::Request { member, connection, ask } => self.request(member, connection, ask),
             Event::Reply { member, connection, gets } => {
                 let at = self.at();
@@ -148,48 +229,88 @@ impl Fleet {
                 if this.up && !cut && this.connection == connection {
                     this.asked = None;
                     this.leases.answered(reply(gets), at);
+                    self.looks(member, SOONEST);
                 }
             }
             Event::Ended { member, life, lease, sent } => {
                 let at = self.at();
+                let pushed_back = self.trouble(|f| matches!(f, Fault::PushedBack)).is_some()
+                    && self.rng.u32(..20) == 0;
                 let this = &mut self.members[member];
                 if this.up && this.life == life {
-                    this.leases.ended(lease, sent, at);
+                    if sent && pushed_back {
+                        this.leases.push_back();
+                    }
+                    this.leases.ended(lease, sent, this.waiting(), at);
+                    if self.members[member].looks.0 > self.now + THEN {
+                        self.looks(member, THEN);
+                    }
                 }
             }
         }
     }
 
-    /// A member looks, once a millisecond: calls first, then Redis.
+    /// A member looks: calls first, then Redis.
     fn turn(&mut self, member: usize) {
-        self.push(MS, Event::Member(member));
-        let crashed = self.trouble(|f| matches!(f, Fault::Crashed(m) if m == member)).is_some();
-        let fresh = self.new_leases();
+        let hits = |(from, to): Who| (from..to).contains(&member);
+        let crashed = self.trouble(|f| matches!(f, Fault::Crashed(who) if hits(who))).is_some();
+        let left = self.trouble(|f| matches!(f, Fault::Left(who) if hits(who))).is_some();
         let (at, now) = (self.at(), self.now);
+        let rate = self.plan.rate(member, now);
+        let fresh = self.new_leases();
         let this = &mut self.members[member];
-        if crashed {
-            this.up = false;
-            return;
+        if left && this.up && !this.leaving {
+            this.leaving = true;
+            this.leases.close(at);
         }
-        if !this.up {
-            (this.leases, this.up, this.asked) = (fresh, true, None);
+        let ended = this.leaving && this.leases.is_emptied();
+        if crashed || left && ended {
+            this.up = false;
+        }
+        if crashed || left && !this.up {
+            return self.looks(member, LATEST);
+        }
+        if !this.up || this.leaving && !left {
+            (this.leases, this.up, this.leaving, this.asked) = (fresh, true, false, None);
+            (this.looked, this.waiting) = (now, 0.0);
             this.life += 1;
             this.connection += 1;
         }
-        this.waiting = (this.waiting + this.demand as f64 / 1e3).min(400.0);
+        this.waiting = (this.waiting + rate * (now - this.looked) as f64 / 1e6).min(ROOM);
+        this.looked = now;
         while self.members[member].waiting >= 1.0 {
             let Some(lease) = self.members[member].leases.take(at) else { break };
             self.members[member].waiting -= 1.0;
             self.call(member, lease);
         }
+        self.ask(member);
+        let next = self.looks_next(member, rate);
+        self.looks(member, next);
+    }
+
+    /// When a caller comes, a permit is ready for one that waits, or there is something to ask.
+    fn looks_next(&self, member: usize, rate: f64) -> i64 {
+        let this = &self.members[member];
+        let waiting = this.waiting();
+        let ready = this.leases.next().filter(|_| waiting > 0);
+        let next = ready.into_iter().chain([this.leases.asks_next(waiting)]).min();
+        let next = next.map_or(LATEST, |at| {
+            i64::try_from(at.saturating_duration_since(self.at()).as_micros()).unwrap()
+        });
+        #[expect(clippy::cast_possible_truncation, reason = "clamped")]
+        let comes = if waiting == 0 { ((1.0 - this.waiting) / rate * 1e6) as i64 } else { LATEST };
+        next.min(comes).clamp(SOONEST, LATEST)
+    }
+
+    fn ask(&mut self, member: usize) {
+        let (at, now) = (self.at(), self.now);
         let this = &mut self.members[member];
         if this.asked.is_some_and(|asked| now > asked + PATIENCE) {
             this.asked = None;
             this.connection += 1;
             this.leases.lost(at);
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small")]
-        let waiting = this.waiting as usize;
+        let waiting = this.waiting();
         let Some(ask) = this.leases.ask(at, waiting) else { return };
         this.asked = Some(now);
         let connection = this.connection;
@@ -208,10 +329,23 @@ impl Fleet {
         if self.cut_off(member) {
             return;
         }
-        let now = BEGIN + self.now + self.clock;
-        let gets = model::serve(&mut self.redis, &ask, &self.run.to_string(), now);
+        let gets = self.serve(self.plan.group(member), &ask, BEGIN + self.now + self.clock);
         let delay = self.delay();
         self.push(delay, Event::Reply { member, connection, gets });
+    }
+
+    /// The script runs on the account's keys and those of one group.
+    fn serve(&mut self, group: usize, ask: &model::Ask, now: i64) -> Gets {
+        let mut kept = vec![std::mem::take(&mut self.redis[0])];
+        if self.plan.figures.len() > 1 {
+            kept.push(std::mem::take(&mut self.redis[group + 1]));
+        }
+        let gets = model::serve(&mut kept, ask, &self.run.to_string(), now);
+        if self.plan.figures.len() > 1 {
+            self.redis[group + 1] = kept.remove(1);
+        }
+        self.redis[0] = kept.remove(0);
+        gets
     }
 
     /// One call: arrives some time between its sending and its end.
@@ -228,10 +362,12 @@ impl Fleet {
         if let Some(until) = self.trouble(|f| matches!(f, Fault::Frozen)) {
             there += until - self.now;
         }
-        let slow = self.rng.u32(..200) == 0;
+        let slow = !self.plan.calm && self.rng.u32(..200) == 0;
         let back = if slow { self.rng.i64(0..CALL_TIMEOUT) } else { self.rng.i64(MS..4 * MS) };
         let took = (there + back).min(CALL_TIMEOUT);
-        self.arrivals.push(self.now + there.min(CALL_TIMEOUT));
+        let arrives = self.now + there.min(CALL_TIMEOUT);
+        self.seen.arrivals.push(arrives);
+        self.seen.by_group[self.plan.group(member)].push(arrives);
         // The next user comes a second after the answer; a member that dies takes its calls along
         // no later than they would have ended.
         self.users.insert(lease.ids[0], self.now + took + SECOND);
@@ -260,7 +396,7 @@ fn reply(gets: Gets) -> Reply {
     Reply {
         now: number(gets.now),
         learn_in: number(gets.learn_in),
-        scarce: gets.scarce > 0,
+        short: gets.short > 0,
         ask_in: number(gets.ask_in),
         figures: ids(gets.figures),
         parked: usize::try_from(gets.parked).unwrap(),
@@ -277,50 +413,12 @@ fn reply(gets: Gets) -> Reply {
     }
 }
 
-/// Runs a fleet that begins on an empty Redis, and returns when calls arrived.
-fn fleet(
-    figures: &[i64],
-    members: usize,
-    expected: usize,
-    demand: i64,
-    troubles: &[Trouble],
-    seed: u64,
-    until: i64,
-) -> Vec<i64> {
-    let base = Instant::now();
-    let mut fleet = Fleet {
-        rng: Rng::with_seed(seed),
-        base,
-        now: 0,
-        figures: figures.to_vec(),
-        events: BTreeMap::new(),
-        number: 0,
-        redis: Vec::new(),
-        run: 0,
-        clock: 0,
-        members: Vec::new(),
-        troubles: troubles.to_vec(),
-        arrivals: Vec::new(),
-        expected,
-        users: HashMap::new(),
-    };
-    for member in 0..members {
-        let leases = fleet.new_leases();
-        let demand = demand / i64::try_from(members).unwrap() + 1;
-        fleet.members.push(Member {
-            leases,
-            life: 0,
-            connection: 0,
-            asked: None,
-            demand,
-            waiting: 0.0,
-            up: true,
-        });
-        fleet.push(i64::try_from(member).unwrap() * 137, Event::Member(member));
-    }
+/// Runs a fleet, and returns what the provider saw.
+pub(super) fn run(plan: &Plan) -> Seen {
+    let mut fleet = Fleet::new(plan.clone());
     // Redis forgets at the end of a kill, and at once in a flush.
     let mut turns = Vec::new();
-    for trouble in troubles {
+    for trouble in &plan.troubles {
         match trouble.fault {
             Fault::Killed => turns.push((trouble.to, Turn::New)),
             Fault::Flushed => turns.push((trouble.from, Turn::Empty)),
@@ -333,14 +431,14 @@ fn fleet(
         }
     }
     turns.sort_unstable();
-    let mut copy = Vec::new();
+    let mut copy = Server::new();
     for (at, turn) in turns {
         fleet.run(at);
         match turn {
-            Turn::LastCopy => copy = fleet.redis.clone(),
-            Turn::Empty => fleet.redis.clear(),
+            Turn::LastCopy => copy.clone_from(&fleet.redis),
+            Turn::Empty => fleet.redis.fill(Kept::default()),
             Turn::New => {
-                fleet.redis.clear();
+                fleet.redis.fill(Kept::default());
                 fleet.run += 1;
             }
             Turn::Promoted { clock } => {
@@ -350,13 +448,15 @@ fn fleet(
             }
         }
     }
-    fleet.run(until);
-    fleet.arrivals.sort_unstable();
-    fleet.arrivals
+    fleet.run(plan.until);
+    let mut seen = fleet.seen;
+    seen.arrivals.sort_unstable();
+    seen.by_group.iter_mut().for_each(|arrivals| arrivals.sort_unstable());
+    seen
 }
 
 /// The most arrivals in any half-open second.
-fn worst(arrivals: &[i64]) -> usize {
+pub(super) fn worst(arrivals: &[i64]) -> usize {
     let mut first = 0;
     let mut worst = 0;
     for (i, at) in arrivals.iter().enumerate() {
@@ -366,76 +466,4 @@ fn worst(arrivals: &[i64]) -> usize {
         worst = worst.max(i + 1 - first);
     }
     worst
-}
-
-fn trouble() -> impl Strategy<Value = Trouble> {
-    let fault = prop_oneof![
-        Just(Fault::Stopped),
-        Just(Fault::Killed),
-        Just(Fault::Flushed),
-        (0..4_usize).prop_map(Fault::CutOff),
-        (0..4_usize).prop_map(Fault::Crashed),
-        Just(Fault::Frozen),
-        // Two servers' clocks, each of them less than a second apart.
-        (-490 * MS..490 * MS).prop_map(|clock| Fault::Failover { clock }),
-    ];
-    (fault, 30 * SECOND..65 * SECOND, 1..14_000_i64).prop_map(|(fault, from, ms)| {
-        let long = match fault {
-            Fault::Frozen => ms.min(2_500),
-            // Longer than any lease.
-            Fault::CutOff(_) => ms * 3,
-            _ => ms,
-        };
-        Trouble { fault, from, to: from + long * MS }
-    })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 8, ..ProptestConfig::with_cases(24) })]
-
-    #[test]
-    fn a_fleet_is_never_over(
-        n in prop::sample::select(vec![1_i64, 7, 300, 1_000]),
-        egress in any::<bool>(),
-        members in 1..5_usize,
-        expected in 1..12_usize,
-        troubles in prop::collection::vec(trouble(), 0..5),
-        seed in any::<u64>(),
-    ) {
-        let figures = if egress { vec![n, (n * 2 / 3).max(1)] } else { vec![n] };
-        let least = *figures.last().unwrap();
-        let arrivals = fleet(&figures, members, expected, 3 * n, &troubles, seed, 90 * SECOND);
-        let worst = worst(&arrivals);
-        prop_assert!(worst <= usize::try_from(least).unwrap(), "{worst} of {least}");
-    }
-}
-
-#[test]
-fn a_fleet_uses_its_ceiling() {
-    for n in [7_i64, 300, 1_000] {
-        let arrivals = fleet(&[n], 4, 4, 3 * n, &[], 7, 60 * SECOND);
-        let (from, to) = (40 * SECOND, 60 * SECOND);
-        let calls = arrivals.iter().filter(|at| (from..to).contains(*at)).count();
-        let most = usize::try_from(n).unwrap();
-        assert!(worst(&arrivals) <= most);
-        assert!(calls * 100 >= most * 20 * 90, "{calls} of {} calls", most * 20);
-    }
-}
-
-/// To a server that takes over with a clock that is behind, a lease that has ended, and whose permit
-/// went to somebody else, seems to live: what is left of it must be more than that.
-#[test]
-fn a_claim_needs_a_lease_that_lasts() {
-    let ask = |want, back| model::Ask { figures: vec![1], want, back, ..model::Ask::default() };
-    let mut redis = Vec::new();
-    model::serve(&mut redis, &ask(0, Vec::new()), "first", BEGIN);
-    let gets = model::serve(&mut redis, &ask(1, Vec::new()), "first", BEGIN + 31 * SECOND);
-    let nonce = gets.out[0].nonce;
-    for (left, counts) in [(SECOND, false), (SECOND + 1, true)] {
-        let mut next = redis.clone();
-        let now = nonce - left;
-        let back = Back { ids: vec![0], nonce, free_in: 0 };
-        model::serve(&mut next, &ask(0, vec![back]), "second", now);
-        assert_eq!(next[0].permits[&0] == now, counts);
-    }
 }
