@@ -166,7 +166,7 @@ impl<U: Upstream> Shared<U> {
                     return caller.tell(Outcome::new(calls - 1, Ended::OverBudget(over)));
                 }
             };
-            let departure = Departure::new(caller.deadline);
+            let departure = Departure::new(caller.deadline, &self.stop);
             let mut call = std::pin::pin!(self.one_call(message, begun, entry, &departure));
             let answer = match timeout_at(caller.deadline, &mut call).await {
                 Ok(answer) => answer,
@@ -272,7 +272,7 @@ impl<U: Upstream> Shared<U> {
         calls: u32,
         caller: &mut Caller,
     ) -> Answer {
-        let departure = Departure::new(caller.deadline);
+        let departure = Departure::new(caller.deadline, &self.stop);
         let mut call = std::pin::pin!(self.one_call(message, permit, entry, &departure));
         if let Ok(answer) = timeout_at(caller.deadline, &mut call).await {
             return answer;

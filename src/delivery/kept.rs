@@ -338,7 +338,7 @@ impl<U: Upstream> Kept<U> {
             self.meter.waited(ceiling as usize, wait);
         }
         let start = Instant::now();
-        let departure = Departure::new(start + TURN);
+        let departure = Departure::new(start + TURN, &self.stop);
         let answer = self.upstream.send(message, permit, &departure).await;
         entry.ended(&answer.label(), billed(&answer.verdict()), start.elapsed());
         answer

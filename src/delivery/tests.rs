@@ -22,6 +22,8 @@ use crate::upstream::{Departure, Upstream};
 #[derive(Clone, Default)]
 struct Provider {
     says: Arc<Mutex<Option<HttpAnswer>>>,
+    /// How long a connection takes.
+    connects: Duration,
     called: Arc<Mutex<Vec<MessageId>>>,
 }
 
@@ -47,7 +49,14 @@ impl Upstream for Provider {
             permit.unsent();
             return Answer::Lost(Lost::Connect);
         };
-        assert!(departure.leave() && answer.status != BUG);
+        if !self.connects.is_zero() {
+            sleep(self.connects).await;
+        }
+        if !departure.leave() {
+            permit.unsent();
+            return Answer::Lost(Lost::TooLate);
+        }
+        assert_ne!(answer.status, BUG);
         permit.answered();
         self.called.lock().unwrap().push(message.id);
         Answer::Http(answer)
@@ -176,6 +185,28 @@ const PATIENT: Wanted = Wanted {
     keep: false,
     claim: Some(Claim { key: 1, print: 2 }),
 };
+
+/// What still waits for its connection when the grace ends is not called any more.
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_connection_opens() {
+    let connects = Duration::from_millis(500);
+    let (disk, provider) = (Double::default(), Provider { connects, ..Provider::default() });
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.says(200);
+    let wanted = [ASYNC, PATIENT, Wanted { claim: None, ..PATIENT }];
+    let asked = wanted.map(|wanted| {
+        let delivery = delivery.clone();
+        tokio::spawn(async move { delivery.publish(message("TopicA"), wanted).await })
+    });
+    sleep(Duration::from_millis(100)).await;
+    delivery.drain(Duration::ZERO).await;
+    for told in asked {
+        let told = told.await.unwrap();
+        assert!(matches!(told.ended, Ended::Kept(_)), "{told:?}");
+    }
+    assert_eq!(delivery.close(Duration::from_secs(1)).await, 0);
+    assert_eq!((provider.called(), spool.usage().queued.messages), (vec![], 3));
+}
 
 /// A bug of ours in a try costs time, not the message, and holds up no others.
 #[tokio::test(start_paused = true)]
