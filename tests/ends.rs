@@ -88,6 +88,22 @@ async fn a_late_failure() {
     assert_eq!((provider.taken().len(), house.spool.usage().queued.messages), (0, 0));
 }
 
+/// Of a call that may have arrived nobody is told later that its message was refused.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_after_a_doubt() {
+    for wanted in [WAIT, keyed(WAIT)] {
+        let folder = tempfile::tempdir().unwrap();
+        let provider = Provider::new(|_, _, nth| match nth {
+            0 => Answer::Lost(Lost::Closed),
+            _ => error(400, "ParameterCheckFailed"),
+        });
+        let house = House::new(folder.path(), &provider, &[]).await;
+        let told = house.publish("x", wanted).await;
+        assert!(is_kept(&told), "{told:?}");
+        assert_eq!((provider.taken().len(), house.spool.usage().dead.messages), (1, 1));
+    }
+}
+
 /// Without a spool: the key of a call whose caller stopped waiting is taken until its answer, and
 /// then has it.
 #[tokio::test(start_paused = true)]

@@ -129,23 +129,20 @@ impl<U: Upstream> Shared<U> {
         permit.ok_or(Ended::Stopping)?.map_err(Ended::NoPermit)
     }
 
-    /// Keeps a message and tells its caller what becomes of it. If it cannot be kept, `otherwise`
-    /// is what became of it.
+    /// Keeps a message and tells its caller what becomes of it. If it cannot be kept, its last call's
+    /// `answer` is what became of it.
     async fn keep(
         &self,
         kept: &Arc<Kept<U>>,
         message: &Message,
         claim: Option<Claim>,
         calls: u32,
-        otherwise: Option<Ended>,
+        answer: Option<Answer>,
         caller: &mut Caller,
     ) {
-        let at_least = match &otherwise {
-            Some(Ended::Answered(answer)) => asked(&said(answer)),
-            _ => Duration::ZERO,
-        };
-        if let Err(error) = kept.keep(message, claim, calls, at_least, caller).await {
-            caller.tell(Outcome::new(calls, otherwise.unwrap_or(Ended::NotKept(error))));
+        if let Err(error) = kept.keep(message, claim, calls, answer.as_ref(), caller).await {
+            let ended = answer.map_or(Ended::NotKept(error), Ended::Answered);
+            caller.tell(Outcome::new(calls, ended));
         }
     }
 
@@ -200,11 +197,10 @@ impl<U: Upstream> Shared<U> {
                 calls += 1;
                 continue;
             }
-            let ended = Ended::Answered(answer.clone());
             if matches!(answer.verdict(), Verdict::Barred(_)) {
-                return caller.tell(Outcome::new(calls, ended));
+                return caller.tell(Outcome::new(calls, Ended::Answered(answer)));
             }
-            return self.keep(kept, message, None, calls, Some(ended), caller).await;
+            return self.keep(kept, message, None, calls, Some(answer), caller).await;
         }
     }
 
