@@ -72,6 +72,12 @@ impl Queue {
         self.since.is_some_and(|since| since.elapsed() >= HANGS)
     }
 
+    /// Whether somebody writes.
+    #[cfg(test)]
+    pub(super) fn is_led(&self) -> bool {
+        self.leading
+    }
+
     fn round(&mut self, limit: u64) -> Vec<Op> {
         self.since = Some(Instant::now());
         let mut bytes = 0;
