@@ -15,7 +15,7 @@ use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::{Class, Permit, Ticket};
 use crate::message::Message;
 use crate::meter::{Call, CallKind, OverBudget};
-use crate::spool::Claim;
+use crate::spool::{Claim, KeepError};
 use crate::upstream::{Departure, Upstream};
 
 /// Calls for one message while its caller waits, where nothing is kept: the first and two more.
@@ -141,7 +141,10 @@ impl<U: Upstream> Shared<U> {
         caller: &mut Caller,
     ) {
         if let Err(error) = kept.keep(message, claim, calls, answer.as_ref(), caller).await {
-            let ended = answer.map_or(Ended::NotKept(error), Ended::Answered);
+            let ended = match error {
+                KeepError::Unsure(_) => Ended::Unanswered,
+                error => answer.map_or(Ended::NotKept(error), Ended::Answered),
+            };
             caller.tell(Outcome::new(calls, ended));
         }
     }

@@ -366,8 +366,12 @@ impl<U: Upstream> Kept<U> {
                 if let Some(caller) = self.batches.take_sure_caller(message.id) {
                     // It is told, and so it was never accepted, also not after a crash.
                     let forgotten = self.spool.note(message.id, Change::Forgotten);
-                    drop(timeout(DISK, forgotten).await);
-                    drop(caller.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
+                    let ended = match timeout(DISK, forgotten).await {
+                        Ok(()) => Ended::Answered(answer.clone()),
+                        // What is not forgotten is tried again by the next process.
+                        Err(_) => Ended::Unanswered,
+                    };
+                    drop(caller.send(Outcome::new(attempts, ended)));
                 } else {
                     self.bury(message.id, attempts, Reason::Refused, Some(answer));
                 }

@@ -15,15 +15,15 @@ use crate::config::{self, Config};
 use crate::message::{Message, MessageId, Payload, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
-use crate::spool::{Claim, Spool};
+use crate::spool::{Brief, Claim, Spool, State};
 use crate::upstream::{Departure, Upstream};
 
 /// The provider. It takes no connection until it is told what to answer.
 #[derive(Clone, Default)]
 struct Provider {
     says: Arc<Mutex<Option<HttpAnswer>>>,
-    /// How long a connection takes.
-    connects: Duration,
+    /// How long a connection takes, or another key.
+    takes: Duration,
     called: Arc<Mutex<Vec<MessageId>>>,
 }
 
@@ -33,7 +33,11 @@ const BUG: u16 = 0;
 impl Provider {
     fn says(&self, status: u16) {
         let (msg_id, request_id) = (Some("M".into()), Some("R".into()));
-        let code = (status == 400).then(|| "ParameterCheckFailed".into());
+        let code = match status {
+            400 => Some("ParameterCheckFailed".into()),
+            403 => Some("InvalidAccessKeyId.NotFound".into()),
+            _ => None,
+        };
         let answer = HttpAnswer { status, msg_id, request_id, code, ..HttpAnswer::default() };
         *self.says.lock().unwrap() = Some(answer);
     }
@@ -49,8 +53,8 @@ impl Upstream for Provider {
             permit.unsent();
             return Answer::Lost(Lost::Connect);
         };
-        if !self.connects.is_zero() {
-            sleep(self.connects).await;
+        if !self.takes.is_zero() {
+            sleep(self.takes).await;
         }
         if !departure.leave() {
             permit.unsent();
@@ -63,6 +67,7 @@ impl Upstream for Provider {
     }
 
     async fn renew_key(&self) -> bool {
+        sleep(self.takes).await;
         false
     }
 }
@@ -189,8 +194,8 @@ const PATIENT: Wanted = Wanted {
 /// What still waits for its connection when the grace ends is not called any more.
 #[tokio::test(start_paused = true)]
 async fn a_stop_while_a_connection_opens() {
-    let connects = Duration::from_millis(500);
-    let (disk, provider) = (Double::default(), Provider { connects, ..Provider::default() });
+    let takes = Duration::from_millis(500);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
     let (delivery, spool) = start(&disk, &provider).await;
     provider.says(200);
     let wanted = [ASYNC, PATIENT, Wanted { claim: None, ..PATIENT }];
@@ -236,6 +241,43 @@ async fn a_refused_message_does_not_come_back() {
     drop((delivery, spool));
     let again = open(&disk, &options(Path::new("/nowhere"))).await;
     assert!(again.list(None, 10, &mut |_| true).is_empty());
+}
+
+/// A refused message that the disk does not forget may be delivered by the next process: nobody is
+/// told that it never will be.
+#[tokio::test(start_paused = true)]
+async fn a_refused_message_that_is_not_forgotten() {
+    let takes = Duration::from_millis(500);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.says(400);
+    let asked = tokio::spawn({
+        let delivery = delivery.clone();
+        async move { delivery.publish(message("TopicA"), PATIENT).await }
+    });
+    let mut calls = |brief: &Brief| brief.state == State::Queued { calling: true };
+    until("it is called", || !spool.list(None, 1, &mut calls).is_empty()).await;
+    spool.flush().await;
+    disk.state().broken = true;
+    assert_eq!(asked.await.unwrap().ended, Ended::Unanswered);
+    assert_eq!(provider.called().len(), 1);
+}
+
+/// What a disk neither took nor took back may be found by the next process: nobody is told that it is
+/// not kept.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_a_disk_may_have() {
+    let (disk, provider) = (Double::default(), Provider::default());
+    let (delivery, spool) = start(&disk, &provider).await;
+    assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
+    disk.state().broken = true;
+    let told = delivery.publish(message("TopicA"), ASYNC).await;
+    assert_eq!(told, Outcome::new(0, Ended::Unanswered));
+    drop((delivery, spool));
+    drop(disk.mount());
+    disk.state().broken = false;
+    let again = open(&disk, &options(Path::new("/nowhere"))).await;
+    assert_eq!(again.usage().queued.messages, 2);
 }
 
 /// A message whose bytes change on the disk while its caller waits was lost, and is not said to be
