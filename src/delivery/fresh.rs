@@ -329,8 +329,9 @@ impl<U: Upstream> Shared<U> {
         }
         let pause = match answer.verdict() {
             Verdict::Barred(Bar::Key) => {
-                let renewed = timeout_at(caller.deadline, self.upstream.renew_key()).await;
-                return renewed.unwrap_or(false);
+                let renewed = timeout_at(caller.deadline, self.upstream.renew_key());
+                let renewed = self.stop.run_until_cancelled(renewed).await;
+                return renewed.is_some_and(|renewed| renewed.unwrap_or(false));
             }
             // The upstream has corrected its clock by the answer's; once.
             Verdict::Barred(Bar::Clock) => return calls == 1,

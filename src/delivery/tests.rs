@@ -213,6 +213,27 @@ async fn a_stop_while_a_connection_opens() {
     assert_eq!((provider.called(), spool.usage().queued.messages), (vec![], 3));
 }
 
+/// A key that is long in coming holds nobody who waits when the grace ends.
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_key_is_looked_for() {
+    let takes = Duration::from_millis(500);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
+    let (delivery, _spool) = start(&disk, &provider).await;
+    provider.says(403);
+    let asked = tokio::spawn({
+        let delivery = delivery.clone();
+        let wanted = Wanted { claim: None, ..PATIENT };
+        async move { delivery.publish(message("TopicA"), wanted).await }
+    });
+    until("it is refused", || !provider.called().is_empty()).await;
+    sleep(takes / 4).await;
+    let stopped = Instant::now();
+    delivery.drain(Duration::ZERO).await;
+    let told = asked.await.unwrap();
+    assert!(matches!(told.ended, Ended::Answered(_)) && !told.is_accepted(), "{told:?}");
+    assert!(stopped.elapsed() < takes / 2, "{:?} {told:?}", stopped.elapsed());
+}
+
 /// A bug of ours in a try costs time, not the message, and holds up no others.
 #[tokio::test(start_paused = true)]
 async fn a_try_that_panics() {
