@@ -382,12 +382,14 @@ impl<U: Upstream> Kept<U> {
                 return (said, false);
             }
             Verdict::Unknown => self.batches.doubt(message.id),
-            Verdict::Barred(Bar::Key) => {
-                self.upstream.renew_key().await;
-            }
             _ => {}
         }
+        // Before a key is waited for: what has failed for certain is not to be taken for a call of
+        // which nobody knows, should we end meanwhile.
         drop(self.spool.note(message.id, Change::Tried(attempts)));
+        if said == Said::Bars(Bar::Key) {
+            self.stop.run_until_cancelled(self.upstream.renew_key()).await;
+        }
         (said, true)
     }
 

@@ -234,6 +234,24 @@ async fn a_stop_while_a_key_is_looked_for() {
     assert!(stopped.elapsed() < takes / 2, "{:?} {told:?}", stopped.elapsed());
 }
 
+/// Nor does it make a call that was refused one of which nobody knows.
+#[tokio::test(start_paused = true)]
+async fn a_crash_while_a_key_is_looked_for() {
+    let takes = Duration::from_millis(500);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.says(403);
+    let told = delivery.publish(message("TopicA"), ASYNC).await;
+    let Ended::Kept(id) = told.ended else { panic!("{told:?}") };
+    until("it is refused", || !provider.called().is_empty()).await;
+    sleep(takes / 4).await;
+    spool.flush().await;
+    disk.crash(&mut fastrand::Rng::with_seed(1));
+    let again = open(&disk, &options(Path::new("/nowhere"))).await;
+    let found = again.find(id).map(|brief| (brief.attempts, brief.state));
+    assert_eq!(found, Some((1, State::Queued { calling: false })));
+}
+
 /// A bug of ours in a try costs time, not the message, and holds up no others.
 #[tokio::test(start_paused = true)]
 async fn a_try_that_panics() {
