@@ -136,6 +136,13 @@ impl Batches {
         self.state().lanes.values().map(Lane::len).sum()
     }
 
+    /// Nobody waits, and nothing was handed out.
+    #[cfg(test)]
+    pub(super) fn is_quiet(&self) -> bool {
+        let state = self.state();
+        state.under_way == 0 && state.callers.as_ref().is_none_or(HashMap::is_empty)
+    }
+
     // === callers who wait ===
 
     pub(super) fn wait_for(&self, id: MessageId) -> oneshot::Receiver<Outcome> {

@@ -1,6 +1,8 @@
 //! With a disk that does not answer. Time is real: as long as a thread waits for a disk, it does not
 //! pause.
 
+mod adversary;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

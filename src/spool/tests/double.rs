@@ -250,7 +250,14 @@ impl Tail for End {
         // Half of it arrives, or all, and nobody is told.
         let unseen = {
             let state = self.disk.state();
-            if state.broken { taken } else { taken / 2 * usize::from(state.fail_in == Some(0)) }
+            if state.mount != self.disk.mount {
+                // Whoever is dead writes nothing.
+                0
+            } else if state.broken {
+                taken
+            } else {
+                taken / 2 * usize::from(state.fail_in == Some(0))
+            }
         };
         if let Ok(file) = self.disk.state().file(&self.name) {
             file.bytes.extend_from_slice(&bytes[..unseen]);
