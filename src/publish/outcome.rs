@@ -190,7 +190,7 @@ fn not_kept(error: &KeepError, calls: u32) -> Answered {
             "As much is kept as may be (spool.max_bytes, spool.max_messages). The message was not \
              accepted and nothing was sent.",
         ),
-        KeepError::Disk(_) => (
+        KeepError::Disk(_) | KeepError::Unsure(_) => (
             "spool-unavailable",
             "The spool does not take it",
             "The spool's disk is full or does not write. The message was not accepted and nothing \

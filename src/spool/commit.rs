@@ -72,6 +72,12 @@ impl Queue {
         self.since.is_some_and(|since| since.elapsed() >= HANGS)
     }
 
+    /// Whether somebody writes.
+    #[cfg(test)]
+    pub(super) fn is_led(&self) -> bool {
+        self.leading
+    }
+
     fn round(&mut self, limit: u64) -> Vec<Op> {
         self.since = Some(Instant::now());
         let mut bytes = 0;
@@ -222,7 +228,8 @@ impl Leader<'_> {
         let mut index = self.shared.index();
         let mut queue = self.shared.queue();
         let ops = std::mem::take(&mut queue.ops);
-        queue.ops = without_repeats(without_keeps(&mut index, ops, error));
+        let error = KeepError::Disk(Arc::clone(error));
+        queue.ops = without_repeats(without_keeps(&mut index, ops, &error));
         self.resign(&mut queue);
         drop(queue);
         drop(index);
@@ -231,9 +238,9 @@ impl Leader<'_> {
 
     fn write(&self, log: &mut Log, ops: Vec<Op>) -> Result<(), Arc<str>> {
         let shared = self.shared;
-        let back = |ops: Vec<Op>, error: &io::Error| {
+        let back = |ops: Vec<Op>, error: &io::Error, told: fn(Arc<str>) -> KeepError| {
             let error = Arc::from(error.to_string());
-            let notes = without_keeps(&mut shared.index(), ops.into(), &error);
+            let notes = without_keeps(&mut shared.index(), ops.into(), &told(Arc::clone(&error)));
             let mut queue = shared.queue();
             for op in notes.into_iter().rev() {
                 queue.ops.push_front(op);
@@ -247,7 +254,7 @@ impl Leader<'_> {
                 log.regrets.iter().map(|id| Draft::bare(Kind::Forgotten, *id)).collect();
             match shared.append(log, &regrets.iter().collect::<Vec<_>>()) {
                 Ok(_) => log.regrets.clear(),
-                Err(failed) => return Err(back(ops, &failed.error)),
+                Err(failed) => return Err(back(ops, &failed.error, KeepError::Disk)),
             }
         }
         let drafts: Vec<&Draft> = ops.iter().filter_map(Op::draft).collect();
@@ -264,8 +271,9 @@ impl Leader<'_> {
                 if failed.traces {
                     let keeps = ops.iter().filter(|op| matches!(op, Op::Keep { .. }));
                     log.regrets.extend(keeps.filter_map(Op::draft).map(|draft| draft.id));
+                    return Err(back(ops, &failed.error, KeepError::Unsure));
                 }
-                Err(back(ops, &failed.error))
+                Err(back(ops, &failed.error, KeepError::Disk))
             }
         }
     }
@@ -335,14 +343,14 @@ fn without_repeats(ops: VecDeque<Op>) -> VecDeque<Op> {
 }
 
 /// Tells those who keep that the disk does not take it.
-fn without_keeps(index: &mut Index, ops: VecDeque<Op>, error: &Arc<str>) -> VecDeque<Op> {
+fn without_keeps(index: &mut Index, ops: VecDeque<Op>, error: &KeepError) -> VecDeque<Op> {
     let mut rest = VecDeque::with_capacity(ops.len());
     for op in ops {
         match op {
             Op::Keep { draft, done, .. } => {
                 index.reserved.messages -= 1;
                 index.reserved.bytes -= u64::from(draft.len());
-                drop(done.send(Err(KeepError::Disk(Arc::clone(error)))));
+                drop(done.send(Err(error.clone())));
             }
             op => rest.push_back(op),
         }

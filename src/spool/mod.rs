@@ -73,7 +73,8 @@ pub enum OpenError {
     },
 }
 
-/// Why a message was not kept. It is not kept then, also not after a restart.
+/// Why a message was not kept. It is not kept then, also not after a restart, unless the disk left
+/// that open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeepError {
     /// `spool.max_bytes` or `spool.max_messages` is reached.
@@ -82,6 +83,10 @@ pub enum KeepError {
     /// The disk has no room or does not write.
     #[error("the disk does not take it: {0}")]
     Disk(Arc<str>),
+    /// The disk has failed with it, and could not take back what it has of it: until it works again, a
+    /// restart may find the message.
+    #[error("the disk does not say whether it took it: {0}")]
+    Unsure(Arc<str>),
 }
 
 /// Why a message cannot be read.

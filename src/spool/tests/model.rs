@@ -84,12 +84,10 @@ impl Run {
                     let bytes = usage.queued.bytes + usage.dead.bytes + usage.receipts.bytes;
                     assert!(bytes + (n * (len + 1_000)) as u64 > self.options.max_bytes);
                 }
-                Err(KeepError::Disk(_)) => {
+                Err(KeepError::Disk(_)) => assert!(self.ill),
+                Err(KeepError::Unsure(_)) => {
                     assert!(self.ill);
-                    // Everywhere else what was written can be taken back.
-                    if self.disk.state().broken {
-                        self.unsure.push(id);
-                    }
+                    self.unsure.push(id);
                 }
             }
         }
