@@ -240,7 +240,7 @@ async fn one_hot() {
     let fleet = Fleet::full(|_| Place::default(), &["--egress-ip-qps", "0"]).await;
     let until = Instant::now() + Duration::from_secs(40);
     let (hot, others) = fleet.sidecars.split_first().unwrap();
-    let many = load(hot.publish.clone(), 2_700, until);
+    let many = load(hot.publish.clone(), 1_500, until);
     let few = arriving(others, 0.3 * N / others.len() as f64, until).await.unwrap();
     nobody_hangs(&tokio::task::spawn_blocking(move || many.join().unwrap()).await.unwrap());
     let calls = fleet.never_over("one hot").await;
