@@ -89,7 +89,7 @@ async fn main() {
     let before = cpu(serve.pid());
     let answers = callers::arrive(&serve.publish, PER_SECOND, Instant::now() + LOAD, 7).await;
     assert!(answers.iter().all(|asked| asked.status == 200), "{}", serve.log());
-    let used = cpu(serve.pid()) - before;
+    let used = cpu(serve.pid()).saturating_sub(before);
     let (now, most) = resident(serve.pid());
     println!(
         "{:.0} messages/s: resident {:.1} MiB, {:.1} at most; {:.1} % of a core",
