@@ -64,8 +64,11 @@ pub struct Sidecar {
     delivery: Delivery<Wire>,
     ceiling: Ceiling,
     meter: Meter,
+    /// Set first: not ready any more.
+    ending: Arc<AtomicBool>,
+    /// Set then: no message is taken any more.
     draining: Arc<AtomicBool>,
-    grace: Duration,
+    drain: config::Drain,
     stop: CancellationToken,
     tasks: TaskTracker,
     addresses: Addresses,
@@ -120,7 +123,7 @@ impl Sidecar {
             meter.clone(),
             seed,
         );
-        let draining = Arc::new(AtomicBool::new(false));
+        let (ending, draining) = (Arc::default(), Arc::default());
         let publish = Publish::new(
             config,
             delivery.clone(),
@@ -137,7 +140,7 @@ impl Sidecar {
             upstream,
             endpoint: config.upstream.endpoint.authority(),
             egress: egress_names(config),
-            draining: Arc::clone(&draining),
+            draining: Arc::clone(&ending),
             started: Timestamp::now(),
         });
 
@@ -167,8 +170,19 @@ impl Sidecar {
             tasks.spawn(async move { door.serve(listener, service, token, LAST_ANSWERS).await });
         }
         tasks.close();
-        let grace = config.drain.grace;
-        Ok(Self { publish, delivery, ceiling, meter, draining, grace, stop, tasks, addresses })
+        let drain = config.drain.clone();
+        Ok(Self {
+            publish,
+            delivery,
+            ceiling,
+            meter,
+            ending,
+            draining,
+            drain,
+            stop,
+            tasks,
+            addresses,
+        })
     }
 
     /// Where it listens.
@@ -184,13 +198,22 @@ impl Sidecar {
         self.publish.reload(config);
     }
 
-    /// Takes no more messages, finishes those on their way within `drain.grace` or until `hurry`,
-    /// then closes the doors. Returns how many messages were left.
+    /// Is not ready any more; after `drain.accept_for` takes no more messages, finishes those on their way
+    /// within `drain.grace`, and closes the doors. `hurry` ends both. Returns how many messages were
+    /// left.
     pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
-        self.draining.store(true, Ordering::Relaxed);
+        self.ending.store(true, Ordering::Relaxed);
+        let in_order = async {
+            tokio::time::sleep(self.drain.accept_for).await;
+            self.draining.store(true, Ordering::Relaxed);
+            self.delivery.drain(self.drain.grace).await;
+        };
         tokio::select! {
-            () = self.delivery.drain(self.grace) => {}
-            () = hurry => self.delivery.drain(Duration::ZERO).await,
+            () = in_order => {}
+            () = hurry => {
+                self.draining.store(true, Ordering::Relaxed);
+                self.delivery.drain(Duration::ZERO).await;
+            }
         }
         self.stop.cancel();
         self.tasks.wait().await;

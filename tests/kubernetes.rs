@@ -133,8 +133,8 @@ fn what_watches() {
     let alerts = alerts.flat_map(|group| group["rules"].as_array().unwrap());
     let named = alerts.filter(|rule| !rule["alert"].is_null()).count();
     assert_eq!(named, read("deploy/prometheus/alerts.yaml").matches("- alert:").count());
-    let maps = manifests.iter().filter(|manifest| manifest["kind"] == "ConfigMap");
-    let dashboard = maps.filter_map(|map| map["data"]["tollgate.json"].as_str()).next().unwrap();
+    let mut maps = manifests.iter().filter(|manifest| manifest["kind"] == "ConfigMap");
+    let dashboard = maps.find_map(|map| map["data"]["tollgate.json"].as_str()).unwrap();
     let dashboard: Value = serde_json::from_str(dashboard).unwrap();
     assert_eq!(
         dashboard,

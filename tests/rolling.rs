@@ -85,7 +85,9 @@ async fn a_rolling_restart() {
     println!("{} requests in {:?}", answers.len(), start.elapsed());
 
     let mut told = BTreeMap::<u16, usize>::new();
-    answers.iter().for_each(|asked| *told.entry(asked.status).or_default() += 1);
+    for asked in &answers {
+        *told.entry(asked.status).or_default() += 1;
+    }
     println!("told {told:?}");
     assert!(told.keys().all(|status| matches!(status, 200 | 202)), "{told:?}");
     assert!(answers.len() > 1_000);

@@ -383,6 +383,8 @@ pub struct Telemetry {
 pub struct Drain {
     /// How long messages on their way may take after SIGTERM.
     pub grace: Duration,
+    /// How long messages are still taken after SIGTERM, before `grace` begins.
+    pub accept_for: Duration,
 }
 
 /// `[runtime]`

@@ -299,7 +299,9 @@ fn telemetry(r: &mut Reader<'_>) -> Option<Telemetry> {
 }
 
 fn drain(r: &mut Reader<'_>) -> Option<Drain> {
-    Some(Drain { grace: r.duration("drain.grace", "20s", SHORTEST..=HOUR)? })
+    let grace = r.duration("drain.grace", "20s", SHORTEST..=HOUR);
+    let accept_for = r.duration("drain.accept_for", "0s", Duration::ZERO..=HOUR);
+    Some(Drain { grace: grace?, accept_for: accept_for? })
 }
 
 fn runtime(r: &mut Reader<'_>) -> Option<Runtime> {
