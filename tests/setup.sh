@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
-# browser chromium, Prometheus with promtool, and the provider's own Python SDK in target/test-venv.
+# browser chromium, Prometheus with promtool, Redis, and the provider's own Python SDK in target/test-venv.
 # Safe to run again: what is there stays.
 set -eu
 cd "$(dirname "$0")/.."
@@ -19,7 +19,7 @@ installed() {
 
 # a python from pyenv or the like serves as well as Debian's
 missing=""
-for package in mosquitto mosquitto-clients chromium prometheus; do
+for package in mosquitto mosquitto-clients chromium prometheus redis-server; do
     installed "$package" || missing="$missing $package"
 done
 command -v python3 >/dev/null 2>&1 || missing="$missing python3 python3-venv"
@@ -31,7 +31,7 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of words
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
     # Debian starts what it installs; the tests start their own
-    for service in mosquitto prometheus; do
+    for service in mosquitto prometheus redis-server; do
         case "$missing " in *" $service "*) ;; *) continue ;; esac
         if [ -d /run/systemd/system ]; then
             as_root systemctl disable --quiet --now "$service"
@@ -63,4 +63,4 @@ if ! has_sdk; then
     has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
 fi
 
-echo "tests/setup.sh: mosquitto, chromium, prometheus and $venv are ready"
+echo "tests/setup.sh: mosquitto, chromium, prometheus, redis-server and $venv are ready"

@@ -9,6 +9,7 @@ mod billing;
 mod checks;
 mod explain;
 mod flags;
+mod fleet;
 mod load;
 mod mistake;
 mod parse;
@@ -57,6 +58,8 @@ pub struct Config {
     pub keys: Keys,
     /// `[ceilings]`
     pub ceilings: Ceilings,
+    /// `[fleet]`; `None`: alone.
+    pub fleet: Option<Fleet>,
     /// `[retry]`
     pub retry: Retry,
     /// `[spool]`; `None`: nothing is kept.
@@ -261,6 +264,25 @@ pub struct Ceilings {
     pub retry_share: f64,
     /// Whether a figure above the published one was asked for, and allowed.
     pub above_published: bool,
+}
+
+/// `[fleet]`: sidecars that share the ceilings through Redis.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    /// Where Redis is, without user and password.
+    pub url: String,
+    /// The account whose ceiling is shared.
+    pub account: String,
+    /// Sidecars of one group share the ceiling of one egress address; empty: each has its own.
+    pub egress_group: String,
+    /// How many share it: decides how many permits each may keep for long.
+    pub expected_sidecars: u32,
+    /// Redis user; empty: the default one.
+    pub username: String,
+    /// The file that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// Who vouches for Redis, a PEM file; `None`: the operating system's authorities.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// `[retry]`: what happens to kept messages that were not delivered.

@@ -11,6 +11,7 @@ use figment::value::Value;
 
 use super::billing::billing;
 use super::checks;
+use super::fleet::fleet;
 use super::mistake::Wrong;
 use super::parse::{self, Raw};
 use super::read::Reader;
@@ -37,6 +38,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let upstream = upstream(r);
     let keys = keys(r);
     let ceilings = ceilings(r, upstream.as_ref().map(|upstream| &upstream.endpoint));
+    let fleet = fleet(r, ceilings.as_ref(), upstream.as_ref());
     let retry = retry(r);
     let spool = spool(r);
     let idempotency = idempotency(r);
@@ -54,6 +56,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
         upstream: upstream?,
         keys: keys?,
         ceilings: ceilings?,
+        fleet: fleet?,
         retry: retry?,
         spool: spool?,
         idempotency: idempotency?,

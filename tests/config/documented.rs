@@ -95,6 +95,13 @@ fn keys_are_named_once_and_include_the_contract() {
         "ceilings.egress_ip",
         "ceilings.retry_share",
         "ceilings.allow_above_published",
+        "fleet.url",
+        "fleet.account",
+        "fleet.egress_group",
+        "fleet.expected_sidecars",
+        "fleet.username",
+        "fleet.password_file",
+        "fleet.ca_file",
         "listen.control",
         "retry.batch",
         "retry.base",
@@ -125,7 +132,7 @@ fn keys_are_named_once_and_include_the_contract() {
     ] {
         assert!(set.contains(key), "{key}");
     }
-    assert_eq!(set.len(), 58, "a new key belongs into this list");
+    assert_eq!(set.len(), 65, "a new key belongs into this list");
 }
 
 #[test]

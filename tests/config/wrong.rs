@@ -31,7 +31,10 @@ fn in_a_file() {
         ("[publish.deep]\nx = 1", "publish.deep", "is not a key"),
         ("[publish]\n\"wait.x\" = 1", "publish.\"wait.x\"", "is not a key"),
         ("[drain]\nwait = \"5s\"", "drain.wait", "did you mean publish.wait?"),
-        ("[fleet]\nurl = \"redis://x\"", "fleet", "later release"),
+        ("[fleet]\nurl = \"http://x\"", "fleet.url", "is not a Redis"),
+        ("[fleet]\nurl = \"redis://:secret@x\"", "fleet.url", "has a user or password"),
+        ("[fleet]\naccount = \"a}b\"", "fleet.account", "is not a name"),
+        ("[fleet]\nexpected_sidecars = 0", "fleet.expected_sidecars", "out of range"),
         ("[drain]\nhandoff = true", "drain.handoff", "later release"),
         // Types.
         ("[publish]\nwait = 5", "publish.wait", "is a number"),

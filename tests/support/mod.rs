@@ -7,6 +7,7 @@ pub mod callers;
 pub mod http;
 pub mod process;
 pub mod prometheus;
+pub mod redis;
 pub mod script;
 pub mod stage;
 
