@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,9 +14,10 @@ use tokio::time::{Instant, sleep};
 
 use super::KeepError;
 use super::frame::{Draft, Kind};
-use super::index::{Entry, Index, Spot};
+use super::index::{Entry, Index};
 use super::log::{Failed, Log, Written};
 use super::shared::Shared;
+use super::store::{End, Fate, Writer};
 use crate::message::MessageId;
 
 /// The most bytes of one round, but that one frame may be longer.
@@ -106,13 +107,19 @@ impl Shared {
         });
     }
 
-    /// Only the leader takes this lock, so nobody ever waits for it.
-    fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Writes frames at once. Only for the leader, and before there is one.
+    pub(super) fn append(
+        &self,
+        writer: &mut Writer,
+        drafts: &[&Draft],
+    ) -> Result<Vec<Fate>, Failed> {
+        let End::Log(log) = &mut writer.end;
+        let written = self.append_log(log, drafts)?;
+        Ok(written.spots.into_iter().map(Fate::At).collect())
     }
 
-    /// Writes frames at once. Only for the leader, and before there is one.
-    pub(super) fn append(&self, log: &mut Log, drafts: &[&Draft]) -> Result<Written, Failed> {
+    /// The same on a disk.
+    pub(super) fn append_log(&self, log: &mut Log, drafts: &[&Draft]) -> Result<Written, Failed> {
         let started = Instant::now();
         let mut result = log.append(drafts);
         // Room may be found by deleting, which needs none.
@@ -130,10 +137,20 @@ impl Shared {
         for (segment, salt) in log.made.drain(..) {
             index.segments.entry(segment).or_default().salt = salt;
         }
-        match &result {
-            Ok(written) => {
+        if let Ok(written) = &result {
+            index.segments.entry(written.segment).or_default().len = written.len;
+        }
+        drop(index);
+        self.wrote(started, &result);
+        result
+    }
+
+    /// A write has ended so.
+    pub(super) fn wrote<T>(&self, started: Instant, result: &Result<T, Failed>) {
+        let mut index = self.index();
+        match result {
+            Ok(_) => {
                 self.commits.observe(started.elapsed().as_secs_f64());
-                index.segments.entry(written.segment).or_default().len = written.len;
                 index.failure = None;
             }
             Err(failed) => {
@@ -144,7 +161,12 @@ impl Shared {
                 index.failure = Some(error.into());
             }
         }
-        result
+    }
+
+    /// Sees to what is written. Returns whether there is more to do.
+    fn tend(&self, writer: &mut Writer) -> io::Result<bool> {
+        let End::Log(log) = &mut writer.end;
+        self.tidy(log)
     }
 }
 
@@ -167,17 +189,17 @@ impl Leader<'_> {
     fn lead(&mut self) {
         let shared = self.shared;
         loop {
-            let mut log = shared.log();
+            let mut writer = shared.writer();
             let ops = shared.queue().round(ROUND.min(shared.segment_size()));
             shared.index().expire(shared.options.keep_receipts, Timestamp::now());
-            let idle = ops.is_empty() && log.regrets.is_empty();
-            let written = if idle { self.probe(&mut log) } else { self.write(&mut log, ops) };
+            let idle = ops.is_empty() && writer.regrets.is_empty();
+            let written = if idle { self.probe(&mut writer) } else { self.write(&mut writer, ops) };
             if let Err(error) = written {
-                drop(log);
+                drop(writer);
                 return self.give_up(&error);
             }
-            let tidied = shared.tidy(&mut log);
-            drop(log);
+            let tidied = shared.tend(&mut writer);
+            drop(writer);
             if let Err(error) = &tidied {
                 tracing::debug!(%error, "the spool's folder cannot be tidied");
                 shared.retry_later();
@@ -194,12 +216,12 @@ impl Leader<'_> {
 
     /// After a failure somebody has to find out that the disk works again: as long as it seems
     /// not to, perhaps nothing else comes that would be written.
-    fn probe(&self, log: &mut Log) -> Result<(), Arc<str>> {
+    fn probe(&self, writer: &mut Writer) -> Result<(), Arc<str>> {
         if self.shared.index().failure.is_none() {
             return Ok(());
         }
         let nobody = Draft::bare(Kind::Forgotten, MessageId::from_u128(0));
-        let written = self.shared.append(log, &[&nobody]);
+        let written = self.shared.append(writer, &[&nobody]);
         written.map(drop).map_err(|failed| failed.error.to_string().into())
     }
 
@@ -216,7 +238,7 @@ impl Leader<'_> {
         self.shared.retry_later();
     }
 
-    fn write(&self, log: &mut Log, ops: Vec<Op>) -> Result<(), Arc<str>> {
+    fn write(&self, writer: &mut Writer, ops: Vec<Op>) -> Result<(), Arc<str>> {
         let shared = self.shared;
         let back = |ops: Vec<Op>, error: &io::Error| {
             let error = Arc::from(error.to_string());
@@ -229,11 +251,11 @@ impl Leader<'_> {
         };
         // First what must not come back. As long as that is not written nothing else is tried, so
         // that failures do not pile up.
-        if !log.regrets.is_empty() {
+        if !writer.regrets.is_empty() {
             let regrets: Vec<Draft> =
-                log.regrets.iter().map(|id| Draft::bare(Kind::Forgotten, *id)).collect();
-            match shared.append(log, &regrets.iter().collect::<Vec<_>>()) {
-                Ok(_) => log.regrets.clear(),
+                writer.regrets.iter().map(|id| Draft::bare(Kind::Forgotten, *id)).collect();
+            match shared.append(writer, &regrets.iter().collect::<Vec<_>>()) {
+                Ok(_) => writer.regrets.clear(),
                 Err(failed) => return Err(back(ops, &failed.error)),
             }
         }
@@ -242,15 +264,15 @@ impl Leader<'_> {
             shared.done(ops, &[]);
             return Ok(());
         }
-        match shared.append(log, &drafts) {
-            Ok(written) => {
-                shared.done(ops, &written.spots);
+        match shared.append(writer, &drafts) {
+            Ok(fates) => {
+                shared.done(ops, &fates);
                 Ok(())
             }
             Err(failed) => {
                 if failed.traces {
                     let keeps = ops.iter().filter(|op| matches!(op, Op::Keep { .. }));
-                    log.regrets.extend(keeps.filter_map(Op::draft).map(|draft| draft.id));
+                    writer.regrets.extend(keeps.filter_map(Op::draft).map(|draft| draft.id));
                 }
                 Err(back(ops, &failed.error))
             }
@@ -260,8 +282,8 @@ impl Leader<'_> {
 
 impl Shared {
     /// All of it is durable.
-    fn done(&self, ops: Vec<Op>, spots: &[Spot]) {
-        let mut spots = spots.iter().copied();
+    fn done(&self, ops: Vec<Op>, fates: &[Fate]) {
+        let mut fates = fates.iter().copied();
         let mut index = self.index();
         let mut told = Vec::with_capacity(ops.len());
         for op in ops {
@@ -269,14 +291,14 @@ impl Shared {
                 Op::Keep { draft, mut entry, done } => {
                     index.reserved.messages -= 1;
                     index.reserved.bytes -= u64::from(draft.len());
-                    if let Some(spot) = spots.next() {
+                    if let Some(Fate::At(spot)) = fates.next() {
                         entry.spot = spot;
                         index.insert(draft.id, entry);
                     }
                     told.push(Told::Keep(done));
                 }
                 Op::Note { draft, done } => {
-                    if let (Some(spot), Kind::Delivered) = (spots.next(), draft.kind)
+                    if let (Some(Fate::At(spot)), Kind::Delivered) = (fates.next(), draft.kind)
                         && index.get(draft.id).is_some_and(Entry::is_delivered)
                     {
                         index.settle(draft.id, spot, true);

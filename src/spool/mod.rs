@@ -17,6 +17,7 @@ mod recover;
 mod scan;
 mod selection;
 mod shared;
+mod store;
 #[cfg(test)]
 mod tests;
 mod tidy;
