@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +31,9 @@ const SMALL: Limits = Limits {
     header_timeout: Duration::from_secs(5),
     idle_timeout: Duration::from_secs(75),
 };
+/// What handing the rest to the fleet's spool may take, and what leaving that one may.
+const HAND_OVER: Duration = Duration::from_secs(10);
+const LEAVE: Duration = Duration::from_secs(5);
 /// How long an answer may take to leave once everything else has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -64,6 +68,7 @@ pub struct Sidecar {
     delivery: Delivery<Wire>,
     ceiling: Ceiling,
     meter: Meter,
+    spool: Option<Rest>,
     draining: Arc<AtomicBool>,
     grace: Duration,
     stop: CancellationToken,
@@ -101,7 +106,7 @@ impl Sidecar {
 
         let upstream = Wire::new(&config.upstream, config.retry.codes.clone(), keys.clone())?;
         let spool = match &config.spool {
-            Some(spool) => Some(Spool::open(spool_options(spool, &config.idempotency)).await?),
+            Some(spool) => Some(open(config, spool).await?),
             None => None,
         };
         let egress = config.upstream.egress_addresses.len();
@@ -128,7 +133,7 @@ impl Sidecar {
         let telemetry = Telemetry::new(Facts {
             meter: meter.clone(),
             ceiling: ceiling.clone(),
-            spool,
+            spool: spool.clone(),
             delivery: delivery.clone(),
             keys,
             upstream,
@@ -164,8 +169,20 @@ impl Sidecar {
             tasks.spawn(async move { door.serve(listener, service, token, LAST_ANSWERS).await });
         }
         tasks.close();
+        let spool = spool.map(|spool| Rest { spool, to: hand_over_to(config) });
         let grace = config.drain.grace;
-        Ok(Self { publish, delivery, ceiling, meter, draining, grace, stop, tasks, addresses })
+        Ok(Self {
+            publish,
+            delivery,
+            ceiling,
+            meter,
+            spool,
+            draining,
+            grace,
+            stop,
+            tasks,
+            addresses,
+        })
     }
 
     /// Where it listens.
@@ -185,6 +202,9 @@ impl Sidecar {
     /// then closes the doors. Returns how many messages were left.
     pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
         self.draining.store(true, Ordering::Relaxed);
+        if let Some(rest) = &self.spool {
+            rest.spool.retire();
+        }
         let left = tokio::select! {
             left = self.delivery.drain(self.grace) => left,
             () = hurry => self.delivery.drain(Duration::ZERO).await,
@@ -193,8 +213,71 @@ impl Sidecar {
         self.tasks.wait().await;
         // What slipped through the door in the moment of closing.
         let left = if left > 0 { left } else { self.delivery.drain(self.grace).await };
+        if let Some(rest) = self.spool {
+            rest.leave().await;
+        }
         self.meter.close().await;
         left
+    }
+}
+
+/// What is kept when a sidecar ends.
+struct Rest {
+    spool: Spool,
+    /// Where a disk's rest goes, if anywhere.
+    to: Option<(config::Fleet, spool::Options)>,
+}
+
+impl Rest {
+    /// Leaves it to others, where there are some.
+    async fn leave(self) {
+        let Some((fleet, options)) = &self.to else {
+            if timeout(LEAVE, self.spool.close()).await.is_err() {
+                tracing::warn!("the spool was not closed in time");
+            }
+            return;
+        };
+        let handed = timeout(HAND_OVER, hand_over(&self.spool, fleet, options.clone())).await;
+        let usage = self.spool.usage();
+        let left = usage.queued.messages + usage.dead.messages;
+        match handed {
+            Ok(Ok(messages)) => tracing::info!(messages, "handed over to the fleet's spool"),
+            Ok(Err(error)) => {
+                tracing::warn!(error, left, "not all was handed over: the rest stays on the disk");
+            }
+            Err(_) => {
+                tracing::warn!(left, "not all was handed over in time: the rest stays on the disk");
+            }
+        }
+    }
+}
+
+async fn hand_over(
+    from: &Spool,
+    fleet: &config::Fleet,
+    options: spool::Options,
+) -> Result<usize, String> {
+    let to = Spool::share(fleet, None, options).await.map_err(|error| error.to_string())?;
+    let handed = from.hand_over(&to).await.map_err(|error| error.to_string());
+    to.close().await;
+    handed
+}
+
+fn hand_over_to(config: &Config) -> Option<(config::Fleet, spool::Options)> {
+    let spool = config.spool.as_ref()?;
+    if !config.drain.handoff || spool.store == config::Store::Redis {
+        return None;
+    }
+    Some((config.fleet.clone()?, spool_options(spool, &config.idempotency)))
+}
+
+async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError> {
+    let options = spool_options(spool, &config.idempotency);
+    match (spool.store, &config.fleet) {
+        (config::Store::Redis, Some(fleet)) => {
+            Spool::share(fleet, Some(&spool.path), options).await
+        }
+        _ => Spool::open(options).await,
     }
 }
 

@@ -48,19 +48,25 @@ impl Keys {
     pub(super) fn new(config: &config::Idempotency, spool: Option<&Spool>) -> Self {
         let keys = Self { keep: config.keep, max: config.max_keys, known: Mutex::default() };
         let Some(spool) = spool else { return keys };
+        keys.know(&spool.list(None, usize::MAX, &mut |brief| brief.claim.is_some()));
+        keys
+    }
+
+    /// Knows the keys of messages that were kept by somebody else. What it knows itself stands.
+    pub(super) fn know(&self, briefs: &[Brief]) {
         let (now, wall) = (Instant::now(), Timestamp::now());
-        let claimed = spool.list(None, usize::MAX, &mut |brief| brief.claim.is_some());
-        let mut known = keys.known();
-        for brief in claimed {
+        let mut known = self.known();
+        for brief in briefs {
             let Some(claim) = brief.claim else { continue };
             let age = wall.duration_since(brief.kept_at).unsigned_abs();
-            let left = config.keep.saturating_sub(age);
+            let left = self.keep.saturating_sub(age);
+            if left.is_zero() || known.slots.contains_key(&claim.key) {
+                continue;
+            }
             known.ends.push_back((now + left, claim.key));
-            known.slots.insert(claim.key, (claim, Slot::Answered(first_answer(&brief))));
+            known.slots.insert(claim.key, (claim, Slot::Answered(first_answer(brief))));
         }
         known.ends.make_contiguous().sort_unstable();
-        drop(known);
-        keys
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

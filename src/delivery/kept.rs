@@ -38,6 +38,8 @@ pub(super) struct Kept<U> {
     pub(super) lines: Lines,
 }
 
+/// How long a message waits that others may have taken over, as long as nobody knows.
+const NOT_OURS: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
 /// Lines of one second; the rest is counted.
@@ -105,7 +107,15 @@ impl<U: Upstream> Kept<U> {
                 "messages were left in the spool: delivering them"
             );
         }
+        self.take_up(left);
+    }
+
+    /// Delivers what others have left.
+    pub(super) fn take_up(&self, left: Vec<Brief>) {
         for brief in left {
+            if !matches!(brief.state, State::Queued { .. }) {
+                continue;
+            }
             if brief.state == (State::Queued { calling: true }) {
                 // A call may have left, and the topic is not to be delivered twice. The ledger
                 // has counted it, like all that were under way.
@@ -191,6 +201,9 @@ impl<U: Upstream> Kept<U> {
         if let Err(over) = self.meter.admits(&lane.instance, &lane.parent) {
             return (Said::Waits(wait_for(&over)), true);
         }
+        if self.spool.is_ours().is_err() {
+            return (Said::Waits(NOT_OURS), true);
+        }
         let message = match self.spool.read(item.id).await {
             Ok(record) => record.message,
             Err(ReadError::Absent) => return (Said::Nothing, false),
@@ -200,7 +213,7 @@ impl<U: Upstream> Kept<U> {
                 drop(self.batches.caller(item.id));
                 return (Said::Nothing, false);
             }
-            Err(ReadError::Disk(error)) => {
+            Err(ReadError::Disk(error) | ReadError::Redis(error)) => {
                 if let Some(suppressed) = self.lines.next() {
                     let error = &*error;
                     let trace_id = self.trace(item.id).map(tracing::field::display);
@@ -210,6 +223,12 @@ impl<U: Upstream> Kept<U> {
             }
         };
         let Some(permit) = self.permit(item).await else { return (Said::Nothing, true) };
+        // Asked before it is looked for: whoever takes it over does so after `ours` has ended.
+        let Ok(ours) = self.spool.is_ours() else {
+            permit.unsent();
+            return (Said::Waits(NOT_OURS), true);
+        };
+        let closes = (Instant::now() + TURN).min(ours.unwrap_or(Instant::now() + TURN));
         let other_probes = !item.probe && self.batches.trouble(lane).is_some();
         if self.stopped() || other_probes || self.spool.find(item.id).is_none() {
             permit.unsent();
@@ -224,9 +243,10 @@ impl<U: Upstream> Kept<U> {
             }
         };
         if !may_repeat {
-            self.spool.note(item.id, Change::Calling).await;
+            // Not durable in time: then the call does not leave.
+            drop(timeout_at(closes, self.spool.note(item.id, Change::Calling)).await);
         }
-        let answer = self.call(&message, permit, entry).await;
+        let answer = self.call(&message, permit, entry, closes).await;
         self.settle(&message, item.attempts + 1, &answer, may_repeat).await
     }
 
@@ -247,12 +267,18 @@ impl<U: Upstream> Kept<U> {
         self.meter.begin(message, kind).await
     }
 
-    async fn call(&self, message: &Message, permit: Permit, entry: Call) -> Answer {
+    async fn call(
+        &self,
+        message: &Message,
+        permit: Permit,
+        entry: Call,
+        closes: Instant,
+    ) -> Answer {
         if let Some((ceiling, wait)) = permit.waited() {
             self.meter.waited(ceiling as usize, wait);
         }
         let start = Instant::now();
-        let departure = Departure::new(start + TURN);
+        let departure = Departure::new(closes);
         let answer = self.upstream.send(message, permit, &departure).await;
         entry.ended(&answer.label(), billed(&answer.verdict()), start.elapsed());
         answer

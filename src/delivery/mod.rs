@@ -15,7 +15,7 @@ mod lane;
 mod outcome;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -27,7 +27,7 @@ use crate::ceiling::Ceiling;
 use crate::config;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
-use crate::spool::{Brief, Change, Claim, Picked, Spool};
+use crate::spool::{Adoptions, Brief, Change, Claim, Picked, Spool};
 use crate::upstream::Upstream;
 use batches::Batches;
 pub use batches::Paused;
@@ -94,6 +94,9 @@ impl<U: Upstream> Delivery<U> {
                 lines: kept::Lines::default(),
             });
             kept.recover();
+            if let Some(adoptions) = kept.spool.adoptions() {
+                tokio::spawn(adopt(Arc::downgrade(&kept), Arc::clone(&keys), adoptions));
+            }
             let changed = Arc::clone(&kept.batches.changed);
             tokio::spawn(batches::run(Arc::downgrade(&kept), changed));
             kept
@@ -196,6 +199,15 @@ impl<U: Upstream> Delivery<U> {
             tracing::info!(messages = left, "kept for the next start");
         }
         0
+    }
+}
+
+/// Delivers what other sidecars have left, as long as there is a `kept`.
+async fn adopt<U: Upstream>(kept: Weak<Kept<U>>, keys: Arc<Keys>, mut adoptions: Adoptions) {
+    while let Some(briefs) = adoptions.next().await {
+        let Some(kept) = kept.upgrade() else { return };
+        keys.know(&briefs);
+        kept.take_up(briefs);
     }
 }
 

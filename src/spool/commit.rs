@@ -18,10 +18,9 @@ use super::index::{Entry, Index};
 use super::log::{Failed, Log, Written};
 use super::shared::Shared;
 use super::store::{End, Fate, Writer};
+use super::streams;
 use crate::message::MessageId;
 
-/// The most bytes of one round, but that one frame may be longer.
-const ROUND: u64 = 4 * 1024 * 1024;
 /// How long to wait after a failure if nobody comes meanwhile.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -40,7 +39,7 @@ pub(super) enum Op {
 }
 
 impl Op {
-    fn draft(&self) -> Option<&Draft> {
+    pub(super) fn draft(&self) -> Option<&Draft> {
         match self {
             Self::Keep { draft, .. } | Self::Note { draft, .. } => Some(draft),
             Self::Fence { .. } => None,
@@ -64,12 +63,18 @@ impl Queue {
         self.ops.push_back(Op::Note { draft: Draft::bare(Kind::Forgotten, id), done: None });
     }
 
-    fn round(&mut self, limit: u64) -> Vec<Op> {
+    /// Messages whose end waits to be written.
+    pub(super) fn forgotten(&self) -> impl Iterator<Item = MessageId> {
+        let drafts = self.ops.iter().filter_map(Op::draft);
+        drafts.filter(|draft| draft.kind == Kind::Forgotten).map(|draft| draft.id)
+    }
+
+    fn round(&mut self, (limit, most): (u64, usize)) -> Vec<Op> {
         let mut bytes = 0;
         let mut ops = Vec::new();
         while let Some(op) = self.ops.front() {
             bytes += op.draft().map_or(0, |draft| u64::from(draft.len()));
-            if bytes > limit && !ops.is_empty() {
+            if (bytes > limit && !ops.is_empty()) || ops.len() >= most {
                 break;
             }
             ops.extend(self.ops.pop_front());
@@ -113,9 +118,20 @@ impl Shared {
         writer: &mut Writer,
         drafts: &[&Draft],
     ) -> Result<Vec<Fate>, Failed> {
-        let End::Log(log) = &mut writer.end;
-        let written = self.append_log(log, drafts)?;
-        Ok(written.spots.into_iter().map(Fate::At).collect())
+        let owner = match &mut writer.end {
+            End::Log(log) => {
+                let written = self.append_log(log, drafts)?;
+                return Ok(written.spots.into_iter().map(Fate::At).collect());
+            }
+            End::Redis(owner) => owner,
+        };
+        let started = Instant::now();
+        let written = owner.commit(self, &writer.regrets, drafts);
+        // That a full Redis takes what makes it emptier does not say that it takes the rest.
+        if written.is_err() || streams::grows(drafts) {
+            self.wrote(started, &written);
+        }
+        written
     }
 
     /// The same on a disk.
@@ -156,7 +172,7 @@ impl Shared {
             Err(failed) => {
                 let error = failed.error.to_string();
                 if index.failure.is_none() {
-                    tracing::warn!(error, "the disk does not take what is to be kept");
+                    tracing::warn!(error, "{} does not take what is to be kept", self.store.word());
                 }
                 index.failure = Some(error.into());
             }
@@ -165,8 +181,16 @@ impl Shared {
 
     /// Sees to what is written. Returns whether there is more to do.
     fn tend(&self, writer: &mut Writer) -> io::Result<bool> {
-        let End::Log(log) = &mut writer.end;
-        self.tidy(log)
+        let owner = match &mut writer.end {
+            End::Log(log) => return self.tidy(log),
+            End::Redis(owner) => owner,
+        };
+        let started = Instant::now();
+        owner.tend(self, &writer.regrets).map(|()| false).map_err(|error| {
+            let failed = || Failed { error: io::Error::other(error.to_string()), traces: false };
+            self.wrote::<()>(started, &Err(failed()));
+            failed().error
+        })
     }
 }
 
@@ -190,7 +214,7 @@ impl Leader<'_> {
         let shared = self.shared;
         loop {
             let mut writer = shared.writer();
-            let ops = shared.queue().round(ROUND.min(shared.segment_size()));
+            let ops = shared.queue().round(shared.store.round(shared.segment_size()));
             shared.index().expire(shared.options.keep_receipts, Timestamp::now());
             let idle = ops.is_empty() && writer.regrets.is_empty();
             let written = if idle { self.probe(&mut writer) } else { self.write(&mut writer, ops) };
@@ -230,7 +254,7 @@ impl Leader<'_> {
         let mut index = self.shared.index();
         let mut queue = self.shared.queue();
         let ops = std::mem::take(&mut queue.ops);
-        queue.ops = without_keeps(&mut index, ops, error);
+        queue.ops = without_keeps(self.shared, &mut index, ops, error);
         queue.leading = false;
         self.resigned = true;
         drop(queue);
@@ -242,7 +266,7 @@ impl Leader<'_> {
         let shared = self.shared;
         let back = |ops: Vec<Op>, error: &io::Error| {
             let error = Arc::from(error.to_string());
-            let notes = without_keeps(&mut shared.index(), ops.into(), &error);
+            let notes = without_keeps(shared, &mut shared.index(), ops.into(), &error);
             let mut queue = shared.queue();
             for op in notes.into_iter().rev() {
                 queue.ops.push_front(op);
@@ -291,17 +315,29 @@ impl Shared {
                 Op::Keep { draft, mut entry, done } => {
                     index.reserved.messages -= 1;
                     index.reserved.bytes -= u64::from(draft.len());
-                    if let Some(Fate::At(spot)) = fates.next() {
-                        entry.spot = spot;
-                        index.insert(draft.id, entry);
-                    }
-                    told.push(Told::Keep(done));
+                    let kept = match fates.next() {
+                        Some(Fate::At(spot)) => {
+                            entry.spot = spot;
+                            index.insert(draft.id, entry);
+                            Ok(())
+                        }
+                        Some(Fate::Full) => Err(KeepError::Full),
+                        Some(Fate::Lost) | None => {
+                            Err(self.store.refusal("it is kept already".into()))
+                        }
+                    };
+                    told.push(Told::Keep(done, kept));
                 }
                 Op::Note { draft, done } => {
-                    if let (Some(Fate::At(spot)), Kind::Delivered) = (fates.next(), draft.kind)
-                        && index.get(draft.id).is_some_and(Entry::is_delivered)
-                    {
-                        index.settle(draft.id, spot, true);
+                    let is_delivered = index.get(draft.id).is_some_and(Entry::is_delivered);
+                    match fates.next() {
+                        Some(Fate::At(spot)) if draft.kind == Kind::Delivered && is_delivered => {
+                            index.settle(draft.id, spot, true);
+                        }
+                        Some(Fate::Lost) if index.remove(draft.id).is_some() => {
+                            tracing::warn!(message = %draft.id, "another sidecar has taken over a message");
+                        }
+                        _ => {}
                     }
                     told.extend(done.map(Told::Note));
                 }
@@ -312,7 +348,7 @@ impl Shared {
         for told in told {
             // Whoever has gone away need not know.
             match told {
-                Told::Keep(done) => drop(done.send(Ok(()))),
+                Told::Keep(done, kept) => drop(done.send(kept)),
                 Told::Note(done) => drop(done.send(())),
             }
         }
@@ -320,19 +356,24 @@ impl Shared {
 }
 
 enum Told {
-    Keep(oneshot::Sender<Result<(), KeepError>>),
+    Keep(oneshot::Sender<Result<(), KeepError>>, Result<(), KeepError>),
     Note(oneshot::Sender<()>),
 }
 
-/// Tells those who keep that the disk does not take it.
-fn without_keeps(index: &mut Index, ops: VecDeque<Op>, error: &Arc<str>) -> VecDeque<Op> {
+/// Tells those who keep that it is not taken.
+fn without_keeps(
+    shared: &Shared,
+    index: &mut Index,
+    ops: VecDeque<Op>,
+    error: &Arc<str>,
+) -> VecDeque<Op> {
     let mut rest = VecDeque::with_capacity(ops.len());
     for op in ops {
         match op {
             Op::Keep { draft, done, .. } => {
                 index.reserved.messages -= 1;
                 index.reserved.bytes -= u64::from(draft.len());
-                drop(done.send(Err(KeepError::Disk(Arc::clone(error)))));
+                drop(done.send(Err(shared.store.refusal(Arc::clone(error)))));
             }
             op => rest.push_back(op),
         }

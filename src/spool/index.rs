@@ -246,6 +246,7 @@ impl Index {
             damaged: self.damaged,
             failure: self.failure.clone(),
             max: Share::default(),
+            account: None,
         }
     }
 

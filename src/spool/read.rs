@@ -4,17 +4,35 @@ use std::io;
 
 use bytes::Bytes;
 
+use super::disk::Disk;
+use super::index::Entry;
 use super::shared::Shared;
-use super::store::Store;
+use super::streams::Streams;
 use super::tidy::Unread;
 use super::{ReadError, Record};
 use crate::message::{Message, MessageId, Payload};
 
 impl Shared {
-    /// A kept message. Blocks.
-    pub(super) fn read(&self, id: MessageId) -> Result<Record, ReadError> {
-        let Store::Disk(disk) = &self.store;
-        let disk = &**disk;
+    /// A kept message, from Redis.
+    pub(super) async fn fetch(
+        &self,
+        streams: &Streams,
+        id: MessageId,
+    ) -> Result<Record, ReadError> {
+        let entry = self.index().get(id).cloned().ok_or(ReadError::Absent)?;
+        if entry.is_delivered() {
+            return Ok(record(id, &entry, Bytes::new()));
+        }
+        match streams.reader.body(id, &self.runtime).await {
+            Ok(Some(body)) => Ok(record(id, &entry, body)),
+            // It was forgotten meanwhile, here or by whoever has taken it over.
+            Ok(None) => Err(ReadError::Absent),
+            Err(error) => Err(ReadError::Redis(error)),
+        }
+    }
+
+    /// A kept message, from a disk. Blocks.
+    pub(super) fn read(&self, disk: &dyn Disk, id: MessageId) -> Result<Record, ReadError> {
         let mut before = None;
         loop {
             let entry = self.index().get(id).cloned().ok_or(ReadError::Absent)?;
@@ -38,14 +56,18 @@ impl Shared {
                     return Err(ReadError::Damaged);
                 }
             };
-            let message = Message {
-                id,
-                instance: entry.place.lane.instance.clone(),
-                topic: entry.place.topic.clone(),
-                payload: Payload::kept(body),
-                trace: entry.trace.as_deref().copied(),
-            };
-            return Ok(Record { message, brief: entry.brief(id) });
+            return Ok(record(id, &entry, body));
         }
     }
+}
+
+fn record(id: MessageId, entry: &Entry, body: Bytes) -> Record {
+    let message = Message {
+        id,
+        instance: entry.place.lane.instance.clone(),
+        topic: entry.place.topic.clone(),
+        payload: Payload::kept(body),
+        trace: entry.trace.as_deref().copied(),
+    };
+    Record { message, brief: entry.brief(id) }
 }

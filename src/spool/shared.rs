@@ -18,6 +18,7 @@ use super::meta;
 use super::record::Change;
 use super::recover::recover;
 use super::store::{End, Fate, Store, Writer};
+use super::streams::Owner;
 use super::{OpenError, Options};
 use crate::message::MessageId;
 
@@ -51,27 +52,36 @@ impl Shared {
         index.expire(options.keep_receipts, Timestamp::now());
         let shared = Self {
             options,
-            store: Store::Disk(Arc::clone(&disk)),
+            store: Store::Disk(disk),
             runtime,
             commits: histogram(),
             writer: Mutex::new(Writer::new(End::Log(log))),
             index: Mutex::new(index),
             queue: Mutex::default(),
         };
-        shared.amend(&*disk, &recovered.amends, &recovered.damage);
+        shared.amend(&recovered.amends, &recovered.damage);
         let shared = Arc::new(shared);
         shared.kick();
         Ok(shared)
     }
 
+    /// The spool of an account in Redis, with nothing in it yet.
+    pub(super) fn share(owner: Owner, options: Options, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            store: Store::Redis(owner.streams()),
+            runtime,
+            commits: histogram(),
+            writer: Mutex::new(Writer::new(End::Redis(Box::new(owner)))),
+            index: Mutex::default(),
+            queue: Mutex::default(),
+        })
+    }
+
     /// Writes anew what damage has hit, and then sets the damage aside: it says nothing at the
     /// next start.
-    fn amend(
-        &self,
-        disk: &dyn Disk,
-        amends: &BTreeMap<MessageId, Change>,
-        damage: &[(String, Range)],
-    ) {
+    fn amend(&self, amends: &BTreeMap<MessageId, Change>, damage: &[(String, Range)]) {
+        let Store::Disk(disk) = &self.store else { return };
         let drafts: Vec<Draft> = {
             let index = self.index();
             let found =
@@ -93,7 +103,7 @@ impl Shared {
             }
         }
         for (file, range) in damage {
-            set_aside(disk, file, *range);
+            set_aside(&**disk, file, *range);
         }
     }
 
@@ -112,6 +122,14 @@ impl Shared {
 
     pub(super) fn segment_size(&self) -> u64 {
         segment_size(&self.options)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Store::Redis(streams) = &self.store {
+            streams.close();
+        }
     }
 }
 

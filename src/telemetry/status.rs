@@ -12,7 +12,7 @@ use crate::answer::Bar;
 use crate::config::{Billing, Limit};
 use crate::delivery;
 use crate::meter::{BudgetStatus, Failure, Past, Published, Snapshot};
-use crate::spool::Spool;
+use crate::spool::{Share, Spool};
 
 /// The most paused topics that are told: those of the most messages.
 const MOST_PAUSED: usize = 50;
@@ -320,8 +320,13 @@ fn kept(spool: &Spool) -> Kept {
     let usage = spool.usage();
     // Receipts give way to messages.
     let (queued, dead) = (usage.queued, usage.dead);
-    let messages = (queued.messages + dead.messages) as f64 / usage.max.messages as f64;
-    let bytes = (queued.bytes + dead.bytes) as f64 / usage.max.bytes as f64;
+    // Shared, it is full when all together have filled it.
+    let used = usage.account.unwrap_or_else(|| Share {
+        messages: queued.messages + dead.messages,
+        bytes: queued.bytes + dead.bytes,
+    });
+    let messages = used.messages as f64 / usage.max.messages as f64;
+    let bytes = used.bytes as f64 / usage.max.bytes as f64;
     Kept {
         queued: queued.messages,
         dead: dead.messages,

@@ -115,6 +115,7 @@ fn keys_are_named_once_and_include_the_contract() {
         "spool.max_bytes",
         "spool.max_messages",
         "spool.keep_receipts",
+        "drain.handoff",
         "idempotency.keep",
         "idempotency.max_keys",
         "topics.allow",
@@ -132,7 +133,7 @@ fn keys_are_named_once_and_include_the_contract() {
     ] {
         assert!(set.contains(key), "{key}");
     }
-    assert_eq!(set.len(), 65, "a new key belongs into this list");
+    assert_eq!(set.len(), 66, "a new key belongs into this list");
 }
 
 #[test]

@@ -5,6 +5,10 @@ mod double;
 mod faults;
 mod model;
 mod real;
+#[path = "../../../tests/support/redis.rs"]
+mod server;
+mod shared;
+mod together;
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,0 +1,411 @@
+//! On a real Redis: what one sidecar keeps, loses, takes over and hands over.
+
+use std::path::Path;
+use std::time::Duration;
+
+use redis::Commands;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::super::streams::Times;
+use super::super::{
+    Change, Durability, KeepError, NotOurs, OpenError, Options, ReadError, Spool, State,
+};
+use super::server::Redis;
+use super::{claim, death, message, options, receipt};
+use crate::config::Fleet;
+
+const BOUND: Duration = Duration::from_secs(30);
+
+/// Nobody is taken for dead.
+pub(super) const CALM: Times = Times {
+    beat: Duration::from_millis(50),
+    silent: Duration::from_hours(1),
+    calls: Duration::from_secs(1),
+    pace: Duration::from_millis(1),
+};
+/// Whoever is dead is known to be so soon.
+pub(super) const QUICK: Times =
+    Times { silent: Duration::from_millis(500), calls: Duration::ZERO, ..CALM };
+
+pub(super) fn fleet(redis: &Redis, account: &str) -> Fleet {
+    Fleet {
+        url: redis.url(),
+        account: account.to_owned(),
+        egress_group: String::new(),
+        expected_sidecars: 1,
+        username: String::new(),
+        password_file: None,
+        ca_file: None,
+    }
+}
+
+pub(super) async fn share(redis: &Redis, account: &str, times: Times) -> Spool {
+    share_in(redis, account, times, None).await
+}
+
+async fn share_in(redis: &Redis, account: &str, times: Times, folder: Option<&Path>) -> Spool {
+    let options = options("/nowhere".as_ref());
+    Spool::share_with(&fleet(redis, account), folder, options, times).await.unwrap()
+}
+
+/// Messages and receipts that lie in Redis.
+fn entries(redis: &Redis) -> i64 {
+    let mut command = redis::cmd("XLEN");
+    command.arg("tollgate:{a}:spool").query(&mut redis.connection()).unwrap()
+}
+
+/// Waits until a spool holds so many messages.
+async fn holds(spool: &Spool, messages: usize) {
+    let mut adoptions = spool.adoptions().unwrap();
+    let adopting = tokio::spawn(async move { while adoptions.next().await.is_some() {} });
+    let looked = async {
+        while spool.list(None, usize::MAX, &mut |_| true).len() < messages {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(timeout(BOUND, looked).await.is_ok(), "it never holds {messages}");
+    adopting.abort();
+}
+
+#[tokio::test]
+async fn what_becomes_of_a_message_is_known_to_whoever_takes_it_over() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    let [queued, calling, tried, delivered, dead, replayed, forgotten] =
+        std::array::from_fn(|i| message("abc/d", format!("body {i}")));
+    for kept in [&queued, &calling, &tried, &delivered, &dead, &replayed, &forgotten] {
+        spool.keep(kept, Some(claim())).await.unwrap();
+    }
+    let again: jiff::Timestamp = "2031-01-01T00:00:00.123456789Z".parse().unwrap();
+    spool.note(calling.id, Change::Calling).await;
+    spool.note(tried.id, Change::Calling).await;
+    spool.note(tried.id, Change::Tried(3)).await;
+    spool.note(delivered.id, Change::Delivered(2, receipt())).await;
+    spool.note(dead.id, Change::Dead(9, death())).await;
+    spool.note(replayed.id, Change::Dead(9, death())).await;
+    spool.note(replayed.id, Change::Replayed(again)).await;
+    spool.note(forgotten.id, Change::Forgotten).await;
+    let before = spool.list(None, 100, &mut |_| true);
+    assert_eq!(before.len(), 6);
+    let usage = spool.usage();
+    assert_eq!(spool.find(calling.id).unwrap().state, State::Queued { calling: true });
+    let read = spool.read(replayed.id).await.unwrap();
+    assert_eq!(read.message.payload, replayed.payload);
+    spool.close().await;
+    assert_eq!(spool.is_ours(), Err(NotOurs));
+
+    let other = share(&redis, "a", CALM).await;
+    holds(&other, 6).await;
+    assert_eq!(other.list(None, 100, &mut |_| true), before);
+    let counted =
+        |usage: &super::super::Usage| (usage.queued, usage.dead, usage.receipts, usage.oldest);
+    assert_eq!(counted(&other.usage()), counted(&usage));
+    let read = other.read(replayed.id).await.unwrap();
+    assert_eq!((read.message.payload, read.message.topic), (replayed.payload, replayed.topic));
+    assert!(other.read(delivered.id).await.unwrap().message.payload.as_bytes().is_empty());
+    assert_eq!(other.read(forgotten.id).await.unwrap_err(), ReadError::Absent);
+
+    // Nothing is left behind when all is forgotten.
+    for brief in before {
+        other.note(brief.id, Change::Forgotten).await;
+    }
+    other.close().await;
+    let mut connection = redis.connection();
+    let left: i64 = entries(&redis);
+    let words: i64 = connection.hlen("tollgate:{a}:spool:words").unwrap();
+    let owners: i64 = connection.hlen("tollgate:{a}:spool:owners").unwrap();
+    let totals: Vec<i64> =
+        connection.hmget("tollgate:{a}:spool:totals", &["messages", "bytes", "receipts"]).unwrap();
+    assert_eq!((left, words, owners, totals), (0, 0, 0, vec![0, 0, 0]));
+}
+
+#[tokio::test]
+async fn who_is_silent_loses_its_messages_to_one_other_and_learns_so() {
+    let redis = Redis::start();
+    let times =
+        Times { silent: Duration::from_millis(600), calls: Duration::from_millis(100), ..CALM };
+    let silent = share(&redis, "a", Times { beat: Duration::from_hours(1), ..times }).await;
+    let [first, second] = std::array::from_fn(|_| message("abc", "x"));
+    silent.keep(&first, None).await.unwrap();
+    silent.keep(&second, None).await.unwrap();
+    let kept = Instant::now();
+    assert!(silent.is_ours().unwrap().unwrap() <= kept + times.silent - times.calls);
+    let other = share(&redis, "a", times).await;
+    holds(&other, 2).await;
+    // Only after the first may make no more calls.
+    assert_eq!(silent.is_ours(), Err(NotOurs));
+    assert!(kept.elapsed() >= times.silent);
+
+    // It does not know yet. What it says does not count, and it learns of it.
+    silent.note(first.id, Change::Delivered(1, receipt())).await;
+    assert_eq!((silent.find(first.id), silent.find(second.id)), (None, None));
+    assert_eq!(other.find(first.id).unwrap().state, State::Queued { calling: false });
+    // It lives on.
+    let third = message("abc", "y");
+    silent.keep(&third, None).await.unwrap();
+    assert!(silent.is_ours().unwrap().is_some());
+    assert_eq!(silent.read(third.id).await.unwrap().message.payload, third.payload);
+}
+
+#[tokio::test]
+async fn after_a_crash_the_same_folder_has_its_messages_at_once() {
+    let redis = Redis::start();
+    let folder = tempfile::tempdir().unwrap();
+    let spool = share_in(&redis, "a", CALM, Some(folder.path())).await;
+    let kept = message("abc", "x");
+    spool.keep(&kept, Some(claim())).await.unwrap();
+    drop(spool);
+    // The last write goes on when nobody waits.
+    let opened = async {
+        loop {
+            let spool = share_in(&redis, "a", CALM, Some(folder.path())).await;
+            if spool.find(kept.id).is_some() {
+                return spool;
+            }
+            drop(spool);
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let spool = timeout(BOUND, opened).await.unwrap();
+    assert_eq!(spool.find(kept.id).unwrap().claim, Some(claim()));
+    assert_eq!(spool.read(kept.id).await.unwrap().message.payload, kept.payload);
+}
+
+#[tokio::test]
+async fn the_bounds_hold_for_all_together_and_receipts_give_way() {
+    let redis = Redis::start();
+    let options = Options { max_messages: 3, ..options("/nowhere".as_ref()) };
+    let open =
+        async || Spool::share_with(&fleet(&redis, "a"), None, options.clone(), CALM).await.unwrap();
+    let (one, two) = (open().await, open().await);
+    let [first, second, third, late, later] = std::array::from_fn(|_| message("abc", "x"));
+    one.keep(&first, None).await.unwrap();
+    one.keep(&second, None).await.unwrap();
+    two.keep(&third, None).await.unwrap();
+    assert_eq!(two.keep(&late, None).await, Err(KeepError::Full));
+    one.note(second.id, Change::Delivered(1, receipt())).await;
+    two.keep(&late, None).await.unwrap();
+    assert_eq!(two.keep(&later, None).await, Err(KeepError::Full));
+
+    let bytes = one.usage().queued.bytes;
+    let options = Options { max_bytes: 5 * bytes / 2, ..super::options("/nowhere".as_ref()) };
+    let small = Spool::share_with(&fleet(&redis, "b"), None, options, CALM).await.unwrap();
+    small.keep(&first, None).await.unwrap();
+    small.keep(&second, None).await.unwrap();
+    assert_eq!(small.keep(&third, None).await, Err(KeepError::Full));
+}
+
+#[tokio::test]
+async fn receipts_end_in_redis_too() {
+    let redis = Redis::start();
+    let options =
+        Options { keep_receipts: Duration::from_millis(1), ..options("/nowhere".as_ref()) };
+    let spool = Spool::share_with(&fleet(&redis, "a"), None, options, CALM).await.unwrap();
+    let kept = message("abc", "x");
+    spool.keep(&kept, None).await.unwrap();
+    spool.note(kept.id, Change::Delivered(1, receipt())).await;
+    let ended = async {
+        // Whoever writes sweeps.
+        while entries(&redis) > 0 {
+            let other = message("abc", "x");
+            spool.keep(&other, None).await.unwrap();
+            spool.note(other.id, Change::Forgotten).await;
+        }
+    };
+    timeout(BOUND, ended).await.unwrap();
+    assert_eq!(spool.find(kept.id), None);
+}
+
+#[tokio::test]
+async fn a_full_redis_says_so_and_takes_what_empties_it() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    let kept = message("abc", vec![7; 10_000]);
+    spool.keep(&kept, None).await.unwrap();
+    let set = |value: &str| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("maxmemory").arg(value).exec(&mut redis.connection()).unwrap();
+    };
+    set("1mb");
+    let Err(KeepError::Redis(error)) = spool.keep(&message("abc", "x"), None).await else {
+        panic!("kept in a full Redis")
+    };
+    assert!(error.contains("OOM"), "{error}");
+    assert!(spool.usage().failure.unwrap().contains("OOM"));
+    timeout(BOUND, spool.note(kept.id, Change::Delivered(1, receipt()))).await.unwrap();
+    set("0");
+    let works = async {
+        while spool.usage().failure.is_some() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(BOUND, works).await.expect("it notices by itself");
+    spool.keep(&message("abc", "x"), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_is_no_place_to_keep() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    let kept = message("abc", "x");
+    spool.keep(&kept, None).await.unwrap();
+    let replica_of = |host: &str, port: &str| {
+        let mut command = redis::cmd("REPLICAOF");
+        command.arg(host).arg(port).exec(&mut redis.connection()).unwrap();
+    };
+    replica_of("127.0.0.1", "1");
+    let Err(KeepError::Redis(error)) = spool.keep(&message("abc", "x"), None).await else {
+        panic!("kept in a replica")
+    };
+    assert!(error.to_lowercase().contains("read"), "{error}");
+    let noted = spool.note(kept.id, Change::Tried(1));
+    replica_of("NO", "ONE");
+    timeout(BOUND, noted).await.expect("it is noted later");
+}
+
+#[tokio::test]
+async fn a_redis_that_stands_still_keeps_nobody_waiting() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    let kept = message("abc", "x");
+    spool.keep(&kept, None).await.unwrap();
+    let pid = rustix::process::Pid::from_raw(redis.pid()).unwrap();
+    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
+    signal(rustix::process::Signal::STOP);
+    let refused = message("abc", "never");
+    let (keep, read) = tokio::join!(
+        timeout(BOUND, spool.keep(&refused, None)),
+        timeout(BOUND, spool.read(kept.id)),
+    );
+    signal(rustix::process::Signal::CONT);
+    assert!(matches!(keep.expect("an end"), Err(KeepError::Redis(_))));
+    assert!(matches!(read.expect("an end"), Err(ReadError::Redis(_))));
+    // Redis takes what lay before it while it stood; it was told too late.
+    let works = async {
+        while spool.keep(&message("abc", "x"), None).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(BOUND, works).await.expect("it works again");
+    spool.flush().await;
+    let all = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
+    assert_eq!(all.find(refused.id), None, "what was refused is not there");
+    assert!(all.find(kept.id).is_some());
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_back_empty_costs_what_it_had_and_no_more() {
+    let mut redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    let [lost, delivered] = std::array::from_fn(|_| message("abc", "x"));
+    spool.keep(&lost, None).await.unwrap();
+    spool.keep(&delivered, None).await.unwrap();
+    spool.note(delivered.id, Change::Delivered(1, receipt())).await;
+    redis.kill();
+    let error = timeout(BOUND, spool.keep(&message("abc", "x"), None)).await.expect("an end");
+    assert!(matches!(error, Err(KeepError::Redis(_))), "{error:?}");
+    redis.restart();
+    let kept = message("abc", "y");
+    let works = async {
+        while spool.keep(&kept, None).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(BOUND, works).await.expect("it works again");
+    assert_eq!(spool.find(lost.id), None);
+    assert_eq!(spool.usage().damaged, 1, "one that was accepted is lost, and counted");
+    assert_eq!(spool.read(kept.id).await.unwrap().message.payload, kept.payload);
+    assert!(spool.is_ours().unwrap().is_some());
+}
+
+#[tokio::test]
+async fn without_redis_it_begins_and_works_when_there_is_one() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let spool = timeout(BOUND, share(&redis, "a", CALM)).await.expect("it opens");
+    assert_eq!(spool.is_ours(), Err(NotOurs));
+    assert!(matches!(spool.keep(&message("abc", "x"), None).await, Err(KeepError::Redis(_))));
+    redis.restart();
+    let works = async {
+        while spool.is_ours().is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(BOUND, works).await.expect("it finds Redis by itself");
+    spool.keep(&message("abc", "x"), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_said_at_the_start() {
+    let redis = Redis::start();
+    let mut command = redis::cmd("CONFIG");
+    command.arg("SET").arg("requirepass").arg("right").exec(&mut redis.connection()).unwrap();
+    let open = async |fleet: &Fleet| {
+        Spool::share_with(fleet, None, options("/nowhere".as_ref()), CALM).await
+    };
+    let without = fleet(&redis, "a");
+    let Err(OpenError::Redis { url, error }) = open(&without).await else { panic!("it opened") };
+    assert_eq!(url, redis.url());
+    assert!(error.contains("NOAUTH"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "right\n").unwrap();
+    let with = Fleet { password_file: Some(file), ..without.clone() };
+    let spool = open(&with).await.unwrap();
+    spool.keep(&message("abc", "x"), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn its_durability_is_what_redis_is_configured_for() {
+    let redis = Redis::start();
+    for (aof, fsync, durability) in [
+        ("no", "always", Durability::RedisMemory),
+        ("yes", "always", Durability::RedisAofAlways),
+        ("yes", "everysec", Durability::RedisAofEverysec),
+        ("yes", "no", Durability::RedisMemory),
+    ] {
+        let mut connection = redis.connection();
+        for (name, value) in [("appendonly", aof), ("appendfsync", fsync)] {
+            let mut command = redis::cmd("CONFIG");
+            command.arg("SET").arg(name).arg(value).exec(&mut connection).unwrap();
+        }
+        let spool = share(&redis, "a", CALM).await;
+        assert_eq!(spool.durability(), durability, "{aof} {fsync}");
+    }
+}
+
+#[tokio::test]
+async fn a_disk_hands_its_rest_over() {
+    let redis = Redis::start();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Spool::open(options(folder.path())).await.unwrap();
+    let kept: Vec<_> = (0..250).map(|i| message("abc/d", format!("body {i}"))).collect();
+    for message in &kept {
+        disk.keep(message, Some(claim())).await.unwrap();
+    }
+    disk.note(kept[1].id, Change::Calling).await;
+    disk.note(kept[2].id, Change::Tried(3)).await;
+    disk.note(kept[3].id, Change::Dead(4, death())).await;
+    disk.note(kept[4].id, Change::Delivered(1, receipt())).await;
+    let mut before = disk.list(None, usize::MAX, &mut |_| true);
+    before.retain(|brief| !matches!(brief.state, State::Delivered(_)));
+
+    let full = Options { max_messages: 120, ..options("/nowhere".as_ref()) };
+    let small = Spool::share_with(&fleet(&redis, "small"), None, full, CALM).await.unwrap();
+    assert_eq!(disk.hand_over(&small).await, Err(KeepError::Full));
+    let there = small.list(None, usize::MAX, &mut |_| true);
+    let here =
+        disk.list(None, usize::MAX, &mut |brief| !matches!(brief.state, State::Delivered(_)));
+    assert_eq!((there.len(), here.len()), (120, 129), "each is in one place");
+    assert_eq!([there, here.clone()].concat(), before);
+
+    let shared = share(&redis, "a", CALM).await;
+    assert_eq!(disk.hand_over(&shared).await, Ok(129));
+    assert_eq!(shared.list(None, usize::MAX, &mut |_| true), here);
+    for message in kept.iter().filter(|message| here.iter().any(|brief| brief.id == message.id)) {
+        assert_eq!(shared.read(message.id).await.unwrap().message.payload, message.payload);
+    }
+    drop(disk);
+    let disk = Spool::open(options(folder.path())).await.unwrap();
+    assert_eq!(disk.list(None, usize::MAX, &mut |_| true).len(), 1, "the receipt");
+}
