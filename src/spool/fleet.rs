@@ -201,17 +201,24 @@ impl Spool {
             let Some(last) = slice.last() else { return Ok(handed) };
             after = Some(last.id);
             let mut keeps = Vec::with_capacity(slice.len());
+            let mut failed = None;
             for brief in &slice {
-                match self.read(brief.id).await {
-                    Ok(record) => keeps.push((brief.id, to.submit_as(&record)?)),
-                    Err(ReadError::Absent | ReadError::Damaged) => {}
-                    Err(ReadError::Disk(error)) => return Err(KeepError::Disk(error)),
-                    Err(ReadError::Redis(error)) => return Err(KeepError::Redis(error)),
+                let submitted = match self.read(brief.id).await {
+                    Ok(record) => to.submit_as(&record),
+                    Err(ReadError::Absent | ReadError::Damaged) => continue,
+                    Err(ReadError::Disk(error)) => Err(KeepError::Disk(error)),
+                    Err(ReadError::Redis(error)) => Err(KeepError::Redis(error)),
+                };
+                match submitted {
+                    Ok(kept) => keeps.push((brief.id, kept)),
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
                 }
             }
             to.shared.kick();
             let mut forgotten = Vec::with_capacity(keeps.len());
-            let mut failed = None;
             for (id, kept) in keeps {
                 let stopped = || Err(KeepError::Redis("it was stopped".into()));
                 match kept.await.unwrap_or_else(|_| stopped()) {

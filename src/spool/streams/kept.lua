@@ -108,7 +108,8 @@ if verb == 'hello' then
   local now = tonumber(redis.call('HGET', O, me))
   redis.call('HSET', O, me, turn + 2)
   -- The last call may have been done without an answer.
-  return (now == turn or now == turn + 1) and 1 or 0
+  if now == turn then return 'undone' end
+  return now == turn + 1 and 'done' or 'unknown'
 end
 
 if tonumber(redis.call('HGET', O, me)) ~= turn then

@@ -58,6 +58,11 @@ impl Trouble {
         }
     }
 
+    /// The connection ended before there was an answer.
+    pub(super) fn is_dropped(&self) -> bool {
+        matches!(self, Self::Redis(error) if error.is_io_error() && !error.is_timeout())
+    }
+
     /// It may pass by itself.
     pub(in crate::spool) fn may_pass(&self) -> bool {
         match self {

@@ -41,6 +41,8 @@ pub(in crate::spool) struct Owner {
     turn: u64,
     /// What was asked last was to take over, and perhaps was done.
     pub(super) in_doubt: bool,
+    /// What was asked last before this connection was certainly not done.
+    undone: bool,
     warned: bool,
     left: bool,
     /// Locked as long as we live: whoever has our folder next knows that we are dead.
@@ -65,6 +67,7 @@ impl Owner {
             failed: None,
             turn: 0,
             in_doubt: false,
+            undone: false,
             warned: false,
             left: false,
             _folder: lock,
@@ -172,13 +175,15 @@ impl Owner {
             );
         }
         let sent = Instant::now();
-        let known: i64 = line.ask(&self.place, false, |command| {
+        let known: String = line.ask(&self.place, false, |command| {
             command.arg("hello").arg(&self.name).arg(self.turn);
         })?;
         self.turn += 2;
         self.line = Some(line);
         let is_new = self.turn == 2;
-        if known == 1 || is_new {
+        self.undone = known == "undone";
+        let known = known != "unknown";
+        if known || is_new {
             self.streams.renewed(sent);
             if !self.in_doubt || is_new {
                 return Ok(());
@@ -186,7 +191,7 @@ impl Owner {
         } else {
             self.streams.lapsed();
         }
-        match self.sort_out(shared, known == 0, but) {
+        match self.sort_out(shared, !known, but) {
             Ok(()) => self.in_doubt = false,
             Err(error) => {
                 // As if we had not asked: the next connection begins with the same.
@@ -284,8 +289,14 @@ impl Owner {
             traces: sent && !error.is_refused(),
             error: io::Error::other(error.to_string()),
         };
+        let mut dropped = None;
         for last in [false, true] {
-            self.ready(shared, regrets, drafts).map_err(|error| failed(error, false))?;
+            if let Err(error) = self.ready(shared, regrets, drafts) {
+                return Err(failed(dropped.take().unwrap_or(error), last));
+            }
+            if let Some(error) = dropped.take_if(|_| !self.undone) {
+                return Err(failed(error, true));
+            }
             let written: Result<Vec<String>, _> = self.ask("commit", grows(drafts), |command| {
                 let options = &shared.options;
                 command.arg(options.keep_receipts.as_millis().to_string());
@@ -309,6 +320,8 @@ impl Owner {
                 Ok(_) => return Err(failed(Trouble::Garbled, true)),
                 // Somebody thought that we were dead: once more, under a name that counts.
                 Err(Trouble::Redis(error)) if error.code() == Some("STALE") && !last => {}
+                // A connection that has ended while nobody looked says nothing of Redis.
+                Err(error) if error.is_dropped() && !last => dropped = Some(error),
                 Err(error) => return Err(failed(error, true)),
             }
         }

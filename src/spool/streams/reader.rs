@@ -67,7 +67,13 @@ impl Reader {
             }
             let round: Vec<_> = queue.waiting.drain(..n).collect();
             drop(queue);
-            let read = self.read(&mut line, round.iter().map(|(id, _)| *id));
+            let had_line = line.is_some();
+            let mut read = self.read(&mut line, round.iter().map(|(id, _)| *id));
+            // A connection that has ended while nobody looked says nothing of Redis.
+            if had_line && read.as_ref().is_err_and(Trouble::is_dropped) {
+                *line = None;
+                read = self.read(&mut line, round.iter().map(|(id, _)| *id));
+            }
             let error: Arc<str> = match read {
                 Ok(bodies) => {
                     for ((_, to), body) in round.into_iter().zip(bodies) {
