@@ -27,6 +27,17 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Messages that are asked for at once.
 pub(super) const PAGE: usize = 200;
 
+/// What Redis knows of what we asked last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// It was done.
+    Done,
+    /// It was not, and never will be.
+    Undone,
+    /// We are not who we were.
+    Nothing,
+}
+
 /// An owner of messages in Redis.
 #[derive(Debug)]
 pub(in crate::spool) struct Owner {
@@ -41,8 +52,8 @@ pub(in crate::spool) struct Owner {
     turn: u64,
     /// What was asked last was to take over, and perhaps was done.
     pub(super) in_doubt: bool,
-    /// What was asked last before this connection was certainly not done.
-    undone: bool,
+    /// What Redis knew when this connection began.
+    known: Known,
     warned: bool,
     left: bool,
     /// Locked as long as we live: whoever has our folder next knows that we are dead.
@@ -67,7 +78,7 @@ impl Owner {
             failed: None,
             turn: 0,
             in_doubt: false,
-            undone: false,
+            known: Known::Nothing,
             warned: false,
             left: false,
             _folder: lock,
@@ -181,9 +192,12 @@ impl Owner {
         self.turn += 2;
         self.line = Some(line);
         let is_new = self.turn == 2;
-        self.undone = known == "undone";
-        let known = known != "unknown";
-        if known || is_new {
+        self.known = match &*known {
+            "undone" => Known::Undone,
+            "done" => Known::Done,
+            _ => Known::Nothing,
+        };
+        if self.known != Known::Nothing || is_new {
             self.streams.renewed(sent);
             if !self.in_doubt || is_new {
                 return Ok(());
@@ -191,7 +205,7 @@ impl Owner {
         } else {
             self.streams.lapsed();
         }
-        match self.sort_out(shared, !known, but) {
+        match self.sort_out(shared, self.known == Known::Nothing, but) {
             Ok(()) => self.in_doubt = false,
             Err(error) => {
                 // As if we had not asked: the next connection begins with the same.
@@ -294,7 +308,7 @@ impl Owner {
             if let Err(error) = self.ready(shared, regrets, drafts) {
                 return Err(failed(dropped.take().unwrap_or(error), last));
             }
-            if let Some(error) = dropped.take_if(|_| !self.undone) {
+            if let Some(error) = dropped.take_if(|_| self.known != Known::Undone) {
                 return Err(failed(error, true));
             }
             let written: Result<Vec<String>, _> = self.ask("commit", grows(drafts), |command| {

@@ -9,6 +9,7 @@ mod real;
 mod server;
 mod shared;
 mod together;
+mod ways;
 
 use std::path::Path;
 use std::time::Duration;
