@@ -140,12 +140,63 @@ async fn who_is_silent_loses_its_messages_to_one_other_and_learns_so() {
     // It does not know yet. What it says does not count, and it learns of it.
     silent.note(first.id, Change::Delivered(1, receipt())).await;
     assert_eq!((silent.find(first.id), silent.find(second.id)), (None, None));
-    assert_eq!(other.find(first.id).unwrap().state, State::Queued { calling: false });
+    let all = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
+    for spool in [&other, &all] {
+        assert_eq!(spool.find(first.id).unwrap().state, State::Queued { calling: false });
+    }
     // It lives on.
     let third = message("abc", "y");
     silent.keep(&third, None).await.unwrap();
     assert!(silent.is_ours().unwrap().is_some());
     assert_eq!(silent.read(third.id).await.unwrap().message.payload, third.payload);
+}
+
+#[tokio::test]
+async fn who_lives_keeps_what_it_has() {
+    let redis = Redis::start();
+    let times = Times { silent: Duration::from_secs(2), calls: Duration::ZERO, ..CALM };
+    let (one, other) = (share(&redis, "a", times).await, share(&redis, "a", times).await);
+    let mut adoptions = other.adoptions().unwrap();
+    let kept = message("abc", "x");
+    one.keep(&kept, None).await.unwrap();
+    assert!(timeout(times.silent * 2, adoptions.next()).await.is_err(), "taken from the living");
+    assert!(one.find(kept.id).is_some() && one.is_ours().unwrap().is_some());
+}
+
+/// As a fail-over to a replica that is behind.
+#[tokio::test]
+async fn what_redis_has_forgotten_is_written_anew_or_known_to_be_lost() {
+    const KEYS: [&str; 4] = ["", ":words", ":totals", ":owners"];
+    let redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    let [kept, lost, ended] = std::array::from_fn(|_| message("abc", "x"));
+    spool.keep(&kept, None).await.unwrap();
+    spool.keep(&ended, None).await.unwrap();
+    let mut connection = redis.connection();
+    let mut run = |words: &[&[u8]]| -> Vec<u8> {
+        let mut command = redis::cmd(str::from_utf8(words[0]).unwrap());
+        command.arg(&words[1..]).query(&mut connection).unwrap_or_default()
+    };
+    let keys = KEYS.map(|key| format!("tollgate:{{a}}:spool{key}"));
+    let before = keys.each_ref().map(|key| run(&[b"DUMP", key.as_bytes()]));
+    spool.note(kept.id, Change::Tried(3)).await;
+    spool.note(ended.id, Change::Delivered(1, receipt())).await;
+    spool.keep(&lost, None).await.unwrap();
+    for (key, dump) in keys.iter().zip(&before) {
+        run(&[b"RESTORE", key.as_bytes(), b"0", dump, b"REPLACE"]);
+    }
+    let learnt = async {
+        while spool.find(lost.id).is_some() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(BOUND, learnt).await.expect("it notices by itself");
+    assert_eq!(spool.usage().damaged, 1, "one that was accepted is lost, and counted");
+    spool.flush().await;
+    let all = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
+    assert_eq!(all.find(kept.id).unwrap().attempts, 3);
+    assert!(matches!(all.find(ended.id).unwrap().state, State::Delivered(_)));
+    assert_eq!(all.find(lost.id), None);
 }
 
 #[tokio::test]
@@ -214,7 +265,12 @@ async fn receipts_end_in_redis_too() {
         }
     };
     timeout(BOUND, ended).await.unwrap();
-    assert_eq!(spool.find(kept.id), None);
+    let ended = async {
+        while spool.find(kept.id).is_some() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(BOUND, ended).await.unwrap();
 }
 
 #[tokio::test]
