@@ -106,6 +106,7 @@ impl Pods {
             ("retry.cap", "1s".to_owned()),
             ("drain.grace", "100ms".to_owned()),
         ];
+        settings.retain(|(key, _)| more.iter().all(|(other, _)| other != key));
         settings.extend(more.iter().map(|(key, value)| (*key, (*value).to_owned())));
         settings
     }
@@ -232,6 +233,49 @@ async fn a_pod_that_is_killed_while_it_delivers() {
     println!("{before} were delivered before the end");
     assert!(before < MESSAGES, "it was killed too late");
     are_once(&pods.delivers(&bodies, ACCEPTABLE).await, Some(at));
+}
+
+/// It may make no call for what is no longer its own, though it has it in its memory and was about to.
+#[tokio::test]
+async fn a_pod_that_stands_still_and_goes_on() {
+    let pods = Pods::new().await;
+    pods.fault(FAILS).await;
+    // Messages are read before they wait for a permit.
+    let slow = [("ceilings.account", "20")];
+    let stopped = pods.pod("stopped", &slow).await;
+    let _peer = pods.pod("peer", &[]).await;
+    let bodies = keeps(&stopped, "left", 400, "redis-aof-always").await;
+    pods.fault(b"[]").await;
+    support::until("it delivers", async || pods.arrivals().await.len() > 30).await;
+    stopped.signal(Signal::STOP);
+    let at = Timestamp::now();
+    pods.delivers(&bodies, ACCEPTABLE).await;
+    stopped.signal(Signal::CONT);
+    support::until("it has learnt so", async || queued(&stopped).await == 0).await;
+    // And works as ever.
+    let more = keeps(&stopped, "more", 10, "redis-aof-always").await;
+    are_once(&pods.delivers(&[bodies, more].concat(), ACCEPTABLE).await, Some(at));
+}
+
+/// Nobody knows whether it arrived, and it is not to be delivered twice.
+#[tokio::test]
+async fn a_call_that_was_on_its_way_is_not_made_again_where_it_may_not() {
+    let pods = Pods::new().await;
+    pods.fault(br#"[{"code":"SendMessageFailed","probability":1,"then":"hang"}]"#).await;
+    let park = [("retry.unknown", "park")];
+    let killed = pods.pod("killed", &park).await;
+    let peer = pods.pod("peer", &park).await;
+    keeps(&killed, "left", 1, "redis-aof-always").await;
+    support::until("a call is on its way", async || {
+        pods.emulator.report().await["calls"].as_u64() == Some(1)
+    })
+    .await;
+    killed.signal(Signal::KILL);
+    killed.ended().await;
+    pods.fault(b"[]").await;
+    let dead = async || get(&peer.telemetry, "/status.json").await.json()["kept"]["dead"].as_u64();
+    support::until("it is a dead letter", async || dead().await == Some(1)).await;
+    assert_eq!(pods.arrivals().await.len(), 0);
 }
 
 #[tokio::test]
