@@ -82,6 +82,9 @@ pub enum Lost {
     NoKey,
     /// Its caller's wait ended before it could be sent.
     TooLate,
+    /// Its body is no UTF-8, and bodies are sent as they are (`upstream.payload`): it was accepted
+    /// when they were not.
+    NotText,
     /// Bytes were written, then the connection ended.
     Closed,
     /// Bytes were written, and no answer came in time.
@@ -92,7 +95,7 @@ pub enum Lost {
 
 impl Lost {
     /// All, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Resolve,
         Self::NoConnection,
         Self::Connect,
@@ -101,6 +104,7 @@ impl Lost {
         Self::Unwritten,
         Self::NoKey,
         Self::TooLate,
+        Self::NotText,
         Self::Closed,
         Self::Timeout,
         Self::Garbled,
@@ -116,7 +120,8 @@ impl Lost {
             | Self::Tls
             | Self::Unwritten
             | Self::NoKey
-            | Self::TooLate => true,
+            | Self::TooLate
+            | Self::NotText => true,
             Self::Closed | Self::Timeout | Self::Garbled => false,
         }
     }
@@ -132,6 +137,7 @@ impl Lost {
             Self::Unwritten => "unwritten",
             Self::NoKey => "no_key",
             Self::TooLate => "too_late",
+            Self::NotText => "not_text",
             Self::Closed => "closed",
             Self::Timeout => "timeout",
             Self::Garbled => "garbled",
@@ -274,6 +280,7 @@ impl Answer {
     /// What it means. Total: every status and every code has a verdict.
     pub fn verdict(&self) -> Verdict {
         match self {
+            Self::Lost(Lost::NotText) => Verdict::Refused,
             Self::Lost(lost) if lost.nothing_sent() => Verdict::Failed,
             Self::Lost(_) => Verdict::Unknown,
             Self::Http(answer) => answer.verdict(),

@@ -205,14 +205,13 @@ impl Sidecar {
         if let Some(rest) = &self.spool {
             rest.spool.retire();
         }
-        let left = tokio::select! {
-            left = self.delivery.drain(self.grace) => left,
+        tokio::select! {
+            () = self.delivery.drain(self.grace) => {}
             () = hurry => self.delivery.drain(Duration::ZERO).await,
-        };
+        }
         self.stop.cancel();
         self.tasks.wait().await;
-        // What slipped through the door in the moment of closing.
-        let left = if left > 0 { left } else { self.delivery.drain(self.grace).await };
+        let left = self.delivery.close(LAST_ANSWERS).await;
         if let Some(rest) = self.spool {
             rest.leave().await;
         }

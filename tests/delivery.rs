@@ -4,193 +4,16 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use jiff::Timestamp;
+use support::house::{ASYNC, House, Provider, WAIT, error, is_kept, ok, once_each};
 use tokio::time::{Instant, sleep};
 use tollgate::answer::{Answer, HttpAnswer, Lost};
-use tollgate::ceiling::{Ceiling, Permit, Start};
-use tollgate::config::Config;
-use tollgate::delivery::{Delivery, Ended, Outcome, Wanted};
-use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Topic};
-use tollgate::meter::{CallKind, Meter};
-use tollgate::spool::{Claim, Options, Reason, Spool, State};
-use tollgate::upstream::{Departure, Upstream};
-
-const LATENCY: Duration = Duration::from_millis(5);
-
-/// What the provider does with a call at this time.
-type Rule = dyn Fn(Duration, &Message, u64) -> Answer + Send + Sync;
-
-/// The provider, with a clock that tests pause.
-#[derive(Clone)]
-struct Provider {
-    started: Instant,
-    rule: Arc<Rule>,
-    /// When each call arrived, what it carried, and whether it was taken.
-    calls: Arc<Mutex<Vec<(Duration, Bytes, bool)>>>,
-}
-
-impl Provider {
-    fn new(rule: impl Fn(Duration, &Message, u64) -> Answer + Send + Sync + 'static) -> Self {
-        Self { started: Instant::now(), rule: Arc::new(rule), calls: Arc::default() }
-    }
-
-    fn calls(&self) -> Vec<(Duration, Bytes, bool)> {
-        self.calls.lock().unwrap().clone()
-    }
-
-    fn taken(&self) -> Vec<(Duration, Bytes)> {
-        let calls = self.calls().into_iter();
-        calls.filter(|(_, _, taken)| *taken).map(|(at, body, _)| (at, body)).collect()
-    }
-
-    fn worst_second(&self) -> usize {
-        let times: Vec<_> = self.calls().iter().map(|(at, ..)| *at).collect();
-        let within = |from: usize| {
-            times[from..]
-                .iter()
-                .take_while(|at| **at < times[from] + Duration::from_secs(1))
-                .count()
-        };
-        (0..times.len()).map(within).max().unwrap_or(0)
-    }
-}
-
-impl Upstream for Provider {
-    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
-        if !departure.leave() {
-            permit.unsent();
-            return Answer::Lost(Lost::TooLate);
-        }
-        let at = self.started.elapsed();
-        let body = Bytes::copy_from_slice(message.payload.as_bytes());
-        let (place, answer) = {
-            let mut calls = self.calls.lock().unwrap();
-            let answer = (self.rule)(at, message, calls.len() as u64);
-            let taken = answer == ok() || answer == Answer::Lost(Lost::Closed);
-            calls.push((at, body, taken));
-            (calls.len(), answer)
-        };
-        assert!(place > 0);
-        if answer == Answer::Lost(Lost::Timeout) {
-            sleep(Duration::from_secs(3)).await;
-        } else {
-            sleep(LATENCY).await;
-        }
-        match &answer {
-            Answer::Http(http) if http.retry_after.is_some() => permit.throttled(),
-            Answer::Http(http) if http.code.as_deref() == Some("SystemOverFlow") => {
-                permit.throttled();
-            }
-            _ => permit.answered(),
-        }
-        answer
-    }
-
-    async fn renew_key(&self) -> bool {
-        false
-    }
-}
-
-fn ok() -> Answer {
-    let (msg_id, request_id) = (Some("MSG".into()), Some("REQ".into()));
-    Answer::Http(HttpAnswer { status: 200, msg_id, request_id, ..HttpAnswer::default() })
-}
-
-fn error(status: u16, code: &str) -> Answer {
-    Answer::Http(HttpAnswer { status, code: Some(code.into()), ..HttpAnswer::default() })
-}
-
-/// A sidecar without doors.
-struct House {
-    delivery: Delivery<Provider>,
-    spool: Spool,
-    meter: Meter,
-}
-
-impl House {
-    async fn new(folder: &Path, provider: &Provider, flags: &[(&str, &str)]) -> Self {
-        let config = config(flags);
-        let options = Options {
-            path: folder.to_owned(),
-            max_bytes: 64 << 20,
-            max_messages: 100_000,
-            keep_receipts: Duration::from_mins(10),
-        };
-        let spool = Spool::open(options).await.unwrap();
-        let ceiling = Ceiling::start(&config.ceilings, 1, 10_000, Start::Alone);
-        let meter = Meter::new(5, &config.billing, [support::INSTANCE.into()]);
-        let (provider, kept, counts) = (provider.clone(), Some(spool.clone()), meter.clone());
-        let delivery = Delivery::new(&config, provider, kept, ceiling, counts, 7);
-        Self { delivery, spool, meter }
-    }
-
-    async fn publish(&self, body: impl Into<Bytes>, wanted: Wanted) -> Outcome {
-        self.delivery.publish(message("TopicA", body.into()), wanted).await
-    }
-
-    /// Waits until nothing is to be delivered any more.
-    async fn empty(&self) {
-        while self.spool.usage().queued.messages > 0 {
-            sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    /// Calls that were a message's first, and all.
-    fn first_calls(&self) -> (u64, u64) {
-        let calls = self.meter.snapshot().calls;
-        let first = calls.iter().filter(|((kind, _), _)| *kind == CallKind::First);
-        (first.map(|(_, n)| n).sum(), calls.values().sum())
-    }
-
-    fn uncertain(&self) -> u64 {
-        let messages = self.meter.snapshot().messages;
-        messages[support::INSTANCE].values().map(|messages| messages.uncertain).sum()
-    }
-}
-
-fn config(flags: &[(&str, &str)]) -> Config {
-    let base = [("ceilings.account", "1000"), ("spool.store", "disk")];
-    let flags: Vec<_> = base
-        .into_iter()
-        .filter(|(key, _)| flags.iter().all(|(other, _)| other != key))
-        .chain(flags.iter().copied())
-        .collect();
-    support::config("http://127.0.0.1:1", &flags)
-}
-
-fn message(topic: &str, body: Bytes) -> Message {
-    Message {
-        id: MessageId::new(),
-        instance: support::INSTANCE.into(),
-        topic: Topic::parse(topic).unwrap(),
-        payload: Payload::new(body, PayloadEncoding::Base64, 1 << 20).unwrap(),
-        trace: None,
-    }
-}
-
-/// Kept first, and answered at once.
-const ASYNC: Wanted = Wanted { patience: Duration::ZERO, keep: true, claim: None };
-/// Waits.
-const WAIT: Wanted = Wanted { patience: Duration::from_secs(5), keep: false, claim: None };
-
-fn is_kept(outcome: &Outcome) -> bool {
-    matches!(outcome.ended, Ended::Kept(_))
-}
-
-fn once_each(taken: &[(Duration, Bytes)], wanted: usize) {
-    let mut bodies = BTreeMap::new();
-    for (_, body) in taken {
-        *bodies.entry(body.clone()).or_insert(0) += 1;
-    }
-    assert_eq!(bodies.len(), wanted, "none is lost");
-    assert!(bodies.values().all(|times| *times == 1), "none is delivered twice");
-}
+use tollgate::delivery::{Ended, Outcome, Wanted};
+use tollgate::message::{Message, MessageId};
+use tollgate::spool::{Claim, Reason, State};
 
 /// Two minutes in which nothing passes cost tens of calls, and ten seconds after their end all is
 /// delivered.
@@ -356,7 +179,8 @@ async fn a_restart() {
     for n in 0..50 {
         assert!(is_kept(&house.publish(format!("{n}"), ASYNC).await));
     }
-    assert_eq!(house.delivery.drain(Duration::from_secs(3)).await, 0);
+    house.delivery.drain(Duration::from_secs(3)).await;
+    assert_eq!(house.delivery.close(Duration::from_secs(1)).await, 0);
     drop(house);
     sleep(Duration::from_secs(5)).await;
 

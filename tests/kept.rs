@@ -344,6 +344,28 @@ async fn nobody_knows() {
     }
 }
 
+/// A body that was accepted as bytes is not sent as text that it is not.
+#[tokio::test]
+async fn a_body_that_is_no_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().display().to_string();
+    let later = [("retry.base", "1h"), ("retry.cap", "1h")];
+    let kept = [("spool.store", "disk"), ("spool.path", &*spool)];
+    let script = Script::start((0..10).map(|_| error(500, "SendMessageFailed"))).await;
+    let flags = [&kept[..], &later, &[("upstream.payload", "base64")]].concat();
+    let (sidecar, address, _) = sidecar(&config(&script.url, &flags)).await;
+    let answer = publish(&address, &[("prefer", "respond-async")], b"\xff\xfe").await;
+    assert_eq!(answer.status, 202);
+    sidecar.drain(std::future::ready(())).await;
+
+    let script = Script::start([]).await;
+    let flags = [&kept[..], &[("upstream.payload", "plain")]].concat();
+    let (_second, address, _) = support::sidecar(&config(&script.url, &flags)).await;
+    let receipt = becomes(&address, answer.header("location"), "dead").await;
+    assert_eq!(receipt["Reason"], "not_text", "{receipt}");
+    assert!(script.requests().is_empty());
+}
+
 /// A caller's trace stands in the log lines about its message, also after a restart.
 #[tokio::test]
 async fn a_trace() {

@@ -14,6 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::control::Identity;
 use crate::sidecar;
 
 /// What a running sidecar may take to be spoken to.
@@ -34,12 +35,16 @@ pub(super) struct Asking {
 impl Asking {
     /// `None`: no sidecar of this configuration runs.
     pub(super) async fn connect(config: &Config) -> Result<Option<Self>, String> {
-        // The socket beside the spool first: the configured one may be that of another sidecar on
-        // this machine, which was there before.
-        for path in sidecar::control_sockets(config).into_iter().rev() {
+        let ours = Identity::of(config.spool.as_ref().map(|spool| &*spool.path));
+        for path in sidecar::control_sockets(config) {
             let Ok(stream) = UnixStream::connect(&path).await else { continue };
             let socket = path.display().to_string();
-            return Self::greet(stream, socket).await.map(Some);
+            let mut sidecar = Self::greet(stream, socket).await?;
+            // It may be that of another sidecar on this machine, which was there before.
+            let theirs = sidecar.get("/sidecar").await?;
+            if sidecar.read::<Identity>(&theirs)? == ours {
+                return Ok(Some(sidecar));
+            }
         }
         Ok(None)
     }

@@ -3,6 +3,7 @@
 mod query;
 
 use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +28,22 @@ pub const MAX_LISTED: usize = 1_000;
 const LISTED: usize = 100;
 const MAX_BODY: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Which sidecar this is. Several on one machine may be given the same socket.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Identity {
+    /// The folder of its spool, without symbolic links, if it has one.
+    pub spool: Option<PathBuf>,
+}
+
+impl Identity {
+    /// Whoever has this spool.
+    pub fn of(spool: Option<&Path>) -> Self {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        Self { spool: spool.map(real) }
+    }
+}
 
 /// How many messages were changed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -64,6 +81,9 @@ impl<U: Upstream> Control<U> {
             let query = query::bill(request.uri().query().unwrap_or_default()).map_err(bad)?;
             return self.meter.bill(query).await.map(|bill| json(&bill)).map_err(unreadable);
         }
+        if request.uri().path() == "/sidecar" && request.method() == Method::GET {
+            return Ok(json(&Identity::of(self.delivery.spool().map(Spool::path))));
+        }
         let Some(spool) = self.delivery.spool() else {
             let detail = "This sidecar keeps no messages (spool.store = \"none\").".to_owned();
             let status = StatusCode::NOT_FOUND;
@@ -93,8 +113,7 @@ impl<U: Upstream> Control<U> {
     }
 }
 
-const PATHS: &str =
-    "GET /bill, GET /messages, GET /messages/<Id>, POST /messages/replay and POST /messages/drop";
+const PATHS: &str = "GET /sidecar, GET /bill, GET /messages, GET /messages/<Id>, POST /messages/replay and POST /messages/drop";
 
 fn unreadable(reason: String) -> Problem {
     let status = StatusCode::INTERNAL_SERVER_ERROR;

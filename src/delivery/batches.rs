@@ -32,8 +32,8 @@ pub(super) struct Batches {
 #[derive(Debug)]
 struct State {
     lanes: HashMap<message::Lane, Lane>,
-    /// Callers who wait for what becomes of a kept message.
-    callers: HashMap<MessageId, oneshot::Sender<Outcome>>,
+    /// Callers who wait for what becomes of a kept message; `None`: nobody may wait any more.
+    callers: Option<HashMap<MessageId, oneshot::Sender<Outcome>>>,
     under_way: usize,
     jitter: fastrand::Rng,
 }
@@ -61,7 +61,7 @@ pub(super) enum Hold {
 impl Batches {
     pub(super) fn new(retry: Retry, seed: u64) -> Self {
         let jitter = fastrand::Rng::with_seed(seed);
-        let (lanes, callers) = (HashMap::new(), HashMap::new());
+        let (lanes, callers) = (HashMap::new(), Some(HashMap::new()));
         let state = Mutex::new(State { lanes, callers, under_way: 0, jitter });
         Self { retry, state, changed: Arc::default() }
     }
@@ -90,18 +90,18 @@ impl Batches {
     pub(super) fn heard(&self, lane: message::Lane, id: MessageId, said: &Said) {
         let mut state = self.state();
         let random = state.jitter.f64();
-        if *said == Said::Works {
+        let lane = match said {
             // The lane of a message that passed is of interest only if there is one.
-            let Some(lane) = state.lanes.get_mut(&lane) else { return };
-            let was = lane.in_trouble();
-            lane.heard(id, false, said, Instant::now(), &self.retry, random);
-            if was {
-                self.changed.notify_one();
-            }
-            return;
-        }
-        let lane = state.lanes.entry(lane).or_default();
+            Said::Works | Said::Nothing | Said::Waits(_) => state.lanes.get_mut(&lane),
+            Said::Fails(_) | Said::Bars(_) => Some(state.lanes.entry(lane).or_default()),
+        };
+        let Some(lane) = lane else { return };
+        let was = lane.in_trouble();
         lane.heard(id, false, said, Instant::now(), &self.retry, random);
+        // What waits may go at once, or its next probe is due before anything else would be.
+        if lane.in_trouble() != was {
+            self.changed.notify_one();
+        }
     }
 
     /// Whether, and why, new messages of this lane wait for a probe.
@@ -132,13 +132,26 @@ impl Batches {
 
     pub(super) fn wait_for(&self, id: MessageId) -> oneshot::Receiver<Outcome> {
         let (to, outcome) = oneshot::channel();
-        self.state().callers.insert(id, to);
+        match &mut self.state().callers {
+            Some(callers) => drop(callers.insert(id, to)),
+            // It has the other end.
+            None => drop(to.send(Outcome::kept(id))),
+        }
         outcome
     }
 
     /// Who waits for this message, if somebody still does. Whoever takes the caller tells it.
-    pub(super) fn caller(&self, id: MessageId) -> Option<oneshot::Sender<Outcome>> {
-        self.state().callers.remove(&id)
+    pub(super) fn take_caller(&self, id: MessageId) -> Option<oneshot::Sender<Outcome>> {
+        self.state().callers.as_mut()?.remove(&id)
+    }
+
+    /// No more calls are made: whoever waits hears that its message is kept.
+    pub(super) fn dismiss(&self) {
+        let callers = self.state().callers.take();
+        for (id, caller) in callers.into_iter().flatten() {
+            // It may have hung up.
+            drop(caller.send(Outcome::kept(id)));
+        }
     }
 
     // === handing out ===
@@ -178,15 +191,13 @@ impl Batches {
 
 /// Hands out what is due, until `delivery` is dropped or stops.
 pub(super) async fn run<U: Upstream>(kept: std::sync::Weak<Kept<U>>, changed: Arc<Notify>) {
-    loop {
+    let Some(stop) = kept.upgrade().map(|kept| kept.stop.clone()) else { return };
+    while !stop.is_cancelled() {
         let changed = changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
         let next = {
             let Some(kept) = kept.upgrade() else { return };
-            if kept.stopped() {
-                return;
-            }
             let now = Instant::now();
             let (groups, next) = kept.batches.take(now);
             for (lane, items) in groups {
@@ -203,6 +214,7 @@ pub(super) async fn run<U: Upstream>(kept: std::sync::Weak<Kept<U>>, changed: Ar
         tokio::select! {
             () = sleep_until(next) => {}
             () = changed => {}
+            () = stop.cancelled() => {}
         }
     }
 }

@@ -7,11 +7,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::batches::Hold;
-use super::kept::{Kept, billed, said};
+use super::idempotency::First;
+use super::kept::{Kept, asked, billed, said};
 use super::outcome::{Ended, Outcome};
 use super::{Shared, Wanted};
 use crate::answer::{Answer, Bar, Verdict};
-use crate::ceiling::{Class, Permit, Refused, Ticket};
+use crate::ceiling::{Class, Permit, Ticket};
 use crate::message::Message;
 use crate::meter::{Call, CallKind, OverBudget};
 use crate::spool::Claim;
@@ -32,16 +33,36 @@ pub(super) enum Plan {
 
 /// Who waits for the outcome, and until when.
 pub(super) struct Caller {
-    pub(super) to: Option<oneshot::Sender<Outcome>>,
+    to: Option<oneshot::Sender<Outcome>>,
     pub(super) deadline: Instant,
+    /// Its key is taken as long as it is here.
+    first: Option<First>,
 }
 
 impl Caller {
-    fn tell(&mut self, outcome: Outcome) {
+    pub(super) fn new(
+        to: oneshot::Sender<Outcome>,
+        deadline: Instant,
+        first: Option<First>,
+    ) -> Self {
+        Self { to: Some(to), deadline, first }
+    }
+
+    /// Tells it once. What is known only later is what the next request with its key is told.
+    pub(super) fn tell(&mut self, outcome: Outcome) {
+        if outcome.is_accepted()
+            && let Some(first) = self.first.take()
+        {
+            first.answered(&outcome);
+        }
         if let Some(to) = self.to.take() {
             // It may have hung up.
             drop(to.send(outcome));
         }
+    }
+
+    fn is_told(&self) -> bool {
+        self.to.is_none()
     }
 }
 
@@ -53,6 +74,9 @@ impl<U: Upstream> Shared<U> {
         wanted: &Wanted,
         deadline: Instant,
     ) -> Result<Plan, Ended> {
+        if self.stop.is_cancelled() {
+            return Err(Ended::Stopping);
+        }
         let admitted = self.meter.admits(&message.instance, message.topic.parent());
         admitted.map_err(Ended::OverBudget)?;
         if let Some(kept) = &self.kept {
@@ -92,10 +116,17 @@ impl<U: Upstream> Shared<U> {
             Plan::Call(ticket) => ticket,
             Plan::Keep => return self.keep(kept, &message, claim, 0, None, &mut caller).await,
         };
-        let Ok(permit) = ticket.permit().await else {
-            return self.keep(kept, &message, None, 0, None, &mut caller).await;
-        };
-        self.first_try(kept, &message, permit, &mut caller).await;
+        match self.turn(ticket).await {
+            Ok(permit) => self.first_try(kept, &message, permit, &mut caller).await,
+            Err(Ended::Stopping) => caller.tell(Outcome::new(0, Ended::Stopping)),
+            Err(_) => self.keep(kept, &message, None, 0, None, &mut caller).await,
+        }
+    }
+
+    /// A permit, unless no more calls are made.
+    async fn turn(&self, ticket: Ticket) -> Result<Permit, Ended> {
+        let permit = self.stop.run_until_cancelled(ticket.permit()).await;
+        permit.ok_or(Ended::Stopping)?.map_err(Ended::NoPermit)
     }
 
     /// Keeps a message and tells its caller what becomes of it. If it cannot be kept, `otherwise`
@@ -110,17 +141,12 @@ impl<U: Upstream> Shared<U> {
         caller: &mut Caller,
     ) {
         let at_least = match &otherwise {
-            Some(Ended::Answered(answer)) => match answer.verdict() {
-                Verdict::Throttled { retry_after } => retry_after.unwrap_or_default(),
-                _ => Duration::ZERO,
-            },
+            Some(Ended::Answered(answer)) => asked(&said(answer)),
             _ => Duration::ZERO,
         };
-        let outcome = match kept.keep(message, claim, calls, at_least, caller.deadline).await {
-            Ok(outcome) => outcome,
-            Err(error) => Outcome::new(calls, otherwise.unwrap_or(Ended::NotKept(error))),
-        };
-        caller.tell(outcome);
+        if let Err(error) = kept.keep(message, claim, calls, at_least, caller).await {
+            caller.tell(Outcome::new(calls, otherwise.unwrap_or(Ended::NotKept(error))));
+        }
     }
 
     /// The first call for a message that is not kept yet.
@@ -155,6 +181,10 @@ impl<U: Upstream> Shared<U> {
                 }
             };
             kept.batches.heard(message.lane(), message.id, &said(&answer));
+            if caller.is_told() {
+                // That nobody knows: so it was not accepted, and is not ours.
+                return caller.tell(Outcome::new(calls, Ended::Answered(answer)));
+            }
             let next = match answer.verdict() {
                 Verdict::Failed | Verdict::Throttled { .. } => None,
                 Verdict::Unknown if may_repeat => None,
@@ -189,25 +219,29 @@ impl<U: Upstream> Shared<U> {
         caller: &mut Caller,
     ) {
         let keep = async {
-            let is_kept = kept.spool.keep(message, None).await.is_ok();
+            let is_kept = kept.store(message, None, calls, caller).await.is_ok_and(|kept| kept);
             let ended = if is_kept { Ended::Kept(message.id) } else { Ended::Unanswered };
             caller.tell(Outcome::new(calls, ended));
             is_kept
         };
+        let call = async {
+            let answer = call.await;
+            kept.batches.heard(message.lane(), message.id, &said(&answer));
+            answer
+        };
         let (is_kept, answer) = tokio::join!(keep, call);
-        kept.batches.heard(message.lane(), message.id, &said(&answer));
         if is_kept {
-            let (_, again) = kept.settle(message, calls, &answer, true).await;
+            let (said, again) = kept.settle(message, calls, &answer, true).await;
             if let Some(brief) = kept.spool.find(message.id).filter(|_| again) {
-                kept.enqueue(&brief);
+                kept.enqueue_after(&brief, asked(&said));
             }
         }
     }
 
     async fn deliver(&self, message: Message, ticket: Ticket, mut caller: Caller) {
-        let mut permit = match ticket.permit().await {
+        let mut permit = match self.turn(ticket).await {
             Ok(permit) => permit,
-            Err(refused) => return caller.tell(Outcome::new(0, Ended::NoPermit(refused))),
+            Err(ended) => return caller.tell(Outcome::new(0, ended)),
         };
         let mut calls = 1;
         loop {
@@ -290,7 +324,7 @@ impl<U: Upstream> Shared<U> {
     /// Whether another try may succeed and cannot make a duplicate; returns when it is time for
     /// it.
     async fn worth_another(&self, answer: &Answer, calls: u32, caller: &Caller) -> bool {
-        if caller.to.is_none() {
+        if caller.is_told() {
             // The caller was told; what may have been sent is not sent again.
             return false;
         }
@@ -311,8 +345,7 @@ impl<U: Upstream> Shared<U> {
         if Instant::now() + pause >= caller.deadline {
             return false;
         }
-        sleep(pause).await;
-        true
+        self.stop.run_until_cancelled(sleep(pause)).await.is_some()
     }
 
     /// Full jitter.
@@ -324,10 +357,6 @@ impl<U: Upstream> Shared<U> {
 
     async fn another_permit(&self, caller: &Caller) -> Option<Permit> {
         let ticket = self.ceiling.request(Class::Retry, caller.deadline);
-        let permit: Result<Permit, Refused> = match ticket {
-            Ok(ticket) => ticket.permit().await,
-            Err(refused) => Err(refused),
-        };
-        permit.ok()
+        self.turn(ticket.ok()?).await.ok()
     }
 }

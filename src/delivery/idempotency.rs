@@ -17,8 +17,17 @@ use crate::spool::{Brief, Claim, Spool, State};
 enum Slot {
     /// Its first request is being answered.
     UnderWay,
-    /// Its first request was answered so.
-    Answered(Outcome),
+    /// Its first request was answered so, and this is remembered until then.
+    Answered(Outcome, Instant),
+}
+
+impl Slot {
+    fn until(&self) -> Option<Instant> {
+        match self {
+            Self::UnderWay => None,
+            Self::Answered(_, until) => Some(*until),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -31,7 +40,7 @@ pub(super) struct Keys {
 #[derive(Debug, Default)]
 struct Known {
     slots: HashMap<u128, (Claim, Slot)>,
-    /// Answered keys, oldest first.
+    /// When answered keys may be forgotten, by time. One that was used again is here twice.
     ends: VecDeque<(Instant, u128)>,
 }
 
@@ -47,24 +56,31 @@ impl Keys {
     /// Knows the keys of kept messages from the start.
     pub(super) fn new(config: &config::Idempotency, spool: Option<&Spool>) -> Self {
         let keys = Self { keep: config.keep, max: config.max_keys, known: Mutex::default() };
-        let Some(spool) = spool else { return keys };
-        keys.know(&spool.list(None, usize::MAX, &mut |brief| brief.claim.is_some()));
+        if let Some(spool) = spool {
+            keys.remember(spool.list(None, usize::MAX, &mut |brief| brief.claim.is_some()));
+        }
         keys
     }
 
-    /// Knows the keys of messages that were kept by somebody else. What it knows itself stands.
-    pub(super) fn know(&self, briefs: &[Brief]) {
+    /// What an earlier process, or another sidecar, knew of these messages' keys.
+    pub(super) fn remember(&self, claimed: Vec<Brief>) {
         let (now, wall) = (Instant::now(), Timestamp::now());
         let mut known = self.known();
-        for brief in briefs {
+        for brief in claimed {
             let Some(claim) = brief.claim else { continue };
-            let age = wall.duration_since(brief.kept_at).unsigned_abs();
-            let left = self.keep.saturating_sub(age);
-            if left.is_zero() || known.slots.contains_key(&claim.key) {
+            // A clock that was ahead: as if it had been kept now.
+            let age = Duration::try_from(wall.duration_since(brief.kept_at)).unwrap_or_default();
+            let end = now + self.keep.saturating_sub(age);
+            // A key that was used again counts from its last use.
+            let later = known.slots.get(&claim.key).is_some_and(|(_, slot)| match slot {
+                Slot::UnderWay => true,
+                Slot::Answered(_, later) => *later > end,
+            });
+            if end <= now || later {
                 continue;
             }
-            known.ends.push_back((now + left, claim.key));
-            known.slots.insert(claim.key, (claim, Slot::Answered(first_answer(brief))));
+            known.ends.push_back((end, claim.key));
+            known.slots.insert(claim.key, (claim, Slot::Answered(first_answer(&brief), end)));
         }
         known.ends.make_contiguous().sort_unstable();
     }
@@ -78,7 +94,9 @@ impl Keys {
         let mut known = self.known();
         let now = Instant::now();
         while known.ends.front().is_some_and(|(end, _)| *end <= now) {
-            if let Some((_, key)) = known.ends.pop_front() {
+            let Some((end, key)) = known.ends.pop_front() else { break };
+            // Unless it was used again since.
+            if known.slots.get(&key).and_then(|(_, slot)| slot.until()) == Some(end) {
                 known.slots.remove(&key);
             }
         }
@@ -86,7 +104,7 @@ impl Keys {
             return Err(match slot {
                 _ if first.print != claim.print => Outcome::new(0, Ended::OtherRequest),
                 Slot::UnderWay => Outcome::new(0, Ended::SameUnderWay),
-                Slot::Answered(outcome) => Outcome { replayed: true, ..outcome.clone() },
+                Slot::Answered(outcome, _) => Outcome { replayed: true, ..outcome.clone() },
             });
         }
         if known.slots.len() >= self.max {
@@ -104,11 +122,12 @@ impl First {
         if !outcome.is_accepted() {
             return;
         }
+        let until = Instant::now() + self.keys.keep;
         let mut known = self.keys.known();
         if let Some((_, slot)) = known.slots.get_mut(&self.claim.key) {
-            *slot = Slot::Answered(outcome.clone());
+            *slot = Slot::Answered(outcome.clone(), until);
         }
-        known.ends.push_back((Instant::now() + self.keys.keep, self.claim.key));
+        known.ends.push_back((until, self.claim.key));
         drop(known);
         self.answered = true;
     }
@@ -135,5 +154,52 @@ fn first_answer(brief: &Brief) -> Outcome {
             Outcome::new(brief.attempts, Ended::Answered(Answer::Http(answer)))
         }
         _ => Outcome::new(brief.attempts, Ended::Kept(brief.id)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may")]
+mod tests {
+    use super::*;
+    use crate::message::{Lane, MessageId, Topic};
+
+    const KEEP: Duration = Duration::from_mins(10);
+
+    fn brief(key: u128, seconds_ago: i64) -> Brief {
+        let topic = Topic::parse("TopicA").unwrap();
+        Brief {
+            id: MessageId::new(),
+            lane: Lane { instance: "x".into(), parent: topic.parent().into() },
+            topic,
+            kept_at: Timestamp::now() - jiff::SignedDuration::from_secs(seconds_ago),
+            attempts: 1,
+            claim: Some(Claim { key, print: 0 }),
+            trace: None,
+            state: State::Queued { calling: false },
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_restart() {
+        let config = config::Idempotency { keep: KEEP, max_keys: 3 };
+        let keys = Arc::new(Keys::new(&config, None));
+        // Used again, when less was remembered than now, in both orders; of a clock that was ahead;
+        // forgotten.
+        let (again, first) = (brief(1, 60), brief(1, 300));
+        let (early, late) = (brief(2, 300), brief(2, 60));
+        let (ahead, gone) = (brief(3, -86_400), brief(4, 601));
+        let meant = [&again, &late, &ahead].map(|brief| brief.id);
+        keys.remember(vec![again, first, early, late, ahead, gone]);
+        let mut ask = |key| match keys.claim(Claim { key, print: 0 }) {
+            Err(Outcome { ended: Ended::Kept(id), replayed: true, .. }) => Some(id),
+            Err(outcome) => panic!("{outcome:?}"),
+            Ok(_) => None,
+        };
+        tokio::time::advance(Duration::from_secs(500)).await;
+        assert_eq!([1, 2, 3].map(&mut ask), meant.map(Some));
+        tokio::time::advance(Duration::from_secs(50)).await;
+        assert_eq!([1, 2, 3, 4].map(&mut ask), [None, None, Some(meant[2]), None]);
+        tokio::time::advance(Duration::from_mins(1)).await;
+        assert_eq!(ask(3), None);
     }
 }

@@ -1,27 +1,41 @@
 //! A kept message's next try, from the spool to its end.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::batches::Batches;
+use super::fresh::Caller;
 use super::lane::{Item, Said};
 use super::outcome::{Ended, Outcome};
-use crate::answer::{Answer, Bar, Verdict};
+use crate::answer::{Answer, Bar, Lost, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit};
+use crate::lines::Lines;
 use crate::message::{self, Message, MessageId, TraceId};
 use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
 use crate::spool::{
-    Brief, Change, Claim, Death, KeepError, ReadError, Reason, Receipt, Spool, State,
+    Brief, Change, Claim, Death, KeepError, ReadError, Reason, Receipt, Record, Spool, State,
 };
 use crate::upstream::{Departure, Upstream};
 
 /// A kept message has no caller whose patience ends: its turn may take its time.
 const TURN: Duration = Duration::from_mins(10);
+
+/// What a disk may take that works. Nobody is kept waiting for longer by one that does not.
+pub(super) const DISK: Duration = Duration::from_secs(2);
+
+/// Until what went wrong on this machine is tried again: nothing was called.
+const AGAIN: Duration = Duration::from_secs(1);
+
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
+
+/// Lines of one second about single messages.
+pub(super) const MAX_LINES: u64 = 20;
 
 /// What delivers kept messages.
 #[derive(Debug)]
@@ -33,37 +47,27 @@ pub(super) struct Kept<U> {
     pub(super) meter: Meter,
     pub(super) under_way: TaskTracker,
     /// No more calls are made.
-    pub(super) stopping: AtomicBool,
-    /// What may be logged of single messages.
+    pub(super) stop: CancellationToken,
     pub(super) lines: Lines,
 }
 
-/// How long a message waits that others may have taken over, as long as nobody knows.
-const NOT_OURS: Duration = Duration::from_secs(1);
-const LOOK_AGAIN: Duration = Duration::from_mins(1);
+/// What a try says of its lane, and whether its message waits on.
+type Tried = (Said, bool);
 
-/// Lines of one second; the rest is counted.
-const MAX_LINES: u64 = 20;
+/// A message that was handed out comes back, also from a try that panics.
+struct HandedOut<'a> {
+    batches: &'a Batches,
+    lane: message::Lane,
+    item: Item,
+    tried: Tried,
+}
 
-/// How many lines may still be written in this second.
-#[derive(Debug, Default)]
-pub(super) struct Lines(Mutex<(Option<Instant>, u64, u64)>);
-
-impl Lines {
-    /// Whether one more may be written, and how many were not since the last.
-    fn next(&self) -> Option<u64> {
-        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (second, written, suppressed) = &mut *spent;
-        let now = Instant::now();
-        if second.is_none_or(|second| now - second >= Duration::from_secs(1)) {
-            (*second, *written) = (Some(now), 0);
-        }
-        if *written >= MAX_LINES {
-            *suppressed += 1;
-            return None;
-        }
-        *written += 1;
-        Some(std::mem::take(suppressed))
+impl Drop for HandedOut<'_> {
+    fn drop(&mut self) {
+        let (said, again) = &self.tried;
+        let called = !matches!(said, Said::Nothing | Said::Waits(_));
+        let attempts = self.item.attempts + u32::from(called);
+        self.batches.ended(&self.lane, Item { attempts, ..self.item }, said, *again);
     }
 }
 
@@ -85,6 +89,8 @@ pub(super) fn billed(verdict: &Verdict) -> Billed {
 /// What an answer says of its lane.
 pub(super) fn said(answer: &Answer) -> Said {
     match answer.verdict() {
+        // It stayed here.
+        _ if matches!(answer, Answer::Lost(Lost::TooLate | Lost::NotText)) => Said::Nothing,
         Verdict::Delivered | Verdict::Refused => Said::Works,
         Verdict::Barred(bar) => Said::Bars(bar),
         Verdict::Throttled { retry_after } => Said::Fails(retry_after),
@@ -92,11 +98,12 @@ pub(super) fn said(answer: &Answer) -> Said {
     }
 }
 
-impl<U: Upstream> Kept<U> {
-    pub(super) fn stopped(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
-    }
+/// What the provider asked us to wait before the next try.
+pub(super) fn asked(said: &Said) -> Duration {
+    if let Said::Fails(Some(wait)) = said { *wait } else { Duration::ZERO }
+}
 
+impl<U: Upstream> Kept<U> {
     /// Takes up what an earlier process has left.
     pub(super) fn recover(&self) {
         let mut queued = |brief: &Brief| matches!(brief.state, State::Queued { .. });
@@ -131,30 +138,34 @@ impl<U: Upstream> Kept<U> {
         self.enqueue_after(brief, Duration::ZERO);
     }
 
-    fn enqueue_after(&self, brief: &Brief, at_least: Duration) {
+    pub(super) fn enqueue_after(&self, brief: &Brief, at_least: Duration) {
         let now = Instant::now();
         let due = if brief.attempts == 0 {
             now
         } else {
             now + self.batches.wait(brief.attempts).max(at_least)
         };
-        let age = Timestamp::now().duration_since(brief.kept_at).unsigned_abs();
+        // A clock that was ahead: as if it had been kept now.
+        let age = Timestamp::now().duration_since(brief.kept_at);
+        let age = Duration::try_from(age).unwrap_or_default();
         let expires = now + self.batches.retry().max_age.saturating_sub(age);
         let item = Item { id: brief.id, attempts: brief.attempts, expires, probe: false };
         self.batches.push(brief.lane.clone(), item, due);
     }
 
-    /// Keeps a message and waits for what becomes of it, at the latest until `deadline`: then it
-    /// stays kept. `at_least`: what the provider asked us to wait before the next try.
+    /// Keeps a message and tells its caller what becomes of it, at the latest when its patience
+    /// ends: then it stays kept. `at_least`: what the provider asked us to wait before the next try.
     pub(super) async fn keep(
         &self,
         message: &Message,
         claim: Option<Claim>,
         attempts: u32,
         at_least: Duration,
-        deadline: Instant,
-    ) -> Result<Outcome, KeepError> {
-        self.spool.keep(message, claim).await?;
+        caller: &mut Caller,
+    ) -> Result<(), KeepError> {
+        if !self.store(message, claim, attempts, caller).await? {
+            return Ok(());
+        }
         if attempts > 0 {
             drop(self.spool.note(message.id, Change::Tried(attempts)));
         }
@@ -162,56 +173,117 @@ impl<U: Upstream> Kept<U> {
         if let Some(brief) = self.spool.find(message.id) {
             self.enqueue_after(&brief, at_least);
         }
-        Ok(self.outcome_of(message.id, outcome, deadline).await)
+        caller.tell(self.outcome_of(message.id, outcome, caller.deadline).await);
+        Ok(())
     }
 
-    pub(super) async fn outcome_of(
+    /// Makes a message durable. `false`: the disk did not answer as long as its caller waits, who
+    /// was told that nobody knows, so the message is not ours.
+    pub(super) async fn store(
+        &self,
+        message: &Message,
+        claim: Option<Claim>,
+        calls: u32,
+        caller: &mut Caller,
+    ) -> Result<bool, KeepError> {
+        let bound = caller.deadline.max(Instant::now() + DISK);
+        let mut kept = std::pin::pin!(self.spool.keep(message, claim));
+        if let Ok(kept) = timeout_at(bound, &mut kept).await {
+            return kept.map(|()| true);
+        }
+        caller.tell(Outcome::new(calls, Ended::Unanswered));
+        if kept.await.is_ok() {
+            self.spool.note(message.id, Change::Forgotten).await;
+        }
+        Ok(false)
+    }
+
+    async fn outcome_of(
         &self,
         id: MessageId,
-        mut outcome: tokio::sync::oneshot::Receiver<Outcome>,
+        mut outcome: oneshot::Receiver<Outcome>,
         deadline: Instant,
     ) -> Outcome {
+        // Whoever takes a caller tells it, but for a bug.
+        let lost = |_| Outcome::new(0, Ended::Unanswered);
         // A timer would round the end of no patience up to a millisecond.
         if Instant::now() < deadline
-            && let Ok(Ok(outcome)) = timeout_at(deadline, &mut outcome).await
+            && let Ok(told) = timeout_at(deadline, &mut outcome).await
         {
-            return outcome;
+            return told.unwrap_or_else(lost);
         }
-        let queued = || Outcome::new(0, Ended::Kept(id));
-        if self.batches.caller(id).is_some() {
-            return queued();
+        if self.batches.take_caller(id).is_some() {
+            return Outcome::kept(id);
         }
-        // It ended in this moment.
-        outcome.await.unwrap_or_else(|_| queued())
+        // It ends in this moment.
+        outcome.await.unwrap_or_else(lost)
     }
 
     /// One try.
     pub(super) async fn attempt(self: Arc<Self>, lane: message::Lane, item: Item) {
-        let (said, again) = self.try_once(&lane, item).await;
-        let attempts = item.attempts + u32::from(!matches!(said, Said::Nothing | Said::Waits(_)));
-        self.batches.ended(&lane, Item { attempts, ..item }, &said, again);
+        let tried = (Said::Waits(LOOK_AGAIN), true);
+        let mut handed_out = HandedOut { batches: &self.batches, lane, item, tried };
+        handed_out.tried = self.try_once(&handed_out.lane, item).await;
     }
 
-    /// What the call says of the lane, and whether the message waits on.
-    async fn try_once(&self, lane: &message::Lane, item: Item) -> (Said, bool) {
+    async fn try_once(&self, lane: &message::Lane, item: Item) -> Tried {
+        let message = match self.ready(lane, item).await {
+            Ok(message) => message,
+            Err(tried) => return tried,
+        };
+        let permit = match self.permit(item).await {
+            Ok(permit) => permit,
+            Err(tried) => return tried,
+        };
+        let may_repeat = self.batches.retry().may_repeat(&message.topic);
+        let (entry, closes) = match self.set_out(&message, item, may_repeat).await {
+            Ok(set_out) => set_out,
+            Err(tried) => {
+                permit.unsent();
+                return tried;
+            }
+        };
+        let answer = self.call(&message, permit, entry, closes).await;
+        self.settle(&message, item.attempts + 1, &answer, may_repeat).await
+    }
+
+    /// The message, if it is to be tried now.
+    async fn ready(&self, lane: &message::Lane, item: Item) -> Result<Message, Tried> {
+        let gone = (Said::Nothing, false);
+        if !self.is_queued(item.id) {
+            return Err(gone);
+        }
         if Instant::now() >= item.expires {
             self.bury(item.id, item.attempts, Reason::Expired, None);
-            return (Said::Nothing, false);
+            return Err(gone);
         }
         if let Err(over) = self.meter.admits(&lane.instance, &lane.parent) {
-            return (Said::Waits(wait_for(&over)), true);
+            return Err((Said::Waits(wait_for(&over)), true));
         }
         if self.spool.is_ours().is_err() {
-            return (Said::Waits(NOT_OURS), true);
+            return Err((Said::Waits(AGAIN), true));
         }
-        let message = match self.spool.read(item.id).await {
-            Ok(record) => record.message,
-            Err(ReadError::Absent) => return (Said::Nothing, false),
+        match self.spool.read(item.id).await {
+            Ok(Record { message, .. }) => {
+                // Its call is to be noted before it leaves: no permit for what cannot be.
+                let may_repeat = self.batches.retry().may_repeat(&message.topic);
+                if !may_repeat && self.spool.usage().failure.is_some() {
+                    return Err((Said::Waits(AGAIN), true));
+                }
+                Ok(message)
+            }
+            Err(ReadError::Absent) => Err(gone),
             Err(error @ ReadError::Damaged) => {
                 let trace_id = self.trace(item.id).map(tracing::field::display);
                 tracing::error!(id = %item.id, trace_id, %error, "an accepted message is lost");
-                drop(self.batches.caller(item.id));
-                return (Said::Nothing, false);
+                if let Some(caller) = self.batches.take_caller(item.id) {
+                    let lost = match item.attempts {
+                        0 => Ended::NotKept(KeepError::Disk(error.to_string().into())),
+                        _ => Ended::Unanswered,
+                    };
+                    drop(caller.send(Outcome::new(item.attempts, lost)));
+                }
+                Err(gone)
             }
             Err(ReadError::Disk(error) | ReadError::Redis(error)) => {
                 if let Some(suppressed) = self.lines.next() {
@@ -219,43 +291,53 @@ impl<U: Upstream> Kept<U> {
                     let trace_id = self.trace(item.id).map(tracing::field::display);
                     tracing::warn!(id = %item.id, trace_id, error, suppressed, "the spool cannot be read");
                 }
-                return (Said::Fails(None), true);
+                Err((Said::Waits(AGAIN), true))
             }
-        };
-        let Some(permit) = self.permit(item).await else { return (Said::Nothing, true) };
-        // Asked before it is looked for: whoever takes it over does so after `ours` has ended.
-        let Ok(ours) = self.spool.is_ours() else {
-            permit.unsent();
-            return (Said::Waits(NOT_OURS), true);
-        };
-        let closes = (Instant::now() + TURN).min(ours.unwrap_or(Instant::now() + TURN));
-        let other_probes = !item.probe && self.batches.trouble(lane).is_some();
-        if self.stopped() || other_probes || self.spool.find(item.id).is_none() {
-            permit.unsent();
-            return (Said::Nothing, true);
         }
-        let may_repeat = self.batches.retry().may_repeat(&message.topic);
-        let entry = match self.begin(&message, item).await {
-            Ok(entry) => entry,
-            Err(over) => {
-                permit.unsent();
-                return (Said::Waits(wait_for(&over)), true);
-            }
-        };
-        if !may_repeat {
-            // Not durable in time: then the call does not leave.
-            drop(timeout_at(closes, self.spool.note(item.id, Change::Calling)).await);
-        }
-        let answer = self.call(&message, permit, entry, closes).await;
-        self.settle(&message, item.attempts + 1, &answer, may_repeat).await
     }
 
-    async fn permit(&self, item: Item) -> Option<Permit> {
+    /// Dropped, delivered and dead ones are not.
+    fn is_queued(&self, id: MessageId) -> bool {
+        self.spool.find(id).is_some_and(|brief| matches!(brief.state, State::Queued { .. }))
+    }
+
+    async fn permit(&self, item: Item) -> Result<Permit, Tried> {
         let class = if item.attempts == 0 { Class::Fresh } else { Class::Retry };
-        match self.ceiling.request(class, Instant::now() + TURN) {
-            Ok(ticket) => ticket.permit().await.ok(),
-            Err(_) => None,
+        let ticket = self.ceiling.request(class, Instant::now() + TURN);
+        let ticket = ticket.map_err(|_| (Said::Waits(AGAIN), true))?;
+        let permit = self.stop.run_until_cancelled(ticket.permit()).await;
+        permit.and_then(Result::ok).ok_or((Said::Nothing, true))
+    }
+
+    /// Looks once more before a call leaves, for its turn may have been long in coming, and enters
+    /// it in the books. Returns until when it may leave.
+    async fn set_out(
+        &self,
+        message: &Message,
+        item: Item,
+        may_repeat: bool,
+    ) -> Result<(Call, Instant), Tried> {
+        let id = item.id;
+        // Asked before it is looked for: whoever takes it over does so after `ours` has ended.
+        let ours = self.spool.is_ours().map_err(|_| (Said::Waits(AGAIN), true))?;
+        let turn = Instant::now() + TURN;
+        let closes = ours.map_or(turn, |ours| ours.min(turn));
+        let other_probes = !item.probe && self.batches.trouble(&message.lane()).is_some();
+        if self.stop.is_cancelled() || other_probes || !self.is_queued(id) {
+            return Err((Said::Nothing, true));
         }
+        if !may_repeat {
+            // Durable before it leaves, or a crash would repeat it.
+            if timeout(DISK, self.spool.note(id, Change::Calling)).await.is_err() {
+                drop(self.spool.note(id, Change::Tried(item.attempts)));
+                return Err((Said::Waits(AGAIN), true));
+            }
+        }
+        let begun = self.begin(message, item).await.map_err(|over| {
+            drop(self.spool.note(id, Change::Tried(item.attempts)));
+            (Said::Waits(wait_for(&over)), true)
+        });
+        begun.map(|entry| (entry, closes))
     }
 
     async fn begin(&self, message: &Message, item: Item) -> Result<Call, OverBudget> {
@@ -299,9 +381,10 @@ impl<U: Upstream> Kept<U> {
                 return (said, false);
             }
             Verdict::Refused => {
-                if let Some(caller) = self.batches.caller(message.id) {
-                    // It is told, and so it was never accepted.
-                    drop(self.spool.note(message.id, Change::Forgotten));
+                if let Some(caller) = self.batches.take_caller(message.id) {
+                    // It is told, and so it was never accepted, also not after a crash.
+                    let forgotten = self.spool.note(message.id, Change::Forgotten);
+                    drop(timeout(DISK, forgotten).await);
                     drop(caller.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
                 } else {
                     self.bury(message.id, attempts, Reason::Refused, Some(answer));
@@ -309,7 +392,6 @@ impl<U: Upstream> Kept<U> {
                 return (said, false);
             }
             Verdict::Unknown if !may_repeat => {
-                drop(self.batches.caller(message.id));
                 self.bury(message.id, attempts, Reason::Unknown, Some(answer));
                 return (said, false);
             }
@@ -324,7 +406,7 @@ impl<U: Upstream> Kept<U> {
 
     async fn delivered(&self, message: &Message, attempts: u32, answer: &Answer) {
         let id = message.id;
-        let caller = self.batches.caller(id);
+        let caller = self.batches.take_caller(id);
         let text = |text: Option<&Box<str>>| text.cloned().unwrap_or_default();
         let receipt = Receipt {
             msg_id: text(answer.http().and_then(|http| http.msg_id.as_ref())),
@@ -336,7 +418,7 @@ impl<U: Upstream> Kept<U> {
         let Some(caller) = caller else { return };
         // Durable before it is told: else a crash now would deliver again what is known to be
         // delivered. A disk that takes nothing keeps nobody waiting.
-        drop(timeout_at(Instant::now() + Duration::from_secs(1), noted).await);
+        drop(timeout(DISK, noted).await);
         drop(caller.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
     }
 
@@ -345,7 +427,7 @@ impl<U: Upstream> Kept<U> {
         self.spool.find(id)?.trace
     }
 
-    /// A message becomes a dead letter.
+    /// A message becomes a dead letter. It stays ours: whoever waits is told that it is kept.
     pub(super) fn bury(
         &self,
         id: MessageId,
@@ -363,5 +445,8 @@ impl<U: Upstream> Kept<U> {
         }
         let death = Death { reason, code, request_id, at: Timestamp::now() };
         drop(self.spool.note(id, Change::Dead(attempts, death)));
+        if let Some(caller) = self.batches.take_caller(id) {
+            drop(caller.send(Outcome::kept(id)));
+        }
     }
 }

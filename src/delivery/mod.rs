@@ -13,18 +13,21 @@ mod idempotency;
 mod kept;
 mod lane;
 mod outcome;
+#[cfg(test)]
+mod tests;
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ceiling::Ceiling;
 use crate::config;
+use crate::lines::Lines;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
 use crate::spool::{Adoptions, Brief, Change, Claim, Picked, Spool};
@@ -66,6 +69,8 @@ struct Shared<U> {
     meter: Meter,
     jitter: Mutex<fastrand::Rng>,
     under_way: TaskTracker,
+    /// No more calls are made.
+    stop: CancellationToken,
     keys: Arc<Keys>,
     kept: Option<Arc<Kept<U>>>,
 }
@@ -81,6 +86,7 @@ impl<U: Upstream> Delivery<U> {
         seed: u64,
     ) -> Self {
         let (upstream, under_way) = (Arc::new(upstream), TaskTracker::new());
+        let stop = CancellationToken::new();
         let keys = Arc::new(Keys::new(&config.idempotency, spool.as_ref()));
         let kept = spool.map(|spool| {
             let kept = Arc::new(Kept {
@@ -90,8 +96,8 @@ impl<U: Upstream> Delivery<U> {
                 ceiling: ceiling.clone(),
                 meter: meter.clone(),
                 under_way: under_way.clone(),
-                stopping: false.into(),
-                lines: kept::Lines::default(),
+                stop: stop.clone(),
+                lines: Lines::new(kept::MAX_LINES),
             });
             kept.recover();
             if let Some(adoptions) = kept.spool.adoptions() {
@@ -102,7 +108,7 @@ impl<U: Upstream> Delivery<U> {
             kept
         });
         let jitter = Mutex::new(fastrand::Rng::with_seed(seed));
-        let shared = Shared { upstream, ceiling, meter, jitter, under_way, keys, kept };
+        let shared = Shared { upstream, ceiling, meter, jitter, under_way, stop, keys, kept };
         Self { shared: Arc::new(shared) }
     }
 
@@ -121,17 +127,7 @@ impl<U: Upstream> Delivery<U> {
         let (to, outcome) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
         self.shared.under_way.spawn(async move {
-            let (told, heard) = oneshot::channel();
-            let caller = Caller { to: Some(told), deadline };
-            // Remembered also if the caller has gone.
-            let remembered = async move {
-                let outcome = heard.await;
-                if let (Ok(outcome), Some(first)) = (&outcome, first) {
-                    first.answered(outcome);
-                }
-                drop(outcome.map(|outcome| to.send(outcome)));
-            };
-            tokio::join!(shared.carry_out(plan, message, wanted.claim, caller), remembered);
+            shared.carry_out(plan, message, wanted.claim, Caller::new(to, deadline, first)).await;
         });
         // The task ends early only with the runtime, and then nobody is told anything.
         outcome.await.unwrap_or_else(|_| Outcome::new(1, Ended::Unanswered))
@@ -173,27 +169,32 @@ impl<U: Upstream> Delivery<U> {
     }
 
     /// Makes no new calls after `grace`, in which what is on its way, and what is kept and due, is
-    /// delivered. Returns how many messages were left that are kept nowhere.
-    pub async fn drain(&self, grace: Duration) -> usize {
+    /// delivered. Then whoever waits for a kept message is told that it stays kept.
+    pub async fn drain(&self, grace: Duration) {
         let shared = &self.shared;
-        let end = Instant::now() + grace;
-        shared.under_way.close();
-        if let Some(kept) = shared.kept.as_ref().filter(|kept| !kept.stopped()) {
-            let empty = async {
-                while kept.batches.len() > 0 {
-                    sleep(Duration::from_millis(10)).await;
-                }
-            };
-            drop(timeout_at(end, empty).await);
-            kept.stopping.store(true, Ordering::Relaxed);
-            kept.batches.changed.notify_one();
+        let quiet = async {
+            let kept = || shared.kept.as_ref().map_or(0, |kept| kept.batches.len());
+            while kept() > 0 || !shared.under_way.is_empty() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        drop(timeout(grace, quiet).await);
+        shared.stop.cancel();
+        if let Some(kept) = &shared.kept {
+            kept.batches.dismiss();
         }
-        let ended = timeout_at(end, shared.under_way.wait()).await;
+    }
+
+    /// After [`Self::drain`]: waits for the calls that have left, at most so long. Returns how many
+    /// messages were left that are kept nowhere.
+    pub async fn close(&self, at_most: Duration) -> usize {
+        let shared = &self.shared;
+        shared.under_way.close();
+        let ended = timeout(at_most, shared.under_way.wait()).await;
         let Some(kept) = &shared.kept else {
             return if ended.is_ok() { 0 } else { shared.under_way.len() };
         };
-        let flushed = timeout_at(end.max(Instant::now() + FLUSH), kept.spool.flush()).await;
-        drop(flushed);
+        drop(timeout(FLUSH, kept.spool.flush()).await);
         let left = kept.batches.len();
         if left > 0 {
             tracing::info!(messages = left, "kept for the next start");
@@ -206,7 +207,7 @@ impl<U: Upstream> Delivery<U> {
 async fn adopt<U: Upstream>(kept: Weak<Kept<U>>, keys: Arc<Keys>, mut adoptions: Adoptions) {
     while let Some(briefs) = adoptions.next().await {
         let Some(kept) = kept.upgrade() else { return };
-        keys.know(&briefs);
+        keys.remember(briefs.clone());
         kept.take_up(briefs);
     }
 }

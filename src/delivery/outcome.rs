@@ -32,7 +32,8 @@ pub enum Ended {
     Barred(Bar),
     /// Nothing was sent: a budget is used up.
     OverBudget(OverBudget),
-    /// The caller's patience ended while a call was on its way: nobody knows yet.
+    /// The caller's patience ended while a call was on its way, or the disk did not answer: nobody
+    /// knows yet.
     Unanswered,
     /// A request with the same key and another topic or body was made before.
     OtherRequest,
@@ -40,11 +41,18 @@ pub enum Ended {
     SameUnderWay,
     /// As many keys are remembered as may be.
     TooManyKeys,
+    /// Nothing was sent: no more calls are made.
+    Stopping,
 }
 
 impl Outcome {
     pub(super) fn new(calls: u32, ended: Ended) -> Self {
         Self { calls, ended, replayed: false }
+    }
+
+    /// It is kept, whatever becomes of it.
+    pub(super) fn kept(id: MessageId) -> Self {
+        Self::new(0, Ended::Kept(id))
     }
 
     /// Whether the message is delivered, or ours to deliver.

@@ -27,6 +27,7 @@ use crate::ceiling::Ceiling;
 use crate::config;
 use crate::delivery::Delivery;
 use crate::door::{Problem, Reply};
+use crate::lines::Lines;
 use crate::message::Topic;
 use crate::meter::{Meter, Published};
 use crate::spool::{Durability, Spool};
@@ -59,7 +60,7 @@ struct Shared<U> {
     ceiling: Ceiling,
     meter: Meter,
     draining: Arc<AtomicBool>,
-    log: log::Budget,
+    lines: Lines,
     /// Requests with many messages each have their body in memory.
     many: Semaphore,
 }
@@ -81,7 +82,7 @@ impl<U: Upstream> Publish<U> {
                 ceiling,
                 meter,
                 draining,
-                log: log::Budget::default(),
+                lines: Lines::new(log::MAX_LINES),
                 many: Semaphore::new(MAX_MANY),
             }),
         }
@@ -255,7 +256,7 @@ impl<U: Upstream> Shared<U> {
     ) {
         self.meter.published(topic.map(Topic::parent), answered.published, took);
         if let Some(failure) = &answered.failure {
-            self.log.failure(context, answered.published, failure);
+            log::failure(&self.lines, context, answered.published, failure);
         }
     }
 

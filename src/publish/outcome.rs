@@ -102,13 +102,17 @@ pub(super) fn answer(
              again; ask once more after Retry-After.",
             true,
         ),
-        Ended::TooManyKeys => key_problem(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "keys-full",
-            "Too many keys",
-            "As many keys are remembered as may be (idempotency.max_keys). Nothing was sent.",
-            true,
-        ),
+        Ended::TooManyKeys => {
+            let answered = key_problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "keys-full",
+                "Too many keys",
+                "As many keys are remembered as may be (idempotency.max_keys). Nothing was sent.",
+                true,
+            );
+            Answered { published: Published::Full, ..answered }
+        }
+        Ended::Stopping => Answered::problem(Published::Draining, super::stopping()),
     };
     if replayed {
         let name = HeaderName::from_static("idempotency-replayed");
@@ -132,7 +136,9 @@ fn answer_of(answer: &Answer, calls: u32) -> Answered {
     }
     let said = said(answer);
     let (published, problem) = match verdict {
-        Verdict::Delivered | Verdict::Unknown => (Published::Unknown, unknown(&said)),
+        Verdict::Delivered | Verdict::Unknown => {
+            (Published::Unknown, unknown(&format!("The call was sent to the upstream, and {said}")))
+        }
         Verdict::Refused => (Published::Refused, refused(&said)),
         Verdict::Barred(bar) => (Published::Failed, barred(bar, &said)),
         Verdict::Throttled { retry_after } => {
@@ -246,6 +252,9 @@ fn said(answer: &Answer) -> String {
             Lost::Unwritten => "it closed the connection".to_owned(),
             Lost::NoKey => "there is no access key to sign with".to_owned(),
             Lost::TooLate => "the wait ended before a connection to it was ready".to_owned(),
+            Lost::NotText => {
+                "bodies are sent as text (upstream.payload), which it is not".to_owned()
+            }
             Lost::Closed => "it closed the connection without an answer".to_owned(),
             Lost::Timeout => "it did not answer in time".to_owned(),
             Lost::Garbled => "its answer is not HTTP".to_owned(),
@@ -258,14 +267,14 @@ fn said(answer: &Answer) -> String {
     }
 }
 
-fn unknown(said: &str) -> Problem {
+fn unknown(why: &str) -> Problem {
     problem(
         StatusCode::GATEWAY_TIMEOUT,
         "unknown",
         "Nobody knows whether it was delivered",
         format!(
-            "The call was sent to the upstream, and {said}. The message may have been delivered \
-             and billed. It was not accepted here: sending it again may deliver it twice."
+            "{why}. The message may have been, or may yet be, delivered and billed. It was not \
+             accepted here: sending it again may deliver it twice."
         ),
     )
     .outcome("unknown")
@@ -392,7 +401,12 @@ fn timeout() -> Problem {
 }
 
 fn unanswered(calls: u32) -> Answered {
-    let problem = unknown("the wait ended before its answer").attempts(calls);
+    let why = match calls {
+        // What the disk has not said to have may still be on it after a crash.
+        0 => "The disk does not say whether it has the message",
+        _ => "The call was sent to the upstream, and the wait ended before its answer",
+    };
+    let problem = unknown(why).attempts(calls);
     let mut answered = Answered::problem(Published::Unknown, problem);
     if let Some(failure) = &mut answered.failure {
         failure.calls = calls;

@@ -3,7 +3,7 @@
 //! The leader runs on a thread for blocking work, only while there is something to do. While it
 //! does, tokio's paused clock stands still, so that tests with paused time are exact.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,8 @@ use super::store::{End, Fate, Writer};
 use super::streams;
 use crate::message::MessageId;
 
+/// Longer than a disk takes that works.
+const HANGS: Duration = Duration::from_secs(1);
 /// How long to wait after a failure if nobody comes meanwhile.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -53,6 +55,8 @@ pub(super) struct Queue {
     pub(super) ops: VecDeque<Op>,
     /// Somebody writes.
     leading: bool,
+    /// When the round began that is being written.
+    since: Option<Instant>,
     /// Somebody comes back after [`RETRY`].
     retrying: bool,
 }
@@ -69,7 +73,13 @@ impl Queue {
         drafts.filter(|draft| draft.kind == Kind::Forgotten).map(|draft| draft.id)
     }
 
+    /// Whether the disk has not answered for long.
+    pub(super) fn hangs(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= HANGS)
+    }
+
     fn round(&mut self, (limit, most): (u64, usize)) -> Vec<Op> {
+        self.since = Some(Instant::now());
         let mut bytes = 0;
         let mut ops = Vec::new();
         while let Some(op) = self.ops.front() {
@@ -204,12 +214,18 @@ impl Drop for Leader<'_> {
     /// Should writing ever panic, the next who comes leads.
     fn drop(&mut self) {
         if !self.resigned {
-            self.shared.queue().leading = false;
+            self.resign(&mut self.shared.queue());
         }
     }
 }
 
 impl Leader<'_> {
+    /// The next who comes leads.
+    fn resign(&mut self, queue: &mut Queue) {
+        (queue.leading, queue.since) = (false, None);
+        self.resigned = true;
+    }
+
     fn lead(&mut self) {
         let shared = self.shared;
         loop {
@@ -231,9 +247,7 @@ impl Leader<'_> {
             let busy = tidied.unwrap_or(false);
             let mut queue = shared.queue();
             if !busy && queue.ops.is_empty() {
-                queue.leading = false;
-                self.resigned = true;
-                return;
+                return self.resign(&mut queue);
             }
         }
     }
@@ -254,9 +268,8 @@ impl Leader<'_> {
         let mut index = self.shared.index();
         let mut queue = self.shared.queue();
         let ops = std::mem::take(&mut queue.ops);
-        queue.ops = without_keeps(self.shared, &mut index, ops, error);
-        queue.leading = false;
-        self.resigned = true;
+        queue.ops = without_repeats(without_keeps(self.shared, &mut index, ops, error));
+        self.resign(&mut queue);
         drop(queue);
         drop(index);
         self.shared.retry_later();
@@ -358,6 +371,25 @@ impl Shared {
 enum Told {
     Keep(oneshot::Sender<Result<(), KeepError>>, Result<(), KeepError>),
     Note(oneshot::Sender<()>),
+}
+
+/// Of the tries of a message that nobody waits for, the last says it all: a disk that takes nothing
+/// for days must not fill the memory.
+fn without_repeats(ops: VecDeque<Op>) -> VecDeque<Op> {
+    let (mut told, mut rest) = (HashSet::new(), VecDeque::with_capacity(ops.len()));
+    for op in ops.into_iter().rev() {
+        let gone = match &op {
+            Op::Note { draft, done } if matches!(draft.kind, Kind::Tried | Kind::Calling) => {
+                !told.insert(draft.id) && done.as_ref().is_none_or(oneshot::Sender::is_closed)
+            }
+            Op::Fence { done } => done.is_closed(),
+            Op::Keep { .. } | Op::Note { .. } => false,
+        };
+        if !gone {
+            rest.push_front(op);
+        }
+    }
+    rest
 }
 
 /// Tells those who keep that it is not taken.

@@ -21,12 +21,14 @@ mod shared;
 mod store;
 mod streams;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tidy;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, MutexGuard};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -129,7 +131,7 @@ pub struct Usage {
     pub oldest: Option<Timestamp>,
     /// Damaged records found since the start.
     pub damaged: u64,
-    /// What the disk said to the last write, if it did not take it.
+    /// What the disk said to the last write, if it did not take it, or that it does not answer.
     pub failure: Option<Arc<str>>,
     /// The most that may be kept of all together.
     pub max: Share,
@@ -144,6 +146,23 @@ pub struct Share {
     pub messages: u64,
     /// Their bytes on the disk.
     pub bytes: u64,
+}
+
+/// A change that was noted. Resolves once it is durable.
+#[derive(Debug)]
+pub struct Noted {
+    /// Whether it changed anything: what somebody else has changed before does not change again.
+    pub changed: bool,
+    durable: oneshot::Receiver<()>,
+}
+
+impl Future for Noted {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // Closed: the process ends, and there is nobody left to be misled.
+        Pin::new(&mut self.durable).poll(context).map(drop)
+    }
 }
 
 /// The spool. Cheap to clone.
@@ -269,8 +288,8 @@ impl Spool {
     /// it at once. Goes on to its end if it is dropped: what the disk does not take is written when
     /// it does. What comes too late, after an end that is final, changes nothing.
     #[allow(clippy::needless_pass_by_value, reason = "a change is said once")]
-    pub fn note(&self, id: MessageId, change: Change) -> impl Future<Output = ()> + Send + use<> {
-        let (done, told) = oneshot::channel();
+    pub fn note(&self, id: MessageId, change: Change) -> Noted {
+        let (done, durable) = oneshot::channel();
         let store = &self.shared.store;
         let mut index = self.shared.index();
         let mut draft = (change == Change::Forgotten).then(|| Draft::bare(Kind::Forgotten, id));
@@ -293,10 +312,7 @@ impl Spool {
         }
         drop(index);
         self.shared.kick();
-        async move {
-            // Closed: the process ends, and there is nobody left to be misled.
-            drop(told.await);
-        }
+        Noted { changed, durable }
     }
 
     /// A kept message, whole.
@@ -352,7 +368,16 @@ impl Spool {
             Store::Disk(_) => None,
             Store::Redis(streams) => Some(streams.account()),
         };
-        Usage { max: self.max(), account, ..self.fresh().usage() }
+        let mut usage = Usage { max: self.max(), account, ..self.fresh().usage() };
+        if usage.failure.is_none() && self.shared.queue().hangs() {
+            usage.failure = Some("it does not answer".into());
+        }
+        usage
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.shared.options.path
     }
 
     /// How long commits took.

@@ -175,7 +175,7 @@ const PAGE: usize = 500;
 
 impl Spool {
     /// Changes what is meant, a page at a time, and says `then` of each, once that is durable.
-    /// Returns how many there were.
+    /// Returns how many it has changed: what somebody else has changed meanwhile is not among them.
     pub async fn change(
         &self,
         meant: &(dyn Fn(&Brief) -> bool + Send + Sync),
@@ -187,13 +187,16 @@ impl Spool {
             let page = self.list(after, PAGE, &mut |brief| meant(brief));
             let Some(last) = page.last() else { return changed };
             after = Some(last.id);
-            changed += page.len();
             // All of a page are noted before the first is waited for: they share a few commits.
             let note = |brief: &Brief| (brief.id, self.note(brief.id, change.clone()));
             let noted: Vec<_> = page.iter().map(note).collect();
-            for (id, durable) in noted {
-                durable.await;
-                then(id);
+            for (id, noted) in noted {
+                let is_ours = noted.changed;
+                noted.await;
+                if is_ours {
+                    changed += 1;
+                    then(id);
+                }
             }
         }
     }

@@ -102,6 +102,10 @@ const fn of_lost(lost: Lost) -> Advice {
             "Its caller's patience ended before the call was sent.",
             "Callers may wait longer (Prefer: wait=…), or publish less at once.",
         ),
+        Lost::NotText => advice(
+            "A body is no UTF-8, and bodies are sent as they are.",
+            "It was accepted when upstream.payload was base64: set it back, replay the dead letter.",
+        ),
         Lost::Closed => advice("The connection ended without an answer.", PERHAPS),
         Lost::Timeout => advice("No answer came in time.", PERHAPS),
         Lost::Garbled => advice(

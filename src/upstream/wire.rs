@@ -1,5 +1,6 @@
 //! The provider over HTTP.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -138,10 +139,13 @@ impl Upstream for Wire {
             pool.put_back(lease);
             return Answer::Lost(Lost::NoKey);
         };
-        let Some(request) = shared.request(message, &key) else {
-            permit.unsent();
-            pool.put_back(lease);
-            return Answer::Lost(Lost::Unwritten);
+        let request = match shared.request(message, &key) {
+            Ok(request) => request,
+            Err(lost) => {
+                permit.unsent();
+                pool.put_back(lease);
+                return Answer::Lost(lost);
+            }
         };
         if !departure.leave() {
             permit.unsent();
@@ -183,9 +187,12 @@ fn give_back(permit: Permit, lost: Lost) {
     match lost {
         Lost::Connect | Lost::ConnectTimeout | Lost::Unwritten => permit.lost(false),
         Lost::Closed => permit.lost(true),
-        Lost::Resolve | Lost::NoConnection | Lost::Tls | Lost::NoKey | Lost::TooLate => {
-            permit.unsent();
-        }
+        Lost::Resolve
+        | Lost::NoConnection
+        | Lost::Tls
+        | Lost::NoKey
+        | Lost::TooLate
+        | Lost::NotText => permit.unsent(),
         Lost::Timeout | Lost::Garbled => drop(permit),
     }
 }
@@ -212,12 +219,15 @@ async fn exchange(lease: &mut Lease, request: Request<Full<Bytes>>) -> Result<An
 }
 
 impl Shared {
-    /// The whole request, signed as the last step. `None` only where a part of it is no HTTP,
+    /// The whole request, signed as the last step. `Unwritten` only where a part of it is no HTTP,
     /// which keys and topics, being checked, never are.
-    fn request(&self, message: &Message, key: &Key) -> Option<Request<Full<Bytes>>> {
+    fn request(&self, message: &Message, key: &Key) -> Result<Request<Full<Bytes>>, Lost> {
         let payload = match self.encoding {
-            PayloadEncoding::Base64 => STANDARD.encode(message.payload.as_bytes()).into(),
-            PayloadEncoding::Plain => String::from_utf8_lossy(message.payload.as_bytes()),
+            PayloadEncoding::Base64 => Cow::Owned(STANDARD.encode(message.payload.as_bytes())),
+            PayloadEncoding::Plain => {
+                let text = std::str::from_utf8(message.payload.as_bytes());
+                Cow::Borrowed(text.map_err(|_| Lost::NotText)?)
+            }
         };
         let call = Call {
             authority: &self.authority,
@@ -230,8 +240,13 @@ impl Shared {
             secret: key.secret().expose_secret(),
             token: key.token().map(ExposeSecret::expose_secret),
         };
-        let signed = signing::sign(self.signature, &call, &credentials, &self.stamp()?);
-        assemble(signed, self.host.clone())
+        let signed = signing::sign(
+            self.signature,
+            &call,
+            &credentials,
+            &self.stamp().ok_or(Lost::Unwritten)?,
+        );
+        assemble(signed, self.host.clone()).ok_or(Lost::Unwritten)
     }
 
     fn stamp(&self) -> Option<Stamp> {

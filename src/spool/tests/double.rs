@@ -11,15 +11,15 @@ const SECTOR: usize = 512;
 
 /// The disk. Clones are the same disk.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Double {
+pub(crate) struct Double {
     state: Arc<Mutex<State>>,
     released: Arc<Condvar>,
     mount: u64,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) files: BTreeMap<String, File>,
+pub(crate) struct State {
+    pub(crate) files: BTreeMap<String, File>,
     /// The names that are durable.
     named: BTreeMap<String, u64>,
     /// Files that were removed, but not durably.
@@ -29,7 +29,7 @@ pub(super) struct State {
     /// So many more operations that change something succeed; then one fails.
     pub(super) fail_in: Option<u64>,
     /// Syncs wait until this is over.
-    pub(super) held: bool,
+    pub(crate) held: bool,
     /// Every operation that changes something fails.
     pub(super) broken: bool,
     /// The most bytes that there is room for.
@@ -39,9 +39,9 @@ pub(super) struct State {
 }
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct File {
+pub(crate) struct File {
     number: u64,
-    pub(super) bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// As it is after a crash.
     durable: Vec<u8>,
 }
@@ -69,7 +69,7 @@ impl State {
 }
 
 impl Double {
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
@@ -81,7 +81,7 @@ impl Double {
     }
 
     /// Lets syncs go on.
-    pub(super) fn release(&self) {
+    pub(crate) fn release(&self) {
         self.state().held = false;
         self.released.notify_all();
     }
@@ -101,7 +101,7 @@ impl Double {
     }
 
     /// What was not synced is lost, or not, sector by sector.
-    pub(super) fn crash(&self, random: &mut fastrand::Rng) {
+    pub(crate) fn crash(&self, random: &mut fastrand::Rng) {
         let mut state = self.state();
         state.mount += 1;
         let State { files, named, ghosts, .. } = &mut *state;

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::runtime::Handle;
 
 use super::super::frame::{Draft, Kind};
 use super::super::shared::Shared;
-use super::super::{Brief, Change, KeepError, Options, ReadError, Spool};
+use super::super::{Brief, Change, KeepError, Options, ReadError, Spool, State};
 use super::double::Double;
 use super::{claim, death, message, options, receipt};
 use crate::message::MessageId;
 
-pub(super) async fn open(disk: &Double, options: &Options) -> Spool {
+pub(crate) async fn open(disk: &Double, options: &Options) -> Spool {
     let (disk, options) = (Arc::new(disk.mount()), options.clone());
     let runtime = Handle::current();
     let opened = tokio::task::spawn_blocking(move || Shared::open(disk, options, runtime)).await;
@@ -254,6 +255,36 @@ async fn a_failure_ends_by_itself() {
     disk.state().broken = false;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(spool.usage().failure, None);
+}
+
+/// What is tried again and again while the disk takes nothing does not fill the memory, and is known
+/// after a crash.
+#[tokio::test(start_paused = true)]
+async fn of_many_tries_the_last_is_noted() {
+    let disk = Double::default();
+    let spool = open(&disk, &small()).await;
+    let (tried, ended) = (message("abc", "tried"), message("abc", "ended"));
+    spool.keep(&tried, None).await.unwrap();
+    spool.keep(&ended, None).await.unwrap();
+    disk.state().broken = true;
+    for n in 1..=1_000 {
+        drop(spool.note(tried.id, Change::Calling));
+        drop(spool.note(tried.id, Change::Tried(n)));
+        drop(spool.note(ended.id, Change::Tried(n)));
+        drop(spool.flush());
+    }
+    drop(spool.note(ended.id, Change::Dead(1_000, death())));
+    drop(spool.note(ended.id, Change::Replayed(Timestamp::now())));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(spool.shared.queue().ops.len() <= 4);
+    disk.state().broken = false;
+    spool.flush().await;
+    drop(spool);
+    disk.crash(&mut fastrand::Rng::with_seed(1));
+    let spool = open(&disk, &small()).await;
+    assert_eq!(spool.find(tried.id).unwrap().attempts, 1_000);
+    let ended = spool.find(ended.id).unwrap();
+    assert_eq!((ended.attempts, ended.state), (1_000, State::Queued { calling: false }));
 }
 
 #[tokio::test]

@@ -17,11 +17,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+pub(crate) use double::Double;
+pub(crate) use faults::open;
+
 use super::{Claim, Death, Options, Reason, Receipt};
 use crate::message::{Message, MessageId, Payload, Topic};
 
 /// Plenty of room.
-fn options(path: &Path) -> Options {
+pub(crate) fn options(path: &Path) -> Options {
     Options {
         path: path.to_owned(),
         max_bytes: 16 << 20,

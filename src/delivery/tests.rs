@@ -1,0 +1,230 @@
+//! With a disk that does not answer. Time is real: as long as a thread waits for a disk, it does not
+//! pause.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::kept::DISK;
+use super::{Delivery, Ended, Outcome, Wanted};
+use crate::answer::{Answer, HttpAnswer, Lost};
+use crate::ceiling::{Ceiling, Permit, Start};
+use crate::config::{self, Config};
+use crate::message::{Message, MessageId, Payload, Topic};
+use crate::meter::Meter;
+use crate::spool::tests::{Double, open, options};
+use crate::spool::{Claim, Spool};
+use crate::upstream::{Departure, Upstream};
+
+/// The provider. It takes no connection until it is told what to answer.
+#[derive(Clone, Default)]
+struct Provider {
+    says: Arc<Mutex<Option<HttpAnswer>>>,
+    called: Arc<Mutex<Vec<MessageId>>>,
+}
+
+/// Its answer makes us panic.
+const BUG: u16 = 0;
+
+impl Provider {
+    fn says(&self, status: u16) {
+        let (msg_id, request_id) = (Some("M".into()), Some("R".into()));
+        let code = (status == 400).then(|| "ParameterCheckFailed".into());
+        let answer = HttpAnswer { status, msg_id, request_id, code, ..HttpAnswer::default() };
+        *self.says.lock().unwrap() = Some(answer);
+    }
+
+    fn called(&self) -> Vec<MessageId> {
+        self.called.lock().unwrap().clone()
+    }
+}
+
+impl Upstream for Provider {
+    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
+        let Some(answer) = self.says.lock().unwrap().clone() else {
+            permit.unsent();
+            return Answer::Lost(Lost::Connect);
+        };
+        assert!(departure.leave() && answer.status != BUG);
+        permit.answered();
+        self.called.lock().unwrap().push(message.id);
+        Answer::Http(answer)
+    }
+
+    async fn renew_key(&self) -> bool {
+        false
+    }
+}
+
+fn config() -> Config {
+    let flags = [
+        ("upstream.endpoint", "http://127.0.0.1:1"),
+        ("upstream.instance_id", "x"),
+        ("ceilings.account", "10"),
+        ("retry.base", "10ms"),
+        ("retry.cap", "50ms"),
+        ("retry.unknown", "park"),
+    ];
+    let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    config::load(None, [], &flags).unwrap().config
+}
+
+async fn start(disk: &Double, provider: &Provider) -> (Delivery<Provider>, Spool) {
+    let spool = open(disk, &options(Path::new("/nowhere"))).await;
+    let config = config();
+    let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
+    let meter = Meter::new(5, &config.billing, []);
+    let kept = Some(spool.clone());
+    (Delivery::new(&config, provider.clone(), kept, ceiling, meter, 7), spool)
+}
+
+fn message(topic: &str) -> Message {
+    Message {
+        id: MessageId::new(),
+        instance: "x".into(),
+        topic: Topic::parse(topic).unwrap(),
+        payload: Payload::kept("marked".into()),
+        trace: None,
+    }
+}
+
+/// Until this is dropped, the disk does not answer.
+struct Held(Double);
+
+fn hold(disk: &Double) -> Held {
+    disk.state().held = true;
+    Held(disk.clone())
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+const ASYNC: Wanted = Wanted { patience: Duration::ZERO, keep: true, claim: None };
+
+async fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !so() {
+        assert!(Instant::now() < end, "never: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Nobody is kept waiting; a message of which nobody can say whether it is durable is not ours, and
+/// its key is free once that is certain.
+#[tokio::test]
+async fn what_a_disk_that_hangs_does_not_say() {
+    let (disk, provider) = (Double::default(), Provider::default());
+    let (delivery, spool) = start(&disk, &provider).await;
+    let claimed = Wanted { claim: Some(Claim { key: 1, print: 2 }), ..ASYNC };
+    let held = hold(&disk);
+    let begun = Instant::now();
+    let told = delivery.publish(message("TopicA"), claimed).await;
+    assert_eq!(told, Outcome::new(0, Ended::Unanswered));
+    assert!(begun.elapsed() >= DISK);
+    assert!(spool.usage().failure.is_some(), "it is said");
+    assert_eq!(delivery.publish(message("TopicA"), claimed).await.ended, Ended::SameUnderWay);
+    drop(held);
+    let mut told = Outcome::new(0, Ended::SameUnderWay);
+    while told.ended == Ended::SameUnderWay {
+        sleep(Duration::from_millis(5)).await;
+        told = delivery.publish(message("TopicA"), claimed).await;
+    }
+    let Ended::Kept(id) = told.ended else { panic!("{told:?}") };
+    assert_eq!(spool.usage().queued.messages, 1);
+    provider.says(200);
+    until("it is delivered", || spool.usage().queued.messages == 0).await;
+    assert_eq!(provider.called(), [id]);
+    assert!(spool.usage().failure.is_none());
+}
+
+/// Calls that have to be noted first do not keep others from being made.
+#[tokio::test]
+async fn a_disk_that_hangs_holds_no_permits() {
+    let (disk, provider) = (Double::default(), Provider::default());
+    let (delivery, spool) = start(&disk, &provider).await;
+    let mut kept = Vec::new();
+    for lane in 0..30 {
+        let message = message(&format!("Topic{lane}"));
+        kept.push(message.id);
+        assert!(delivery.publish(message, ASYNC).await.is_accepted());
+    }
+    let held = hold(&disk);
+    provider.says(200);
+    until("it hangs", || spool.usage().failure.is_some()).await;
+    let patient = Wanted { patience: Duration::from_secs(20), ..ASYNC };
+    let direct = Wanted { keep: false, ..patient };
+    for _ in 0..5 {
+        let told = delivery.publish(message("Other"), direct).await;
+        assert!(matches!(told.ended, Ended::Answered(_)), "{told:?}");
+    }
+    drop(held);
+    until("all are delivered", || spool.usage().queued.messages == 0).await;
+    let mut taken = provider.called();
+    taken.retain(|id| kept.contains(id));
+    taken.sort_unstable();
+    kept.sort_unstable();
+    assert_eq!(taken, kept);
+}
+
+const PATIENT: Wanted = Wanted {
+    patience: Duration::from_secs(20),
+    keep: false,
+    claim: Some(Claim { key: 1, print: 2 }),
+};
+
+/// A bug of ours in a try costs time, not the message, and holds up no others.
+#[tokio::test(start_paused = true)]
+async fn a_try_that_panics() {
+    let (disk, provider) = (Double::default(), Provider::default());
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.says(BUG);
+    assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
+    sleep(Duration::from_secs(1)).await;
+    provider.says(200);
+    assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!((provider.called().len(), spool.usage().queued.messages), (1, 1));
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!((provider.called().len(), spool.usage().queued.messages), (2, 0));
+}
+
+/// Whoever is told that a message is refused has not had it accepted: it is not there after a crash.
+#[tokio::test]
+async fn a_refused_message_does_not_come_back() {
+    let (disk, provider) = (Double::default(), Provider::default());
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.says(400);
+    let told = delivery.publish(message("TopicA"), PATIENT).await;
+    assert!(matches!(told.ended, Ended::Answered(_)) && !told.is_accepted(), "{told:?}");
+    disk.crash(&mut fastrand::Rng::with_seed(1));
+    drop((delivery, spool));
+    let again = open(&disk, &options(Path::new("/nowhere"))).await;
+    assert!(again.list(None, 10, &mut |_| true).is_empty());
+}
+
+/// A message whose bytes change on the disk while its caller waits was lost, and is not said to be
+/// kept.
+#[tokio::test]
+async fn a_damaged_message_is_not_said_to_be_kept() {
+    let (disk, provider) = (Double::default(), Provider::default());
+    let (delivery, spool) = start(&disk, &provider).await;
+    let asked = tokio::spawn({
+        let delivery = delivery.clone();
+        async move { delivery.publish(message("TopicA"), PATIENT).await }
+    });
+    until("it is kept", || spool.usage().queued.messages == 1).await;
+    // A byte of its body.
+    for file in disk.state().files.values_mut() {
+        if let Some(at) = file.bytes.windows(6).position(|bytes| bytes == b"marked") {
+            file.bytes[at] ^= 1;
+        }
+    }
+    let told = asked.await.unwrap();
+    assert_eq!(told.ended, Ended::Unanswered);
+    assert_eq!(spool.usage().damaged, 1);
+}

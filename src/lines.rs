@@ -1,0 +1,58 @@
+//! Not more lines a second than a log can bear.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// How many lines of a kind may still be written in this second. The rest is counted.
+#[derive(Debug)]
+pub struct Lines {
+    most: u64,
+    spent: Mutex<Spent>,
+}
+
+#[derive(Debug, Default)]
+struct Spent {
+    second: Option<Instant>,
+    lines: u64,
+    suppressed: u64,
+}
+
+impl Lines {
+    /// At most so many a second.
+    pub fn new(most: u64) -> Self {
+        Self { most, spent: Mutex::default() }
+    }
+
+    /// Whether one more may be written, and how many were not since the last.
+    pub fn next(&self) -> Option<u64> {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if spent.second.is_none_or(|second| now - second >= SECOND) {
+            *spent = Spent { second: Some(now), lines: 0, suppressed: spent.suppressed };
+        }
+        if spent.lines >= self.most {
+            spent.suppressed += 1;
+            return None;
+        }
+        spent.lines += 1;
+        Some(std::mem::take(&mut spent.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_has_so_many() {
+        let lines = Lines::new(50);
+        assert_eq!((0..1_000).filter(|_| lines.next().is_some()).count(), 50);
+        tokio::time::advance(SECOND).await;
+        assert_eq!(lines.next(), Some(950));
+        assert_eq!(lines.next(), Some(0));
+    }
+}
