@@ -192,6 +192,7 @@ async fn shared(verb: Verb, fleet: &Fleet, options: Options) -> Result<Said, Str
         spool.close().await;
         return said;
     }
+    eprintln!("looking which sidecars are no more: up to 17 s");
     let taken = Spool::take_over(fleet, options).await;
     let (spool, held) = taken.map_err(|error| error.to_string())?;
     let said = stopped(verb, &spool).await;

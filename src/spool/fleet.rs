@@ -66,7 +66,13 @@ impl Spool {
         options: Options,
         times: Times,
     ) -> Result<Self, OpenError> {
-        let spool = Self::shared(fleet, folder, options, times).await?;
+        let (spool, begun) = Self::shared(fleet, folder, options, times).await?;
+        match begun {
+            Err(error) if error.may_pass() => {
+                tracing::warn!(%error, "nothing can be kept until Redis takes it");
+            }
+            begun => begun.map_err(failed(fleet))?,
+        }
         let weak = Arc::downgrade(&spool.shared);
         if let Store::Redis(streams) = &spool.shared.store {
             let streams = Arc::clone(streams);
@@ -87,8 +93,8 @@ impl Spool {
         folder: Option<&Path>,
         options: Options,
         times: Times,
-    ) -> Result<Self, OpenError> {
-        let failed = |error: String| OpenError::Redis { url: fleet.url.clone(), error };
+    ) -> Result<(Self, Result<(), Trouble>), OpenError> {
+        let failed = failed(fleet);
         let (fleet, folder) = (fleet.clone(), folder.map(Path::to_owned));
         let runtime = Handle::current();
         let opened = tokio::task::spawn_blocking(move || {
@@ -97,20 +103,14 @@ impl Spool {
             let begun = shared.with_owner(Owner::begin);
             (shared, begun)
         });
-        let (shared, begun) = opened.await.map_err(|error| failed(error.to_string()))?;
-        match begun {
-            Ok(()) => {}
-            Err(error) if error.may_pass() => {
-                tracing::warn!(%error, "nothing can be kept until Redis takes it");
-            }
-            Err(error) => return Err(failed(error.to_string())),
-        }
-        Ok(Self { shared })
+        let (shared, begun) = opened.await.map_err(failed)?;
+        Ok((Self { shared }, begun))
     }
 
     /// All that the account's sidecars keep: to be looked at, not to be changed.
     pub async fn look(fleet: &Fleet, options: Options) -> Result<Self, OpenError> {
-        let spool = Self::shared(fleet, None, options, Times::default()).await?;
+        let (spool, begun) = Self::shared(fleet, None, options, Times::default()).await?;
+        begun.map_err(failed(fleet))?;
         spool.with_owner(fleet, Owner::read_all).await?;
         Ok(spool)
     }
@@ -118,7 +118,8 @@ impl Spool {
     /// What the account's sidecars have left that are no more, and how many messages those have that
     /// live. To be closed.
     pub async fn take_over(fleet: &Fleet, options: Options) -> Result<(Self, u64), OpenError> {
-        let spool = Self::shared(fleet, None, options, Times::default()).await?;
+        let (spool, begun) = Self::shared(fleet, None, options, Times::default()).await?;
+        begun.map_err(failed(fleet))?;
         loop {
             let peers = spool.with_owner(fleet, |owner, shared| {
                 owner.watch()?;
@@ -138,11 +139,9 @@ impl Spool {
         fleet: &Fleet,
         act: impl FnOnce(&mut Owner, &Shared) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, OpenError> {
-        let failed = |error: String| OpenError::Redis { url: fleet.url.clone(), error };
         let shared = Arc::clone(&self.shared);
         let acted = tokio::task::spawn_blocking(move || shared.with_owner(act)).await;
-        let acted = acted.map_err(|error| failed(error.to_string()))?;
-        acted.map_err(|error| failed(error.to_string()))
+        acted.map_err(failed(fleet))?.map_err(failed(fleet))
     }
 
     /// What is taken over from others; `None`: nobody shares this spool.
@@ -261,6 +260,11 @@ impl Spool {
         };
         self.enqueue(&mut index, message, entry)
     }
+}
+
+fn failed<E: ToString>(fleet: &Fleet) -> impl FnOnce(E) -> OpenError {
+    let url = fleet.url.clone();
+    move |error| OpenError::Redis { url, error: error.to_string() }
 }
 
 /// Messages that were kept here may be others' now.

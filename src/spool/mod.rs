@@ -1,4 +1,4 @@
-//! Accepted messages that survive.
+//! Accepted messages that survive: on this machine's disk, or in the Redis of a fleet (`streams`).
 //!
 //! [`Spool::keep`] returns once a message is durable, and concurrent calls share one write to the
 //! disk. What becomes of a message afterwards is noted with [`Spool::note`].

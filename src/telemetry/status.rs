@@ -92,6 +92,8 @@ pub(super) struct Kept {
     pub(super) full: f64,
     pub(super) oldest: Option<Timestamp>,
     pub(super) failure: Option<String>,
+    /// How durable it is, as callers are told.
+    pub(super) durability: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -334,6 +336,7 @@ fn kept(spool: &Spool) -> Kept {
         full: messages.max(bytes),
         oldest: usage.oldest,
         failure: usage.failure.as_deref().map(str::to_owned),
+        durability: spool.durability().word(),
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 const FILE: &str = "owner";
-/// The longest name that is read back.
-const LONGEST: u64 = 128;
+/// The most that is read back.
+const LONGEST: u64 = 256;
 
 /// A name that nobody else has, with the host's for people who look.
 pub(super) fn name() -> String {
@@ -18,9 +18,9 @@ pub(super) fn name() -> String {
     format!("{host}-{random:016x}")
 }
 
-/// Writes our name into the folder, and returns whose was there: the kernel lets go of its lock when
-/// its process ends, however it ends, so it is dead. `None`: without a folder it takes longer to
-/// know who is dead.
+/// Writes our name into the folder, and returns whose was there: this kernel lets go of its lock when
+/// its process ends, however it ends, so it is dead. What another machine wrote, or what is in a copy
+/// of the file, proves nothing. `None`: without a folder it takes longer to know who is dead.
 pub(super) fn claim(folder: &Path, name: &str) -> Option<(File, Option<String>)> {
     match lock(folder, name) {
         Ok(claimed) => Some(claimed),
@@ -38,11 +38,15 @@ fn lock(folder: &Path, name: &str) -> io::Result<(File, Option<String>)> {
     options.create(true).truncate(false).read(true).write(true).mode(0o600);
     let mut file = options.open(folder.join(FILE))?;
     file.try_lock().map_err(io::Error::from)?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let here = format!("{} {}", boot.trim(), file.metadata()?.ino());
     let mut before = String::new();
     (&file).take(LONGEST).read_to_string(&mut before)?;
+    let before = before.split_once(' ').filter(|(_, there)| *there == here && !boot.is_empty());
+    let before = before.map(|(name, _)| name.to_owned());
     file.rewind()?;
     file.set_len(0)?;
-    file.write_all(name.as_bytes())?;
+    file.write_all(format!("{name} {here}").as_bytes())?;
     file.sync_data()?;
-    Ok((file, (!before.is_empty()).then_some(before)))
+    Ok((file, before))
 }

@@ -221,6 +221,13 @@ async fn after_a_crash_the_same_folder_has_its_messages_at_once() {
     let spool = timeout(BOUND, opened).await.unwrap();
     assert_eq!(spool.find(kept.id).unwrap().claim, Some(claim()));
     assert_eq!(spool.read(kept.id).await.unwrap().message.payload, kept.payload);
+    // A copy of the folder proves nothing: whoever it names may live.
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.path().join("owner"), copy.path().join("owner")).unwrap();
+    let other = share_in(&redis, "a", CALM, Some(copy.path())).await;
+    assert_eq!(other.find(kept.id), None);
+    spool.note(kept.id, Change::Tried(1)).await;
+    assert_eq!(spool.find(kept.id).unwrap().attempts, 1);
 }
 
 #[tokio::test]
