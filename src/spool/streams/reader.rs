@@ -30,6 +30,19 @@ struct Queue {
     leading: bool,
 }
 
+/// Should reading ever panic, the next who comes leads.
+struct Leading<'a>(&'a Reader);
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut queue = self.0.queue();
+            queue.leading = false;
+            queue.waiting.clear();
+        }
+    }
+}
+
 impl Reader {
     pub(super) fn new(place: Arc<Place>) -> Self {
         Self { place, queue: Mutex::default(), line: Mutex::default() }
@@ -57,6 +70,7 @@ impl Reader {
     }
 
     fn lead(&self) {
+        let _leading = Leading(self);
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let mut queue = self.queue();
