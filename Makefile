@@ -9,11 +9,12 @@ test: setup ## everything that CI runs
 	tests/deny.sh
 	cargo test
 
-bench: ## signing, permits, the spool
+bench: ## signing, permits, a fleet's, the spool, the meter
 	cargo bench
 
-soak: ## outages and overflow in real time, and ten thousand crashes: about an hour
+soak: ## outages, overflow and fleets in real time, and ten thousand crashes: about an hour
 	cargo test --test soak -- --nocapture --test-threads 1
+	cargo test --release --test fleet_soak -- --nocapture --test-threads 1
 	TOLLGATE_CRASHES=10000 cargo test --release --test crash -- --nocapture
 
 check: ## what to run before a commit

@@ -111,6 +111,9 @@ impl Sidecar {
         };
         let egress = config.upstream.egress_addresses.len();
         let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
+        if let Some(fleet) = &config.fleet {
+            ceiling.share(&config.ceilings, fleet, config.upstream.call_timeout);
+        }
         let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
         let instances = config.upstream.instance_id.iter().cloned().chain(rules);
         let meter = meter(config, instances.collect()).await?;
@@ -212,6 +215,7 @@ impl Sidecar {
         self.stop.cancel();
         self.tasks.wait().await;
         let left = self.delivery.close(LAST_ANSWERS).await;
+        self.ceiling.close().await;
         if let Some(rest) = self.spool {
             rest.leave().await;
         }

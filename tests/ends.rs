@@ -3,13 +3,15 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use support::house::{ASYNC, House, Provider, WAIT, error, is_kept, message, ok, once_each};
 use support::http::post;
-use support::process::run;
+use support::process::{Serve, run};
 use support::script::{Script, error as says};
 use tokio::time::{Instant, sleep};
 use tollgate::answer::{Answer, Lost};
@@ -86,6 +88,22 @@ async fn a_late_failure() {
     assert_eq!(house.publish("x", hasty).await.ended, Ended::Unanswered);
     sleep(Duration::from_mins(1)).await;
     assert_eq!((provider.taken().len(), house.spool.usage().queued.messages), (0, 0));
+}
+
+/// Of a call that may have arrived nobody is told later that its message was refused.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_after_a_doubt() {
+    for wanted in [WAIT, keyed(WAIT)] {
+        let folder = tempfile::tempdir().unwrap();
+        let provider = Provider::new(|_, _, nth| match nth {
+            0 => Answer::Lost(Lost::Closed),
+            _ => error(400, "ParameterCheckFailed"),
+        });
+        let house = House::new(folder.path(), &provider, &[]).await;
+        let told = house.publish("x", wanted).await;
+        assert!(is_kept(&told), "{told:?}");
+        assert_eq!((provider.taken().len(), house.spool.usage().dead.messages), (1, 1));
+    }
 }
 
 /// Without a spool: the key of a call whose caller stopped waiting is taken until its answer, and
@@ -202,6 +220,44 @@ async fn a_stop_takes_no_longer_than_its_grace() {
         tokio::time::timeout(Duration::from_secs(20), stop).await.expect("it stops");
         assert_eq!(asked.await.unwrap().status, 202);
     }
+}
+
+/// As long as the file `HANGS` is there, no sync comes back.
+const HANG: &str = "
+#include <stdlib.h>
+#include <unistd.h>
+static int hang(void) { while (access(getenv(\"HANGS\"), F_OK) == 0) usleep(1000); return 0; }
+int fsync(int file) { (void)file; return hang(); }
+int fdatasync(int file) { (void)file; return hang(); }
+";
+
+/// A disk that hangs holds up no end, neither the spool's writes nor the ledger's.
+#[tokio::test]
+async fn an_end_with_a_disk_that_hangs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("hang.c"), HANG).unwrap();
+    let mut compiler = std::process::Command::new("cc");
+    let compiler = compiler.args(["-shared", "-fPIC", "-o", &path("hang.so"), &path("hang.c")]);
+    assert!(compiler.status().unwrap().success());
+    let (spool, hangs, library) = (path("spool"), path("hangs"), path("hang.so"));
+    let script = Script::start([]).await;
+    let settings = [
+        ("upstream.endpoint", script.url.as_str()),
+        ("spool.store", "disk"),
+        ("spool.path", &spool),
+        ("drain.grace", "1ms"),
+    ];
+    let serve = Serve::start(&settings, &[("LD_PRELOAD", &library), ("HANGS", &hangs)]).await;
+    let delivered = post(&serve.publish, "/publish/TopicA", &[], b"x").await;
+    assert_eq!(delivered.status, 200);
+    std::fs::write(&hangs, "").unwrap();
+    let kept = post(&serve.publish, "/publish/TopicA", &[("prefer", "respond-async")], b"x").await;
+    assert_eq!(kept.status, 504, "{}", kept.text());
+    serve.signal(Signal::TERM);
+    let (status, log) = serve.ended().await;
+    assert!(status.success(), "{log}");
+    assert!(Path::new(&hangs).exists());
 }
 
 /// `tollgate messages` means the sidecar whose spool it is given, though another answers at the

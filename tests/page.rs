@@ -292,7 +292,7 @@ fn everything() -> Value {
         })
     };
     let members: Vec<_> = (0..20)
-        .map(|i| json!({ "name": format!("orders-{i}"), "share": 50, "used": 37 + i % 5, "seen": "2026-11-23T03:00:00Z" }))
+        .map(|i| json!({ "name": format!("orders-{i}"), "share": 50 * u32::from(i > 0), "used": 37 + i % 5, "waiting": 0, "starved": i == 0, "seen": "2026-11-23T03:00:00Z" }))
         .collect();
     json!({
         "started": "2026-11-19T08:11:00Z", "now": "2026-11-23T03:00:01Z",
@@ -323,7 +323,7 @@ fn everything() -> Value {
             error("Throttling.User", 657, "2026-11-23T02:56:55Z"),
             error("InvalidSecurityToken.MismatchWithAccessKey", 1, "2026-11-23T02:40:00Z")
         ],
-        "fleet": { "mode": "shared", "members": members }
+        "fleet": { "mode": "shared", "account": "default", "size": 20, "opens_in_seconds": 0.0, "at": "2026-11-23T03:00:01Z", "members": members }
     })
 }
 
@@ -350,8 +350,9 @@ async fn spend_budgets_plan_and_fleet() {
         ("legend", "Bought TPS 900"),
         ("provider", "perhaps blocked: 10.0.0.3"),
         ("provider", "in 40 min"),
-        ("fleet", "Ceilings are shared; 20 sidecars"),
-        ("members-words", "and 8 more"),
+        ("fleet", "Ceilings are shared; 20 sidecars of account default"),
+        ("members", "starved"),
+        ("members-words", "and 8 more: tollgate status --fleet"),
         ("queued-words", "oldest 3 min, 17 dead letters"),
     ] {
         page.says(id, words).await;

@@ -16,7 +16,7 @@ async fn promtool_is_content() {
     for args in [
         &["check", "config", "try.yaml"][..],
         &["check", "rules", "rules.yaml", "alerts.yaml"],
-        &["test", "rules", "tests.yaml", "tests_kept.yaml"],
+        &["test", "rules", "tests.yaml", "tests_fleet.yaml", "tests_kept.yaml"],
     ] {
         let (content, said) = promtool(args, "").await;
         assert!(content, "promtool {}:\n{said}", args.join(" "));
@@ -26,7 +26,7 @@ async fn promtool_is_content() {
     assert!(!content && said.contains("kubernetes_sd_configs not found"), "{said}");
 
     // Each alert is shown firing and not firing.
-    let tests = file("tests.yaml") + &file("tests_kept.yaml");
+    let tests = file("tests.yaml") + &file("tests_fleet.yaml") + &file("tests_kept.yaml");
     for alert in alerts() {
         let fires =
             format!("        alertname: {alert}\n        exp_alerts:\n          - exp_labels");

@@ -7,9 +7,17 @@
 mod block;
 mod call_time;
 mod lanes;
+mod leases;
+mod line;
+mod members;
+#[cfg(test)]
+mod model;
 mod permit;
+mod pool;
 mod shaper;
 mod state;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,12 +27,14 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 pub use lanes::Class;
+pub use members::{Fleet, Member};
 pub use permit::Permit;
 pub use state::{CeilingStatus, Decisions, Status};
 pub use window::WINDOW;
 
 use crate::config;
 use lanes::Waiter;
+use members::Members;
 use state::State;
 
 /// The two ceilings.
@@ -53,6 +63,34 @@ impl Kind {
         match self {
             Self::Account => "account",
             Self::EgressIp => "egress-ip",
+        }
+    }
+}
+
+/// How the ceilings are shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They are not.
+    Alone,
+    /// Through Redis.
+    Shared,
+    /// Redis does not answer: calls go on with permits that it counts as out.
+    CutOff,
+    /// Redis does not answer, and the leases have ended: nothing is sent.
+    Closed,
+}
+
+impl Mode {
+    /// All.
+    pub const ALL: [Self; 4] = [Self::Alone, Self::Shared, Self::CutOff, Self::Closed];
+
+    /// The word for it in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Shared => "shared",
+            Self::CutOff => "cut_off",
+            Self::Closed => "closed",
         }
     }
 }
@@ -91,6 +129,9 @@ pub enum Start {
     Alone,
 }
 
+/// How long permits may take to go back to Redis at the end.
+const CLOSE: Duration = Duration::from_secs(1);
+
 /// Hands out permits. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ceiling {
@@ -102,6 +143,9 @@ struct Shared {
     state: Mutex<State>,
     /// Wakes the dispatcher.
     changed: Arc<Notify>,
+    /// Wakes the task that talks to Redis.
+    bell: pool::Bell,
+    members: Arc<Members>,
 }
 
 impl Drop for Shared {
@@ -167,9 +211,39 @@ impl Ceiling {
         };
         let state = State::new(config, egress.max(1), max_waiting, opens);
         let changed = Arc::new(Notify::new());
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Arc::clone(&changed) });
+        let bell = pool::Bell::default();
+        let (state, members) = (Mutex::new(state), Arc::default());
+        let shared = Shared { state, changed: Arc::clone(&changed), bell, members };
+        let shared = Arc::new(shared);
         tokio::spawn(dispatch(Arc::downgrade(&shared), changed));
         Self { shared }
+    }
+
+    /// Shares the account's ceiling, and with a group also its egress addresses', with all sidecars
+    /// of a fleet. Before the first request; a call lasts `call_timeout` at most.
+    pub fn share(&self, config: &config::Ceilings, fleet: &config::Fleet, call_timeout: Duration) {
+        let account = config.account.map(|_| Kind::Account);
+        let egress = config.egress_ip.filter(|_| !fleet.egress_group.is_empty());
+        let kinds: Vec<_> = account.into_iter().chain(egress.map(|_| Kind::EgressIp)).collect();
+        self.shared.state().share(config, kinds.clone(), call_timeout, fleet.expected_sidecars);
+        let (shared, bell) = (Arc::downgrade(&self.shared), self.shared.bell.clone());
+        let members = Arc::clone(&self.shared.members);
+        tokio::spawn(members::run(members, shared.clone(), fleet.clone()));
+        tokio::spawn(pool::run(shared, fleet.clone(), kinds, bell));
+    }
+
+    /// Sends nothing more, and gives back what is held of a fleet's ceilings.
+    pub async fn close(&self) {
+        {
+            let mut state = self.shared.state();
+            let Some(fleet) = &mut state.fleet else { return };
+            fleet.close(Instant::now());
+        }
+        self.shared.bell.rung.notify_one();
+        // Else the leases end by themselves.
+        let ends =
+            async { tokio::join!(self.shared.bell.done.notified(), self.shared.members.leave()) };
+        drop(tokio::time::timeout(CLOSE, ends).await);
     }
 
     /// Asks for a permit for one call that should be answered by `deadline`.
@@ -195,9 +269,13 @@ impl Ceiling {
         let ceiling = state.admit(now, send_by)?;
         let (to, grant) = oneshot::channel();
         state.enqueue(class, Waiter { to, since: now, send_by, ceiling });
+        let is_shared = state.fleet.is_some();
         drop(state);
         if first {
             self.shared.changed.notify_one();
+        }
+        if is_shared {
+            self.shared.bell.rung.notify_one();
         }
         Ok(Ticket::Waiting(Waiting { grant, send_by }))
     }
@@ -226,6 +304,17 @@ impl Ceiling {
     /// What is used, withheld and waiting now.
     pub fn status(&self) -> Status {
         self.shared.state().status(Instant::now())
+    }
+
+    /// Who shares the ceilings, as far as is known; asking makes it known better. `None`: nobody.
+    pub fn fleet(&self) -> Option<Fleet> {
+        let opens_in = self.shared.state().fleet.as_ref()?.opens_in(Instant::now());
+        Some(Fleet { opens_in, ..self.shared.members.look() })
+    }
+
+    /// How many sidecars share the ceilings, this one among them; 0: it is not known, or none do.
+    pub fn fleet_size(&self) -> usize {
+        self.shared.members.size()
     }
 }
 

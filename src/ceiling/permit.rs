@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::leases::Lease;
+use super::state::Taken;
 use super::{Kind, Shared};
 
 /// The right to one call from one egress address. Dropped, it counts as answered at that moment.
@@ -13,6 +15,8 @@ use super::{Kind, Shared};
 pub struct Permit {
     shared: Arc<Shared>,
     egress: usize,
+    /// Where the ceilings are shared.
+    lease: Option<Lease>,
     taken: Instant,
     waited: Option<(Kind, Duration)>,
     end: End,
@@ -42,11 +46,18 @@ impl End {
 impl Permit {
     pub(super) fn new(
         shared: &Arc<Shared>,
-        egress: usize,
+        permit: Taken,
         taken: Instant,
         waited: Option<(Kind, Duration)>,
     ) -> Self {
-        Self { shared: Arc::clone(shared), egress, taken, waited, end: End::Closed }
+        let Taken { egress, lease } = permit;
+        Self { shared: Arc::clone(shared), egress, lease, taken, waited, end: End::Closed }
+    }
+
+    /// Whether a call may still begin: to be asked right before it is written. A process that was
+    /// stopped meanwhile does not know how late it is.
+    pub fn holds(&self) -> bool {
+        self.lease.as_ref().is_none_or(|lease| lease.holds(Instant::now()))
     }
 
     /// Which egress address to send from: an index into `upstream.egress_addresses`.
@@ -88,7 +99,7 @@ impl Drop for Permit {
         if matches!(self.end, End::Answered | End::Throttled) {
             state.call_took(now - self.taken);
         }
-        let wake = state.ended(self.egress, self.end, now);
+        let wake = state.ended(self.egress, self.lease.take(), self.end, now);
         drop(state);
         if wake {
             self.shared.changed.notify_one();

@@ -7,10 +7,11 @@ use tokio::time::Instant;
 use super::block::Watch;
 use super::call_time::CallTime;
 use super::lanes::{Class, Lanes, Waiter};
+use super::leases::{Lease, Leases};
 use super::permit::End;
 use super::shaper::Shaper;
 use super::window::Window;
-use super::{Kind, Refused};
+use super::{Kind, Mode, Refused};
 use crate::config;
 
 /// How far an estimate of a wait may be off, as a part of it.
@@ -21,6 +22,10 @@ pub(super) struct State {
     account: Window,
     /// In the configuration's order.
     egress: Vec<Egress>,
+    /// What is held of the ceilings that a fleet shares; the windows above hold all the same.
+    pub(super) fleet: Option<Leases>,
+    /// Which ceilings those are.
+    kinds: Vec<Kind>,
     shaper: Option<Shaper>,
     lanes: Lanes,
     max_waiting: usize,
@@ -32,6 +37,13 @@ pub(super) struct State {
     turn: usize,
     /// When the dispatcher looks next; `None`: when it is woken.
     pub(super) looks_at: Option<Instant>,
+}
+
+/// What a call needs.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) egress: usize,
+    pub(super) lease: Option<Lease>,
 }
 
 /// One egress address.
@@ -75,9 +87,13 @@ pub struct CeilingStatus {
     pub kind: Kind,
     /// Calls per second; `None`: no ceiling. Of all egress addresses together, if they are several.
     pub limit: Option<u32>,
+    /// Whether a fleet shares it.
+    pub shared: bool,
     /// Calls in flight or answered within the last second.
     pub used: usize,
-    /// Permits withheld since the provider pushed back.
+    /// What this sidecar may use of it now, calls per second; `None`: any number.
+    pub share: Option<usize>,
+    /// Permits withheld since the provider pushed back; where the ceiling is shared, of all.
     pub parked: usize,
     /// Calls that could be made now; `None`: any number.
     pub free: Option<usize>,
@@ -98,6 +114,8 @@ pub struct Status {
     pub next_in: Duration,
     /// Egress addresses that the provider seems to block, in the configuration's order.
     pub blocked: Vec<bool>,
+    /// How the ceilings are shared.
+    pub mode: Mode,
 }
 
 impl Status {
@@ -122,6 +140,8 @@ impl State {
                     watch: Watch::default(),
                 })
                 .collect(),
+            fleet: None,
+            kinds: Vec::new(),
             shaper: None,
             lanes: Lanes::new(config.retry_share),
             max_waiting,
@@ -150,24 +170,53 @@ impl State {
         }
         self.lanes.retry_share = config.retry_share;
         self.pace(config);
+        if let Some(fleet) = &mut self.fleet {
+            let figures = figures(config, &self.kinds);
+            // A shared ceiling cannot go away while running.
+            if figures.len() == self.kinds.len() {
+                fleet.resize(figures, Instant::now());
+            }
+        }
+    }
+
+    /// From now on these ceilings are a fleet's.
+    pub(super) fn share(
+        &mut self,
+        config: &config::Ceilings,
+        kinds: Vec<Kind>,
+        call_timeout: Duration,
+        expected: u32,
+    ) {
+        let figures = figures(config, &kinds);
+        self.fleet = Some(Leases::new(figures, call_timeout, expected, Instant::now()));
+        self.kinds = kinds;
     }
 
     /// Takes a permit of both ceilings and says from which egress address. Otherwise when to try
     /// again; `None`: when a call in flight has been answered.
-    pub(super) fn take(&mut self, now: Instant) -> Result<usize, Option<Instant>> {
+    pub(super) fn take(&mut self, now: Instant) -> Result<Taken, Option<Instant>> {
         if self.account.free(now) == 0 {
             return Err(self.account.next(now));
         }
         let chosen = self.freest(now)?;
+        if let Some(fleet) = &self.fleet
+            && fleet.next().is_none_or(|ready| ready > now)
+        {
+            return Err(fleet.next());
+        }
         if let Some(shaper) = &self.shaper {
             shaper.pass().map_err(Some)?;
         }
+        let lease = match &mut self.fleet {
+            Some(fleet) => Some(fleet.take(now).ok_or_else(|| fleet.next())?),
+            None => None,
+        };
         let egress = &mut self.egress[chosen];
         let near = egress.window.nearly_used(now);
         egress.watch.carries(now, near);
         self.windows(chosen).into_iter().for_each(Window::take);
         self.turn = chosen + 1;
-        Ok(chosen)
+        Ok(Taken { egress: chosen, lease })
     }
 
     /// The address with the most free permits, in turn where they are equal: so that all have
@@ -188,9 +237,18 @@ impl State {
     }
 
     /// A call has ended. Says whether the dispatcher should look.
-    pub(super) fn ended(&mut self, address: usize, end: End, now: Instant) -> bool {
+    pub(super) fn ended(
+        &mut self,
+        address: usize,
+        lease: Option<Lease>,
+        end: End,
+        now: Instant,
+    ) -> bool {
         if end == End::Throttled {
             self.park(now);
+        }
+        if let (Some(fleet), Some(lease)) = (&mut self.fleet, lease) {
+            fleet.ended(lease, end.sent(), self.lanes.len(), now);
         }
         for window in self.windows(address) {
             if end.sent() {
@@ -240,7 +298,11 @@ impl State {
     /// The provider pushed back. It throttles the account; an address over its own ceiling would
     /// be blocked, not told.
     fn park(&mut self, now: Instant) {
-        self.account.park(now);
+        match &mut self.fleet {
+            // Redis parks for all; of whose account it is.
+            Some(fleet) if self.kinds.contains(&Kind::Account) => fleet.push_back(),
+            _ => self.account.park(now),
+        }
     }
 
     pub(super) fn call_took(&mut self, time: Duration) {
@@ -251,6 +313,10 @@ impl State {
 
     pub(super) fn nobody_waits(&self) -> bool {
         self.lanes.len() == 0
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.lanes.len()
     }
 
     pub(super) fn enqueue(&mut self, class: Class, waiter: Waiter) {
@@ -308,12 +374,13 @@ impl State {
             [None, Some(_)] => Kind::EgressIp,
             _ => Kind::Account,
         };
+        let fleet = self.fleet.as_ref().map_or(now, |fleet| fleet.estimate(k, now, call));
         let kind = match egress.cmp(&account) {
             std::cmp::Ordering::Greater => Kind::EgressIp,
             std::cmp::Ordering::Less => Kind::Account,
             std::cmp::Ordering::Equal => narrower,
         };
-        (kind, account.max(egress))
+        (kind, account.max(egress).max(fleet))
     }
 
     // === facts ===
@@ -339,7 +406,17 @@ impl State {
         let ceiling = |kind: Kind, (used, parked, free)| {
             let limit = self.limits[kind as usize];
             let decisions = self.decisions[kind as usize];
-            CeilingStatus { kind, limit, used, parked, free: limit.map(|_| free), decisions }
+            let fleet = self.fleet.as_ref().filter(|_| self.kinds.contains(&kind));
+            let (parked, free, share) = match fleet {
+                Some(fleet) if kind == Kind::Account => {
+                    (fleet.parked(), fleet.free(now).min(free), Some(fleet.held()))
+                }
+                Some(fleet) => (parked, fleet.free(now).min(free), Some(fleet.held())),
+                None => (parked, free, limit.map(|n| (n as usize).saturating_sub(parked))),
+            };
+            let free = limit.map(|_| free);
+            let shared = fleet.is_some();
+            CeilingStatus { kind, limit, shared, used, share, parked, free, decisions }
         };
         Status {
             ceilings: [ceiling(Kind::Account, account), ceiling(Kind::EgressIp, egress)],
@@ -347,6 +424,15 @@ impl State {
             longest_wait: self.lanes.longest(now),
             next_in: next - now,
             blocked: self.egress.iter().map(|egress| egress.watch.suspected()).collect(),
+            mode: self.fleet.as_ref().map_or(Mode::Alone, |fleet| fleet.mode(now)),
         }
     }
+}
+
+fn figures(config: &config::Ceilings, kinds: &[Kind]) -> Vec<u32> {
+    let figure = |kind: &Kind| match kind {
+        Kind::Account => config.account,
+        Kind::EgressIp => config.egress_ip,
+    };
+    kinds.iter().filter_map(figure).collect()
 }

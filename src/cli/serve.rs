@@ -17,6 +17,8 @@ use crate::sidecar::Sidecar;
 
 /// How often the configuration file is compared.
 const LOOK: Duration = Duration::from_secs(2);
+/// What the disk may take for what was still being written at the end.
+const LAST_WRITES: Duration = Duration::from_secs(1);
 
 /// Run the sidecar
 #[derive(Debug, clap::Args)]
@@ -45,7 +47,10 @@ pub(super) fn run(args: &Args) -> ExitCode {
             return exit::FAILED.into();
         }
     };
-    runtime.block_on(serve(&args.flags, loaded, contents, set_level))
+    let code = runtime.block_on(serve(&args.flags, loaded, contents, set_level));
+    // A thread that waits for a disk that hangs would be waited for.
+    runtime.shutdown_timeout(LAST_WRITES);
+    code
 }
 
 async fn serve(

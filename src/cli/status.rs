@@ -3,20 +3,25 @@
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::time::{Instant, sleep};
 
 use super::asking::Asking;
 use super::{age, exit, runtime};
 use crate::config::Flags;
 
+/// What Redis may take to name the members of a fleet.
+const MEMBERS: Duration = Duration::from_secs(5);
+
 /// Show a running sidecar on one screen: ceilings, backlog, spend, key, and what is wrong
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     tollgate status --config tollgate.toml\n  \
-    tollgate status --at 127.0.0.1:9464 -o json\n\n\
+    tollgate status --at 127.0.0.1:9464 -o json\n  \
+    tollgate status --fleet\n\n\
     Asks its telemetry listener, which has all of this as a page, too. Exits with 1 if it does not \
     answer.")]
 pub(super) struct Args {
@@ -25,6 +30,9 @@ pub(super) struct Args {
     /// Where its telemetry listener is; without it, listen.telemetry of the configuration
     #[arg(long, value_name = "ADDRESS")]
     at: Option<SocketAddr>,
+    /// Show all sidecars that share its ceilings: permits, calls, who waits
+    #[arg(long)]
+    fleet: bool,
     /// How to print
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
@@ -49,8 +57,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
     };
     let done = runtime(1)
         .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(ask(at)))
-        .and_then(|body| print(&body, args.output));
+        .and_then(|runtime| runtime.block_on(ask(at, args.fleet)))
+        .and_then(|status| print(&status, args));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -71,21 +79,36 @@ fn here(mut at: SocketAddr) -> SocketAddr {
     at
 }
 
-async fn ask(at: SocketAddr) -> Result<Bytes, String> {
-    let answer = async { Asking::at(at).await?.get("/status.json").await };
-    answer.await.map_err(|error| format!("no sidecar is to be seen: {error}"))
+async fn ask(at: SocketAddr, fleet: bool) -> Result<Value, String> {
+    let hidden = |error| format!("no sidecar is to be seen: {error}");
+    let mut sidecar = Asking::at(at).await.map_err(hidden)?;
+    let begun = Instant::now();
+    loop {
+        let body = sidecar.get("/status.json").await.map_err(hidden)?;
+        let status: Value = sidecar.read(&body)?;
+        // It asks Redis for the others when it is asked, and knows them a moment later.
+        let shares = !status["fleet"].is_null();
+        let knows = !status["fleet"]["at"].is_null() || begun.elapsed() >= MEMBERS;
+        match (fleet, shares, knows) {
+            (true, false, _) => {
+                return Err("this sidecar shares its ceilings with nobody (fleet.url)".to_owned());
+            }
+            (true, true, false) => sleep(Duration::from_millis(50)).await,
+            _ => return Ok(status),
+        }
+    }
 }
 
 /// Whoever reads may have seen enough: that is no error.
-fn print(body: &[u8], output: Output) -> Result<(), String> {
-    let status: Value =
-        serde_json::from_slice(body).map_err(|error| format!("no JSON: {error}"))?;
+fn print(status: &Value, args: &Args) -> Result<(), String> {
+    let status = if args.fleet { &status["fleet"] } else { status };
     let mut to = io::stdout().lock();
-    let written = match output {
-        Output::Json => serde_json::to_string_pretty(&status)
+    let written = match args.output {
+        Output::Json => serde_json::to_string_pretty(status)
             .map_err(io::Error::other)
             .and_then(|text| writeln!(to, "{text}")),
-        Output::Text => screen(&status, &mut to),
+        Output::Text if args.fleet => members(status, &mut to),
+        Output::Text => screen(status, &mut to),
     };
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
@@ -125,6 +148,12 @@ fn screen(status: &Value, to: &mut impl Write) -> io::Result<()> {
             _ => String::new(),
         };
         line(&text(&ceiling["name"]), format!("{} {limit}{parked}", ceiling["used"]))?;
+    }
+    if let Some(mode) = status["fleet"]["mode"].as_str() {
+        line(
+            "fleet",
+            format!("{mode}, {} sidecars (--fleet shows them)", status["fleet"]["size"]),
+        )?;
     }
     line("waiting", format!("{} for a permit", status["waiting"]))?;
     let kept = &status["kept"];
@@ -175,6 +204,43 @@ fn screen(status: &Value, to: &mut impl Write) -> io::Result<()> {
                 since(&error["last"])
             ),
         )?;
+    }
+    Ok(())
+}
+
+/// All sidecars of a fleet.
+fn members(fleet: &Value, to: &mut impl Write) -> io::Result<()> {
+    let (mode, account) = (&fleet["mode"], &fleet["account"]);
+    writeln!(to, "Account {account}: {} sidecars; this one is {mode}", fleet["size"])?;
+    if let Some(seconds) = fleet["opens_in_seconds"].as_f64().filter(|seconds| *seconds > 0.0) {
+        writeln!(to, "Redis learns which permits are out, for {:.0} s more", seconds.ceil())?;
+    }
+    let Some(members) = fleet["members"].as_array().filter(|members| !members.is_empty()) else {
+        return writeln!(to, "Redis does not say who they are");
+    };
+    let width = members.iter().filter_map(|member| member["name"].as_str().map(str::len));
+    let width = width.max().unwrap_or(0).clamp(7, 60);
+    writeln!(
+        to,
+        "\n{:width$}  {:>6}  {:>6}  {:>7}  {:>7}  {:>5}",
+        "SIDECAR", "SHARE", "USED", "WAITING", "LONGEST", "SEEN"
+    )?;
+    for member in members {
+        let name = member["name"].as_str().unwrap_or("-");
+        let (share, used, waiting) = (&member["share"], &member["used"], &member["waiting"]);
+        let longest = format!("{:.1}s", member["longest_wait_seconds"].as_f64().unwrap_or(0.0));
+        let group = member["egress_group"].as_str().unwrap_or_default();
+        let starved = if member["starved"] == true { "STARVED" } else { "" };
+        let seen = since(&member["seen"]);
+        let line = format!(
+            "{name:width$}  {share:>6}  {used:>6}  {waiting:>7}  {longest:>7}  {seen:>5}  {group} \
+             {starved}"
+        );
+        writeln!(to, "{}", line.trim_end())?;
+    }
+    let (all, shown) = (fleet["size"].as_u64().unwrap_or(0), members.len() as u64);
+    if all > shown {
+        writeln!(to, "and {} more", all - shown)?;
     }
     Ok(())
 }

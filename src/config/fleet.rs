@@ -7,7 +7,8 @@ use super::mistake::Wrong;
 use super::parse::Raw;
 use super::read::Reader;
 use super::sections::path;
-use super::{Ceilings, Fleet, Upstream};
+use super::uri::host_and_port;
+use super::{Ceilings, Fleet, Redis, Upstream};
 
 /// Leases last 10 s at least; a call must leave room in one.
 const LONGEST_CALL: Duration = Duration::from_secs(5);
@@ -27,8 +28,9 @@ pub(super) fn fleet(
     let username = r.value("fleet.username", "", |raw| raw.text().map(str::to_owned));
     let password_file = r.value("fleet.password_file", "", optional_path);
     let ca_file = r.value("fleet.ca_file", "", optional_path);
+    let Some(redis) = url? else { return Some(None) };
     let fleet = Fleet {
-        url: url?,
+        redis,
         account: account?,
         egress_group: egress_group?,
         expected_sidecars: u32::try_from(expected?).ok()?,
@@ -36,9 +38,6 @@ pub(super) fn fleet(
         password_file: password_file?,
         ca_file: ca_file?,
     };
-    if fleet.url.is_empty() {
-        return Some(None);
-    }
     fits(r, &fleet, ceilings?, upstream?);
     Some(Some(fleet))
 }
@@ -64,36 +63,67 @@ fn fits(r: &mut Reader<'_>, fleet: &Fleet, ceilings: &Ceilings, upstream: &Upstr
     }
 }
 
-fn url(raw: &Raw) -> Result<String, Wrong> {
+const URL_REMEDY: &str = "write redis://host:6379, redis://node1:6379,node2:6379 for a Cluster, or \
+    redis+sentinel://host1:26379,host2:26379/name; rediss with TLS";
+const MOST_NODES: usize = 32;
+
+fn url(raw: &Raw) -> Result<Option<Redis>, Wrong> {
     let text = raw.text()?;
-    let wrong = |problem: &str| {
-        Wrong::new(problem, "write redis://host:6379, or rediss://host:6380 with TLS")
-    };
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return if text.is_empty() { Ok(String::new()) } else { Err(wrong("is not a Redis URL")) };
-    };
-    if !matches!(scheme, "redis" | "rediss") || rest.is_empty() || rest.contains(['?', '#']) {
-        return Err(wrong("is not a Redis URL"));
+    if text.is_empty() {
+        return Ok(None);
     }
+    let wrong = |problem: &str| Wrong::new(problem, URL_REMEDY);
+    let (scheme, rest) = text.split_once("://").unwrap_or_default();
+    let (tls, sentinel) = match scheme {
+        "redis" => (false, false),
+        "rediss" => (true, false),
+        "redis+sentinel" => (false, true),
+        "rediss+sentinel" => (true, true),
+        _ => return Err(wrong("is not a Redis URL")),
+    };
     if rest.contains('@') {
         let remedy = "leave them out, and set fleet.username and fleet.password_file";
         return Err(Wrong::new("has a user or password", remedy));
     }
-    if redis::parse_redis_url(text).is_none() {
-        Err(wrong("is not a Redis URL"))
-    } else {
-        Ok(text.to_owned())
+    let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let standard = if sentinel { 26_379 } else { 6_379 };
+    let nodes = hosts.split(',').map(|host| {
+        let (host, port) = host_and_port(host).map_err(wrong)?;
+        Ok((host, port.unwrap_or(standard)))
+    });
+    let nodes = nodes.collect::<Result<Vec<_>, Wrong>>()?;
+    if nodes.len() > MOST_NODES {
+        return Err(wrong("names too many hosts"));
     }
+    let (primary, database) = match path.split_once('/') {
+        Some((name, database)) if sentinel => (name, database),
+        None if sentinel => (path, ""),
+        _ => ("", path),
+    };
+    if sentinel && !is_name(primary) {
+        return Err(wrong("does not say by which name the Sentinels know the primary"));
+    }
+    let database = if database.is_empty() { Ok(0) } else { database.parse::<u16>() };
+    let database = database.map_err(|_| wrong("has a path that is no database's number"))?;
+    if nodes.len() > 1 && !sentinel && database > 0 {
+        return Err(wrong("names a database, and a Cluster has only the first"));
+    }
+    let primary = sentinel.then(|| primary.to_owned());
+    Ok(Some(Redis { tls, nodes, primary, database: i64::from(database) }))
 }
 
 /// Part of keys in Redis.
 fn name(raw: &Raw) -> Result<String, Wrong> {
     let text = raw.text()?;
-    let is_fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if text.is_empty() || text.len() > 64 || !text.chars().all(is_fit) {
+    if !is_name(text) {
         return Err(Wrong::new("is not a name", "use up to 64 letters, digits, - _ and ."));
     }
     Ok(text.to_owned())
+}
+
+fn is_name(text: &str) -> bool {
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=64).contains(&text.len()) && text.chars().all(is_fit)
 }
 
 fn or_empty<T: Default>(
@@ -105,4 +135,50 @@ fn or_empty<T: Default>(
 
 fn optional_path(raw: &Raw) -> Result<Option<PathBuf>, Wrong> {
     or_empty(raw, |raw| path(raw).map(Some))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::setting::Origin;
+
+    fn read(text: &str) -> Result<Option<Redis>, Wrong> {
+        url(&Raw { value: text.into(), origin: Origin::Default })
+    }
+
+    #[test]
+    fn urls() {
+        for (text, tls, nodes, primary, database) in [
+            ("redis://host", false, vec![("host", 6379)], None, 0),
+            ("rediss://h.x:6380/3", true, vec![("h.x", 6380)], None, 3),
+            ("redis://[::1]:7000", false, vec![("::1", 7000)], None, 0),
+            ("redis://a:1,b,c:3", false, vec![("a", 1), ("b", 6379), ("c", 3)], None, 0),
+            ("redis+sentinel://a,b:2/main", false, vec![("a", 26379), ("b", 2)], Some("main"), 0),
+            ("rediss+sentinel://a/main/5", true, vec![("a", 26379)], Some("main"), 5),
+        ] {
+            let nodes = nodes.into_iter().map(|(host, port)| (host.to_owned(), port)).collect();
+            let primary = primary.map(str::to_owned);
+            let expected = Redis { tls, nodes, primary, database };
+            assert_eq!(read(text).ok(), Some(Some(expected)), "{text}");
+        }
+        assert_eq!(read("").ok(), Some(None));
+    }
+
+    #[test]
+    fn no_urls() {
+        for text in [
+            "host:6379",
+            "http://host",
+            "redis://",
+            "redis://a,,b",
+            "redis://host/x",
+            "redis://a,b/1",
+            "redis://host?x",
+            "redis+sentinel://a,b",
+            "redis+sentinel://a/",
+            "redis+sentinel://a/na me",
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
 }

@@ -269,8 +269,8 @@ pub struct Ceilings {
 /// `[fleet]`: sidecars that share the ceilings through Redis.
 #[derive(Debug, Clone)]
 pub struct Fleet {
-    /// Where Redis is, without user and password.
-    pub url: String,
+    /// Where Redis is.
+    pub redis: Redis,
     /// The account whose ceiling is shared.
     pub account: String,
     /// Sidecars of one group share the ceiling of one egress address; empty: each has its own.
@@ -283,6 +283,19 @@ pub struct Fleet {
     pub password_file: Option<PathBuf>,
     /// Who vouches for Redis, a PEM file; `None`: the operating system's authorities.
     pub ca_file: Option<PathBuf>,
+}
+
+/// Where Redis is, without user and password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redis {
+    /// Whether connections are encrypted, to Sentinels as well.
+    pub tls: bool,
+    /// Hosts and ports: one server, or nodes of a Cluster, or Sentinels.
+    pub nodes: Vec<(String, u16)>,
+    /// The name by which Sentinels know the primary; `None`: the nodes are no Sentinels.
+    pub primary: Option<String>,
+    /// Its number.
+    pub database: i64,
 }
 
 /// `[retry]`: what happens to kept messages that were not delivered.

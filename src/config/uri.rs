@@ -50,7 +50,7 @@ pub(super) fn credentials(text: &str) -> Result<String, Wrong> {
 }
 
 /// Splits and checks `host`, `host:port` or `[v6]:port`.
-fn host_and_port(text: &str) -> Result<(String, Option<u16>), &'static str> {
+pub(super) fn host_and_port(text: &str) -> Result<(String, Option<u16>), &'static str> {
     let authority: Authority = text.parse().map_err(|_| "has no valid host")?;
     let host = authority.host();
     let port = match text.get(host.len()..) {

@@ -33,9 +33,17 @@ pub(super) struct Batches {
 struct State {
     lanes: HashMap<message::Lane, Lane>,
     /// Callers who wait for what becomes of a kept message; `None`: nobody may wait any more.
-    callers: Option<HashMap<MessageId, oneshot::Sender<Outcome>>>,
+    callers: Option<HashMap<MessageId, Waiter>>,
     under_way: usize,
     jitter: fastrand::Rng,
+}
+
+/// A caller who waits for what becomes of its message.
+#[derive(Debug)]
+struct Waiter {
+    to: oneshot::Sender<Outcome>,
+    /// A call for it may have arrived.
+    doubt: bool,
 }
 
 /// Lanes that do not deliver, for those who show them.
@@ -128,12 +136,19 @@ impl Batches {
         self.state().lanes.values().map(Lane::len).sum()
     }
 
+    /// Nobody waits, and nothing was handed out.
+    #[cfg(test)]
+    pub(super) fn is_quiet(&self) -> bool {
+        let state = self.state();
+        state.under_way == 0 && state.callers.as_ref().is_none_or(HashMap::is_empty)
+    }
+
     // === callers who wait ===
 
     pub(super) fn wait_for(&self, id: MessageId) -> oneshot::Receiver<Outcome> {
         let (to, outcome) = oneshot::channel();
         match &mut self.state().callers {
-            Some(callers) => drop(callers.insert(id, to)),
+            Some(callers) => drop(callers.insert(id, Waiter { to, doubt: false })),
             // It has the other end.
             None => drop(to.send(Outcome::kept(id))),
         }
@@ -142,15 +157,32 @@ impl Batches {
 
     /// Who waits for this message, if somebody still does. Whoever takes the caller tells it.
     pub(super) fn take_caller(&self, id: MessageId) -> Option<oneshot::Sender<Outcome>> {
-        self.state().callers.as_mut()?.remove(&id)
+        self.state().callers.as_mut()?.remove(&id).map(|waiter| waiter.to)
+    }
+
+    /// A call for this message may have arrived: nobody is told that it was not delivered.
+    pub(super) fn doubt(&self, id: MessageId) {
+        if let Some(waiter) = self.state().callers.as_mut().and_then(|c| c.get_mut(&id)) {
+            waiter.doubt = true;
+        }
+    }
+
+    /// Who waits for this message and can be told that it was not delivered.
+    pub(super) fn take_sure_caller(&self, id: MessageId) -> Option<oneshot::Sender<Outcome>> {
+        let mut state = self.state();
+        let callers = state.callers.as_mut()?;
+        if callers.get(&id)?.doubt {
+            return None;
+        }
+        callers.remove(&id).map(|waiter| waiter.to)
     }
 
     /// No more calls are made: whoever waits hears that its message is kept.
     pub(super) fn dismiss(&self) {
         let callers = self.state().callers.take();
-        for (id, caller) in callers.into_iter().flatten() {
+        for (id, waiter) in callers.into_iter().flatten() {
             // It may have hung up.
-            drop(caller.send(Outcome::kept(id)));
+            drop(waiter.to.send(Outcome::kept(id)));
         }
     }
 

@@ -15,7 +15,7 @@ use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::{Class, Permit, Ticket};
 use crate::message::Message;
 use crate::meter::{Call, CallKind, OverBudget};
-use crate::spool::Claim;
+use crate::spool::{Claim, KeepError};
 use crate::upstream::{Departure, Upstream};
 
 /// Calls for one message while its caller waits, where nothing is kept: the first and two more.
@@ -129,23 +129,23 @@ impl<U: Upstream> Shared<U> {
         permit.ok_or(Ended::Stopping)?.map_err(Ended::NoPermit)
     }
 
-    /// Keeps a message and tells its caller what becomes of it. If it cannot be kept, `otherwise`
-    /// is what became of it.
+    /// Keeps a message and tells its caller what becomes of it. If it cannot be kept, its last call's
+    /// `answer` is what became of it.
     async fn keep(
         &self,
         kept: &Arc<Kept<U>>,
         message: &Message,
         claim: Option<Claim>,
         calls: u32,
-        otherwise: Option<Ended>,
+        answer: Option<Answer>,
         caller: &mut Caller,
     ) {
-        let at_least = match &otherwise {
-            Some(Ended::Answered(answer)) => asked(&said(answer)),
-            _ => Duration::ZERO,
-        };
-        if let Err(error) = kept.keep(message, claim, calls, at_least, caller).await {
-            caller.tell(Outcome::new(calls, otherwise.unwrap_or(Ended::NotKept(error))));
+        if let Err(error) = kept.keep(message, claim, calls, answer.as_ref(), caller).await {
+            let ended = match error {
+                KeepError::Unsure(_) => Ended::Unanswered,
+                error => answer.map_or(Ended::NotKept(error), Ended::Answered),
+            };
+            caller.tell(Outcome::new(calls, ended));
         }
     }
 
@@ -166,7 +166,7 @@ impl<U: Upstream> Shared<U> {
                     return caller.tell(Outcome::new(calls - 1, Ended::OverBudget(over)));
                 }
             };
-            let departure = Departure::new(caller.deadline);
+            let departure = Departure::new(caller.deadline, &self.stop);
             let mut call = std::pin::pin!(self.one_call(message, begun, entry, &departure));
             let answer = match timeout_at(caller.deadline, &mut call).await {
                 Ok(answer) => answer,
@@ -200,11 +200,10 @@ impl<U: Upstream> Shared<U> {
                 calls += 1;
                 continue;
             }
-            let ended = Ended::Answered(answer.clone());
             if matches!(answer.verdict(), Verdict::Barred(_)) {
-                return caller.tell(Outcome::new(calls, ended));
+                return caller.tell(Outcome::new(calls, Ended::Answered(answer)));
             }
-            return self.keep(kept, message, None, calls, Some(ended), caller).await;
+            return self.keep(kept, message, None, calls, Some(answer), caller).await;
         }
     }
 
@@ -272,7 +271,7 @@ impl<U: Upstream> Shared<U> {
         calls: u32,
         caller: &mut Caller,
     ) -> Answer {
-        let departure = Departure::new(caller.deadline);
+        let departure = Departure::new(caller.deadline, &self.stop);
         let mut call = std::pin::pin!(self.one_call(message, permit, entry, &departure));
         if let Ok(answer) = timeout_at(caller.deadline, &mut call).await {
             return answer;
@@ -330,8 +329,9 @@ impl<U: Upstream> Shared<U> {
         }
         let pause = match answer.verdict() {
             Verdict::Barred(Bar::Key) => {
-                let renewed = timeout_at(caller.deadline, self.upstream.renew_key()).await;
-                return renewed.unwrap_or(false);
+                let renewed = timeout_at(caller.deadline, self.upstream.renew_key());
+                let renewed = self.stop.run_until_cancelled(renewed).await;
+                return renewed.is_some_and(|renewed| renewed.unwrap_or(false));
             }
             // The upstream has corrected its clock by the answer's; once.
             Verdict::Barred(Bar::Clock) => return calls == 1,

@@ -154,13 +154,13 @@ impl<U: Upstream> Kept<U> {
     }
 
     /// Keeps a message and tells its caller what becomes of it, at the latest when its patience
-    /// ends: then it stays kept. `at_least`: what the provider asked us to wait before the next try.
+    /// ends: then it stays kept. `before`: what its last call came back with.
     pub(super) async fn keep(
         &self,
         message: &Message,
         claim: Option<Claim>,
         attempts: u32,
-        at_least: Duration,
+        before: Option<&Answer>,
         caller: &mut Caller,
     ) -> Result<(), KeepError> {
         if !self.store(message, claim, attempts, caller).await? {
@@ -170,7 +170,11 @@ impl<U: Upstream> Kept<U> {
             drop(self.spool.note(message.id, Change::Tried(attempts)));
         }
         let outcome = self.batches.wait_for(message.id);
+        if before.is_some_and(|answer| answer.verdict() == Verdict::Unknown) {
+            self.batches.doubt(message.id);
+        }
         if let Some(brief) = self.spool.find(message.id) {
+            let at_least = before.map_or(Duration::ZERO, |answer| asked(&said(answer)));
             self.enqueue_after(&brief, at_least);
         }
         caller.tell(self.outcome_of(message.id, outcome, caller.deadline).await);
@@ -360,7 +364,7 @@ impl<U: Upstream> Kept<U> {
             self.meter.waited(ceiling as usize, wait);
         }
         let start = Instant::now();
-        let departure = Departure::new(closes);
+        let departure = Departure::new(closes, &self.stop);
         let answer = self.upstream.send(message, permit, &departure).await;
         entry.ended(&answer.label(), billed(&answer.verdict()), start.elapsed());
         answer
@@ -381,11 +385,15 @@ impl<U: Upstream> Kept<U> {
                 return (said, false);
             }
             Verdict::Refused => {
-                if let Some(caller) = self.batches.take_caller(message.id) {
+                if let Some(caller) = self.batches.take_sure_caller(message.id) {
                     // It is told, and so it was never accepted, also not after a crash.
                     let forgotten = self.spool.note(message.id, Change::Forgotten);
-                    drop(timeout(DISK, forgotten).await);
-                    drop(caller.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
+                    let ended = match timeout(DISK, forgotten).await {
+                        Ok(()) => Ended::Answered(answer.clone()),
+                        // What is not forgotten is tried again by the next process.
+                        Err(_) => Ended::Unanswered,
+                    };
+                    drop(caller.send(Outcome::new(attempts, ended)));
                 } else {
                     self.bury(message.id, attempts, Reason::Refused, Some(answer));
                 }
@@ -395,12 +403,15 @@ impl<U: Upstream> Kept<U> {
                 self.bury(message.id, attempts, Reason::Unknown, Some(answer));
                 return (said, false);
             }
-            Verdict::Barred(Bar::Key) => {
-                self.upstream.renew_key().await;
-            }
+            Verdict::Unknown => self.batches.doubt(message.id),
             _ => {}
         }
+        // Before a key is waited for: what has failed for certain is not to be taken for a call of
+        // which nobody knows, should we end meanwhile.
         drop(self.spool.note(message.id, Change::Tried(attempts)));
+        if said == Said::Bars(Bar::Key) {
+            self.stop.run_until_cancelled(self.upstream.renew_key()).await;
+        }
         (said, true)
     }
 

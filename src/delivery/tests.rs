@@ -1,6 +1,8 @@
 //! With a disk that does not answer. Time is real: as long as a thread waits for a disk, it does not
 //! pause.
 
+mod adversary;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,13 +17,15 @@ use crate::config::{self, Config};
 use crate::message::{Message, MessageId, Payload, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
-use crate::spool::{Claim, Spool};
+use crate::spool::{Brief, Claim, Spool, State};
 use crate::upstream::{Departure, Upstream};
 
 /// The provider. It takes no connection until it is told what to answer.
 #[derive(Clone, Default)]
 struct Provider {
     says: Arc<Mutex<Option<HttpAnswer>>>,
+    /// How long a connection takes, or another key.
+    takes: Duration,
     called: Arc<Mutex<Vec<MessageId>>>,
 }
 
@@ -31,7 +35,11 @@ const BUG: u16 = 0;
 impl Provider {
     fn says(&self, status: u16) {
         let (msg_id, request_id) = (Some("M".into()), Some("R".into()));
-        let code = (status == 400).then(|| "ParameterCheckFailed".into());
+        let code = match status {
+            400 => Some("ParameterCheckFailed".into()),
+            403 => Some("InvalidAccessKeyId.NotFound".into()),
+            _ => None,
+        };
         let answer = HttpAnswer { status, msg_id, request_id, code, ..HttpAnswer::default() };
         *self.says.lock().unwrap() = Some(answer);
     }
@@ -47,13 +55,21 @@ impl Upstream for Provider {
             permit.unsent();
             return Answer::Lost(Lost::Connect);
         };
-        assert!(departure.leave() && answer.status != BUG);
+        if !self.takes.is_zero() {
+            sleep(self.takes).await;
+        }
+        if !departure.leave() {
+            permit.unsent();
+            return Answer::Lost(Lost::TooLate);
+        }
+        assert_ne!(answer.status, BUG);
         permit.answered();
         self.called.lock().unwrap().push(message.id);
         Answer::Http(answer)
     }
 
     async fn renew_key(&self) -> bool {
+        sleep(self.takes).await;
         false
     }
 }
@@ -177,6 +193,67 @@ const PATIENT: Wanted = Wanted {
     claim: Some(Claim { key: 1, print: 2 }),
 };
 
+/// What still waits for its connection when the grace ends is not called any more.
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_connection_opens() {
+    let takes = Duration::from_millis(500);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.says(200);
+    let wanted = [ASYNC, PATIENT, Wanted { claim: None, ..PATIENT }];
+    let asked = wanted.map(|wanted| {
+        let delivery = delivery.clone();
+        tokio::spawn(async move { delivery.publish(message("TopicA"), wanted).await })
+    });
+    sleep(Duration::from_millis(100)).await;
+    delivery.drain(Duration::ZERO).await;
+    for told in asked {
+        let told = told.await.unwrap();
+        assert!(matches!(told.ended, Ended::Kept(_)), "{told:?}");
+    }
+    assert_eq!(delivery.close(Duration::from_secs(1)).await, 0);
+    assert_eq!((provider.called(), spool.usage().queued.messages), (vec![], 3));
+}
+
+/// A key that is long in coming holds nobody who waits when the grace ends.
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_key_is_looked_for() {
+    let takes = Duration::from_millis(500);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
+    let (delivery, _spool) = start(&disk, &provider).await;
+    provider.says(403);
+    let asked = tokio::spawn({
+        let delivery = delivery.clone();
+        let wanted = Wanted { claim: None, ..PATIENT };
+        async move { delivery.publish(message("TopicA"), wanted).await }
+    });
+    until("it is refused", || !provider.called().is_empty()).await;
+    sleep(takes / 4).await;
+    let stopped = Instant::now();
+    delivery.drain(Duration::ZERO).await;
+    let told = asked.await.unwrap();
+    assert!(matches!(told.ended, Ended::Answered(_)) && !told.is_accepted(), "{told:?}");
+    assert!(stopped.elapsed() < takes / 2, "{:?} {told:?}", stopped.elapsed());
+}
+
+/// Nor does it make a call that was refused one of which nobody knows.
+#[tokio::test(start_paused = true)]
+async fn a_crash_while_a_key_is_looked_for() {
+    let takes = Duration::from_millis(500);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.says(403);
+    let told = delivery.publish(message("TopicA"), ASYNC).await;
+    let Ended::Kept(id) = told.ended else { panic!("{told:?}") };
+    until("it is refused", || !provider.called().is_empty()).await;
+    sleep(takes / 4).await;
+    spool.flush().await;
+    disk.crash(&mut fastrand::Rng::with_seed(1));
+    let again = open(&disk, &options(Path::new("/nowhere"))).await;
+    let found = again.find(id).map(|brief| (brief.attempts, brief.state));
+    assert_eq!(found, Some((1, State::Queued { calling: false })));
+}
+
 /// A bug of ours in a try costs time, not the message, and holds up no others.
 #[tokio::test(start_paused = true)]
 async fn a_try_that_panics() {
@@ -205,6 +282,43 @@ async fn a_refused_message_does_not_come_back() {
     drop((delivery, spool));
     let again = open(&disk, &options(Path::new("/nowhere"))).await;
     assert!(again.list(None, 10, &mut |_| true).is_empty());
+}
+
+/// A refused message that the disk does not forget may be delivered by the next process: nobody is
+/// told that it never will be.
+#[tokio::test(start_paused = true)]
+async fn a_refused_message_that_is_not_forgotten() {
+    let takes = Duration::from_millis(500);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.says(400);
+    let asked = tokio::spawn({
+        let delivery = delivery.clone();
+        async move { delivery.publish(message("TopicA"), PATIENT).await }
+    });
+    let mut calls = |brief: &Brief| brief.state == State::Queued { calling: true };
+    until("it is called", || !spool.list(None, 1, &mut calls).is_empty()).await;
+    spool.flush().await;
+    disk.state().broken = true;
+    assert_eq!(asked.await.unwrap().ended, Ended::Unanswered);
+    assert_eq!(provider.called().len(), 1);
+}
+
+/// What a disk neither took nor took back may be found by the next process: nobody is told that it is
+/// not kept.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_a_disk_may_have() {
+    let (disk, provider) = (Double::default(), Provider::default());
+    let (delivery, spool) = start(&disk, &provider).await;
+    assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
+    disk.state().broken = true;
+    let told = delivery.publish(message("TopicA"), ASYNC).await;
+    assert_eq!(told, Outcome::new(0, Ended::Unanswered));
+    drop((delivery, spool));
+    drop(disk.mount());
+    disk.state().broken = false;
+    let again = open(&disk, &options(Path::new("/nowhere"))).await;
+    assert_eq!(again.usage().queued.messages, 2);
 }
 
 /// A message whose bytes change on the disk while its caller waits was lost, and is not said to be

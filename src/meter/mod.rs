@@ -227,11 +227,11 @@ impl Meter {
         self.shared.ledger.as_ref().and_then(Ledger::failure)
     }
 
-    /// Brings everything to the ledger's store and ends it.
+    /// Brings everything to the ledger's store and ends it, at the latest when its disk has not
+    /// answered for a while.
     pub async fn close(&self) {
-        if let Some(ledger) = self.shared.ledger.clone() {
-            // It ends early only with the runtime.
-            drop(tokio::task::spawn_blocking(move || ledger.close()).await);
+        if let Some(ledger) = &self.shared.ledger {
+            ledger.close().await;
         }
     }
 

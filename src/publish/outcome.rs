@@ -196,7 +196,7 @@ fn not_kept(error: &KeepError, calls: u32) -> Answered {
             "As much is kept as may be (spool.max_bytes, spool.max_messages). The message was not \
              accepted and nothing was sent.",
         ),
-        KeepError::Disk(_) => (
+        KeepError::Disk(_) | KeepError::Unsure(_) => (
             "spool-unavailable",
             "The spool does not take it",
             "The spool's disk is full or does not write. The message was not accepted and nothing \
@@ -402,8 +402,8 @@ fn timeout() -> Problem {
 
 fn unanswered(calls: u32) -> Answered {
     let why = match calls {
-        // What the disk has not said to have may still be on it after a crash.
-        0 => "The disk does not say whether it has the message",
+        // What the spool has not said to have may still be in it after a crash.
+        0 => "The spool does not say whether it has the message",
         _ => "The call was sent to the upstream, and the wait ended before its answer",
     };
     let problem = unknown(why).attempts(calls);

@@ -78,6 +78,12 @@ impl Queue {
         self.since.is_some_and(|since| since.elapsed() >= HANGS)
     }
 
+    /// Whether somebody writes.
+    #[cfg(test)]
+    pub(super) fn is_led(&self) -> bool {
+        self.leading
+    }
+
     fn round(&mut self, (limit, most): (u64, usize)) -> Vec<Op> {
         self.since = Some(Instant::now());
         let mut bytes = 0;
@@ -268,7 +274,8 @@ impl Leader<'_> {
         let mut index = self.shared.index();
         let mut queue = self.shared.queue();
         let ops = std::mem::take(&mut queue.ops);
-        queue.ops = without_repeats(without_keeps(self.shared, &mut index, ops, error));
+        let error = self.shared.store.refusal(Arc::clone(error));
+        queue.ops = without_repeats(without_keeps(&mut index, ops, &error));
         self.resign(&mut queue);
         drop(queue);
         drop(index);
@@ -277,9 +284,14 @@ impl Leader<'_> {
 
     fn write(&self, writer: &mut Writer, ops: Vec<Op>) -> Result<(), Arc<str>> {
         let shared = self.shared;
-        let back = |ops: Vec<Op>, error: &io::Error| {
-            let error = Arc::from(error.to_string());
-            let notes = without_keeps(shared, &mut shared.index(), ops.into(), &error);
+        let back = |ops: Vec<Op>, error: &io::Error, traces: bool| {
+            let error: Arc<str> = Arc::from(error.to_string());
+            let told = if traces {
+                KeepError::Unsure(Arc::clone(&error))
+            } else {
+                shared.store.refusal(Arc::clone(&error))
+            };
+            let notes = without_keeps(&mut shared.index(), ops.into(), &told);
             let mut queue = shared.queue();
             for op in notes.into_iter().rev() {
                 queue.ops.push_front(op);
@@ -293,7 +305,7 @@ impl Leader<'_> {
                 writer.regrets.iter().map(|id| Draft::bare(Kind::Forgotten, *id)).collect();
             match shared.append(writer, &regrets.iter().collect::<Vec<_>>()) {
                 Ok(_) => writer.regrets.clear(),
-                Err(failed) => return Err(back(ops, &failed.error)),
+                Err(failed) => return Err(back(ops, &failed.error, false)),
             }
         }
         let drafts: Vec<&Draft> = ops.iter().filter_map(Op::draft).collect();
@@ -311,7 +323,7 @@ impl Leader<'_> {
                     let keeps = ops.iter().filter(|op| matches!(op, Op::Keep { .. }));
                     writer.regrets.extend(keeps.filter_map(Op::draft).map(|draft| draft.id));
                 }
-                Err(back(ops, &failed.error))
+                Err(back(ops, &failed.error, failed.traces))
             }
         }
     }
@@ -393,19 +405,14 @@ fn without_repeats(ops: VecDeque<Op>) -> VecDeque<Op> {
 }
 
 /// Tells those who keep that it is not taken.
-fn without_keeps(
-    shared: &Shared,
-    index: &mut Index,
-    ops: VecDeque<Op>,
-    error: &Arc<str>,
-) -> VecDeque<Op> {
+fn without_keeps(index: &mut Index, ops: VecDeque<Op>, error: &KeepError) -> VecDeque<Op> {
     let mut rest = VecDeque::with_capacity(ops.len());
     for op in ops {
         match op {
             Op::Keep { draft, done, .. } => {
                 index.reserved.messages -= 1;
                 index.reserved.bytes -= u64::from(draft.len());
-                drop(done.send(Err(shared.store.refusal(Arc::clone(error)))));
+                drop(done.send(Err(error.clone())));
             }
             op => rest.push_back(op),
         }

@@ -20,6 +20,8 @@ pub(super) trait Disk: Debug + Send + Sync {
     fn create(&self, name: &str) -> io::Result<Box<dyn Tail>>;
     /// Fills the buffer from a place in a file.
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Makes durable what a file has, whoever wrote it.
+    fn sync(&self, name: &str) -> io::Result<()>;
     /// Puts bytes over others, durably.
     fn overwrite(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Removes a file; durable after [`Disk::sync_folder`].
@@ -94,6 +96,10 @@ impl Disk for Folder {
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         File::open(self.path.join(name))?.read_exact_at(buffer, offset)
+    }
+
+    fn sync(&self, name: &str) -> io::Result<()> {
+        File::open(self.path.join(name))?.sync_all()
     }
 
     fn overwrite(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {

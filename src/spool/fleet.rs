@@ -71,7 +71,7 @@ impl Spool {
             Err(error) if error.may_pass() => {
                 tracing::warn!(%error, "nothing can be kept until Redis takes it");
             }
-            begun => begun.map_err(failed(fleet))?,
+            begun => begun.map_err(failed)?,
         }
         let weak = Arc::downgrade(&spool.shared);
         if let Store::Redis(streams) = &spool.shared.store {
@@ -94,7 +94,6 @@ impl Spool {
         options: Options,
         times: Times,
     ) -> Result<(Self, Result<(), Trouble>), OpenError> {
-        let failed = failed(fleet);
         let (fleet, folder) = (fleet.clone(), folder.map(Path::to_owned));
         let runtime = Handle::current();
         let opened = tokio::task::spawn_blocking(move || {
@@ -110,8 +109,8 @@ impl Spool {
     /// All that the account's sidecars keep: to be looked at, not to be changed.
     pub async fn look(fleet: &Fleet, options: Options) -> Result<Self, OpenError> {
         let (spool, begun) = Self::shared(fleet, None, options, Times::default()).await?;
-        begun.map_err(failed(fleet))?;
-        spool.with_owner(fleet, Owner::read_all).await?;
+        begun.map_err(failed)?;
+        spool.with_owner(Owner::read_all).await?;
         Ok(spool)
     }
 
@@ -119,9 +118,9 @@ impl Spool {
     /// live. To be closed.
     pub async fn take_over(fleet: &Fleet, options: Options) -> Result<(Self, u64), OpenError> {
         let (spool, begun) = Self::shared(fleet, None, options, Times::default()).await?;
-        begun.map_err(failed(fleet))?;
+        begun.map_err(failed)?;
         loop {
-            let peers = spool.with_owner(fleet, |owner, shared| {
+            let peers = spool.with_owner(|owner, shared| {
                 owner.watch()?;
                 while owner.take_some(shared)? {}
                 Ok(owner.peers())
@@ -136,12 +135,11 @@ impl Spool {
 
     async fn with_owner<T: Send + 'static>(
         &self,
-        fleet: &Fleet,
         act: impl FnOnce(&mut Owner, &Shared) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, OpenError> {
         let shared = Arc::clone(&self.shared);
         let acted = tokio::task::spawn_blocking(move || shared.with_owner(act)).await;
-        acted.map_err(failed(fleet))?.map_err(failed(fleet))
+        acted.map_err(failed)?.map_err(failed)
     }
 
     /// What is taken over from others; `None`: nobody shares this spool.
@@ -262,9 +260,9 @@ impl Spool {
     }
 }
 
-fn failed<E: ToString>(fleet: &Fleet) -> impl FnOnce(E) -> OpenError {
-    let url = fleet.url.clone();
-    move |error| OpenError::Redis { url, error: error.to_string() }
+#[expect(clippy::needless_pass_by_value, reason = "it maps an error")]
+fn failed<E: ToString>(error: E) -> OpenError {
+    OpenError::Redis(error.to_string())
 }
 
 /// Messages that were kept here may be others' now.

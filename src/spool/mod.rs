@@ -70,13 +70,8 @@ pub enum OpenError {
     #[error("another process holds the spool at {0}")]
     Taken(PathBuf),
     /// Redis is not to be used as it is.
-    #[error("the spool in {url} cannot be used: {error}")]
-    Redis {
-        /// Where it is.
-        url: String,
-        /// Why.
-        error: String,
-    },
+    #[error("the spool in Redis cannot be used: {0}")]
+    Redis(String),
     /// The folder cannot be read or written.
     #[error("the spool at {path} cannot be used: {error}")]
     Io {
@@ -87,7 +82,8 @@ pub enum OpenError {
     },
 }
 
-/// Why a message was not kept. It is not kept then, also not after a restart.
+/// Why a message was not kept. It is not kept then, also not after a restart, unless that was
+/// left open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeepError {
     /// `spool.max_bytes` or `spool.max_messages` is reached.
@@ -99,6 +95,10 @@ pub enum KeepError {
     /// Redis has no room, does not write or does not answer.
     #[error("Redis does not take it: {0}")]
     Redis(Arc<str>),
+    /// It failed while the message was written, and what there is of it could not be taken back: until
+    /// it works again, a restart, or another sidecar, may find the message.
+    #[error("nobody says whether it was taken: {0}")]
+    Unsure(Arc<str>),
 }
 
 /// Why a message cannot be read.

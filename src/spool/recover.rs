@@ -44,6 +44,12 @@ pub(super) fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
         .filter_map(|(name, len)| parse(&name).map(|(segment, salt)| (segment, salt, name, len)))
         .collect();
     files.sort();
+    // A process that was killed may have left what only the kernel has: what is read, and acted on,
+    // must not be gone after a power failure. A disk that does not sync is noticed in use.
+    let synced = files.iter().try_for_each(|(_, _, name, _)| disk.sync(name));
+    if let Err(error) = synced.and_then(|()| disk.sync_folder()) {
+        tracing::warn!(%error, "what was found in the spool may not survive a power failure");
+    }
     let mut recovered = Recovered::default();
     for (segment, salt, name, len) in files {
         recovered.next = segment.saturating_add(1);

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::advice::{self, Advice};
 use super::status::{Budget, Ceiling, Error, OnExceed, Status, Unit};
 use crate::answer::{self, Bar, Verdict};
+use crate::ceiling::Mode;
 use crate::config::grouped;
 
 /// An error is news for this long even though other calls get through; with none that does, for
@@ -56,6 +57,7 @@ pub(super) fn of(status: &Status) -> Vec<Concern> {
     concerns.spool(status);
     concerns.failing(status);
     concerns.blocked(status);
+    concerns.fleet(status);
     concerns.ceilings(status);
     concerns.budgets(status);
     concerns.plan(status);
@@ -178,6 +180,47 @@ impl Concerns {
             let todo = "Let nobody else send from these addresses, check ceilings.egress_ip, and \
                         ask the provider to lift the block.";
             self.add(level, "Egress addresses seem to be blocked", detail, todo);
+        }
+    }
+
+    fn fleet(&mut self, status: &Status) {
+        const REDIS: &str = "Look at Redis (fleet.url) and at the network between; the log says what \
+                             it answers. Then all goes on by itself.";
+        let Some(fleet) = &status.fleet else { return };
+        match fleet.mode {
+            Mode::Closed => {
+                let detail = "Redis does not answer, and no permit is held any more. Nothing is \
+                              sent: what callers wait for is kept, or refused.";
+                self.add(Level::Bad, "Cut off from the fleet", detail.to_owned(), REDIS);
+            }
+            Mode::CutOff => {
+                let detail = "Redis does not answer. Calls go on with the permits that are held, until \
+                              their leases end: in half a minute at most.";
+                self.add(Level::Warn, "Redis does not answer", detail.to_owned(), REDIS);
+            }
+            Mode::Alone | Mode::Shared if fleet.opens_in_seconds > 0.0 => {
+                let detail = format!(
+                    "It is new, or has lost its keys: for {:.0} s more it gives out only what \
+                     sidecars bring back to it.",
+                    fleet.opens_in_seconds.ceil()
+                );
+                let todo = "Nothing: it is over then. If it comes again, see why Redis restarts.";
+                self.add(Level::Warn, "Redis learns which permits are out", detail, todo);
+            }
+            Mode::Alone | Mode::Shared => {}
+        }
+        let starved: Vec<_> = fleet.members.iter().filter(|member| member.starved).collect();
+        if !starved.is_empty() {
+            let names = listed(starved.iter().map(|member| &*member.name), starved.len());
+            let detail = format!(
+                "{} of {} sidecars ({names}) have messages that wait for more than a second, and hold \
+                 less than half of an equal part.",
+                starved.len(),
+                fleet.size.max(starved.len())
+            );
+            let todo = "See whether Redis is slow for them (their CPU, the network), and set \
+                        fleet.expected_sidecars to how many there are.";
+            self.add(Level::Warn, "Sidecars get too few permits", detail, todo);
         }
     }
 

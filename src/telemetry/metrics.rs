@@ -7,7 +7,7 @@ use prometheus::{TextEncoder, core::Collector};
 
 use super::Facts;
 use super::family::Family;
-use crate::ceiling::Kind;
+use crate::ceiling::{Kind, Mode};
 use crate::keys::KeyStatus;
 use crate::meter::{Billed, Published, Snapshot};
 use crate::spool::Spool;
@@ -214,7 +214,7 @@ fn ceilings(facts: &Facts) -> Families {
         let labels = [("ceiling", name)];
         let figure = ceiling.limit.map_or(f64::INFINITY, f64::from);
         limit = limit.value(&labels, figure);
-        share = share.value(&labels, figure - ceiling.parked as f64);
+        share = share.value(&labels, ceiling.share.map_or(f64::INFINITY, |share| share as f64));
         used = used.value(&labels, ceiling.used as f64);
         parked = parked.value(&labels, ceiling.parked as f64);
         let made = ceiling.decisions;
@@ -232,12 +232,21 @@ fn ceilings(facts: &Facts) -> Families {
     for (egress, suspected) in facts.egress.iter().zip(&status.blocked) {
         blocked = blocked.value(&[("egress", egress)], f64::from(u8::from(*suspected)));
     }
-    let mode = Family::gauge("tollgate_fleet_mode", "How the ceilings are shared")
-        .value(&[("mode", "alone")], 1.0)
-        .value(&[("mode", "shared")], 0.0)
-        .value(&[("mode", "cut_off")], 0.0)
-        .value(&[("mode", "closed")], 0.0);
-    [limit, share, used, parked, decisions, blocked, mode].map(Family::done).into()
+    let mut mode = Family::gauge("tollgate_fleet_mode", "How the ceilings are shared");
+    for one in Mode::ALL {
+        let is = f64::from(u8::from(one == status.mode));
+        mode = mode.value(&[("mode", one.word())], is);
+    }
+    let sidecars = Family::gauge(
+        "tollgate_fleet_sidecars",
+        "Sidecars that share the ceilings; 0: not known, or none",
+    )
+    .value(&[], facts.ceiling.fleet_size() as f64);
+    let waiting = Family::gauge("tollgate_waiting_messages", "Messages that wait for a permit")
+        .value(&[], status.waiting as f64);
+    [limit, share, used, parked, decisions, blocked, mode, sidecars, waiting]
+        .map(Family::done)
+        .into()
 }
 
 fn retries(facts: &Facts) -> Families {

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Serialize, Serializer};
 
 use super::concerns::{self, Concern};
 use super::{Facts, advice};
 use crate::answer::Bar;
+use crate::ceiling::{self, Mode};
 use crate::config::{Billing, Limit};
 use crate::delivery;
 use crate::meter::{BudgetStatus, Failure, Past, Published, Snapshot};
@@ -69,9 +71,82 @@ pub(super) struct Status {
     pub(super) fleet: Option<Fleet>,
 }
 
-/// No value yet: a sidecar is alone in this release.
+/// Sidecars that share the ceilings.
 #[derive(Debug, Serialize)]
-pub(super) enum Fleet {}
+pub(super) struct Fleet {
+    #[serde(serialize_with = "word")]
+    pub(super) mode: Mode,
+    pub(super) account: String,
+    /// How many sidecars there are; 0: not known.
+    pub(super) size: usize,
+    /// Redis gives out no permits for so long, since it learns what is out.
+    pub(super) opens_in_seconds: f64,
+    /// When Redis was asked; `null`: not yet, or it does not answer. Asking this makes it fresh.
+    pub(super) at: Option<Timestamp>,
+    /// The most that are told are a few hundred.
+    pub(super) members: Vec<Member>,
+}
+
+/// What one of them said of itself.
+#[derive(Debug, Serialize)]
+pub(super) struct Member {
+    pub(super) name: String,
+    pub(super) version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) egress_group: String,
+    /// Permits that it holds.
+    pub(super) share: usize,
+    /// Calls in its last second.
+    pub(super) used: usize,
+    pub(super) waiting: usize,
+    pub(super) longest_wait_seconds: f64,
+    /// It waits, and holds less than half of what an equal part would be.
+    pub(super) starved: bool,
+    pub(super) seen: Timestamp,
+}
+
+impl Fleet {
+    fn of(ceiling: &ceiling::Ceiling, status: &ceiling::Status) -> Option<Self> {
+        let fleet = ceiling.fleet()?;
+        let now = Timestamp::now();
+        let ago = |ago: Duration| SignedDuration::try_from(ago).map_or(now, |ago| now - ago);
+        let narrowest = status.ceilings.iter().filter(|c| c.shared).filter_map(|c| c.limit).min();
+        let member = |member: ceiling::Member| Member {
+            starved: is_starved(&member, fleet.size, narrowest),
+            name: member.name,
+            version: member.version,
+            egress_group: member.egress_group,
+            share: member.share,
+            used: member.used,
+            waiting: member.waiting,
+            longest_wait_seconds: Duration::from_millis(member.longest_wait_ms).as_secs_f64(),
+            seen: ago(member.age),
+        };
+        let mut members: Vec<_> = fleet.members.into_iter().map(member).collect();
+        members
+            .sort_by(|a, b| (b.starved, b.waiting, &a.name).cmp(&(a.starved, a.waiting, &b.name)));
+        Some(Self {
+            mode: status.mode,
+            account: fleet.account,
+            size: fleet.size,
+            opens_in_seconds: fleet.opens_in.as_secs_f64(),
+            at: fleet.at.map(|at| ago(at.elapsed())),
+            members,
+        })
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks for it")]
+fn word<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(mode.word())
+}
+
+/// Demand moves permits within a second; who has had less than half of its part for longer is not
+/// reached by them.
+fn is_starved(member: &ceiling::Member, size: usize, ceiling: Option<u32>) -> bool {
+    let part = ceiling.map_or(0, |ceiling| ceiling as usize / size.max(1));
+    member.waiting > 0 && member.longest_wait_ms > 1_000 && member.share * 2 < part
+}
 
 #[derive(Debug, Serialize)]
 pub(super) struct Ceiling {
@@ -309,7 +384,7 @@ impl Status {
             last_delivered: failures.delivered,
             clock_skew_seconds: upstream.clock_skew.as_secs_f64(),
             errors: failures.latest.iter().map(error).collect(),
-            fleet: None,
+            fleet: Fleet::of(&facts.ceiling, &ceiling),
         };
         // Before anything is left out.
         status.concerns = concerns::of(&status);

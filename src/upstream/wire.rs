@@ -126,12 +126,15 @@ impl Upstream for Wire {
         let shared = &*self.shared;
         let pool = &shared.pools[permit.egress()];
         let deadline = Instant::now() + shared.call_timeout;
-        let mut lease = match pool.lease(deadline.min(departure.closes())).await {
+        let lease = tokio::select! {
+            lease = pool.lease(deadline.min(departure.closes())) => lease,
+            () = departure.stopped() => Err(Lost::TooLate),
+        };
+        let mut lease = match lease {
             Ok(lease) => lease,
             Err(lost) => {
                 give_back(permit, lost);
-                let late = Instant::now() >= departure.closes();
-                return Answer::Lost(if late { Lost::TooLate } else { lost });
+                return Answer::Lost(if departure.is_closed() { Lost::TooLate } else { lost });
             }
         };
         let Ok(key) = shared.keys.current() else {
@@ -147,6 +150,11 @@ impl Upstream for Wire {
                 return Answer::Lost(lost);
             }
         };
+        if !permit.holds() {
+            permit.unsent();
+            pool.put_back(lease);
+            return Answer::Lost(Lost::Unwritten);
+        }
         if !departure.leave() {
             permit.unsent();
             pool.put_back(lease);

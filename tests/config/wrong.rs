@@ -33,6 +33,8 @@ fn in_a_file() {
         ("[drain]\nwait = \"5s\"", "drain.wait", "did you mean publish.wait?"),
         ("[fleet]\nurl = \"http://x\"", "fleet.url", "is not a Redis"),
         ("[fleet]\nurl = \"redis://:secret@x\"", "fleet.url", "has a user or password"),
+        ("[fleet]\nurl = \"redis://a,b/1\"", "fleet.url", "a Cluster has only the first"),
+        ("[fleet]\nurl = \"redis+sentinel://a\"", "fleet.url", "by which name"),
         ("[fleet]\naccount = \"a}b\"", "fleet.account", "is not a name"),
         ("[fleet]\nexpected_sidecars = 0", "fleet.expected_sidecars", "out of range"),
         ("[drain]\nhandoff = true", "drain.handoff", "fleet.url names no Redis"),

@@ -40,12 +40,49 @@ pub async fn run(address: &str, callers: usize, until: Instant) -> Vec<Asked> {
                     connection = Some(kept);
                     number += 1;
                     answers.borrow_mut().push(Asked { at, took: at.elapsed(), status });
+                    if status == 429 {
+                        // As if it had been told when: else refused callers are all there is.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
                 } else {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
         });
     }
+    local.await;
+    answers.take()
+}
+
+/// Requests that come at random, so many a second, whether or not others have been answered: a Poisson
+/// process. An answer that a connection took along is missing.
+pub async fn arrive(address: &str, per_second: f64, until: Instant, seed: u64) -> Vec<Asked> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let (answers, idle) = (Rc::new(RefCell::new(Vec::new())), Rc::new(RefCell::new(Vec::new())));
+    let local = LocalSet::new();
+    let arrivals = async {
+        let mut at = Instant::now();
+        for number in 0.. {
+            at += Duration::from_secs_f64(-(1.0 - rng.f64()).ln() / per_second);
+            if at > until {
+                return;
+            }
+            tokio::time::sleep_until(at).await;
+            let (answers, idle) = (Rc::clone(&answers), Rc::clone(&idle));
+            let address = address.to_owned();
+            tokio::task::spawn_local(async move {
+                let at = Instant::now();
+                let kept = idle.borrow_mut().pop();
+                let exchange = exchange(&address, kept, number.to_string());
+                let answer = tokio::time::timeout(super::http::BOUND, exchange).await;
+                if let Some((status, kept)) = answer.expect("no request hangs") {
+                    idle.borrow_mut().push(kept);
+                    answers.borrow_mut().push(Asked { at, took: at.elapsed(), status });
+                }
+            });
+        }
+    };
+    local.run_until(arrivals).await;
     local.await;
     answers.take()
 }

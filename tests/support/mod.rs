@@ -4,6 +4,7 @@
 pub mod broker;
 pub mod browser;
 pub mod callers;
+pub mod fleet;
 pub mod house;
 pub mod http;
 pub mod process;

@@ -1,4 +1,4 @@
-//! A real redis-server. `tests/setup.sh` installs it.
+//! Real redis-servers. `tests/setup.sh` installs them.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 #![allow(clippy::disallowed_methods, reason = "it also serves tests without a runtime")]
@@ -6,21 +6,58 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+const SCRIPT: &str = include_str!("../../src/ceiling/permits.lua");
+
 /// A server that ends with its test, and keeps nothing.
 pub struct Redis {
     pub port: u16,
+    args: Vec<String>,
     process: Child,
     folder: tempfile::TempDir,
 }
 
+pub fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().port()
+}
+
+/// The three keys of the account's ceiling, or of an egress group's.
+pub fn keys(ceiling: &str) -> [String; 3] {
+    ["", ":state", ":parked"].map(|part| format!("tollgate:{{default}}:{ceiling}{part}"))
+}
+
 impl Redis {
     pub fn start() -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        Self::start_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(args: &[&str]) -> Self {
+        let port = free_port();
         let folder = tempfile::tempdir().unwrap();
-        let process = spawn(port, folder.path());
-        let redis = Self { port, process, folder };
+        let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let process = spawn(port, folder.path(), &args);
+        let redis = Self { port, args, process, folder };
+        redis.answers();
+        redis
+    }
+
+    /// One that watches over the primary on this port, under the name `main`, alone; with more lines of
+    /// configuration.
+    pub fn sentinel(of: u16, more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sentinel.conf");
+        let text = format!(
+            "sentinel monitor main 127.0.0.1 {of} 1\n\
+             sentinel down-after-milliseconds main 1500\n\
+             sentinel failover-timeout main 4000\n{more}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let port = free_port();
+        let mut command = Command::new("redis-server");
+        command.arg(&file).arg("--sentinel").arg("--port").arg(port.to_string());
+        let process = start(command.args(["--bind", "127.0.0.1"]));
+        let redis = Self { port, args: Vec::new(), process, folder };
         redis.answers();
         redis
     }
@@ -31,6 +68,30 @@ impl Redis {
 
     pub fn connection(&self) -> redis::Connection {
         redis::Client::open(self.url()).unwrap().get_connection().unwrap()
+    }
+
+    /// Says this to it, words apart by spaces.
+    pub fn tell<T: redis::FromRedisValue>(&self, words: &str) -> T {
+        let mut words = words.split(' ');
+        let mut command = redis::cmd(words.next().unwrap());
+        command.arg(words.collect::<Vec<_>>());
+        command.query(&mut self.connection()).unwrap()
+    }
+
+    /// Lets these ceilings begin a lease ago, so that nobody waits for leases that nobody has.
+    pub fn begin(&self, ceilings: &[(&str, u64)]) {
+        let past = SCRIPT.replace("redis.call('TIME')", "{ redis.call('TIME')[1] - 31, 0 }");
+        let figures: Vec<_> = ceilings.iter().map(|(_, figure)| figure.to_string()).collect();
+        let keys: Vec<_> = ceilings.iter().flat_map(|(name, _)| keys(name)).collect();
+        let mut command = redis::cmd("EVAL");
+        command.arg(past).arg(keys.len()).arg(keys).arg(figures.join(",")).arg(0).arg(0).arg(0);
+        command.exec(&mut self.connection()).unwrap();
+    }
+
+    /// How many connections it has beside the one that asks.
+    pub fn clients(&self) -> usize {
+        let list: String = self.tell("CLIENT LIST TYPE normal");
+        list.lines().count() - 1
     }
 
     pub fn pid(&self) -> i32 {
@@ -44,8 +105,17 @@ impl Redis {
 
     /// Back on the same port, empty.
     pub fn restart(&mut self) {
-        self.process = spawn(self.port, self.folder.path());
+        self.process = spawn(self.port, self.folder.path(), &self.args);
         self.answers();
+    }
+
+    /// Waits until this is in what it says of itself.
+    pub fn says(&self, words: &str) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !self.tell::<String>("INFO").contains(words) {
+            assert!(Instant::now() < end, "{words} is not in {}", self.tell::<String>("INFO"));
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn answers(&self) {
@@ -65,15 +135,63 @@ impl Drop for Redis {
     }
 }
 
-fn spawn(port: u16, folder: &std::path::Path) -> Child {
-    Command::new("redis-server")
-        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
-        .arg(port.to_string())
-        .arg("--dir")
-        .arg(folder)
+fn spawn(port: u16, folder: &std::path::Path, args: &[String]) -> Child {
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"]);
+    start(command.arg(port.to_string()).arg("--dir").arg(folder).args(args))
+}
+
+fn start(command: &mut Command) -> Child {
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .expect("redis-server is missing: run tests/setup.sh")
+}
+
+/// Nodes of one Cluster, each with a third of the slots, and a replica of the one with the fleet's
+/// keys, last.
+pub struct Cluster {
+    pub nodes: Vec<Redis>,
+    /// Which has them.
+    pub owner: usize,
+}
+
+impl Cluster {
+    pub fn start() -> Self {
+        // Known before, since other nodes are told of it.
+        let node = |_| {
+            let bus = free_port().to_string();
+            let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+            let more = ["--cluster-port", &bus];
+            Redis::start_with(&[&cluster[..], &more[..]].concat())
+        };
+        let nodes: Vec<_> = (0..4).map(node).collect();
+        for (node, slots) in nodes.iter().zip(["0 5460", "5461 10922", "10923 16383"]) {
+            node.tell::<()>(&format!("CLUSTER ADDSLOTSRANGE {slots}"));
+        }
+        for node in &nodes[1..] {
+            let bus = &node.args[5];
+            nodes[0].tell::<()>(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", node.port));
+        }
+        for node in &nodes {
+            let end = Instant::now() + Duration::from_secs(30);
+            while node.tell::<String>("CLUSTER NODES").matches("connected").count() < 4 {
+                assert!(Instant::now() < end, "{}", node.tell::<String>("CLUSTER NODES"));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let slot: usize = nodes[0].tell(&format!("CLUSTER KEYSLOT {}", keys("account")[0]));
+        let owner = slot / 5461;
+        let id: String = nodes[owner].tell("CLUSTER MYID");
+        nodes[3].tell::<()>(&format!("CLUSTER REPLICATE {id}"));
+        nodes[3].says("master_link_status:up");
+        let end = Instant::now() + Duration::from_secs(30);
+        while !nodes.iter().all(|n| n.tell::<String>("CLUSTER INFO").contains("cluster_state:ok")) {
+            assert!(Instant::now() < end, "the Cluster is not whole");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { nodes, owner }
+    }
 }

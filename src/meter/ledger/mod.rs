@@ -238,13 +238,17 @@ impl Ledger {
         state.failure.clone().or_else(|| state.unkept.clone())
     }
 
-    /// Stores everything and ends. Blocks.
-    pub(super) fn close(&self) {
+    /// Stores everything and ends. A disk that hangs holds up no end: what it has not stored, the next
+    /// process finds in the hot file, or counts as uncertain.
+    pub(super) async fn close(&self) {
         self.shared.state().closing = true;
         self.shared.changed.notify_one();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         // A writer that has panicked has nothing more to store.
-        drop(writer.map(JoinHandle::join));
+        let ended = tokio::task::spawn_blocking(|| drop(writer.map(JoinHandle::join)));
+        if timeout(PATIENCE, ended).await.is_err() {
+            tracing::warn!("the disk does not answer: the ledger is not closed");
+        }
     }
 }
 
@@ -284,6 +288,19 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+
+    /// One whose thread comes back only when the test ends does not hold up the end of the process.
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_up_no_end() {
+        let shared = Arc::new(Shared::new(Book::new(0, Vec::new()), true));
+        let shelf = Store::in_memory().unwrap().shelf();
+        let (hangs, until) = std::sync::mpsc::channel::<()>();
+        let writer = std::thread::spawn(move || until.recv().unwrap_or_default());
+        let ledger = Ledger { shared, shelf, writer: Arc::new(Mutex::new(Some(writer))) };
+        let bound = Duration::from_mins(1);
+        timeout(bound, ledger.close()).await.expect("it ends");
+        drop(hangs);
+    }
 
     /// A ledger whose thread never comes back from its disk.
     #[tokio::test(start_paused = true)]

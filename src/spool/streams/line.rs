@@ -89,8 +89,15 @@ impl Place {
     }
 
     fn client(&self, at: Option<ConnectionAddr>) -> Result<Client, Trouble> {
-        let mut info: ConnectionInfo = self.fleet.url.as_str().into_connection_info()?;
-        let mut settings = info.redis_settings().clone();
+        let Fleet { redis, .. } = &self.fleet;
+        let (host, port) = redis.nodes.first().cloned().ok_or(Trouble::Garbled)?;
+        let first = if redis.tls {
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(host, port)
+        };
+        let mut info = first.into_connection_info()?;
+        let mut settings = info.redis_settings().clone().set_db(redis.database);
         if !self.fleet.username.is_empty() {
             settings = settings.set_username(&self.fleet.username);
         }

@@ -27,11 +27,13 @@ pub(crate) struct State {
     next: u64,
     pub(super) syncs: u64,
     /// So many more operations that change something succeed; then one fails.
-    pub(super) fail_in: Option<u64>,
+    pub(crate) fail_in: Option<u64>,
     /// Syncs wait until this is over.
     pub(crate) held: bool,
+    /// Those that do.
+    waiting: usize,
     /// Every operation that changes something fails.
-    pub(super) broken: bool,
+    pub(crate) broken: bool,
     /// The most bytes that there is room for.
     pub(super) room: Option<usize>,
     /// Who writes: whoever did before is dead, and so are its threads.
@@ -74,7 +76,7 @@ impl Double {
     }
 
     /// The same disk for the next process.
-    pub(super) fn mount(&self) -> Self {
+    pub(crate) fn mount(&self) -> Self {
         let mut state = self.state();
         state.mount += 1;
         Self { mount: state.mount, ..self.clone() }
@@ -86,8 +88,22 @@ impl Double {
         self.released.notify_all();
     }
 
+    /// Works again.
+    pub(crate) fn mend(&self) {
+        let mut state = self.state();
+        (state.fail_in, state.broken, state.room) = (None, false, None);
+        drop(state);
+        self.release();
+    }
+
+    /// Whether a sync waits.
+    pub(super) fn waits(&self) -> bool {
+        let state = self.state();
+        state.held && state.waiting > 0
+    }
+
     /// There is room for so many more bytes.
-    pub(super) fn fill(&self, more: usize) {
+    pub(crate) fn fill(&self, more: usize) {
         let mut state = self.state();
         state.room = Some(state.used() + more);
     }
@@ -167,6 +183,14 @@ impl Disk for Double {
         Ok(())
     }
 
+    fn sync(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.may_change(self.mount)?;
+        let file = state.file(name)?;
+        file.durable = file.bytes.clone();
+        Ok(())
+    }
+
     fn overwrite(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.state();
         state.may_change(self.mount)?;
@@ -226,7 +250,14 @@ impl Tail for End {
         // Half of it arrives, or all, and nobody is told.
         let unseen = {
             let state = self.disk.state();
-            if state.broken { taken } else { taken / 2 * usize::from(state.fail_in == Some(0)) }
+            if state.mount != self.disk.mount {
+                // Whoever is dead writes nothing.
+                0
+            } else if state.broken {
+                taken
+            } else {
+                taken / 2 * usize::from(state.fail_in == Some(0))
+            }
         };
         if let Ok(file) = self.disk.state().file(&self.name) {
             file.bytes.extend_from_slice(&bytes[..unseen]);
@@ -239,8 +270,10 @@ impl Tail for End {
     }
 
     fn sync_data(&mut self) -> io::Result<()> {
-        let state = self.disk.state();
+        let mut state = self.disk.state();
+        state.waiting += 1;
         let mut state = self.disk.released.wait_while(state, |state| state.held).unwrap();
+        state.waiting -= 1;
         state.syncs += 1;
         drop(state);
         self.change(|file| file.durable = file.bytes.clone())

@@ -22,6 +22,11 @@ pub(crate) async fn open(disk: &Double, options: &Options) -> Spool {
     spool
 }
 
+/// Whether nothing goes on that will not wait for the disk.
+pub(crate) fn settled(spool: &Spool, disk: &Double) -> bool {
+    disk.waits() || !spool.shared.queue().is_led()
+}
+
 fn small() -> Options {
     let mut options = options("/nowhere".as_ref());
     options.max_bytes = 1 << 20;
@@ -210,6 +215,34 @@ async fn a_failed_keep_is_not_kept_and_a_note_is_tried_again() {
             assert_eq!(all(&spool).len(), if kept.is_ok() { 2 } else { 1 }, "{fail_in} {broken}");
             assert_eq!(spool.find(good.id).unwrap().attempts, 7);
         }
+    }
+}
+
+/// What a killed process has written and not synced is found; then it is durable.
+#[tokio::test]
+async fn what_is_found_is_durable() {
+    let disk = Double::default();
+    let spool = open(&disk, &small()).await;
+    let (first, second) = (message("abc", "first"), message("abc", "second"));
+    spool.keep(&first, None).await.unwrap();
+    disk.state().held = true;
+    let noted = spool.note(first.id, Change::Delivered(1, receipt()));
+    let kept = tokio::spawn({
+        let (spool, second) = (spool.clone(), second.clone());
+        async move { spool.keep(&second, None).await }
+    });
+    while !disk.waits() {
+        tokio::task::yield_now().await;
+    }
+    drop(disk.mount());
+    disk.release();
+    assert!(kept.await.unwrap().is_err());
+    drop(noted);
+    let found = all(&open(&disk, &small()).await);
+    assert!(matches!(found[0].state, State::Delivered(_)), "{found:?}");
+    for seed in 0..20 {
+        disk.crash(&mut fastrand::Rng::with_seed(seed));
+        assert_eq!(all(&open(&disk, &small()).await), found, "{seed}");
     }
 }
 

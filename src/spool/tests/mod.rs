@@ -18,7 +18,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 pub(crate) use double::Double;
-pub(crate) use faults::open;
+pub(crate) use faults::{open, settled};
 
 use super::{Claim, Death, Options, Reason, Receipt};
 use crate::message::{Message, MessageId, Payload, Topic};

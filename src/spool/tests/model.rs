@@ -85,12 +85,10 @@ impl Run {
                     assert!(bytes + (n * (len + 1_000)) as u64 > self.options.max_bytes);
                 }
                 Err(KeepError::Redis(error)) => panic!("no disk: {error}"),
-                Err(KeepError::Disk(_)) => {
+                Err(KeepError::Disk(_)) => assert!(self.ill),
+                Err(KeepError::Unsure(_)) => {
                     assert!(self.ill);
-                    // Everywhere else what was written can be taken back.
-                    if self.disk.state().broken {
-                        self.unsure.push(id);
-                    }
+                    self.unsure.push(id);
                 }
             }
         }

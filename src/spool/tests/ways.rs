@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::{Durability, Spool};
 use super::server::Redis;
-use super::shared::{CALM, fleet};
+use super::shared::{CALM, at, fleet};
 use super::{message, options};
 use crate::config::Fleet;
 
@@ -105,7 +105,7 @@ async fn over_tls_with_an_authority_of_its_own() {
     let files = ["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
     let redis = Server::start(folder.path(), &[&args[..], &files].concat());
     let fleet = Fleet {
-        url: format!("rediss://localhost:{}", redis.port),
+        redis: at(redis.port, true),
         ca_file: Some(ca.into()),
         account: "a".to_owned(),
         egress_group: String::new(),
@@ -170,7 +170,7 @@ async fn through_a_cluster_to_the_node_that_has_its_slot() {
     // Whichever node has the slot, from each of them it is found.
     for port in [one.port, two.port] {
         let fleet = Fleet {
-            url: format!("redis://127.0.0.1:{port}"),
+            redis: at(port, false),
             account: "a".to_owned(),
             egress_group: String::new(),
             expected_sidecars: 1,

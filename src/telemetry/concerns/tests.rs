@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::meter::Past;
-use crate::telemetry::status::{Kept, Key, Paused, SpendView, Today};
+use crate::telemetry::status::{Fleet, Kept, Key, Member, Paused, SpendView, Today};
 
 const NOW: &str = "2026-11-23T03:00:00Z";
 
@@ -56,6 +56,23 @@ fn well() -> Status {
         errors: Vec::new(),
         fleet: None,
     }
+}
+
+fn fleet(mode: Mode) -> Fleet {
+    let member = |name: &str| Member {
+        name: name.to_owned(),
+        version: "0.1.0".to_owned(),
+        egress_group: String::new(),
+        share: 500,
+        used: 300,
+        waiting: 0,
+        longest_wait_seconds: 0.0,
+        starved: false,
+        seen: at(1),
+    };
+    let members = ["a", "b"].map(member).into();
+    let account = "default".to_owned();
+    Fleet { mode, account, size: 2, opens_in_seconds: 0.0, at: Some(at(1)), members }
 }
 
 fn error(code: &str, seconds_ago: i64) -> Error {
@@ -124,6 +141,13 @@ const CASES: &[Case] = &[
 
     ("one address is blocked", |s| s.blocked = vec!["10.0.0.1".into()], &[(Warn, "Egress addresses seem to be blocked")]),
     ("all are", |s| s.blocked = s.egress.clone(), &[(Bad, "Egress addresses seem to be blocked")]),
+
+    ("a fleet", |s| s.fleet = Some(fleet(Mode::Shared)), &[]),
+    ("cut off", |s| s.fleet = Some(fleet(Mode::CutOff)), &[(Warn, "Redis does not answer")]),
+    ("for long", |s| s.fleet = Some(fleet(Mode::Closed)), &[(Bad, "Cut off from the fleet")]),
+    ("a new Redis", |s| s.fleet = Some(Fleet { opens_in_seconds: 12.3, ..fleet(Mode::Shared) }), &[(Warn, "Redis learns which permits are out")]),
+    ("starved", |s| { let mut fleet = fleet(Mode::Shared); fleet.members[1].starved = true; s.fleet = Some(fleet); },
+        &[(Warn, "Sidecars get too few permits")]),
 
     ("below the ceiling", |s| s.ceilings[0].used = 949, &[]),
     ("near it", |s| s.ceilings[0].used = 950, &[(Warn, "At the account's ceiling")]),

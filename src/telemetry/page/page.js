@@ -225,9 +225,10 @@ function fleet(f, now) {
   hide('fleet', !f);
   if (!f) return;
   const members = f.members ?? [];
-  show('fleet-words', [MODES[f.mode] ?? f.mode, members.length && plural(members.length, 'sidecar', 'sidecars')].filter(Boolean).join('; '));
-  repeat('members', members.slice(0, MEMBERS).map(m => ({ name: m.name, share: number(m.share ?? 0), used: number(m.used ?? 0), seen: ago(m.seen, now) })));
-  show('members-words', members.length > MEMBERS ? `and ${number(members.length - MEMBERS)} more` : '');
+  show('fleet-words', [MODES[f.mode] ?? f.mode, f.size && plural(f.size, 'sidecar', 'sidecars') + ` of account ${f.account}`].filter(Boolean).join('; '));
+  hide('members-table', !members.length);
+  repeat('members', members.slice(0, MEMBERS).map(m => ({ name: m.name, state: m.starved ? 'starved' : m.egress_group ?? '', share: number(m.share), used: number(m.used), waiting: number(m.waiting), seen: ago(m.seen, now) })));
+  show('members-words', f.size > MEMBERS ? `and ${number(f.size - MEMBERS)} more: tollgate status --fleet` : '');
 }
 
 function everything(s) {

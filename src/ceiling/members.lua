@@ -1,0 +1,40 @@
+-- Who shares the ceilings. Each sidecar says every few seconds how it is; whoever has said nothing
+-- for longer than GONE is forgotten.
+--
+-- KEYS  1 when each was heard, in milliseconds of this server's clock   2 what each said
+-- ARGV  1 whose words these are   2 the words; none: it leaves   3 how many members are to be told
+-- Gives how many there are, { "milliseconds ago:words" … }, those heard last first
+
+local GONE, CHUNK = 15000, 100
+-- A fleet that has ended leaves nothing behind.
+local FORGET = 3600000
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local seen, words = KEYS[1], KEYS[2]
+
+if ARGV[2] == '' then
+  redis.call('ZREM', seen, ARGV[1])
+  redis.call('HDEL', words, ARGV[1])
+else
+  redis.call('ZADD', seen, string.format('%.0f', now), ARGV[1])
+  redis.call('HSET', words, ARGV[1], ARGV[2])
+end
+
+local gone = redis.call('ZRANGE', seen, '-inf', string.format('%.0f', now - GONE), 'BYSCORE', 'LIMIT', 0, CHUNK)
+for _, id in ipairs(gone) do
+  redis.call('ZREM', seen, id)
+  redis.call('HDEL', words, id)
+end
+redis.call('PEXPIRE', seen, FORGET)
+redis.call('PEXPIRE', words, FORGET)
+
+local told, most = {}, tonumber(ARGV[3])
+if most > 0 then
+  local last = redis.call('ZRANGE', seen, 0, most - 1, 'REV', 'WITHSCORES')
+  for n = 1, #last, 2 do
+    local said = redis.call('HGET', words, last[n])
+    if said then told[#told + 1] = string.format('%.0f:', now - tonumber(last[n + 1])) .. said end
+  end
+end
+return { redis.call('ZCARD', seen), told }

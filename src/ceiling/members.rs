@@ -1,0 +1,187 @@
+//! Who shares the ceilings. Each sidecar tells Redis every few seconds how it is; one that is looked
+//! at asks for all.
+//!
+//! No promise rests on this: what is not told in time is not shown.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::line::Connection;
+use super::{Shared, Status};
+use crate::config;
+
+/// What Redis runs.
+pub(super) const SCRIPT: &str = include_str!("members.lua");
+/// Each tells so often.
+const TELL: Duration = Duration::from_secs(5);
+/// And as often as this while it is looked at, until nobody has looked for [`LOOKED`].
+const ASK: Duration = Duration::from_secs(1);
+const LOOKED: Duration = Duration::from_secs(10);
+/// Members that are told at once.
+const MOST: usize = 500;
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// One sidecar of a fleet, as it said of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its machine's name; a pod's is the pod's.
+    pub name: String,
+    /// Of tollgate.
+    pub version: String,
+    /// Behind which address it sends, if it said so.
+    #[serde(default)]
+    pub egress_group: String,
+    /// Permits of the narrowest ceiling that it holds.
+    pub share: usize,
+    /// Calls in flight or answered within its last second.
+    pub used: usize,
+    /// Messages that wait for a permit.
+    pub waiting: usize,
+    /// How long the first of them has waited, milliseconds.
+    pub longest_wait_ms: u64,
+    /// How long ago it said so.
+    #[serde(skip)]
+    pub age: Duration,
+}
+
+/// A fleet, as far as is known.
+#[derive(Debug, Clone, Default)]
+pub struct Fleet {
+    /// Whose permits they are.
+    pub account: String,
+    /// How many sidecars share them; 0: not known yet.
+    pub size: usize,
+    /// No more than a few hundred of them, those heard last first; empty until it was asked for.
+    pub members: Vec<Member>,
+    /// When Redis said so.
+    pub at: Option<Instant>,
+    /// How long Redis still learns what is out, and gives out nothing.
+    pub opens_in: Duration,
+}
+
+/// What the task and those who look share.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    state: Mutex<Known>,
+    looked: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    line: Option<Connection>,
+    /// By what Redis knows this process.
+    id: String,
+    keys: [String; 2],
+    looked: Option<Instant>,
+    fleet: Fleet,
+}
+
+impl Members {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where Redis is now; `None`: nobody knows.
+    pub(super) fn connected(&self, line: Option<Connection>) {
+        self.known().line = line;
+    }
+
+    /// What is known; from now on it is kept fresh for a while.
+    pub(super) fn look(&self) -> Fleet {
+        let mut known = self.known();
+        let now = Instant::now();
+        let was = known.looked.replace(now);
+        if was.is_none_or(|was| now - was >= LOOKED) {
+            self.looked.notify_one();
+        }
+        known.fleet.clone()
+    }
+
+    /// How many share the ceilings, without looking at them.
+    pub(super) fn size(&self) -> usize {
+        self.known().fleet.size
+    }
+
+    /// This one is gone.
+    pub(super) async fn leave(&self) {
+        self.tell("", 0).await;
+    }
+
+    async fn tell(&self, words: &str, most: usize) {
+        let (mut line, id, keys) = {
+            let known = self.known();
+            let Some(line) = known.line.clone() else { return };
+            (line, known.id.clone(), known.keys.clone())
+        };
+        let script = redis::Script::new(SCRIPT);
+        let mut call = script.key(&keys);
+        call.arg(id).arg(words).arg(most);
+        let told = timeout(PATIENCE, call.invoke_async::<(usize, Vec<String>)>(&mut line));
+        let (size, told) = match told.await {
+            Ok(Ok(told)) => told,
+            // The pool says in the log what is wrong with Redis.
+            Ok(Err(error)) => return tracing::debug!(%error, "the fleet was not told"),
+            Err(_) => return,
+        };
+        let mut known = self.known();
+        known.fleet.size = size;
+        if most > 0 {
+            known.fleet.members = told.iter().filter_map(|words| read(words)).collect();
+            known.fleet.at = Some(Instant::now());
+        }
+    }
+}
+
+/// What another version says is read as far as it is understood.
+fn read(words: &str) -> Option<Member> {
+    let (age, words) = words.split_once(':')?;
+    let age = Duration::from_millis(age.parse().ok()?);
+    Some(Member { age, ..serde_json::from_str(words).ok()? })
+}
+
+/// Tells and asks, until the ceiling is dropped.
+pub(super) async fn run(members: Arc<Members>, shared: Weak<Shared>, config: config::Fleet) {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    {
+        let mut known = members.known();
+        known.id = format!("{name}/{:08x}", fastrand::u32(..));
+        let key = |part| format!("tollgate:{{{}}}:members:{part}", config.account);
+        known.keys = [key("seen"), key("words")];
+        known.fleet.account.clone_from(&config.account);
+    }
+    loop {
+        let looked = members.known().looked;
+        let is_looked_at = looked.is_some_and(|looked| looked.elapsed() < LOOKED);
+        // Not held while waiting: whoever drops the ceiling ends this.
+        let Some(strong) = shared.upgrade() else { return };
+        let status = strong.state().status(Instant::now());
+        drop(strong);
+        // Three strings and numbers: there is nothing that could not be serialised.
+        let words = serde_json::to_string(&this(&name, &config, &status)).unwrap_or_default();
+        members.tell(&words, if is_looked_at { MOST } else { 0 }).await;
+        let wait = if is_looked_at { ASK } else { TELL.mul_f64(0.8 + 0.4 * fastrand::f64()) };
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = members.looked.notified() => {}
+        }
+    }
+}
+
+fn this(name: &str, config: &config::Fleet, status: &Status) -> Member {
+    let shares = status.ceilings.iter().filter(|ceiling| ceiling.shared);
+    let narrowest = shares.min_by_key(|ceiling| ceiling.limit);
+    Member {
+        name: name.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        egress_group: config.egress_group.clone(),
+        share: narrowest.and_then(|ceiling| ceiling.share).unwrap_or(0),
+        used: narrowest.map_or(0, |ceiling| ceiling.used),
+        waiting: status.waiting,
+        longest_wait_ms: u64::try_from(status.longest_wait.as_millis()).unwrap_or(u64::MAX),
+        age: Duration::ZERO,
+    }
+}

@@ -1,0 +1,230 @@
+//! `permits.lua` once more, as a pure function: what the script is held against, and what
+//! simulations of fleets run on. Times are microseconds of the server's clock.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+const LEASE: i64 = 10_000_000;
+const LONG: i64 = 30_000_000;
+const HORIZON: i64 = 500_000;
+const SPREAD: i64 = 50_000;
+const LAG: i64 = 30_000;
+const CHUNK: i64 = 1_000;
+const PARK: i64 = 30_000_000;
+const PARK_EVERY: i64 = 1_000_000;
+const SKEW: i64 = 1_000_000;
+const SHORT: i64 = 1_000_000;
+const LATEST: i64 = 2_000_000;
+
+/// What one call asks.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ask {
+    pub(super) figures: Vec<i64>,
+    pub(super) want: usize,
+    pub(super) core: usize,
+    pub(super) park: bool,
+    pub(super) back: Vec<Back>,
+}
+
+/// A permit of each ceiling that comes back.
+#[derive(Debug, Clone)]
+pub(super) struct Back {
+    pub(super) ids: Vec<i64>,
+    pub(super) nonce: i64,
+    pub(super) free_in: i64,
+}
+
+/// What it gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Gets {
+    pub(super) now: i64,
+    pub(super) learn_in: i64,
+    pub(super) short: i64,
+    pub(super) ask_in: i64,
+    pub(super) figures: Vec<i64>,
+    pub(super) parked: i64,
+    pub(super) owed: i64,
+    pub(super) out: Vec<Out>,
+}
+
+/// A permit of each ceiling that goes out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Out {
+    pub(super) ids: Vec<i64>,
+    pub(super) nonce: i64,
+    pub(super) ready_in: i64,
+}
+
+/// One ceiling as the server keeps it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) run: String,
+    /// Scores; a permit's id is its place.
+    pub(super) permits: Vec<i64>,
+    pub(super) parked: BTreeMap<i64, i64>,
+    pub(super) learn: i64,
+    pub(super) goal: i64,
+    pub(super) goal_at: i64,
+    pub(super) tick: i64,
+    pub(super) pace: i64,
+    pub(super) short_at: i64,
+    pub(super) owe: i64,
+    pub(super) batch: i64,
+    pub(super) parked_at: i64,
+}
+
+impl Kept {
+    fn size(&self) -> i64 {
+        i64::try_from(self.permits.len()).unwrap_or(i64::MAX)
+    }
+
+    fn begin(&mut self, figure: i64, run: &str, now: i64) {
+        if self.run != run || self.permits.is_empty() {
+            let (goal, learn) = (figure, now + LONG);
+            *self = Self { run: run.to_owned(), goal, goal_at: now, learn, ..Self::default() };
+        }
+        if figure <= self.goal || now >= self.goal_at + LONG {
+            (self.goal, self.goal_at) = (figure, now);
+        }
+        let size = self.size();
+        let from = if now < self.learn { self.learn } else { now + LONG };
+        let to = self.goal.clamp(size - CHUNK, size + CHUNK);
+        self.permits.resize(usize::try_from(to).unwrap_or(0), from);
+        self.parked.retain(|_, back| *back > now);
+    }
+
+    fn park(&mut self, id: i64, now: i64) {
+        let back = now + PARK / 2 + PARK * self.owe / self.batch;
+        self.set(id, back);
+        self.parked.insert(id, back);
+        self.owe -= 1;
+    }
+
+    fn back(&mut self, id: i64, back: &Back, now: i64) {
+        let Some(score) = usize::try_from(id).ok().and_then(|id| self.permits.get(id)) else {
+            return;
+        };
+        let claimed = now < self.learn
+            && *score == self.learn
+            && (now + SKEW + 1..=self.learn).contains(&back.nonce);
+        if *score == back.nonce || claimed {
+            if self.owe > 0 {
+                self.park(id, now);
+            } else {
+                self.set(id, now + back.free_in);
+            }
+        }
+    }
+
+    fn push_back(&mut self, now: i64) {
+        if now < self.parked_at + PARK_EVERY {
+            return;
+        }
+        let at_work = self.size() - self.resting();
+        self.owe += ((at_work + 9) / 10).min(at_work - 1).max(0);
+        self.batch = self.owe;
+        self.parked_at = now;
+    }
+
+    fn resting(&self) -> i64 {
+        i64::try_from(self.parked.len()).unwrap_or(i64::MAX) + self.owe
+    }
+
+    fn park_free(&mut self, now: i64) {
+        for _ in 0..self.owe.min(CHUNK) {
+            match self.first() {
+                Some((id, score)) if score <= now => self.park(id, now),
+                _ => return,
+            }
+        }
+    }
+
+    fn set(&mut self, id: i64, score: i64) {
+        if let Some(kept) = usize::try_from(id).ok().and_then(|id| self.permits.get_mut(id)) {
+            *kept = score;
+        }
+    }
+
+    fn scores(&self) -> impl Iterator<Item = (i64, i64)> {
+        (0..).zip(self.permits.iter().copied())
+    }
+
+    fn first(&self) -> Option<(i64, i64)> {
+        self.scores().min_by(by_score)
+    }
+
+    fn fits(&self, slot: i64) -> Option<(i64, i64)> {
+        self.scores().filter(|(_, score)| *score <= slot).max_by(by_score)
+    }
+
+    fn free(&self, now: i64) -> i64 {
+        i64::try_from(self.permits.iter().filter(|score| **score <= now).count())
+            .unwrap_or(i64::MAX)
+    }
+}
+
+/// Redis orders equal scores by the bytes of their members.
+fn by_score(a: &(i64, i64), b: &(i64, i64)) -> Ordering {
+    a.1.cmp(&b.1).then_with(|| a.0.to_string().cmp(&b.0.to_string()))
+}
+
+/// One call of the script.
+pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Gets {
+    kept.resize_with(ask.figures.len(), Kept::default);
+    for (ceiling, figure) in kept.iter_mut().zip(&ask.figures) {
+        ceiling.begin(*figure, run, now);
+    }
+    for back in &ask.back {
+        for (ceiling, id) in kept.iter_mut().zip(&back.ids) {
+            ceiling.back(*id, back, now);
+        }
+    }
+    if ask.park {
+        kept[0].push_back(now);
+    }
+    kept[0].park_free(now);
+
+    let mut out = Vec::new();
+    let step = 985_000 / kept[0].size();
+    for n in 0..ask.want {
+        let mut slot = now.max(kept[0].pace - LAG);
+        let mut ids = Vec::new();
+        for ceiling in kept.iter().rev() {
+            let Some((id, score)) = ceiling.fits(slot).or_else(|| ceiling.first()) else { break };
+            ids.insert(0, id);
+            slot = slot.max(score);
+        }
+        if slot > now + HORIZON || (!out.is_empty() && slot > now + SPREAD) {
+            break;
+        }
+        kept[0].pace = kept[0].pace.max(slot) + step;
+        let nonce = now + if n < ask.core { LONG } else { LEASE };
+        for (ceiling, id) in kept.iter_mut().zip(&ids) {
+            ceiling.set(*id, nonce);
+        }
+        out.push(Out { ids, nonce, ready_in: slot - now });
+    }
+
+    if out.len() < ask.want {
+        kept[0].short_at = now;
+    }
+    let scarce = kept.iter().rposition(|c| c.free(now) * 8 < c.size());
+    let mut ask_in = 0;
+    if let Some(k) = scarce.filter(|_| ask.want > 0) {
+        let ceiling = &mut kept[k];
+        let many = i64::try_from(out.len().max(1)).unwrap_or(i64::MAX);
+        let turn = ceiling.tick.max(now + 1_000) + 950_000 / ceiling.size() * many;
+        ceiling.tick = turn.min(now + LATEST);
+        ask_in = ceiling.tick - now;
+    }
+    Gets {
+        now,
+        learn_in: kept.iter().map(|c| c.learn - now).max().unwrap_or(0).max(0),
+        short: i64::from(now < kept[0].short_at + SHORT),
+        ask_in,
+        figures: kept.iter().map(|c| c.goal).collect(),
+        parked: kept[0].resting(),
+        owed: kept[0].owe,
+        out,
+    }
+}

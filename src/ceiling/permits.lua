@@ -1,0 +1,166 @@
+-- The ceilings of a fleet. One ceiling of N calls a second is N permits in a sorted set. A permit's
+-- score is the moment, in microseconds of this server's clock, from which it may carry its next
+-- call; while it is out, the end of its lease, which its holder leaves early enough that its last
+-- call has cooled by then. So a score is window, lease, recovery and queue in one number, and a
+-- holder that dies costs nothing but time.
+--
+-- KEYS  three a ceiling, the account's first: permits, state, parked; all with one hash tag
+-- ARGV  1 the figures, "1000,300"   2 how many permits are wanted   3 how many of those are core
+--       4 whether the provider pushed back, 0 or 1
+--       5 … given back: "ids:nonce:free_in", an id a ceiling, the lease's end as it was given, and
+--       in how many microseconds the permit has cooled
+-- Gives now, learn_in, short, ask_in, figures, parked, owed of those, { "ids:nonce:ready_in" … }
+
+-- No lease is longer than LONG, so that LONG after anything was forgotten every permit is home.
+local LEASE, LONG = 10000000, 30000000
+-- How far ahead a permit may be promised, and how far apart those of one answer may be.
+local HORIZON, SPREAD = 500000, 50000
+-- How much pacing may lag behind: more is a burst.
+local LAG = 30000
+-- Permits that are made, removed or parked in one call: what a call costs is bounded.
+local CHUNK = 1000
+-- A parked permit rests PARK on average, and a tenth is parked once in PARK_EVERY at most.
+local PARK, PARK_EVERY = 30000000, 1000000
+-- How far the clocks of two servers may be apart, of which one takes over from the other.
+local SKEW = 1000000
+-- For so long after somebody got less than was wanted, all are told.
+local SHORT = 1000000
+-- Nobody is told to ask again later than this.
+local LATEST = 2000000
+
+local function int(x) return string.format('%.0f', x) end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local want, core = tonumber(ARGV[2]), tonumber(ARGV[3])
+local ceilings = {}
+
+-- Figures, and what is forgotten.
+for figure in string.gmatch(ARGV[1], '%d+') do
+  local k = #ceilings
+  local c = { permits = KEYS[3 * k + 1], state = KEYS[3 * k + 2], parked = KEYS[3 * k + 3] }
+  local figure = tonumber(figure)
+  local h = redis.call('HMGET', c.state, 'run', 'learn', 'size', 'goal', 'goal_at', 'tick',
+    'pace', 'short_at', 'owe', 'batch', 'parked_at')
+  for i, name in ipairs({ 'learn', 'size', 'goal', 'goal_at', 'tick', 'pace', 'short_at', 'owe', 'batch',
+    'parked_at' }) do
+    c[name] = tonumber(h[i + 1] or '0')
+  end
+  -- A new server, a failover, or keys that are gone: every permit may be out, until the longest
+  -- lease has ended. Holders bring theirs back sooner.
+  if h[1] ~= run or redis.call('ZCARD', c.permits) ~= c.size then
+    redis.call('DEL', c.permits, c.state, c.parked)
+    c = { permits = c.permits, state = c.state, parked = c.parked, learn = now + LONG, size = 0,
+      goal = figure, goal_at = now, tick = 0, pace = 0, short_at = 0, owe = 0, batch = 0, parked_at = 0 }
+  end
+  c.learning = now < c.learn
+  -- The lowest figure that any member named within LONG holds. So a permit that was removed and
+  -- comes again is not out; it waits LONG all the same.
+  if figure <= c.goal or now >= c.goal_at + LONG then c.goal = figure; c.goal_at = now end
+  if c.size < c.goal then
+    local to = math.min(c.goal, c.size + CHUNK)
+    local from = int(c.learning and c.learn or now + LONG)
+    for id = c.size, to - 1 do redis.call('ZADD', c.permits, from, int(id)) end
+    c.size = to
+  elseif c.size > c.goal then
+    local to = math.max(c.goal, c.size - CHUNK)
+    for id = to, c.size - 1 do redis.call('ZREM', c.permits, int(id)) end
+    c.size = to
+  end
+  redis.call('ZREMRANGEBYSCORE', c.parked, '-inf', int(now))
+  ceilings[k + 1] = c
+end
+
+-- The permit rests; what is owed shrinks.
+local function park(c, id)
+  local back = int(now + PARK / 2 + math.floor(PARK * c.owe / c.batch))
+  redis.call('ZADD', c.permits, 'XX', back, id)
+  redis.call('ZADD', c.parked, back, id)
+  c.owe = c.owe - 1
+end
+
+-- Given back: only what is still its giver's. While learning, a permit that nobody has brought back
+-- yet is whose lease of before has not ended: leases do not overlap, so there is one such holder.
+-- The lease's end is by the clock of the server before.
+for g = 5, #ARGV do
+  local ids, nonce, free_in = string.match(ARGV[g], '^([%d,]+):(%d+):(%d+)$')
+  local k = 0
+  for id in string.gmatch(ids, '%d+') do
+    k = k + 1
+    local c = ceilings[k]
+    local score = redis.call('ZSCORE', c.permits, id)
+    local claimed = c.learning and score == int(c.learn) and tonumber(nonce) > now + SKEW
+      and tonumber(nonce) <= c.learn
+    if score == nonce or claimed then
+      if c.owe > 0 then park(c, id)
+      else redis.call('ZADD', c.permits, 'XX', int(now + free_in), id) end
+    end
+  end
+end
+
+-- The provider pushed back: a tenth of the account's permits at work rest. Free ones at once, others
+-- when they come back. At least one stays at work.
+local account = ceilings[1]
+if ARGV[4] == '1' and now >= account.parked_at + PARK_EVERY then
+  local at_work = account.size - redis.call('ZCARD', account.parked) - account.owe
+  local more = math.max(0, math.min(math.ceil(at_work / 10), at_work - 1))
+  account.owe = account.owe + more
+  account.batch = account.owe
+  account.parked_at = now
+end
+if account.owe > 0 then
+  local most = math.min(account.owe, CHUNK)
+  local free = redis.call('ZRANGE', account.permits, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, most)
+  for _, id in ipairs(free) do park(account, id) end
+end
+
+-- Taken: of the narrowest ceiling the permit that fits best, then of the wider one that fits best
+-- below it; a call waits for the later of both.
+local out = {}
+local step = math.floor(985000 / account.size)
+for n = 1, want do
+  local slot, ids = math.max(now, account.pace - LAG), {}
+  for k = #ceilings, 1, -1 do
+    local permits = ceilings[k].permits
+    local p = redis.call('ZRANGE', permits, int(slot), '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
+    if #p == 0 then p = redis.call('ZRANGE', permits, 0, 0, 'WITHSCORES') end
+    ids[k] = p[1]
+    slot = math.max(slot, tonumber(p[2]))
+  end
+  if slot > now + HORIZON or (#out > 0 and slot > now + SPREAD) then break end
+  account.pace = math.max(account.pace, slot) + step
+  -- Later than any score a permit had, so that no nonce comes twice.
+  local till = int(now + (n <= core and LONG or LEASE))
+  for k, c in ipairs(ceilings) do redis.call('ZADD', c.permits, 'XX', till, ids[k]) end
+  out[#out + 1] = table.concat(ids, ',') .. ':' .. till .. ':' .. int(slot - now)
+end
+
+if #out < want then account.short_at = now end
+
+-- Scarce: less than an eighth is free. Each asker is told when to ask again, as far apart as permits
+-- come free: a queue in one number.
+local scarce = 0
+for k, c in ipairs(ceilings) do
+  if redis.call('ZCOUNT', c.permits, '-inf', int(now)) * 8 < c.size then scarce = k end
+end
+local ask_in = 0
+if scarce > 0 and want > 0 then
+  local c = ceilings[scarce]
+  local turn = math.max(c.tick, now + 1000) + math.floor(950000 / c.size) * math.max(#out, 1)
+  c.tick = math.min(turn, now + LATEST)
+  ask_in = c.tick - now
+end
+
+local learn_in, figures = 0, {}
+for k, c in ipairs(ceilings) do
+  learn_in = math.max(learn_in, c.learn - now)
+  figures[k] = int(c.goal)
+  redis.call('HSET', c.state, 'run', run, 'learn', int(c.learn), 'size', int(c.size),
+    'goal', int(c.goal), 'goal_at', int(c.goal_at), 'tick', int(c.tick), 'pace', int(c.pace),
+    'short_at', int(c.short_at),
+    'owe', int(c.owe), 'batch', int(c.batch), 'parked_at', int(c.parked_at))
+end
+local short = now < account.short_at + SHORT and 1 or 0
+return { int(now), int(learn_in), short, int(ask_in), table.concat(figures, ','),
+  redis.call('ZCARD', account.parked) + account.owe, account.owe, out }

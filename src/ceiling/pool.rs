@@ -1,0 +1,143 @@
+//! The task that talks to Redis: one connection, one request on its way, none sent twice.
+//!
+//! Redis may stop, die, come back empty or be out of reach: what was asked may then have been done
+//! or not, and [`Leases`](super::leases::Leases) errs on the safe side either way. An answer that is
+//! late is as good as any; only a connection that answers nothing for
+//! [`PATIENCE`](super::line::PATIENCE) is given up.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::leases::Leases;
+use super::line::{Line, Trouble, connect};
+use super::{Kind, Shared};
+use crate::config;
+
+/// Between two tries to connect, and as much again at random.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How often what is held is looked at, at most and at least: calls that end do not wake this task.
+const SOONEST: Duration = Duration::from_millis(2);
+const LATEST: Duration = Duration::from_millis(25);
+
+/// How the task and the ceiling reach each other.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Bell {
+    /// Somebody waits, or the end has come.
+    pub(super) rung: Arc<Notify>,
+    /// Everything has been given back.
+    pub(super) done: Arc<Notify>,
+}
+
+/// Ends with the ceiling, or when it is closed and everything is given back.
+pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, kinds: Vec<Kind>, bell: Bell) {
+    let keys = keys(&fleet, &kinds);
+    let Some(members) = shared.upgrade().map(|shared| Arc::clone(&shared.members)) else { return };
+    let mut line = None;
+    // What was said last, so that it is said once.
+    let mut trouble = String::new();
+    loop {
+        if shared.strong_count() == 0 {
+            return;
+        }
+        let outcome = match &mut line {
+            None => connect(&fleet, &keys).await.map(|new| {
+                members.connected(Some(new.connection()));
+                line = Some(new);
+            }),
+            Some(line) => turn(&shared, line, &keys, &bell).await,
+        };
+        match outcome {
+            Ok(()) if !trouble.is_empty() => {
+                trouble.clear();
+                tracing::info!("Redis answers: the ceilings are shared again");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                line = None;
+                members.connected(None);
+                if trouble != error.to_string() {
+                    trouble = error.to_string();
+                    say(&error);
+                }
+                let Some(shared) = shared.upgrade() else { return };
+                let emptied = with_leases(&shared, |leases, now, _| {
+                    leases.lost(now);
+                    leases.is_emptied()
+                });
+                drop(shared);
+                if emptied == Some(true) {
+                    bell.done.notify_one();
+                }
+                sleep(AGAIN + AGAIN.mul_f64(fastrand::f64())).await;
+            }
+        }
+    }
+}
+
+fn say(error: &Trouble) {
+    if error.wants_a_person() {
+        tracing::error!(%error, "Redis cannot be used: calls go on until the leases end");
+    } else {
+        tracing::warn!(%error, "no Redis: calls go on until the leases end");
+    }
+}
+
+/// Asks what is to be asked, or waits until there is something.
+async fn turn(
+    shared: &Weak<Shared>,
+    line: &mut Line,
+    keys: &[String],
+    bell: &Bell,
+) -> Result<(), Trouble> {
+    let rung = bell.rung.notified();
+    let Some(strong) = shared.upgrade() else { return Ok(()) };
+    let looked = with_leases(&strong, |leases, now, waiting| {
+        let ask = leases.ask(now, waiting);
+        (ask, leases.asks_next(waiting), leases.is_emptied())
+    });
+    drop(strong);
+    let Some((ask, next, emptied)) = looked else { return Ok(()) };
+    let Some(ask) = ask else {
+        if emptied {
+            bell.done.notify_one();
+        }
+        let now = Instant::now();
+        let next = next.clamp(now + SOONEST, now + LATEST);
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = rung => {}
+        }
+        return Ok(());
+    };
+    let reply = line.ask(keys, &ask).await?;
+    if let Some(shared) = shared.upgrade() {
+        with_leases(&shared, |leases, now, _| leases.answered(reply, now));
+        shared.changed.notify_one();
+    }
+    Ok(())
+}
+
+/// `None`: nothing is shared, which does not happen here.
+fn with_leases<T>(
+    shared: &Shared,
+    look: impl FnOnce(&mut Leases, Instant, usize) -> T,
+) -> Option<T> {
+    let mut state = shared.state();
+    let waiting = state.waiting();
+    // The time is read under the lock, so that it never runs backwards.
+    state.fleet.as_mut().map(|leases| look(leases, Instant::now(), waiting))
+}
+
+/// Three a ceiling, all with one hash tag, so that they live on one node.
+fn keys(fleet: &config::Fleet, kinds: &[Kind]) -> Vec<String> {
+    let account = &fleet.account;
+    let name = |kind: &Kind| match kind {
+        Kind::Account => format!("tollgate:{{{account}}}:account"),
+        Kind::EgressIp => format!("tollgate:{{{account}}}:egress:{}", fleet.egress_group),
+    };
+    let parts = |kind| ["", ":state", ":parked"].map(|part| name(kind) + part);
+    kinds.iter().flat_map(parts).collect()
+}

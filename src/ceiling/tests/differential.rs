@@ -1,0 +1,208 @@
+//! `permits.lua` on a real Redis against its model: equal answers and equal state, whatever comes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use proptest::prelude::*;
+use redis::{Commands, Connection};
+
+use super::server::Redis;
+use crate::ceiling::line::SCRIPT;
+use crate::ceiling::model::{Ask, Back, Gets, Kept, Out, serve};
+
+/// The script with a clock and an incarnation that the test sets.
+fn scripted() -> String {
+    assert_eq!(SCRIPT.matches("redis.call('TIME')").count(), 1);
+    assert_eq!(SCRIPT.matches("redis.call('INFO', 'server')").count(), 1);
+    SCRIPT
+        .replace("redis.call('TIME')", "{ 0, redis.call('GET', 'test:now') }")
+        .replace("redis.call('INFO', 'server')", "'run_id:' .. redis.call('GET', 'test:run')")
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Pass(i64),
+    Ask {
+        figures: Vec<i64>,
+        want: usize,
+        core: usize,
+        park: bool,
+        back: Vec<Giving>,
+    },
+    NewRun,
+    /// Some of its keys are gone.
+    Flush(usize),
+}
+
+/// What is given back: of all that ever went out, so that some are stale.
+#[derive(Debug, Clone)]
+struct Giving {
+    which: prop::sample::Index,
+    latest: bool,
+    free_in: i64,
+}
+
+fn giving() -> impl Strategy<Value = Giving> {
+    let free_in = prop_oneof![Just(0), 0..1_001_000_i64];
+    (any::<prop::sample::Index>(), prop::bool::weighted(0.8), free_in)
+        .prop_map(|(which, latest, free_in)| Giving { which, latest, free_in })
+}
+
+fn step(account: i64, egress: Option<i64>) -> impl Strategy<Value = Step> {
+    let pass = prop_oneof![
+        4 => 0..5_000_i64,
+        4 => 5_000..1_200_000_i64,
+        1 => 1_200_000..12_000_000_i64,
+        1 => Just(30_000_000_i64),
+    ];
+    let figures = move |lower: bool| {
+        let scale = |n: i64| if lower { (n * 2 / 3).max(1) } else { n };
+        std::iter::once(scale(account)).chain(egress).collect::<Vec<_>>()
+    };
+    let back = prop::collection::vec(giving(), 0..12);
+    let ask =
+        (prop::bool::weighted(0.05), 0..40_usize, 0..40_usize, prop::bool::weighted(0.1), back)
+            .prop_map(move |(lower, want, core, park, back)| Step::Ask {
+                figures: figures(lower),
+                want,
+                core,
+                park,
+                back,
+            });
+    prop_oneof![
+        8 => pass.prop_map(Step::Pass),
+        20 => ask,
+        1 => Just(Step::NewRun),
+        1 => (0..6_usize).prop_map(Step::Flush),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let figures = prop::sample::select(vec![
+        (1, None),
+        (7, None),
+        (300, None),
+        (1_000, Some(300)),
+        (7, Some(3)),
+        (2_300, None),
+    ]);
+    figures.prop_flat_map(|(account, egress)| prop::collection::vec(step(account, egress), 1..60))
+}
+
+fn keys(ceilings: usize) -> Vec<String> {
+    let names = ["account", "egress"];
+    let parts = ["", ":state", ":parked"];
+    let key = |name: &str, part: &str| format!("tollgate:{{t}}:{name}{part}");
+    names[..ceilings].iter().flat_map(|name| parts.map(|part| key(name, part))).collect()
+}
+
+fn joined(numbers: &[i64]) -> String {
+    numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// As the script writes it.
+type Reply = (i64, i64, i64, i64, String, i64, i64, Vec<String>);
+
+fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
+    let keys = keys(ask.figures.len());
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(sha).arg(keys.len()).arg(keys).arg(joined(&ask.figures));
+    command.arg(ask.want).arg(ask.core).arg(u8::from(ask.park));
+    for back in &ask.back {
+        command.arg(format!("{}:{}:{}", joined(&back.ids), back.nonce, back.free_in));
+    }
+    let reply: Reply = command.query(connection).unwrap();
+    let (now, learn_in, short, ask_in, figures, parked, owed, out) = reply;
+    let numbers = |text: &str| text.split(',').map(|n| n.parse().unwrap()).collect::<Vec<i64>>();
+    let out = out.iter().map(|out| {
+        let parts: Vec<_> = out.split(':').collect();
+        Out {
+            ids: numbers(parts[0]),
+            nonce: parts[1].parse().unwrap(),
+            ready_in: parts[2].parse().unwrap(),
+        }
+    });
+    let (figures, out) = (numbers(&figures), out.collect());
+    Gets { now, learn_in, short, ask_in, figures, parked, owed, out }
+}
+
+/// What the server keeps, in the model's words.
+fn kept(connection: &mut Connection, ceilings: usize) -> Vec<Kept> {
+    let scores = |connection: &mut Connection, key: &str| -> BTreeMap<i64, i64> {
+        connection.zrange_withscores(key, 0, -1).unwrap()
+    };
+    keys(ceilings)
+        .chunks(3)
+        .map(|keys| {
+            let state: HashMap<String, String> = connection.hgetall(&keys[1]).unwrap();
+            let number = |name: &str| state[name].parse().unwrap();
+            let permits = scores(connection, &keys[0]);
+            let size: i64 = number("size");
+            assert!(permits.keys().copied().eq(0..size));
+            Kept {
+                run: state["run"].clone(),
+                permits: permits.into_values().collect(),
+                parked: scores(connection, &keys[2]),
+                learn: number("learn"),
+                goal: number("goal"),
+                goal_at: number("goal_at"),
+                tick: number("tick"),
+                pace: number("pace"),
+                short_at: number("short_at"),
+                owe: number("owe"),
+                batch: number("batch"),
+                parked_at: number("parked_at"),
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn the_script_is_its_model() {
+    let redis = Redis::start();
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 60,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let outcome = runner.run(&steps(), |steps| {
+        let mut connection = redis.connection();
+        redis::cmd("FLUSHALL").exec(&mut connection).unwrap();
+        let sha: String =
+            redis::cmd("SCRIPT").arg("LOAD").arg(scripted()).query(&mut connection).unwrap();
+        let (mut now, mut run, mut model) = (1_795_451_930_246_754_i64, 1, Vec::new());
+        let mut given: Vec<Out> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Pass(time) => now += time,
+                Step::NewRun => run += 1,
+                Step::Flush(which) => {
+                    // The state and the permits are held against each other; what is parked is not.
+                    let all = keys(model.len());
+                    let Some(key) = all.get(which).filter(|key| !key.ends_with("parked")) else {
+                        continue;
+                    };
+                    let () = connection.del(key).unwrap();
+                    model[which / 3] = Kept::default();
+                }
+                Step::Ask { figures, want, core, park, back } => {
+                    let from = given.len().saturating_sub(20);
+                    let back = back.iter().filter(|_| !given.is_empty()).map(|giving| {
+                        let given = if giving.latest { &given[from..] } else { &given[..] };
+                        let out = giving.which.get(given);
+                        Back { ids: out.ids.clone(), nonce: out.nonce, free_in: giving.free_in }
+                    });
+                    let ask = Ask { figures, want, core, park, back: back.collect() };
+                    let () = connection.set("test:now", now).unwrap();
+                    let () = connection.set("test:run", run).unwrap();
+                    let expected = serve(&mut model, &ask, &run.to_string(), now);
+                    let got = asks(&mut connection, &sha, &ask);
+                    prop_assert_eq!(&got, &expected);
+                    prop_assert_eq!(&kept(&mut connection, ask.figures.len()), &model);
+                    given.extend(got.out);
+                }
+            }
+        }
+        Ok(())
+    });
+    outcome.unwrap();
+}

@@ -1,0 +1,227 @@
+//! Fleets in simulation: never over, whatever fails, and the ceiling is used.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fastrand::Rng;
+use proptest::prelude::*;
+
+use super::plan::{Demand, Fault, MS, Plan, SECOND, Trouble};
+use super::simulation::{BEGIN, Seen, run, worst};
+use crate::ceiling::model::{self, Back};
+
+fn never_over(plan: &Plan, seen: &Seen) -> Result<(), String> {
+    let of = |arrivals: &[i64], figure: i64| {
+        let worst = worst(arrivals);
+        if worst <= usize::try_from(figure).unwrap() {
+            Ok(())
+        } else {
+            Err(format!("{worst} of {figure}: {plan:?}"))
+        }
+    };
+    of(&seen.arrivals, plan.figures[0])?;
+    let groups = plan.figures.get(1).into_iter();
+    groups.flat_map(|figure| seen.by_group.iter().map(|arrivals| of(arrivals, *figure))).collect()
+}
+
+/// Of the ceiling, in the seconds from and to.
+fn used(plan: &Plan, seen: &Seen, from: i64, to: i64) -> f64 {
+    let calls = seen.arrivals.iter().filter(|at| (from..to).contains(*at)).count();
+    calls as f64 * SECOND as f64 / (to - from) as f64 / plan.figures[0] as f64
+}
+
+// === few, on an empty Redis ===
+
+fn trouble() -> impl Strategy<Value = Trouble> {
+    let who = || (0..4_usize).prop_map(|member| (member, member + 1));
+    let fault = prop_oneof![
+        Just(Fault::Stopped),
+        Just(Fault::Killed),
+        Just(Fault::Flushed),
+        // Two servers' clocks, each of them less than a second apart.
+        (-490 * MS..490 * MS).prop_map(|clock| Fault::Failover { clock }),
+        who().prop_map(Fault::CutOff),
+        who().prop_map(Fault::Crashed),
+        who().prop_map(Fault::Stood),
+        who().prop_map(Fault::Left),
+        Just(Fault::Frozen),
+        Just(Fault::PushedBack),
+    ];
+    (fault, 30 * SECOND..65 * SECOND, 1..14_000_i64).prop_map(|(fault, from, ms)| {
+        let long = match fault {
+            Fault::Frozen => ms.min(2_500),
+            // Longer than any lease.
+            Fault::CutOff(_) | Fault::Stood(_) => ms * 3,
+            _ => ms,
+        };
+        Trouble { fault, from, to: from + long * MS }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 8, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn a_fleet_is_never_over(
+        n in prop::sample::select(vec![1_i64, 7, 300, 1_000]),
+        egress in any::<bool>(),
+        groups in 1..3_usize,
+        members in 1..5_usize,
+        expected in 1..12_usize,
+        troubles in prop::collection::vec(trouble(), 0..5),
+        seed in any::<u64>(),
+    ) {
+        let figures = if egress { vec![n, (n * 2 / 3).max(1)] } else { vec![n] };
+        let plan = Plan {
+            figures,
+            groups,
+            members,
+            expected,
+            demand: Demand::Uniform,
+            wanted: 3 * n,
+            calm: false,
+            begun: false,
+            troubles,
+            seed,
+            until: 90 * SECOND,
+        };
+        let seen = run(&plan);
+        prop_assert_eq!(never_over(&plan, &seen), Ok(()));
+    }
+}
+
+// === many ===
+
+const DEMANDS: [Demand; 4] = [Demand::Uniform, Demand::Bursty, Demand::OneHot, Demand::Ramp];
+
+fn many(members: usize, demand: Demand, seed: u64) -> Plan {
+    Plan {
+        figures: vec![1_000],
+        groups: 1,
+        members,
+        expected: members,
+        demand,
+        wanted: 3_000,
+        calm: true,
+        begun: true,
+        troubles: Vec::new(),
+        seed,
+        until: 40 * SECOND,
+    }
+}
+
+/// Each fault, of a fifth of the members where it is theirs.
+fn faults(members: usize, rng: &mut Rng) -> [Fault; 10] {
+    let mut who = || {
+        let from = rng.usize(..members * 4 / 5);
+        (from, from + members / 5)
+    };
+    [
+        Fault::CutOff(who()),
+        Fault::Crashed(who()),
+        Fault::Stood(who()),
+        Fault::Left(who()),
+        Fault::Stopped,
+        Fault::Killed,
+        Fault::Flushed,
+        Fault::Failover { clock: rng.i64(-490 * MS..490 * MS) },
+        Fault::Frozen,
+        Fault::PushedBack,
+    ]
+}
+
+/// Runs all of these plans on all cores.
+fn each(plans: &[Plan], check: impl Fn(&Plan, &Seen) + Sync) {
+    let next = AtomicU64::new(0);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(plan) =
+                    plans.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap())
+                {
+                    check(plan, &run(plan));
+                }
+            });
+        }
+    });
+}
+
+/// Each fault, each demand, 100 sidecars and 1,000; 240 seeds, and a second fault of any kind with
+/// each.
+#[test]
+fn many_sidecars_are_never_over() {
+    let mut plans = Vec::new();
+    for seed in 0..240_u64 {
+        let mut rng = Rng::with_seed(seed);
+        let kind = usize::try_from(seed).unwrap();
+        let members = if kind % 4 == 0 { 1_000 } else { 100 };
+        // Each fault comes with each demand and each size.
+        let mut plan = many(members, DEMANDS[kind / 4 % 4], seed);
+        let first = faults(members, &mut rng)[kind / 16 % 10];
+        let second = faults(members, &mut rng)[rng.usize(..10)];
+        plan.calm = rng.bool();
+        plan.expected = members * rng.usize(1..20) / 10 + 1;
+        if rng.bool() {
+            plan.groups = rng.usize(2..6);
+            plan.figures.push(300);
+        }
+        plan.troubles = [first, second]
+            .map(|fault| {
+                let from = rng.i64(2 * SECOND..25 * SECOND);
+                let long = if matches!(fault, Fault::Frozen) { 2_500 } else { 14_000 };
+                Trouble { fault, from, to: from + rng.i64(1..long) * MS }
+            })
+            .to_vec();
+        plans.push(plan);
+    }
+    each(&plans, |plan, seen| {
+        assert_eq!(never_over(plan, seen), Ok(()));
+        assert!(seen.arrivals.len() > 2_000, "{}: {plan:?}", seen.arrivals.len());
+    });
+}
+
+#[test]
+fn many_sidecars_use_the_ceiling() {
+    let mut plans = Vec::new();
+    for members in [100, 1_000] {
+        plans.extend(DEMANDS.map(|demand| many(members, demand, 7)));
+    }
+    each(&plans, |plan, seen| {
+        assert_eq!(never_over(plan, seen), Ok(()));
+        let of_use = used(plan, seen, 20 * SECOND, 40 * SECOND);
+        println!("{} sidecars, {:?}: {of_use:.4}", plan.members, plan.demand);
+        assert!(of_use >= 0.97, "{of_use:.4} of the ceiling: {plan:?}");
+    });
+}
+
+#[test]
+fn a_fleet_uses_its_ceiling() {
+    for n in [7_i64, 300, 1_000] {
+        let few =
+            Plan { figures: vec![n], wanted: 3 * n, begun: false, ..many(4, Demand::Uniform, 7) };
+        let plan = Plan { calm: false, until: 60 * SECOND, ..few };
+        let seen = run(&plan);
+        assert_eq!(never_over(&plan, &seen), Ok(()));
+        // One call in 200 takes 1.5 s: less than all can be used.
+        let of_use = used(&plan, &seen, 40 * SECOND, 60 * SECOND);
+        assert!(of_use >= 0.9, "{of_use:.4} of {n}");
+    }
+}
+
+/// To a server that takes over with a clock that is behind, a lease that has ended, and whose permit
+/// went to somebody else, seems to live: what is left of it must be more than that.
+#[test]
+fn a_claim_needs_a_lease_that_lasts() {
+    let ask = |want, back| model::Ask { figures: vec![1], want, back, ..model::Ask::default() };
+    let mut redis = Vec::new();
+    model::serve(&mut redis, &ask(0, Vec::new()), "first", BEGIN);
+    let gets = model::serve(&mut redis, &ask(1, Vec::new()), "first", BEGIN + 31 * SECOND);
+    let nonce = gets.out[0].nonce;
+    for (left, counts) in [(SECOND, false), (SECOND + 1, true)] {
+        let mut next = redis.clone();
+        let now = nonce - left;
+        let back = Back { ids: vec![0], nonce, free_in: 0 };
+        model::serve(&mut next, &ask(0, vec![back]), "second", now);
+        assert_eq!(next[0].permits[0] == now, counts);
+    }
+}

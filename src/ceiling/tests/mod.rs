@@ -1,0 +1,9 @@
+//! The fleet's parts, each alone: the script against its model, and sidecars against the model.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
+mod differential;
+mod fleets;
+mod plan;
+#[path = "../../../tests/support/redis.rs"]
+mod server;
+mod simulation;

@@ -1,0 +1,92 @@
+//! What a simulated fleet is, what its callers want, and what happens to it.
+
+pub(super) const MS: i64 = 1_000;
+pub(super) const SECOND: i64 = 1_000_000;
+
+/// Members from and to.
+pub(super) type Who = (usize, usize);
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fault {
+    /// Redis does nothing, and then all that came meanwhile.
+    Stopped,
+    /// Redis is gone, and empty after.
+    Killed,
+    /// Its keys are gone at once.
+    Flushed,
+    /// A replica takes over that is as far behind as the trouble is long, up to 3 s, with a clock that
+    /// is so much off the first one's.
+    Failover { clock: i64 },
+    /// Members and Redis do not hear each other; requests or answers on their way are lost.
+    CutOff(Who),
+    /// Members die and start again after the fault.
+    Crashed(Who),
+    /// Members stand still, and go on.
+    Stood(Who),
+    /// Members end in order, and start again after the fault.
+    Left(Who),
+    /// Calls freeze on their way to the provider, and then arrive at once.
+    Frozen,
+    /// The provider pushes back one call in twenty.
+    PushedBack,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Trouble {
+    pub(super) fault: Fault,
+    pub(super) from: i64,
+    pub(super) to: i64,
+}
+
+/// How what callers want is divided.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Demand {
+    Uniform,
+    /// Each member has ten times as much for a tenth of the time, in turn.
+    Bursty,
+    /// One has nine tenths of it.
+    OneHot,
+    /// From nothing to twice as much at the end.
+    Ramp,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// Of the account; and perhaps of each egress group, among which members are divided.
+    pub(super) figures: Vec<i64>,
+    pub(super) groups: usize,
+    pub(super) members: usize,
+    /// What members take for their number: more of them is fewer core permits.
+    pub(super) expected: usize,
+    pub(super) demand: Demand,
+    /// Calls a second that all want together.
+    pub(super) wanted: i64,
+    /// Whether the network is as it should be, and no call slow.
+    pub(super) calm: bool,
+    /// Whether the fleet began longer than a lease ago: else Redis is empty.
+    pub(super) begun: bool,
+    pub(super) troubles: Vec<Trouble>,
+    pub(super) seed: u64,
+    pub(super) until: i64,
+}
+
+impl Plan {
+    pub(super) fn group(&self, member: usize) -> usize {
+        member % self.groups
+    }
+
+    /// Calls a second that this member's callers want.
+    pub(super) fn rate(&self, member: usize, now: i64) -> f64 {
+        let (all, members) = (self.wanted as f64, self.members as f64);
+        match self.demand {
+            Demand::Uniform => all / members,
+            Demand::Bursty => {
+                let turn = (now + i64::try_from(member).unwrap() * 370 * MS) % (4 * SECOND);
+                if turn < 400 * MS { 10.0 * all / members } else { 0.0 }
+            }
+            Demand::OneHot if member == 0 => 0.9 * all,
+            Demand::OneHot => 0.1 * all / (members - 1.0),
+            Demand::Ramp => 2.0 * all / members * now as f64 / self.until as f64,
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! Sidecars of a fleet against the model of the script, in virtual time, over a network that delays,
+//! loses and cuts off, with members that crash, stand still, leave and come back, and a Redis that
+//! stops, fails over or comes back empty.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::time::Instant;
+
+use super::plan::{Fault, MS, Plan, SECOND, Trouble, Who};
+use crate::ceiling::leases::{Ask, Given, Lease, Leases, Reply};
+use crate::ceiling::model::{self, Back, Gets, Kept};
+
+const CALL_TIMEOUT: i64 = 3 * SECOND;
+/// How long a member waits for an answer before it takes the connection for dead.
+const PATIENCE: i64 = 10 * SECOND;
+/// By the server's clock.
+pub(super) const BEGIN: i64 = 1_795_451_930_000_000;
+/// How often a member looks, at most and at least, and how soon after something has happened.
+const SOONEST: i64 = MS;
+const LATEST: i64 = 100 * MS;
+const THEN: i64 = 20 * MS;
+/// Waiting callers of a member, at most.
+const ROOM: f64 = 400.0;
+
+/// What becomes of what Redis knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    LastCopy,
+    Empty,
+    New,
+    Promoted { clock: i64 },
+}
+
+enum Event {
+    /// Unless another look was planned since.
+    Member {
+        member: usize,
+        plan: u64,
+    },
+    Request {
+        member: usize,
+        connection: u64,
+        ask: model::Ask,
+    },
+    Reply {
+        member: usize,
+        connection: u64,
+        gets: Gets,
+    },
+    Ended {
+        member: usize,
+        life: u64,
+        lease: Lease,
+        sent: bool,
+    },
+}
+
+struct Member {
+    leases: Leases,
+    life: u64,
+    connection: u64,
+    asked: Option<i64>,
+    waiting: f64,
+    looked: i64,
+    /// The next look, and its number.
+    looks: (i64, u64),
+    up: bool,
+    leaving: bool,
+}
+
+impl Member {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most ROOM")]
+    fn waiting(&self) -> usize {
+        self.waiting as usize
+    }
+}
+
+/// Ceilings as the server keeps them: the account's, then those of groups.
+type Server = Vec<Kept>;
+
+/// When calls arrived at the provider, in order.
+pub(super) struct Seen {
+    pub(super) arrivals: Vec<i64>,
+    pub(super) by_group: Vec<Vec<i64>>,
+}
+
+struct Fleet {
+    plan: Plan,
+    rng: Rng,
+    base: Instant,
+    now: i64,
+    events: BTreeMap<(i64, u64), Event>,
+    number: u64,
+    redis: Server,
+    run: u64,
+    /// How far the server's clock is off.
+    clock: i64,
+    members: Vec<Member>,
+    seen: Seen,
+    /// When each permit of the account last stopped to count, as far as its users know.
+    users: HashMap<u32, i64>,
+}
+
+impl Fleet {
+    fn new(plan: Plan) -> Self {
+        let groups = plan.groups;
+        let seen = Seen { arrivals: Vec::new(), by_group: vec![Vec::new(); groups] };
+        let mut fleet = Self {
+            rng: Rng::with_seed(plan.seed),
+            base: Instant::now(),
+            now: 0,
+            events: BTreeMap::new(),
+            number: 0,
+            redis: vec![Kept::default(); groups + 1],
+            run: 0,
+            clock: 0,
+            members: Vec::new(),
+            seen,
+            users: HashMap::new(),
+            plan,
+        };
+        if fleet.plan.begun {
+            let ask = model::Ask { figures: fleet.plan.figures.clone(), ..model::Ask::default() };
+            for group in 0..groups {
+                fleet.serve(group, &ask, BEGIN - 31 * SECOND);
+            }
+        }
+        for member in 0..fleet.plan.members {
+            let leases = fleet.new_leases();
+            // Callers of different members do not march in step.
+            let waiting = fleet.rng.f64();
+            fleet.members.push(Member {
+                leases,
+                life: 0,
+                connection: 0,
+                asked: None,
+                waiting,
+                looked: 0,
+                looks: (0, 0),
+                up: true,
+                leaving: false,
+            });
+            fleet.looks(member, i64::try_from(member).unwrap() * 137);
+        }
+        fleet
+    }
+
+    fn at(&self) -> Instant {
+        self.base + Duration::from_micros(u64::try_from(self.now).unwrap())
+    }
+
+    fn push(&mut self, after: i64, event: Event) {
+        self.number += 1;
+        self.events.insert((self.now + after, self.number), event);
+    }
+
+    fn looks(&mut self, member: usize, after: i64) {
+        let this = &mut self.members[member];
+        let plan = this.looks.1 + 1;
+        this.looks = (self.now + after, plan);
+        self.push(after, Event::Member { member, plan });
+    }
+
+    fn trouble(&self, hit: impl Fn(Fault) -> bool) -> Option<i64> {
+        let now = self.now;
+        let on = |t: &&Trouble| hit(t.fault) && (t.from..t.to).contains(&now);
+        self.plan.troubles.iter().filter(on).map(|t| t.to).max()
+    }
+
+    fn cut_off(&self, member: usize) -> bool {
+        let hit = |f| match f {
+            Fault::CutOff((from, to)) => (from..to).contains(&member),
+            Fault::Killed => true,
+            _ => false,
+        };
+        self.trouble(hit).is_some()
+    }
+
+    fn stands(&self, member: usize) -> Option<i64> {
+        self.trouble(|f| matches!(f, Fault::Stood((from, to)) if (from..to).contains(&member)))
+    }
+
+    fn delay(&mut self) -> i64 {
+        match self.rng.u32(..100) {
+            _ if self.plan.calm => self.rng.i64(100..MS),
+            0 => self.rng.i64(100 * MS..3_000 * MS),
+            1..10 => self.rng.i64(5 * MS..100 * MS),
+            _ => self.rng.i64(100..2 * MS),
+        }
+    }
+
+    fn new_leases(&self) -> Leases {
+        let figures = self.plan.figures.iter().map(|n| u32::try_from(*n).unwrap()).collect();
+        let timeout = Duration::from_micros(CALL_TIMEOUT.unsigned_abs());
+        Leases::new(figures, timeout, u32::try_from(self.plan.expected).unwrap(), self.at())
+    }
+
+    fn run(&mut self, until: i64) {
+        while let Some((&(at, number), _)) = self.events.first_key_value() {
+            if at > until {
+                return;
+            }
+            self.now = at;
+            let event = self.events.remove(&(at, number)).unwrap();
+            self.happens(event);
+        }
+    }
+
+    fn happens(&mut self, event: Event) {
+        if let Event::Member { member, .. }
+        | Event::Reply { member, .. }
+        | Event::Ended { member, .. } = &event
+            && let Some(until) = self.stands(*member)
+        {
+            return self.push(until - self.now, event);
+        }
+        match event {
+            Event::Member { member, plan } if plan == self.members[member].looks.1 => {
+                self.turn(member);
+            }
+            Event::Member { .. } => {}
+            Event::Request { member, connection, ask } => self.request(member, connection, ask),
+            Event::Reply { member, connection, gets } => {
+                let at = self.at();
+                let cut = self.cut_off(member);
+                let this = &mut self.members[member];
+                if this.up && !cut && this.connection == connection {
+                    this.asked = None;
+                    this.leases.answered(reply(gets), at);
+                    self.looks(member, SOONEST);
+                }
+            }
+            Event::Ended { member, life, lease, sent } => {
+                let at = self.at();
+                let pushed_back = self.trouble(|f| matches!(f, Fault::PushedBack)).is_some()
+                    && self.rng.u32(..20) == 0;
+                let this = &mut self.members[member];
+                if this.up && this.life == life {
+                    if sent && pushed_back {
+                        this.leases.push_back();
+                    }
+                    this.leases.ended(lease, sent, this.waiting(), at);
+                    if self.members[member].looks.0 > self.now + THEN {
+                        self.looks(member, THEN);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A member looks: calls first, then Redis.
+    fn turn(&mut self, member: usize) {
+        let hits = |(from, to): Who| (from..to).contains(&member);
+        let crashed = self.trouble(|f| matches!(f, Fault::Crashed(who) if hits(who))).is_some();
+        let left = self.trouble(|f| matches!(f, Fault::Left(who) if hits(who))).is_some();
+        let (at, now) = (self.at(), self.now);
+        let rate = self.plan.rate(member, now);
+        let fresh = self.new_leases();
+        let this = &mut self.members[member];
+        if left && this.up && !this.leaving {
+            this.leaving = true;
+            this.leases.close(at);
+        }
+        let ended = this.leaving && this.leases.is_emptied();
+        if crashed || left && ended {
+            this.up = false;
+        }
+        if crashed || left && !this.up {
+            return self.looks(member, LATEST);
+        }
+        if !this.up || this.leaving && !left {
+            (this.leases, this.up, this.leaving, this.asked) = (fresh, true, false, None);
+            (this.looked, this.waiting) = (now, 0.0);
+            this.life += 1;
+            this.connection += 1;
+        }
+        this.waiting = (this.waiting + rate * (now - this.looked) as f64 / 1e6).min(ROOM);
+        this.looked = now;
+        while self.members[member].waiting >= 1.0 {
+            let Some(lease) = self.members[member].leases.take(at) else { break };
+            self.members[member].waiting -= 1.0;
+            self.call(member, lease);
+        }
+        self.ask(member);
+        let next = self.looks_next(member, rate);
+        self.looks(member, next);
+    }
+
+    /// When a caller comes, a permit is ready for one that waits, or there is something to ask.
+    fn looks_next(&self, member: usize, rate: f64) -> i64 {
+        let this = &self.members[member];
+        let waiting = this.waiting();
+        let ready = this.leases.next().filter(|_| waiting > 0);
+        let next = ready.into_iter().chain([this.leases.asks_next(waiting)]).min();
+        let next = next.map_or(LATEST, |at| {
+            i64::try_from(at.saturating_duration_since(self.at()).as_micros()).unwrap()
+        });
+        #[expect(clippy::cast_possible_truncation, reason = "clamped")]
+        let comes = if waiting == 0 { ((1.0 - this.waiting) / rate * 1e6) as i64 } else { LATEST };
+        next.min(comes).clamp(SOONEST, LATEST)
+    }
+
+    fn ask(&mut self, member: usize) {
+        let (at, now) = (self.at(), self.now);
+        let this = &mut self.members[member];
+        if this.asked.is_some_and(|asked| now > asked + PATIENCE) {
+            this.asked = None;
+            this.connection += 1;
+            this.leases.lost(at);
+        }
+        let waiting = this.waiting();
+        let Some(ask) = this.leases.ask(at, waiting) else { return };
+        this.asked = Some(now);
+        let connection = this.connection;
+        if !self.cut_off(member) {
+            let delay = self.delay();
+            self.push(delay, Event::Request { member, connection, ask: asked(&ask) });
+        }
+    }
+
+    fn request(&mut self, member: usize, connection: u64, ask: model::Ask) {
+        if let Some(until) = self.trouble(|f| matches!(f, Fault::Stopped)) {
+            // Late in any order with what else waits there.
+            let after = until - self.now + self.rng.i64(0..MS);
+            return self.push(after, Event::Request { member, connection, ask });
+        }
+        if self.cut_off(member) {
+            return;
+        }
+        let gets = self.serve(self.plan.group(member), &ask, BEGIN + self.now + self.clock);
+        let delay = self.delay();
+        self.push(delay, Event::Reply { member, connection, gets });
+    }
+
+    /// The script runs on the account's keys and those of one group.
+    fn serve(&mut self, group: usize, ask: &model::Ask, now: i64) -> Gets {
+        let mut kept = vec![std::mem::take(&mut self.redis[0])];
+        if self.plan.figures.len() > 1 {
+            kept.push(std::mem::take(&mut self.redis[group + 1]));
+        }
+        let gets = model::serve(&mut kept, ask, &self.run.to_string(), now);
+        if self.plan.figures.len() > 1 {
+            self.redis[group + 1] = kept.remove(1);
+        }
+        self.redis[0] = kept.remove(0);
+        gets
+    }
+
+    /// One call: arrives some time between its sending and its end.
+    fn call(&mut self, member: usize, lease: Lease) {
+        assert!(lease.holds(self.at()));
+        let free = self.users.get(&lease.ids[0]).copied().unwrap_or(i64::MIN);
+        assert!(free <= self.now, "permit {} has another user until {free}", lease.ids[0]);
+        let life = self.members[member].life;
+        if self.rng.u32(..50) == 0 {
+            self.users.insert(lease.ids[0], self.now);
+            return self.push(MS, Event::Ended { member, life, lease, sent: false });
+        }
+        let mut there = self.rng.i64(MS..4 * MS);
+        if let Some(until) = self.trouble(|f| matches!(f, Fault::Frozen)) {
+            there += until - self.now;
+        }
+        let slow = !self.plan.calm && self.rng.u32(..200) == 0;
+        let back = if slow { self.rng.i64(0..CALL_TIMEOUT) } else { self.rng.i64(MS..4 * MS) };
+        let took = (there + back).min(CALL_TIMEOUT);
+        let arrives = self.now + there.min(CALL_TIMEOUT);
+        self.seen.arrivals.push(arrives);
+        self.seen.by_group[self.plan.group(member)].push(arrives);
+        // The next user comes a second after the answer; a member that dies takes its calls along
+        // no later than they would have ended.
+        self.users.insert(lease.ids[0], self.now + took + SECOND);
+        self.push(took, Event::Ended { member, life, lease, sent: true });
+    }
+}
+
+fn asked(ask: &Ask) -> model::Ask {
+    let back = ask.back.iter().map(|back| Back {
+        ids: back.ids.iter().map(|id| i64::from(*id)).collect(),
+        nonce: i64::try_from(back.nonce).unwrap(),
+        free_in: i64::try_from(back.free_in.as_micros()).unwrap(),
+    });
+    model::Ask {
+        figures: ask.figures.iter().map(|n| i64::from(*n)).collect(),
+        want: ask.want,
+        core: ask.core,
+        park: ask.park,
+        back: back.collect(),
+    }
+}
+
+fn reply(gets: Gets) -> Reply {
+    let number = |n: i64| u64::try_from(n).unwrap();
+    let ids = |ids: Vec<i64>| ids.iter().map(|id| u32::try_from(*id).unwrap()).collect();
+    Reply {
+        now: number(gets.now),
+        learn_in: number(gets.learn_in),
+        short: gets.short > 0,
+        ask_in: number(gets.ask_in),
+        figures: ids(gets.figures),
+        parked: usize::try_from(gets.parked).unwrap(),
+        owed: usize::try_from(gets.owed).unwrap(),
+        out: gets
+            .out
+            .into_iter()
+            .map(|out| Given {
+                ids: ids(out.ids),
+                nonce: number(out.nonce),
+                ready_in: number(out.ready_in),
+            })
+            .collect(),
+    }
+}
+
+/// Runs a fleet, and returns what the provider saw.
+pub(super) fn run(plan: &Plan) -> Seen {
+    let mut fleet = Fleet::new(plan.clone());
+    // Redis forgets at the end of a kill, and at once in a flush.
+    let mut turns = Vec::new();
+    for trouble in &plan.troubles {
+        match trouble.fault {
+            Fault::Killed => turns.push((trouble.to, Turn::New)),
+            Fault::Flushed => turns.push((trouble.from, Turn::Empty)),
+            Fault::Failover { clock } => {
+                let behind = (trouble.to - trouble.from).min(3 * SECOND);
+                turns.push((trouble.from - behind, Turn::LastCopy));
+                turns.push((trouble.from, Turn::Promoted { clock }));
+            }
+            _ => {}
+        }
+    }
+    turns.sort_unstable();
+    let mut copy = Server::new();
+    for (at, turn) in turns {
+        fleet.run(at);
+        match turn {
+            Turn::LastCopy => copy.clone_from(&fleet.redis),
+            Turn::Empty => fleet.redis.fill(Kept::default()),
+            Turn::New => {
+                fleet.redis.fill(Kept::default());
+                fleet.run += 1;
+            }
+            Turn::Promoted { clock } => {
+                fleet.redis.clone_from(&copy);
+                fleet.run += 1;
+                fleet.clock = clock;
+            }
+        }
+    }
+    fleet.run(plan.until);
+    let mut seen = fleet.seen;
+    seen.arrivals.sort_unstable();
+    seen.by_group.iter_mut().for_each(|arrivals| arrivals.sort_unstable());
+    seen
+}
+
+/// The most arrivals in any half-open second.
+pub(super) fn worst(arrivals: &[i64]) -> usize {
+    let mut first = 0;
+    let mut worst = 0;
+    for (i, at) in arrivals.iter().enumerate() {
+        while at - arrivals[first] >= SECOND {
+            first += 1;
+        }
+        worst = worst.max(i + 1 - first);
+    }
+    worst
+}

@@ -1,0 +1,420 @@
+//! What is outside: the provider, what callers asked and were told, and what must be true of it all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::super::super::{Outcome, Wanted};
+use super::BOUND;
+use crate::answer::{Answer, HttpAnswer, Lost, Verdict};
+use crate::ceiling::Permit;
+use crate::message::{Message, MessageId};
+use crate::meter::Meter;
+use crate::spool::State as Kept;
+use crate::upstream::{Departure, Upstream};
+
+pub(super) use super::super::super::Ended as End;
+
+/// One request.
+pub(super) struct Request {
+    pub(super) id: MessageId,
+    pub(super) parked: bool,
+    pub(super) wanted: Wanted,
+    pub(super) process: usize,
+    pub(super) asked: Duration,
+    pub(super) told: Option<(Duration, Outcome)>,
+}
+
+/// What became of a call that has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Delivered,
+    Not,
+    Nobody,
+}
+
+#[derive(Debug, Clone)]
+struct Called {
+    number: usize,
+    at: Duration,
+    process: usize,
+    taken: bool,
+    /// When its process knew, and what.
+    ended: Option<(Duration, Known)>,
+}
+
+/// How the provider answers for a while.
+#[derive(Debug, Clone, Copy)]
+struct Mood {
+    /// Of a hundred calls.
+    fail: u8,
+    /// All in one way; 0: in any.
+    way: u8,
+    slow: u64,
+}
+
+const GOOD: Mood = Mood { fail: 0, way: 0, slow: 50 };
+
+#[derive(Default)]
+struct State {
+    requests: Vec<Request>,
+    calls: Vec<Called>,
+    ended: BTreeMap<usize, Duration>,
+    stopped: BTreeMap<usize, Duration>,
+    faults: Vec<(Duration, Duration)>,
+    replayed: Vec<(Duration, Duration)>,
+    dropped: BTreeSet<MessageId>,
+}
+
+pub(super) struct World {
+    seed: u64,
+    /// Receipts give way, and keys with them.
+    small: bool,
+    start: Instant,
+    mood: Mutex<Mood>,
+    state: Mutex<State>,
+}
+
+const FOREVER: Duration = Duration::MAX;
+
+impl World {
+    pub(super) fn new(seed: u64, small: bool) -> Self {
+        let (start, mood) = (Instant::now(), Mutex::new(GOOD));
+        Self { seed, small, start, mood, state: Mutex::default() }
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    pub(super) fn asks(&self, request: Request) -> usize {
+        let mut state = self.state.lock().unwrap();
+        state.requests.push(request);
+        state.requests.len() - 1
+    }
+
+    pub(super) fn told(&self, number: usize, outcome: Outcome) {
+        let now = self.now();
+        let request = &mut self.state.lock().unwrap().requests[number];
+        let took = now.checked_sub(request.asked).unwrap();
+        assert!(took <= request.wanted.patience + BOUND, "{number} waited {took:?}: {outcome:?}");
+        request.told = Some((now, outcome));
+    }
+
+    /// All dead letters are, from now on.
+    pub(super) fn replays(&self) -> usize {
+        let mut state = self.state.lock().unwrap();
+        state.replayed.push((self.now(), FOREVER));
+        state.replayed.len() - 1
+    }
+
+    pub(super) fn replayed(&self, replay: usize) {
+        self.state.lock().unwrap().replayed[replay].1 = self.now();
+    }
+
+    pub(super) fn dropped(&self, ids: Vec<MessageId>) {
+        self.state.lock().unwrap().dropped.extend(ids);
+    }
+
+    pub(super) fn disk_fails(&self, fails: bool) {
+        let now = self.now();
+        let faults = &mut self.state.lock().unwrap().faults;
+        let open = faults.last_mut().filter(|(_, to)| *to == FOREVER);
+        match open {
+            // What failed is written within a second.
+            Some((_, to)) if !fails => *to = now + Duration::from_millis(1_500),
+            None if fails => faults.push((now, FOREVER)),
+            _ => {}
+        }
+    }
+
+    pub(super) fn ends(&self, process: usize) {
+        self.state.lock().unwrap().ended.insert(process, self.now());
+    }
+
+    pub(super) fn stops(&self, process: usize) {
+        self.state.lock().unwrap().stopped.insert(process, self.now());
+    }
+
+    pub(super) fn good_mood(&self) {
+        *self.mood.lock().unwrap() = GOOD;
+    }
+
+    pub(super) fn another_mood(&self, random: &mut fastrand::Rng) {
+        let fail = [0, 30, 100][random.usize(..3)];
+        let way = if random.bool() { 0 } else { random.u8(1..=WAYS) };
+        let slow = [2, 50, 1_500, 4_000][random.usize(..4)];
+        *self.mood.lock().unwrap() = Mood { fail, way, slow };
+    }
+
+    /// Whoever waits when its process stops is told, unless its call is on its way or the disk does
+    /// not work.
+    pub(super) fn everybody_was_told(&self, process: usize) {
+        let state = self.state.lock().unwrap();
+        if state.forgets(process, self.now().saturating_sub(Duration::from_secs(6)), self.now()) {
+            return;
+        }
+        for (number, request) in state.requests.iter().enumerate() {
+            let calls = || state.calls.iter().any(|c| c.number == number && c.ended.is_none());
+            if request.process == process && request.told.is_none() && !calls() {
+                let calls: Vec<_> = state.calls.iter().filter(|c| c.number == number).collect();
+                panic!(
+                    "{number} was not told anything: {:?} {:?} {calls:?} {:?} {:?}",
+                    request.wanted,
+                    request.asked,
+                    state.stopped,
+                    self.now()
+                );
+            }
+        }
+    }
+
+    pub(super) fn worst_second(&self) -> usize {
+        let state = self.state.lock().unwrap();
+        let mut times: Vec<_> = state.calls.iter().map(|call| call.at).collect();
+        times.sort();
+        let end = |at: Duration| times.partition_point(|t| *t < at + Duration::from_secs(1));
+        times.iter().enumerate().map(|(n, at)| end(*at) - n).max().unwrap_or(0)
+    }
+
+    pub(super) fn is_counted(&self, process: usize, meter: &Meter) {
+        let state = self.state.lock().unwrap();
+        let calls = state.calls.iter().filter(|call| call.process == process);
+        let [mut billable, mut uncertain] = [0, 0];
+        for call in calls {
+            match call.ended.unwrap().1 {
+                Known::Delivered => billable += 1,
+                Known::Not => {}
+                Known::Nobody => uncertain += 1,
+            }
+        }
+        let counted = meter.snapshot().messages;
+        let counted = counted.values().flat_map(BTreeMap::values);
+        let counted = counted.fold((0, 0), |a, b| (a.0 + b.billable, a.1 + b.uncertain));
+        assert_eq!(counted, (billable, uncertain), "billable, uncertain");
+    }
+
+    /// All promises. `find` knows what is kept.
+    pub(super) fn holds(&self, find: impl Fn(MessageId) -> Option<Kept>) {
+        let state = self.state.lock().unwrap();
+        for (number, request) in state.requests.iter().enumerate() {
+            let calls: Vec<_> = state.calls.iter().filter(|call| call.number == number).collect();
+            let about = || {
+                let Request { wanted, told, parked, process, asked, .. } = request;
+                format!("{number} {parked} {process} {asked:?} {wanted:?} {told:?} {calls:?}")
+            };
+            for pair in calls.windows(2) {
+                assert!(state.may_follow(request, pair[0], pair[1]), "called twice: {}", about());
+            }
+            for call in &calls {
+                let late = |stopped: &Duration| call.at > *stopped;
+                let stopped = state.stopped.get(&call.process);
+                assert!(!stopped.is_some_and(late), "called after {stopped:?}: {}", about());
+            }
+            let Some((told_at, told)) = &request.told else { continue };
+            let taken = calls.iter().any(|call| call.taken);
+            let is_there = || find(request.id).is_some() || state.dropped.contains(&request.id);
+            if told.replayed {
+                assert!(calls.is_empty(), "a second call for a key: {}", about());
+            } else if let End::Kept(id) = told.ended {
+                assert!(id == request.id && (taken || is_there()), "lost: {}", about());
+            } else if told.is_accepted() {
+                assert!(taken, "not delivered: {}", about());
+            } else if is_unknown(told) {
+                let again = |c: &&Called| c.process == request.process && c.at > *told_at;
+                assert!(!calls.iter().any(again), "it is not ours: {}", about());
+            } else {
+                assert!(!taken, "delivered after all: {}", about());
+            }
+        }
+        state.keys_hold(self.small);
+    }
+}
+
+fn is_unknown(told: &Outcome) -> bool {
+    match &told.ended {
+        End::Unanswered => true,
+        End::Answered(answer) => answer.verdict() == Verdict::Unknown,
+        _ => false,
+    }
+}
+
+impl State {
+    /// Whether a process did not write what it knew: the disk failed between.
+    fn forgets(&self, process: usize, from: Duration, to: Duration) -> bool {
+        let end = self.ended.get(&process).copied().unwrap_or(FOREVER).min(to);
+        self.faults.iter().any(|(begun, ended)| *begun <= end && *ended >= from)
+    }
+
+    fn may_follow(&self, request: &Request, first: &Called, second: &Called) -> bool {
+        let between = |(begun, ended): &_| *begun <= second.at && *ended >= first.at;
+        let replayed = self.replayed.iter().any(between);
+        match first.ended {
+            Some((_, Known::Not)) => true,
+            Some((at, Known::Delivered)) => {
+                // It ended before the disk knew.
+                let end = self.ended.get(&first.process).copied().unwrap_or(FOREVER);
+                let forgotten = end <= at || self.forgets(first.process, at, end);
+                first.process != second.process && forgotten && (!request.parked || replayed)
+            }
+            Some((_, Known::Nobody)) | None => !request.parked || replayed,
+        }
+    }
+
+    fn keys_hold(&self, small: bool) {
+        let mut keys = BTreeMap::<_, Vec<_>>::new();
+        for (number, request) in self.requests.iter().enumerate() {
+            let (Some(claim), Some((_, told))) = (request.wanted.claim, &request.told) else {
+                continue;
+            };
+            if !told.is_accepted() {
+                continue;
+            }
+            let meant = match &told.ended {
+                End::Kept(id) => *id,
+                End::Answered(answer) => {
+                    let name = answer.http().and_then(|http| http.msg_id.as_deref());
+                    name.unwrap().parse().unwrap()
+                }
+                _ => unreachable!(),
+            };
+            keys.entry((claim.key, claim.print)).or_default().push((number, request, meant));
+        }
+        for requests in keys.into_values() {
+            for pair in requests.windows(2) {
+                let [(n, first, one), (m, second, other)] = [pair[0], pair[1]];
+                let (from, to) = (first.asked, second.asked);
+                let forgotten = first.process != second.process
+                    && (small
+                        || self.forgets(first.process, from, to)
+                        || self.dropped.contains(&one));
+                let about = || {
+                    let their = self.requests.iter().enumerate();
+                    let their = their.filter(|(_, r)| r.id == one || r.id == other);
+                    let both: Vec<_> = their.chain([(n, first), (m, second)]).collect();
+                    eprintln!("{:?} {:?} {:?}", self.faults, self.ended, self.dropped);
+                    both.into_iter()
+                        .map(|(n, request)| {
+                            let Request { wanted, told, process, asked, .. } = request;
+                            let calls = self.calls.iter().filter(|c| c.number == n);
+                            let calls: Vec<_> = calls.collect();
+                            format!("{n} {process} {asked:?} {wanted:?} {told:?} {calls:?}")
+                        })
+                        .collect::<Vec<_>>()
+                };
+                assert!(one == other || forgotten, "two messages of a key: {:#?}", about());
+            }
+        }
+    }
+}
+
+/// What a failing provider says, and whether it took the message.
+const WAYS: u8 = 13;
+
+#[derive(Clone)]
+pub(super) struct Provider {
+    pub(super) world: std::sync::Arc<World>,
+    pub(super) process: usize,
+    pub(super) dead: CancellationToken,
+}
+
+fn http(status: u16, code: &str) -> Answer {
+    let code = Some(code.into());
+    Answer::Http(HttpAnswer { status, code, ..HttpAnswer::default() })
+}
+
+fn fails(way: u8, random: &mut fastrand::Rng) -> (Answer, bool) {
+    let taken = random.bool();
+    let bare = |status| Answer::Http(HttpAnswer { status, ..HttpAnswer::default() });
+    match way {
+        1 => (Answer::Lost(Lost::Connect), false),
+        2 => (Answer::Lost(Lost::Unwritten), false),
+        3 => (http(500, "SendMessageFailed"), false),
+        4 => (http(500, "SystemOverFlow"), false),
+        5 => {
+            let Answer::Http(answer) = http(400, "Throttling.User") else { unreachable!() };
+            let retry_after = Some(Duration::from_millis(random.u64(1..3_000)));
+            (Answer::Http(HttpAnswer { retry_after, ..answer }), false)
+        }
+        6 => (http(400, "ParameterCheckFailed"), false),
+        7 => (http(403, "InvalidAccessKeyId.NotFound"), false),
+        8 => (http(400, "IllegalTimestamp"), false),
+        9 => (http(403, "PermissionCheckFailed"), false),
+        10 => (Answer::Lost(Lost::Closed), taken),
+        11 => (Answer::Lost(Lost::Timeout), taken),
+        12 => (bare(200), taken),
+        _ => (bare(502), taken),
+    }
+}
+
+impl Upstream for Provider {
+    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
+        let world = &*self.world;
+        let body = std::str::from_utf8(message.payload.as_bytes()).unwrap();
+        let number: usize = body.split(' ').next().unwrap().parse().unwrap();
+        let nth = world.state.lock().unwrap().calls.len() as u64;
+        let mut random = fastrand::Rng::with_seed(world.seed ^ (number as u64) << 20 ^ nth << 40);
+        let mood = *world.mood.lock().unwrap();
+        let (answer, taken) = if random.u8(..100) < mood.fail {
+            let way = if mood.way == 0 { random.u8(1..=WAYS) } else { mood.way };
+            fails(way, &mut random)
+        } else {
+            let msg_id = Some(message.id.to_string().into());
+            let request_id = Some("R".into());
+            let http = HttpAnswer { status: 200, msg_id, request_id, ..HttpAnswer::default() };
+            (Answer::Http(http), true)
+        };
+        if random.u8(..8) == 0 {
+            // A connection is opened first.
+            let opened = Instant::now() + Duration::from_millis(random.u64(..1_200));
+            tokio::select! {
+                () = sleep_until(opened.min(departure.closes())) => {}
+                () = departure.stopped() => {}
+            }
+        }
+        if self.dead.is_cancelled() || matches!(&answer, Answer::Lost(lost) if lost.nothing_sent())
+        {
+            permit.lost(false);
+            return Answer::Lost(Lost::Connect);
+        }
+        if !departure.leave() {
+            permit.unsent();
+            return Answer::Lost(Lost::TooLate);
+        }
+        let (at, process) = (world.now(), self.process);
+        let place = {
+            let mut state = world.state.lock().unwrap();
+            state.calls.push(Called { number, at, process, taken, ended: None });
+            state.calls.len() - 1
+        };
+        let latency = match &answer {
+            Answer::Lost(Lost::Timeout) => Duration::from_secs(3),
+            _ => Duration::from_millis(random.u64(..mood.slow)),
+        };
+        if self.dead.run_until_cancelled(sleep(latency)).await.is_none() {
+            return Answer::Lost(Lost::Closed);
+        }
+        let verdict = answer.verdict();
+        let known = match verdict {
+            Verdict::Delivered => Known::Delivered,
+            Verdict::Unknown => Known::Nobody,
+            _ => Known::Not,
+        };
+        world.state.lock().unwrap().calls[place].ended = Some((world.now(), known));
+        match (&answer, verdict) {
+            (_, Verdict::Throttled { .. }) => permit.throttled(),
+            (Answer::Lost(Lost::Closed), _) => permit.lost(true),
+            (Answer::Lost(_), _) => drop(permit),
+            _ => permit.answered(),
+        }
+        answer
+    }
+
+    async fn renew_key(&self) -> bool {
+        sleep(Duration::from_secs(1)).await;
+        self.world.now().as_millis().is_multiple_of(2)
+    }
+}
