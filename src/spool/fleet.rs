@@ -97,12 +97,12 @@ impl Spool {
         let (fleet, folder) = (fleet.clone(), folder.map(Path::to_owned));
         let runtime = Handle::current();
         let opened = tokio::task::spawn_blocking(move || {
-            let owner = Owner::new(&fleet, folder.as_deref(), times);
+            let owner = Owner::new(&fleet, folder.as_deref(), times)?;
             let shared = Shared::share(owner, options, runtime);
             let begun = shared.with_owner(Owner::begin);
-            (shared, begun)
+            Ok::<_, std::io::Error>((shared, begun))
         });
-        let (shared, begun) = opened.await.map_err(failed)?;
+        let (shared, begun) = opened.await.map_err(failed)?.map_err(failed)?;
         Ok((Self { shared }, begun))
     }
 

@@ -64,12 +64,16 @@ pub(in crate::spool) struct Owner {
 
 impl Owner {
     /// `folder`: where this machine remembers us.
-    pub(in crate::spool) fn new(fleet: &Fleet, folder: Option<&Path>, times: Times) -> Self {
+    pub(in crate::spool) fn new(
+        fleet: &Fleet,
+        folder: Option<&Path>,
+        times: Times,
+    ) -> io::Result<Self> {
         let name = folder::name();
         let (lock, predecessor) = folder.and_then(|path| folder::claim(path, &name)).unzip();
-        let place = Arc::new(Place::new(fleet));
+        let place = Arc::new(Place::new(fleet)?);
         let streams = Arc::new(Streams::new(Reader::new(Arc::clone(&place)), times));
-        Self {
+        Ok(Self {
             place,
             streams,
             name,
@@ -84,7 +88,7 @@ impl Owner {
             _folder: lock,
             others: HashMap::new(),
             looked: None,
-        }
+        })
     }
 
     pub(in crate::spool) fn streams(&self) -> Arc<Streams> {
@@ -123,8 +127,7 @@ impl Owner {
                 Ok(answer)
             }
             Err(error) => {
-                let is_full = matches!(&error, Trouble::Redis(e) if e.code() == Some("OOM"));
-                if !is_full {
+                if error.code() != Some("OOM") {
                     self.line = None;
                 }
                 Err(error)
@@ -178,7 +181,8 @@ impl Owner {
 
     fn connect(&mut self, shared: &Shared, but: &HashSet<MessageId>) -> Result<(), Trouble> {
         let mut line = Line::open(&self.place)?;
-        self.streams.state().durability = line.durability();
+        let durability = line.durability(&self.place)?;
+        self.streams.state().durability = durability;
         if !self.warned && line.evicts() {
             self.warned = true;
             tracing::warn!(
@@ -333,7 +337,7 @@ impl Owner {
                 }
                 Ok(_) => return Err(failed(Trouble::Garbled, true)),
                 // Somebody thought that we were dead: once more, under a name that counts.
-                Err(Trouble::Redis(error)) if error.code() == Some("STALE") && !last => {}
+                Err(error) if error.code() == Some("STALE") && !last => {}
                 // A connection that has ended while nobody looked says nothing of Redis.
                 Err(error) if error.is_dropped() && !last => dropped = Some(error),
                 Err(error) => return Err(failed(error, true)),

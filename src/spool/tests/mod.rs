@@ -5,8 +5,6 @@ mod double;
 mod faults;
 mod model;
 mod real;
-#[path = "../../../tests/support/redis.rs"]
-mod server;
 mod shared;
 mod together;
 mod ways;

@@ -9,10 +9,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::super::{Change, KeepError, Spool, State};
-use super::server::Redis;
 use super::shared::{QUICK, share};
 use super::{claim, death, message, receipt};
 use crate::message::{Message, MessageId};
+use crate::primary::server::Redis;
 
 const BOUND: Duration = Duration::from_secs(30);
 const SIDECARS: usize = 3;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::super::{Durability, Spool};
-use super::server::Redis;
+use super::super::{Durability, KeepError, Spool};
 use super::shared::{CALM, at, fleet};
 use super::{message, options};
-use crate::config::Fleet;
+use crate::config::{self, Fleet};
+use crate::primary::server::Redis;
 
 const BOUND: Duration = Duration::from_secs(30);
 
@@ -167,10 +167,12 @@ async fn through_a_cluster_to_the_node_that_has_its_slot() {
         };
         timeout(BOUND, joined).await.expect("they meet");
     }
-    // Whichever node has the slot, from each of them it is found.
-    for port in [one.port, two.port] {
+    // Whichever node has the slot, from each of them it is found, and where one is gone.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for ports in [vec![one.port], vec![two.port], vec![nobody, one.port]] {
+        let nodes = ports.into_iter().map(|port| ("127.0.0.1".to_owned(), port)).collect();
         let fleet = Fleet {
-            redis: at(port, false),
+            redis: config::Redis { nodes, ..at(0, false) },
             account: "a".to_owned(),
             egress_group: String::new(),
             expected_sidecars: 1,
@@ -179,5 +181,68 @@ async fn through_a_cluster_to_the_node_that_has_its_slot() {
             ca_file: None,
         };
         works(&fleet).await;
+    }
+}
+
+#[tokio::test]
+async fn to_the_primary_that_a_sentinel_names() {
+    let primary = Redis::start();
+    let replica = Redis::start();
+    replica.tell::<()>(&format!("REPLICAOF 127.0.0.1 {}", primary.port));
+    replica.says("master_link_status:up");
+    let sentinel = Redis::sentinel(primary.port, "");
+    sentinel.says("slaves=1");
+    let redis = config::Redis { primary: Some("main".to_owned()), ..at(sentinel.port, false) };
+    let spool = works(&Fleet { redis, ..fleet(&primary, "a") }).await;
+    let before = spool.list(None, 10, &mut |_| true);
+    primary.tell::<i64>("WAIT 1 0");
+    // It has to hear of the replica first.
+    let fails_over = async {
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("FAILOVER").arg("main");
+        while command.exec(&mut sentinel.connection()).is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(BOUND, fails_over).await.expect("it fails over");
+    replica.says("role:master");
+    primary.says("role:slave");
+    let kept = message("abc", "y");
+    let keeps = async {
+        while spool.keep(&kept, None).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(BOUND, keeps).await.expect("it follows");
+    assert_eq!(spool.read(kept.id).await.unwrap().message.payload, kept.payload);
+    assert_eq!(spool.list(None, 10, &mut |_| true)[..1], before, "nothing was lost");
+    assert_eq!(replica.tell::<i64>("XLEN tollgate:{a}:spool"), 2);
+}
+
+/// Whoever takes a connection and says nothing holds nobody: not in a handshake, not before it has
+/// looked at a password.
+#[tokio::test]
+async fn a_server_that_says_nothing() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "secret").unwrap();
+    for tls in [false, true] {
+        let redis = config::Redis { nodes: vec![("127.0.0.1".to_owned(), port)], ..at(port, tls) };
+        let fleet = Fleet {
+            redis,
+            account: "a".to_owned(),
+            egress_group: String::new(),
+            expected_sidecars: 1,
+            username: String::new(),
+            password_file: Some(file.clone()),
+            ca_file: None,
+        };
+        let opened = Spool::share_with(&fleet, None, options("/nowhere".as_ref()), CALM);
+        let spool = timeout(BOUND, opened).await.expect("it opens").unwrap();
+        assert!(spool.is_ours().is_err());
+        let refused = timeout(BOUND, spool.keep(&message("abc", "x"), None)).await;
+        assert!(matches!(refused.expect("it refuses"), Err(KeepError::Redis(_))));
     }
 }
