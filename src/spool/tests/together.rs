@@ -100,7 +100,12 @@ impl Run<'_> {
                     self.known.insert(message.id, vec![state]);
                     self.messages.insert(message.id, message);
                 }
-                // Cut off, or taken for dead in this moment.
+                // Cut off: it is taken back, unless its sidecar dies before.
+                Err(KeepError::Unsure(_)) => {
+                    let state = Some(State::Queued { calling: false });
+                    self.known.insert(message.id, vec![None, state]);
+                }
+                // Taken for dead in this moment.
                 Err(KeepError::Redis(_)) => drop(self.known.insert(message.id, vec![None])),
                 Err(error) => panic!("{error}"),
             }
