@@ -55,6 +55,8 @@ pub(super) struct Times {
     pub(super) calls: Duration,
     /// Between two slices of what a dead one has left: others want some, too.
     pub(super) pace: Duration,
+    /// How often is asked how Redis is configured: for so long may a 202 promise what holds no more.
+    pub(super) config: Duration,
 }
 
 impl Default for Times {
@@ -64,6 +66,7 @@ impl Default for Times {
             silent: Duration::from_secs(15),
             calls: Duration::from_secs(6),
             pace: Duration::from_millis(100),
+            config: Duration::from_secs(30),
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::line::Line;
 use super::peers::Seen;
-use super::{Fate, Place, Reader, Streams, Times, Trouble, folder};
+use super::{Durability, Fate, Place, Reader, Streams, Times, Trouble, folder};
 use crate::config::Fleet;
 use crate::message::MessageId;
 use crate::spool::commit::Op;
@@ -52,8 +52,13 @@ pub(in crate::spool) struct Owner {
     turn: u64,
     /// What was asked last was to take over, and perhaps was done.
     pub(super) in_doubt: bool,
+    /// Redis did not know us as we were: until it was asked what is ours, what we have may be others',
+    /// and what it knows of it may be older. No calls begin.
+    strange: bool,
     /// What Redis knew when this connection began.
     known: Known,
+    /// When it was last asked how it is configured.
+    configured: Option<Instant>,
     warned: bool,
     left: bool,
     /// Locked as long as we live: whoever has our folder next knows that we are dead.
@@ -82,7 +87,9 @@ impl Owner {
             failed: None,
             turn: 0,
             in_doubt: false,
+            strange: false,
             known: Known::Nothing,
+            configured: None,
             warned: false,
             left: false,
             _folder: lock,
@@ -123,7 +130,9 @@ impl Owner {
         match answer {
             Ok(answer) => {
                 self.turn += 1;
-                self.streams.renewed(sent);
+                if !self.strange {
+                    self.streams.renewed(sent);
+                }
                 Ok(answer)
             }
             Err(error) => {
@@ -152,8 +161,8 @@ impl Owner {
         answer
     }
 
-    /// Sees to a connection, and that we know what is ours. Messages whose end is among these, or
-    /// waits to be written, are not taken up.
+    /// Sees to a connection, and that we know what is ours. Messages whose beginning or end is among
+    /// these, or whose end waits to be written, are not taken up.
     pub(super) fn ready(
         &mut self,
         shared: &Shared,
@@ -169,7 +178,9 @@ impl Owner {
             return Err(Trouble::Again(error.clone()));
         }
         let mut but: HashSet<MessageId> = regrets.iter().copied().collect();
-        but.extend(drafts.iter().filter(|draft| draft.kind == Kind::Forgotten).map(|d| d.id));
+        // Whoever keeps these hears of a failure.
+        let ends = |draft: &&&Draft| matches!(draft.kind, Kind::Forgotten | Kind::Kept);
+        but.extend(drafts.iter().filter(ends).map(|draft| draft.id));
         but.extend(shared.queue().forgotten());
         let connected = self.connect(shared, &but);
         self.failed = match &connected {
@@ -182,7 +193,7 @@ impl Owner {
     fn connect(&mut self, shared: &Shared, but: &HashSet<MessageId>) -> Result<(), Trouble> {
         let mut line = Line::open(&self.place)?;
         let durability = line.durability(&self.place)?;
-        self.streams.state().durability = durability;
+        self.configured(durability);
         if !self.warned && line.evicts() {
             self.warned = true;
             tracing::warn!(
@@ -201,34 +212,43 @@ impl Owner {
             "done" => Known::Done,
             _ => Known::Nothing,
         };
-        if self.known != Known::Nothing || is_new {
-            self.streams.renewed(sent);
-            if !self.in_doubt || is_new {
-                return Ok(());
-            }
-        } else {
+        if self.known == Known::Nothing && !is_new {
+            self.strange = true;
             self.streams.lapsed();
         }
-        match self.sort_out(shared, self.known == Known::Nothing, but) {
-            Ok(()) => self.in_doubt = false,
-            Err(error) => {
-                // As if we had not asked: the next connection begins with the same.
-                self.in_doubt = true;
-                self.line = None;
-                self.streams.lapsed();
-                return Err(error);
-            }
+        if (self.in_doubt && !is_new) || self.strange {
+            // After a failure the next connection begins with the same.
+            self.sort_out(shared, but).inspect_err(|_| self.line = None)?;
+            (self.in_doubt, self.strange) = (false, false);
         }
+        self.streams.renewed(sent);
         Ok(())
     }
 
+    /// Asks anew how durable Redis is, if it was long ago.
+    pub(super) fn look_at_configuration(&mut self) -> Result<(), Trouble> {
+        let Some(line) = &mut self.line else { return Ok(()) };
+        if self.configured.is_some_and(|at| at.elapsed() < self.streams.times.config) {
+            return Ok(());
+        }
+        let durability = line.durability(&self.place).inspect_err(|_| self.line = None)?;
+        self.configured(durability);
+        Ok(())
+    }
+
+    fn configured(&mut self, durability: Durability) {
+        let before = std::mem::replace(&mut self.streams.state().durability, durability);
+        if self.configured.replace(Instant::now()).is_some() && before != durability {
+            tracing::warn!(
+                before = before.word(),
+                now = durability.word(),
+                "Redis keeps messages in another way"
+            );
+        }
+    }
+
     /// Redis does not know us as we were, or has done what we do not know of: asks what is ours.
-    fn sort_out(
-        &mut self,
-        shared: &Shared,
-        rewrite: bool,
-        but: &HashSet<MessageId>,
-    ) -> Result<(), Trouble> {
+    fn sort_out(&mut self, shared: &Shared, but: &HashSet<MessageId>) -> Result<(), Trouble> {
         let mut mine = HashSet::new();
         let mut from = "0-0".to_owned();
         loop {
@@ -280,7 +300,7 @@ impl Owner {
                 "accepted messages are gone from Redis: they are lost"
             );
         }
-        if rewrite {
+        if self.strange {
             // What Redis knows of them may be older.
             let index = shared.index();
             let mut queue = shared.queue();
@@ -307,6 +327,9 @@ impl Owner {
             traces: sent && !error.is_refused(),
             error: io::Error::other(error.to_string()),
         };
+        if self.left {
+            return Err(failed(Trouble::Again("it has been left to others".to_owned()), false));
+        }
         let mut dropped = None;
         for last in [false, true] {
             if let Err(error) = self.ready(shared, regrets, drafts) {

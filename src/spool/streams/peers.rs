@@ -58,6 +58,7 @@ impl Owner {
         {
             self.watch()?;
         }
+        self.look_at_configuration()?;
         if self.streams.is_adopting() && self.take_some(shared)? {
             self.streams.more.notify_one();
         }

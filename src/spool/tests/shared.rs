@@ -22,6 +22,7 @@ pub(super) const CALM: Times = Times {
     silent: Duration::from_hours(1),
     calls: Duration::from_secs(1),
     pace: Duration::from_millis(1),
+    config: Duration::from_millis(100),
 };
 /// Whoever is dead is known to be so soon.
 pub(super) const QUICK: Times =
@@ -387,6 +388,63 @@ async fn a_redis_that_comes_back_empty_costs_what_it_had_and_no_more() {
     assert!(spool.is_ours().unwrap().is_some());
 }
 
+/// As a sidecar that stood still finds it: from when it may call again, it has nothing of theirs.
+#[tokio::test]
+async fn what_others_have_taken_is_known_before_calls_begin() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", QUICK).await;
+    let kept: Vec<_> = (0..4_000).map(|_| message("abc", "x")).collect();
+    let keeps: Vec<_> = kept
+        .iter()
+        .map(|message| {
+            let (spool, message) = (spool.clone(), message.clone());
+            tokio::spawn(async move { spool.keep(&message, None).await })
+        })
+        .collect();
+    for keep in keeps {
+        keep.await.unwrap().unwrap();
+    }
+    let take = "local S, O = KEYS[1], KEYS[2]
+        for _, owner in ipairs(redis.call('HKEYS', O)) do redis.call('HSET', O, owner, '-') end
+        for _, one in ipairs(redis.call('XPENDING', S, 'tollgate', '-', '+', 10000)) do
+            redis.call('XCLAIM', S, 'tollgate', 'other', 0, one[1], 'JUSTID')
+        end";
+    let mut pipe = redis::pipe();
+    pipe.atomic().cmd("EVAL").arg(take).arg(2);
+    pipe.arg("tollgate:{a}:spool").arg("tollgate:{a}:spool:owners");
+    pipe.cmd("CLIENT").arg("PAUSE").arg(1_500).arg("ALL");
+    pipe.exec(&mut redis.connection()).unwrap();
+    let looked = async {
+        while spool.is_ours().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        // The last is the last to be looked for.
+        let last = kept.iter().map(|message| message.id).max().unwrap();
+        loop {
+            let (ours, there) = (spool.is_ours().is_ok(), spool.find(last).is_some());
+            assert!(!ours || !there, "a call could begin");
+            if ours {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(BOUND, looked).await.expect("it finds out");
+    assert_eq!(spool.usage().damaged, 0);
+}
+
+#[tokio::test]
+async fn who_has_left_stays_away() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    spool.keep(&message("abc", "x"), None).await.unwrap();
+    spool.close().await;
+    let owners = || redis.tell::<Vec<String>>("HVALS tollgate:{a}:spool:owners");
+    assert_eq!(owners(), ["-"]);
+    assert!(spool.keep(&message("abc", "late"), None).await.is_err());
+    assert_eq!(owners(), ["-"], "else its peers wait for it to fall silent");
+}
+
 #[tokio::test]
 async fn without_redis_it_begins_and_works_when_there_is_one() {
     let mut redis = Redis::start();
@@ -439,6 +497,22 @@ async fn its_durability_is_what_redis_is_configured_for() {
         }
         let spool = share(&redis, "a", CALM).await;
         assert_eq!(spool.durability(), durability, "{aof} {fsync}");
+    }
+    // While it is connected, too: a log that is not synced while it is written anew promises nothing.
+    let spool = share(&redis, "a", CALM).await;
+    for (name, value, durability) in [
+        ("appendfsync", "always", Durability::RedisAofAlways),
+        ("no-appendfsync-on-rewrite", "yes", Durability::RedisMemory),
+        ("no-appendfsync-on-rewrite", "no", Durability::RedisAofAlways),
+        ("appendonly", "no", Durability::RedisMemory),
+    ] {
+        redis.tell::<()>(&format!("CONFIG SET {name} {value}"));
+        let noticed = async {
+            while spool.durability() != durability {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(BOUND, noticed).await.unwrap_or_else(|_| panic!("{name} {value} is not noticed"));
     }
 }
 
