@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -31,8 +31,11 @@ const SMALL: Limits = Limits {
     header_timeout: Duration::from_secs(5),
     idle_timeout: Duration::from_secs(75),
 };
-/// What handing the rest to the fleet's spool may take, and what leaving that one may.
+/// How long slices of the rest begin to be handed to the fleet's spool, and what all of it may take:
+/// what is given up in the middle of a slice may be delivered from both.
+const BEGIN_HAND_OVER: Duration = Duration::from_secs(6);
 const HAND_OVER: Duration = Duration::from_secs(10);
+/// What leaving a fleet's spool may take.
 const LEAVE: Duration = Duration::from_secs(5);
 /// How long an answer may take to leave once everything else has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -58,7 +61,7 @@ pub enum StartError {
     #[error("the meter does not start: {0}")]
     Meter(String),
     /// The spool does not open.
-    #[error("{0}; set spool.path, or spool.store = \"none\" to keep nothing")]
+    #[error("{0}; {remedy}", remedy = .0.remedy())]
     Spool(#[from] OpenError),
 }
 
@@ -244,11 +247,13 @@ impl Rest {
         let usage = self.spool.usage();
         let left = usage.queued.messages + usage.dead.messages;
         match handed {
-            Ok(Ok(messages)) => tracing::info!(messages, "handed over to the fleet's spool"),
+            Ok(Ok(messages)) if left == 0 => {
+                tracing::info!(messages, "handed over to the fleet's spool");
+            }
             Ok(Err(error)) => {
                 tracing::warn!(error, left, "not all was handed over: the rest stays on the disk");
             }
-            Err(_) => {
+            Ok(Ok(_)) | Err(_) => {
                 tracing::warn!(left, "not all was handed over in time: the rest stays on the disk");
             }
         }
@@ -260,8 +265,9 @@ async fn hand_over(
     fleet: &config::Fleet,
     options: spool::Options,
 ) -> Result<usize, String> {
+    let until = Instant::now() + BEGIN_HAND_OVER;
     let to = Spool::share(fleet, None, options).await.map_err(|error| error.to_string())?;
-    let handed = from.hand_over(&to).await.map_err(|error| error.to_string());
+    let handed = from.hand_over(&to, until).await.map_err(|error| error.to_string());
     to.close().await;
     handed
 }

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
+use super::disk::LOCK;
 use super::index::{Entry, Spot, Stage};
 use super::record::{Brief, Change, Record, State};
 use super::shared::Shared;
@@ -57,7 +58,25 @@ impl Spool {
         folder: Option<&Path>,
         options: Options,
     ) -> Result<Self, OpenError> {
+        if let Some(path) = folder {
+            Self::nothing_is_left(path, &options).await?;
+        }
         Self::share_with(fleet, folder, options, Times::default()).await
+    }
+
+    /// Whoever kept on this disk before has delivered it, or handed it over.
+    async fn nothing_is_left(path: &Path, options: &Options) -> Result<(), OpenError> {
+        let lock = path.join(LOCK);
+        if !tokio::task::spawn_blocking(move || lock.exists()).await.unwrap_or(true) {
+            return Ok(());
+        }
+        let disk = Self::open(Options { path: path.to_owned(), ..options.clone() }).await?;
+        let usage = disk.usage();
+        let messages = usage.queued.messages + usage.dead.messages;
+        if messages == 0 {
+            return Ok(());
+        }
+        Err(OpenError::Left { path: path.to_owned(), messages })
     }
 
     pub(super) async fn share_with(
@@ -188,11 +207,11 @@ impl Spool {
 
     /// Hands what is to be delivered, and dead letters, to another spool: each is durable there
     /// before it is forgotten here. Returns how many were handed over, and stops at the first that is
-    /// not taken.
-    pub async fn hand_over(&self, to: &Self) -> Result<usize, KeepError> {
+    /// not taken. Begins no slice after `until`; one that has begun is not to be given up.
+    pub async fn hand_over(&self, to: &Self, until: Instant) -> Result<usize, KeepError> {
         let mut handed = 0;
         let mut after = None;
-        loop {
+        while Instant::now() < until {
             let open = |brief: &Brief| !matches!(brief.state, State::Delivered(_));
             let slice = self.list(after, SLICE, &mut |brief| open(brief));
             let Some(last) = slice.last() else { return Ok(handed) };
@@ -231,6 +250,7 @@ impl Spool {
                 return Err(error);
             }
         }
+        Ok(handed)
     }
 
     /// Keeps a message as it was kept elsewhere.

@@ -72,6 +72,14 @@ pub enum OpenError {
     /// Redis is not to be used as it is.
     #[error("the spool in Redis cannot be used: {0}")]
     Redis(String),
+    /// Messages are to be kept in Redis, and there are some on the disk, which nobody would deliver.
+    #[error("the disk's spool at {path} still holds {messages} messages")]
+    Left {
+        /// Where.
+        path: PathBuf,
+        /// Queued ones and dead letters.
+        messages: u64,
+    },
     /// The folder cannot be read or written.
     #[error("the spool at {path} cannot be used: {error}")]
     Io {
@@ -80,6 +88,21 @@ pub enum OpenError {
         /// What the system says.
         error: io::Error,
     },
+}
+
+impl OpenError {
+    /// What to do.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Taken(_) | Self::Io { .. } => {
+                "set spool.path, or spool.store = \"none\" to keep nothing"
+            }
+            Self::Redis(_) => "see to it, or set spool.store = \"disk\"",
+            Self::Left { .. } => {
+                "start once with spool.store = \"disk\" and drain.handoff = true, and stop"
+            }
+        }
+    }
 }
 
 /// Why a message was not kept. It is not kept then, also not after a restart, unless that was

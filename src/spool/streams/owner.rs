@@ -38,6 +38,18 @@ enum Known {
     Nothing,
 }
 
+/// Whether what is ours in Redis is what we have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ours {
+    /// It is.
+    Known,
+    /// We may have taken over more, without an answer.
+    More,
+    /// Redis did not know us as we were: until it was asked what is ours, what we have may be others',
+    /// and what it knows of it may be older. No calls begin.
+    Strange,
+}
+
 /// An owner of messages in Redis.
 #[derive(Debug)]
 pub(in crate::spool) struct Owner {
@@ -50,11 +62,7 @@ pub(in crate::spool) struct Owner {
     failed: Option<(Instant, String)>,
     /// The number of what was asked last and is known to be done.
     turn: u64,
-    /// What was asked last was to take over, and perhaps was done.
-    pub(super) in_doubt: bool,
-    /// Redis did not know us as we were: until it was asked what is ours, what we have may be others',
-    /// and what it knows of it may be older. No calls begin.
-    strange: bool,
+    pub(super) ours: Ours,
     /// What Redis knew when this connection began.
     known: Known,
     /// When it was last asked how it is configured.
@@ -86,8 +94,7 @@ impl Owner {
             line: None,
             failed: None,
             turn: 0,
-            in_doubt: false,
-            strange: false,
+            ours: Ours::Known,
             known: Known::Nothing,
             configured: None,
             warned: false,
@@ -130,7 +137,7 @@ impl Owner {
         match answer {
             Ok(answer) => {
                 self.turn += 1;
-                if !self.strange {
+                if self.ours != Ours::Strange {
                     self.streams.renewed(sent);
                 }
                 Ok(answer)
@@ -213,13 +220,13 @@ impl Owner {
             _ => Known::Nothing,
         };
         if self.known == Known::Nothing && !is_new {
-            self.strange = true;
+            self.ours = Ours::Strange;
             self.streams.lapsed();
         }
-        if (self.in_doubt && !is_new) || self.strange {
+        if self.ours != Ours::Known {
             // After a failure the next connection begins with the same.
             self.sort_out(shared, but).inspect_err(|_| self.line = None)?;
-            (self.in_doubt, self.strange) = (false, false);
+            self.ours = Ours::Known;
         }
         self.streams.renewed(sent);
         Ok(())
@@ -300,7 +307,7 @@ impl Owner {
                 "accepted messages are gone from Redis: they are lost"
             );
         }
-        if self.strange {
+        if self.ours == Ours::Strange {
             // What Redis knows of them may be older.
             let index = shared.index();
             let mut queue = shared.queue();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::Value;
 use tokio::time::Instant;
 
-use super::owner::{Owner, PAGE};
+use super::owner::{Ours, Owner, PAGE};
 use super::{Claimed, Times, Trouble};
 use crate::message::MessageId;
 use crate::spool::Share;
@@ -141,12 +141,12 @@ impl Owner {
     /// A slice of what `other` has, if its turn is still the one that was seen, and whether there
     /// is more.
     fn take(&mut self, other: &str, seen: &str) -> Result<(Vec<Claimed>, bool), Trouble> {
-        self.in_doubt = true;
+        self.ours = Ours::More;
         let taken = self.ask::<Vec<Value>>("take", false, |command| {
             command.arg(other).arg(seen).arg(PAGE);
         })?;
         let (head, claimed) = super::told::page(taken)?;
-        self.in_doubt = false;
+        self.ours = Ours::Known;
         Ok((claimed, head == "more"))
     }
 

@@ -3,7 +3,9 @@
 mod bounds;
 mod double;
 mod faults;
+mod handover;
 mod model;
+mod outages;
 mod real;
 mod shared;
 mod together;

@@ -14,7 +14,7 @@ use super::{claim, death, message, options, receipt};
 use crate::config::{self, Fleet};
 use crate::primary::server::Redis;
 
-const BOUND: Duration = Duration::from_secs(30);
+pub(super) const BOUND: Duration = Duration::from_secs(30);
 
 /// Nobody is taken for dead.
 pub(super) const CALM: Times = Times {
@@ -334,135 +334,6 @@ async fn a_replica_is_no_place_to_keep() {
 }
 
 #[tokio::test]
-async fn a_redis_that_stands_still_keeps_nobody_waiting() {
-    let redis = Redis::start();
-    let spool = share(&redis, "a", CALM).await;
-    let kept = message("abc", "x");
-    spool.keep(&kept, None).await.unwrap();
-    let pid = rustix::process::Pid::from_raw(redis.pid()).unwrap();
-    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
-    signal(rustix::process::Signal::STOP);
-    let refused = message("abc", "never");
-    let (keep, read) = tokio::join!(
-        timeout(BOUND, spool.keep(&refused, None)),
-        timeout(BOUND, spool.read(kept.id)),
-    );
-    signal(rustix::process::Signal::CONT);
-    assert!(matches!(keep.expect("an end"), Err(KeepError::Unsure(_))));
-    assert!(matches!(read.expect("an end"), Err(ReadError::Redis(_))));
-    // Redis takes what lay before it while it stood; it was told too late.
-    let works = async {
-        while spool.keep(&message("abc", "x"), None).await.is_err() {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(BOUND, works).await.expect("it works again");
-    spool.flush().await;
-    let all = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
-    assert_eq!(all.find(refused.id), None, "what was refused is not there");
-    assert!(all.find(kept.id).is_some());
-}
-
-#[tokio::test]
-async fn a_redis_that_comes_back_empty_costs_what_it_had_and_no_more() {
-    let mut redis = Redis::start();
-    let spool = share(&redis, "a", CALM).await;
-    let [lost, delivered] = std::array::from_fn(|_| message("abc", "x"));
-    spool.keep(&lost, None).await.unwrap();
-    spool.keep(&delivered, None).await.unwrap();
-    spool.note(delivered.id, Change::Delivered(1, receipt())).await;
-    redis.kill();
-    let error = timeout(BOUND, spool.keep(&message("abc", "x"), None)).await.expect("an end");
-    assert!(matches!(error, Err(KeepError::Redis(_) | KeepError::Unsure(_))), "{error:?}");
-    redis.restart();
-    let kept = message("abc", "y");
-    let works = async {
-        while spool.keep(&kept, None).await.is_err() {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(BOUND, works).await.expect("it works again");
-    assert_eq!(spool.find(lost.id), None);
-    assert_eq!(spool.usage().damaged, 1, "one that was accepted is lost, and counted");
-    assert_eq!(spool.read(kept.id).await.unwrap().message.payload, kept.payload);
-    assert!(spool.is_ours().unwrap().is_some());
-}
-
-/// As a sidecar that stood still finds it: from when it may call again, it has nothing of theirs.
-#[tokio::test]
-async fn what_others_have_taken_is_known_before_calls_begin() {
-    let redis = Redis::start();
-    let spool = share(&redis, "a", QUICK).await;
-    let kept: Vec<_> = (0..4_000).map(|_| message("abc", "x")).collect();
-    let keeps: Vec<_> = kept
-        .iter()
-        .map(|message| {
-            let (spool, message) = (spool.clone(), message.clone());
-            tokio::spawn(async move { spool.keep(&message, None).await })
-        })
-        .collect();
-    for keep in keeps {
-        keep.await.unwrap().unwrap();
-    }
-    let take = "local S, O = KEYS[1], KEYS[2]
-        for _, owner in ipairs(redis.call('HKEYS', O)) do redis.call('HSET', O, owner, '-') end
-        for _, one in ipairs(redis.call('XPENDING', S, 'tollgate', '-', '+', 10000)) do
-            redis.call('XCLAIM', S, 'tollgate', 'other', 0, one[1], 'JUSTID')
-        end";
-    let mut pipe = redis::pipe();
-    pipe.atomic().cmd("EVAL").arg(take).arg(2);
-    pipe.arg("tollgate:{a}:spool").arg("tollgate:{a}:spool:owners");
-    pipe.cmd("CLIENT").arg("PAUSE").arg(1_500).arg("ALL");
-    pipe.exec(&mut redis.connection()).unwrap();
-    let looked = async {
-        while spool.is_ours().is_ok() {
-            tokio::task::yield_now().await;
-        }
-        // The last is the last to be looked for.
-        let last = kept.iter().map(|message| message.id).max().unwrap();
-        loop {
-            let (ours, there) = (spool.is_ours().is_ok(), spool.find(last).is_some());
-            assert!(!ours || !there, "a call could begin");
-            if ours {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(BOUND, looked).await.expect("it finds out");
-    assert_eq!(spool.usage().damaged, 0);
-}
-
-#[tokio::test]
-async fn who_has_left_stays_away() {
-    let redis = Redis::start();
-    let spool = share(&redis, "a", CALM).await;
-    spool.keep(&message("abc", "x"), None).await.unwrap();
-    spool.close().await;
-    let owners = || redis.tell::<Vec<String>>("HVALS tollgate:{a}:spool:owners");
-    assert_eq!(owners(), ["-"]);
-    assert!(spool.keep(&message("abc", "late"), None).await.is_err());
-    assert_eq!(owners(), ["-"], "else its peers wait for it to fall silent");
-}
-
-#[tokio::test]
-async fn without_redis_it_begins_and_works_when_there_is_one() {
-    let mut redis = Redis::start();
-    redis.kill();
-    let spool = timeout(BOUND, share(&redis, "a", CALM)).await.expect("it opens");
-    assert_eq!(spool.is_ours(), Err(NotOurs));
-    assert!(matches!(spool.keep(&message("abc", "x"), None).await, Err(KeepError::Redis(_))));
-    redis.restart();
-    let works = async {
-        while spool.is_ours().is_err() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(BOUND, works).await.expect("it finds Redis by itself");
-    spool.keep(&message("abc", "x"), None).await.unwrap();
-}
-
-#[tokio::test]
 async fn a_wrong_password_is_said_at_the_start() {
     let redis = Redis::start();
     let mut command = redis::cmd("CONFIG");
@@ -514,40 +385,4 @@ async fn its_durability_is_what_redis_is_configured_for() {
         };
         timeout(BOUND, noticed).await.unwrap_or_else(|_| panic!("{name} {value} is not noticed"));
     }
-}
-
-#[tokio::test]
-async fn a_disk_hands_its_rest_over() {
-    let redis = Redis::start();
-    let folder = tempfile::tempdir().unwrap();
-    let disk = Spool::open(options(folder.path())).await.unwrap();
-    let kept: Vec<_> = (0..250).map(|i| message("abc/d", format!("body {i}"))).collect();
-    for message in &kept {
-        disk.keep(message, Some(claim())).await.unwrap();
-    }
-    disk.note(kept[1].id, Change::Calling).await;
-    disk.note(kept[2].id, Change::Tried(3)).await;
-    disk.note(kept[3].id, Change::Dead(4, death())).await;
-    disk.note(kept[4].id, Change::Delivered(1, receipt())).await;
-    let mut before = disk.list(None, usize::MAX, &mut |_| true);
-    before.retain(|brief| !matches!(brief.state, State::Delivered(_)));
-
-    let full = Options { max_messages: 120, ..options("/nowhere".as_ref()) };
-    let small = Spool::share_with(&fleet(&redis, "small"), None, full, CALM).await.unwrap();
-    assert_eq!(disk.hand_over(&small).await, Err(KeepError::Full));
-    let there = small.list(None, usize::MAX, &mut |_| true);
-    let here =
-        disk.list(None, usize::MAX, &mut |brief| !matches!(brief.state, State::Delivered(_)));
-    assert_eq!((there.len(), here.len()), (120, 129), "each is in one place");
-    assert_eq!([there, here.clone()].concat(), before);
-
-    let shared = share(&redis, "a", CALM).await;
-    assert_eq!(disk.hand_over(&shared).await, Ok(129));
-    assert_eq!(shared.list(None, usize::MAX, &mut |_| true), here);
-    for message in kept.iter().filter(|message| here.iter().any(|brief| brief.id == message.id)) {
-        assert_eq!(shared.read(message.id).await.unwrap().message.payload, message.payload);
-    }
-    drop(disk);
-    let disk = Spool::open(options(folder.path())).await.unwrap();
-    assert_eq!(disk.list(None, usize::MAX, &mut |_| true).len(), 1, "the receipt");
 }
