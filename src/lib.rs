@@ -14,7 +14,7 @@
 //! | 3 | [`publish`], [`telemetry`], [`control`] | doors: for callers; for Prometheus, the kubelet, a browser; for operators |
 //! | 2 | [`delivery`] | what happens to a message from acceptance to its end |
 //! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | engines: permits; one call; what is kept; what was sent |
-//! | 0 | [`keys`], [`signing`], [`door`], [`lines`] | the key; pure signatures; what all doors share; how much is logged |
+//! | 0 | [`keys`], [`signing`], [`door`], [`lines`], [`primary`] | the key; pure signatures; what all doors share; how much is logged; the way to Redis |
 //! | G | [`message`], [`answer`], [`config`] | words that all share; they know nobody |
 //! | annex | [`emulator`] | the provider on your machine; only [`cli`] knows it |
 //!
@@ -45,6 +45,7 @@ pub mod keys;
 pub mod lines;
 pub mod message;
 pub mod meter;
+pub mod primary;
 pub mod publish;
 pub mod sidecar;
 pub mod signing;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +31,12 @@ const SMALL: Limits = Limits {
     header_timeout: Duration::from_secs(5),
     idle_timeout: Duration::from_secs(75),
 };
+/// How long slices of the rest begin to be handed to the fleet's spool, and what all of it may take:
+/// what is given up in the middle of a slice may be delivered from both.
+const BEGIN_HAND_OVER: Duration = Duration::from_secs(6);
+const HAND_OVER: Duration = Duration::from_secs(10);
+/// What leaving a fleet's spool may take.
+const LEAVE: Duration = Duration::from_secs(5);
 /// How long an answer may take to leave once everything else has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -54,7 +61,7 @@ pub enum StartError {
     #[error("the meter does not start: {0}")]
     Meter(String),
     /// The spool does not open.
-    #[error("{0}; set spool.path, or spool.store = \"none\" to keep nothing")]
+    #[error("{0}; {remedy}", remedy = .0.remedy())]
     Spool(#[from] OpenError),
 }
 
@@ -64,6 +71,7 @@ pub struct Sidecar {
     delivery: Delivery<Wire>,
     ceiling: Ceiling,
     meter: Meter,
+    spool: Option<Rest>,
     /// Set first: not ready any more.
     ending: Arc<AtomicBool>,
     /// Set then: no message is taken any more.
@@ -104,7 +112,7 @@ impl Sidecar {
 
         let upstream = Wire::new(&config.upstream, config.retry.codes.clone(), keys.clone())?;
         let spool = match &config.spool {
-            Some(spool) => Some(Spool::open(spool_options(spool, &config.idempotency)).await?),
+            Some(spool) => Some(open(config, spool).await?),
             None => None,
         };
         let egress = config.upstream.egress_addresses.len();
@@ -134,7 +142,7 @@ impl Sidecar {
         let telemetry = Telemetry::new(Facts {
             meter: meter.clone(),
             ceiling: ceiling.clone(),
-            spool,
+            spool: spool.clone(),
             delivery: delivery.clone(),
             keys,
             upstream,
@@ -170,12 +178,14 @@ impl Sidecar {
             tasks.spawn(async move { door.serve(listener, service, token, LAST_ANSWERS).await });
         }
         tasks.close();
+        let spool = spool.map(|spool| Rest { spool, to: hand_over_to(config) });
         let drain = config.drain.clone();
         Ok(Self {
             publish,
             delivery,
             ceiling,
             meter,
+            spool,
             ending,
             draining,
             drain,
@@ -203,15 +213,21 @@ impl Sidecar {
     /// left.
     pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
         self.ending.store(true, Ordering::Relaxed);
+        let begins = || {
+            self.draining.store(true, Ordering::Relaxed);
+            if let Some(rest) = &self.spool {
+                rest.spool.retire();
+            }
+        };
         let in_order = async {
             tokio::time::sleep(self.drain.accept_for).await;
-            self.draining.store(true, Ordering::Relaxed);
+            begins();
             self.delivery.drain(self.drain.grace).await;
         };
         tokio::select! {
             () = in_order => {}
             () = hurry => {
-                self.draining.store(true, Ordering::Relaxed);
+                begins();
                 self.delivery.drain(Duration::ZERO).await;
             }
         }
@@ -219,8 +235,74 @@ impl Sidecar {
         self.tasks.wait().await;
         let left = self.delivery.close(LAST_ANSWERS).await;
         self.ceiling.close().await;
+        if let Some(rest) = self.spool {
+            rest.leave().await;
+        }
         self.meter.close().await;
         left
+    }
+}
+
+/// What is kept when a sidecar ends.
+struct Rest {
+    spool: Spool,
+    /// Where a disk's rest goes, if anywhere.
+    to: Option<(config::Fleet, spool::Options)>,
+}
+
+impl Rest {
+    /// Leaves it to others, where there are some.
+    async fn leave(self) {
+        let Some((fleet, options)) = &self.to else {
+            if timeout(LEAVE, self.spool.close()).await.is_err() {
+                tracing::warn!("the spool was not closed in time");
+            }
+            return;
+        };
+        let handed = timeout(HAND_OVER, hand_over(&self.spool, fleet, options.clone())).await;
+        let usage = self.spool.usage();
+        let left = usage.queued.messages + usage.dead.messages;
+        match handed {
+            Ok(Ok(messages)) if left == 0 => {
+                tracing::info!(messages, "handed over to the fleet's spool");
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(error, left, "not all was handed over: the rest stays on the disk");
+            }
+            Ok(Ok(_)) | Err(_) => {
+                tracing::warn!(left, "not all was handed over in time: the rest stays on the disk");
+            }
+        }
+    }
+}
+
+async fn hand_over(
+    from: &Spool,
+    fleet: &config::Fleet,
+    options: spool::Options,
+) -> Result<usize, String> {
+    let until = Instant::now() + BEGIN_HAND_OVER;
+    let to = Spool::share(fleet, None, options).await.map_err(|error| error.to_string())?;
+    let handed = from.hand_over(&to, until).await.map_err(|error| error.to_string());
+    to.close().await;
+    handed
+}
+
+fn hand_over_to(config: &Config) -> Option<(config::Fleet, spool::Options)> {
+    let spool = config.spool.as_ref()?;
+    if !config.drain.handoff || spool.store == config::Store::Redis {
+        return None;
+    }
+    Some((config.fleet.clone()?, spool_options(spool, &config.idempotency)))
+}
+
+async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError> {
+    let options = spool_options(spool, &config.idempotency);
+    match (spool.store, &config.fleet) {
+        (config::Store::Redis, Some(fleet)) => {
+            Spool::share(fleet, Some(&spool.path), options).await
+        }
+        _ => Spool::open(options).await,
     }
 }
 

@@ -39,7 +39,7 @@ async fn kept_and_delivered_later() {
     assert_eq!(answer.status, 202);
     assert_eq!(answer.header("preference-applied"), "respond-async");
     let told = answer.json();
-    assert_eq!(told["Status"], "queued");
+    assert_eq!((&told["Status"], &told["Durability"]), (&"queued".into(), &"disk".into()));
     let location = format!("/messages/{}", told["Id"].as_str().unwrap());
     assert_eq!(answer.header("location"), location);
     let receipt = becomes(&address, &location, "delivered").await;

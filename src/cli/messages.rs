@@ -8,11 +8,11 @@ use jiff::Timestamp;
 
 use super::asking::Asking;
 use super::{age, exit, runtime};
-use crate::config::{Config, Flags};
+use crate::config::{Config, Flags, Fleet, Store};
 use crate::control::{Changed, Listing, MAX_LISTED};
 use crate::message::MessageId;
 use crate::sidecar;
-use crate::spool::{Brief, Change, Listed, OpenError, Reason, Selection, Spool, Which};
+use crate::spool::{Brief, Change, Listed, OpenError, Options, Reason, Selection, Spool, Which};
 
 /// List, show, replay or drop kept messages and dead letters
 #[derive(Debug, clap::Args)]
@@ -136,15 +136,19 @@ async fn carry_out(verb: Verb, config: &Config) -> Result<Said, String> {
     let Some(spool) = &config.spool else {
         return Err("nothing is kept (spool.store = \"none\")".to_owned());
     };
+    let options = sidecar::spool_options(spool, &config.idempotency);
+    if let (Store::Redis, Some(fleet)) = (spool.store, &config.fleet) {
+        return shared(verb, fleet, options).await;
+    }
     if !spool.path.exists() {
         return Err(format!("there is no spool at {}", spool.path.display()));
     }
-    let opened = Spool::open(sidecar::spool_options(spool, &config.idempotency)).await;
+    let opened = Spool::open(options).await;
     let spool = opened.map_err(|error| match error {
         OpenError::Taken(_) => {
             format!("{error}, and its control socket (listen.control) does not answer")
         }
-        error @ OpenError::Io { .. } => error.to_string(),
+        error => error.to_string(),
     })?;
     let said = stopped(verb, &spool).await;
     spool.flush().await;
@@ -176,6 +180,28 @@ async fn stopped(verb: Verb, spool: &Spool) -> Result<Said, String> {
             let meant = |brief: &Brief| picked.means_droppable(brief);
             Ok(Said::Changed("dropped", spool.change(&meant, &Change::Forgotten, &|_| ()).await))
         }
+    }
+}
+
+/// The same in Redis: all that the account keeps may be looked at, and what nobody has any more may be
+/// changed.
+async fn shared(verb: Verb, fleet: &Fleet, options: Options) -> Result<Said, String> {
+    if matches!(verb, Verb::List { .. } | Verb::Show { .. }) {
+        let spool = Spool::look(fleet, options).await.map_err(|error| error.to_string())?;
+        let said = stopped(verb, &spool).await;
+        spool.close().await;
+        return said;
+    }
+    eprintln!("looking which sidecars are no more: up to 17 s");
+    let taken = Spool::take_over(fleet, options).await;
+    let (spool, held) = taken.map_err(|error| error.to_string())?;
+    let said = stopped(verb, &spool).await;
+    spool.close().await;
+    match said {
+        Ok(Said::Changed(done, 0)) if held > 0 => {
+            Err(format!("0 {done}: other sidecars are running and hold {held} messages; ask them"))
+        }
+        said => said,
     }
 }
 

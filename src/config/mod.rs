@@ -322,10 +322,21 @@ impl Retry {
     }
 }
 
-/// `[spool]`: what is kept on the disk.
+/// Where messages are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// On the disk, by each sidecar for itself.
+    Disk,
+    /// In the fleet's Redis, by all sidecars of the account together.
+    Redis,
+}
+
+/// `[spool]`: what is kept.
 #[derive(Debug, Clone)]
 pub struct Spool {
-    /// The folder.
+    /// Where.
+    pub store: Store,
+    /// The folder; the ledger is there, too.
     pub path: PathBuf,
     /// The most bytes.
     pub max_bytes: u64,
@@ -385,6 +396,8 @@ pub struct Drain {
     pub grace: Duration,
     /// How long messages are still taken after SIGTERM, before `grace` begins.
     pub accept_for: Duration,
+    /// Whether a disk's spool hands what is left to the fleet's Redis.
+    pub handoff: bool,
 }
 
 /// `[runtime]`

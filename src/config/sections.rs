@@ -18,7 +18,8 @@ use super::read::Reader;
 use super::upstream::upstream;
 use super::{
     Address, Ceilings, Config, Drain, Endpoint, Idempotency, Keys, Listen, LogFormat,
-    PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Publish, Retry, Runtime, Spool, Telemetry, Topics, uri,
+    PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Publish, Retry, Runtime, Spool, Store, Telemetry,
+    Topics, uri,
 };
 use crate::answer::{Codes, Verdict};
 use crate::message::TopicPattern;
@@ -40,12 +41,12 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let ceilings = ceilings(r, upstream.as_ref().map(|upstream| &upstream.endpoint));
     let fleet = fleet(r, ceilings.as_ref(), upstream.as_ref());
     let retry = retry(r);
-    let spool = spool(r);
+    let spool = spool(r, fleet.as_ref().map(Option::is_some));
     let idempotency = idempotency(r);
     let topics = topics(r);
     let billing = billing(r);
     let telemetry = telemetry(r);
-    let drain = drain(r);
+    let drain = drain(r, spool.as_ref(), fleet.as_ref().map(Option::is_some));
     let runtime = runtime(r);
     if let (Some(publish), Some(upstream)) = (&publish, &upstream) {
         checks::payload_fits(r, publish, upstream);
@@ -259,25 +260,23 @@ fn codes(raw: &Raw) -> Result<Codes, Wrong> {
 }
 
 #[expect(clippy::option_option, reason = "outside: is it right; inside: is there one")]
-fn spool(r: &mut Reader<'_>) -> Option<Option<Spool>> {
-    let store = r.value("spool.store", "disk", |raw| {
-        let choices = [("disk", Some(true)), ("none", Some(false)), ("redis", None)];
-        parse::choice(raw, &choices)?.ok_or_else(|| {
-            let problem = "comes with a later release of tollgate";
-            Wrong::new(problem, "write \"disk\" or \"none\"")
-        })
-    });
+fn spool(r: &mut Reader<'_>, has_fleet: Option<bool>) -> Option<Option<Spool>> {
+    let choices = [("disk", Some(Store::Disk)), ("redis", Some(Store::Redis)), ("none", None)];
+    let store = r.choice("spool.store", "disk", &choices);
+    if store == Some(Some(Store::Redis)) && has_fleet == Some(false) {
+        let problem = "is \"redis\", and fleet.url names no Redis";
+        r.clash("spool.store", problem, "set fleet.url, or write \"disk\"");
+    }
     let path = r.value("spool.path", "/var/lib/tollgate/spool", path);
     let max_bytes = r.size("spool.max_bytes", "256MiB", bytesize::MIB..=bytesize::TIB);
     let max_messages = r.count("spool.max_messages", "200000", 1..=10_000_000);
     let keep_receipts = r.duration("spool.keep_receipts", "10m", SHORTEST..=HOUR * 24);
-    let spool = Spool {
-        path: path?,
-        max_bytes: max_bytes? as u64,
-        max_messages: max_messages?,
-        keep_receipts: keep_receipts?,
-    };
-    store.map(|keeps| keeps.then_some(spool))
+    let (path, max_bytes) = (path?, max_bytes? as u64);
+    let (max_messages, keep_receipts) = (max_messages?, keep_receipts?);
+    store.map(|store| {
+        let store = store?;
+        Some(Spool { store, path, max_bytes, max_messages, keep_receipts })
+    })
 }
 
 fn idempotency(r: &mut Reader<'_>) -> Option<Idempotency> {
@@ -298,10 +297,25 @@ fn telemetry(r: &mut Reader<'_>) -> Option<Telemetry> {
     Some(Telemetry { log: log?, level: level?, max_topics: max_topics? })
 }
 
-fn drain(r: &mut Reader<'_>) -> Option<Drain> {
+fn drain(
+    r: &mut Reader<'_>,
+    spool: Option<&Option<Spool>>,
+    has_fleet: Option<bool>,
+) -> Option<Drain> {
     let grace = r.duration("drain.grace", "20s", SHORTEST..=HOUR);
     let accept_for = r.duration("drain.accept_for", "0s", Duration::ZERO..=HOUR);
-    Some(Drain { grace: grace?, accept_for: accept_for? })
+    let handoff = r.boolean("drain.handoff", "false");
+    if handoff == Some(true) {
+        if has_fleet == Some(false) {
+            let problem = "is true, and fleet.url names no Redis to hand messages to";
+            r.clash("drain.handoff", problem, "set fleet.url, or write false");
+        }
+        if matches!(spool, Some(None)) {
+            let problem = "is true, and nothing is kept (spool.store is \"none\")";
+            r.clash("drain.handoff", problem, "set spool.store, or write false");
+        }
+    }
+    Some(Drain { grace: grace?, accept_for: accept_for?, handoff: handoff? })
 }
 
 fn runtime(r: &mut Reader<'_>) -> Option<Runtime> {

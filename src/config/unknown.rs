@@ -7,7 +7,7 @@ use super::parse::kind;
 use super::setting::{Origin, show};
 
 /// Keys and sections that tollgate will have, so that nobody looks for a misspelling.
-const LATER: &[&str] = &["keys.canary", "keys.canary_for", "drain.handoff"];
+const LATER: &[&str] = &["keys.canary", "keys.canary_for"];
 
 /// The keys that are read.
 pub(super) struct Known<'a>(pub(super) &'a [String]);

@@ -62,8 +62,8 @@ impl Keys {
         keys
     }
 
-    /// What an earlier process knew of these messages' keys.
-    fn remember(&self, claimed: Vec<Brief>) {
+    /// What an earlier process, or another sidecar, knew of these messages' keys.
+    pub(super) fn remember(&self, claimed: Vec<Brief>) {
         let (now, wall) = (Instant::now(), Timestamp::now());
         let mut known = self.known();
         for brief in claimed {
@@ -71,9 +71,12 @@ impl Keys {
             // A clock that was ahead: as if it had been kept now.
             let age = Duration::try_from(wall.duration_since(brief.kept_at)).unwrap_or_default();
             let end = now + self.keep.saturating_sub(age);
-            let later = known.slots.get(&claim.key).and_then(|(_, slot)| slot.until());
             // A key that was used again counts from its last use.
-            if end <= now || later.is_some_and(|later| later > end) {
+            let later = known.slots.get(&claim.key).is_some_and(|(_, slot)| match slot {
+                Slot::UnderWay => true,
+                Slot::Answered(_, later) => *later > end,
+            });
+            if end <= now || later {
                 continue;
             }
             known.ends.push_back((end, claim.key));

@@ -114,7 +114,15 @@ impl<U: Upstream> Kept<U> {
                 "messages were left in the spool: delivering them"
             );
         }
+        self.take_up(left);
+    }
+
+    /// Delivers what others have left.
+    pub(super) fn take_up(&self, left: Vec<Brief>) {
         for brief in left {
+            if !matches!(brief.state, State::Queued { .. }) {
+                continue;
+            }
             if brief.state == (State::Queued { calling: true }) {
                 // A call may have left, and the topic is not to be delivered twice. The ledger
                 // has counted it, like all that were under way.
@@ -232,14 +240,14 @@ impl<U: Upstream> Kept<U> {
             Err(tried) => return tried,
         };
         let may_repeat = self.batches.retry().may_repeat(&message.topic);
-        let entry = match self.set_out(&message, item, may_repeat).await {
-            Ok(entry) => entry,
+        let (entry, closes) = match self.set_out(&message, item, may_repeat).await {
+            Ok(set_out) => set_out,
             Err(tried) => {
                 permit.unsent();
                 return tried;
             }
         };
-        let answer = self.call(&message, permit, entry).await;
+        let answer = self.call(&message, permit, entry, closes).await;
         self.settle(&message, item.attempts + 1, &answer, may_repeat).await
     }
 
@@ -255,6 +263,9 @@ impl<U: Upstream> Kept<U> {
         }
         if let Err(over) = self.meter.admits(&lane.instance, &lane.parent) {
             return Err((Said::Waits(wait_for(&over)), true));
+        }
+        if self.spool.is_ours().is_err() {
+            return Err((Said::Waits(AGAIN), true));
         }
         match self.spool.read(item.id).await {
             Ok(Record { message, .. }) => {
@@ -278,7 +289,7 @@ impl<U: Upstream> Kept<U> {
                 }
                 Err(gone)
             }
-            Err(ReadError::Disk(error)) => {
+            Err(ReadError::Disk(error) | ReadError::Redis(error)) => {
                 if let Some(suppressed) = self.lines.next() {
                     let error = &*error;
                     let trace_id = self.trace(item.id).map(tracing::field::display);
@@ -303,14 +314,18 @@ impl<U: Upstream> Kept<U> {
     }
 
     /// Looks once more before a call leaves, for its turn may have been long in coming, and enters
-    /// it in the books.
+    /// it in the books. Returns until when it may leave.
     async fn set_out(
         &self,
         message: &Message,
         item: Item,
         may_repeat: bool,
-    ) -> Result<Call, Tried> {
+    ) -> Result<(Call, Instant), Tried> {
         let id = item.id;
+        // Asked before it is looked for: whoever takes it over does so after `ours` has ended.
+        let ours = self.spool.is_ours().map_err(|_| (Said::Waits(AGAIN), true))?;
+        let turn = Instant::now() + TURN;
+        let closes = ours.map_or(turn, |ours| ours.min(turn));
         let other_probes = !item.probe && self.batches.trouble(&message.lane()).is_some();
         if self.stop.is_cancelled() || other_probes || !self.is_queued(id) {
             return Err((Said::Nothing, true));
@@ -322,10 +337,11 @@ impl<U: Upstream> Kept<U> {
                 return Err((Said::Waits(AGAIN), true));
             }
         }
-        self.begin(message, item).await.map_err(|over| {
+        let begun = self.begin(message, item).await.map_err(|over| {
             drop(self.spool.note(id, Change::Tried(item.attempts)));
             (Said::Waits(wait_for(&over)), true)
-        })
+        });
+        begun.map(|entry| (entry, closes))
     }
 
     async fn begin(&self, message: &Message, item: Item) -> Result<Call, OverBudget> {
@@ -337,12 +353,18 @@ impl<U: Upstream> Kept<U> {
         self.meter.begin(message, kind).await
     }
 
-    async fn call(&self, message: &Message, permit: Permit, entry: Call) -> Answer {
+    async fn call(
+        &self,
+        message: &Message,
+        permit: Permit,
+        entry: Call,
+        closes: Instant,
+    ) -> Answer {
         if let Some((ceiling, wait)) = permit.waited() {
             self.meter.waited(ceiling as usize, wait);
         }
         let start = Instant::now();
-        let departure = Departure::new(start + TURN, &self.stop);
+        let departure = Departure::new(closes, &self.stop);
         let answer = self.upstream.send(message, permit, &departure).await;
         entry.ended(&answer.label(), billed(&answer.verdict()), start.elapsed());
         answer

@@ -16,7 +16,7 @@ mod outcome;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -30,7 +30,7 @@ use crate::config;
 use crate::lines::Lines;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
-use crate::spool::{Brief, Change, Claim, Picked, Spool};
+use crate::spool::{Adoptions, Brief, Change, Claim, Picked, Spool};
 use crate::upstream::Upstream;
 use batches::Batches;
 pub use batches::Paused;
@@ -100,6 +100,9 @@ impl<U: Upstream> Delivery<U> {
                 lines: Lines::new(kept::MAX_LINES),
             });
             kept.recover();
+            if let Some(adoptions) = kept.spool.adoptions() {
+                tokio::spawn(adopt(Arc::downgrade(&kept), Arc::clone(&keys), adoptions));
+            }
             let changed = Arc::clone(&kept.batches.changed);
             tokio::spawn(batches::run(Arc::downgrade(&kept), changed));
             kept
@@ -197,6 +200,15 @@ impl<U: Upstream> Delivery<U> {
             tracing::info!(messages = left, "kept for the next start");
         }
         0
+    }
+}
+
+/// Delivers what other sidecars have left, as long as there is a `kept`.
+async fn adopt<U: Upstream>(kept: Weak<Kept<U>>, keys: Arc<Keys>, mut adoptions: Adoptions) {
+    while let Some(briefs) = adoptions.next().await {
+        let Some(kept) = kept.upgrade() else { return };
+        keys.remember(briefs.clone());
+        kept.take_up(briefs);
     }
 }
 

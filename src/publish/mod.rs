@@ -30,6 +30,7 @@ use crate::door::{Problem, Reply};
 use crate::lines::Lines;
 use crate::message::Topic;
 use crate::meter::{Meter, Published};
+use crate::spool::{Durability, Spool};
 use crate::upstream::Upstream;
 use outcome::Answered;
 use request::{Asked, Reader};
@@ -137,7 +138,7 @@ impl<U: Upstream> Shared<U> {
             Ok(Asked { message, wanted, applied }) => {
                 parent = Some(message.topic.clone());
                 let outcome = self.delivery.publish(message, wanted).await;
-                outcome::answer(outcome, applied)
+                outcome::answer(outcome, self.durability(), applied)
             }
             Err((published, problem)) => Answered::problem(published, problem),
         };
@@ -225,7 +226,7 @@ impl<U: Upstream> Shared<U> {
         for answer in answers {
             let (topic, mut answered) = match answer {
                 Ok((topic, outcome)) => match outcome.await {
-                    Ok(outcome) => (Some(topic), outcome::answer(outcome, None)),
+                    Ok(outcome) => (Some(topic), outcome::answer(outcome, self.durability(), None)),
                     // Only a bug of ours ends it without an outcome.
                     Err(error) => (Some(topic), Answered::bug(&error.to_string())),
                 },
@@ -257,6 +258,10 @@ impl<U: Upstream> Shared<U> {
         if let Some(failure) = &answered.failure {
             log::failure(&self.lines, context, answered.published, failure);
         }
+    }
+
+    fn durability(&self) -> Durability {
+        self.delivery.spool().map(Spool::durability).unwrap_or_default()
     }
 
     fn draining(&self) -> bool {

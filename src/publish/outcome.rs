@@ -15,7 +15,7 @@ use crate::delivery::{Ended, Outcome};
 use crate::door::{Problem, Reply};
 use crate::message::MessageId;
 use crate::meter::{OverBudget, Published};
-use crate::spool::KeepError;
+use crate::spool::{Durability, KeepError};
 
 /// What a caller waits at least when the provider names no time.
 const THROTTLE_RETRY: Duration = Duration::from_secs(1);
@@ -70,15 +70,20 @@ struct Receipt<'a> {
     attempts: u32,
 }
 
-/// The answer to a caller who waited. `applied`: what became of its preference.
-pub(super) fn answer(outcome: Outcome, applied: Option<String>) -> Answered {
+/// The answer to a caller who waited. `durability`: of what is kept; `applied`: what became of its
+/// preference.
+pub(super) fn answer(
+    outcome: Outcome,
+    durability: Durability,
+    applied: Option<String>,
+) -> Answered {
     let Outcome { calls, ended, replayed } = outcome;
     let mut answered = match ended {
         Ended::Answered(answer) => answer_of(&answer, calls),
         Ended::NoPermit(refused) => no_permit(refused),
         Ended::OverBudget(over) => over_budget(&over, calls),
         Ended::Unanswered => unanswered(calls),
-        Ended::Kept(id) => kept(id),
+        Ended::Kept(id) => kept(id, durability),
         Ended::NotKept(error) => not_kept(&error, calls),
         Ended::Barred(bar) => barred_before(bar),
         Ended::OtherRequest => key_problem(
@@ -170,8 +175,9 @@ fn receipt(http: &HttpAnswer, attempts: u32) -> Reply {
 }
 
 /// It is ours to deliver.
-fn kept(id: MessageId) -> Answered {
-    let body = format!("{{\"Id\":\"{id}\",\"Status\":\"queued\"}}");
+fn kept(id: MessageId, durability: Durability) -> Answered {
+    let durability = durability.word();
+    let body = format!("{{\"Id\":\"{id}\",\"Status\":\"queued\",\"Durability\":\"{durability}\"}}");
     let mut reply = Response::new(Full::new(Bytes::from(body)));
     *reply.status_mut() = StatusCode::ACCEPTED;
     let headers = reply.headers_mut();
@@ -195,6 +201,12 @@ fn not_kept(error: &KeepError, calls: u32) -> Answered {
             "The spool does not take it",
             "The spool's disk is full or does not write. The message was not accepted and nothing \
              was sent.",
+        ),
+        KeepError::Redis(_) => (
+            "spool-unavailable",
+            "The spool does not take it",
+            "Redis, which holds the spool, is full, does not write or does not answer. The message \
+             was not accepted and nothing was sent.",
         ),
     };
     let problem = problem(StatusCode::SERVICE_UNAVAILABLE, slug, title, detail.to_owned())
@@ -390,8 +402,8 @@ fn timeout() -> Problem {
 
 fn unanswered(calls: u32) -> Answered {
     let why = match calls {
-        // What the disk has not said to have may still be on it after a crash.
-        0 => "The disk does not say whether it has the message",
+        // What the spool has not said to have may still be in it after a crash.
+        0 => "The spool does not say whether it has the message",
         _ => "The call was sent to the upstream, and the wait ended before its answer",
     };
     let problem = unknown(why).attempts(calls);

@@ -5,7 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,13 +14,13 @@ use tokio::time::{Instant, sleep};
 
 use super::KeepError;
 use super::frame::{Draft, Kind};
-use super::index::{Entry, Index, Spot};
+use super::index::{Entry, Index};
 use super::log::{Failed, Log, Written};
 use super::shared::Shared;
+use super::store::{End, Fate, Writer};
+use super::streams;
 use crate::message::MessageId;
 
-/// The most bytes of one round, but that one frame may be longer.
-const ROUND: u64 = 4 * 1024 * 1024;
 /// Longer than a disk takes that works.
 const HANGS: Duration = Duration::from_secs(1);
 /// How long to wait after a failure if nobody comes meanwhile.
@@ -41,7 +41,7 @@ pub(super) enum Op {
 }
 
 impl Op {
-    fn draft(&self) -> Option<&Draft> {
+    pub(super) fn draft(&self) -> Option<&Draft> {
         match self {
             Self::Keep { draft, .. } | Self::Note { draft, .. } => Some(draft),
             Self::Fence { .. } => None,
@@ -67,6 +67,12 @@ impl Queue {
         self.ops.push_back(Op::Note { draft: Draft::bare(Kind::Forgotten, id), done: None });
     }
 
+    /// Messages whose end waits to be written.
+    pub(super) fn forgotten(&self) -> impl Iterator<Item = MessageId> {
+        let drafts = self.ops.iter().filter_map(Op::draft);
+        drafts.filter(|draft| draft.kind == Kind::Forgotten).map(|draft| draft.id)
+    }
+
     /// Whether the disk has not answered for long.
     pub(super) fn hangs(&self) -> bool {
         self.since.is_some_and(|since| since.elapsed() >= HANGS)
@@ -78,13 +84,13 @@ impl Queue {
         self.leading
     }
 
-    fn round(&mut self, limit: u64) -> Vec<Op> {
+    fn round(&mut self, (limit, most): (u64, usize)) -> Vec<Op> {
         self.since = Some(Instant::now());
         let mut bytes = 0;
         let mut ops = Vec::new();
         while let Some(op) = self.ops.front() {
             bytes += op.draft().map_or(0, |draft| u64::from(draft.len()));
-            if bytes > limit && !ops.is_empty() {
+            if (bytes > limit && !ops.is_empty()) || ops.len() >= most {
                 break;
             }
             ops.extend(self.ops.pop_front());
@@ -122,13 +128,30 @@ impl Shared {
         });
     }
 
-    /// Only the leader takes this lock, so nobody ever waits for it.
-    fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Writes frames at once. Only for the leader, and before there is one.
+    pub(super) fn append(
+        &self,
+        writer: &mut Writer,
+        drafts: &[&Draft],
+    ) -> Result<Vec<Fate>, Failed> {
+        let owner = match &mut writer.end {
+            End::Log(log) => {
+                let written = self.append_log(log, drafts)?;
+                return Ok(written.spots.into_iter().map(Fate::At).collect());
+            }
+            End::Redis(owner) => owner,
+        };
+        let started = Instant::now();
+        let written = owner.commit(self, &writer.regrets, drafts);
+        // That a full Redis takes what makes it emptier does not say that it takes the rest.
+        if written.is_err() || streams::grows(drafts) {
+            self.wrote(started, &written);
+        }
+        written
     }
 
-    /// Writes frames at once. Only for the leader, and before there is one.
-    pub(super) fn append(&self, log: &mut Log, drafts: &[&Draft]) -> Result<Written, Failed> {
+    /// The same on a disk.
+    pub(super) fn append_log(&self, log: &mut Log, drafts: &[&Draft]) -> Result<Written, Failed> {
         let started = Instant::now();
         let mut result = log.append(drafts);
         // Room may be found by deleting, which needs none.
@@ -146,21 +169,44 @@ impl Shared {
         for (segment, salt) in log.made.drain(..) {
             index.segments.entry(segment).or_default().salt = salt;
         }
-        match &result {
-            Ok(written) => {
+        if let Ok(written) = &result {
+            index.segments.entry(written.segment).or_default().len = written.len;
+        }
+        drop(index);
+        self.wrote(started, &result);
+        result
+    }
+
+    /// A write has ended so.
+    pub(super) fn wrote<T>(&self, started: Instant, result: &Result<T, Failed>) {
+        let mut index = self.index();
+        match result {
+            Ok(_) => {
                 self.commits.observe(started.elapsed().as_secs_f64());
-                index.segments.entry(written.segment).or_default().len = written.len;
                 index.failure = None;
             }
             Err(failed) => {
                 let error = failed.error.to_string();
                 if index.failure.is_none() {
-                    tracing::warn!(error, "the disk does not take what is to be kept");
+                    tracing::warn!(error, "{} does not take what is to be kept", self.store.word());
                 }
                 index.failure = Some(error.into());
             }
         }
-        result
+    }
+
+    /// Sees to what is written. Returns whether there is more to do.
+    fn tend(&self, writer: &mut Writer) -> io::Result<bool> {
+        let owner = match &mut writer.end {
+            End::Log(log) => return self.tidy(log),
+            End::Redis(owner) => owner,
+        };
+        let started = Instant::now();
+        owner.tend(self, &writer.regrets).map(|()| false).map_err(|error| {
+            let failed = || Failed { error: io::Error::other(error.to_string()), traces: false };
+            self.wrote::<()>(started, &Err(failed()));
+            failed().error
+        })
     }
 }
 
@@ -189,17 +235,17 @@ impl Leader<'_> {
     fn lead(&mut self) {
         let shared = self.shared;
         loop {
-            let mut log = shared.log();
-            let ops = shared.queue().round(ROUND.min(shared.segment_size()));
+            let mut writer = shared.writer();
+            let ops = shared.queue().round(shared.store.round(shared.segment_size()));
             shared.index().expire(shared.options.keep_receipts, Timestamp::now());
-            let idle = ops.is_empty() && log.regrets.is_empty();
-            let written = if idle { self.probe(&mut log) } else { self.write(&mut log, ops) };
+            let idle = ops.is_empty() && writer.regrets.is_empty();
+            let written = if idle { self.probe(&mut writer) } else { self.write(&mut writer, ops) };
             if let Err(error) = written {
-                drop(log);
+                drop(writer);
                 return self.give_up(&error);
             }
-            let tidied = shared.tidy(&mut log);
-            drop(log);
+            let tidied = shared.tend(&mut writer);
+            drop(writer);
             if let Err(error) = &tidied {
                 tracing::debug!(%error, "the spool's folder cannot be tidied");
                 shared.retry_later();
@@ -214,12 +260,12 @@ impl Leader<'_> {
 
     /// After a failure somebody has to find out that the disk works again: as long as it seems
     /// not to, perhaps nothing else comes that would be written.
-    fn probe(&self, log: &mut Log) -> Result<(), Arc<str>> {
+    fn probe(&self, writer: &mut Writer) -> Result<(), Arc<str>> {
         if self.shared.index().failure.is_none() {
             return Ok(());
         }
         let nobody = Draft::bare(Kind::Forgotten, MessageId::from_u128(0));
-        let written = self.shared.append(log, &[&nobody]);
+        let written = self.shared.append(writer, &[&nobody]);
         written.map(drop).map_err(|failed| failed.error.to_string().into())
     }
 
@@ -228,7 +274,7 @@ impl Leader<'_> {
         let mut index = self.shared.index();
         let mut queue = self.shared.queue();
         let ops = std::mem::take(&mut queue.ops);
-        let error = KeepError::Disk(Arc::clone(error));
+        let error = self.shared.store.refusal(Arc::clone(error));
         queue.ops = without_repeats(without_keeps(&mut index, ops, &error));
         self.resign(&mut queue);
         drop(queue);
@@ -236,11 +282,16 @@ impl Leader<'_> {
         self.shared.retry_later();
     }
 
-    fn write(&self, log: &mut Log, ops: Vec<Op>) -> Result<(), Arc<str>> {
+    fn write(&self, writer: &mut Writer, ops: Vec<Op>) -> Result<(), Arc<str>> {
         let shared = self.shared;
-        let back = |ops: Vec<Op>, error: &io::Error, told: fn(Arc<str>) -> KeepError| {
-            let error = Arc::from(error.to_string());
-            let notes = without_keeps(&mut shared.index(), ops.into(), &told(Arc::clone(&error)));
+        let back = |ops: Vec<Op>, error: &io::Error, traces: bool| {
+            let error: Arc<str> = Arc::from(error.to_string());
+            let told = if traces {
+                KeepError::Unsure(Arc::clone(&error))
+            } else {
+                shared.store.refusal(Arc::clone(&error))
+            };
+            let notes = without_keeps(&mut shared.index(), ops.into(), &told);
             let mut queue = shared.queue();
             for op in notes.into_iter().rev() {
                 queue.ops.push_front(op);
@@ -249,12 +300,12 @@ impl Leader<'_> {
         };
         // First what must not come back. As long as that is not written nothing else is tried, so
         // that failures do not pile up.
-        if !log.regrets.is_empty() {
+        if !writer.regrets.is_empty() {
             let regrets: Vec<Draft> =
-                log.regrets.iter().map(|id| Draft::bare(Kind::Forgotten, *id)).collect();
-            match shared.append(log, &regrets.iter().collect::<Vec<_>>()) {
-                Ok(_) => log.regrets.clear(),
-                Err(failed) => return Err(back(ops, &failed.error, KeepError::Disk)),
+                writer.regrets.iter().map(|id| Draft::bare(Kind::Forgotten, *id)).collect();
+            match shared.append(writer, &regrets.iter().collect::<Vec<_>>()) {
+                Ok(_) => writer.regrets.clear(),
+                Err(failed) => return Err(back(ops, &failed.error, false)),
             }
         }
         let drafts: Vec<&Draft> = ops.iter().filter_map(Op::draft).collect();
@@ -262,18 +313,17 @@ impl Leader<'_> {
             shared.done(ops, &[]);
             return Ok(());
         }
-        match shared.append(log, &drafts) {
-            Ok(written) => {
-                shared.done(ops, &written.spots);
+        match shared.append(writer, &drafts) {
+            Ok(fates) => {
+                shared.done(ops, &fates);
                 Ok(())
             }
             Err(failed) => {
                 if failed.traces {
                     let keeps = ops.iter().filter(|op| matches!(op, Op::Keep { .. }));
-                    log.regrets.extend(keeps.filter_map(Op::draft).map(|draft| draft.id));
-                    return Err(back(ops, &failed.error, KeepError::Unsure));
+                    writer.regrets.extend(keeps.filter_map(Op::draft).map(|draft| draft.id));
                 }
-                Err(back(ops, &failed.error, KeepError::Disk))
+                Err(back(ops, &failed.error, failed.traces))
             }
         }
     }
@@ -281,8 +331,8 @@ impl Leader<'_> {
 
 impl Shared {
     /// All of it is durable.
-    fn done(&self, ops: Vec<Op>, spots: &[Spot]) {
-        let mut spots = spots.iter().copied();
+    fn done(&self, ops: Vec<Op>, fates: &[Fate]) {
+        let mut fates = fates.iter().copied();
         let mut index = self.index();
         let mut told = Vec::with_capacity(ops.len());
         for op in ops {
@@ -290,17 +340,29 @@ impl Shared {
                 Op::Keep { draft, mut entry, done } => {
                     index.reserved.messages -= 1;
                     index.reserved.bytes -= u64::from(draft.len());
-                    if let Some(spot) = spots.next() {
-                        entry.spot = spot;
-                        index.insert(draft.id, entry);
-                    }
-                    told.push(Told::Keep(done));
+                    let kept = match fates.next() {
+                        Some(Fate::At(spot)) => {
+                            entry.spot = spot;
+                            index.insert(draft.id, entry);
+                            Ok(())
+                        }
+                        Some(Fate::Full) => Err(KeepError::Full),
+                        Some(Fate::Lost) | None => {
+                            Err(self.store.refusal("it is kept already".into()))
+                        }
+                    };
+                    told.push(Told::Keep(done, kept));
                 }
                 Op::Note { draft, done } => {
-                    if let (Some(spot), Kind::Delivered) = (spots.next(), draft.kind)
-                        && index.get(draft.id).is_some_and(Entry::is_delivered)
-                    {
-                        index.settle(draft.id, spot, true);
+                    let is_delivered = index.get(draft.id).is_some_and(Entry::is_delivered);
+                    match fates.next() {
+                        Some(Fate::At(spot)) if draft.kind == Kind::Delivered && is_delivered => {
+                            index.settle(draft.id, spot, true);
+                        }
+                        Some(Fate::Lost) if index.remove(draft.id).is_some() => {
+                            tracing::warn!(message = %draft.id, "another sidecar has taken over a message");
+                        }
+                        _ => {}
                     }
                     told.extend(done.map(Told::Note));
                 }
@@ -311,7 +373,7 @@ impl Shared {
         for told in told {
             // Whoever has gone away need not know.
             match told {
-                Told::Keep(done) => drop(done.send(Ok(()))),
+                Told::Keep(done, kept) => drop(done.send(kept)),
                 Told::Note(done) => drop(done.send(())),
             }
         }
@@ -319,7 +381,7 @@ impl Shared {
 }
 
 enum Told {
-    Keep(oneshot::Sender<Result<(), KeepError>>),
+    Keep(oneshot::Sender<Result<(), KeepError>>, Result<(), KeepError>),
     Note(oneshot::Sender<()>),
 }
 
@@ -342,7 +404,7 @@ fn without_repeats(ops: VecDeque<Op>) -> VecDeque<Op> {
     rest
 }
 
-/// Tells those who keep that the disk does not take it.
+/// Tells those who keep that it is not taken.
 fn without_keeps(index: &mut Index, ops: VecDeque<Op>, error: &KeepError) -> VecDeque<Op> {
     let mut rest = VecDeque::with_capacity(ops.len());
     for op in ops {

@@ -10,7 +10,8 @@ use super::OpenError;
 
 /// Where damaged bytes are set aside.
 pub(super) const DAMAGED: &str = "damaged";
-const LOCK: &str = "lock";
+/// Whoever holds it holds the folder. It is there wherever there was a spool.
+pub(super) const LOCK: &str = "lock";
 
 /// A folder of files that are appended to. A name may have [`DAMAGED`] before it.
 pub(super) trait Disk: Debug + Send + Sync {

@@ -246,13 +246,16 @@ impl Index {
             damaged: self.damaged,
             failure: self.failure.clone(),
             max: Share::default(),
+            account: None,
         }
     }
 
     fn hold(&mut self, id: MessageId, spot: Spot) {
-        let segment = self.segments.entry(spot.segment).or_default();
-        segment.live += u64::from(spot.len);
-        segment.ids.push(id);
+        // In Redis there are no segments.
+        if let Some(segment) = self.segments.get_mut(&spot.segment) {
+            segment.live += u64::from(spot.len);
+            segment.ids.push(id);
+        }
     }
 
     fn release(&mut self, spot: Spot) {

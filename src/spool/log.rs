@@ -7,7 +7,6 @@ use super::disk::{Disk, Tail};
 use super::frame::Draft;
 use super::index::Spot;
 use super::recover::name;
-use crate::message::MessageId;
 
 /// The segment that is written.
 #[derive(Debug)]
@@ -22,13 +21,11 @@ struct Active {
 /// The log.
 #[derive(Debug)]
 pub(super) struct Log {
-    disk: Arc<dyn Disk>,
+    pub(super) disk: Arc<dyn Disk>,
     /// How long a segment gets.
     size: u64,
     next: u32,
     active: Option<Active>,
-    /// Messages whose frames may be on the disk although we said that they are not kept.
-    pub(super) regrets: Vec<MessageId>,
     /// Segments that were made since somebody asked, with their salts: the ones that hold nothing
     /// but failures, too, since they must not outlive what forgets these.
     pub(super) made: Vec<(u32, u64)>,
@@ -62,7 +59,7 @@ impl Failed {
 impl Log {
     /// Goes on after what was found. An old segment is never appended to: how it ends is not ours.
     pub(super) fn new(disk: Arc<dyn Disk>, size: u64, next: u32) -> Self {
-        Self { disk, size, next, active: None, regrets: Vec::new(), made: Vec::new() }
+        Self { disk, size, next, active: None, made: Vec::new() }
     }
 
     /// The segment that is written, if there is one.

@@ -90,6 +90,17 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> Draft {
     }
 }
 
+/// The same without its body, for where that is already.
+pub(super) fn now(id: MessageId, entry: &Entry) -> Draft {
+    let kind = match &entry.stage {
+        Stage::Queued { calling: true } => Kind::Calling,
+        Stage::Queued { calling: false } => Kind::Tried,
+        Stage::Dead(_) => Kind::Dead,
+        Stage::Delivered(_) => Kind::Delivered,
+    };
+    Draft { kind, ..whole(id, entry, Bytes::new()) }
+}
+
 /// The frame of a change; `entry` is the message after it.
 pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> Draft {
     let (kind, meta) = match change {
@@ -117,7 +128,7 @@ pub(super) enum Said {
 pub(super) fn read(kind: Kind, meta: &[u8], spot: Spot, places: &mut Places) -> Option<Said> {
     let change = match kind {
         Kind::Kept | Kind::Delivered => {
-            let entry = read_whole(meta, spot, places)?;
+            let entry = entry(meta, spot, places)?;
             let delivered = matches!(entry.stage, Stage::Delivered(_));
             return (delivered == (kind == Kind::Delivered)).then_some(Said::Whole(entry));
         }
@@ -133,7 +144,8 @@ pub(super) fn read(kind: Kind, meta: &[u8], spot: Spot, places: &mut Places) -> 
     Some(Said::Change(change))
 }
 
-fn read_whole(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entry> {
+/// Reads all that is known of a message.
+pub(super) fn entry(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entry> {
     let words: Whole<'_> = serde_json::from_slice(meta).ok()?;
     let topic = Topic::parse(&words.topic).ok()?;
     let stage = match (words.death, words.receipt) {

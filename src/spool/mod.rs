@@ -1,4 +1,4 @@
-//! Accepted messages that survive.
+//! Accepted messages that survive: on this machine's disk, or in the Redis of a fleet (`streams`).
 //!
 //! [`Spool::keep`] returns once a message is durable, and concurrent calls share one write to the
 //! disk. What becomes of a message afterwards is noted with [`Spool::note`].
@@ -6,6 +6,7 @@
 mod commit;
 mod damaged;
 mod disk;
+mod fleet;
 mod frame;
 mod index;
 mod log;
@@ -17,6 +18,8 @@ mod recover;
 mod scan;
 mod selection;
 mod shared;
+mod store;
+mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tidy;
@@ -34,8 +37,10 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+pub use fleet::{Adoptions, NotOurs};
 pub use record::{Brief, Change, Claim, Death, Reason, Receipt, Record, State};
 pub use selection::{Listed, Picked, Selection, SelectionError, Which};
+pub use streams::Durability;
 
 use crate::message::{Message, MessageId};
 use commit::Op;
@@ -43,6 +48,7 @@ use disk::Folder;
 use frame::{Draft, Kind};
 use index::{Entry, Index, Spot, Stage};
 use shared::Shared;
+use store::Store;
 
 /// Where and how much is kept.
 #[derive(Debug, Clone)]
@@ -63,6 +69,17 @@ pub enum OpenError {
     /// Another process holds it.
     #[error("another process holds the spool at {0}")]
     Taken(PathBuf),
+    /// Redis is not to be used as it is.
+    #[error("the spool in Redis cannot be used: {0}")]
+    Redis(String),
+    /// Messages are to be kept in Redis, and there are some on the disk, which nobody would deliver.
+    #[error("the disk's spool at {path} still holds {messages} messages")]
+    Left {
+        /// Where.
+        path: PathBuf,
+        /// Queued ones and dead letters.
+        messages: u64,
+    },
     /// The folder cannot be read or written.
     #[error("the spool at {path} cannot be used: {error}")]
     Io {
@@ -73,8 +90,23 @@ pub enum OpenError {
     },
 }
 
-/// Why a message was not kept. It is not kept then, also not after a restart, unless the disk left
-/// that open.
+impl OpenError {
+    /// What to do.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Taken(_) | Self::Io { .. } => {
+                "set spool.path, or spool.store = \"none\" to keep nothing"
+            }
+            Self::Redis(_) => "see to it, or set spool.store = \"disk\"",
+            Self::Left { .. } => {
+                "start once with spool.store = \"disk\" and drain.handoff = true, and stop"
+            }
+        }
+    }
+}
+
+/// Why a message was not kept. It is not kept then, also not after a restart, unless that was
+/// left open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeepError {
     /// `spool.max_bytes` or `spool.max_messages` is reached.
@@ -83,9 +115,12 @@ pub enum KeepError {
     /// The disk has no room or does not write.
     #[error("the disk does not take it: {0}")]
     Disk(Arc<str>),
-    /// The disk has failed with it, and could not take back what it has of it: until it works again, a
-    /// restart may find the message.
-    #[error("the disk does not say whether it took it: {0}")]
+    /// Redis has no room, does not write or does not answer.
+    #[error("Redis does not take it: {0}")]
+    Redis(Arc<str>),
+    /// It failed while the message was written, and what there is of it could not be taken back: until
+    /// it works again, a restart, or another sidecar, may find the message.
+    #[error("nobody says whether it was taken: {0}")]
     Unsure(Arc<str>),
 }
 
@@ -101,6 +136,9 @@ pub enum ReadError {
     /// The disk does not read; it may later.
     #[error("the disk does not read: {0}")]
     Disk(Arc<str>),
+    /// Redis does not answer; it may later.
+    #[error("Redis does not answer: {0}")]
+    Redis(Arc<str>),
 }
 
 /// What is kept now.
@@ -120,6 +158,8 @@ pub struct Usage {
     pub failure: Option<Arc<str>>,
     /// The most that may be kept of all together.
     pub max: Share,
+    /// What all sidecars of the account keep without receipts, where they share a spool.
+    pub account: Option<Share>,
 }
 
 /// A part of what is kept.
@@ -192,7 +232,7 @@ impl Spool {
     pub async fn keep(&self, message: &Message, claim: Option<Claim>) -> Result<(), KeepError> {
         let done = self.submit(message, claim)?;
         self.shared.kick();
-        let stopped = || KeepError::Disk("it was stopped".into());
+        let stopped = || self.shared.store.refusal("it was stopped".into());
         done.await.unwrap_or_else(|_| Err(stopped()))
     }
 
@@ -204,12 +244,11 @@ impl Spool {
         if message.payload.as_bytes().len() > MAX_FRAME {
             return Err(KeepError::Full);
         }
-        let now = Timestamp::now();
         let mut index = self.shared.index();
         let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
-        let mut entry = Entry {
+        let entry = Entry {
             place: index.places.get(instance, topic),
-            kept_at: now,
+            kept_at: Timestamp::now(),
             attempts: 0,
             size: 0,
             spot: Spot { segment: 0, offset: 0, len: 0 },
@@ -217,11 +256,20 @@ impl Spool {
             trace: message.trace.map(Box::new),
             stage: Stage::Queued { calling: false },
         };
+        self.enqueue(&mut index, message, entry)
+    }
+
+    fn enqueue(
+        &self,
+        index: &mut Index,
+        message: &Message,
+        mut entry: Entry,
+    ) -> Result<oneshot::Receiver<Result<(), KeepError>>, KeepError> {
         let body = Bytes::copy_from_slice(message.payload.as_bytes());
         let draft = meta::whole(message.id, &entry, body);
         entry.size = draft.len();
-        index.expire(self.shared.options.keep_receipts, now);
-        self.make_room(&mut index, Share { messages: 1, bytes: draft.len().into() }, None)?;
+        index.expire(self.shared.options.keep_receipts, Timestamp::now());
+        self.make_room(index, Share { messages: 1, bytes: draft.len().into() }, None)?;
         index.reserved.messages += 1;
         index.reserved.bytes += u64::from(draft.len());
         let (done, told) = oneshot::channel();
@@ -265,16 +313,17 @@ impl Spool {
     #[allow(clippy::needless_pass_by_value, reason = "a change is said once")]
     pub fn note(&self, id: MessageId, change: Change) -> Noted {
         let (done, durable) = oneshot::channel();
+        let store = &self.shared.store;
         let mut index = self.shared.index();
         let mut draft = (change == Change::Forgotten).then(|| Draft::bare(Kind::Forgotten, id));
         let changed =
-            index.change(id, &change, |entry| draft.insert(meta::change(id, &change, entry)).len());
+            index.change(id, &change, |entry| draft.insert(store.draft(id, &change, entry)).len());
         let op = match (draft, changed) {
             (_, false) => Op::Fence { done },
             (Some(draft), true) => Op::Note { draft, done: Some(done) },
             (None, true) => match index.get(id) {
                 Some(entry) => {
-                    Op::Note { draft: meta::change(id, &change, entry), done: Some(done) }
+                    Op::Note { draft: store.draft(id, &change, entry), done: Some(done) }
                 }
                 None => Op::Fence { done },
             },
@@ -292,7 +341,11 @@ impl Spool {
     /// A kept message, whole.
     pub async fn read(&self, id: MessageId) -> Result<Record, ReadError> {
         let shared = Arc::clone(&self.shared);
-        let read = tokio::task::spawn_blocking(move || shared.read(id));
+        let disk = match &self.shared.store {
+            Store::Disk(disk) => Arc::clone(disk),
+            Store::Redis(streams) => return shared.fetch(streams, id).await,
+        };
+        let read = tokio::task::spawn_blocking(move || shared.read(&*disk, id));
         match read.await {
             Ok(read) => {
                 if matches!(read, Err(ReadError::Damaged)) {
@@ -334,7 +387,11 @@ impl Spool {
 
     /// What is kept now.
     pub fn usage(&self) -> Usage {
-        let mut usage = Usage { max: self.max(), ..self.fresh().usage() };
+        let account = match &self.shared.store {
+            Store::Disk(_) => None,
+            Store::Redis(streams) => Some(streams.account()),
+        };
+        let mut usage = Usage { max: self.max(), account, ..self.fresh().usage() };
         if usage.failure.is_none() && self.shared.queue().hangs() {
             usage.failure = Some("it does not answer".into());
         }

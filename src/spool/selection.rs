@@ -7,8 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::Spool;
 use super::record::{Brief, Change, Reason, Record, State};
-use super::{ReadError, Spool};
 use crate::message::{MessageId, TopicPattern};
 
 /// What has become of a message, in a word.
@@ -215,13 +215,10 @@ impl Spool {
     /// One message, with its payload as long as it has one.
     pub async fn show(&self, id: MessageId) -> Option<Listed> {
         let mut listed = Listed::from(&self.find(id)?);
-        match self.read(id).await {
-            Ok(Record { message, .. }) => {
-                let payload = message.payload.as_bytes();
-                listed.payload_base64 = Some(STANDARD.encode(payload));
-                listed.bytes = Some(payload.len());
-            }
-            Err(ReadError::Absent | ReadError::Damaged | ReadError::Disk(_)) => {}
+        if let Ok(Record { message, .. }) = self.read(id).await {
+            let payload = message.payload.as_bytes();
+            listed.payload_base64 = Some(STANDARD.encode(payload));
+            listed.bytes = Some(payload.len());
         }
         Some(listed)
     }

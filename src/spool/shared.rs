@@ -1,5 +1,5 @@
 //! What all clones of a spool share. Locks are taken in the order of the fields, and none but the
-//! log's is held while the disk works.
+//! writer's is held while the disk works.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,8 @@ use super::log::Log;
 use super::meta;
 use super::record::Change;
 use super::recover::recover;
+use super::store::{End, Fate, Store, Writer};
+use super::streams::Owner;
 use super::{OpenError, Options};
 use crate::message::MessageId;
 
@@ -28,10 +30,10 @@ const MAX_SEGMENT: u64 = 8 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) options: Options,
-    pub(super) disk: Arc<dyn Disk>,
+    pub(super) store: Store,
     pub(super) runtime: Handle,
     pub(super) commits: Histogram,
-    pub(super) log: Mutex<Log>,
+    writer: Mutex<Writer>,
     index: Mutex<Index>,
     queue: Mutex<Queue>,
 }
@@ -50,10 +52,10 @@ impl Shared {
         index.expire(options.keep_receipts, Timestamp::now());
         let shared = Self {
             options,
-            disk,
+            store: Store::Disk(disk),
             runtime,
             commits: histogram(),
-            log: Mutex::new(log),
+            writer: Mutex::new(Writer::new(End::Log(log))),
             index: Mutex::new(index),
             queue: Mutex::default(),
         };
@@ -63,9 +65,23 @@ impl Shared {
         Ok(shared)
     }
 
+    /// The spool of an account in Redis, with nothing in it yet.
+    pub(super) fn share(owner: Owner, options: Options, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            store: Store::Redis(owner.streams()),
+            runtime,
+            commits: histogram(),
+            writer: Mutex::new(Writer::new(End::Redis(Box::new(owner)))),
+            index: Mutex::default(),
+            queue: Mutex::default(),
+        })
+    }
+
     /// Writes anew what damage has hit, and then sets the damage aside: it says nothing at the
     /// next start.
     fn amend(&self, amends: &BTreeMap<MessageId, Change>, damage: &[(String, Range)]) {
+        let Store::Disk(disk) = &self.store else { return };
         let drafts: Vec<Draft> = {
             let index = self.index();
             let found =
@@ -73,24 +89,27 @@ impl Shared {
             found.map(|(id, change, entry)| meta::change(*id, change, entry)).collect()
         };
         if !drafts.is_empty() {
-            let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-            let written = self.append(&mut log, &drafts.iter().collect::<Vec<_>>());
-            drop(log);
-            let Ok(written) = written else {
+            let written = self.append(&mut self.writer(), &drafts.iter().collect::<Vec<_>>());
+            let Ok(fates) = written else {
                 let note = |draft| Op::Note { draft, done: None };
                 self.queue().ops.extend(drafts.into_iter().map(note));
                 return;
             };
             let mut index = self.index();
-            for (draft, spot) in drafts.iter().zip(written.spots) {
-                if draft.kind == Kind::Delivered {
+            for (draft, fate) in drafts.iter().zip(fates) {
+                if let (Kind::Delivered, Fate::At(spot)) = (draft.kind, fate) {
                     index.settle(draft.id, spot, true);
                 }
             }
         }
         for (file, range) in damage {
-            set_aside(&*self.disk, file, *range);
+            set_aside(&**disk, file, *range);
         }
+    }
+
+    /// Only the leader takes this lock, so nobody ever waits for it.
+    pub(super) fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
@@ -103,6 +122,14 @@ impl Shared {
 
     pub(super) fn segment_size(&self) -> u64 {
         segment_size(&self.options)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Store::Redis(streams) = &self.store {
+            streams.close();
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 
 use bytes::Bytes;
 
+use super::disk::Disk;
 use super::frame::{Draft, HEAD, Head};
 use super::index::{Entry, Spot};
 use super::log::Log;
@@ -69,12 +70,12 @@ impl Shared {
                     _ => return Ok(deleted),
                 }
             };
-            match self.disk.remove(&name(segment, salt)) {
+            match log.disk.remove(&name(segment, salt)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
             // Before the next one goes: a crash must not leave the older and lose the newer.
-            self.disk.sync_folder()?;
+            log.disk.sync_folder()?;
             self.index().segments.remove(&segment);
             deleted = true;
         }
@@ -86,12 +87,12 @@ impl Shared {
         let mut bytes = 0;
         while bytes < STEP {
             let Some((id, entry)) = self.next_in(segment) else { break };
-            match self.redraft(id, &entry) {
+            match self.redraft(&*log.disk, id, &entry) {
                 Ok(draft) => {
                     bytes += u64::from(draft.len());
                     moved.push((id, entry.spot, draft));
                 }
-                Err(Unread::Damaged) => self.lose(id, entry.spot),
+                Err(Unread::Damaged) => self.lose(&*log.disk, id, entry.spot),
                 Err(Unread::Io(error)) => {
                     self.put_back(segment, moved.iter().map(|(id, ..)| *id).chain([id]));
                     return Err(error);
@@ -100,7 +101,7 @@ impl Shared {
         }
         let drafts: Vec<&Draft> = moved.iter().map(|(_, _, draft)| draft).collect();
         if !drafts.is_empty() {
-            let written = match self.append(log, &drafts) {
+            let written = match self.append_log(log, &drafts) {
                 Ok(written) => written,
                 Err(failed) => {
                     self.put_back(segment, moved.iter().map(|(id, ..)| *id));
@@ -137,16 +138,16 @@ impl Shared {
         }
     }
 
-    fn redraft(&self, id: MessageId, entry: &Entry) -> Result<Draft, Unread> {
+    fn redraft(&self, disk: &dyn Disk, id: MessageId, entry: &Entry) -> Result<Draft, Unread> {
         if entry.is_delivered() {
             return Ok(meta::whole(id, entry, Bytes::new()));
         }
-        let body = self.body(id, entry.spot)?;
+        let body = self.body(disk, id, entry.spot)?;
         Ok(meta::whole(id, entry, body))
     }
 
     /// The body of the frame at a place.
-    pub(super) fn body(&self, id: MessageId, spot: Spot) -> Result<Bytes, Unread> {
+    pub(super) fn body(&self, disk: &dyn Disk, id: MessageId, spot: Spot) -> Result<Bytes, Unread> {
         let salt = {
             let index = self.index();
             let gone = || Unread::Io(io::ErrorKind::NotFound.into());
@@ -155,7 +156,7 @@ impl Shared {
         let mut frame = vec![0; spot.len as usize];
         let offset = u64::from(spot.offset);
         let file = name(spot.segment, salt);
-        match self.disk.read_at(&file, offset, &mut frame) {
+        match disk.read_at(&file, offset, &mut frame) {
             // The file has lost its end.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(Unread::Damaged);
@@ -171,7 +172,7 @@ impl Shared {
     }
 
     /// A message whose bytes are damaged is no longer kept.
-    pub(super) fn lose(&self, id: MessageId, spot: Spot) {
+    pub(super) fn lose(&self, disk: &dyn Disk, id: MessageId, spot: Spot) {
         let file = {
             let mut index = self.index();
             if index.get(id).is_none_or(|entry| entry.spot != spot) {
@@ -185,7 +186,7 @@ impl Shared {
         tracing::warn!(message = %id, "a kept message is damaged and lost");
         if let Some(file) = file {
             let range = damaged::Range { offset: spot.offset.into(), len: spot.len.into() };
-            damaged::set_aside(&*self.disk, &file, range);
+            damaged::set_aside(disk, &file, range);
         }
     }
 }

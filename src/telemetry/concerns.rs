@@ -274,9 +274,16 @@ impl Concerns {
             let detail = format!(
                 "It says: {failure}. What is not delivered at once cannot be kept and is refused."
             );
-            let todo =
-                "Make room on the disk of spool.path, or mend it. It is tried again by itself.";
-            self.add(Level::Bad, "The spool's disk takes no writes", detail, todo);
+            let (title, todo) = if kept.durability.starts_with("redis") {
+                let todo = "See that the Redis of fleet.url runs, can be reached and has memory. It is \
+                            tried again by itself.";
+                ("The spool's Redis takes no writes", todo)
+            } else {
+                let todo =
+                    "Make room on the disk of spool.path, or mend it. It is tried again by itself.";
+                ("The spool's disk takes no writes", todo)
+            };
+            self.add(Level::Bad, title, detail, todo);
         }
         if kept.full >= NEARLY {
             let full = kept.full >= NEAR_CEILING;

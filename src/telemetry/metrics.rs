@@ -270,7 +270,7 @@ fn retries(facts: &Facts) -> Families {
 fn spool(spool: &Spool) -> Families {
     let usage = spool.usage();
     let mut messages = Family::gauge("tollgate_spool_messages", "Messages that are kept");
-    let mut bytes = Family::gauge("tollgate_spool_bytes", "Their bytes on the disk");
+    let mut bytes = Family::gauge("tollgate_spool_bytes", "Their bytes");
     for (state, share) in
         [("queued", usage.queued), ("dead", usage.dead), ("receipt", usage.receipts)]
     {
@@ -288,9 +288,11 @@ fn spool(spool: &Spool) -> Families {
         "From writing a group of changes to their being durable",
     )
     .series(&[], spool.commits());
-    let damaged =
-        Family::counter("tollgate_spool_damaged_total", "Damaged records found and set aside")
-            .value(&[], usage.damaged as f64);
+    let damaged = Family::counter(
+        "tollgate_spool_damaged_total",
+        "Damaged records found and set aside, and messages that Redis has lost",
+    )
+    .value(&[], usage.damaged as f64);
     let max_messages = Family::gauge(
         "tollgate_spool_max_messages",
         "The most messages, dead letters and receipts; receipts give way to what comes",
@@ -298,9 +300,11 @@ fn spool(spool: &Spool) -> Families {
     .value(&[], usage.max.messages as f64);
     let max_bytes = Family::gauge("tollgate_spool_max_bytes", "The most bytes of them")
         .value(&[], usage.max.bytes as f64);
-    let failing =
-        Family::gauge("tollgate_spool_failing", "1 while the disk does not take what is written")
-            .value(&[], f64::from(u8::from(usage.failure.is_some())));
+    let failing = Family::gauge(
+        "tollgate_spool_failing",
+        "1 while the disk, or Redis, does not take what is written",
+    )
+    .value(&[], f64::from(u8::from(usage.failure.is_some())));
     [messages, bytes, oldest, commits, damaged, max_messages, max_bytes, failing]
         .map(Family::done)
         .into()

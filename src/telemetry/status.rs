@@ -14,7 +14,7 @@ use crate::ceiling::{self, Mode};
 use crate::config::{Billing, Limit};
 use crate::delivery;
 use crate::meter::{BudgetStatus, Failure, Past, Published, Snapshot};
-use crate::spool::Spool;
+use crate::spool::{Share, Spool};
 
 /// The most paused topics that are told: those of the most messages.
 const MOST_PAUSED: usize = 50;
@@ -167,6 +167,8 @@ pub(super) struct Kept {
     pub(super) full: f64,
     pub(super) oldest: Option<Timestamp>,
     pub(super) failure: Option<String>,
+    /// How durable it is, as callers are told.
+    pub(super) durability: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -395,8 +397,13 @@ fn kept(spool: &Spool) -> Kept {
     let usage = spool.usage();
     // Receipts give way to messages.
     let (queued, dead) = (usage.queued, usage.dead);
-    let messages = (queued.messages + dead.messages) as f64 / usage.max.messages as f64;
-    let bytes = (queued.bytes + dead.bytes) as f64 / usage.max.bytes as f64;
+    // Shared, it is full when all together have filled it.
+    let used = usage.account.unwrap_or_else(|| Share {
+        messages: queued.messages + dead.messages,
+        bytes: queued.bytes + dead.bytes,
+    });
+    let messages = used.messages as f64 / usage.max.messages as f64;
+    let bytes = used.bytes as f64 / usage.max.bytes as f64;
     Kept {
         queued: queued.messages,
         dead: dead.messages,
@@ -404,6 +411,7 @@ fn kept(spool: &Spool) -> Kept {
         full: messages.max(bytes),
         oldest: usage.oldest,
         failure: usage.failure.as_deref().map(str::to_owned),
+        durability: spool.durability().word(),
     }
 }
 

@@ -115,6 +115,7 @@ fn keys_are_named_once_and_include_the_contract() {
         "spool.max_bytes",
         "spool.max_messages",
         "spool.keep_receipts",
+        "drain.handoff",
         "idempotency.keep",
         "idempotency.max_keys",
         "topics.allow",

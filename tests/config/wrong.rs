@@ -37,7 +37,7 @@ fn in_a_file() {
         ("[fleet]\nurl = \"redis+sentinel://a\"", "fleet.url", "by which name"),
         ("[fleet]\naccount = \"a}b\"", "fleet.account", "is not a name"),
         ("[fleet]\nexpected_sidecars = 0", "fleet.expected_sidecars", "out of range"),
-        ("[drain]\nhandoff = true", "drain.handoff", "later release"),
+        ("[drain]\nhandoff = true", "drain.handoff", "fleet.url names no Redis"),
         // Types.
         ("[publish]\nwait = 5", "publish.wait", "is a number"),
         ("[publish]\nwait = [\"5s\"]", "publish.wait", "is a list"),
@@ -97,7 +97,13 @@ fn in_a_file() {
             "listen.publish",
             "takes the socket of listen.control",
         ),
-        ("[spool]\nstore = \"redis\"", "spool.store", "later release"),
+        ("[spool]\nstore = \"redis\"", "spool.store", "fleet.url names no Redis"),
+        (
+            "[ceilings]\naccount = 9\n[fleet]\nurl = \"redis://x\"\n[spool]\nstore = \"none\"\n\
+             [drain]\nhandoff = true",
+            "drain.handoff",
+            "nothing is kept",
+        ),
         ("[spool]\nmax_bytes = \"1KiB\"", "spool.max_bytes", "out of range"),
         ("[spool]\npath = \"\"", "spool.path", "not a path"),
         ("[retry]\nbatch = 0", "retry.batch", "out of range"),

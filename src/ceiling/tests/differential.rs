@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 use redis::{Commands, Connection};
 
-use super::server::Redis;
 use crate::ceiling::line::SCRIPT;
 use crate::ceiling::model::{Ask, Back, Gets, Kept, Out, serve};
+use crate::primary::server::Redis;
 
 /// The script with a clock and an incarnation that the test sets.
 fn scripted() -> String {

@@ -4,6 +4,4 @@
 mod differential;
 mod fleets;
 mod plan;
-#[path = "../../../tests/support/redis.rs"]
-mod server;
 mod simulation;

@@ -3,8 +3,13 @@
 mod bounds;
 mod double;
 mod faults;
+mod handover;
 mod model;
+mod outages;
 mod real;
+mod shared;
+mod together;
+mod ways;
 
 use std::path::Path;
 use std::time::Duration;

@@ -151,7 +151,7 @@ function backlog(s) {
       ['Oldest of them', s.kept.oldest && s.kept.queued ? age(s.kept.oldest, s.now) : '–'],
       ['Dead letters', number(s.kept.dead)],
       ['Spool in use', `${percent(s.kept.full)}, ${bytes(s.kept.bytes)}`]);
-    if (s.kept.failure) rows.push(['The disk says', s.kept.failure]);
+    if (s.kept.failure) rows.push([String(s.kept.durability).startsWith('redis') ? 'Redis says' : 'The disk says', s.kept.failure]);
   } else {
     rows.push(['Kept', 'nothing: spool.store is "none"']);
   }

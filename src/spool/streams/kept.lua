@@ -1,0 +1,225 @@
+-- What an account keeps, in Redis. Each call is one step: Redis runs nothing else meanwhile.
+--
+-- KEYS: stream, words, receipts, totals, owners; all with the account as their hash tag.
+--   stream    an entry a message: id, and the body as long as it is to be delivered. The consumer that
+--             has the entry pending in the group GROUP is the message's owner, and nobody else.
+--   words     message -> "<entry> <bytes> <all that is known of it, as JSON>"
+--   receipts  delivered messages by the moment
+--   totals    messages and bytes of the account, and how many of these bytes are receipts
+--   owners    owner -> its turn, or GONE
+-- ARGV: verb, owner, turn, what the verb needs.
+--
+-- A turn is the number of what an owner has asked. Whoever asks names the last one that it knows was
+-- done, so that a call that comes late, or from before Redis lost what it knew, changes nothing.
+local S, W, R, T, O = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local GROUP, GONE = 'tollgate', '-'
+local verb, me, turn = ARGV[1], ARGV[2], tonumber(ARGV[3])
+
+local function known(id)
+  local words = redis.call('HGET', W, id)
+  if words then return string.match(words, '^(%S+) (%S+) (.*)$') end
+end
+
+local function is_mine(entry)
+  return #redis.call('XPENDING', S, GROUP, entry, entry, 1, me) > 0
+end
+
+local function add(id, bytes, words, body)
+  local entry
+  if body then
+    entry = redis.call('XADD', S, '0-*', 'id', id, 'body', body)
+  else
+    entry = redis.call('XADD', S, '0-*', 'id', id)
+  end
+  redis.call('XCLAIM', S, GROUP, me, 0, entry, 'FORCE', 'JUSTID', 'LASTID', entry)
+  redis.call('HSET', W, id, entry .. ' ' .. bytes .. ' ' .. words)
+end
+
+local function remove(id, entry, bytes)
+  redis.call('XACK', S, GROUP, entry)
+  redis.call('XDEL', S, entry)
+  redis.call('HDEL', W, id)
+  if redis.call('ZREM', R, id) == 1 then redis.call('HINCRBY', T, 'receipts', -bytes) end
+  redis.call('HINCRBY', T, 'messages', -1)
+  redis.call('HINCRBY', T, 'bytes', -bytes)
+end
+
+local function remove_receipts(ids)
+  for _, id in ipairs(ids) do
+    local entry, bytes = known(id)
+    if entry then remove(id, entry, bytes) else redis.call('ZREM', R, id) end
+  end
+end
+
+local function total(of)
+  return tonumber(redis.call('HGET', T, of) or 0)
+end
+
+-- The messages of pending entries: id, bytes, words.
+local function messages(pending)
+  local out = {}
+  for _, one in ipairs(pending) do
+    local entry = redis.call('XRANGE', S, one[1], one[1])[1]
+    local id = entry and entry[2][2]
+    local _, bytes, words = known(id or '')
+    if words then
+      out[#out + 1] = id
+      out[#out + 1] = bytes
+      out[#out + 1] = words
+    else
+      redis.call('XACK', S, GROUP, one[1])
+    end
+  end
+  return out
+end
+
+if verb == 'read' then
+  local out = {}
+  for i = 4, #ARGV do
+    local entry = known(ARGV[i])
+    entry = entry and redis.call('XRANGE', S, entry, entry)[1]
+    out[#out + 1] = entry and entry[2][4] or false
+  end
+  return out
+end
+
+if verb == 'look' then
+  local out = {}
+  for i = 4, #ARGV do out[#out + 1] = redis.call('HEXISTS', W, ARGV[i]) end
+  return out
+end
+
+if verb == 'all' then
+  local found = redis.call('XRANGE', S, '(' .. ARGV[4], '+', 'COUNT', ARGV[5])
+  local out = { #found > 0 and found[#found][1] or '' }
+  for _, one in ipairs(found) do
+    local _, bytes, words = known(one[2][2])
+    if words then
+      out[#out + 1] = one[2][2]
+      out[#out + 1] = bytes
+      out[#out + 1] = words
+    end
+  end
+  return out
+end
+
+if verb == 'hello' then
+  redis.pcall('XGROUP', 'CREATE', S, GROUP, '0', 'MKSTREAM')
+  local now = tonumber(redis.call('HGET', O, me))
+  redis.call('HSET', O, me, turn + 2)
+  -- The last call may have been done without an answer.
+  if now == turn then return 'undone' end
+  return now == turn + 1 and 'done' or 'unknown'
+end
+
+if tonumber(redis.call('HGET', O, me)) ~= turn then
+  return redis.error_reply('STALE not the turn of this owner')
+end
+redis.call('HSET', O, me, turn + 1)
+
+if verb == 'commit' then
+  local keep, most, most_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  remove_receipts(redis.call('ZRANGEBYSCORE', R, '-inf', now - keep, 'LIMIT', 0, 200))
+  local fates = {}
+  for i = 7, #ARGV, 5 do
+    local op, id, bytes, words, body = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+    local fate = 'done'
+    local entry, old = known(id)
+    if op == 'keep' then
+      local over = function()
+        return total('messages') + 1 > most or total('bytes') + bytes > most_bytes
+      end
+      while over() do
+        local oldest = redis.call('ZRANGE', R, 0, 0)
+        if #oldest == 0 then break end
+        remove_receipts(oldest)
+      end
+      if entry then
+        fate = 'lost'
+      elseif over() then
+        fate = 'full'
+      else
+        add(id, bytes, words, body)
+        redis.call('HINCRBY', T, 'messages', 1)
+        redis.call('HINCRBY', T, 'bytes', bytes)
+      end
+    elseif not entry or not is_mine(entry) then
+      fate = 'lost'
+    elseif op == 'forget' then
+      remove(id, entry, old)
+    elseif op == 'receipt' then
+      redis.call('XACK', S, GROUP, entry)
+      redis.call('XDEL', S, entry)
+      add(id, bytes, words)
+      redis.call('HINCRBY', T, 'bytes', bytes - old)
+      local more = redis.call('ZADD', R, now, id) == 1 and bytes or bytes - old
+      redis.call('HINCRBY', T, 'receipts', more)
+    else
+      redis.call('HSET', W, id, entry .. ' ' .. old .. ' ' .. words)
+    end
+    fates[#fates + 1] = fate
+  end
+  return fates
+end
+
+if verb == 'watch' then
+  local pending = {}
+  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', S, GROUP)) do
+    local of = {}
+    for i = 1, #consumer, 2 do of[consumer[i]] = consumer[i + 1] end
+    pending[of.name] = of.pending
+  end
+  local out = { total('messages') - redis.call('ZCARD', R), total('bytes') - total('receipts') }
+  local owners = redis.call('HGETALL', O)
+  for i = 1, #owners, 2 do
+    if owners[i] ~= me then
+      out[#out + 1] = { owners[i], owners[i + 1], pending[owners[i]] or 0 }
+    end
+    pending[owners[i]] = nil
+  end
+  for name, n in pairs(pending) do
+    if n > 0 then out[#out + 1] = { name, '', n } end
+  end
+  return out
+end
+
+if verb == 'mine' then
+  local pending = redis.call('XPENDING', S, GROUP, '(' .. ARGV[4], '+', ARGV[5], me)
+  local out = messages(pending)
+  table.insert(out, 1, #pending > 0 and pending[#pending][1] or '')
+  return out
+end
+
+if verb == 'take' then
+  local other, seen, count = ARGV[4], ARGV[5], tonumber(ARGV[6])
+  local now = redis.call('HGET', O, other) or ''
+  if now ~= seen and now ~= GONE and seen ~= '*' then return { 'alive' } end
+  -- Should it live after all, it learns so from its next call.
+  redis.call('HSET', O, other, GONE)
+  local pending = redis.call('XPENDING', S, GROUP, '-', '+', count, other)
+  for _, one in ipairs(pending) do
+    redis.call('XCLAIM', S, GROUP, me, 0, one[1], 'JUSTID')
+  end
+  local out = messages(pending)
+  local more = #pending == count
+  if not more then
+    redis.call('HDEL', O, other)
+    redis.call('XGROUP', 'DELCONSUMER', S, GROUP, other)
+  end
+  table.insert(out, 1, more and 'more' or 'all')
+  return out
+end
+
+if verb == 'leave' then
+  if #redis.call('XPENDING', S, GROUP, '-', '+', 1, me) > 0 then
+    redis.call('HSET', O, me, GONE)
+  else
+    redis.call('HDEL', O, me)
+    redis.call('XGROUP', 'DELCONSUMER', S, GROUP, me)
+  end
+  return 1
+end
+
+return redis.error_reply('ERR no such verb')

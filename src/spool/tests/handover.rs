@@ -1,0 +1,82 @@
+//! From a disk to a real Redis.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::{Change, KeepError, OpenError, Options, Spool, State};
+use super::shared::{CALM, fleet, share};
+use super::{claim, death, message, options, receipt};
+use crate::primary::server::Redis;
+
+fn later() -> Instant {
+    Instant::now() + Duration::from_mins(1)
+}
+
+#[tokio::test]
+async fn a_disk_hands_its_rest_over() {
+    let redis = Redis::start();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Spool::open(options(folder.path())).await.unwrap();
+    let kept: Vec<_> = (0..250).map(|i| message("abc/d", format!("body {i}"))).collect();
+    for message in &kept {
+        disk.keep(message, Some(claim())).await.unwrap();
+    }
+    disk.note(kept[1].id, Change::Calling).await;
+    disk.note(kept[2].id, Change::Tried(3)).await;
+    disk.note(kept[3].id, Change::Dead(4, death())).await;
+    disk.note(kept[4].id, Change::Delivered(1, receipt())).await;
+    let mut before = disk.list(None, usize::MAX, &mut |_| true);
+    before.retain(|brief| !matches!(brief.state, State::Delivered(_)));
+
+    // Too late, nothing begins.
+    let late = share(&redis, "a", CALM).await;
+    assert_eq!(disk.hand_over(&late, Instant::now()).await, Ok(0));
+    assert_eq!(disk.list(None, usize::MAX, &mut |_| true).len(), 250);
+
+    let full = Options { max_messages: 120, ..options("/nowhere".as_ref()) };
+    let small = Spool::share_with(&fleet(&redis, "small"), None, full, CALM).await.unwrap();
+    assert_eq!(disk.hand_over(&small, later()).await, Err(KeepError::Full));
+    let there = small.list(None, usize::MAX, &mut |_| true);
+    let here =
+        disk.list(None, usize::MAX, &mut |brief| !matches!(brief.state, State::Delivered(_)));
+    assert_eq!((there.len(), here.len()), (120, 129), "each is in one place");
+    assert_eq!([there, here.clone()].concat(), before);
+
+    let shared = share(&redis, "a", CALM).await;
+    assert_eq!(disk.hand_over(&shared, later()).await, Ok(129));
+    assert_eq!(shared.list(None, usize::MAX, &mut |_| true), here);
+    for message in kept.iter().filter(|message| here.iter().any(|brief| brief.id == message.id)) {
+        assert_eq!(shared.read(message.id).await.unwrap().message.payload, message.payload);
+    }
+    drop(disk);
+    let disk = Spool::open(options(folder.path())).await.unwrap();
+    assert_eq!(disk.list(None, usize::MAX, &mut |_| true).len(), 1, "the receipt");
+}
+
+/// What is on a disk is not left there unseen.
+#[tokio::test]
+async fn a_disk_that_still_holds_messages_is_not_passed_over() {
+    let redis = Redis::start();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Spool::open(options(folder.path())).await.unwrap();
+    let [queued, dead] = std::array::from_fn(|_| message("abc", "x"));
+    for message in [&queued, &dead] {
+        disk.keep(message, Some(claim())).await.unwrap();
+    }
+    disk.note(dead.id, Change::Dead(4, death())).await;
+    drop(disk);
+    let open = async || {
+        let options = options(folder.path());
+        Spool::share(&fleet(&redis, "a"), Some(folder.path()), options).await
+    };
+    let Err(OpenError::Left { messages: 2, path }) = open().await else { panic!("it opened") };
+    assert_eq!(path, folder.path());
+
+    let disk = Spool::open(options(folder.path())).await.unwrap();
+    disk.note(queued.id, Change::Delivered(1, receipt())).await;
+    disk.note(dead.id, Change::Forgotten).await;
+    drop(disk);
+    drop(open().await.expect("a receipt is nothing to deliver"));
+    open().await.expect("and again");
+}

@@ -1,0 +1,139 @@
+//! A real Redis that stands still, loses what it had or is away; and sidecars that were away themselves.
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::super::{Change, KeepError, NotOurs, ReadError, Spool};
+use super::shared::{BOUND, CALM, QUICK, fleet, share};
+use super::{message, options, receipt};
+use crate::primary::server::Redis;
+
+#[tokio::test]
+async fn a_redis_that_stands_still_keeps_nobody_waiting() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    let kept = message("abc", "x");
+    spool.keep(&kept, None).await.unwrap();
+    let pid = rustix::process::Pid::from_raw(redis.pid()).unwrap();
+    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
+    signal(rustix::process::Signal::STOP);
+    let refused = message("abc", "never");
+    let (keep, read) = tokio::join!(
+        timeout(BOUND, spool.keep(&refused, None)),
+        timeout(BOUND, spool.read(kept.id)),
+    );
+    signal(rustix::process::Signal::CONT);
+    assert!(matches!(keep.expect("an end"), Err(KeepError::Redis(_) | KeepError::Unsure(_))));
+    assert!(matches!(read.expect("an end"), Err(ReadError::Redis(_))));
+    // Redis takes what lay before it while it stood; it was told too late.
+    let works = async {
+        while spool.keep(&message("abc", "x"), None).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(BOUND, works).await.expect("it works again");
+    spool.flush().await;
+    let all = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
+    assert_eq!(all.find(refused.id), None, "what was refused is not there");
+    assert!(all.find(kept.id).is_some());
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_back_empty_costs_what_it_had_and_no_more() {
+    let mut redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    let [lost, delivered] = std::array::from_fn(|_| message("abc", "x"));
+    spool.keep(&lost, None).await.unwrap();
+    spool.keep(&delivered, None).await.unwrap();
+    spool.note(delivered.id, Change::Delivered(1, receipt())).await;
+    redis.kill();
+    let error = timeout(BOUND, spool.keep(&message("abc", "x"), None)).await.expect("an end");
+    assert!(matches!(error, Err(KeepError::Redis(_) | KeepError::Unsure(_))), "{error:?}");
+    redis.restart();
+    let kept = message("abc", "y");
+    let works = async {
+        while spool.keep(&kept, None).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(BOUND, works).await.expect("it works again");
+    assert_eq!(spool.find(lost.id), None);
+    assert_eq!(spool.usage().damaged, 1, "one that was accepted is lost, and counted");
+    assert_eq!(spool.read(kept.id).await.unwrap().message.payload, kept.payload);
+    assert!(spool.is_ours().unwrap().is_some());
+}
+
+/// As a sidecar that stood still finds it: from when it may call again, it has nothing of theirs.
+#[tokio::test]
+async fn what_others_have_taken_is_known_before_calls_begin() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", QUICK).await;
+    let kept: Vec<_> = (0..4_000).map(|_| message("abc", "x")).collect();
+    let keeps: Vec<_> = kept
+        .iter()
+        .map(|message| {
+            let (spool, message) = (spool.clone(), message.clone());
+            tokio::spawn(async move { spool.keep(&message, None).await })
+        })
+        .collect();
+    for keep in keeps {
+        keep.await.unwrap().unwrap();
+    }
+    let take = "local S, O = KEYS[1], KEYS[2]
+        for _, owner in ipairs(redis.call('HKEYS', O)) do redis.call('HSET', O, owner, '-') end
+        for _, one in ipairs(redis.call('XPENDING', S, 'tollgate', '-', '+', 10000)) do
+            redis.call('XCLAIM', S, 'tollgate', 'other', 0, one[1], 'JUSTID')
+        end";
+    let mut pipe = redis::pipe();
+    pipe.atomic().cmd("EVAL").arg(take).arg(2);
+    pipe.arg("tollgate:{a}:spool").arg("tollgate:{a}:spool:owners");
+    pipe.cmd("CLIENT").arg("PAUSE").arg(1_500).arg("ALL");
+    pipe.exec(&mut redis.connection()).unwrap();
+    let looked = async {
+        while spool.is_ours().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        // The last is the last to be looked for.
+        let last = kept.iter().map(|message| message.id).max().unwrap();
+        loop {
+            let (ours, there) = (spool.is_ours().is_ok(), spool.find(last).is_some());
+            assert!(!ours || !there, "a call could begin");
+            if ours {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(BOUND, looked).await.expect("it finds out");
+    assert_eq!(spool.usage().damaged, 0);
+}
+
+#[tokio::test]
+async fn who_has_left_stays_away() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    spool.keep(&message("abc", "x"), None).await.unwrap();
+    spool.close().await;
+    let owners = || redis.tell::<Vec<String>>("HVALS tollgate:{a}:spool:owners");
+    assert_eq!(owners(), ["-"]);
+    assert!(spool.keep(&message("abc", "late"), None).await.is_err());
+    assert_eq!(owners(), ["-"], "else its peers wait for it to fall silent");
+}
+
+#[tokio::test]
+async fn without_redis_it_begins_and_works_when_there_is_one() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let spool = timeout(BOUND, share(&redis, "a", CALM)).await.expect("it opens");
+    assert_eq!(spool.is_ours(), Err(NotOurs));
+    assert!(matches!(spool.keep(&message("abc", "x"), None).await, Err(KeepError::Redis(_))));
+    redis.restart();
+    let works = async {
+        while spool.is_ours().is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(BOUND, works).await.expect("it finds Redis by itself");
+    spool.keep(&message("abc", "x"), None).await.unwrap();
+}
