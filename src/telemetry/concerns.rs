@@ -275,8 +275,7 @@ impl Concerns {
                 "It says: {failure}. What is not delivered at once cannot be kept and is refused."
             );
             let (title, todo) = if kept.durability.starts_with("redis") {
-                let todo = "See that the Redis of fleet.url runs, can be reached and has memory. It is \
-                            tried again by itself.";
+                let todo = "See that the Redis of fleet.url runs, can be reached and has memory.";
                 ("The spool's Redis takes no writes", todo)
             } else {
                 let todo =
