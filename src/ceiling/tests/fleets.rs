@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::plan::{Demand, Fault, MS, Plan, SECOND, Trouble};
 use super::simulation::{BEGIN, Seen, asked, reply, run, worst};
-use crate::ceiling::leases::Leases;
-use crate::ceiling::model::{self, Back, Kept};
+use crate::ceiling::leases::{Leases, Reply};
+use crate::ceiling::model::{self, Back, Gets, Kept};
 
 fn never_over(plan: &Plan, seen: &Seen) -> Result<(), String> {
     let of = |arrivals: &[i64], figure: i64| {
@@ -260,6 +260,34 @@ fn what_the_pace_holds_back_is_asked_for_when_it_is_time() {
         let requests = asks(n, waiting);
         assert!(requests < 40, "{requests} requests for {waiting} permits of {n}");
     }
+}
+
+#[test]
+fn a_permit_that_goes_back_brings_no_turn_forward() {
+    let base = Instant::now();
+    let mut leases = Leases::new(vec![7], Duration::from_secs(3), 1, base);
+    let mut answered = |after, out, ask_in| {
+        let at = base + Duration::from_millis(after);
+        let ask = leases.ask(at, 3).map(|ask| (ask.want, ask.back.len()));
+        let figures = vec![7];
+        leases.answered(Reply { ask_in, figures, out, short: true, ..Reply::default() }, at);
+        let lease = leases.take(at);
+        if let Some(lease) = lease {
+            leases.ended(lease, true, 0, at);
+        }
+        ask
+    };
+    let given =
+        Gets { out: vec![model::Out { ids: vec![0], nonce: 10_000_000, ready_in: 0 }], ..gets(7) };
+    assert_eq!(answered(0, reply(given).out, 1_000_000), Some((3, 0)));
+    assert_eq!(answered(500, Vec::new(), 0), Some((0, 1)));
+    assert_eq!(answered(600, Vec::new(), 0), None);
+    assert_eq!(answered(1_000, Vec::new(), 0), Some((3, 0)));
+}
+
+fn gets(figure: i64) -> Gets {
+    let ask = model::Ask { figures: vec![figure], ..model::Ask::default() };
+    model::serve(&mut Vec::new(), &ask, "first", BEGIN)
 }
 
 /// Two groups under one account. All permits of one cool; the other waits for nothing.
