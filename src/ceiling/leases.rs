@@ -363,7 +363,8 @@ impl Leases {
         let Some(asked) = self.asked.take() else { return };
         self.link = Link::Up;
         self.short = reply.short;
-        self.ask_at = now + Duration::from_micros(reply.ask_in);
+        // Who only gives back is told no turn; the one that was told before holds.
+        self.ask_at = self.ask_at.max(now + Duration::from_micros(reply.ask_in));
         self.parked = reply.parked;
         self.owed = reply.owed;
         self.opens = now + Duration::from_micros(reply.learn_in);

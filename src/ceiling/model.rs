@@ -184,32 +184,36 @@ pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Get
     }
     kept[0].park_free(now);
 
-    let mut out = Vec::new();
-    let step = 985_000 / kept[0].size();
+    let (mut out, mut again) = (Vec::new(), 0);
     for n in 0..ask.want {
-        let mut slot = now.max(kept[0].pace - LAG);
-        let mut ids = Vec::new();
-        for ceiling in kept.iter().rev() {
+        let mut from: Vec<_> = kept.iter().map(|c| now.max(c.pace - LAG)).collect();
+        let mut slot = from.iter().copied().fold(now, i64::max);
+        let (mut ids, mut late) = (Vec::new(), None);
+        for (k, ceiling) in kept.iter().enumerate().rev() {
             let Some((id, score)) = ceiling.fits(slot).or_else(|| ceiling.first()) else { break };
             ids.insert(0, id);
-            slot = slot.max(score);
+            if score > slot {
+                (slot, from[k], late) = (score, score, Some(k));
+            }
         }
         if slot > now + HORIZON || (!out.is_empty() && slot > now + SPREAD) {
+            if let Some(k) = late {
+                kept[k].short_at = now;
+            }
+            again = slot - now - SPREAD / 2;
             break;
         }
-        kept[0].pace = kept[0].pace.max(slot) + step;
+        again = slot - now;
         let nonce = now + if n < ask.core { LONG } else { LEASE };
-        for (ceiling, id) in kept.iter_mut().zip(&ids) {
+        for ((ceiling, id), from) in kept.iter_mut().zip(&ids).zip(&from) {
+            ceiling.pace = ceiling.pace.max(*from) + 985_000 / ceiling.size();
             ceiling.set(*id, nonce);
         }
         out.push(Out { ids, nonce, ready_in: slot - now });
     }
 
-    if out.len() < ask.want {
-        kept[0].short_at = now;
-    }
     let scarce = kept.iter().rposition(|c| c.free(now) * 8 < c.size());
-    let mut ask_in = 0;
+    let mut ask_in = again.min(LATEST);
     if let Some(k) = scarce.filter(|_| ask.want > 0) {
         let ceiling = &mut kept[k];
         let many = i64::try_from(out.len().max(1)).unwrap_or(i64::MAX);
@@ -220,7 +224,7 @@ pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Get
     Gets {
         now,
         learn_in: kept.iter().map(|c| c.learn - now).max().unwrap_or(0).max(0),
-        short: i64::from(now < kept[0].short_at + SHORT),
+        short: i64::from(kept.iter().any(|c| now < c.short_at + SHORT)),
         ask_in,
         figures: kept.iter().map(|c| c.goal).collect(),
         parked: kept[0].resting(),

@@ -23,7 +23,7 @@ local CHUNK = 1000
 local PARK, PARK_EVERY = 30000000, 1000000
 -- How far the clocks of two servers may be apart, of which one takes over from the other.
 local SKEW = 1000000
--- For so long after somebody got less than was wanted, all are told.
+-- For so long after somebody got less than was wanted of a ceiling, all are told who share it.
 local SHORT = 1000000
 -- Nobody is told to ask again later than this.
 local LATEST = 2000000
@@ -116,27 +116,39 @@ if account.owe > 0 then
 end
 
 -- Taken: of the narrowest ceiling the permit that fits best, then of the wider one that fits best
--- below it; a call waits for the later of both.
-local out = {}
-local step = math.floor(985000 / account.size)
+-- below it; a call waits for the later of both. Each ceiling has its pace: one group's that is used up
+-- holds back nobody else.
+local out, again = {}, 0
 for n = 1, want do
-  local slot, ids = math.max(now, account.pace - LAG), {}
+  local slot, late, ids, from = now, nil, {}, {}
+  for k, c in ipairs(ceilings) do
+    from[k] = math.max(now, c.pace - LAG)
+    slot = math.max(slot, from[k])
+  end
   for k = #ceilings, 1, -1 do
     local permits = ceilings[k].permits
     local p = redis.call('ZRANGE', permits, int(slot), '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
     if #p == 0 then p = redis.call('ZRANGE', permits, 0, 0, 'WITHSCORES') end
     ids[k] = p[1]
-    slot = math.max(slot, tonumber(p[2]))
+    local score = tonumber(p[2])
+    if score > slot then slot = score; from[k] = score; late = ceilings[k] end
   end
-  if slot > now + HORIZON or (#out > 0 and slot > now + SPREAD) then break end
-  account.pace = math.max(account.pace, slot) + step
+  if slot > now + HORIZON or (#out > 0 and slot > now + SPREAD) then
+    -- What only the pace holds back is enough for all.
+    if late then late.short_at = now end
+    -- In time for what the pace lets through next.
+    again = slot - now - SPREAD / 2
+    break
+  end
+  again = slot - now
   -- Later than any score a permit had, so that no nonce comes twice.
   local till = int(now + (n <= core and LONG or LEASE))
-  for k, c in ipairs(ceilings) do redis.call('ZADD', c.permits, 'XX', till, ids[k]) end
+  for k, c in ipairs(ceilings) do
+    c.pace = math.max(c.pace, from[k]) + math.floor(985000 / c.size)
+    redis.call('ZADD', c.permits, 'XX', till, ids[k])
+  end
   out[#out + 1] = table.concat(ids, ',') .. ':' .. till .. ':' .. int(slot - now)
 end
-
-if #out < want then account.short_at = now end
 
 -- Scarce: less than an eighth is free. Each asker is told when to ask again, as far apart as permits
 -- come free: a queue in one number.
@@ -144,7 +156,8 @@ local scarce = 0
 for k, c in ipairs(ceilings) do
   if redis.call('ZCOUNT', c.permits, '-inf', int(now)) * 8 < c.size then scarce = k end
 end
-local ask_in = 0
+-- Else nothing is to be had sooner than the pace lets it through.
+local ask_in = math.min(again, LATEST)
 if scarce > 0 and want > 0 then
   local c = ceilings[scarce]
   local turn = math.max(c.tick, now + 1000) + math.floor(950000 / c.size) * math.max(#out, 1)
@@ -152,15 +165,15 @@ if scarce > 0 and want > 0 then
   ask_in = c.tick - now
 end
 
-local learn_in, figures = 0, {}
+local learn_in, short, figures = 0, 0, {}
 for k, c in ipairs(ceilings) do
   learn_in = math.max(learn_in, c.learn - now)
+  if now < c.short_at + SHORT then short = 1 end
   figures[k] = int(c.goal)
   redis.call('HSET', c.state, 'run', run, 'learn', int(c.learn), 'size', int(c.size),
     'goal', int(c.goal), 'goal_at', int(c.goal_at), 'tick', int(c.tick), 'pace', int(c.pace),
     'short_at', int(c.short_at),
     'owe', int(c.owe), 'batch', int(c.batch), 'parked_at', int(c.parked_at))
 end
-local short = now < account.short_at + SHORT and 1 or 0
 return { int(now), int(learn_in), short, int(ask_in), table.concat(figures, ','),
   redis.call('ZCARD', account.parked) + account.owe, account.owe, out }

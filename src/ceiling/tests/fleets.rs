@@ -1,13 +1,16 @@
 //! Fleets in simulation: never over, whatever fails, and the ceiling is used.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use fastrand::Rng;
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use super::plan::{Demand, Fault, MS, Plan, SECOND, Trouble};
-use super::simulation::{BEGIN, Seen, run, worst};
-use crate::ceiling::model::{self, Back};
+use super::simulation::{BEGIN, Seen, asked, reply, run, worst};
+use crate::ceiling::leases::{Leases, Reply};
+use crate::ceiling::model::{self, Back, Gets, Kept};
 
 fn never_over(plan: &Plan, seen: &Seen) -> Result<(), String> {
     let of = |arrivals: &[i64], figure: i64| {
@@ -224,4 +227,95 @@ fn a_claim_needs_a_lease_that_lasts() {
         model::serve(&mut next, &ask(0, vec![back]), "second", now);
         assert_eq!(next[0].permits[0] == now, counts);
     }
+}
+
+// === alone with Redis ===
+
+/// A sidecar whose round trip to Redis is short, and what it asked in a second for so many callers.
+fn asks(n: u32, mut waiting: usize) -> usize {
+    let ask = model::Ask { figures: vec![i64::from(n)], ..model::Ask::default() };
+    let mut redis = Vec::new();
+    model::serve(&mut redis, &ask, "first", BEGIN - 31 * SECOND);
+    let base = Instant::now();
+    let mut leases = Leases::new(vec![n], Duration::from_secs(3), 1, base);
+    let mut requests = 0;
+    for now in (0..SECOND).step_by(200) {
+        let at = base + Duration::from_micros(now.unsigned_abs());
+        while waiting > 0 && leases.take(at).is_some() {
+            waiting -= 1;
+        }
+        if let Some(ask) = leases.ask(at, waiting) {
+            requests += 1;
+            leases
+                .answered(reply(model::serve(&mut redis, &asked(&ask), "first", BEGIN + now)), at);
+        }
+    }
+    assert_eq!(waiting, 0, "of {n}");
+    requests
+}
+
+#[test]
+fn what_the_pace_holds_back_is_asked_for_when_it_is_time() {
+    for (n, waiting) in [(7, 7), (300, 200), (1_000, 600)] {
+        let requests = asks(n, waiting);
+        assert!(requests < 40, "{requests} requests for {waiting} permits of {n}");
+    }
+}
+
+#[test]
+fn a_permit_that_goes_back_brings_no_turn_forward() {
+    let base = Instant::now();
+    let mut leases = Leases::new(vec![7], Duration::from_secs(3), 1, base);
+    let mut answered = |after, out, ask_in| {
+        let at = base + Duration::from_millis(after);
+        let ask = leases.ask(at, 3).map(|ask| (ask.want, ask.back.len()));
+        let figures = vec![7];
+        leases.answered(Reply { ask_in, figures, out, short: true, ..Reply::default() }, at);
+        let lease = leases.take(at);
+        if let Some(lease) = lease {
+            leases.ended(lease, true, 0, at);
+        }
+        ask
+    };
+    let given =
+        Gets { out: vec![model::Out { ids: vec![0], nonce: 10_000_000, ready_in: 0 }], ..gets(7) };
+    assert_eq!(answered(0, reply(given).out, 1_000_000), Some((3, 0)));
+    assert_eq!(answered(500, Vec::new(), 0), Some((0, 1)));
+    assert_eq!(answered(600, Vec::new(), 0), None);
+    assert_eq!(answered(1_000, Vec::new(), 0), Some((3, 0)));
+}
+
+fn gets(figure: i64) -> Gets {
+    let ask = model::Ask { figures: vec![figure], ..model::Ask::default() };
+    model::serve(&mut Vec::new(), &ask, "first", BEGIN)
+}
+
+/// Two groups under one account. All permits of one cool; the other waits for nothing.
+#[test]
+fn a_group_that_is_used_up_holds_back_nobody_else() {
+    let mut account = Kept::default();
+    let mut groups = [Kept::default(), Kept::default()];
+    let mut asks = |group: usize, now: i64, want, back| {
+        let group: &mut Kept = &mut groups[group];
+        let mut kept = vec![std::mem::take(&mut account), std::mem::take(group)];
+        let ask = model::Ask { figures: vec![1_000, 300], want, back, ..model::Ask::default() };
+        let gets = model::serve(&mut kept, &ask, "first", BEGIN + now);
+        *group = kept.remove(1);
+        account = kept.remove(0);
+        gets
+    };
+    for group in 0..2 {
+        asks(group, -31 * SECOND, 0, Vec::new());
+    }
+    let mut taken = Vec::new();
+    for now in (0..).step_by(10_000).take_while(|now| *now < 2 * SECOND) {
+        taken.extend(asks(0, now, 5, Vec::new()).out);
+    }
+    assert_eq!(taken.len(), 300);
+    let back = |out: model::Out| Back { ids: out.ids, nonce: out.nonce, free_in: 400 * MS };
+    let back = taken.into_iter().map(back).collect();
+    let used_up = asks(0, 2 * SECOND, 64, back);
+    assert!(used_up.out[0].ready_in >= 400 * MS && used_up.short == 1, "{used_up:?}");
+    let other = asks(1, 2 * SECOND, 1, Vec::new());
+    assert_eq!((other.out[0].ready_in, other.short), (0, 0));
 }

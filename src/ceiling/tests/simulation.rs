@@ -375,7 +375,7 @@ impl Fleet {
     }
 }
 
-fn asked(ask: &Ask) -> model::Ask {
+pub(super) fn asked(ask: &Ask) -> model::Ask {
     let back = ask.back.iter().map(|back| Back {
         ids: back.ids.iter().map(|id| i64::from(*id)).collect(),
         nonce: i64::try_from(back.nonce).unwrap(),
@@ -390,7 +390,7 @@ fn asked(ask: &Ask) -> model::Ask {
     }
 }
 
-fn reply(gets: Gets) -> Reply {
+pub(super) fn reply(gets: Gets) -> Reply {
     let number = |n: i64| u64::try_from(n).unwrap();
     let ids = |ids: Vec<i64>| ids.iter().map(|id| u32::try_from(*id).unwrap()).collect();
     Reply {
