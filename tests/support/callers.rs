@@ -55,7 +55,8 @@ pub async fn run(address: &str, callers: usize, until: Instant) -> Vec<Asked> {
 }
 
 /// Requests that come at random, so many a second, whether or not others have been answered: a Poisson
-/// process. An answer that a connection took along is missing.
+/// process. Each body has the seed in it, so that none is like another's. One whose connection ended
+/// without an answer has the status 0.
 pub async fn arrive(address: &str, per_second: f64, until: Instant, seed: u64) -> Vec<Asked> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let (answers, idle) = (Rc::new(RefCell::new(Vec::new())), Rc::new(RefCell::new(Vec::new())));
@@ -73,12 +74,12 @@ pub async fn arrive(address: &str, per_second: f64, until: Instant, seed: u64) -
             tokio::task::spawn_local(async move {
                 let at = Instant::now();
                 let kept = idle.borrow_mut().pop();
-                let exchange = exchange(&address, kept, number.to_string());
+                let exchange = exchange(&address, kept, format!("{seed}-{number}"));
                 let answer = tokio::time::timeout(super::http::BOUND, exchange).await;
-                if let Some((status, kept)) = answer.expect("no request hangs") {
-                    idle.borrow_mut().push(kept);
-                    answers.borrow_mut().push(Asked { at, took: at.elapsed(), status });
-                }
+                let answer = answer.expect("no request hangs");
+                let status = answer.as_ref().map_or(0, |(status, _)| *status);
+                idle.borrow_mut().extend(answer.map(|(_, kept)| kept));
+                answers.borrow_mut().push(Asked { at, took: at.elapsed(), status });
             });
         }
     };
