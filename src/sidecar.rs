@@ -213,21 +213,18 @@ impl Sidecar {
     /// left.
     pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
         self.ending.store(true, Ordering::Relaxed);
-        let begins = || {
-            self.draining.store(true, Ordering::Relaxed);
-            if let Some(rest) = &self.spool {
-                rest.spool.retire();
-            }
-        };
+        if let Some(rest) = &self.spool {
+            rest.spool.retire();
+        }
         let in_order = async {
             tokio::time::sleep(self.drain.accept_for).await;
-            begins();
+            self.draining.store(true, Ordering::Relaxed);
             self.delivery.drain(self.drain.grace).await;
         };
         tokio::select! {
             () = in_order => {}
             () = hurry => {
-                begins();
+                self.draining.store(true, Ordering::Relaxed);
                 self.delivery.drain(Duration::ZERO).await;
             }
         }

@@ -321,6 +321,19 @@ async fn what_cannot_be_handed_over_stays_on_the_disk() {
     let (status, log) = ends.ended().await;
     assert!(status.success() && log.contains("the rest stays on the disk"), "{log}");
     pods.redis.restart();
+    // Nor is it passed over by who keeps in Redis from now on.
+    let switched = pods.settings("disk", &[("upstream.instance_id", support::INSTANCE)]);
+    let switched: Vec<_> = switched.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut args = vec!["serve", "--set", "listen.publish=127.0.0.1:0"];
+    args.extend(["--set", "listen.telemetry=127.0.0.1:0"]);
+    args.extend(switched.iter().flat_map(|flag| ["--set", flag]));
+    let key = [
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"),
+        ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret"),
+    ];
+    let refused = run(&args, &key).await;
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("still holds 30 messages"), "{}", refused.stderr);
     pods.fault(b"[]").await;
     let _again = pods.pod("disk", &disk).await;
     are_once(&pods.delivers(&bodies, ACCEPTABLE).await, None);

@@ -202,7 +202,7 @@ fn not_kept(error: &KeepError, calls: u32) -> Answered {
             "The spool's disk is full or does not write. The message was not accepted and nothing \
              was sent.",
         ),
-        KeepError::Redis(_) => (
+        KeepError::Redis(_) | KeepError::Already => (
             "spool-unavailable",
             "The spool does not take it",
             "Redis, which holds the spool, is full, does not write or does not answer. The message \

@@ -347,9 +347,8 @@ impl Shared {
                             Ok(())
                         }
                         Some(Fate::Full) => Err(KeepError::Full),
-                        Some(Fate::Lost) | None => {
-                            Err(self.store.refusal("it is kept already".into()))
-                        }
+                        Some(Fate::Lost) => Err(KeepError::Already),
+                        None => Err(self.store.refusal("it was not written".into())),
                     };
                     told.push(Told::Keep(done, kept));
                 }

@@ -238,7 +238,10 @@ impl Spool {
             for (id, kept) in keeps {
                 let stopped = || Err(KeepError::Redis("it was stopped".into()));
                 match kept.await.unwrap_or_else(|_| stopped()) {
-                    Ok(()) => forgotten.push(self.note(id, Change::Forgotten)),
+                    // Already: as an earlier hand-over was killed.
+                    Ok(()) | Err(KeepError::Already) => {
+                        forgotten.push(self.note(id, Change::Forgotten));
+                    }
                     Err(error) => failed = Some(error),
                 }
             }

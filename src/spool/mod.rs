@@ -122,6 +122,9 @@ pub enum KeepError {
     /// it works again, a restart, or another sidecar, may find the message.
     #[error("nobody says whether it was taken: {0}")]
     Unsure(Arc<str>),
+    /// It is in Redis, and another sidecar's perhaps.
+    #[error("it is kept already")]
+    Already,
 }
 
 /// Why a message cannot be read.

@@ -274,13 +274,11 @@ impl Concerns {
             let detail = format!(
                 "It says: {failure}. What is not delivered at once cannot be kept and is refused."
             );
-            let (title, todo) = if kept.durability.starts_with("redis") {
-                let todo = "See that the Redis of fleet.url runs, can be reached and has memory.";
-                ("The spool's Redis takes no writes", todo)
+            let title = "The spool takes no writes";
+            let todo = if kept.durability.starts_with("redis") {
+                "See that the Redis of fleet.url runs, can be reached and has memory. It is tried again."
             } else {
-                let todo =
-                    "Make room on the disk of spool.path, or mend it. It is tried again by itself.";
-                ("The spool's disk takes no writes", todo)
+                "Make room on the disk of spool.path, or mend it. It is tried again by itself."
             };
             self.add(Level::Bad, title, detail, todo);
         }

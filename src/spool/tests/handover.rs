@@ -80,3 +80,29 @@ async fn a_disk_that_still_holds_messages_is_not_passed_over() {
     drop(open().await.expect("a receipt is nothing to deliver"));
     open().await.expect("and again");
 }
+
+/// As after a kill -9 in the middle of a hand-over: what is in both places is forgotten on the disk.
+#[tokio::test]
+async fn what_was_handed_over_before_is_not_in_the_way() {
+    let redis = Redis::start();
+    let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let disk = Spool::open(options(folder.path())).await.unwrap();
+    let kept = message("abc", "x");
+    disk.keep(&kept, None).await.unwrap();
+    for file in std::fs::read_dir(folder.path()).unwrap().map(Result::unwrap) {
+        if file.metadata().unwrap().is_file() {
+            std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+    }
+    let first = share(&redis, "a", CALM).await;
+    assert_eq!(disk.hand_over(&first, later()).await, Ok(1));
+
+    let disk = Spool::open(options(copy.path())).await.unwrap();
+    assert!(disk.find(kept.id).is_some());
+    disk.keep(&message("abc", "y"), None).await.unwrap();
+    let second = share(&redis, "a", CALM).await;
+    assert_eq!(disk.hand_over(&second, later()).await, Ok(2));
+    assert_eq!(disk.list(None, usize::MAX, &mut |_| true), []);
+    let (first, second) = (first.usage().queued.messages, second.usage().queued.messages);
+    assert_eq!((first, second), (1, 1), "each has one owner");
+}

@@ -84,7 +84,9 @@ impl Run {
                     let bytes = usage.queued.bytes + usage.dead.bytes + usage.receipts.bytes;
                     assert!(bytes + (n * (len + 1_000)) as u64 > self.options.max_bytes);
                 }
-                Err(KeepError::Redis(error)) => panic!("no disk: {error}"),
+                Err(error @ (KeepError::Redis(_) | KeepError::Already)) => {
+                    panic!("no disk: {error}")
+                }
                 Err(KeepError::Disk(_)) => assert!(self.ill),
                 Err(KeepError::Unsure(_)) => {
                     assert!(self.ill);

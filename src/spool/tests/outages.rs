@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::{Change, KeepError, NotOurs, ReadError, Spool};
 use super::shared::{BOUND, CALM, QUICK, fleet, share};
-use super::{message, options, receipt};
+use super::{death, message, options, receipt};
 use crate::primary::server::Redis;
 
 #[tokio::test]
@@ -136,4 +136,42 @@ async fn without_redis_it_begins_and_works_when_there_is_one() {
     };
     timeout(BOUND, works).await.expect("it finds Redis by itself");
     spool.keep(&message("abc", "x"), None).await.unwrap();
+}
+
+/// What Redis knows may be older, also where it failed again before it was told.
+#[tokio::test]
+async fn what_was_taken_back_is_written_anew_after_another_failure() {
+    let redis = Redis::start();
+    let spool = share(&redis, "a", CALM).await;
+    let kept = message("abc", "x");
+    spool.keep(&kept, None).await.unwrap();
+    let all = "tollgate:{a}:spool:words";
+    let before: String = redis.tell(&format!("HGET {all} {}", kept.id));
+    spool.note(kept.id, Change::Dead(4, death())).await;
+    let state = spool.find(kept.id).unwrap().state;
+    let back = "local W, O = KEYS[1], KEYS[2]
+        redis.call('HSET', W, ARGV[1], ARGV[2])
+        for _, owner in ipairs(redis.call('HKEYS', O)) do redis.call('HINCRBY', O, owner, -1) end
+        redis.call('RENAME', W, KEYS[3])
+        redis.call('SET', W, 'nothing that can be asked')";
+    let mut command = redis::cmd("EVAL");
+    command.arg(back).arg(3).arg(all).arg("tollgate:{a}:spool:owners").arg("{a}:aside");
+    command.arg(kept.id.to_string()).arg(before).exec(&mut redis.connection()).unwrap();
+    let failed = async {
+        while !spool.usage().failure.is_some_and(|failure| failure.contains("wrong kind")) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(BOUND, failed).await.expect("it notices");
+    assert_eq!(spool.is_ours(), Err(NotOurs));
+    redis.tell::<()>(&format!("RENAME {{a}}:aside {all}"));
+    let works = async {
+        while spool.is_ours().is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(BOUND, works).await.expect("it works again");
+    spool.flush().await;
+    let look = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
+    assert_eq!(look.find(kept.id).unwrap().state, state);
 }
