@@ -103,11 +103,13 @@ async fn redis_comes_back_empty() {
 /// Five that expect to be so many, and a replica that takes over a second behind. How many calls each
 /// second held.
 async fn fails_over(expected: usize, seconds: u64) -> Vec<u64> {
-    let mut primary = redis();
+    let mut primary = Redis::start();
     let followed = Way::to(primary.port).await;
     let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &followed.port.to_string()]);
     let follows = async || replica.tell::<String>("INFO").contains("master_link_status:up");
     until("the replica follows", follows).await;
+    // A first replica makes it another primary.
+    primary.begin(&[("account", N)]);
     let way = Way::to(primary.port).await;
     let member = [("fleet.url", way.url()), ("fleet.expected_sidecars", expected.to_string())];
     let members = vec![member.to_vec(); SIDECARS];

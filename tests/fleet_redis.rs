@@ -223,10 +223,11 @@ async fn servers_that_will_not_do() {
 #[tokio::test]
 async fn a_primary_that_sentinels_name() {
     let mut primary = Redis::start();
-    primary.begin(&[("account", 50)]);
     let port = primary.port.to_string();
     let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port]);
     replica.says("master_link_status:up");
+    // A first replica makes it another primary.
+    primary.begin(&[("account", 50)]);
     let sentinel = Redis::sentinel(primary.port, "");
     sentinel.says("slaves=1");
     // One that is not there comes first.
@@ -274,4 +275,22 @@ async fn a_cluster() {
     .await;
     cluster.nodes[3].says("role:master");
     until("there is one connection in all", connections).await;
+}
+
+/// A primary whose replica takes over, and which is primary again before anybody has asked the replica:
+/// what the replica never heard of is lost, and the server is the same.
+#[test]
+fn a_primary_that_comes_back() {
+    let first = Redis::start();
+    let port = first.port.to_string();
+    let second = Redis::start_with(&["--replicaof", "127.0.0.1", &port]);
+    second.says("master_link_status:up");
+    first.begin(&[("account", 50)]);
+    assert_eq!(first.ask(50, 5), (5, 0));
+    second.tell::<()>("REPLICAOF NO ONE");
+    first.tell::<()>(&format!("REPLICAOF 127.0.0.1 {}", second.port));
+    first.says("master_link_status:up");
+    first.tell::<()>("REPLICAOF NO ONE");
+    let (out, learns) = first.ask(50, 5);
+    assert!(out == 0 && learns > 29_000_000, "{out} permits, learns for {learns} us");
 }

@@ -4,7 +4,7 @@ local function needs(command, ...)
   if not redis.acl_check_cmd(command, ...) then lacks[#lacks + 1] = string.lower(command) end
 end
 needs('TIME')
-needs('INFO', 'server')
+needs('INFO', 'server', 'replication')
 local key = KEYS[1]
 needs('DEL', key)
 needs('HDEL', key, '0')

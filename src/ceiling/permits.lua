@@ -32,7 +32,10 @@ local function int(x) return string.format('%.0f', x) end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+-- A server that starts has a new run_id. One that becomes primary has a new master_replid: also one that
+-- was primary before, and of whose successor nobody asked anything.
+local info = redis.call('INFO', 'server', 'replication')
+local run = string.match(info, 'run_id:(%w+)') .. ':' .. (string.match(info, 'master_replid:(%w+)') or '')
 local want, core = tonumber(ARGV[2]), tonumber(ARGV[3])
 local ceilings = {}
 

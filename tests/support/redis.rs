@@ -88,6 +88,16 @@ impl Redis {
         command.exec(&mut self.connection()).unwrap();
     }
 
+    /// Asks for so many permits of the account's ceiling. How many there are, and for how long, in
+    /// microseconds, it still learns which are out.
+    pub fn ask(&self, ceiling: u64, want: usize) -> (usize, u64) {
+        let mut command = redis::cmd("EVAL");
+        command.arg(SCRIPT).arg(3).arg(&keys("account")).arg(ceiling).arg(want).arg(0).arg(0);
+        let said: Vec<redis::Value> = command.query(&mut self.connection()).unwrap();
+        let out: Vec<String> = redis::from_redis_value(said.last().unwrap().clone()).unwrap();
+        (out.len(), redis::from_redis_value(said[1].clone()).unwrap())
+    }
+
     /// How many connections it has beside the one that asks.
     pub fn clients(&self) -> usize {
         let list: String = self.tell("CLIENT LIST TYPE normal");
