@@ -302,6 +302,8 @@ async fn a_full_redis_says_so_and_takes_what_empties_it() {
     };
     assert!(error.contains("OOM"), "{error}");
     assert!(spool.usage().failure.unwrap().contains("OOM"));
+    // Also over another connection.
+    redis.tell::<i64>("CLIENT KILL TYPE normal SKIPME yes");
     timeout(BOUND, spool.note(kept.id, Change::Delivered(1, receipt()))).await.unwrap();
     set("0");
     let works = async {
