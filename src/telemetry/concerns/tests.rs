@@ -158,7 +158,7 @@ const CASES: &[Case] = &[
     ("parked permits", |s| s.ceilings[0].parked = 1, &[(Warn, "The provider pushes back")]),
 
     ("the disk fails", |s| s.kept = Some(kept(|k| k.failure = Some("No space left".into()))), &[(Bad, "The spool takes no writes")]),
-    ("Redis fails", |s| s.kept = Some(kept(|k| (k.failure, k.durability) = (Some("OOM".into()), "redis-memory"))), &[(Bad, "The spool's Redis takes no writes")]),
+    ("Redis fails", |s| s.kept = Some(kept(|k| (k.failure, k.durability) = (Some("OOM".into()), "redis-memory"))), &[(Bad, "The spool takes no writes")]),
     ("the spool fills", |s| s.kept = Some(kept(|k| k.full = 0.8)), &[(Warn, "The spool is nearly full")]),
     ("the spool is full", |s| s.kept = Some(kept(|k| k.full = 0.96)), &[(Bad, "The spool is nearly full")]),
     ("young", |s| s.kept = Some(kept(|k| k.oldest = Some(at(299)))), &[]),
