@@ -64,7 +64,7 @@ pub enum Trouble {
     #[error("its version is {0}, and Redis {LEAST_VERSION} or a Valkey is needed")]
     Old(String),
     /// It follows another server.
-    #[error("it is a replica, and a fleet needs the primary")]
+    #[error("it is a replica, and only the primary takes what we write")]
     Replica,
     /// It stands alone, and is one of several.
     #[error("fleet.url names several servers, and this one is no node of a Cluster")]
