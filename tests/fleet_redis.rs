@@ -197,6 +197,23 @@ async fn aged(port: u16, version: &'static str) -> String {
 }
 
 #[tokio::test]
+async fn a_fleet_that_is_gone_leaves_nothing_in_redis_for_ever() {
+    let redis = Redis::start();
+    let group = [("ceilings.egress_ip", "30"), ("fleet.egress_group", "node-1")];
+    let serve = idle(&[&[("fleet.url", redis.url().as_str())], &group[..]].concat()).await;
+    shares(&serve).await;
+    until("every key ends", async || {
+        let keys = redis.tell::<Vec<String>>("KEYS *");
+        let ends = |key: &String| redis.tell::<i64>(&format!("TTL {key}")) > 0;
+        // Both ceilings, their state, and the two of the members.
+        keys.len() == 6 && keys.iter().all(ends)
+    })
+    .await;
+    let ceiling = redis.tell::<i64>("TTL tollgate:{default}:egress:node-1");
+    assert!(ceiling > 6 * 24 * 3600, "{ceiling}");
+}
+
+#[tokio::test]
 async fn servers_that_will_not_do() {
     let redis = Redis::start();
     let url = aged(redis.port, "6.2.14").await;

@@ -2,12 +2,14 @@
 -- for longer than GONE is forgotten.
 --
 -- KEYS  1 when each was heard, in milliseconds of this server's clock   2 what each said
+--       3 … the ceilings that this one shares
 -- ARGV  1 whose words these are   2 the words; none: it leaves   3 how many members are to be told
 -- Gives how many there are, { "milliseconds ago:words" … }, those heard last first
 
 local GONE, CHUNK = 15000, 100
--- A fleet that has ended leaves nothing behind.
-local FORGET = 3600000
+-- A fleet that has ended leaves nothing behind, nor does an egress group that nobody is in any more.
+-- Who comes back to ceilings that are forgotten waits until they are learnt: so not over a weekend.
+local FORGET, FORGET_CEILING = 3600000, 7 * 24 * 3600000
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -28,6 +30,7 @@ for _, id in ipairs(gone) do
 end
 redis.call('PEXPIRE', seen, FORGET)
 redis.call('PEXPIRE', words, FORGET)
+for k = 3, #KEYS do redis.call('PEXPIRE', KEYS[k], FORGET_CEILING) end
 
 local told, most = {}, tonumber(ARGV[3])
 if most > 0 then

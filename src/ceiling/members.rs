@@ -75,7 +75,7 @@ struct Known {
     line: Option<Connection>,
     /// By what Redis knows this process.
     id: String,
-    keys: [String; 2],
+    keys: Vec<String>,
     looked: Option<Instant>,
     fleet: Fleet,
 }
@@ -144,13 +144,18 @@ fn read(words: &str) -> Option<Member> {
 }
 
 /// Tells and asks, until the ceiling is dropped.
-pub(super) async fn run(members: Arc<Members>, shared: Weak<Shared>, config: config::Fleet) {
+pub(super) async fn run(
+    members: Arc<Members>,
+    shared: Weak<Shared>,
+    config: config::Fleet,
+    ceilings: Vec<String>,
+) {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     {
         let mut known = members.known();
         known.id = format!("{name}/{:08x}", fastrand::u32(..));
         let key = |part| format!("tollgate:{{{}}}:members:{part}", config.account);
-        known.keys = [key("seen"), key("words")];
+        known.keys = [vec![key("seen"), key("words")], ceilings].concat();
         known.fleet.account.clone_from(&config.account);
     }
     loop {

@@ -228,8 +228,9 @@ impl Ceiling {
         self.shared.state().share(config, kinds.clone(), call_timeout, fleet.expected_sidecars);
         let (shared, bell) = (Arc::downgrade(&self.shared), self.shared.bell.clone());
         let members = Arc::clone(&self.shared.members);
-        tokio::spawn(members::run(members, shared.clone(), fleet.clone()));
-        tokio::spawn(pool::run(shared, fleet.clone(), kinds, bell));
+        let keys = pool::keys(fleet, &kinds);
+        tokio::spawn(members::run(members, shared.clone(), fleet.clone(), keys.clone()));
+        tokio::spawn(pool::run(shared, fleet.clone(), keys, bell));
     }
 
     /// Sends nothing more, and gives back what is held of a fleet's ceilings.

@@ -32,8 +32,7 @@ pub(super) struct Bell {
 }
 
 /// Ends with the ceiling, or when it is closed and everything is given back.
-pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, kinds: Vec<Kind>, bell: Bell) {
-    let keys = keys(&fleet, &kinds);
+pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, keys: Vec<String>, bell: Bell) {
     let Some(members) = shared.upgrade().map(|shared| Arc::clone(&shared.members)) else { return };
     let mut line = None;
     // What was said last, so that it is said once.
@@ -132,7 +131,7 @@ fn with_leases<T>(
 }
 
 /// Three a ceiling, all with one hash tag, so that they live on one node.
-fn keys(fleet: &config::Fleet, kinds: &[Kind]) -> Vec<String> {
+pub(super) fn keys(fleet: &config::Fleet, kinds: &[Kind]) -> Vec<String> {
     let account = &fleet.account;
     let name = |kind: &Kind| match kind {
         Kind::Account => format!("tollgate:{{{account}}}:account"),
