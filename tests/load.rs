@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::callers::{self, Asked};
+use support::http::get;
 use support::process::{Emulator, Serve};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -39,12 +40,29 @@ fn all_wait_alike(answers: &[Asked], from: Instant, until: Instant) {
     );
 }
 
-/// One run: what the emulator reports, and what callers were told.
-async fn load(
-    emulator: &[&str],
-    settings: &[(&str, &str)],
-    callers: usize,
-) -> (Value, Vec<Asked>, Instant) {
+/// How long a call took, on average.
+async fn call(serve: &Serve) -> f64 {
+    let metrics = get(&serve.telemetry, "/metrics").await.text();
+    let sum_of = |part: &str| -> f64 {
+        let name = format!("tollgate_upstream_call_duration_seconds_{part}");
+        let samples = metrics.lines().filter(|line| line.starts_with(&name));
+        samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    };
+    sum_of("sum") / sum_of("count")
+}
+
+/// One run.
+struct Run {
+    /// What the emulator reports.
+    report: Value,
+    /// What callers were told.
+    answers: Vec<Asked>,
+    start: Instant,
+    /// How long a call took, seconds.
+    call: f64,
+}
+
+async fn load(emulator: &[&str], settings: &[(&str, &str)], callers: usize) -> Run {
     let emulator = Emulator::start(emulator).await;
     let url = emulator.url();
     let base = [("upstream.endpoint", url.as_str()), ("publish.wait", "10s")];
@@ -55,11 +73,12 @@ async fn load(
     let report = emulator.report().await;
     assert_eq!(report["refused"], serde_json::json!({}));
     assert_eq!(report["blocked"], serde_json::json!([]));
-    (report, answers, start)
+    Run { report, answers, start, call: call(&serve).await }
 }
 
-/// The ceiling is to be used. Every run must keep it, and `check` looks at every run; a run that
-/// other processes disturbed may use less of it, so the best of three counts.
+/// The ceiling is to be used: all but 3 % of what can be, since a permit is out for a call and one
+/// second more, and calls take longer where other processes want the machine. Every run must keep the
+/// ceiling, and `check` looks at every run; of the use the best of three counts.
 async fn used(
     what: &str,
     ceiling: f64,
@@ -70,20 +89,19 @@ async fn used(
 ) {
     let mut best = 0.0_f64;
     for _ in 0..3 {
-        let (report, answers, start) = load(emulator, settings, callers).await;
+        let Run { report, answers, start, call } = load(emulator, settings, callers).await;
         check(&report);
-        best = best.max(rate(&report));
+        let (rate, possible) = (rate(&report), ceiling / (1.0 + call));
+        best = best.max(rate / possible);
         println!(
-            "{what}: {:.1} calls/s, worst sliding second {}, by address {}",
-            rate(&report),
-            report["worst_second"],
-            report["worst_second_by_source"]
+            "{what}: {rate:.1} calls/s of {possible:.1}, worst sliding second {}, by address {}",
+            report["worst_second"], report["worst_second_by_source"]
         );
-        if best >= 0.97 * ceiling {
+        if best >= 0.97 {
             return all_wait_alike(&answers, start + Duration::from_secs(6), start + LOAD);
         }
     }
-    panic!("{what}: {best} of {ceiling} calls/s");
+    panic!("{what}: {best} of what can be");
 }
 
 #[tokio::test]
