@@ -186,13 +186,15 @@ async fn killed() {
         lost = (billable + uncertain) - (accepted + unknown);
         assert!(lost <= (kill + 1) * 4_000, "{lost}");
     }
-    // In order once more: the difference stays what it was.
+    // In order once more: the difference does not grow. It shrinks by what the provider decided after the
+    // last process was dead and the truth was asked.
     let serve = house.serve().await;
     down_to(&serve, 0).await;
     house.stop(serve).await;
     let (billable, uncertain) = house.counted().await;
     let (accepted, unknown) = house.truth().await;
-    assert_eq!((billable + uncertain) - (accepted + unknown), lost);
+    assert!(billable <= accepted && accepted + unknown <= billable + uncertain);
+    assert!((billable + uncertain) - (accepted + unknown) <= lost);
 }
 
 /// A process that dies in a quiet moment leaves nothing uncertain.
