@@ -402,6 +402,8 @@ impl Leases {
         if self.link == Link::Up {
             self.link = Link::Down(now);
         }
+        // A lease that has ended is nothing to live on.
+        self.sort_again(now);
     }
 
     // === facts ===

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::plan::{Demand, Fault, MS, Plan, SECOND, Trouble};
 use super::simulation::{BEGIN, Seen, asked, reply, run, worst};
+use crate::ceiling::Mode;
 use crate::ceiling::leases::{Leases, Reply};
 use crate::ceiling::model::{self, Back, Gets, Kept};
 
@@ -283,6 +284,25 @@ fn a_permit_that_goes_back_brings_no_turn_forward() {
     assert_eq!(answered(500, Vec::new(), 0), Some((0, 1)));
     assert_eq!(answered(600, Vec::new(), 0), None);
     assert_eq!(answered(1_000, Vec::new(), 0), Some((3, 0)));
+}
+
+#[test]
+fn who_is_cut_off_is_closed_when_its_leases_have_ended() {
+    let base = Instant::now();
+    let mut leases = Leases::new(vec![7], Duration::from_secs(3), 7, base);
+    leases.ask(base, 2).unwrap();
+    let out = (0..2).map(|id| model::Out { ids: vec![id], nonce: 10_000_000, ready_in: 0 });
+    let given = reply(Gets { out: out.collect(), ..gets(7) });
+    leases.answered(Reply { now: 0, learn_in: 0, ..given }, base);
+    let mut mode = |after| {
+        let at = base + Duration::from_millis(after);
+        leases.lost(at);
+        (leases.mode(at), leases.held())
+    };
+    assert_eq!(mode(100), (Mode::CutOff, 2));
+    // A call, its cooling and the slack of clocks before the leases' end: about 4.1 s.
+    assert_eq!(mode(5_800), (Mode::CutOff, 2));
+    assert_eq!(mode(5_900), (Mode::Closed, 0));
 }
 
 fn gets(figure: i64) -> Gets {
