@@ -33,6 +33,8 @@ async fn every_verb_explains_itself_with_an_example() {
 async fn exit_codes() {
     assert_eq!(run(&["fly"], &[]).await.code, 2, "wrong usage");
     assert_eq!(run(&["serve", "--fly"], &[]).await.code, 2, "wrong usage");
+    let emulator = ["emulator", "--listen", "127.0.0.1:0", "--mqtt", "http://x"];
+    assert_eq!(run(&emulator, &[]).await.code, 2, "wrong usage");
     let none = run(&["serve"], &[]).await;
     assert_eq!(none.code, 4, "no endpoint");
     assert!(none.stderr.contains("upstream.endpoint"), "{}", none.stderr);

@@ -236,7 +236,13 @@ async fn who_is_in_the_fleet() {
     }
     assert!((metric(&first, "tollgate_fleet_sidecars").await - 3.0).abs() < 0.5);
     let told = run(&["status", "--fleet", "--at", &first.telemetry], &[]).await.stdout;
-    assert!(told.contains("3 sidecars") && told.contains("SIDECAR"), "{told}");
+    assert!(told.contains("3 sidecars"), "{told}");
+    let title = told.lines().find(|line| line.starts_with("SIDECAR")).expect("a table");
+    let under = title.find("SHARE").unwrap() + "SHARE".len();
+    let rows: Vec<_> = told.lines().skip_while(|line| *line != title).skip(1).collect();
+    let stands =
+        |row: &&str| row.is_char_boundary(under) && row[..under].ends_with(char::is_numeric);
+    assert!(rows.len() == 3 && rows.iter().all(stands), "{told}");
 
     // Who leaves is gone at once, who dies a little later.
     let leaves = fleet.sidecars.remove(0);

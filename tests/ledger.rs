@@ -351,7 +351,7 @@ async fn a_bill() {
         [(["--from", "yesterday"], "no day"), (["--from", "2999-01-01"], "is not before")]
     {
         let wrong = bill(&args).await;
-        assert_eq!(wrong.code, 1);
+        assert_eq!(wrong.code, 2, "wrong usage");
         assert!(wrong.stderr.contains(words), "{}", wrong.stderr);
     }
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use support::http::{get, post};
 use support::process::{Said, Serve, run};
 use support::script::{Script, error};
+use support::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -42,18 +43,18 @@ impl Verb {
 /// What could mean no message is told, by a running sidecar as by a stopped one.
 async fn are_mistakes(verb: &Verb) {
     let nobody = "0".repeat(32);
-    for (wrong, told) in [
-        (&["show", "x"][..], "no message id"),
-        (&["show", &nobody], "No message of this id"),
-        (&["drop"], "othing is selected"),
-        (&["replay"], "othing is selected"),
-        (&["drop", "x"], "no message id"),
-        (&["replay", "--topic", "a/#"], "MQTT filter"),
-        (&["list", "--topic", "a/+"], "MQTT filter"),
+    for (wrong, told, code) in [
+        (&["show", "x"][..], "no message id", 2),
+        (&["show", &nobody], "No message of this id", 1),
+        (&["drop"], "othing is selected", 2),
+        (&["replay"], "othing is selected", 2),
+        (&["drop", "x"], "no message id", 2),
+        (&["replay", "--topic", "a/#"], "MQTT filter", 2),
+        (&["list", "--topic", "a/+"], "MQTT filter", 2),
     ] {
         let said = verb.run(wrong).await;
         let is_told = said.stderr.to_lowercase().contains(&told.to_lowercase());
-        assert!(said.code == 1 && is_told, "{wrong:?}: {}", said.stderr);
+        assert!(said.code == code && is_told, "{wrong:?}: {} {}", said.code, said.stderr);
     }
 }
 
@@ -173,6 +174,38 @@ async fn dead_letters() {
     assert_eq!(verb.run(&["drop", "--all"]).await.stdout, "0 dropped\n", "queued ones are named");
     assert_eq!(verb.run(&["drop", "--state", "queued"]).await.stdout, "1 dropped\n");
     assert!(verb.list(&["--state", "queued"]).await.is_empty());
+}
+
+/// A stop does not wait for the next try of what was dropped.
+#[tokio::test]
+async fn what_is_dropped_holds_up_no_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool").display().to_string();
+    let control = format!("unix:{}", folder.path().join("control.sock").display());
+    let script = Script::start((0..1_000).map(|_| error(500, "InternalError"))).await;
+    let settings = [
+        ("upstream.endpoint", &*script.url),
+        ("spool.store", "disk"),
+        ("spool.path", &*spool),
+        ("listen.control", &*control),
+        ("retry.base", "1h"),
+        ("retry.cap", "1h"),
+        ("drain.grace", "1h"),
+    ];
+    let serve = Serve::start(&settings, &[]).await;
+    for _ in 0..5 {
+        post(&serve.publish, "/publish/TopicA", &[("prefer", "respond-async")], b"x").await;
+    }
+    until("all of them wait", async || {
+        let status = get(&serve.telemetry, "/status.json").await.json();
+        status["paused"][0]["messages"] == 5
+    })
+    .await;
+    let verb = Verb::new(&settings);
+    assert_eq!(verb.run(&["drop", "--state", "queued"]).await.stdout, "5 dropped\n");
+    serve.signal(Signal::TERM);
+    let (status, log) = serve.ended().await;
+    assert!(status.success() && !log.contains("kept for the next start"), "{log}");
 }
 
 /// Where the configured socket cannot be made, it is beside the spool.

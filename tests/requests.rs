@@ -31,6 +31,7 @@ fn check(answer: Option<Answer>, told: Told, what: &str) {
     assert_eq!(answer.header("content-type"), "application/problem+json", "{what}");
     assert_eq!(problem["type"], format!("urn:tollgate:{}", told.1), "{what}");
     assert_eq!(problem["status"], told.0, "{what}");
+    assert_eq!(problem["outcome"], "not-sent", "{what}");
     assert!(!problem["title"].as_str().unwrap().is_empty(), "{what}");
     assert!(problem["detail"].as_str().unwrap().len() > 20, "{what}: {problem}");
     assert!(!answer.header("x-request-id").is_empty(), "{what}");

@@ -55,10 +55,17 @@ pub(super) fn run(args: &Args) -> ExitCode {
             return exit::BAD_CONFIG.into();
         }
     };
+    let query = match query(args, &config.billing.time_zone) {
+        Ok(query) => query,
+        Err(mistake) => {
+            eprintln!("tollgate bill: {mistake}");
+            return exit::USAGE.into();
+        }
+    };
     let output = args.output;
-    let done = query(args, &config.billing.time_zone)
-        .and_then(|query| runtime(1).map(|runtime| (query, runtime)).map_err(|e| e.to_string()))
-        .and_then(|(query, runtime)| runtime.block_on(bill(query, &config)))
+    let done = runtime(1)
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(bill(query, &config)))
         .and_then(|bill| print(&bill, output));
     match done {
         Ok(()) => ExitCode::SUCCESS,

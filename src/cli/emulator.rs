@@ -10,11 +10,12 @@ use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::emulator::{
-    DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, Fault, KeyPair, MqttPayload, Options, Over,
-    parse_duration,
+    DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorError, Fault, KeyPair, MqttPayload, Options,
+    Over, parse_duration,
 };
 
 const FAILED: u8 = 1;
+const USAGE: u8 = 2;
 const INVALID: u8 = 4;
 
 /// Plays ApsaraMQ for MQTT on this machine.
@@ -143,7 +144,8 @@ pub(super) async fn run(args: EmulatorArgs) -> ExitCode {
         Ok(emulator) => emulator,
         Err(error) => {
             eprintln!("tollgate emulator: {error}");
-            return ExitCode::from(FAILED);
+            let is_mistake = matches!(error, EmulatorError::Mqtt(_));
+            return ExitCode::from(if is_mistake { USAGE } else { FAILED });
         }
     };
     // it works as well when nobody reads this

@@ -76,7 +76,19 @@ enum Verb {
     },
 }
 
-#[derive(Debug, clap::Args)]
+impl Verb {
+    /// Whether it could mean any message.
+    fn check(&self) -> Result<(), String> {
+        let selection = match self {
+            Self::List { topic, .. } => Selection { topic: topic.clone(), ..Selection::default() },
+            Self::Show { id } => Selection { ids: vec![id.clone()], ..Selection::default() },
+            Self::Replay { which } | Self::Drop { which } => some(which.clone())?,
+        };
+        selection.pick().map(drop).map_err(|error| error.to_string())
+    }
+}
+
+#[derive(Debug, Clone, clap::Args)]
 struct Selected {
     /// These messages
     ids: Vec<String>,
@@ -109,6 +121,11 @@ pub(super) fn run(args: Args) -> ExitCode {
             return exit::BAD_CONFIG.into();
         }
     };
+    // A mistake is one whether a sidecar runs or not.
+    if let Err(mistake) = args.verb.check() {
+        eprintln!("tollgate messages: {mistake}");
+        return exit::USAGE.into();
+    }
     let done = runtime(1)
         .map_err(|error| error.to_string())
         .and_then(|runtime| runtime.block_on(carry_out(args.verb, &config)))

@@ -21,6 +21,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Exit codes; `--help` has them in words.
 mod exit {
     pub(super) const FAILED: u8 = 1;
+    /// As clap says it.
+    pub(super) const USAGE: u8 = 2;
     pub(super) const BAD_CONFIG: u8 = 4;
 }
 

@@ -227,7 +227,9 @@ fn members(fleet: &Value, to: &mut impl Write) -> io::Result<()> {
     )?;
     for member in members {
         let name = member["name"].as_str().unwrap_or("-");
-        let (share, used, waiting) = (&member["share"], &member["used"], &member["waiting"]);
+        // A `Value` is printed without its width.
+        let [share, used, waiting] =
+            [&member["share"], &member["used"], &member["waiting"]].map(ToString::to_string);
         let longest = format!("{:.1}s", member["longest_wait_seconds"].as_f64().unwrap_or(0.0));
         let group = member["egress_group"].as_str().unwrap_or_default();
         let starved = if member["starved"] == true { "STARVED" } else { "" };

@@ -252,9 +252,10 @@ fn codes(raw: &Raw) -> Result<Codes, Wrong> {
     }
     let text = raw.text()?.trim().trim_start_matches('{').trim_end_matches('}');
     let rules = text.split(',').filter(|rule| !rule.trim().is_empty());
+    let bare = |text: &str| text.trim().trim_matches('"').to_owned();
     let rules = rules.map(|text| {
         let (code, means) = text.split_once('=').ok_or_else(wrong)?;
-        rule(code, means)
+        rule(&bare(code), &bare(means))
     });
     Ok(Codes::new(rules.collect::<Result<_, _>>()?))
 }

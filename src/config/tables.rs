@@ -1,6 +1,9 @@
-//! Lists of tables, such as `[[upstream.instances]]`: only a file can hold them.
+//! Lists of tables, such as `[[upstream.instances]]`; outside a file they are written as TOML has
+//! them on one line, `[{ instance_id = "i", topics = ["A/*"] }]`.
 
+use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
+use figment::{Profile, Provider};
 
 use super::mistake::Wrong;
 use super::parse::{Raw, kind};
@@ -65,6 +68,13 @@ impl Table<'_> {
     }
 }
 
+/// What text outside a file says as TOML.
+fn on_one_line(all: &Raw) -> Option<Value> {
+    let text = all.text().ok().filter(|_| !all.is_typed())?;
+    let mut profiles = Toml::string(&format!("all = {text}")).data().ok()?;
+    profiles.get_mut(&Profile::Default)?.remove("all")
+}
+
 /// Reads all tables under `key`, each of which has keys of `names` only. `remedy` says how to
 /// write one.
 pub(super) fn tables<T>(
@@ -74,9 +84,12 @@ pub(super) fn tables<T>(
     remedy: &str,
     read: impl Fn(&mut Reader<'_>, &Table<'_>) -> Option<T>,
 ) -> Option<Vec<T>> {
-    let Some(all) = r.given(key) else {
+    let Some(mut all) = r.given(key) else {
         return r.value(key, "[]", |_| Ok(Vec::new()));
     };
+    if let Some(value) = on_one_line(&all) {
+        all.value = value;
+    }
     let Value::Array(_, items) = &all.value else {
         let problem = format!("is {}, and must be a list of tables", kind(&all.value));
         return r.settle(key, &all, Err(Wrong::new(problem, remedy)));

@@ -1,7 +1,7 @@
 //! The one owner of kept messages between their tries: lanes, and the task that hands out what is
 //! due in them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -91,6 +91,12 @@ impl Batches {
     /// A message that is kept waits from now on.
     pub(super) fn push(&self, lane: message::Lane, item: Item, due: Instant) {
         self.state().lanes.entry(lane).or_default().push(item, due);
+        self.changed.notify_one();
+    }
+
+    /// Messages that are kept no more wait no more.
+    pub(super) fn forget(&self, gone: &HashSet<MessageId>) {
+        self.state().lanes.values_mut().for_each(|lane| lane.forget(gone));
         self.changed.notify_one();
     }
 

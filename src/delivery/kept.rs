@@ -227,7 +227,9 @@ impl<U: Upstream> Kept<U> {
     pub(super) async fn attempt(self: Arc<Self>, lane: message::Lane, item: Item) {
         let tried = (Said::Waits(LOOK_AGAIN), true);
         let mut handed_out = HandedOut { batches: &self.batches, lane, item, tried };
-        handed_out.tried = self.try_once(&handed_out.lane, item).await;
+        let (said, again) = self.try_once(&handed_out.lane, item).await;
+        // An operator may have dropped it meanwhile.
+        handed_out.tried = (said, again && self.is_queued(item.id));
     }
 
     async fn try_once(&self, lane: &message::Lane, item: Item) -> Tried {

@@ -6,7 +6,7 @@
 //!
 //! Pure: it is told the time and what became of calls, and says what to call and when to look again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -78,6 +78,11 @@ pub(super) struct Lane {
 impl Lane {
     pub(super) fn push(&mut self, item: Item, due: Instant) {
         self.waiting.insert((due, item.id), item);
+    }
+
+    /// These wait no more; a call that is under way ends as it does.
+    pub(super) fn forget(&mut self, gone: &HashSet<MessageId>) {
+        self.waiting.retain(|(_, id), _| !gone.contains(id));
     }
 
     /// Whether new messages should not be tried before a probe has passed.

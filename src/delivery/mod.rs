@@ -16,7 +16,8 @@ mod outcome;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, Weak};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -160,7 +161,14 @@ impl<U: Upstream> Delivery<U> {
     pub async fn discard(&self, selection: &Picked) -> usize {
         let Some(kept) = &self.shared.kept else { return 0 };
         let meant = |brief: &Brief| selection.means_droppable(brief);
-        kept.spool.change(&meant, &Change::Forgotten, &|_| ()).await
+        let gone = Mutex::new(HashSet::new());
+        let note = |id| {
+            gone.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        };
+        let dropped = kept.spool.change(&meant, &Change::Forgotten, &note).await;
+        // Else a stop would wait for their next try.
+        kept.batches.forget(&gone.into_inner().unwrap_or_else(PoisonError::into_inner));
+        dropped
     }
 
     /// Lanes that do not deliver.

@@ -60,18 +60,18 @@ fn unquote(text: &str) -> Option<String> {
         let token = text.bytes().all(|b| b.is_ascii_graphic() && !b"\",;\\".contains(&b));
         return token.then(|| text.to_owned());
     };
-    let inner = rest.strip_suffix('"')?;
     let mut key = String::new();
-    let mut chars = inner.chars();
+    let mut chars = rest.chars();
     while let Some(c) = chars.next() {
         key.push(match c {
-            '"' => return None,
+            // Parameters may follow; none is defined, so they say nothing.
+            '"' => return matches!(chars.next(), None | Some(';')).then_some(key),
             '\\' => chars.next().filter(|c| matches!(c, '"' | '\\'))?,
             c if c.is_control() => return None,
             c => c,
         });
     }
-    Some(key)
+    None
 }
 
 #[cfg(test)]
@@ -87,6 +87,7 @@ mod tests {
             ),
             ("bare-token", Some("bare-token")),
             (r#""a \"quoted\" \\ one""#, Some(r#"a "quoted" \ one"#)),
+            (r#""with"; a="b""#, Some("with")),
             (r#""a"b""#, None),
             (r#""open"#, None),
             (r#""ends\""#, None),

@@ -111,7 +111,7 @@ impl<U: Upstream> Publish<U> {
         }
         let Some(topic) = path.strip_prefix("/publish/") else {
             let paths = "POST /publish/<topic>, POST /publish and GET /messages/<Id>";
-            return Ok(Problem::not_found(path, paths).into_response());
+            return Ok(Problem::not_found(path, paths).outcome("not-sent").into_response());
         };
         if request.method() != Method::POST {
             return Ok(wrong_method(request.method(), "POST publishes one", "POST"));
@@ -293,6 +293,7 @@ fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply 
     let detail = format!("{method} is not for messages; {instead}.");
     let status = StatusCode::METHOD_NOT_ALLOWED;
     Problem::new(status, "method-not-allowed", "Wrong method", detail)
+        .outcome("not-sent")
         .allow(allowed)
         .into_response()
 }

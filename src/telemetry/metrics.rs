@@ -21,8 +21,21 @@ pub(super) enum Format {
 
 impl Format {
     pub(super) fn wanted(accept: &str) -> Self {
-        let open = accept.contains("application/openmetrics-text");
-        if open { Self::OpenMetrics } else { Self::Prometheus }
+        let quality = |wanted: &str| {
+            let ranges = accept.split(',').filter_map(|range| {
+                let mut parts = range.split(';').map(str::trim);
+                let is_it = parts.next()?.eq_ignore_ascii_case(wanted);
+                let quality = parts.find_map(|part| part.strip_prefix("q=")?.parse().ok());
+                is_it.then_some(quality.unwrap_or(1.0))
+            });
+            ranges.fold(0.0, f32::max)
+        };
+        let open = quality("application/openmetrics-text");
+        if open > 0.0 && open >= quality("text/plain") {
+            Self::OpenMetrics
+        } else {
+            Self::Prometheus
+        }
     }
 
     pub(super) const fn content_type(self) -> &'static str {
@@ -343,6 +356,24 @@ fn keys(status: &KeyStatus) -> Families {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_metrics_where_it_is_asked_for() {
+        for (accept, open) in [
+            ("", false),
+            ("*/*", false),
+            ("application/openmetrics-text", true),
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3",
+                true,
+            ),
+            ("text/plain, application/OpenMetrics-text; q=0.4", false),
+            ("application/openmetrics-text;q=0", false),
+        ] {
+            let format = if open { Format::OpenMetrics } else { Format::Prometheus };
+            assert_eq!(Format::wanted(accept), format, "{accept:?}");
+        }
+    }
 
     #[test]
     fn open_metrics_differs_where_it_must() {

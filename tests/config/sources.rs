@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tollgate::config::{Address, Keys, Roots, load};
+use tollgate::message::Topic;
 
 use crate::{File, LEAST, origin, owned, read, read_with, shown};
 
@@ -60,6 +61,33 @@ fn without_a_file_the_environment_is_enough() {
     assert!((config.ceilings.retry_share - 1.0).abs() < f64::EPSILON);
     assert_eq!(config.ceilings.account, Some(7));
     assert_eq!(config.upstream.roots, Roots::File("/etc/ca.pem".into()));
+}
+
+#[test]
+fn tables_outside_a_file_stand_on_one_line() {
+    let env = [
+        (
+            "TOLLGATE__UPSTREAM__INSTANCES",
+            r#"[{ instance_id = "post-b", topics = ["Alarm/*"] }, { instance_id = "post-c", topics = ["A"] }]"#,
+        ),
+        ("TOLLGATE__RETRY__CODES", r#"{ SomeCode = "refused", Other.Code=retry }"#),
+    ];
+    let budget = r#"[{ name = "b", messages = 5, period = "day", on_exceed = "refuse" }]"#;
+    let loaded = read_with(LEAST, &env, &[("billing.budgets", budget)]).unwrap();
+    let config = &loaded.config;
+    assert_eq!(shown(&loaded, "upstream.instances"), "2 of them");
+    let instance = |topic| config.upstream.instance_for(&Topic::parse(topic).unwrap());
+    assert_eq!(instance("Alarm/x").unwrap().to_string(), "post-b");
+    assert_eq!(instance("TopicA").unwrap().to_string(), "post-cn-x");
+    assert_eq!(config.billing.budgets[0].name, "b");
+    let codes = format!("{:?}", config.retry.codes);
+    assert!(codes.contains(r#"("SomeCode", Refused), ("Other.Code", Failed)"#), "{codes}");
+
+    for wrong in ["[{ instance_id = ", "post-b", "1"] {
+        let env = [("TOLLGATE__UPSTREAM__INSTANCES", wrong)];
+        let told = read_with(LEAST, &env, &[]).unwrap_err().to_string();
+        assert!(told.contains("must be a list of tables"), "{told}");
+    }
 }
 
 #[test]
@@ -144,7 +172,7 @@ fn rules_can_stand_in_for_the_instance() {
         [[upstream.instances]]\ninstance_id = \"two\"\ntopics = [\"*\"]\n";
     let upstream = read(file).unwrap().config.upstream;
     assert_eq!(upstream.instance_id, None);
-    let of = |topic| upstream.instance_for(&tollgate::message::Topic::parse(topic).unwrap());
+    let of = |topic| upstream.instance_for(&Topic::parse(topic).unwrap());
     assert_eq!(of("Alarm/fire").as_deref(), Some("one"));
     assert_eq!(of("Other").as_deref(), Some("two"));
 }

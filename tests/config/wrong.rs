@@ -285,7 +285,7 @@ fn in_the_environment_and_flags() {
         ("CEILINGS__RETRY_SHARE", "inf", "ceilings.retry_share", "out of range"),
         ("UPSTREAM__EGRESS_ADDRESSES", "10.0.0.1,x", "upstream.egress_addresses[1]", "not an IP"),
         ("TOPICS__ALLOW", "A,,B", "topics.allow[1]", "matches no topic"),
-        ("UPSTREAM__INSTANCES", "[]", "upstream.instances", "in the file"),
+        ("UPSTREAM__INSTANCES", "post-b", "upstream.instances", "in the file"),
         ("RETRY__BATCH", "ten", "retry.batch", "not a whole number"),
     ] {
         let name = format!("TOLLGATE__{name}");
