@@ -6,6 +6,8 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::ports::free_port;
+
 const SCRIPT: &str = include_str!("../../src/ceiling/permits.lua");
 
 /// A server that ends with its test, and keeps nothing.
@@ -14,11 +16,6 @@ pub struct Redis {
     args: Vec<String>,
     process: Child,
     folder: tempfile::TempDir,
-}
-
-pub fn free_port() -> u16 {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    free.local_addr().unwrap().port()
 }
 
 /// The three keys of the account's ceiling, or of an egress group's.
@@ -43,13 +40,13 @@ impl Redis {
     }
 
     /// One that watches over the primary on this port, under the name `main`, alone; with more lines of
-    /// configuration.
+    /// configuration. A primary that only stands still for a moment stays the primary.
     pub fn sentinel(of: u16, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("sentinel.conf");
         let text = format!(
             "sentinel monitor main 127.0.0.1 {of} 1\n\
-             sentinel down-after-milliseconds main 1500\n\
+             sentinel down-after-milliseconds main 4000\n\
              sentinel failover-timeout main 4000\n{more}\n"
         );
         std::fs::write(&file, text).unwrap();
@@ -170,10 +167,11 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start() -> Self {
-        // Known before, since other nodes are told of it.
+        // Known before, since other nodes are told of it. A node that stands still for a moment is not to
+        // be taken for dead.
         let node = |_| {
             let bus = free_port().to_string();
-            let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+            let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "6000"];
             let more = ["--cluster-port", &bus];
             Redis::start_with(&[&cluster[..], &more[..]].concat())
         };
