@@ -9,12 +9,10 @@ use tokio::time::{sleep, timeout};
 
 use super::super::{Durability, KeepError, Spool};
 use super::shared::{CALM, at, fleet};
-use super::{message, options};
+use super::{BOUND, message, options};
 use crate::config::{self, Fleet};
 use crate::primary::ports::{free_port, refusing};
 use crate::primary::server::Redis;
-
-const BOUND: Duration = Duration::from_secs(30);
 
 /// Another redis-server; killed when dropped.
 struct Server {
