@@ -20,7 +20,7 @@ const LOAD: Duration = Duration::from_secs(20);
 static ONE: Mutex<()> = Mutex::const_new(());
 
 /// Whole seconds in a row over which the rate is looked at.
-const STRETCH: usize = 10;
+const STRETCH: u8 = 10;
 
 /// Calls per second over the best stretch in the middle of the load, and its first second: a machine
 /// that stands still for a moment says nothing of the ceiling.
@@ -28,15 +28,15 @@ fn rate(report: &Value) -> (f64, i64) {
     let seconds = report["by_second"].as_array().unwrap();
     let number = |second: &Value, name: &str| second[name].as_i64().unwrap();
     let middle = &seconds[3..seconds.len() - 3];
-    let stretches = middle.windows(STRETCH).filter_map(|stretch| {
+    let stretches = middle.windows(STRETCH.into()).filter_map(|stretch| {
         // A second without a call is not in the books.
         let (first, last) =
-            (number(&stretch[0], "second"), number(&stretch[STRETCH - 1], "second"));
+            (number(&stretch[0], "second"), number(&stretch[stretch.len() - 1], "second"));
         let calls: i64 = stretch.iter().map(|second| number(second, "calls")).sum();
-        (last - first < STRETCH as i64).then_some((calls, first))
+        (last - first < i64::from(STRETCH)).then_some((calls, first))
     });
     let (calls, first) = stretches.max().unwrap_or((0, 0));
-    (calls as f64 / STRETCH as f64, first)
+    (calls as f64 / f64::from(STRETCH), first)
 }
 
 /// Callers in line are served in turn: all wait alike. Those who came first had a shorter line.
@@ -107,7 +107,7 @@ async fn used(
         );
         if best >= 0.97 * ceiling {
             let from = start.at(first);
-            return all_wait_alike(&answers, from, from + Duration::from_secs(STRETCH as u64));
+            return all_wait_alike(&answers, from, from + Duration::from_secs(STRETCH.into()));
         }
     }
     panic!("{what}: {best} of {ceiling} calls/s");

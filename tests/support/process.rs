@@ -73,10 +73,8 @@ impl Serve {
             ("listen.control", "none"),
         ];
         // A fleet's calls may not take so long.
-        let patient: &[_] = match settings.iter().any(|(key, _)| *key == "fleet.url") {
-            true => &[],
-            false => &super::PATIENT,
-        };
+        let in_fleet = settings.iter().any(|(key, _)| *key == "fleet.url");
+        let patient = if in_fleet { &[][..] } else { &super::PATIENT };
         for (key, value) in base.iter().chain(patient).chain(settings) {
             args.extend(["--set".to_owned(), format!("{key}={value}")]);
         }
