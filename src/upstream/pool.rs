@@ -154,7 +154,7 @@ mod tests {
         let connector = Arc::new(Connector::new(&config.upstream).unwrap());
         let pool = Pool::new(connector, None, Duration::from_mins(1), 1);
         let patient = || Instant::now() + Duration::from_mins(1);
-        let first = pool.lease(patient()).await.ok().expect("there is one");
+        let Ok(first) = pool.lease(patient()).await else { panic!("there is one") };
         let second = pool.lease(Instant::now() + Duration::from_millis(10)).await;
         assert_eq!(second.err(), Some(Lost::NoConnection));
         pool.put_back(first);

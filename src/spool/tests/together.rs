@@ -141,12 +141,11 @@ impl Run<'_> {
         timeout(BOUND, noted).await.expect("it is noted");
         // Taken for dead meanwhile, on a machine that stood still: then it did not count. Of what is
         // forgotten only Redis knows that.
-        let counts = match &now {
-            Some(_) => owner.find(id).map(|brief| brief.state) == now,
-            None => {
-                let words = format!("HEXISTS tollgate:{{{}}}:spool:words {id}", self.account);
-                !self.redis.tell::<bool>(&words)
-            }
+        let counts = if now.is_some() {
+            owner.find(id).map(|brief| brief.state) == now
+        } else {
+            let words = format!("HEXISTS tollgate:{{{}}}:spool:words {id}", self.account);
+            !self.redis.tell::<bool>(&words)
         };
         let states = self.known.get_mut(&id).unwrap();
         if counts {
