@@ -69,10 +69,14 @@ impl Redis {
 
     /// Says this to it, words apart by spaces.
     pub fn tell<T: redis::FromRedisValue>(&self, words: &str) -> T {
+        self.try_tell(words).unwrap()
+    }
+
+    fn try_tell<T: redis::FromRedisValue>(&self, words: &str) -> redis::RedisResult<T> {
         let mut words = words.split(' ');
         let mut command = redis::cmd(words.next().unwrap());
         command.arg(words.collect::<Vec<_>>());
-        command.query(&mut self.connection()).unwrap()
+        command.query(&mut redis::Client::open(self.url())?.get_connection()?)
     }
 
     /// Lets these ceilings begin a lease ago, so that nobody waits for leases that nobody has.
@@ -116,11 +120,16 @@ impl Redis {
         self.answers();
     }
 
-    /// Waits until this is in what it says of itself.
+    /// Waits until this is in what it says of itself. A Sentinel that makes another the primary ends all
+    /// connections, this one among them.
     pub fn says(&self, words: &str) {
         let end = Instant::now() + Duration::from_secs(30);
-        while !self.tell::<String>("INFO").contains(words) {
-            assert!(Instant::now() < end, "{words} is not in {}", self.tell::<String>("INFO"));
+        loop {
+            let said = self.try_tell::<String>("INFO");
+            if said.as_ref().is_ok_and(|said| said.contains(words)) {
+                return;
+            }
+            assert!(Instant::now() < end, "{words} is not in {said:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
