@@ -366,6 +366,10 @@ async fn read_file(path: &Path) -> Result<Vec<u8>, Trouble> {
         .map_err(|error| Trouble::File { path: path.to_owned(), error })
 }
 
+#[cfg(test)]
+#[path = "../tests/support/ports.rs"]
+pub(crate) mod ports;
+
 /// A real server, for the tests of those who go this way.
 #[cfg(test)]
 #[path = "../tests/support/redis.rs"]

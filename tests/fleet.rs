@@ -221,8 +221,12 @@ async fn who_is_in_the_fleet() {
     let redis = redis();
     let mut fleet = Fleet::start(&vec![redis.url(); 3]).await;
     let first = fleet.sidecars.remove(0);
-    until("all are there", async || members(&first).await["size"] == 3).await;
-    let seen = members(&first).await;
+    let mut seen = serde_json::Value::Null;
+    until("all are there", async || {
+        seen = members(&first).await;
+        seen["size"] == 3
+    })
+    .await;
     assert_eq!((&seen["mode"], &seen["account"]), (&"shared".into(), &"default".into()));
     let listed = seen["members"].as_array().unwrap();
     assert_eq!(listed.len(), 3);

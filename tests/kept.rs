@@ -118,20 +118,7 @@ async fn keys() {
     }
     // After a restart as well.
     let flags = [("spool.store", "disk"), ("spool.path", &*spool)];
-    let wait = async {
-        loop {
-            let config = config(&script.url, &flags);
-            let keys = tollgate::keys::Keys::fixed(support::key());
-            let start = tollgate::ceiling::Start::Alone;
-            match tollgate::sidecar::Sidecar::start(&config, keys, start, 7).await {
-                Ok(sidecar) => return sidecar,
-                // The first still lets go of its folder.
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        }
-    };
-    let sidecar = tokio::time::timeout(support::http::BOUND, wait).await.expect("it lets go");
-    let address = sidecar.addresses().publish[0].clone();
+    let (_sidecar, address, _) = sidecar(&config(&script.url, &flags)).await;
     let before = script.requests().len();
     let again = publish(&address, &[("idempotency-key", "\"disk\"")], b"hello").await;
     assert_eq!((again.status, again.header("idempotency-replayed")), (200, "true"));
@@ -284,9 +271,9 @@ async fn nobody_knows() {
     let emulator = support::process::Emulator::start(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     let fault = async |then: &str| {
-        let fault = format!("[{{\"then\":\"{then}\",\"probability\":1}}]");
-        let faults = if then.is_empty() { "[]" } else { &fault };
-        let answer = post(&emulator.address, "/_emulator/faults", &[], faults.as_bytes()).await;
+        // One call, however soon it is made again.
+        let fault = format!("[{{\"then\":\"{then}\",\"times\":1}}]");
+        let answer = post(&emulator.address, "/_emulator/faults", &[], fault.as_bytes()).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
     };
     let uncertain = async |telemetry: &str| {
@@ -306,7 +293,8 @@ async fn nobody_knows() {
             ("spool.path", &*spool),
             ("retry.unknown", unknown),
             ("retry.base", "1s"),
-            ("upstream.call_timeout", "2s"),
+            ("upstream.call_timeout", "5s"),
+            ("upstream.connect_timeout", "5s"),
         ];
         let (sidecar, address, telemetry) = sidecar(&config(&emulator.url(), &flags)).await;
         for (then, seen) in [("deliver-then-close", 1.0), ("hang", 2.0)] {
@@ -315,12 +303,9 @@ async fn nobody_knows() {
             let before = calls().await;
             let asked = tokio::spawn({
                 let address = address.clone();
-                async move { publish(&address, &[("prefer", "wait=1")], then.as_bytes()).await }
+                async move { publish(&address, &[("prefer", "wait=3")], then.as_bytes()).await }
             });
-            while calls().await == before {
-                tokio::task::yield_now().await;
-            }
-            fault("").await;
+            support::until("it is called", async || calls().await > before).await;
             let told = asked.await.unwrap();
             if (store, unknown) == ("disk", "retry") {
                 // Sent again, at least once: in time for this caller, or later.
@@ -370,7 +355,7 @@ async fn a_body_that_is_no_text() {
 #[tokio::test]
 async fn a_trace() {
     let folder = tempfile::tempdir().unwrap();
-    let script = Script::start([(); 2].map(|()| error(500, "SendMessageFailed"))).await;
+    let script = Script::start([(); 10].map(|()| error(500, "SendMessageFailed"))).await;
     let spool = folder.path().display().to_string();
     let wait = [("retry.base", "1h"), ("retry.cap", "1h")];
     let settings = [
@@ -393,7 +378,7 @@ async fn a_trace() {
     serve.signal(Signal::KILL);
     serve.ended().await;
 
-    let script = Script::start([(); 2].map(|()| error(400, "ParameterCheckFailed"))).await;
+    let script = Script::start([(); 10].map(|()| error(400, "ParameterCheckFailed"))).await;
     let settings = [
         ("upstream.endpoint", script.url.as_str()),
         ("spool.store", "disk"),

@@ -32,6 +32,9 @@ impl House {
             ("spool.path", folder.path().join("spool").display().to_string()),
             ("retry.base", "10ms".to_owned()),
             ("retry.cap", "200ms".to_owned()),
+            // Only a call that hangs ends without an answer, and before the grace of a stop does.
+            ("upstream.call_timeout", "10s".to_owned()),
+            ("upstream.connect_timeout", "10s".to_owned()),
         ];
         settings.extend(more.iter().map(|(key, value)| (*key, (*value).to_owned())));
         Self { _folder: folder, emulator, settings }
@@ -208,15 +211,16 @@ async fn killed_while_idle() {
         // The room for calls that did not come is given back.
         let folder =
             house.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
-        quiet(&folder).await;
+        quiet(&serve, &folder).await;
         serve.signal(Signal::KILL);
         serve.ended().await;
     }
     assert_eq!(house.counted().await, (3 * BATCH as u64, 0));
 }
 
-/// Waits until the ledger's files have not changed for a while.
-async fn quiet(folder: &str) {
+/// Waits until the ledger's files have not changed for a while, in which the sidecar has worked: one that
+/// stands still is not quiet.
+async fn quiet(serve: &Serve, folder: &str) {
     let stamp = || {
         let hot = std::fs::metadata(format!("{folder}/ledger/hot")).unwrap().modified().unwrap();
         let store = std::fs::metadata(format!("{folder}/ledger/ledger.redb")).unwrap();
@@ -224,6 +228,7 @@ async fn quiet(folder: &str) {
     };
     let (mut last, mut same) = (stamp(), 0);
     until("the ledger's files stay as they are", async || {
+        assert_eq!(get(&serve.telemetry, "/livez").await.status, 200);
         let now = stamp();
         same = if now == last { same + 1 } else { 0 };
         last = now;

@@ -11,6 +11,7 @@ use serde_json::Value;
 use support::callers::{self, Asked};
 use support::http::get;
 use support::process::{Emulator, Serve};
+use support::until;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -65,7 +66,7 @@ struct Run {
 async fn load(emulator: &[&str], settings: &[(&str, &str)], callers: usize) -> Run {
     let emulator = Emulator::start(emulator).await;
     let url = emulator.url();
-    let base = [("upstream.endpoint", url.as_str()), ("publish.wait", "10s")];
+    let base = [("upstream.endpoint", url.as_str()), ("publish.wait", "25s")];
     let serve = Serve::start(&[&base[..], settings].concat(), &[]).await;
     let start = Instant::now();
     let answers = callers::run(&serve.publish, callers, start + LOAD).await;
@@ -154,8 +155,12 @@ async fn a_crash_loop_is_never_blocked_either() {
             ("publish.wait", "10s"),
         ];
         let serve = Serve::start(&settings, &[]).await;
-        let load = callers::run(&serve.publish, 600, Instant::now() + LOAD);
-        drop(tokio::time::timeout(Duration::from_secs(2), load).await);
+        let calls = async || emulator.report().await["calls"].as_u64().unwrap();
+        let before = calls().await;
+        tokio::select! {
+            _ = callers::run(&serve.publish, 600, Instant::now() + LOAD) => {}
+            () = until("it is in the middle", async || calls().await > before + 250) => {}
+        }
         serve.signal(rustix::process::Signal::KILL);
         drop(serve);
     }

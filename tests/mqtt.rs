@@ -8,8 +8,9 @@ use std::process::Stdio;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use support::broker::{Mosquitto, free_port};
+use support::broker::Mosquitto;
 use support::http::{BOUND, post};
+use support::ports::free_port;
 use support::process::{Emulator, Serve};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};

@@ -58,7 +58,6 @@ impl Watched {
             ("keys.uri", &keys.url),
             ("ceilings.account", "1000"),
             ("ceilings.egress_ip", "900"),
-            ("publish.wait", "10s"),
         ];
         let billing = spool.path().join("billing.toml");
         std::fs::write(&billing, BILLING).unwrap();

@@ -22,8 +22,9 @@ use tokio::time::{Instant, sleep, timeout};
 const MESSAGES: usize = 2_000;
 /// In this time all of them are delivered.
 const ACCEPTABLE: Duration = Duration::from_mins(1);
-/// From a message's arrival at the provider to its note in Redis, on a busy machine.
-const AROUND: jiff::SignedDuration = jiff::SignedDuration::from_millis(500);
+/// A peer takes nothing over before it has seen a pod stand still for 15 s: what arrives within this time
+/// of a pod's death was sent by the pod.
+const ITS_OWN: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
 const FAILS: &[u8] = br#"[{"code":"SendMessageFailed","probability":1}]"#;
 
 /// A Redis that keeps what it has when it dies, and whose fleet began a lease ago.
@@ -35,6 +36,28 @@ fn redis() -> Redis {
 
 fn signal(redis: &Redis, signal: Signal) {
     kill_process(Pid::from_raw(redis.pid()).unwrap(), signal).unwrap();
+}
+
+/// What arrived at the provider: when, and the name that it gave it.
+type Arrival = (Timestamp, String);
+
+/// When a pod died or stood still, and all that Redis had heard by then.
+struct Died {
+    at: Timestamp,
+    heard: String,
+}
+
+impl Died {
+    fn now(pods: &Pods) -> Self {
+        let at = Timestamp::now();
+        let words: Vec<String> = pods.redis.tell("HVALS tollgate:{default}:spool:words");
+        Self { at, heard: words.concat() }
+    }
+
+    /// Nobody could know of this delivery.
+    fn forgives(&self, (at, name): &Arrival) -> bool {
+        *at < self.at + ITS_OWN && !self.heard.contains(name.as_str())
+    }
 }
 
 struct Pods {
@@ -61,6 +84,9 @@ impl Pods {
             ("retry.base", "50ms".to_owned()),
             ("retry.cap", "1s".to_owned()),
             ("drain.grace", "100ms".to_owned()),
+            // A call that takes long on a busy machine is no doubt about its outcome; no fleet's may be
+            // longer.
+            ("upstream.call_timeout", "5s".to_owned()),
         ];
         settings.retain(|(key, _)| more.iter().all(|(other, _)| other != key));
         settings.extend(more.iter().map(|(key, value)| (*key, (*value).to_owned())));
@@ -78,15 +104,16 @@ impl Pods {
         assert_eq!(answer.status, 200);
     }
 
-    /// When each message arrived at the provider, by its body.
-    async fn arrivals(&self) -> BTreeMap<String, Vec<Timestamp>> {
-        let mut arrivals = BTreeMap::<String, Vec<Timestamp>>::new();
+    /// The arrivals of each message at the provider, by its body.
+    async fn arrivals(&self) -> BTreeMap<String, Vec<Arrival>> {
+        let mut arrivals = BTreeMap::<String, Vec<Arrival>>::new();
         let all = get(&self.emulator.address, "/_emulator/messages").await.text();
         for line in all.lines() {
             let message: Value = serde_json::from_str(line).unwrap();
             let body = STANDARD.decode(message["payload"].as_str().unwrap()).unwrap();
             let at = message["time"].as_str().unwrap().parse().unwrap();
-            arrivals.entry(String::from_utf8(body).unwrap()).or_default().push(at);
+            let name = message["MsgId"].as_str().unwrap().to_owned();
+            arrivals.entry(String::from_utf8(body).unwrap()).or_default().push((at, name));
         }
         arrivals
     }
@@ -96,7 +123,7 @@ impl Pods {
         &self,
         bodies: &[String],
         within: Duration,
-    ) -> BTreeMap<String, Vec<Timestamp>> {
+    ) -> BTreeMap<String, Vec<Arrival>> {
         let begun = Instant::now();
         let arrived = async {
             loop {
@@ -139,20 +166,21 @@ async fn queued(pod: &Serve) -> u64 {
     get(&pod.telemetry, "/status.json").await.json()["kept"]["queued"].as_u64().unwrap()
 }
 
-/// That each was delivered once, but for those whose outcome nobody knew at this moment.
-fn are_once(arrivals: &BTreeMap<String, Vec<Timestamp>>, killed: Option<Timestamp>) {
+/// That each was delivered once, but for those whose outcome nobody could know when a pod died.
+fn are_once(arrivals: &BTreeMap<String, Vec<Arrival>>, died: Option<&Died>) {
     let mut twice = 0;
-    for (body, times) in arrivals {
-        for at in &times[..times.len() - 1] {
-            let near = killed.is_some_and(|killed| {
-                let until = killed.duration_since(*at);
-                until > -AROUND / 10 && until < AROUND
-            });
-            assert!(near, "{body} was delivered at {times:?}; killed: {killed:?}");
+    for (body, arrivals) in arrivals {
+        for arrival in &arrivals[..arrivals.len() - 1] {
+            let forgiven = died.is_some_and(|died| died.forgives(arrival));
+            let died = died.map(|died| died.at);
+            assert!(forgiven, "{body} was delivered at {arrivals:?}; died: {died:?}");
             twice += 1;
         }
     }
     println!("{twice} delivered twice, since nobody could know");
+    // They are told in time: Redis has heard of most before a pod dies that has delivered for seconds.
+    let before = |died: &Died| arrivals.values().flatten().filter(|(at, _)| *at < died.at).count();
+    assert!(died.is_none_or(|died| twice * 2 < before(died)), "{twice} were delivered twice");
 }
 
 #[tokio::test]
@@ -177,18 +205,19 @@ async fn peers_deliver_what_a_killed_pod_has_kept() {
 async fn a_pod_that_is_killed_while_it_delivers() {
     let pods = Pods::new().await;
     pods.fault(FAILS).await;
-    let killed = pods.pod("killed", &[]).await;
+    // It takes its time, so that it is killed in the middle however busy this machine is.
+    let killed = pods.pod("killed", &[("ceilings.egress_ip", "100")]).await;
     let _peers = [pods.pod("one", &[]).await, pods.pod("two", &[]).await];
     let bodies = keeps(&killed, "left", MESSAGES, "redis-aof-always").await;
     pods.fault(b"[]").await;
-    support::until("it delivers", async || pods.arrivals().await.len() > 100).await;
-    let at = Timestamp::now();
+    support::until("it delivers", async || pods.arrivals().await.len() > 300).await;
     killed.signal(Signal::KILL);
     killed.ended().await;
+    let died = Died::now(&pods);
     let before = pods.arrivals().await.len();
     println!("{before} were delivered before the end");
     assert!(before < MESSAGES, "it was killed too late");
-    are_once(&pods.delivers(&bodies, ACCEPTABLE).await, Some(at));
+    are_once(&pods.delivers(&bodies, ACCEPTABLE).await, Some(&died));
 }
 
 /// It may make no call for what is no longer its own, though it has it in its memory and was about to.
@@ -202,15 +231,15 @@ async fn a_pod_that_stands_still_and_goes_on() {
     let _peer = pods.pod("peer", &[]).await;
     let bodies = keeps(&stopped, "left", 400, "redis-aof-always").await;
     pods.fault(b"[]").await;
-    support::until("it delivers", async || pods.arrivals().await.len() > 30).await;
+    support::until("it delivers", async || pods.arrivals().await.len() > 60).await;
     stopped.signal(Signal::STOP);
-    let at = Timestamp::now();
+    let died = Died::now(&pods);
     pods.delivers(&bodies, ACCEPTABLE).await;
     stopped.signal(Signal::CONT);
     support::until("it has learnt so", async || queued(&stopped).await == 0).await;
     // And works as ever.
     let more = keeps(&stopped, "more", 10, "redis-aof-always").await;
-    are_once(&pods.delivers(&[bodies, more].concat(), ACCEPTABLE).await, Some(at));
+    are_once(&pods.delivers(&[bodies, more].concat(), ACCEPTABLE).await, Some(&died));
 }
 
 /// Nobody knows whether it arrived, and it is not to be delivered twice.
@@ -251,10 +280,13 @@ async fn with_a_redis_that_dies_and_stands_still_meanwhile() {
         let answer = timeout(support::http::BOUND, answer).await.expect("an answer");
         (answer.status, answer.json()["type"].as_str().unwrap().to_owned())
     };
-    // Of the first that a connection takes along nobody knows.
-    let first = publish().await;
-    assert!(matches!(first.0, 503 | 504), "{first:?}");
-    assert_eq!(publish().await, (503, "urn:tollgate:spool-unavailable".to_owned()));
+    // Nobody knows of the first that a connection takes along, nor of one that a busy machine lets wait.
+    support::until("it is said that nothing is kept", async || {
+        let told = publish().await;
+        assert!(matches!(told.0, 503 | 504), "{told:?}");
+        told == (503, "urn:tollgate:spool-unavailable".to_owned())
+    })
+    .await;
     pods.redis.restart();
     pods.fault(b"[]").await;
     signal(&pods.redis, Signal::STOP);

@@ -15,9 +15,10 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use support::http::{BOUND, get, post, series};
 use support::script::{Say, Script, error, ok};
-use support::{config, sidecar, sidecar_with};
+use support::{config, sidecar, sidecar_with, until};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tollgate::keys::Keys;
@@ -55,15 +56,18 @@ async fn peers() -> (String, Arc<Mutex<Vec<SocketAddr>>>) {
 #[tokio::test]
 async fn connections_are_reused_and_not_for_too_long() {
     let (url, peers) = peers().await;
-    let flags = [("upstream.idle_timeout", "1s")];
+    let flags = [("upstream.idle_timeout", "9s")];
     let (_sidecar, publish, _) = sidecar(&config(&url, &flags)).await;
     for _ in 0..10 {
         assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
     }
     assert_eq!(peers.lock().unwrap().len(), 1, "one connection for ten calls in a row");
+    let flags = [("upstream.idle_timeout", "1s")];
+    let (_sidecar, publish, _) = sidecar(&config(&url, &flags)).await;
+    assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
     tokio::time::sleep(Duration::from_millis(1_300)).await;
     assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
-    assert_eq!(peers.lock().unwrap().len(), 2, "and a new one after a pause");
+    assert_eq!(peers.lock().unwrap().len(), 3, "and a new one after a pause");
 }
 
 #[tokio::test]
@@ -84,31 +88,29 @@ async fn each_egress_address_is_sent_from() {
 
 #[tokio::test]
 async fn connections_are_capped() {
-    let script = Script::start([Say::Hang, Say::Hang, Say::Hang]).await;
-    let flags = [
-        ("upstream.max_connections", "2"),
-        ("upstream.call_timeout", "500ms"),
-        // Shorter than a call: else the third may find a connection that has just come free.
-        ("upstream.connect_timeout", "200ms"),
-    ];
+    let told = Arc::new(Notify::new());
+    let script = Script::start([(); 2].map(|()| Say::Later(Arc::clone(&told)))).await;
+    let flags = [("upstream.max_connections", "2")];
     let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &flags)).await;
-    let calls: Vec<_> = (0..3)
+    let calls: Vec<_> = (0..2)
         .map(|_| {
             let publish = publish.clone();
-            tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await })
+            tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await.status })
         })
         .collect();
+    until("two calls are on their way", async || script.requests().len() == 2).await;
+    // A third finds no connection as long as they are.
+    let third = post(&publish, "/publish/TopicA", &[("prefer", "wait=1")], b"x").await;
+    assert_eq!((third.status, &third.json()["outcome"]), (504, &"not-sent".into()));
+    assert_eq!(script.requests().len(), 2);
+    told.notify_waiters();
     for call in calls {
-        timeout(BOUND, call).await.unwrap().unwrap();
+        assert_eq!(timeout(BOUND, call).await.unwrap().unwrap(), 200);
     }
+    assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
     let metrics = get(&telemetry, "/metrics").await.text();
-    let count = |code: &str| {
-        series(
-            &metrics,
-            &format!("tollgate_upstream_calls_total{{kind=\"first\",code=\"{code}\"}}"),
-        )
-    };
-    assert_eq!((count("timeout"), count("no_connection")), (2.0, 1.0), "{metrics}");
+    let ok = "tollgate_upstream_calls_total{kind=\"first\",code=\"OK\"}";
+    assert_eq!(series(&metrics, ok), 3.0, "{metrics}");
 }
 
 /// A connection that the provider has closed while it was idle costs nobody anything.

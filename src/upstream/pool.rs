@@ -136,3 +136,28 @@ impl Drop for Connection {
         self.task.abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Who waits for a connection until its call is over is told that there was none.
+    #[tokio::test]
+    async fn all_connections_are_in_use() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let flags = [("upstream.endpoint", &*endpoint), ("upstream.instance_id", "x")];
+        let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let config = crate::config::load(None, [], &flags).unwrap().config;
+        let connector = Arc::new(Connector::new(&config.upstream).unwrap());
+        let pool = Pool::new(connector, None, Duration::from_mins(1), 1);
+        let patient = || Instant::now() + Duration::from_mins(1);
+        let Ok(first) = pool.lease(patient()).await else { panic!("there is one") };
+        let second = pool.lease(Instant::now() + Duration::from_millis(10)).await;
+        assert_eq!(second.err(), Some(Lost::NoConnection));
+        pool.put_back(first);
+        assert!(pool.lease(patient()).await.is_ok());
+    }
+}

@@ -6,7 +6,8 @@ use tokio::time::timeout;
 use tollgate::emulator::{MqttPayload, Options};
 
 use crate::client::{Call, Place};
-use crate::support::broker::{Mosquitto, PATIENCE, Subscriber, free_port};
+use crate::support::broker::{Mosquitto, PATIENCE, Subscriber};
+use crate::support::ports::{free_port, refusing};
 use crate::{options, start};
 
 fn with_broker(port: u16, mqtt_payload: MqttPayload) -> Options {
@@ -63,7 +64,8 @@ async fn calls_do_not_wait_for_a_broker_that_is_away() {
 
 #[tokio::test]
 async fn what_the_queue_cannot_hold_is_dropped_and_counted() {
-    let (emulator, mut client) = start(with_broker(free_port(), MqttPayload::AsSent)).await;
+    let (_nobody, address) = refusing();
+    let (emulator, mut client) = start(with_broker(address.port(), MqttPayload::AsSent)).await;
     for _ in 0..4200 {
         client.publish("TopicA", "x").await;
     }

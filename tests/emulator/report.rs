@@ -4,20 +4,24 @@ use serde_json::Value;
 use tollgate::emulator::{Fault, Options};
 
 use crate::client::{Call, Client, INSTANCE};
-use crate::{options, start};
+use crate::{options, start, within_a_second};
 
 #[tokio::test]
 async fn the_report_counts_everything() {
-    let (emulator, mut client) = start(options()).await;
     let before = jiff::Timestamp::now().as_second();
-    client.publish("TopicA", "one").await;
-    client.publish("TopicA", "one").await;
-    client.publish("TopicB", "one").await;
-    client.call(&Call::new("TopicA", "one").without("Payload")).await;
-    emulator.set_faults(vec![Fault::answer("SystemOverFlow")]).unwrap();
-    client.call(&Call::new("TopicA", "two")).await;
-    let mut elsewhere = Client::connect_from("127.0.0.3", emulator.address()).await;
-    elsewhere.call(&Call::new("TopicA", "two")).await;
+    let (emulator, mut client) = within_a_second(async || {
+        let (emulator, mut client) = start(options()).await;
+        client.publish("TopicA", "one").await;
+        client.publish("TopicA", "one").await;
+        client.publish("TopicB", "one").await;
+        client.call(&Call::new("TopicA", "one").without("Payload")).await;
+        emulator.set_faults(vec![Fault::answer("SystemOverFlow")]).unwrap();
+        client.call(&Call::new("TopicA", "two")).await;
+        let mut elsewhere = Client::connect_from("127.0.0.3", emulator.address()).await;
+        elsewhere.call(&Call::new("TopicA", "two")).await;
+        (emulator, client)
+    })
+    .await;
 
     let report = client.plain("GET", "/_emulator/report", "").await.json();
     assert_eq!(report["calls"], 6);

@@ -1,14 +1,13 @@
 //! Calls as they went over the wire from the provider's Python SDK (1.7.1, key `testid`), byte for
 //! byte: its `+` for a blank, its order of parameters, its signed `accept` and `user-agent`.
 
-use std::time::Duration;
-
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tollgate::emulator::{Emulator, KeyPair, Options};
 
 use crate::options;
+use crate::support::http::BOUND;
 
 /// When the captures were made.
 const THEN: i64 = 1_704_164_645; // 2024-01-02T03:04:05Z
@@ -71,7 +70,7 @@ async fn code_of(capture: &str, key: KeyPair) -> String {
         .replace("Content-Length", "connection: close\r\nContent-Length");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    let read = timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await;
+    let read = timeout(BOUND, stream.read_to_string(&mut answer)).await;
     read.unwrap().unwrap();
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
     let body: serde_json::Value = serde_json::from_str(body).unwrap();

@@ -17,10 +17,6 @@ pub struct Mosquitto {
     _folder: tempfile::TempDir,
 }
 
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 impl Mosquitto {
     /// Returns when it takes connections.
     pub async fn start(port: u16) -> Self {

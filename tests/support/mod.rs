@@ -7,6 +7,7 @@ pub mod callers;
 pub mod fleet;
 pub mod house;
 pub mod http;
+pub mod ports;
 pub mod process;
 pub mod prometheus;
 pub mod redis;
@@ -15,13 +16,22 @@ pub mod stage;
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tollgate::ceiling::Start;
 use tollgate::config::{self, Config};
 use tollgate::keys::{Key, Keys};
-use tollgate::sidecar::Sidecar;
+use tollgate::sidecar::{Sidecar, StartError};
+use tollgate::spool::OpenError;
 
 pub const INSTANCE: &str = "post-cn-test0001";
+
+/// A machine that stands still for seconds makes no call fail or end without an answer, and no caller give
+/// up: a test that wants that says so.
+pub const PATIENT: [(&str, &str); 3] = [
+    ("publish.wait", "20s"),
+    ("upstream.connect_timeout", "20s"),
+    ("upstream.call_timeout", "20s"),
+];
 
 /// A configuration of these keys over those that every test wants.
 pub fn config(endpoint: &str, flags: &[(&str, &str)]) -> Config {
@@ -36,6 +46,7 @@ pub fn config(endpoint: &str, flags: &[(&str, &str)]) -> Config {
     ];
     let flags: Vec<_> = base
         .iter()
+        .chain(&PATIENT)
         .filter(|(key, _)| flags.iter().all(|(other, _)| other != key))
         .chain(flags)
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
@@ -66,7 +77,14 @@ pub async fn sidecar(config: &Config) -> (Sidecar, String, String) {
 }
 
 pub async fn sidecar_with(config: &Config, keys: Keys) -> (Sidecar, String, String) {
-    let sidecar = Sidecar::start(config, keys, Start::Alone, 7).await.unwrap();
+    let begun = Instant::now();
+    let sidecar = loop {
+        match Sidecar::start(config, keys.clone(), Start::Alone, 7).await {
+            // The one before still lets go of its folder: a slow disk takes its time.
+            Err(StartError::Spool(OpenError::Taken(_))) if begun.elapsed() < http::BOUND => {}
+            started => break started.unwrap(),
+        }
+    };
     let publish = sidecar.addresses().publish[0].clone();
     let telemetry = sidecar.addresses().telemetry.clone();
     (sidecar, publish, telemetry)

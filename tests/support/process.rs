@@ -72,7 +72,10 @@ impl Serve {
             ("spool.store", "none"),
             ("listen.control", "none"),
         ];
-        for (key, value) in base.iter().chain(settings) {
+        // A fleet's calls may not take so long.
+        let in_fleet = settings.iter().any(|(key, _)| *key == "fleet.url");
+        let patient = if in_fleet { &[][..] } else { &super::PATIENT };
+        for (key, value) in base.iter().chain(patient).chain(settings) {
             args.extend(["--set".to_owned(), format!("{key}={value}")]);
         }
         let key = [
@@ -131,7 +134,8 @@ impl Serve {
 
     /// Waits for its end: how it ended, and all that it logged.
     pub async fn ended(mut self) -> (ExitStatus, String) {
-        let status = timeout(BOUND, self.child.wait()).await.expect("it ends in time").unwrap();
+        // By default 20 s of grace and 6 of a disk that hangs are in order.
+        let status = timeout(BOUND * 2, self.child.wait()).await.expect("it ends in time").unwrap();
         let mut stdout = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut stdout).await.unwrap();
         assert_eq!(stdout, "", "serve speaks in its log");

@@ -51,7 +51,7 @@ impl Prometheus {
         for rules in ["rules.yaml", "alerts.yaml"] {
             std::fs::copy(folder().join(rules), at.join(rules)).unwrap();
         }
-        let address = format!("127.0.0.1:{}", super::broker::free_port());
+        let address = format!("127.0.0.1:{}", super::ports::free_port());
         let log = std::fs::File::create(at.join("log")).unwrap();
         let process = Command::new("prometheus")
             .arg(format!("--config.file={}", at.join("prometheus.yaml").display()))

@@ -6,6 +6,8 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::ports::free_port;
+
 const SCRIPT: &str = include_str!("../../src/ceiling/permits.lua");
 
 /// A server that ends with its test, and keeps nothing.
@@ -14,11 +16,6 @@ pub struct Redis {
     args: Vec<String>,
     process: Child,
     folder: tempfile::TempDir,
-}
-
-pub fn free_port() -> u16 {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    free.local_addr().unwrap().port()
 }
 
 /// The three keys of the account's ceiling, or of an egress group's.
@@ -43,13 +40,13 @@ impl Redis {
     }
 
     /// One that watches over the primary on this port, under the name `main`, alone; with more lines of
-    /// configuration.
+    /// configuration. A primary that only stands still for a moment stays the primary.
     pub fn sentinel(of: u16, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("sentinel.conf");
         let text = format!(
             "sentinel monitor main 127.0.0.1 {of} 1\n\
-             sentinel down-after-milliseconds main 1500\n\
+             sentinel down-after-milliseconds main 4000\n\
              sentinel failover-timeout main 4000\n{more}\n"
         );
         std::fs::write(&file, text).unwrap();
@@ -72,10 +69,14 @@ impl Redis {
 
     /// Says this to it, words apart by spaces.
     pub fn tell<T: redis::FromRedisValue>(&self, words: &str) -> T {
+        self.try_tell(words).unwrap()
+    }
+
+    fn try_tell<T: redis::FromRedisValue>(&self, words: &str) -> redis::RedisResult<T> {
         let mut words = words.split(' ');
         let mut command = redis::cmd(words.next().unwrap());
         command.arg(words.collect::<Vec<_>>());
-        command.query(&mut self.connection()).unwrap()
+        command.query(&mut redis::Client::open(self.url())?.get_connection()?)
     }
 
     /// Lets these ceilings begin a lease ago, so that nobody waits for leases that nobody has.
@@ -119,11 +120,16 @@ impl Redis {
         self.answers();
     }
 
-    /// Waits until this is in what it says of itself.
+    /// Waits until this is in what it says of itself. A Sentinel that makes another the primary ends all
+    /// connections, this one among them.
     pub fn says(&self, words: &str) {
         let end = Instant::now() + Duration::from_secs(30);
-        while !self.tell::<String>("INFO").contains(words) {
-            assert!(Instant::now() < end, "{words} is not in {}", self.tell::<String>("INFO"));
+        loop {
+            let said = self.try_tell::<String>("INFO");
+            if said.as_ref().is_ok_and(|said| said.contains(words)) {
+                return;
+            }
+            assert!(Instant::now() < end, "{words} is not in {said:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -170,10 +176,11 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start() -> Self {
-        // Known before, since other nodes are told of it.
+        // Known before, since other nodes are told of it. A node that stands still for a moment is not to
+        // be taken for dead.
         let node = |_| {
             let bus = free_port().to_string();
-            let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+            let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "6000"];
             let more = ["--cluster-port", &bus];
             Redis::start_with(&[&cluster[..], &more[..]].concat())
         };

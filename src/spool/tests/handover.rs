@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::{Change, KeepError, OpenError, Options, Spool, State};
-use super::shared::{CALM, fleet, share};
-use super::{claim, death, message, options, receipt};
+use super::shared::{CALM, fleet, share, share_of};
+use super::{claim, death, message, options, receipt, reopen};
 use crate::primary::server::Redis;
 
 fn later() -> Instant {
@@ -35,7 +35,7 @@ async fn a_disk_hands_its_rest_over() {
     assert_eq!(disk.list(None, usize::MAX, &mut |_| true).len(), 250);
 
     let full = Options { max_messages: 120, ..options("/nowhere".as_ref()) };
-    let small = Spool::share_with(&fleet(&redis, "small"), None, full, CALM).await.unwrap();
+    let small = share_of(&redis, "small", CALM, None, full).await;
     assert_eq!(disk.hand_over(&small, later()).await, Err(KeepError::Full));
     let there = small.list(None, usize::MAX, &mut |_| true);
     let here =
@@ -50,7 +50,7 @@ async fn a_disk_hands_its_rest_over() {
         assert_eq!(shared.read(message.id).await.unwrap().message.payload, message.payload);
     }
     drop(disk);
-    let disk = Spool::open(options(folder.path())).await.unwrap();
+    let disk = reopen(&options(folder.path())).await;
     assert_eq!(disk.list(None, usize::MAX, &mut |_| true).len(), 1, "the receipt");
 }
 
@@ -70,13 +70,15 @@ async fn a_disk_that_still_holds_messages_is_not_passed_over() {
         let options = options(folder.path());
         Spool::share(&fleet(&redis, "a"), Some(folder.path()), options).await
     };
+    drop(reopen(&options(folder.path())).await);
     let Err(OpenError::Left { messages: 2, path }) = open().await else { panic!("it opened") };
     assert_eq!(path, folder.path());
 
-    let disk = Spool::open(options(folder.path())).await.unwrap();
+    let disk = reopen(&options(folder.path())).await;
     disk.note(queued.id, Change::Delivered(1, receipt())).await;
     disk.note(dead.id, Change::Forgotten).await;
     drop(disk);
+    drop(reopen(&options(folder.path())).await);
     drop(open().await.expect("a receipt is nothing to deliver"));
     open().await.expect("and again");
 }

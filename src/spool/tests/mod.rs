@@ -16,12 +16,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 pub(crate) use double::Double;
 pub(crate) use faults::{open, settled};
 
-use super::{Claim, Death, Options, Reason, Receipt};
+use super::{Claim, Death, OpenError, Options, Reason, Receipt, Spool};
 use crate::message::{Message, MessageId, Payload, Topic};
+
+/// Nothing takes so long unless it hangs.
+const BOUND: Duration = Duration::from_secs(30);
 
 /// Plenty of room.
 pub(crate) fn options(path: &Path) -> Options {
@@ -30,6 +34,17 @@ pub(crate) fn options(path: &Path) -> Options {
         max_bytes: 16 << 20,
         max_messages: 100_000,
         keep_receipts: Duration::from_hours(1),
+    }
+}
+
+/// Opens a folder that has just been let go of: a slow disk takes its time for the last write.
+async fn reopen(options: &Options) -> Spool {
+    let begun = Instant::now();
+    loop {
+        match Spool::open(options.clone()).await {
+            Err(OpenError::Taken(_)) if begun.elapsed() < BOUND => {}
+            opened => return opened.unwrap(),
+        }
     }
 }
 

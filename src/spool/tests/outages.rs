@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::super::{Change, KeepError, NotOurs, ReadError, Spool};
-use super::shared::{BOUND, CALM, QUICK, fleet, share};
-use super::{death, message, options, receipt};
+use super::shared::{CALM, QUICK, fleet, share};
+use super::{BOUND, death, message, options, receipt};
 use crate::primary::server::Redis;
 
 #[tokio::test]
@@ -125,7 +125,10 @@ async fn who_has_left_stays_away() {
 async fn without_redis_it_begins_and_works_when_there_is_one() {
     let mut redis = Redis::start();
     redis.kill();
-    let spool = timeout(BOUND, share(&redis, "a", CALM)).await.expect("it opens");
+    let options = options("/nowhere".as_ref());
+    let fleet = fleet(&redis, "a");
+    let opened = Spool::share_with(&fleet, None, options, CALM);
+    let spool = timeout(BOUND, opened).await.expect("it opens").unwrap();
     assert_eq!(spool.is_ours(), Err(NotOurs));
     assert!(matches!(spool.keep(&message("abc", "x"), None).await, Err(KeepError::Redis(_))));
     redis.restart();

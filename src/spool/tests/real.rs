@@ -1,7 +1,7 @@
 //! On a real disk.
 
 use super::super::{Change, KeepError, OpenError, ReadError, Share, Spool, State};
-use super::{claim, death, message, options, receipt};
+use super::{claim, death, message, options, receipt, reopen};
 use jiff::Timestamp;
 
 #[tokio::test]
@@ -36,7 +36,7 @@ async fn what_is_kept_is_there_after_a_restart() {
     spool.flush().await;
     drop(spool);
 
-    let spool = Spool::open(options).await.unwrap();
+    let spool = reopen(&options).await;
     assert_eq!(spool.list(None, 100, &mut |_| true), before);
     assert_eq!(format!("{:?}", spool.usage()), format!("{usage:?}"));
     let read = spool.read(replayed.id).await.unwrap();

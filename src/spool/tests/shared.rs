@@ -10,11 +10,9 @@ use super::super::streams::Times;
 use super::super::{
     Change, Durability, KeepError, NotOurs, OpenError, Options, ReadError, Spool, State,
 };
-use super::{claim, death, message, options, receipt};
+use super::{BOUND, claim, death, message, options, receipt};
 use crate::config::{self, Fleet};
 use crate::primary::server::Redis;
-
-pub(super) const BOUND: Duration = Duration::from_secs(30);
 
 /// Nobody is taken for dead.
 pub(super) const CALM: Times = Times {
@@ -49,9 +47,26 @@ pub(super) async fn share(redis: &Redis, account: &str, times: Times) -> Spool {
     share_in(redis, account, times, None).await
 }
 
+/// Connected, though this machine may stand still for longer than a connection may take.
 async fn share_in(redis: &Redis, account: &str, times: Times, folder: Option<&Path>) -> Spool {
-    let options = options("/nowhere".as_ref());
-    Spool::share_with(&fleet(redis, account), folder, options, times).await.unwrap()
+    share_of(redis, account, times, folder, options("/nowhere".as_ref())).await
+}
+
+pub(super) async fn share_of(
+    redis: &Redis,
+    account: &str,
+    times: Times,
+    folder: Option<&Path>,
+    options: Options,
+) -> Spool {
+    let spool = Spool::share_with(&fleet(redis, account), folder, options, times).await.unwrap();
+    let connected = async {
+        while spool.is_ours().is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(BOUND, connected).await.expect("it finds Redis");
+    spool
 }
 
 /// Messages and receipts that lie in Redis.
@@ -129,8 +144,8 @@ async fn what_becomes_of_a_message_is_known_to_whoever_takes_it_over() {
 #[tokio::test]
 async fn who_is_silent_loses_its_messages_to_one_other_and_learns_so() {
     let redis = Redis::start();
-    let times =
-        Times { silent: Duration::from_millis(600), calls: Duration::from_millis(100), ..CALM };
+    // Nothing but its beat is missing: a machine that stands still for less is no death.
+    let times = Times { silent: Duration::from_secs(5), calls: Duration::from_secs(1), ..CALM };
     let silent = share(&redis, "a", Times { beat: Duration::from_hours(1), ..times }).await;
     let [first, second] = std::array::from_fn(|_| message("abc", "x"));
     silent.keep(&first, None).await.unwrap();
@@ -240,8 +255,7 @@ async fn after_a_crash_the_same_folder_has_its_messages_at_once() {
 async fn the_bounds_hold_for_all_together_and_receipts_give_way() {
     let redis = Redis::start();
     let options = Options { max_messages: 3, ..options("/nowhere".as_ref()) };
-    let open =
-        async || Spool::share_with(&fleet(&redis, "a"), None, options.clone(), CALM).await.unwrap();
+    let open = async || share_of(&redis, "a", CALM, None, options.clone()).await;
     let (one, two) = (open().await, open().await);
     let [first, second, third, late, later] = std::array::from_fn(|_| message("abc", "x"));
     one.keep(&first, None).await.unwrap();
@@ -254,7 +268,7 @@ async fn the_bounds_hold_for_all_together_and_receipts_give_way() {
 
     let bytes = one.usage().queued.bytes;
     let options = Options { max_bytes: 5 * bytes / 2, ..super::options("/nowhere".as_ref()) };
-    let small = Spool::share_with(&fleet(&redis, "b"), None, options, CALM).await.unwrap();
+    let small = share_of(&redis, "b", CALM, None, options).await;
     small.keep(&first, None).await.unwrap();
     small.keep(&second, None).await.unwrap();
     assert_eq!(small.keep(&third, None).await, Err(KeepError::Full));
@@ -265,7 +279,7 @@ async fn receipts_end_in_redis_too() {
     let redis = Redis::start();
     let options =
         Options { keep_receipts: Duration::from_millis(1), ..options("/nowhere".as_ref()) };
-    let spool = Spool::share_with(&fleet(&redis, "a"), None, options, CALM).await.unwrap();
+    let spool = share_of(&redis, "a", CALM, None, options).await;
     let kept = message("abc", "x");
     spool.keep(&kept, None).await.unwrap();
     spool.note(kept.id, Change::Delivered(1, receipt())).await;

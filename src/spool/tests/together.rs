@@ -8,13 +8,12 @@ use proptest::prelude::*;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::super::{Change, KeepError, Spool, State};
+use super::super::{Change, KeepError, ReadError, Record, Spool, State};
 use super::shared::{QUICK, share};
-use super::{claim, death, message, receipt};
+use super::{BOUND, claim, death, message, receipt};
 use crate::message::{Message, MessageId};
 use crate::primary::server::Redis;
 
-const BOUND: Duration = Duration::from_secs(30);
 const SIDECARS: usize = 3;
 
 #[derive(Debug, Clone)]
@@ -86,6 +85,21 @@ impl Run<'_> {
         found.unwrap_or_else(|_| panic!("{id} is nobody's, or of two: {:?}", self.known[&id]))
     }
 
+    /// What whoever has it keeps.
+    async fn read(&self, id: MessageId) -> Record {
+        let read = async {
+            loop {
+                match self.owner(id).await.read(id).await {
+                    Ok(record) => return record,
+                    // Somebody else has taken it over since we asked who has it.
+                    Err(ReadError::Absent) => {}
+                    Err(error) => panic!("{id}: {error}"),
+                }
+            }
+        };
+        timeout(BOUND, read).await.unwrap_or_else(|_| panic!("nobody can read {id}"))
+    }
+
     fn pick(&self, which: usize) -> Option<MessageId> {
         let there: Vec<_> = self.known.iter().filter(|(_, s)| !s.contains(&None)).collect();
         (!there.is_empty()).then(|| *there[which % there.len()].0)
@@ -125,10 +139,16 @@ impl Run<'_> {
         let noted = owner.note(id, change);
         let now = owner.find(id).map(|brief| brief.state);
         timeout(BOUND, noted).await.expect("it is noted");
-        // Taken for dead meanwhile, on a machine that stood still: then it did not count.
-        let after = owner.find(id).map(|brief| brief.state);
+        // Taken for dead meanwhile, on a machine that stood still: then it did not count. Of what is
+        // forgotten only Redis knows that.
+        let counts = if now.is_some() {
+            owner.find(id).map(|brief| brief.state) == now
+        } else {
+            let words = format!("HEXISTS tollgate:{{{}}}:spool:words {id}", self.account);
+            !self.redis.tell::<bool>(&words)
+        };
         let states = self.known.get_mut(&id).unwrap();
-        if after == now {
+        if counts {
             *states = vec![now];
         } else {
             states.push(now);
@@ -141,8 +161,7 @@ impl Run<'_> {
             if states.contains(&None) {
                 continue;
             }
-            let owner = self.owner(*id).await;
-            let record = owner.read(*id).await.unwrap();
+            let record = self.read(*id).await;
             let state = record.brief.state;
             assert!(states.contains(&Some(state.clone())), "{id}: {state:?} is none of {states:?}");
             if !matches!(state, State::Delivered(_)) {
@@ -167,7 +186,7 @@ impl Run<'_> {
             }
             Step::Read(which) => {
                 if let Some(id) = self.pick(which) {
-                    self.owner(id).await.read(id).await.unwrap();
+                    self.read(id).await;
                 }
             }
             Step::Crash(who) => {

@@ -9,11 +9,10 @@ use tokio::time::{sleep, timeout};
 
 use super::super::{Durability, KeepError, Spool};
 use super::shared::{CALM, at, fleet};
-use super::{message, options};
+use super::{BOUND, message, options};
 use crate::config::{self, Fleet};
+use crate::primary::ports::{free_port, refusing};
 use crate::primary::server::Redis;
-
-const BOUND: Duration = Duration::from_secs(30);
 
 /// Another redis-server; killed when dropped.
 struct Server {
@@ -23,9 +22,7 @@ struct Server {
 
 impl Server {
     fn start(folder: &Path, args: &[&str]) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = free_port();
         let number = port.to_string();
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]).arg(folder);
@@ -168,8 +165,8 @@ async fn through_a_cluster_to_the_node_that_has_its_slot() {
         timeout(BOUND, joined).await.expect("they meet");
     }
     // Whichever node has the slot, from each of them it is found, and where one is gone.
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    for ports in [vec![one.port], vec![two.port], vec![nobody, one.port]] {
+    let (_nobody, refusing) = refusing();
+    for ports in [vec![one.port], vec![two.port], vec![refusing.port(), one.port]] {
         let nodes = ports.into_iter().map(|port| ("127.0.0.1".to_owned(), port)).collect();
         let fleet = Fleet {
             redis: config::Redis { nodes, ..at(0, false) },
