@@ -1,4 +1,4 @@
-//! Real redis-servers. `tests/setup.sh` installs them.
+//! Real redis-servers. `tests/setup.sh` installs them. `TOLLGATE_TEST_REDIS=valkey-server` names another.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
 #![allow(clippy::disallowed_methods, reason = "it also serves tests without a runtime")]
@@ -51,7 +51,7 @@ impl Redis {
         );
         std::fs::write(&file, text).unwrap();
         let port = free_port();
-        let mut command = Command::new("redis-server");
+        let mut command = program();
         command.arg(&file).arg("--sentinel").arg("--port").arg(port.to_string());
         let process = start(command.args(["--bind", "127.0.0.1"]));
         let redis = Self { port, args: Vec::new(), process, folder };
@@ -151,8 +151,14 @@ impl Drop for Redis {
     }
 }
 
+/// The server to start.
+pub fn program() -> Command {
+    let named = std::env::var_os("TOLLGATE_TEST_REDIS");
+    Command::new(named.unwrap_or_else(|| "redis-server".into()))
+}
+
 fn spawn(port: u16, folder: &std::path::Path, args: &[String]) -> Child {
-    let mut command = Command::new("redis-server");
+    let mut command = program();
     command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"]);
     start(command.arg(port.to_string()).arg("--dir").arg(folder).args(args))
 }

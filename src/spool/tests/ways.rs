@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -12,9 +12,9 @@ use super::shared::{CALM, at, fleet};
 use super::{BOUND, message, options};
 use crate::config::{self, Fleet};
 use crate::primary::ports::{free_port, refusing};
-use crate::primary::server::Redis;
+use crate::primary::server::{Redis, program};
 
-/// Another redis-server; killed when dropped.
+/// Another server; killed when dropped.
 struct Server {
     process: Child,
     port: u16,
@@ -24,7 +24,7 @@ impl Server {
     fn start(folder: &Path, args: &[&str]) -> Self {
         let port = free_port();
         let number = port.to_string();
-        let mut command = Command::new("redis-server");
+        let mut command = program();
         command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]).arg(folder);
         command.args(args.iter().map(|arg| if *arg == "PORT" { &number } else { *arg }));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -47,7 +47,7 @@ impl Server {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(BOUND, done).await.expect("redis-server does it")
+        timeout(BOUND, done).await.expect("it does as told")
     }
 }
 
