@@ -205,9 +205,10 @@ impl Store {
         write.set_quick_repair(true);
         {
             let mut meta = write.open_table(META)?;
-            let generation = meta.get(GENERATION)?.map_or(0, |value| value.value());
-            if generation + 1 != image.generation {
-                let order = format!("image {} after {generation}", image.generation);
+            // None: what stands in for a file that could not be opened anew.
+            let generation = meta.get(GENERATION)?.map(|value| value.value());
+            if generation.is_none_or(|generation| generation + 1 != image.generation) {
+                let order = format!("image {} after {generation:?}", image.generation);
                 return Err(redb::Error::Corrupted(order));
             }
             meta.insert(GENERATION, image.generation)?;
@@ -347,6 +348,23 @@ mod tests {
         assert!(store.add(&image(2, 70, &[(61, 1)])).is_err());
         assert!(store.add(&image(4, 70, &[(61, 1)])).is_err());
         assert_eq!((store.generation().unwrap(), minutes(&store)), (2, expected.to_vec()));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_anew_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.redb");
+        let mut store = Store::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(store.reopen().is_err());
+        let first = Image { names: names(), ..image(1, 70, &[(60, 1)]) };
+        assert!(store.add(&first).is_err(), "nothing is stored in what ends with the process");
+        std::fs::remove_dir(&path).unwrap();
+        drop(Store::open(&path).unwrap());
+        store.reopen().unwrap();
+        store.add(&first).unwrap();
+        assert_eq!(minutes(&store).len(), 2);
     }
 
     #[test]
