@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Room and floor. Words that all share are below the ground.
-const FLOORS: [(&str, i8); 19] = [
+const FLOORS: [(&str, i8); 20] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
@@ -22,6 +22,7 @@ const FLOORS: [(&str, i8); 19] = [
     ("door", 0),
     ("lines", 0),
     ("primary", 0),
+    ("deadline", 0),
     ("message", -1),
     ("answer", -1),
     ("config", -1),

@@ -13,6 +13,7 @@ use super::outcome::{Ended, Outcome};
 use super::{Shared, Wanted};
 use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::{Class, Permit, Ticket};
+use crate::deadline;
 use crate::message::Message;
 use crate::meter::{Call, CallKind, OverBudget};
 use crate::spool::{Claim, KeepError};
@@ -168,7 +169,7 @@ impl<U: Upstream> Shared<U> {
             };
             let departure = Departure::new(caller.deadline, &self.stop);
             let mut call = std::pin::pin!(self.one_call(message, begun, entry, &departure));
-            let answer = match timeout_at(caller.deadline, &mut call).await {
+            let answer = match deadline::by(caller.deadline, &mut call).await {
                 Ok(answer) => answer,
                 // A call that has not left by now never leaves, and ends at once.
                 Err(_) if !departure.left() => call.await,
@@ -273,7 +274,7 @@ impl<U: Upstream> Shared<U> {
     ) -> Answer {
         let departure = Departure::new(caller.deadline, &self.stop);
         let mut call = std::pin::pin!(self.one_call(message, permit, entry, &departure));
-        if let Ok(answer) = timeout_at(caller.deadline, &mut call).await {
+        if let Ok(answer) = deadline::by(caller.deadline, &mut call).await {
             return answer;
         }
         // A call that has not left by now never leaves, and ends at once.

@@ -15,6 +15,7 @@ use super::lane::{Item, Said};
 use super::outcome::{Ended, Outcome};
 use crate::answer::{Answer, Bar, Lost, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit};
+use crate::deadline;
 use crate::lines::Lines;
 use crate::message::{self, Message, MessageId, TraceId};
 use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
@@ -212,7 +213,7 @@ impl<U: Upstream> Kept<U> {
         let lost = |_| Outcome::new(0, Ended::Unanswered);
         // A timer would round the end of no patience up to a millisecond.
         if Instant::now() < deadline
-            && let Ok(told) = timeout_at(deadline, &mut outcome).await
+            && let Ok(told) = deadline::by(deadline, &mut outcome).await
         {
             return told.unwrap_or_else(lost);
         }
