@@ -14,7 +14,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 use tokio::time::Instant;
 use tollgate::ceiling::{Ceiling, Class, Start, Ticket};
-use tollgate::config::{Ceilings, SignatureVersion};
+use tollgate::config::{Ceilings, SignatureVersion, Unanswered};
 use tollgate::signing::{Call, Credentials, Stamp, sign};
 
 fn payload(bytes: usize) -> String {
@@ -60,6 +60,7 @@ fn permits(criterion: &mut Criterion) {
         account: Some(n),
         egress_ip: Some(n),
         retry_share: 0.2,
+        unanswered: Unanswered { min: Duration::from_secs(10), max: Duration::from_mins(5) },
         above_published: false,
     };
     let mut group = criterion.benchmark_group("permit");

@@ -301,6 +301,11 @@ impl Answer {
         }
     }
 
+    /// Whether a gateway gave up waiting for the provider, which may read the call yet.
+    pub fn is_gateway_timeout(&self) -> bool {
+        self.http().is_some_and(|http| http.status == 504 && http.code.is_none())
+    }
+
     /// The HTTP answer, where there was one.
     pub fn http(&self) -> Option<&HttpAnswer> {
         match self {

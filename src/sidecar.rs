@@ -11,14 +11,14 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::ceiling::{Ceiling, Start};
+use crate::ceiling::{Ceiling, Left, Start};
 use crate::config::{self, Address, Config};
 use crate::control::Control;
 use crate::delivery::Delivery;
 use crate::door::{Door, Limits, Listener};
 use crate::keys::{KeyError, Keys};
 use crate::message::InstanceId;
-use crate::meter::Meter;
+use crate::meter::{Meter, Unanswered};
 use crate::publish::Publish;
 use crate::spool::{self, OpenError, Spool};
 use crate::telemetry::{Facts, Telemetry};
@@ -37,6 +37,8 @@ const BEGIN_HAND_OVER: Duration = Duration::from_secs(6);
 const HAND_OVER: Duration = Duration::from_secs(10);
 /// What leaving a fleet's spool may take.
 const LEAVE: Duration = Duration::from_secs(5);
+/// What recording the outcome of a call that has ended may take.
+const LAST_WORDS: Duration = Duration::from_millis(2_500);
 /// How long an answer may take to leave once everything else has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -77,6 +79,7 @@ pub struct Sidecar {
     /// Set then: no message is taken any more.
     draining: Arc<AtomicBool>,
     drain: config::Drain,
+    call_timeout: Duration,
     stop: CancellationToken,
     tasks: TaskTracker,
     addresses: Addresses,
@@ -115,14 +118,18 @@ impl Sidecar {
             Some(spool) => Some(open(config, spool).await?),
             None => None,
         };
+        let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
+        let instances = config.upstream.instance_id.iter().cloned().chain(rules);
+        let meter = meter(config, instances.collect()).await?;
+        let start = match start {
+            Start::AfterOthers => after_others(&meter, config),
+            start => start,
+        };
         let egress = config.upstream.egress_addresses.len();
         let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
         if let Some(fleet) = &config.fleet {
             ceiling.share(&config.ceilings, fleet, config.upstream.call_timeout);
         }
-        let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
-        let instances = config.upstream.instance_id.iter().cloned().chain(rules);
-        let meter = meter(config, instances.collect()).await?;
         let delivery = Delivery::new(
             config,
             upstream.clone(),
@@ -189,6 +196,7 @@ impl Sidecar {
             ending,
             draining,
             drain,
+            call_timeout: config.upstream.call_timeout,
             stop,
             tasks,
             addresses,
@@ -211,15 +219,20 @@ impl Sidecar {
     /// Is not ready any more; after `drain.accept_for` takes no more messages, finishes those on their way
     /// within `drain.grace`, and closes the doors. `hurry` ends both. Returns how many messages were
     /// left.
+    ///
+    /// No call begins that could not end in time: a call takes `upstream.call_timeout` at most, and so
+    /// long before the end of the grace, or half of a shorter one, the last call begins.
     pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
         self.ending.store(true, Ordering::Relaxed);
         if let Some(rest) = &self.spool {
             rest.spool.retire();
         }
+        let uncertain = self.meter.uncertain();
+        let grace = self.drain.grace;
         let in_order = async {
             tokio::time::sleep(self.drain.accept_for).await;
             self.draining.store(true, Ordering::Relaxed);
-            self.delivery.drain(self.drain.grace).await;
+            self.delivery.drain(grace.saturating_sub(self.call_timeout.min(grace / 2))).await;
         };
         tokio::select! {
             () = in_order => {}
@@ -228,9 +241,17 @@ impl Sidecar {
                 self.delivery.drain(Duration::ZERO).await;
             }
         }
+        // While the doors are open: a caller whose call ends now is answered.
+        let left = self.delivery.close(self.call_timeout + LAST_WORDS).await;
+        let uncertain = self.meter.uncertain() - uncertain;
+        if uncertain > 0 {
+            tracing::warn!(
+                calls = uncertain,
+                "calls ended without an answer while stopping: each may have been delivered"
+            );
+        }
         self.stop.cancel();
         self.tasks.wait().await;
-        let left = self.delivery.close(LAST_ANSWERS).await;
         self.ceiling.close().await;
         if let Some(rest) = self.spool {
             rest.leave().await;
@@ -316,6 +337,20 @@ async fn meter(config: &Config, instances: Vec<InstanceId>) -> Result<Meter, Sta
     let opened = tokio::task::spawn_blocking(open).await;
     let opened = opened.map_err(|error| StartError::Meter(error.to_string()))?;
     opened.map_err(|error| StartError::Meter(error.to_string()))
+}
+
+/// What the ledger knows of calls that the process before this one made. Without one of that process,
+/// nothing is known.
+fn after_others(meter: &Meter, config: &Config) -> Start {
+    let within = config.ceilings.unanswered.max;
+    let calls = meter.unanswered_before(within, config.upstream.call_timeout);
+    let Some(calls) = calls else { return Start::AfterOthers };
+    let left = calls.into_iter().map(|Unanswered { ago, calls, later_answered }| Left {
+        ago,
+        calls,
+        later_answered,
+    });
+    Start::After(left.collect())
 }
 
 /// Where the ledger is.

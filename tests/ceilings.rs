@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep};
-use tollgate::ceiling::{Ceiling, Class, Permit, Refused, Start, WINDOW};
-use tollgate::config::Ceilings;
+use tollgate::ceiling::{Ceiling, Class, Permit, Read, Refused, Start, WINDOW};
+use tollgate::config::{Ceilings, Unanswered};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -17,6 +17,7 @@ fn ceilings(account: impl Into<Option<u32>>, egress_ip: impl Into<Option<u32>>) 
         account: account.into(),
         egress_ip: egress_ip.into(),
         retry_share: 0.2,
+        unanswered: Unanswered { min: Duration::from_secs(10), max: Duration::from_mins(5) },
         above_published: false,
     }
 }
@@ -111,7 +112,7 @@ async fn run(ceiling: &Ceiling, calls: Vec<Call>) -> Vec<(usize, Instant)> {
             match call.end {
                 End::Answered => permit.answered(),
                 End::Throttled => permit.throttled(),
-                End::Lost => permit.lost(true),
+                End::Lost => permit.lost(Read::Over),
                 End::TimedOut | End::Unsent => drop(permit),
             }
         }));
@@ -459,7 +460,7 @@ fn a_blocked_address_rests_and_the_others_take_over() {
         calls_for(&ceiling, MINUTE * 12, |permit| {
             if permit.egress() == 0 {
                 lost += 1;
-                permit.lost(false);
+                permit.lost(Read::Never);
             } else {
                 answered += 1;
                 permit.answered();
@@ -491,7 +492,7 @@ fn an_outage_is_no_block() {
         let mut lost = 0;
         calls_for(&ceiling, MINUTE, |permit| {
             lost += 1;
-            permit.lost(lost % 2 == 0);
+            permit.lost(if lost % 2 == 0 { Read::Over } else { Read::Never });
         })
         .await;
         assert_eq!(ceiling.status().blocked, [false, false]);
@@ -509,7 +510,7 @@ fn nothing_is_hammered_after_nearing_the_ceiling() {
         let mut lost = 0;
         calls_for(&ceiling, SECOND * 60, |permit| {
             lost += 1;
-            permit.lost(true);
+            permit.lost(Read::Over);
         })
         .await;
         assert_eq!(ceiling.status().blocked, [true]);
@@ -582,10 +583,10 @@ fn the_end_of_a_suspicion_is_noticed() {
             out.push(permit_within(&ceiling, SECOND * 5).await);
         }
         let slow = out.split_off(12);
-        out.pop().unwrap().lost(true);
+        out.pop().unwrap().lost(Read::Over);
         sleep(Duration::from_millis(1_050)).await;
         for permit in out {
-            permit.lost(true);
+            permit.lost(Read::Over);
         }
         assert_eq!(ceiling.status().blocked, [true]);
         let patient = ceiling.clone();

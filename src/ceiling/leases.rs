@@ -14,10 +14,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Mode;
+pub(super) use super::exchange::{Ask, Back, Given, Reply, Times};
+pub(super) use super::lease::{Lease, Sent};
+use super::reserve::{self, Reserve};
+use super::unanswered::Bounds;
 use super::window::WINDOW;
 
-/// For two clocks that run at different speeds, over the length of a lease.
-const SLACK: Duration = Duration::from_millis(100);
 /// A permit that nobody has used for so long after it was ready goes back: while others wait for
 /// permits, and else.
 const IDLE: Duration = Duration::from_millis(50);
@@ -34,69 +36,6 @@ const BEAT: Duration = Duration::from_secs(5);
 /// The most permits that one request wants, and gives back.
 const MOST_WANTED: usize = 64;
 const MOST_BACK: usize = 256;
-
-/// A permit of each shared ceiling, to use until then.
-#[derive(Debug)]
-pub(super) struct Lease {
-    pub(super) ids: Vec<u32>,
-    /// The lease's end as Redis wrote it: proves whose it is.
-    pub(super) nonce: u64,
-    core: bool,
-    /// The life of Redis that gave it.
-    life: u32,
-    ready: Instant,
-    /// No call begins later.
-    until: Instant,
-}
-
-impl Lease {
-    /// Whether a call may still begin.
-    pub(super) fn holds(&self, now: Instant) -> bool {
-        now <= self.until
-    }
-}
-
-/// What to ask Redis.
-#[derive(Debug, Default)]
-pub(super) struct Ask {
-    pub(super) figures: Vec<u32>,
-    pub(super) want: usize,
-    /// How many of them are to be core.
-    pub(super) core: usize,
-    pub(super) park: bool,
-    pub(super) back: Vec<Back>,
-}
-
-/// A lease that ends before its time.
-#[derive(Debug)]
-pub(super) struct Back {
-    pub(super) ids: Vec<u32>,
-    pub(super) nonce: u64,
-    /// When its permits have cooled, from the asking.
-    pub(super) free_in: Duration,
-}
-
-/// What Redis says. Its moments are microseconds of its own clock.
-#[derive(Debug, Default)]
-pub(super) struct Reply {
-    pub(super) now: u64,
-    pub(super) learn_in: u64,
-    /// Whether somebody got less than was wanted, a moment ago.
-    pub(super) short: bool,
-    pub(super) ask_in: u64,
-    pub(super) figures: Vec<u32>,
-    pub(super) parked: usize,
-    /// How many of them are still at work.
-    pub(super) owed: usize,
-    pub(super) out: Vec<Given>,
-}
-
-#[derive(Debug)]
-pub(super) struct Given {
-    pub(super) ids: Vec<u32>,
-    pub(super) nonce: u64,
-    pub(super) ready_in: u64,
-}
 
 /// Whether Redis answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,13 +54,15 @@ pub(super) struct Leases {
     /// Of each shared ceiling, the account's first: as configured here, and the lowest of the fleet.
     figures: Vec<u32>,
     limits: Vec<u32>,
-    /// From the beginning of a call to when its permit has cooled, at most; and [`SLACK`].
-    reserve: Duration,
+    times: Times,
     expected: u32,
     core: Held,
     other: Held,
     core_in_use: usize,
+    /// Leases of calls in flight, and of `unanswered` ones that still count.
     in_use: usize,
+    unanswered: usize,
+    reserve: Reserve,
     number: u64,
     /// No longer held, and not yet sent.
     back: Vec<Lease>,
@@ -136,6 +77,8 @@ pub(super) struct Leases {
     /// Redis' own moment until which it learns what is out: tells its lives apart.
     learn: Option<u64>,
     life: u32,
+    /// What Redis' clock showed at the latest, when its last reply came.
+    clock: Option<(Instant, u64)>,
     /// Until then nothing comes from Redis, as far as is known.
     opens: Instant,
     parked: usize,
@@ -150,18 +93,21 @@ impl Leases {
     pub(super) fn new(
         figures: Vec<u32>,
         call_timeout: Duration,
+        bounds: Bounds,
         expected: u32,
         now: Instant,
     ) -> Self {
         Self {
             limits: figures.clone(),
             figures,
-            reserve: call_timeout + WINDOW + SLACK,
+            times: Times::new(call_timeout, bounds),
             expected: expected.max(1),
             core: Held::new(),
             other: Held::new(),
             core_in_use: 0,
             in_use: 0,
+            unanswered: 0,
+            reserve: Reserve::new(bounds.max, now),
             number: 0,
             back: Vec::new(),
             back_since: None,
@@ -172,6 +118,7 @@ impl Leases {
             ask_at: now,
             learn: None,
             life: 0,
+            clock: None,
             opens: now,
             parked: 0,
             owed: 0,
@@ -186,6 +133,24 @@ impl Leases {
     /// A lease for a call that begins now. Ready permits of the core first, so that others idle and
     /// go back.
     pub(super) fn take(&mut self, now: Instant) -> Option<Lease> {
+        let in_reserve = self.is_in_reserve();
+        if in_reserve && !self.reserve.is_open(now) {
+            return None;
+        }
+        let lease = self.take_ready(now)?;
+        if in_reserve {
+            self.reserve.probe(reserve::of_leases(self.held()), now);
+        }
+        Some(lease)
+    }
+
+    /// Whether all but the reserve waits for an answer.
+    fn is_in_reserve(&self) -> bool {
+        let reserve = reserve::of_leases(self.held());
+        reserve > 0 && self.in_use + reserve >= self.held()
+    }
+
+    fn take_ready(&mut self, now: Instant) -> Option<Lease> {
         for core in [true, false] {
             let held = if core { &mut self.core } else { &mut self.other };
             let mut ended = Vec::new();
@@ -210,10 +175,29 @@ impl Leases {
         None
     }
 
-    /// Its call has ended, while so many wait here; `sent`: the provider may have seen it.
-    pub(super) fn ended(&mut self, mut lease: Lease, sent: bool, waiting: usize, now: Instant) {
+    /// The provider has answered a call.
+    pub(super) fn answered_call(&mut self, now: Instant) {
+        self.reserve.answered(now);
+    }
+
+    /// A call ended without an answer: its lease stays in use.
+    pub(super) fn unanswered(&mut self) {
+        self.unanswered += 1;
+    }
+
+    /// A call without an answer stops to count: [`Leases::ended`] follows.
+    pub(super) fn settled(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+    }
+
+    /// Its call has ended, while so many wait here.
+    pub(super) fn ended(&mut self, mut lease: Lease, sent: Sent, waiting: usize, now: Instant) {
         self.in_use -= 1;
         self.core_in_use -= usize::from(lease.core);
+        if sent == Sent::No {
+            self.reserve.unsent(now);
+        }
+        let sent = sent == Sent::Yes;
         if sent {
             lease.ready = now + WINDOW;
         }
@@ -244,6 +228,12 @@ impl Leases {
     fn give_back(&mut self, lease: Lease, now: Instant) {
         self.back_since.get_or_insert(now);
         self.back.push(lease);
+    }
+
+    /// When a call may begin; `None`: as soon as something has happened.
+    pub(super) fn begins_next(&self) -> Option<Instant> {
+        let ready = self.next()?;
+        Some(if self.is_in_reserve() { ready.max(self.reserve.opens()) } else { ready })
     }
 
     /// When a held permit is ready.
@@ -285,7 +275,13 @@ impl Leases {
     // === Redis ===
 
     /// What to ask now, for so many waiters; `None`: nothing, or an answer is still to come.
-    pub(super) fn ask(&mut self, now: Instant, waiting: usize) -> Option<Ask> {
+    /// `answered`: when the latest call that was answered had been sent, at the earliest.
+    pub(super) fn ask(
+        &mut self,
+        now: Instant,
+        waiting: usize,
+        answered: Option<Instant>,
+    ) -> Option<Ask> {
         if self.asked.is_some() {
             return None;
         }
@@ -312,7 +308,20 @@ impl Leases {
         let core = (narrowest / self.expected) as usize;
         let core = core.saturating_sub(self.core.len() + self.core_in_use).min(want);
         let park = std::mem::take(&mut self.park);
-        Some(Ask { figures: self.figures.clone(), want, core, park, back: back.collect() })
+        let (figures, times) = (self.figures.clone(), self.times);
+        let answered = answered.and_then(|at| self.on_redis_clock(at));
+        Some(Ask { figures, want, core, park, answered, times, back: back.collect() })
+    }
+
+    /// This moment on Redis' clock, or an earlier one: replies take time to come.
+    fn on_redis_clock(&self, at: Instant) -> Option<u64> {
+        let (seen, clock) = self.clock?;
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let ago = seen.saturating_duration_since(at);
+        if ago.is_zero() {
+            return Some(clock.saturating_add(micros(at - seen)));
+        }
+        clock.checked_sub(micros(ago))
     }
 
     fn wanted(&self, now: Instant, waiting: usize) -> usize {
@@ -362,6 +371,7 @@ impl Leases {
     pub(super) fn answered(&mut self, reply: Reply, now: Instant) {
         let Some(asked) = self.asked.take() else { return };
         self.link = Link::Up;
+        self.clock = Some((now, reply.now));
         self.short = reply.short;
         // Who only gives back is told no turn; the one that was told before holds.
         self.ask_at = self.ask_at.max(now + Duration::from_micros(reply.ask_in));
@@ -381,16 +391,16 @@ impl Leases {
             self.sort_again(now);
         }
         for given in reply.out {
-            let lease_for = Duration::from_micros(given.nonce.saturating_sub(reply.now));
+            let counts_for = Duration::from_micros(given.nonce.saturating_sub(reply.now));
             // One that is over already still goes back.
-            let until = (asked + lease_for).checked_sub(self.reserve).unwrap_or(asked);
+            let begins_for = counts_for.saturating_sub(self.times.hold);
             let lease = Lease {
                 ids: given.ids,
                 nonce: given.nonce,
-                core: lease_for > CORE,
+                core: begins_for + self.times.cycle > CORE,
                 life: self.life,
                 ready: now + Duration::from_micros(given.ready_in),
-                until,
+                until: asked + begins_for,
             };
             self.keep(lease, now);
         }
@@ -430,7 +440,7 @@ impl Leases {
     pub(super) fn mode(&self, now: Instant) -> Mode {
         if self.is_linked(now) {
             Mode::Shared
-        } else if self.held() > 0 {
+        } else if self.held() > self.unanswered {
             Mode::CutOff
         } else {
             Mode::Closed

@@ -1,9 +1,11 @@
 //! One connection to the Redis that has this fleet's keys, and what is asked over it. Only here, and
 //! for one command in `members`, is the client library known.
 
+use std::time::Duration;
+
 use tokio::time::timeout;
 
-use super::leases::{Ask, Given, Reply};
+use super::leases::{Ask, Given, Reply, Times};
 use crate::config;
 pub(super) use crate::primary::{PATIENCE, Trouble};
 use crate::primary::{Server, Wanted, load};
@@ -60,16 +62,23 @@ impl Line {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.sha).arg(keys.len()).arg(keys).arg(joined(&ask.figures));
         command.arg(ask.want).arg(ask.core).arg(u8::from(ask.park));
+        let Times { cycle, min, hold } = ask.times;
+        command.arg(ask.answered.unwrap_or(0));
+        command.arg(micros(cycle)).arg(micros(min)).arg(micros(hold));
         for back in &ask.back {
-            // Rounded up: a microsecond late rather than early.
-            let free_in = back.free_in.as_nanos().div_ceil(1_000);
-            command.arg(format!("{}:{}:{free_in}", joined(&back.ids), back.nonce));
+            let (ids, free_in) = (joined(&back.ids), micros(back.free_in));
+            command.arg(format!("{ids}:{}:{free_in}", back.nonce));
         }
         // A script that Redis has forgotten is an error like any: a new connection loads it.
         let answer = timeout(PATIENCE, command.query_async(&mut self.connection)).await;
         let written: Written = answer.map_err(|_| Trouble::Silent)??;
         read(written).ok_or(Trouble::Garbled)
     }
+}
+
+/// Rounded up: a microsecond late rather than early.
+fn micros(time: Duration) -> u128 {
+    time.as_nanos().div_ceil(1_000)
 }
 
 fn read((now, learn_in, short, ask_in, figures, parked, owed, out): Written) -> Option<Reply> {

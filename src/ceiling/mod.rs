@@ -6,7 +6,9 @@
 
 mod block;
 mod call_time;
+mod exchange;
 mod lanes;
+mod lease;
 mod leases;
 mod line;
 mod members;
@@ -14,10 +16,12 @@ mod members;
 mod model;
 mod permit;
 mod pool;
+mod reserve;
 mod shaper;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unanswered;
 mod window;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -28,7 +32,7 @@ use tokio::time::Instant;
 
 pub use lanes::Class;
 pub use members::{Fleet, Member};
-pub use permit::Permit;
+pub use permit::{Pending, Permit, Read};
 pub use state::{CeilingStatus, Decisions, Status};
 pub use window::WINDOW;
 
@@ -119,14 +123,29 @@ pub enum Refused {
     TimedOut,
 }
 
-/// How previous use of the ceilings is accounted for at start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is known at start of calls that were made before.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// Whoever ran before may have used everything a moment ago: the first permit comes after one
-    /// second. A crash loop is then no source of calls.
+    /// Processes before this one may have used everything a moment ago, and may have left calls
+    /// without an answer. The first permit comes after one second, so that a crash loop is no source
+    /// of calls; all but the reserve after the first answer.
     AfterOthers,
-    /// Nobody ran before: for an upstream that was started by us.
+    /// The process before this one left these calls without an answer, and may have used everything
+    /// a moment ago.
+    After(Vec<Left>),
+    /// There was no call before: for an upstream that was started by us.
     Alone,
+}
+
+/// Calls that a process left without an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// How long ago the last of them was sent, at least.
+    pub ago: Duration,
+    /// How many.
+    pub calls: usize,
+    /// Whether a call that was sent later has been answered.
+    pub later_answered: bool,
 }
 
 /// How long permits may take to go back to Redis at the end.
@@ -205,11 +224,14 @@ impl Ceiling {
         max_waiting: usize,
         start: Start,
     ) -> Self {
-        let opens = match start {
-            Start::AfterOthers => Instant::now() + WINDOW,
-            Start::Alone => Instant::now(),
-        };
-        let state = State::new(config, egress.max(1), max_waiting, opens);
+        let now = Instant::now();
+        let opens = if start == Start::Alone { now } else { now + WINDOW };
+        let mut state = State::new(config, egress.max(1), max_waiting, opens);
+        match start {
+            Start::AfterOthers => state.inherit_unknown(config, now),
+            Start::After(left) => state.inherit(config, left, now),
+            Start::Alone => {}
+        }
         let changed = Arc::new(Notify::new());
         let bell = pool::Bell::default();
         let (state, members) = (Mutex::new(state), Arc::default());

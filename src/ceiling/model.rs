@@ -15,6 +15,8 @@ const PARK_EVERY: i64 = 1_000_000;
 const SKEW: i64 = 1_000_000;
 const SHORT: i64 = 1_000_000;
 const LATEST: i64 = 2_000_000;
+const SETTLE: i64 = 1_000_000;
+const WINDOW: i64 = 1_001_000;
 
 /// What one call asks.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +25,10 @@ pub(super) struct Ask {
     pub(super) want: usize,
     pub(super) core: usize,
     pub(super) park: bool,
+    pub(super) answered: i64,
+    pub(super) cycle: i64,
+    pub(super) min: i64,
+    pub(super) hold: i64,
     pub(super) back: Vec<Back>,
 }
 
@@ -62,6 +68,7 @@ pub(super) struct Kept {
     /// Scores; a permit's id is its place.
     pub(super) permits: Vec<i64>,
     pub(super) parked: BTreeMap<i64, i64>,
+    pub(super) out: BTreeMap<i64, i64>,
     pub(super) learn: i64,
     pub(super) goal: i64,
     pub(super) goal_at: i64,
@@ -71,6 +78,7 @@ pub(super) struct Kept {
     pub(super) owe: i64,
     pub(super) batch: i64,
     pub(super) parked_at: i64,
+    pub(super) answered: i64,
 }
 
 impl Kept {
@@ -78,9 +86,9 @@ impl Kept {
         i64::try_from(self.permits.len()).unwrap_or(i64::MAX)
     }
 
-    fn begin(&mut self, figure: i64, run: &str, now: i64) {
+    fn begin(&mut self, figure: i64, run: &str, now: i64, hold: i64) {
         if self.run != run || self.permits.is_empty() {
-            let (goal, learn) = (figure, now + LONG);
+            let (goal, learn) = (figure, odd(now + LONG));
             *self = Self { run: run.to_owned(), goal, goal_at: now, learn, ..Self::default() };
         }
         if figure <= self.goal || now >= self.goal_at + LONG {
@@ -89,8 +97,39 @@ impl Kept {
         let size = self.size();
         let from = if now < self.learn { self.learn } else { now + LONG };
         let to = self.goal.clamp(size - CHUNK, size + CHUNK);
-        self.permits.resize(usize::try_from(to).unwrap_or(0), from);
+        for id in size..to {
+            let probes = id < (self.goal + 19) / 20;
+            self.permits.push(if probes { from } else { from + hold });
+            if !probes {
+                self.out.insert(id, from);
+            }
+        }
+        self.permits.truncate(usize::try_from(to).unwrap_or(0));
+        self.out.retain(|id, _| *id < to);
         self.parked.retain(|_, back| *back > now);
+    }
+
+    fn release(&mut self, from: i64, to: i64, now: i64, hold: i64) {
+        let within = self.out.iter().filter(|(_, last)| (from..=to).contains(*last));
+        let mut found: Vec<_> = within.map(|(id, last)| (*id, *last)).collect();
+        found.sort_by(by_score);
+        for (id, last) in found.into_iter().take(usize::try_from(CHUNK).unwrap_or(0)) {
+            let score = usize::try_from(id).ok().and_then(|id| self.permits.get(id));
+            if score == Some(&(last + hold)) {
+                self.set(id, now + SETTLE + WINDOW);
+                self.out.remove(&id);
+            } else if last + hold <= now {
+                self.out.remove(&id);
+            }
+        }
+    }
+
+    fn settle(&mut self, answered: i64, ask: &Ask, now: i64) {
+        self.answered = self.answered.max(answered);
+        self.release(i64::MIN, (self.answered - 1).min(now - ask.min), now, ask.hold);
+        if self.answered > self.learn && now >= self.learn {
+            self.release(self.learn, self.learn, now, ask.hold);
+        }
     }
 
     fn park(&mut self, id: i64, now: i64) {
@@ -100,14 +139,16 @@ impl Kept {
         self.owe -= 1;
     }
 
-    fn back(&mut self, id: i64, back: &Back, now: i64) {
+    fn back(&mut self, id: i64, back: &Back, ask: &Ask, now: i64) {
         let Some(score) = usize::try_from(id).ok().and_then(|id| self.permits.get(id)) else {
             return;
         };
-        let claimed = now < self.learn
-            && *score == self.learn
-            && (now + SKEW + 1..=self.learn).contains(&back.nonce);
+        let till = back.nonce - ask.hold + ask.cycle;
+        let unclaimed = *score == self.learn || self.out.get(&id) == Some(&self.learn);
+        let claimed =
+            now < self.learn && unclaimed && (now + SKEW + 1..=self.learn).contains(&till);
         if *score == back.nonce || claimed {
+            self.out.remove(&id);
             if self.owe > 0 {
                 self.park(id, now);
             } else {
@@ -163,21 +204,47 @@ impl Kept {
     }
 }
 
+/// The end of learning is odd, and that of no lease is.
+fn odd(x: i64) -> i64 {
+    x - x % 2 + 1
+}
+
 /// Redis orders equal scores by the bytes of their members.
 fn by_score(a: &(i64, i64), b: &(i64, i64)) -> Ordering {
-    a.1.cmp(&b.1).then_with(|| a.0.to_string().cmp(&b.0.to_string()))
+    a.1.cmp(&b.1).then_with(|| {
+        // As text: with as many digits, and the shorter first.
+        let digits = |id: i64| id.checked_ilog10().unwrap_or(0);
+        let (one, other) = (digits(a.0), digits(b.0));
+        let as_long = |id: i64, digits: u32| id * 10_i64.pow(one.max(other) - digits);
+        as_long(a.0, one).cmp(&as_long(b.0, other)).then(one.cmp(&other))
+    })
+}
+
+/// A server whose fleet has been at work, and no permit of these figures is out.
+pub(super) fn at_rest(figures: &[i64], run: &str, now: i64) -> Vec<Kept> {
+    let hold = LONG;
+    let mut kept = Vec::new();
+    let ask = Ask { figures: figures.to_vec(), hold, ..Ask::default() };
+    serve(&mut kept, &ask, run, now - 4 * LONG);
+    for ceiling in &mut kept {
+        ceiling.out.clear();
+    }
+    kept
 }
 
 /// One call of the script.
 pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Gets {
     kept.resize_with(ask.figures.len(), Kept::default);
     for (ceiling, figure) in kept.iter_mut().zip(&ask.figures) {
-        ceiling.begin(*figure, run, now);
+        ceiling.begin(*figure, run, now, ask.hold);
     }
     for back in &ask.back {
         for (ceiling, id) in kept.iter_mut().zip(&back.ids) {
-            ceiling.back(*id, back, now);
+            ceiling.back(*id, back, ask, now);
         }
+    }
+    for ceiling in kept.iter_mut() {
+        ceiling.settle(ask.answered - SKEW, ask, now);
     }
     if ask.park {
         kept[0].push_back(now);
@@ -204,10 +271,12 @@ pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Get
             break;
         }
         again = slot - now;
-        let nonce = now + if n < ask.core { LONG } else { LEASE };
+        let last = odd(now + if n < ask.core { LONG } else { LEASE } - ask.cycle) - 1;
+        let nonce = last + ask.hold;
         for ((ceiling, id), from) in kept.iter_mut().zip(&ids).zip(&from) {
             ceiling.pace = ceiling.pace.max(*from) + 985_000 / ceiling.size();
             ceiling.set(*id, nonce);
+            ceiling.out.insert(*id, last);
         }
         out.push(Out { ids, nonce, ready_in: slot - now });
     }

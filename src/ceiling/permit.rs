@@ -1,15 +1,21 @@
 //! The right to one call.
 
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::leases::Lease;
-use super::state::Taken;
+use super::state::{Ended, Taken};
+use super::unanswered::Key;
 use super::{Kind, Shared};
 
-/// The right to one call from one egress address. Dropped, it counts as answered at that moment.
+/// Where a call goes to whose address is not known: such calls share one.
+const UNKNOWN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
+
+/// The right to one call from one egress address. Dropped, its call has ended without an answer.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped is spent"]
 pub struct Permit {
@@ -19,27 +25,57 @@ pub struct Permit {
     lease: Option<Lease>,
     taken: Instant,
     waited: Option<(Kind, Duration)>,
+    to: SocketAddr,
     end: End,
+    ended: bool,
+}
+
+/// Whether the provider may still read a call whose connection has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    /// Nothing of the call was sent.
+    Never,
+    /// The provider closed the connection in order: it has read the call, or never will.
+    Over,
+    /// The connection was reset, which anything on the way may do: what had arrived is still there.
+    Possible,
 }
 
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// Its connection is closed, or nobody said.
-    Closed,
+    /// Without an answer: the provider may read it yet.
+    Unanswered,
     Answered,
     Throttled,
     Unsent,
     /// The other side ended or refused the connection.
-    Lost {
-        sent: bool,
-    },
+    Lost(Read),
 }
 
-impl End {
-    /// Whether the provider may have seen the call.
-    pub(super) fn sent(self) -> bool {
-        !matches!(self, Self::Unsent | Self::Lost { sent: false })
+/// A call that ended without an answer, while its connection is still open.
+#[derive(Debug)]
+pub struct Pending {
+    shared: Arc<Shared>,
+    key: Key,
+    over: oneshot::Receiver<()>,
+}
+
+impl Pending {
+    /// Resolves when the call's answer is of no more use: close its connection then.
+    pub async fn over(&mut self) {
+        // The other end is dropped, never used.
+        drop((&mut self.over).await);
+    }
+
+    /// The answer has arrived after all: the call counts for one more second.
+    pub fn answered(self) {
+        let mut state = self.shared.state();
+        let wake = state.answered_late(self.key, Instant::now());
+        drop(state);
+        if wake {
+            self.shared.changed.notify_one();
+        }
     }
 }
 
@@ -51,7 +87,8 @@ impl Permit {
         waited: Option<(Kind, Duration)>,
     ) -> Self {
         let Taken { egress, lease } = permit;
-        Self { shared: Arc::clone(shared), egress, lease, taken, waited, end: End::Closed }
+        let (shared, to, end) = (Arc::clone(shared), UNKNOWN, End::Unanswered);
+        Self { shared, egress, lease, taken, waited, to, end, ended: false }
     }
 
     /// Whether a call may still begin: to be asked right before it is written. A process that was
@@ -80,29 +117,52 @@ impl Permit {
         self.end = End::Throttled;
     }
 
-    /// The other side refused, reset or ended the connection; `sent`: after bytes were written.
-    pub fn lost(mut self, sent: bool) {
-        self.end = End::Lost { sent };
+    /// The provider's address that the call goes to.
+    pub fn goes_to(&mut self, address: SocketAddr) {
+        self.to = address;
+    }
+
+    /// The other side refused, reset or ended the connection.
+    pub fn lost(mut self, read: Read) {
+        self.end = End::Lost(read);
     }
 
     /// Nothing of the call was sent: the permit is free again.
     pub fn unsent(mut self) {
         self.end = End::Unsent;
     }
-}
 
-impl Drop for Permit {
-    fn drop(&mut self) {
+    /// There was no answer in time, and the connection is still open: a late answer shows that the
+    /// provider has read the call.
+    pub fn unanswered(mut self) -> Option<Pending> {
+        self.end = End::Unanswered;
+        let (key, over) = self.give_back()?;
+        Some(Pending { shared: Arc::clone(&self.shared), key, over })
+    }
+
+    fn give_back(&mut self) -> Option<(Key, oneshot::Receiver<()>)> {
+        self.ended = true;
         let mut state = self.shared.state();
         // Under the lock, so that windows see answers in order of time.
         let now = Instant::now();
         if matches!(self.end, End::Answered | End::Throttled) {
             state.call_took(now - self.taken);
         }
-        let wake = state.ended(self.egress, self.lease.take(), self.end, now);
+        let lease = self.lease.take();
+        let call = Ended { egress: self.egress, lease, to: self.to, taken: self.taken };
+        let (wake, pending) = state.ended(call, self.end, now);
         drop(state);
         if wake {
             self.shared.changed.notify_one();
+        }
+        pending
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.give_back();
         }
     }
 }

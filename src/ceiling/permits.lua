@@ -1,14 +1,21 @@
 -- The ceilings of a fleet. One ceiling of N calls a second is N permits in a sorted set. A permit's
 -- score is the moment, in microseconds of this server's clock, from which it may carry its next
--- call; while it is out, the end of its lease, which its holder leaves early enough that its last
--- call has cooled by then. So a score is window, lease, recovery and queue in one number, and a
--- holder that dies costs nothing but time.
+-- call. While it is out, that is "hold" after the last call on it may begin: by then that call has
+-- cooled, also if it had no answer and the provider stood still. So a score is window, lease,
+-- recovery and queue in one number, and a holder that dies costs nothing but time.
 --
--- KEYS  three a ceiling, the account's first: permits, state, parked; all with one hash tag
+-- A holder that lives gives a permit back. For the others the sorted set "out" has the moment until
+-- which a call may begin on a permit: once a call is answered that was sent later, the provider has
+-- read that one, and the permit comes back sooner (src/ceiling/unanswered.rs).
+--
+-- KEYS  four a ceiling, the account's first: permits, state, parked, out; all with one hash tag
 -- ARGV  1 the figures, "1000,300"   2 how many permits are wanted   3 how many of those are core
 --       4 whether the provider pushed back, 0 or 1
---       5 … given back: "ids:nonce:free_in", an id a ceiling, the lease's end as it was given, and
---       in how many microseconds the permit has cooled
+--       5 when the latest call that was answered had been sent, at the earliest; 0: none was
+--       6 cycle: how long before its lease's end a permit begins no more calls
+--       7 min: how long a call without an answer counts at least   8 hold: at most, and it has cooled
+--       9 … given back: "ids:nonce:free_in", an id a ceiling, the score as it was given, and in how
+--       many microseconds the permit has cooled
 -- Gives now, learn_in, short, ask_in, figures, parked, owed of those, { "ids:nonce:ready_in" … }
 
 -- No lease is longer than LONG, so that LONG after anything was forgotten every permit is home.
@@ -27,8 +34,12 @@ local SKEW = 1000000
 local SHORT = 1000000
 -- Nobody is told to ask again later than this.
 local LATEST = 2000000
+-- A provider that answers has read within SETTLE what came before; then that cools.
+local SETTLE, WINDOW = 1000000, 1001000
 
 local function int(x) return string.format('%.0f', x) end
+-- The end of learning is odd, and that of no lease is.
+local function odd(x) return x - x % 2 + 1 end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -37,25 +48,30 @@ local now = time[1] * 1000000 + time[2]
 local info = redis.call('INFO', 'server', 'replication')
 local run = string.match(info, 'run_id:(%w+)') .. ':' .. (string.match(info, 'master_replid:(%w+)') or '')
 local want, core = tonumber(ARGV[2]), tonumber(ARGV[3])
+-- It may have been taken from the clock of the server before.
+local answered = tonumber(ARGV[5]) - SKEW
+local cycle, min, hold = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local ceilings = {}
 
 -- Figures, and what is forgotten.
 for figure in string.gmatch(ARGV[1], '%d+') do
   local k = #ceilings
-  local c = { permits = KEYS[3 * k + 1], state = KEYS[3 * k + 2], parked = KEYS[3 * k + 3] }
+  local c = { permits = KEYS[4 * k + 1], state = KEYS[4 * k + 2], parked = KEYS[4 * k + 3],
+    out = KEYS[4 * k + 4] }
   local figure = tonumber(figure)
   local h = redis.call('HMGET', c.state, 'run', 'learn', 'size', 'goal', 'goal_at', 'tick',
-    'pace', 'short_at', 'owe', 'batch', 'parked_at')
+    'pace', 'short_at', 'owe', 'batch', 'parked_at', 'answered')
   for i, name in ipairs({ 'learn', 'size', 'goal', 'goal_at', 'tick', 'pace', 'short_at', 'owe', 'batch',
-    'parked_at' }) do
+    'parked_at', 'answered' }) do
     c[name] = tonumber(h[i + 1] or '0')
   end
   -- A new server, a failover, or keys that are gone: every permit may be out, until the longest
   -- lease has ended. Holders bring theirs back sooner.
   if h[1] ~= run or redis.call('ZCARD', c.permits) ~= c.size then
-    redis.call('DEL', c.permits, c.state, c.parked)
-    c = { permits = c.permits, state = c.state, parked = c.parked, learn = now + LONG, size = 0,
-      goal = figure, goal_at = now, tick = 0, pace = 0, short_at = 0, owe = 0, batch = 0, parked_at = 0 }
+    redis.call('DEL', c.permits, c.state, c.parked, c.out)
+    c = { permits = c.permits, state = c.state, parked = c.parked, out = c.out, learn = odd(now + LONG),
+      size = 0, goal = figure, goal_at = now, tick = 0, pace = 0, short_at = 0, owe = 0, batch = 0,
+      parked_at = 0, answered = 0 }
   end
   c.learning = now < c.learn
   -- The lowest figure that any member named within LONG holds. So a permit that was removed and
@@ -63,12 +79,24 @@ for figure in string.gmatch(ARGV[1], '%d+') do
   if figure <= c.goal or now >= c.goal_at + LONG then c.goal = figure; c.goal_at = now end
   if c.size < c.goal then
     local to = math.min(c.goal, c.size + CHUNK)
-    local from = int(c.learning and c.learn or now + LONG)
-    for id = c.size, to - 1 do redis.call('ZADD', c.permits, from, int(id)) end
+    -- Of its holder before, if there is one, nothing is known but that its lease has ended by then. A
+    -- twentieth, and at least one, probes.
+    local from = c.learning and c.learn or now + LONG
+    for id = c.size, to - 1 do
+      if id < math.ceil(c.goal / 20) then
+        redis.call('ZADD', c.permits, int(from), int(id))
+      else
+        redis.call('ZADD', c.permits, int(from + hold), int(id))
+        redis.call('ZADD', c.out, int(from), int(id))
+      end
+    end
     c.size = to
   elseif c.size > c.goal then
     local to = math.max(c.goal, c.size - CHUNK)
-    for id = to, c.size - 1 do redis.call('ZREM', c.permits, int(id)) end
+    for id = to, c.size - 1 do
+      redis.call('ZREM', c.permits, int(id))
+      redis.call('ZREM', c.out, int(id))
+    end
     c.size = to
   end
   redis.call('ZREMRANGEBYSCORE', c.parked, '-inf', int(now))
@@ -86,20 +114,42 @@ end
 -- Given back: only what is still its giver's. While learning, a permit that nobody has brought back
 -- yet is whose lease of before has not ended: leases do not overlap, so there is one such holder.
 -- The lease's end is by the clock of the server before.
-for g = 5, #ARGV do
+for g = 9, #ARGV do
   local ids, nonce, free_in = string.match(ARGV[g], '^([%d,]+):(%d+):(%d+)$')
   local k = 0
   for id in string.gmatch(ids, '%d+') do
     k = k + 1
     local c = ceilings[k]
     local score = redis.call('ZSCORE', c.permits, id)
-    local claimed = c.learning and score == int(c.learn) and tonumber(nonce) > now + SKEW
-      and tonumber(nonce) <= c.learn
+    local till = tonumber(nonce) - hold + cycle
+    local unclaimed = score == int(c.learn) or redis.call('ZSCORE', c.out, id) == int(c.learn)
+    local claimed = c.learning and unclaimed and till > now + SKEW and till <= c.learn
     if score == nonce or claimed then
+      redis.call('ZREM', c.out, id)
       if c.owe > 0 then park(c, id)
       else redis.call('ZADD', c.permits, 'XX', int(now + free_in), id) end
     end
   end
+end
+
+-- What its holder did not give back comes back, when a later call was answered. So does what was made
+-- while learning: nothing speaks for a part of the provider standing still.
+local function release(c, from, to)
+  local ids = redis.call('ZRANGE', c.out, from, to, 'BYSCORE', 'LIMIT', 0, CHUNK, 'WITHSCORES')
+  for i = 1, #ids, 2 do
+    local id, last = ids[i], tonumber(ids[i + 1])
+    if redis.call('ZSCORE', c.permits, id) == int(last + hold) then
+      redis.call('ZADD', c.permits, 'XX', int(now + SETTLE + WINDOW), id)
+      redis.call('ZREM', c.out, id)
+    elseif last + hold <= now then
+      redis.call('ZREM', c.out, id)
+    end
+  end
+end
+for _, c in ipairs(ceilings) do
+  c.answered = math.max(c.answered, answered)
+  release(c, '-inf', int(math.min(c.answered - 1, now - min)))
+  if c.answered > c.learn and not c.learning then release(c, int(c.learn), int(c.learn)) end
 end
 
 -- The provider pushed back: a tenth of the account's permits at work rest. Free ones at once, others
@@ -145,10 +195,12 @@ for n = 1, want do
   end
   again = slot - now
   -- Later than any score a permit had, so that no nonce comes twice.
-  local till = int(now + (n <= core and LONG or LEASE))
+  local last = odd(now + (n <= core and LONG or LEASE) - cycle) - 1
+  local till = int(last + hold)
   for k, c in ipairs(ceilings) do
     c.pace = math.max(c.pace, from[k]) + math.floor(985000 / c.size)
     redis.call('ZADD', c.permits, 'XX', till, ids[k])
+    redis.call('ZADD', c.out, int(last), ids[k])
   end
   out[#out + 1] = table.concat(ids, ',') .. ':' .. till .. ':' .. int(slot - now)
 end
@@ -176,7 +228,8 @@ for k, c in ipairs(ceilings) do
   redis.call('HSET', c.state, 'run', run, 'learn', int(c.learn), 'size', int(c.size),
     'goal', int(c.goal), 'goal_at', int(c.goal_at), 'tick', int(c.tick), 'pace', int(c.pace),
     'short_at', int(c.short_at),
-    'owe', int(c.owe), 'batch', int(c.batch), 'parked_at', int(c.parked_at))
+    'owe', int(c.owe), 'batch', int(c.batch), 'parked_at', int(c.parked_at),
+    'answered', int(c.answered))
 end
 return { int(now), int(learn_in), short, int(ask_in), table.concat(figures, ','),
   redis.call('ZCARD', account.parked) + account.owe, account.owe, out }

@@ -93,8 +93,9 @@ async fn turn(
 ) -> Result<(), Trouble> {
     let rung = bell.rung.notified();
     let Some(strong) = shared.upgrade() else { return Ok(()) };
+    let answered = strong.state().answered(Instant::now());
     let looked = with_leases(&strong, |leases, now, waiting| {
-        let ask = leases.ask(now, waiting);
+        let ask = leases.ask(now, waiting, answered);
         (ask, leases.asks_next(waiting), leases.is_emptied())
     });
     drop(strong);
@@ -130,13 +131,13 @@ fn with_leases<T>(
     state.fleet.as_mut().map(|leases| look(leases, Instant::now(), waiting))
 }
 
-/// Three a ceiling, all with one hash tag, so that they live on one node.
+/// Four a ceiling, all with one hash tag, so that they live on one node.
 pub(super) fn keys(fleet: &config::Fleet, kinds: &[Kind]) -> Vec<String> {
     let account = &fleet.account;
     let name = |kind: &Kind| match kind {
         Kind::Account => format!("tollgate:{{{account}}}:account"),
         Kind::EgressIp => format!("tollgate:{{{account}}}:egress:{}", fleet.egress_group),
     };
-    let parts = |kind| ["", ":state", ":parked"].map(|part| name(kind) + part);
+    let parts = |kind| ["", ":state", ":parked", ":out"].map(|part| name(kind) + part);
     kinds.iter().flat_map(parts).collect()
 }

@@ -1,17 +1,25 @@
 //! Both ceilings together, behind one lock.
 
+mod inherited;
+mod status;
+
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
+
+pub use status::{CeilingStatus, Decisions, Status};
 
 use super::block::Watch;
 use super::call_time::CallTime;
 use super::lanes::{Class, Lanes, Waiter};
-use super::leases::{Lease, Leases};
-use super::permit::End;
+use super::leases::{Lease, Leases, Sent};
+use super::permit::{End, Read};
 use super::shaper::Shaper;
+use super::unanswered::{Key, SETTLE, Unanswered};
 use super::window::Window;
-use super::{Kind, Mode, Refused};
+use super::{Kind, Refused};
 use crate::config;
 
 /// How far an estimate of a wait may be off, as a part of it.
@@ -26,6 +34,8 @@ pub(super) struct State {
     pub(super) fleet: Option<Leases>,
     /// Which ceilings those are.
     kinds: Vec<Kind>,
+    /// Calls that ended without an answer and still count.
+    unanswered: Unanswered<Held>,
     shaper: Option<Shaper>,
     lanes: Lanes,
     max_waiting: usize,
@@ -44,6 +54,32 @@ pub(super) struct State {
 pub(super) struct Taken {
     pub(super) egress: usize,
     pub(super) lease: Option<Lease>,
+}
+
+/// A call that has ended, and what it held.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) egress: usize,
+    pub(super) lease: Option<Lease>,
+    pub(super) to: SocketAddr,
+    /// When its permit was taken: it was sent no earlier.
+    pub(super) taken: Instant,
+}
+
+/// What a call without an answer holds.
+#[derive(Debug)]
+enum Held {
+    /// A permit of the account, one of an egress address, and perhaps a lease of them.
+    Call { egress: usize, lease: Option<Lease> },
+    /// So many permits of one ceiling, by calls of a process before this one.
+    Inherited { ceiling: Whose, calls: usize },
+}
+
+/// One of the ceilings: the account's, or that of an egress address.
+#[derive(Debug, Clone, Copy)]
+enum Whose {
+    Account,
+    Egress(usize),
 }
 
 /// One egress address.
@@ -69,62 +105,6 @@ impl Egress {
     }
 }
 
-/// What became of the requests for permits, by ceiling.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Decisions {
-    /// Let through at once.
-    pub passed: u64,
-    /// Let through after a wait.
-    pub waited: u64,
-    /// Refused at the door.
-    pub refused: u64,
-}
-
-/// One ceiling now.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CeilingStatus {
-    /// Which.
-    pub kind: Kind,
-    /// Calls per second; `None`: no ceiling. Of all egress addresses together, if they are several.
-    pub limit: Option<u32>,
-    /// Whether a fleet shares it.
-    pub shared: bool,
-    /// Calls in flight or answered within the last second.
-    pub used: usize,
-    /// What this sidecar may use of it now, calls per second; `None`: any number.
-    pub share: Option<usize>,
-    /// Permits withheld since the provider pushed back; where the ceiling is shared, of all.
-    pub parked: usize,
-    /// Calls that could be made now; `None`: any number.
-    pub free: Option<usize>,
-    /// What became of requests.
-    pub decisions: Decisions,
-}
-
-/// Both ceilings now.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Status {
-    /// In the order of [`Kind::ALL`].
-    pub ceilings: [CeilingStatus; 2],
-    /// Messages in the waiting room.
-    pub waiting: usize,
-    /// How long the first of them has waited.
-    pub longest_wait: Duration,
-    /// When one more call could be made.
-    pub next_in: Duration,
-    /// Egress addresses that the provider seems to block, in the configuration's order.
-    pub blocked: Vec<bool>,
-    /// How the ceilings are shared.
-    pub mode: Mode,
-}
-
-impl Status {
-    /// The ceiling with the least room; `None`: there is no ceiling.
-    pub fn tightest(&self) -> Option<&CeilingStatus> {
-        self.ceilings.iter().filter(|c| c.limit.is_some()).min_by_key(|c| c.free)
-    }
-}
-
 impl State {
     pub(super) fn new(
         config: &config::Ceilings,
@@ -133,15 +113,16 @@ impl State {
         opens: Instant,
     ) -> Self {
         let mut state = Self {
-            account: Window::new(config.account, opens),
+            account: Window::new(config.account, opens, config.unanswered.max),
             egress: (0..egress)
                 .map(|_| Egress {
-                    window: Window::new(config.egress_ip, opens),
+                    window: Window::new(config.egress_ip, opens, config.unanswered.max),
                     watch: Watch::default(),
                 })
                 .collect(),
             fleet: None,
             kinds: Vec::new(),
+            unanswered: Unanswered::new(config.unanswered),
             shaper: None,
             lanes: Lanes::new(config.retry_share),
             max_waiting,
@@ -153,6 +134,13 @@ impl State {
         };
         state.pace(config);
         state
+    }
+
+    fn window(&mut self, ceiling: Whose) -> &mut Window {
+        match ceiling {
+            Whose::Account => &mut self.account,
+            Whose::Egress(i) => &mut self.egress[i].window,
+        }
     }
 
     /// Sets what follows from the figures: the totals, and the pace of the narrower one.
@@ -188,33 +176,42 @@ impl State {
         expected: u32,
     ) {
         let figures = figures(config, &kinds);
-        self.fleet = Some(Leases::new(figures, call_timeout, expected, Instant::now()));
+        let bounds = self.unanswered.bounds();
+        self.fleet = Some(Leases::new(figures, call_timeout, bounds, expected, Instant::now()));
         self.kinds = kinds;
     }
 
     /// Takes a permit of both ceilings and says from which egress address. Otherwise when to try
     /// again; `None`: when a call in flight has been answered.
     pub(super) fn take(&mut self, now: Instant) -> Result<Taken, Option<Instant>> {
+        self.settle(now);
+        let settles = self.unanswered.next_due();
+        let soonest = |next: Option<Instant>| next.into_iter().chain(settles).min();
+        self.take_settled(now).map_err(soonest)
+    }
+
+    fn take_settled(&mut self, now: Instant) -> Result<Taken, Option<Instant>> {
         if self.account.free(now) == 0 {
             return Err(self.account.next(now));
         }
         let chosen = self.freest(now)?;
         if let Some(fleet) = &self.fleet
-            && fleet.next().is_none_or(|ready| ready > now)
+            && let ready = fleet.begins_next()
+            && ready.is_none_or(|ready| ready > now)
         {
-            return Err(fleet.next());
+            return Err(ready);
         }
         if let Some(shaper) = &self.shaper {
             shaper.pass().map_err(Some)?;
         }
         let lease = match &mut self.fleet {
-            Some(fleet) => Some(fleet.take(now).ok_or_else(|| fleet.next())?),
+            Some(fleet) => Some(fleet.take(now).ok_or_else(|| fleet.begins_next())?),
             None => None,
         };
         let egress = &mut self.egress[chosen];
         let near = egress.window.nearly_used(now);
         egress.watch.carries(now, near);
-        self.windows(chosen).into_iter().for_each(Window::take);
+        self.windows(chosen).into_iter().for_each(|window| window.take(now));
         self.turn = chosen + 1;
         Ok(Taken { egress: chosen, lease })
     }
@@ -236,32 +233,96 @@ impl State {
         }
     }
 
-    /// A call has ended. Says whether the dispatcher should look.
+    /// A call has ended. Says whether the dispatcher should look, and names a call that goes on
+    /// counting.
     pub(super) fn ended(
         &mut self,
-        address: usize,
-        lease: Option<Lease>,
+        call: Ended,
         end: End,
         now: Instant,
-    ) -> bool {
-        if end == End::Throttled {
-            self.park(now);
-        }
-        if let (Some(fleet), Some(lease)) = (&mut self.fleet, lease) {
-            fleet.ended(lease, end.sent(), self.lanes.len(), now);
-        }
-        for window in self.windows(address) {
-            if end.sent() {
-                window.answered(now);
-            } else {
-                window.unsent();
+    ) -> (bool, Option<(Key, oneshot::Receiver<()>)>) {
+        self.settle(now);
+        let Ended { egress, lease, to, taken } = call;
+        let waiting = self.lanes.len();
+        let mut sooner = self.watch(egress, end, now);
+        let mut pending = None;
+        match end {
+            End::Answered | End::Throttled => {
+                if end == End::Throttled {
+                    self.park(now);
+                }
+                self.windows(egress).into_iter().for_each(|window| window.answered(now));
+                if let Some(fleet) = &mut self.fleet {
+                    fleet.answered_call(now);
+                }
+                self.give_back(lease, Sent::Yes, waiting, now);
+                sooner |= self.unanswered.answered(to, taken, now);
+            }
+            End::Lost(Read::Over) => {
+                self.windows(egress).into_iter().for_each(|window| window.over(now));
+                self.give_back(lease, Sent::Yes, waiting, now);
+            }
+            End::Unsent | End::Lost(Read::Never) => {
+                self.windows(egress).into_iter().for_each(|window| window.unsent(now));
+                self.give_back(lease, Sent::No, waiting, now);
+                sooner = true;
+            }
+            End::Unanswered | End::Lost(Read::Possible) => {
+                self.windows(egress).into_iter().for_each(Window::unanswered);
+                if let (Some(fleet), Some(_)) = (&mut self.fleet, &lease) {
+                    fleet.unanswered();
+                }
+                pending = Some(self.unanswered.add(to, Held::Call { egress, lease }, now));
             }
         }
-        let reopened = self.watch(address, end, now);
         // A permit may be free sooner than the dispatcher thought: now, or when this call has
         // cooled. In the steady state it looks far more often than that.
-        let sooner = self.looks_at.is_none_or(|at| at > now + super::WINDOW);
-        !self.nobody_waits() && (!end.sent() || reopened || sooner)
+        let sooner = sooner || self.looks_at.is_none_or(|at| at > now + super::WINDOW);
+        (!self.nobody_waits() && sooner, pending)
+    }
+
+    /// The answer to a call has arrived after its time. Says whether the dispatcher should look.
+    pub(super) fn answered_late(&mut self, key: Key, now: Instant) -> bool {
+        self.settle(now);
+        let Some(held) = self.unanswered.remove(key) else { return false };
+        self.read(held, now);
+        for window in
+            std::iter::once(&mut self.account).chain(self.egress.iter_mut().map(|e| &mut e.window))
+        {
+            window.reopen(now);
+        }
+        if let Some(fleet) = &mut self.fleet {
+            fleet.answered_call(now);
+        }
+        !self.nobody_waits()
+    }
+
+    /// Calls without an answer that have stopped to count by now.
+    fn settle(&mut self, now: Instant) {
+        while let Some(held) = self.unanswered.pop_due(now) {
+            self.read(held, now);
+        }
+    }
+
+    /// The provider has read a call without an answer, as far as is known: it cools.
+    fn read(&mut self, held: Held, now: Instant) {
+        match held {
+            Held::Inherited { ceiling, calls } => self.window(ceiling).settled(calls, now),
+            Held::Call { egress, lease } => {
+                self.windows(egress).into_iter().for_each(|window| window.settled(1, now));
+                if let (Some(fleet), Some(_)) = (&mut self.fleet, &lease) {
+                    fleet.settled();
+                }
+                let waiting = self.lanes.len();
+                self.give_back(lease, Sent::Yes, waiting, now);
+            }
+        }
+    }
+
+    fn give_back(&mut self, lease: Option<Lease>, sent: Sent, waiting: usize, now: Instant) {
+        if let (Some(fleet), Some(lease)) = (&mut self.fleet, lease) {
+            fleet.ended(lease, sent, waiting, now);
+        }
     }
 
     /// Says whether the address may carry calls sooner than was thought.
@@ -275,7 +336,7 @@ impl State {
                     tracing::info!(address, "the provider answers this egress address again");
                 }
             }
-            End::Lost { .. } => {
+            End::Lost(_) => {
                 let others = |since| self.egress.iter().any(|e| e.watch.answered_since(since));
                 if watch.lost(now, others) {
                     tracing::error!(
@@ -284,7 +345,7 @@ impl State {
                     );
                 }
             }
-            End::Closed => watch.told_nothing(now),
+            End::Unanswered => watch.told_nothing(now),
             End::Unsent => reopened = watch.probe_again(now),
         }
         self.egress[address].watch = watch;
@@ -359,14 +420,17 @@ impl State {
     fn estimate(&mut self, k: usize, now: Instant) -> (Kind, Instant) {
         let call = self.call.mean();
         let spread = self.shaper.as_ref().map_or(Duration::ZERO, Shaper::period);
-        let account = self.account.estimate(k, now, call, spread);
+        let settles = self.settles(now);
+        let account = self.account.estimate(k, now, call, spread, settles);
         let open = self.egress.iter().filter(|egress| !egress.watch.suspected()).count();
         let apart = spread.saturating_mul(u32::try_from(open).unwrap_or(u32::MAX));
         let egress = if open == 0 {
             self.egress.iter().map(|egress| egress.watch.reopens(now)).min()
         } else {
             let open_ones = self.egress.iter_mut().filter(|egress| !egress.watch.suspected());
-            open_ones.map(|egress| egress.window.estimate(k / open, now, call, apart)).max()
+            open_ones
+                .map(|egress| egress.window.estimate(k / open, now, call, apart, settles))
+                .max()
         };
         let egress = egress.unwrap_or(now);
         let narrower = match self.limits {
@@ -383,7 +447,20 @@ impl State {
         (kind, account.max(egress).max(fleet))
     }
 
+    /// When calls without an answer may stop to count: when the next probe is answered, or by
+    /// themselves.
+    fn settles(&self, now: Instant) -> Instant {
+        let Some(due) = self.unanswered.next_due() else { return now };
+        let probe = self.account.probes_at().max(now) + self.call.mean() + SETTLE;
+        due.min(probe).max(now)
+    }
+
     // === facts ===
+
+    /// When the latest call that was answered had been sent, at the earliest.
+    pub(super) fn answered(&self, now: Instant) -> Option<Instant> {
+        self.unanswered.answered_everywhere(now)
+    }
 
     pub(super) fn passed(&mut self) {
         self.decisions.iter_mut().for_each(|d| d.passed += 1);
@@ -393,38 +470,6 @@ impl State {
         for kind in Kind::ALL {
             let decisions = &mut self.decisions[kind as usize];
             if kind == ceiling { decisions.waited += 1 } else { decisions.passed += 1 }
-        }
-    }
-
-    pub(super) fn status(&mut self, now: Instant) -> Status {
-        let counts = |w: &mut Window| (w.used(now), w.parked(now), w.free(now));
-        let account = counts(&mut self.account);
-        let egress = self.egress.iter_mut().map(|egress| counts(&mut egress.window));
-        let egress =
-            egress.fold((0, 0, 0_usize), |a, b| (a.0 + b.0, a.1 + b.1, a.2.saturating_add(b.2)));
-        let (_, next) = self.estimate(self.lanes.len(), now);
-        let ceiling = |kind: Kind, (used, parked, free)| {
-            let limit = self.limits[kind as usize];
-            let decisions = self.decisions[kind as usize];
-            let fleet = self.fleet.as_ref().filter(|_| self.kinds.contains(&kind));
-            let (parked, free, share) = match fleet {
-                Some(fleet) if kind == Kind::Account => {
-                    (fleet.parked(), fleet.free(now).min(free), Some(fleet.held()))
-                }
-                Some(fleet) => (parked, fleet.free(now).min(free), Some(fleet.held())),
-                None => (parked, free, limit.map(|n| (n as usize).saturating_sub(parked))),
-            };
-            let free = limit.map(|_| free);
-            let shared = fleet.is_some();
-            CeilingStatus { kind, limit, shared, used, share, parked, free, decisions }
-        };
-        Status {
-            ceilings: [ceiling(Kind::Account, account), ceiling(Kind::EgressIp, egress)],
-            waiting: self.lanes.len(),
-            longest_wait: self.lanes.longest(now),
-            next_in: next - now,
-            blocked: self.egress.iter().map(|egress| egress.watch.suspected()).collect(),
-            mode: self.fleet.as_ref().map_or(Mode::Alone, |fleet| fleet.mode(now)),
         }
     }
 }

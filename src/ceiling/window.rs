@@ -1,17 +1,26 @@
 //! One ceiling: N permits, each of which carries its next call no sooner than one second after its
-//! last call's answer.
+//! last call was answered.
 //!
 //! A call arrives at the provider between its sending and its answer. So a call is admitted only
 //! while `in flight + answered in the last second < N`. Take all calls that arrive in any
 //! [s, s + 1 s) and the one sent last, at x < s + 1 s. Every other was sent by x and answered at or
 //! after its arrival, so not before s > x − 1 s: at x it is in flight or was answered within the
-//! last second. All are counted, and there are at most N. No assumption about the network is
-//! needed, and bounds of several sidecars add.
+//! last second. All are counted, and there are at most N. For calls that are answered, no assumption
+//! about the network is needed, and bounds of several sidecars add.
+//!
+//! A call that ends **without** an answer may lie unread at the provider: closing its connection does
+//! not take it back. It goes on counting as in flight until [`unanswered`](super::unanswered) says that
+//! it is read; what is assumed there is all that is assumed. It costs what those permits could have
+//! carried: with one time-out in a thousand calls, 1.4 % of the ceiling. A twentieth of the permits is
+//! kept back from calls when all others wait for an answer ([`reserve`](super::reserve)), so that a
+//! stall is noticed to be over.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use super::reserve::{self, Reserve};
 
 /// How long an answered call counts: the provider's second, and one millisecond for an observer
 /// whose clock is slewed against ours or who cuts arrival times to milliseconds.
@@ -31,8 +40,10 @@ const TICK: Duration = Duration::from_millis(1);
 pub(super) struct Window {
     /// N; `None`: no ceiling, but calls count all the same, for one that comes later.
     size: Option<usize>,
-    /// Calls without an answer.
+    /// Calls in flight.
     out: usize,
+    /// Calls that ended without an answer and still count.
+    unanswered: usize,
     /// When each answered call stops to count; oldest first, since answers come in order of time.
     cooling: VecDeque<Instant>,
     /// When each parked permit comes back; soonest first.
@@ -40,17 +51,21 @@ pub(super) struct Window {
     /// No permit is given before: whoever used this ceiling before us may just have.
     opens: Instant,
     last_park: Option<Instant>,
+    reserve: Reserve,
 }
 
 impl Window {
-    pub(super) fn new(size: Option<u32>, opens: Instant) -> Self {
+    /// `unread_for`: how long a call without an answer counts at most.
+    pub(super) fn new(size: Option<u32>, opens: Instant, unread_for: Duration) -> Self {
         Self {
             size: size.map(|size| size as usize),
             out: 0,
+            unanswered: 0,
             cooling: VecDeque::new(),
             parked: VecDeque::new(),
             opens,
             last_park: None,
+            reserve: Reserve::new(unread_for, opens),
         }
     }
 
@@ -61,12 +76,29 @@ impl Window {
         match self.size {
             None => usize::MAX,
             Some(_) if now < self.opens => 0,
-            Some(size) => size.saturating_sub(self.busy()),
+            Some(size) => {
+                let idle = size.saturating_sub(self.busy());
+                match self.ready(size) {
+                    0 if self.reserve.is_open(now) => idle.min(1),
+                    ready => idle.min(ready),
+                }
+            }
         }
     }
 
     fn busy(&self) -> usize {
-        self.out + self.cooling.len() + self.parked.len()
+        self.standing() + self.cooling.len() + self.parked.len()
+    }
+
+    /// Calls that the provider has not answered.
+    fn standing(&self) -> usize {
+        self.out + self.unanswered
+    }
+
+    /// Permits that are neither with a call that waits for its answer nor in reserve.
+    fn ready(&self, size: usize) -> usize {
+        let at_work = size.saturating_sub(self.parked.len());
+        at_work.saturating_sub(reserve::of_ceiling(at_work) + self.standing())
     }
 
     /// When a permit may be free at the earliest, as far as is known; `None`: when a call in
@@ -78,28 +110,67 @@ impl Window {
         if now < self.opens {
             return Some(self.opens);
         }
+        let size = self.size.unwrap_or(usize::MAX);
+        let probe = (size > self.busy()).then(|| self.reserve.opens());
         // After a shrink more than one must come back first: then this is early, and asked again.
-        match (self.cooling.front(), self.parked.front()) {
-            (Some(a), Some(b)) => Some(*a.min(b)),
-            (a, b) => a.or(b).copied(),
-        }
+        let returning = [self.cooling.front(), self.parked.front()];
+        returning.into_iter().flatten().copied().chain(probe).filter(|at| *at > now).min()
     }
 
     /// Takes one of the free permits.
-    pub(super) fn take(&mut self) {
+    pub(super) fn take(&mut self, now: Instant) {
         debug_assert!(self.size.is_none_or(|size| self.busy() < size));
+        if let Some(size) = self.size
+            && self.ready(size) == 0
+        {
+            self.reserve.probe(reserve::of_ceiling(size.saturating_sub(self.parked.len())), now);
+        }
         self.out += 1;
     }
 
-    /// The call was answered, or its connection was closed.
+    /// The provider answered a call in flight.
     pub(super) fn answered(&mut self, now: Instant) {
+        self.reserve.answered(now);
+        self.over(now);
+    }
+
+    /// A call in flight is over: the provider reads it no more.
+    pub(super) fn over(&mut self, now: Instant) {
         self.out -= 1;
         self.cooling.push_back(now + WINDOW);
     }
 
     /// Nothing of the call was sent.
-    pub(super) fn unsent(&mut self) {
+    pub(super) fn unsent(&mut self, now: Instant) {
+        self.reserve.unsent(now);
         self.out -= 1;
+    }
+
+    /// The provider answers: the reserve may carry its next call at once.
+    pub(super) fn reopen(&mut self, now: Instant) {
+        self.reserve.answered(now);
+    }
+
+    /// When the reserve may carry its next call.
+    pub(super) fn probes_at(&self) -> Instant {
+        self.reserve.opens()
+    }
+
+    /// A call in flight ended without an answer. The provider may still read it.
+    pub(super) fn unanswered(&mut self) {
+        self.out -= 1;
+        self.unanswered += 1;
+    }
+
+    /// So many calls of a process before this one may still be read.
+    pub(super) fn inherit(&mut self, calls: usize) {
+        self.unanswered += calls;
+    }
+
+    /// So many calls without an answer have been read by now.
+    pub(super) fn settled(&mut self, calls: usize, now: Instant) {
+        self.unanswered = self.unanswered.saturating_sub(calls);
+        self.cooling.extend(std::iter::repeat_n(now + WINDOW, calls));
     }
 
     /// The provider pushed back: a tenth of the permits at work rest for [`PARK`] on average,
@@ -129,7 +200,12 @@ impl Window {
     /// Calls that count against the ceiling now.
     pub(super) fn used(&mut self, now: Instant) -> usize {
         settle(&mut self.cooling, now);
-        self.out + self.cooling.len()
+        self.standing() + self.cooling.len()
+    }
+
+    /// Those of them that ended without an answer.
+    pub(super) fn without_answer(&self) -> usize {
+        self.unanswered
     }
 
     /// Whether nine tenths of the ceiling are used.
@@ -144,13 +220,15 @@ impl Window {
     }
 
     /// When the `k`th permit from now (from 0) will be taken, if every call takes `call` and idle
-    /// permits are taken `spread` apart: for callers who want to know at the door.
+    /// permits are taken `spread` apart: for callers who want to know at the door. Calls without an
+    /// answer are taken to count until `settles`.
     pub(super) fn estimate(
         &mut self,
         k: usize,
         now: Instant,
         call: Duration,
         spread: Duration,
+        settles: Instant,
     ) -> Instant {
         let Some(size) = self.size else { return now };
         let cycle = WINDOW + call + TICK;
@@ -159,10 +237,14 @@ impl Window {
         let k = k % at_work;
         let free = self.free(now);
         let paced = now.max(self.opens) + spread * u32::try_from(k).unwrap_or(u32::MAX);
-        let first = if now < self.opens || k < free {
+        let first = if now < self.opens && self.unanswered == 0 || k < free {
             paced
+        } else if let Some(at) = self.cooling.get(k - free) {
+            paced.max(*at)
+        } else if k - free - self.cooling.len() < self.unanswered {
+            paced.max(settles + WINDOW)
         } else {
-            self.cooling.get(k - free).map_or(now + cycle, |at| paced.max(*at))
+            now + cycle
         };
         first + cycle.saturating_mul(rounds)
     }

@@ -262,8 +262,19 @@ pub struct Ceilings {
     pub egress_ip: Option<u32>,
     /// The most that retries get while fresh messages wait, 0 to 1.
     pub retry_share: f64,
+    /// How long a call without an answer counts.
+    pub unanswered: Unanswered,
     /// Whether a figure above the published one was asked for, and allowed.
     pub above_published: bool,
+}
+
+/// How long a call that ended without an answer goes on counting against the ceilings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unanswered {
+    /// At least so long, although later calls are answered.
+    pub min: Duration,
+    /// At most so long.
+    pub max: Duration,
 }
 
 /// `[fleet]`: sidecars that share the ceilings through Redis.

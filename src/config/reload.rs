@@ -1,10 +1,13 @@
 //! What may change while running.
 
-use super::{Config, Loaded};
+use super::{Ceilings, Config, Loaded};
 
 /// Keys, or sections, that are taken up without a restart.
-const LIVE: [&str; 11] = [
-    "ceilings.",
+const LIVE: [&str; 14] = [
+    "ceilings.account",
+    "ceilings.egress_ip",
+    "ceilings.retry_share",
+    "ceilings.allow_above_published",
     "billing.currency",
     "billing.price_per_million",
     "billing.plan_tps",
@@ -24,7 +27,8 @@ impl Loaded {
     pub fn reloaded(&self, newer: &Self) -> (Config, Vec<String>) {
         let mut config = self.config.clone();
         let new = newer.config.clone();
-        config.ceilings = new.ceilings;
+        let unanswered = config.ceilings.unanswered;
+        config.ceilings = Ceilings { unanswered, ..new.ceilings };
         config.topics = new.topics;
         config.billing.currency = new.billing.currency;
         config.billing.plan_tps = new.billing.plan_tps;

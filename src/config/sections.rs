@@ -19,7 +19,7 @@ use super::upstream::upstream;
 use super::{
     Address, Ceilings, Config, Drain, Endpoint, Idempotency, Keys, Listen, LogFormat,
     PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Publish, Retry, Runtime, Spool, Store, Telemetry,
-    Topics, uri,
+    Topics, Unanswered, uri,
 };
 use crate::answer::{Codes, Verdict};
 use crate::message::TopicPattern;
@@ -173,6 +173,7 @@ fn ceilings(r: &mut Reader<'_>, endpoint: Option<&Endpoint>) -> Option<Ceilings>
     let account = r.value("ceilings.account", &default(PUBLISHED_ACCOUNT), ceiling);
     let egress_ip = r.value("ceilings.egress_ip", &default(PUBLISHED_EGRESS_IP), ceiling);
     let retry_share = r.value("ceilings.retry_share", "0.2", parse::share);
+    let unanswered = unanswered(r);
     let allowed = r.boolean("ceilings.allow_above_published", "false");
     let above = |ceiling: Option<Option<u32>>, published| {
         is_provider && ceiling.is_some_and(|ceiling| ceiling.is_none_or(|n| n > published))
@@ -193,8 +194,22 @@ fn ceilings(r: &mut Reader<'_>, endpoint: Option<&Endpoint>) -> Option<Ceilings>
         account: account?,
         egress_ip: egress_ip?,
         retry_share: retry_share?,
+        unanswered: unanswered?,
         above_published: allowed? && (above_account || above_egress_ip),
     })
+}
+
+/// How long a call without an answer counts.
+fn unanswered(r: &mut Reader<'_>) -> Option<Unanswered> {
+    let min = r.duration("ceilings.unanswered_min", "10s", Duration::ZERO..=HOUR);
+    let max = r.duration("ceilings.unanswered_max", "5m", Duration::from_secs(1)..=HOUR);
+    if let (Some(min), Some(max)) = (min, max)
+        && min > max
+    {
+        let problem = format!("is longer than ceilings.unanswered_max ({})", parse::human(max));
+        r.clash("ceilings.unanswered_min", problem, "write a shorter one");
+    }
+    Some(Unanswered { min: min?, max: max? })
 }
 
 /// A number of calls per second, or `none`.

@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::ceiling::Ceiling;
 use crate::config;
+use crate::deadline;
 use crate::lines::Lines;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
@@ -176,8 +177,9 @@ impl<U: Upstream> Delivery<U> {
         self.shared.kept.as_ref().map(|kept| kept.batches.paused()).unwrap_or_default()
     }
 
-    /// Makes no new calls after `grace`, in which what is on its way, and what is kept and due, is
-    /// delivered. Then whoever waits for a kept message is told that it stays kept.
+    /// Begins no new calls after `grace`, in which calls under way end, and what is kept and due is
+    /// delivered. Then callers who wait for a kept message are answered that it stays kept. Calls that
+    /// have begun go on: [`Self::close`] waits for them.
     pub async fn drain(&self, grace: Duration) {
         let shared = &self.shared;
         let quiet = async {
@@ -193,15 +195,15 @@ impl<U: Upstream> Delivery<U> {
         }
     }
 
-    /// After [`Self::drain`]: waits for the calls that have left, at most so long. Returns how many
-    /// messages were left that are kept nowhere.
+    /// After [`Self::drain`]: waits for the calls that have begun, at most so long, so that their callers
+    /// are answered and what became of them is recorded. Returns how many messages were left that are
+    /// kept nowhere.
     pub async fn close(&self, at_most: Duration) -> usize {
         let shared = &self.shared;
         shared.under_way.close();
-        let ended = timeout(at_most, shared.under_way.wait()).await;
-        let Some(kept) = &shared.kept else {
-            return if ended.is_ok() { 0 } else { shared.under_way.len() };
-        };
+        drop(deadline::by(Instant::now() + at_most, shared.under_way.wait()).await);
+        let under_way = shared.under_way.len();
+        let Some(kept) = &shared.kept else { return under_way };
         drop(timeout(FLUSH, kept.spool.flush()).await);
         let left = kept.batches.len();
         if left > 0 {

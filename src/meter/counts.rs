@@ -286,6 +286,10 @@ impl Counts {
 
     // === for those who show them ===
 
+    pub(super) fn uncertain(&self) -> u64 {
+        self.lines.iter().map(|line| line.uncertain).sum()
+    }
+
     pub(super) fn snapshot(&mut self, now: i64) -> Snapshot {
         self.turn(now);
         let prices = &self.billing.prices;

@@ -57,6 +57,17 @@ struct Shared {
     batch_messages: Histogram,
 }
 
+/// Calls of a process before this one that ended in the same second, perhaps without an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unanswered {
+    /// How long ago they ended, at least.
+    pub ago: Duration,
+    /// How many.
+    pub calls: usize,
+    /// Whether a call that was sent later has been answered.
+    pub later_answered: bool,
+}
+
 /// The book's histograms, with the values of their label.
 #[derive(Debug)]
 pub struct Histograms<'a> {
@@ -220,6 +231,39 @@ impl Meter {
     /// The counts now.
     pub fn snapshot(&self) -> Snapshot {
         self.counts().snapshot(now())
+    }
+
+    /// Messages that may have been billed, since the start.
+    pub fn uncertain(&self) -> u64 {
+        self.counts().uncertain()
+    }
+
+    /// Calls of processes before this one that may not have been answered, not longer ago than `within`.
+    /// A call took `call_timeout` at most. `None`: it is not known, since there is no ledger of such a
+    /// process.
+    pub fn unanswered_before(
+        &self,
+        within: Duration,
+        call_timeout: Duration,
+    ) -> Option<Vec<Unanswered>> {
+        let ledger = self.shared.ledger.as_ref()?;
+        let now = Timestamp::now();
+        let since = now.checked_sub(within).unwrap_or(Timestamp::UNIX_EPOCH);
+        let seconds = ledger.seconds_since(since.as_second())?;
+        let answered =
+            seconds.iter().filter(|(_, cell)| cell.billable > 0).map(|(at, _)| *at).max();
+        // Rounded up: so long before its answer a call was sent at the earliest.
+        let took = i64::try_from(call_timeout.as_secs()).unwrap_or(i64::MAX).saturating_add(2);
+        let calls = seconds.into_iter().filter(|(_, cell)| cell.uncertain > 0);
+        let calls = calls.map(|(second, cell)| {
+            // Some time in that second. One that lies ahead, by a clock that was set back, is now.
+            let ended = Timestamp::from_second(second + 1).unwrap_or(now);
+            let ago = Duration::try_from(now.duration_since(ended)).unwrap_or_default();
+            let later_answered = answered.is_some_and(|at| at.saturating_sub(took) > second);
+            let calls = usize::try_from(cell.uncertain).unwrap_or(usize::MAX);
+            Unanswered { ago, calls, later_answered }
+        });
+        Some(calls.collect())
     }
 
     /// What the disk says, if it does not take the ledger.

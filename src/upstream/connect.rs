@@ -83,11 +83,12 @@ impl Connector {
         })
     }
 
-    /// Opens a connection from `source`, or from where the system likes.
+    /// Opens a connection from `source`, or from where the system likes. Returns the provider's
+    /// address with it.
     pub(super) async fn connect(
         &self,
         source: Option<IpAddr>,
-    ) -> Result<Pin<Box<dyn Stream>>, Lost> {
+    ) -> Result<(Pin<Box<dyn Stream>>, SocketAddr), Lost> {
         let deadline = Instant::now() + self.timeout;
         let addresses = timeout_at(deadline, self.resolve()).await.map_err(|_| Lost::Resolve)?;
         let mut addresses = addresses.map_err(|_| Lost::Resolve)?;
@@ -95,10 +96,10 @@ impl Connector {
             addresses.retain(|to| to.is_ipv4() == source.is_ipv4());
         }
         addresses.truncate(MAX_ADDRESSES);
-        let stream = self.open(&addresses, source, deadline).await?;
-        let Some((connector, name)) = &self.tls else { return Ok(Box::pin(stream)) };
+        let (stream, to) = self.open(&addresses, source, deadline).await?;
+        let Some((connector, name)) = &self.tls else { return Ok((Box::pin(stream), to)) };
         match timeout_at(deadline, connector.connect(name.clone(), stream)).await {
-            Ok(Ok(stream)) => Ok(Box::pin(stream)),
+            Ok(Ok(stream)) => Ok((Box::pin(stream), to)),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "TLS handshake failed");
                 // rustls reports what it does not like as invalid data; anything else is the other
@@ -116,14 +117,14 @@ impl Connector {
         addresses: &[SocketAddr],
         source: Option<IpAddr>,
         deadline: Instant,
-    ) -> Result<TcpStream, Lost> {
+    ) -> Result<(TcpStream, SocketAddr), Lost> {
         let mut lost = Lost::Connect;
         for (i, to) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - i).unwrap_or(u32::MAX);
             let now = Instant::now();
             let until = now + (deadline - now) / left;
             match timeout_at(until, dial(*to, source)).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(stream)) => return Ok((stream, *to)),
                 Ok(Err(error)) => {
                     tracing::debug!(%to, %error, "connection failed");
                     lost = Lost::Connect;

@@ -1,6 +1,6 @@
 //! Connections of one egress address: the one used last is used next, so that the others may age.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,20 +29,18 @@ pub(super) struct Pool {
     slots: Arc<Semaphore>,
 }
 
-/// An open connection.
-struct Connection {
+/// An open connection. Dropped, it is closed.
+pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     /// Owns the socket.
     task: JoinHandle<()>,
+    to: SocketAddr,
     opened: Instant,
     unused_since: Instant,
 }
 
-/// A connection in use by one call. Dropped, it is closed.
-pub(super) struct Lease {
-    connection: Connection,
-    _slot: OwnedSemaphorePermit,
-}
+/// The place of one call among those that a pool may have at once.
+pub(super) type Slot = OwnedSemaphorePermit;
 
 impl Pool {
     pub(super) fn new(
@@ -61,22 +59,22 @@ impl Pool {
     }
 
     /// A connection that is ready for a request.
-    pub(super) async fn lease(&self, deadline: Instant) -> Result<Lease, Lost> {
+    pub(super) async fn lease(&self, deadline: Instant) -> Result<(Connection, Slot), Lost> {
         let slot = timeout_at(deadline, Arc::clone(&self.slots).acquire_owned()).await;
         let Ok(Ok(slot)) = slot else { return Err(Lost::NoConnection) };
         while let Some(mut connection) = self.pop() {
             // One that the provider has closed, or that still has bytes to send after an early
             // answer, is dropped: another is sooner ready.
             if let Ok(Ok(())) = timeout(READY, connection.sender.ready()).await {
-                return Ok(Lease { connection, _slot: slot });
+                return Ok((connection, slot));
             }
         }
         let opened = timeout_at(deadline, self.open()).await.map_err(|_| Lost::ConnectTimeout)?;
-        Ok(Lease { connection: opened?, _slot: slot })
+        Ok((opened?, slot))
     }
 
     async fn open(&self) -> Result<Connection, Lost> {
-        let stream = self.connector.connect(self.source).await?;
+        let (stream, to) = self.connector.connect(self.source).await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|_| Lost::Connect)?;
         let task = tokio::spawn(async move {
@@ -85,7 +83,7 @@ impl Pool {
         });
         sender.ready().await.map_err(|_| Lost::Connect)?;
         let now = Instant::now();
-        Ok(Connection { sender, task, opened: now, unused_since: now })
+        Ok(Connection { sender, task, to, opened: now, unused_since: now })
     }
 
     /// The connection used last, unless it has been idle for too long; then all have.
@@ -100,8 +98,7 @@ impl Pool {
     }
 
     /// Takes a connection back whose answer has been read to its end.
-    pub(super) fn put_back(&self, lease: Lease) {
-        let Lease { mut connection, .. } = lease;
+    pub(super) fn put_back(&self, mut connection: Connection) {
         let now = Instant::now();
         if connection.sender.is_closed() || now - connection.opened >= MAX_AGE {
             return;
@@ -118,16 +115,21 @@ impl Pool {
     }
 }
 
-impl Lease {
+impl Connection {
     pub(super) fn sender(&mut self) -> &mut SendRequest<Full<Bytes>> {
-        &mut self.connection.sender
+        &mut self.sender
     }
 
-    /// Closes the connection and returns when it is closed: nothing of the call arrives later.
+    /// The provider's address.
+    pub(super) fn to(&self) -> SocketAddr {
+        self.to
+    }
+
+    /// Closes the connection and returns when it is closed: nothing of the call is sent later.
     pub(super) async fn close(mut self) {
-        self.connection.task.abort();
+        self.task.abort();
         // Cancelled is what was asked for.
-        drop((&mut self.connection.task).await);
+        drop((&mut self.task).await);
     }
 }
 
@@ -154,10 +156,11 @@ mod tests {
         let connector = Arc::new(Connector::new(&config.upstream).unwrap());
         let pool = Pool::new(connector, None, Duration::from_mins(1), 1);
         let patient = || Instant::now() + Duration::from_mins(1);
-        let Ok(first) = pool.lease(patient()).await else { panic!("there is one") };
+        let Ok((first, slot)) = pool.lease(patient()).await else { panic!("there is one") };
         let second = pool.lease(Instant::now() + Duration::from_millis(10)).await;
         assert_eq!(second.err(), Some(Lost::NoConnection));
         pool.put_back(first);
+        drop(slot);
         assert!(pool.lease(patient()).await.is_ok());
     }
 }

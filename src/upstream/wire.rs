@@ -10,18 +10,20 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
-use http::{HeaderName, Method, Request};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{HeaderName, Method, Request, Response};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connect::{Connector, TlsError};
-use super::pool::{Lease, Pool};
+use super::pool::{Connection, Pool};
 use super::{Departure, Upstream};
 use crate::answer::{Answer, Bar, Codes, Lost, Verdict};
-use crate::ceiling::Permit;
+use crate::ceiling::{Permit, Read};
 use crate::config::{self, SignatureVersion};
+use crate::deadline;
 use crate::keys::{Key, Keys};
 use crate::message::{Message, PayloadEncoding};
 use crate::signing::{self, Call, Credentials, Signed, Stamp};
@@ -122,7 +124,7 @@ async fn reap(shared: std::sync::Weak<Shared>, idle_timeout: Duration) {
 }
 
 impl Upstream for Wire {
-    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
+    async fn send(&self, message: &Message, mut permit: Permit, departure: &Departure) -> Answer {
         let shared = &*self.shared;
         let pool = &shared.pools[permit.egress()];
         let deadline = Instant::now() + shared.call_timeout;
@@ -130,52 +132,47 @@ impl Upstream for Wire {
             lease = pool.lease(deadline.min(departure.closes())) => lease,
             () = departure.stopped() => Err(Lost::TooLate),
         };
-        let mut lease = match lease {
-            Ok(lease) => lease,
+        let (connection, slot) = match lease {
+            Ok(leased) => leased,
             Err(lost) => {
-                give_back(permit, lost);
+                give_back(permit, lost, Read::Never);
                 return Answer::Lost(if departure.is_closed() { Lost::TooLate } else { lost });
             }
         };
-        let Ok(key) = shared.keys.current() else {
-            permit.unsent();
-            pool.put_back(lease);
-            return Answer::Lost(Lost::NoKey);
-        };
-        let request = match shared.request(message, &key) {
-            Ok(request) => request,
+        let (key, request) = match shared.prepare(message, &permit, departure) {
+            Ok(prepared) => prepared,
             Err(lost) => {
                 permit.unsent();
-                pool.put_back(lease);
+                pool.put_back(connection);
                 return Answer::Lost(lost);
             }
         };
-        if !permit.holds() {
-            permit.unsent();
-            pool.put_back(lease);
-            return Answer::Lost(Lost::Unwritten);
-        }
-        if !departure.leave() {
-            permit.unsent();
-            pool.put_back(lease);
-            return Answer::Lost(Lost::TooLate);
-        }
-        let ended = timeout_at(deadline, exchange(&mut lease, request)).await;
-        match ended.unwrap_or(Err(Lost::Timeout)) {
+        permit.goes_to(connection.to());
+        // On the heap: it may outlive this call.
+        let mut exchange = Box::pin(exchange(connection, request));
+        let Ok((connection, ended)) = deadline::by(deadline, &mut exchange).await else {
+            // Its place is free: it listens, but is no call that somebody waits for.
+            drop(slot);
+            listen(exchange, permit);
+            return Answer::Lost(Lost::Timeout);
+        };
+        match ended {
             Ok(answer) => {
                 let answer = shared.codes.rule(answer);
-                pool.put_back(lease);
+                pool.put_back(connection);
                 shared.learn(&answer, key);
                 match answer.verdict() {
                     Verdict::Throttled { .. } => permit.throttled(),
+                    // A gateway that did not wait for what stands behind it, which may read it yet.
+                    Verdict::Unknown if answer.is_gateway_timeout() => drop(permit),
                     _ => permit.answered(),
                 }
                 answer
             }
-            Err(lost) => {
-                // Only then is the call over.
-                lease.close().await;
-                give_back(permit, lost);
+            Err((lost, read)) => {
+                // Only then is nothing of the call sent any more.
+                connection.close().await;
+                give_back(permit, lost, read);
                 Answer::Lost(lost)
             }
         }
@@ -191,42 +188,92 @@ impl Upstream for Wire {
 }
 
 /// Gives back the permit of a call whose connection is closed, or was never open.
-fn give_back(permit: Permit, lost: Lost) {
+fn give_back(permit: Permit, lost: Lost, read: Read) {
     match lost {
-        Lost::Connect | Lost::ConnectTimeout | Lost::Unwritten => permit.lost(false),
-        Lost::Closed => permit.lost(true),
+        Lost::Connect | Lost::ConnectTimeout | Lost::Unwritten | Lost::Closed => permit.lost(read),
         Lost::Resolve
         | Lost::NoConnection
         | Lost::Tls
         | Lost::NoKey
         | Lost::TooLate
         | Lost::NotText => permit.unsent(),
+        Lost::Garbled if read == Read::Over => permit.answered(),
         Lost::Timeout | Lost::Garbled => drop(permit),
     }
 }
 
+/// Keeps the connection of a call without an answer open, as long as an answer would tell more than
+/// other calls do: that the provider, or the way to it, goes on.
+fn listen(exchange: impl Future<Output = Exchanged> + Send + 'static, permit: Permit) {
+    let Some(mut pending) = permit.unanswered() else { return };
+    tokio::spawn(async move {
+        tokio::select! {
+            (_, ended) = exchange => {
+                if ended.is_ok() || matches!(ended, Err((_, Read::Over))) {
+                    pending.answered();
+                }
+            }
+            () = pending.over() => {}
+        }
+    });
+}
+
+/// What became of a request: its answer, or why there is none and whether the provider may still read
+/// it.
+type Exchanged = (Connection, Result<Answer, (Lost, Read)>);
+
 /// Sends a request and reads the whole answer.
-async fn exchange(lease: &mut Lease, request: Request<Full<Bytes>>) -> Result<Answer, Lost> {
-    let response = match lease.sender().try_send_request(request).await {
-        Ok(response) => response,
+async fn exchange(mut connection: Connection, request: Request<Full<Bytes>>) -> Exchanged {
+    let response = connection.sender().try_send_request(request).await;
+    let ended = match response {
+        Ok(response) => answer(response).await,
         Err(mut error) => {
             // hyper hands a request back of which it has written nothing.
-            return Err(match error.take_message() {
-                Some(_) => Lost::Unwritten,
-                None if error.error().is_parse() => Lost::Garbled,
-                None => Lost::Closed,
-            });
+            Err(match error.take_message() {
+                Some(_) => (Lost::Unwritten, Read::Never),
+                None if error.error().is_parse() => (Lost::Garbled, Read::Possible),
+                None => (Lost::Closed, read(error.error())),
+            })
         }
     };
+    (connection, ended)
+}
+
+async fn answer(response: Response<Incoming>) -> Result<Answer, (Lost, Read)> {
     let (head, body) = response.into_parts();
+    // Its head has come: the provider has read the call.
     match Limited::new(body, MAX_ANSWER).collect().await {
         Ok(body) => Ok(Answer::read(head.status.as_u16(), &head.headers, &body.to_bytes())),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Lost::Garbled),
-        Err(_) => Err(Lost::Closed),
+        Err(error) if error.is::<LengthLimitError>() => Err((Lost::Garbled, Read::Over)),
+        Err(_) => Err((Lost::Closed, Read::Over)),
     }
 }
 
+/// Whether the provider may still read the call of a connection that ended with this error.
+fn read(error: &hyper::Error) -> Read {
+    // Its end in order. A reset may be the way's doing.
+    if error.is_incomplete_message() { Read::Over } else { Read::Possible }
+}
+
 impl Shared {
+    /// The request, signed as the last step, and the key that signed it: if it may leave now.
+    fn prepare(
+        &self,
+        message: &Message,
+        permit: &Permit,
+        departure: &Departure,
+    ) -> Result<(Arc<Key>, Request<Full<Bytes>>), Lost> {
+        let key = self.keys.current().map_err(|_| Lost::NoKey)?;
+        let request = self.request(message, &key)?;
+        if !permit.holds() {
+            return Err(Lost::Unwritten);
+        }
+        if !departure.leave() {
+            return Err(Lost::TooLate);
+        }
+        Ok((key, request))
+    }
+
     /// The whole request, signed as the last step. `Unwritten` only where a part of it is no HTTP,
     /// which keys and topics, being checked, never are.
     fn request(&self, message: &Message, key: &Key) -> Result<Request<Full<Bytes>>, Lost> {

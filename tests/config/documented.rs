@@ -95,6 +95,8 @@ fn keys_are_named_once_and_include_the_contract() {
         "ceilings.egress_ip",
         "ceilings.retry_share",
         "ceilings.allow_above_published",
+        "ceilings.unanswered_min",
+        "ceilings.unanswered_max",
         "fleet.url",
         "fleet.account",
         "fleet.egress_group",
@@ -135,7 +137,7 @@ fn keys_are_named_once_and_include_the_contract() {
     ] {
         assert!(set.contains(key), "{key}");
     }
-    assert_eq!(set.len(), 67, "a new key belongs into this list");
+    assert_eq!(set.len(), 69, "a new key belongs into this list");
 }
 
 #[test]

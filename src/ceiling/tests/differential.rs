@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 use redis::{Commands, Connection};
 
+use super::words::TIMES;
 use crate::ceiling::line::SCRIPT;
 use crate::ceiling::model::{Ask, Back, Gets, Kept, Out, serve};
 use crate::primary::server::Redis;
@@ -27,6 +28,8 @@ enum Step {
         want: usize,
         core: usize,
         park: bool,
+        /// How long ago the latest answered call was sent; `None`: none was.
+        answered: Option<i64>,
         back: Vec<Giving>,
     },
     NewRun,
@@ -60,20 +63,22 @@ fn step(account: i64, egress: Option<i64>) -> impl Strategy<Value = Step> {
         std::iter::once(scale(account)).chain(egress).collect::<Vec<_>>()
     };
     let back = prop::collection::vec(giving(), 0..12);
-    let ask =
-        (prop::bool::weighted(0.05), 0..40_usize, 0..40_usize, prop::bool::weighted(0.1), back)
-            .prop_map(move |(lower, want, core, park, back)| Step::Ask {
-                figures: figures(lower),
-                want,
-                core,
-                park,
-                back,
-            });
+    let answered = prop::option::weighted(0.7, prop_oneof![0..2_000_000_i64, 0..60_000_000_i64]);
+    let park = prop::bool::weighted(0.1);
+    let ask = (prop::bool::weighted(0.05), 0..40_usize, 0..40_usize, park, answered, back)
+        .prop_map(move |(lower, want, core, park, answered, back)| Step::Ask {
+            figures: figures(lower),
+            want,
+            core,
+            park,
+            answered,
+            back,
+        });
     prop_oneof![
         8 => pass.prop_map(Step::Pass),
         20 => ask,
         1 => Just(Step::NewRun),
-        1 => (0..6_usize).prop_map(Step::Flush),
+        1 => (0..8_usize).prop_map(Step::Flush),
     ]
 }
 
@@ -91,7 +96,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 fn keys(ceilings: usize) -> Vec<String> {
     let names = ["account", "egress"];
-    let parts = ["", ":state", ":parked"];
+    let parts = ["", ":state", ":parked", ":out"];
     let key = |name: &str, part: &str| format!("tollgate:{{t}}:{name}{part}");
     names[..ceilings].iter().flat_map(|name| parts.map(|part| key(name, part))).collect()
 }
@@ -108,6 +113,7 @@ fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
     let mut command = redis::cmd("EVALSHA");
     command.arg(sha).arg(keys.len()).arg(keys).arg(joined(&ask.figures));
     command.arg(ask.want).arg(ask.core).arg(u8::from(ask.park));
+    command.arg(ask.answered).arg(ask.cycle).arg(ask.min).arg(ask.hold);
     for back in &ask.back {
         command.arg(format!("{}:{}:{}", joined(&back.ids), back.nonce, back.free_in));
     }
@@ -132,7 +138,7 @@ fn kept(connection: &mut Connection, ceilings: usize) -> Vec<Kept> {
         connection.zrange_withscores(key, 0, -1).unwrap()
     };
     keys(ceilings)
-        .chunks(3)
+        .chunks(4)
         .map(|keys| {
             let state: HashMap<String, String> = connection.hgetall(&keys[1]).unwrap();
             let number = |name: &str| state[name].parse().unwrap();
@@ -143,6 +149,7 @@ fn kept(connection: &mut Connection, ceilings: usize) -> Vec<Kept> {
                 run: state["run"].clone(),
                 permits: permits.into_values().collect(),
                 parked: scores(connection, &keys[2]),
+                out: scores(connection, &keys[3]),
                 learn: number("learn"),
                 goal: number("goal"),
                 goal_at: number("goal_at"),
@@ -152,6 +159,7 @@ fn kept(connection: &mut Connection, ceilings: usize) -> Vec<Kept> {
                 owe: number("owe"),
                 batch: number("batch"),
                 parked_at: number("parked_at"),
+                answered: number("answered"),
             }
         })
         .collect()
@@ -179,20 +187,25 @@ fn the_script_is_its_model() {
                 Step::Flush(which) => {
                     // The state and the permits are held against each other; what is parked is not.
                     let all = keys(model.len());
-                    let Some(key) = all.get(which).filter(|key| !key.ends_with("parked")) else {
+                    let Some(key) = all
+                        .get(which)
+                        .filter(|key| !key.ends_with("parked") && !key.ends_with("out"))
+                    else {
                         continue;
                     };
                     let () = connection.del(key).unwrap();
-                    model[which / 3] = Kept::default();
+                    model[which / 4] = Kept::default();
                 }
-                Step::Ask { figures, want, core, park, back } => {
+                Step::Ask { figures, want, core, park, answered, back } => {
                     let from = given.len().saturating_sub(20);
                     let back = back.iter().filter(|_| !given.is_empty()).map(|giving| {
                         let given = if giving.latest { &given[from..] } else { &given[..] };
                         let out = giving.which.get(given);
                         Back { ids: out.ids.clone(), nonce: out.nonce, free_in: giving.free_in }
                     });
-                    let ask = Ask { figures, want, core, park, back: back.collect() };
+                    let answered = answered.map_or(0, |ago| now - ago);
+                    let back = back.collect();
+                    let ask = Ask { figures, want, core, park, answered, back, ..TIMES };
                     let () = connection.set("test:now", now).unwrap();
                     let () = connection.set("test:run", run).unwrap();
                     let expected = serve(&mut model, &ask, &format!("{run}:one"), now);

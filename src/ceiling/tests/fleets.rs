@@ -8,9 +8,10 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::plan::{Demand, Fault, MS, Plan, SECOND, Trouble};
-use super::simulation::{BEGIN, Seen, asked, reply, run, worst};
+use super::simulation::{BEGIN, BOUNDS, Seen, run};
+use super::words::{CYCLE, HOLD, TIMES, asked, reply, worst};
 use crate::ceiling::Mode;
-use crate::ceiling::leases::{Leases, Reply};
+use crate::ceiling::leases::{Leases, Reply, Sent};
 use crate::ceiling::model::{self, Back, Gets, Kept};
 
 fn never_over(plan: &Plan, seen: &Seen) -> Result<(), String> {
@@ -49,12 +50,16 @@ fn trouble() -> impl Strategy<Value = Trouble> {
         who().prop_map(Fault::Left),
         Just(Fault::Frozen),
         Just(Fault::PushedBack),
+        Just(Fault::Stalled),
+        Just(Fault::BackendStalled),
+        Just(Fault::AnswersLost),
     ];
     (fault, 30 * SECOND..65 * SECOND, 1..14_000_i64).prop_map(|(fault, from, ms)| {
         let long = match fault {
             Fault::Frozen => ms.min(2_500),
             // Longer than any lease.
-            Fault::CutOff(_) | Fault::Stood(_) => ms * 3,
+            Fault::CutOff(_) | Fault::Stood(_) | Fault::Stalled => ms * 3,
+            Fault::BackendStalled => ms.min(10_000),
             _ => ms,
         };
         Trouble { fault, from, to: from + long * MS }
@@ -66,7 +71,7 @@ proptest! {
 
     #[test]
     fn a_fleet_is_never_over(
-        n in prop::sample::select(vec![1_i64, 7, 300, 1_000]),
+        n in prop::sample::select(vec![1_i64, 7, 100, 300, 1_000]),
         egress in any::<bool>(),
         groups in 1..3_usize,
         members in 1..5_usize,
@@ -114,7 +119,7 @@ fn many(members: usize, demand: Demand, seed: u64) -> Plan {
 }
 
 /// Each fault, of a fifth of the members where it is theirs.
-fn faults(members: usize, rng: &mut Rng) -> [Fault; 10] {
+fn faults(members: usize, rng: &mut Rng) -> [Fault; 13] {
     let mut who = || {
         let from = rng.usize(..members * 4 / 5);
         (from, from + members / 5)
@@ -130,6 +135,9 @@ fn faults(members: usize, rng: &mut Rng) -> [Fault; 10] {
         Fault::Failover { clock: rng.i64(-490 * MS..490 * MS) },
         Fault::Frozen,
         Fault::PushedBack,
+        Fault::Stalled,
+        Fault::BackendStalled,
+        Fault::AnswersLost,
     ]
 }
 
@@ -161,8 +169,8 @@ fn many_sidecars_are_never_over() {
         let members = if kind % 4 == 0 { 1_000 } else { 100 };
         // Each fault comes with each demand and each size.
         let mut plan = many(members, DEMANDS[kind / 4 % 4], seed);
-        let first = faults(members, &mut rng)[kind / 16 % 10];
-        let second = faults(members, &mut rng)[rng.usize(..10)];
+        let first = faults(members, &mut rng)[kind / 16 % 13];
+        let second = faults(members, &mut rng)[rng.usize(..13)];
         plan.calm = rng.bool();
         plan.expected = members * rng.usize(1..20) / 10 + 1;
         if rng.bool() {
@@ -172,7 +180,11 @@ fn many_sidecars_are_never_over() {
         plan.troubles = [first, second]
             .map(|fault| {
                 let from = rng.i64(2 * SECOND..25 * SECOND);
-                let long = if matches!(fault, Fault::Frozen) { 2_500 } else { 14_000 };
+                let long = match fault {
+                    Fault::Frozen => 2_500,
+                    Fault::BackendStalled => 10_000,
+                    _ => 14_000,
+                };
                 Trouble { fault, from, to: from + rng.i64(1..long) * MS }
             })
             .to_vec();
@@ -216,14 +228,14 @@ fn a_fleet_uses_its_ceiling() {
 /// went to somebody else, seems to live: what is left of it must be more than that.
 #[test]
 fn a_claim_needs_a_lease_that_lasts() {
-    let ask = |want, back| model::Ask { figures: vec![1], want, back, ..model::Ask::default() };
-    let mut redis = Vec::new();
-    model::serve(&mut redis, &ask(0, Vec::new()), "first", BEGIN);
-    let gets = model::serve(&mut redis, &ask(1, Vec::new()), "first", BEGIN + 31 * SECOND);
+    let ask = |want, back| model::Ask { figures: vec![1], want, back, ..TIMES };
+    let mut redis = model::at_rest(&[1], "first", BEGIN);
+    let gets = model::serve(&mut redis, &ask(1, Vec::new()), "first", BEGIN);
     let nonce = gets.out[0].nonce;
+    let till = nonce - HOLD + CYCLE;
     for (left, counts) in [(SECOND, false), (SECOND + 1, true)] {
         let mut next = redis.clone();
-        let now = nonce - left;
+        let now = till - left;
         let back = Back { ids: vec![0], nonce, free_in: 0 };
         model::serve(&mut next, &ask(0, vec![back]), "second", now);
         assert_eq!(next[0].permits[0] == now, counts);
@@ -234,18 +246,18 @@ fn a_claim_needs_a_lease_that_lasts() {
 
 /// A sidecar whose round trip to Redis is short, and what it asked in a second for so many callers.
 fn asks(n: u32, mut waiting: usize) -> usize {
-    let ask = model::Ask { figures: vec![i64::from(n)], ..model::Ask::default() };
-    let mut redis = Vec::new();
-    model::serve(&mut redis, &ask, "first", BEGIN - 31 * SECOND);
+    let mut redis = model::at_rest(&[i64::from(n)], "first", BEGIN);
     let base = Instant::now();
-    let mut leases = Leases::new(vec![n], Duration::from_secs(3), 1, base);
+    let mut leases = Leases::new(vec![n], Duration::from_secs(3), BOUNDS, 1, base);
     let mut requests = 0;
     for now in (0..SECOND).step_by(200) {
         let at = base + Duration::from_micros(now.unsigned_abs());
         while waiting > 0 && leases.take(at).is_some() {
             waiting -= 1;
+            // None of them ends here; the provider answers others.
+            leases.answered_call(at);
         }
-        if let Some(ask) = leases.ask(at, waiting) {
+        if let Some(ask) = leases.ask(at, waiting, None) {
             requests += 1;
             leases
                 .answered(reply(model::serve(&mut redis, &asked(&ask), "first", BEGIN + now)), at);
@@ -266,20 +278,20 @@ fn what_the_pace_holds_back_is_asked_for_when_it_is_time() {
 #[test]
 fn a_permit_that_goes_back_brings_no_turn_forward() {
     let base = Instant::now();
-    let mut leases = Leases::new(vec![7], Duration::from_secs(3), 1, base);
+    let mut leases = Leases::new(vec![7], Duration::from_secs(3), BOUNDS, 1, base);
     let mut answered = |after, out, ask_in| {
         let at = base + Duration::from_millis(after);
-        let ask = leases.ask(at, 3).map(|ask| (ask.want, ask.back.len()));
+        let ask = leases.ask(at, 3, None).map(|ask| (ask.want, ask.back.len()));
         let figures = vec![7];
         leases.answered(Reply { ask_in, figures, out, short: true, ..Reply::default() }, at);
         let lease = leases.take(at);
         if let Some(lease) = lease {
-            leases.ended(lease, true, 0, at);
+            leases.ended(lease, Sent::Yes, 0, at);
         }
         ask
     };
     let given =
-        Gets { out: vec![model::Out { ids: vec![0], nonce: 10_000_000, ready_in: 0 }], ..gets(7) };
+        Gets { out: vec![model::Out { ids: vec![0], nonce: NONCE, ready_in: 0 }], ..gets(7) };
     assert_eq!(answered(0, reply(given).out, 1_000_000), Some((3, 0)));
     assert_eq!(answered(500, Vec::new(), 0), Some((0, 1)));
     assert_eq!(answered(600, Vec::new(), 0), None);
@@ -289,9 +301,9 @@ fn a_permit_that_goes_back_brings_no_turn_forward() {
 #[test]
 fn who_is_cut_off_is_closed_when_its_leases_have_ended() {
     let base = Instant::now();
-    let mut leases = Leases::new(vec![7], Duration::from_secs(3), 7, base);
-    leases.ask(base, 2).unwrap();
-    let out = (0..2).map(|id| model::Out { ids: vec![id], nonce: 10_000_000, ready_in: 0 });
+    let mut leases = Leases::new(vec![7], Duration::from_secs(3), BOUNDS, 7, base);
+    leases.ask(base, 2, None).unwrap();
+    let out = (0..2).map(|id| model::Out { ids: vec![id], nonce: NONCE, ready_in: 0 });
     let given = reply(Gets { out: out.collect(), ..gets(7) });
     leases.answered(Reply { now: 0, learn_in: 0, ..given }, base);
     let mut mode = |after| {
@@ -305,28 +317,29 @@ fn who_is_cut_off_is_closed_when_its_leases_have_ended() {
     assert_eq!(mode(5_900), (Mode::Closed, 0));
 }
 
+/// Of a lease of ten seconds from zero.
+const NONCE: i64 = 10 * SECOND - CYCLE + HOLD;
+
 fn gets(figure: i64) -> Gets {
-    let ask = model::Ask { figures: vec![figure], ..model::Ask::default() };
+    let ask = model::Ask { figures: vec![figure], ..TIMES };
     model::serve(&mut Vec::new(), &ask, "first", BEGIN)
 }
 
 /// Two groups under one account. All permits of one cool; the other waits for nothing.
 #[test]
 fn a_group_that_is_used_up_holds_back_nobody_else() {
-    let mut account = Kept::default();
-    let mut groups = [Kept::default(), Kept::default()];
+    let mut at_rest = model::at_rest(&[1_000, 300], "first", BEGIN);
+    let (group, mut account) = (at_rest.remove(1), at_rest.remove(0));
+    let mut groups = [group.clone(), group];
     let mut asks = |group: usize, now: i64, want, back| {
         let group: &mut Kept = &mut groups[group];
         let mut kept = vec![std::mem::take(&mut account), std::mem::take(group)];
-        let ask = model::Ask { figures: vec![1_000, 300], want, back, ..model::Ask::default() };
+        let ask = model::Ask { figures: vec![1_000, 300], want, back, ..TIMES };
         let gets = model::serve(&mut kept, &ask, "first", BEGIN + now);
         *group = kept.remove(1);
         account = kept.remove(0);
         gets
     };
-    for group in 0..2 {
-        asks(group, -31 * SECOND, 0, Vec::new());
-    }
     let mut taken = Vec::new();
     for now in (0..).step_by(10_000).take_while(|now| *now < 2 * SECOND) {
         taken.extend(asks(0, now, 5, Vec::new()).out);

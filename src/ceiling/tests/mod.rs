@@ -5,3 +5,4 @@ mod differential;
 mod fleets;
 mod plan;
 mod simulation;
+mod words;

@@ -29,6 +29,13 @@ pub(super) enum Fault {
     Frozen,
     /// The provider pushes back one call in twenty.
     PushedBack,
+    /// The provider stands still, and then reads all that has arrived, also from connections that are
+    /// closed.
+    Stalled,
+    /// So does one of the four backends behind its address.
+    BackendStalled,
+    /// One answer in ten is lost.
+    AnswersLost,
 }
 
 #[derive(Debug, Clone)]

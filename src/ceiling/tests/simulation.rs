@@ -3,16 +3,26 @@
 //! stops, fails over or comes back empty.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::plan::{Fault, MS, Plan, SECOND, Trouble, Who};
-use crate::ceiling::leases::{Ask, Given, Lease, Leases, Reply};
-use crate::ceiling::model::{self, Back, Gets, Kept};
+use super::words::{asked, reply};
+use crate::ceiling::leases::{Lease, Leases, Sent};
+use crate::ceiling::model::{self, Gets, Kept};
+use crate::ceiling::unanswered::{Bounds, Key, Unanswered};
 
-const CALL_TIMEOUT: i64 = 3 * SECOND;
+pub(super) const CALL_TIMEOUT: i64 = 3 * SECOND;
+/// How long a call without an answer counts.
+pub(super) const BOUNDS: Bounds =
+    Bounds { min: Duration::from_secs(10), max: Duration::from_mins(5) };
+/// The provider's address.
+const PROVIDER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80));
+/// How long the provider takes to read what arrived while it stood still.
+const READS: i64 = 900 * MS;
 /// How long a member waits for an answer before it takes the connection for dead.
 const PATIENCE: i64 = 10 * SECOND;
 /// By the server's clock.
@@ -53,12 +63,29 @@ enum Event {
         member: usize,
         life: u64,
         lease: Lease,
-        sent: bool,
+        end: End,
     },
+    /// The answer to a call that had ended without one.
+    Late {
+        member: usize,
+        life: u64,
+        key: Key,
+    },
+}
+
+/// How a call ends for its member.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Unsent,
+    /// It had been sent then.
+    Answered(i64),
+    /// Its connection is kept open, and the answer comes then, if at all.
+    Unanswered(Option<i64>),
 }
 
 struct Member {
     leases: Leases,
+    unanswered: Unanswered<Lease>,
     life: u64,
     connection: u64,
     asked: Option<i64>,
@@ -71,6 +98,17 @@ struct Member {
 }
 
 impl Member {
+    fn read(&mut self, lease: Lease, at: Instant) {
+        self.leases.settled();
+        self.leases.ended(lease, Sent::Yes, self.waiting(), at);
+    }
+
+    fn settle(&mut self, at: Instant) {
+        while let Some(lease) = self.unanswered.pop_due(at) {
+            self.read(lease, at);
+        }
+    }
+
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most ROOM")]
     fn waiting(&self) -> usize {
         self.waiting as usize
@@ -122,10 +160,11 @@ impl Fleet {
             plan,
         };
         if fleet.plan.begun {
-            let ask = model::Ask { figures: fleet.plan.figures.clone(), ..model::Ask::default() };
-            for group in 0..groups {
-                fleet.serve(group, &ask, BEGIN - 31 * SECOND);
+            let mut kept = model::at_rest(&fleet.plan.figures, "0", BEGIN);
+            if kept.len() > 1 {
+                fleet.redis.fill(kept.remove(1));
             }
+            fleet.redis[0] = kept.remove(0);
         }
         for member in 0..fleet.plan.members {
             let leases = fleet.new_leases();
@@ -133,6 +172,7 @@ impl Fleet {
             let waiting = fleet.rng.f64();
             fleet.members.push(Member {
                 leases,
+                unanswered: Unanswered::new(BOUNDS),
                 life: 0,
                 connection: 0,
                 asked: None,
@@ -194,7 +234,8 @@ impl Fleet {
     fn new_leases(&self) -> Leases {
         let figures = self.plan.figures.iter().map(|n| u32::try_from(*n).unwrap()).collect();
         let timeout = Duration::from_micros(CALL_TIMEOUT.unsigned_abs());
-        Leases::new(figures, timeout, u32::try_from(self.plan.expected).unwrap(), self.at())
+        let expected = u32::try_from(self.plan.expected).unwrap();
+        Leases::new(figures, timeout, BOUNDS, expected, self.at())
     }
 
     fn run(&mut self, until: i64) {
@@ -211,7 +252,8 @@ impl Fleet {
     fn happens(&mut self, event: Event) {
         if let Event::Member { member, .. }
         | Event::Reply { member, .. }
-        | Event::Ended { member, .. } = &event
+        | Event::Ended { member, .. }
+        | Event::Late { member, .. } = &event
             && let Some(until) = self.stands(*member)
         {
             return self.push(until - self.now, event);
@@ -232,21 +274,52 @@ impl Fleet {
                     self.looks(member, SOONEST);
                 }
             }
-            Event::Ended { member, life, lease, sent } => {
-                let at = self.at();
-                let pushed_back = self.trouble(|f| matches!(f, Fault::PushedBack)).is_some()
-                    && self.rng.u32(..20) == 0;
-                let this = &mut self.members[member];
-                if this.up && this.life == life {
-                    if sent && pushed_back {
-                        this.leases.push_back();
-                    }
-                    this.leases.ended(lease, sent, this.waiting(), at);
-                    if self.members[member].looks.0 > self.now + THEN {
-                        self.looks(member, THEN);
-                    }
+            Event::Ended { member, life, lease, end } => {
+                if self.members[member].up && self.members[member].life == life {
+                    self.ended(member, lease, end);
                 }
             }
+            Event::Late { member, life, key } => {
+                let at = self.at();
+                let this = &mut self.members[member];
+                if this.up
+                    && this.life == life
+                    && let Some(lease) = this.unanswered.remove(key)
+                {
+                    this.leases.answered_call(at);
+                    this.read(lease, at);
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, member: usize, lease: Lease, end: End) {
+        let (at, base) = (self.at(), self.base);
+        let pushed_back =
+            self.trouble(|f| matches!(f, Fault::PushedBack)).is_some() && self.rng.u32(..20) == 0;
+        let this = &mut self.members[member];
+        match end {
+            End::Unsent => this.leases.ended(lease, Sent::No, this.waiting(), at),
+            End::Answered(sent) => {
+                if pushed_back {
+                    this.leases.push_back();
+                }
+                this.leases.answered_call(at);
+                this.leases.ended(lease, Sent::Yes, this.waiting(), at);
+                let sent = base + Duration::from_micros(sent.unsigned_abs());
+                this.unanswered.answered(PROVIDER, sent, at);
+            }
+            End::Unanswered(late) => {
+                this.leases.unanswered();
+                let (key, _) = this.unanswered.add(PROVIDER, lease, at);
+                let life = this.life;
+                if let Some(late) = late {
+                    self.push(late - self.now, Event::Late { member, life, key });
+                }
+            }
+        }
+        if self.members[member].looks.0 > self.now + THEN {
+            self.looks(member, THEN);
         }
     }
 
@@ -259,6 +332,7 @@ impl Fleet {
         let rate = self.plan.rate(member, now);
         let fresh = self.new_leases();
         let this = &mut self.members[member];
+        this.settle(at);
         if left && this.up && !this.leaving {
             this.leaving = true;
             this.leases.close(at);
@@ -272,6 +346,7 @@ impl Fleet {
         }
         if !this.up || this.leaving && !left {
             (this.leases, this.up, this.leaving, this.asked) = (fresh, true, false, None);
+            this.unanswered = Unanswered::new(BOUNDS);
             (this.looked, this.waiting) = (now, 0.0);
             this.life += 1;
             this.connection += 1;
@@ -311,7 +386,8 @@ impl Fleet {
             this.leases.lost(at);
         }
         let waiting = this.waiting();
-        let Some(ask) = this.leases.ask(at, waiting) else { return };
+        let answered = this.unanswered.answered_everywhere(at);
+        let Some(ask) = this.leases.ask(at, waiting, answered) else { return };
         this.asked = Some(now);
         let connection = this.connection;
         if !self.cut_off(member) {
@@ -348,68 +424,44 @@ impl Fleet {
         gets
     }
 
-    /// One call: arrives some time between its sending and its end.
+    /// One call: the provider reads it some time between its sending and its answer, or once it goes
+    /// on.
     fn call(&mut self, member: usize, lease: Lease) {
         assert!(lease.holds(self.at()));
         let free = self.users.get(&lease.ids[0]).copied().unwrap_or(i64::MIN);
         assert!(free <= self.now, "permit {} has another user until {free}", lease.ids[0]);
-        let life = self.members[member].life;
+        let (life, sent) = (self.members[member].life, self.now);
         if self.rng.u32(..50) == 0 {
-            self.users.insert(lease.ids[0], self.now);
-            return self.push(MS, Event::Ended { member, life, lease, sent: false });
+            self.users.insert(lease.ids[0], sent);
+            return self.push(MS, Event::Ended { member, life, lease, end: End::Unsent });
         }
         let mut there = self.rng.i64(MS..4 * MS);
         if let Some(until) = self.trouble(|f| matches!(f, Fault::Frozen)) {
-            there += until - self.now;
+            there += until - sent;
+        }
+        let backend = self.rng.u32(..4) == 0;
+        let stalled = self.trouble(|f| {
+            matches!(f, Fault::Stalled) || backend && matches!(f, Fault::BackendStalled)
+        });
+        if let Some(until) = stalled {
+            there = there.max(until - sent + self.rng.i64(0..READS));
         }
         let slow = !self.plan.calm && self.rng.u32(..200) == 0;
         let back = if slow { self.rng.i64(0..CALL_TIMEOUT) } else { self.rng.i64(MS..4 * MS) };
-        let took = (there + back).min(CALL_TIMEOUT);
-        let arrives = self.now + there.min(CALL_TIMEOUT);
-        self.seen.arrivals.push(arrives);
-        self.seen.by_group[self.plan.group(member)].push(arrives);
-        // The next user comes a second after the answer; a member that dies takes its calls along
-        // no later than they would have ended.
-        self.users.insert(lease.ids[0], self.now + took + SECOND);
-        self.push(took, Event::Ended { member, life, lease, sent: true });
-    }
-}
-
-pub(super) fn asked(ask: &Ask) -> model::Ask {
-    let back = ask.back.iter().map(|back| Back {
-        ids: back.ids.iter().map(|id| i64::from(*id)).collect(),
-        nonce: i64::try_from(back.nonce).unwrap(),
-        free_in: i64::try_from(back.free_in.as_micros()).unwrap(),
-    });
-    model::Ask {
-        figures: ask.figures.iter().map(|n| i64::from(*n)).collect(),
-        want: ask.want,
-        core: ask.core,
-        park: ask.park,
-        back: back.collect(),
-    }
-}
-
-pub(super) fn reply(gets: Gets) -> Reply {
-    let number = |n: i64| u64::try_from(n).unwrap();
-    let ids = |ids: Vec<i64>| ids.iter().map(|id| u32::try_from(*id).unwrap()).collect();
-    Reply {
-        now: number(gets.now),
-        learn_in: number(gets.learn_in),
-        short: gets.short > 0,
-        ask_in: number(gets.ask_in),
-        figures: ids(gets.figures),
-        parked: usize::try_from(gets.parked).unwrap(),
-        owed: usize::try_from(gets.owed).unwrap(),
-        out: gets
-            .out
-            .into_iter()
-            .map(|out| Given {
-                ids: ids(out.ids),
-                nonce: number(out.nonce),
-                ready_in: number(out.ready_in),
-            })
-            .collect(),
+        let read = sent + there;
+        self.seen.arrivals.push(read);
+        self.seen.by_group[self.plan.group(member)].push(read);
+        // The next user comes a second after the provider has read it.
+        self.users.insert(lease.ids[0], read + SECOND);
+        let lost = self.trouble(|f| matches!(f, Fault::AnswersLost)).is_some();
+        let lost = lost && self.rng.u32(..10) == 0;
+        if there + back <= CALL_TIMEOUT && !lost {
+            let end = End::Answered(sent);
+            return self.push(there + back, Event::Ended { member, life, lease, end });
+        }
+        let late = (!lost && self.rng.bool()).then_some(read + back);
+        let end = End::Unanswered(late.map(|late| late.max(sent + CALL_TIMEOUT)));
+        self.push(CALL_TIMEOUT, Event::Ended { member, life, lease, end });
     }
 }
 
@@ -453,17 +505,4 @@ pub(super) fn run(plan: &Plan) -> Seen {
     seen.arrivals.sort_unstable();
     seen.by_group.iter_mut().for_each(|arrivals| arrivals.sort_unstable());
     seen
-}
-
-/// The most arrivals in any half-open second.
-pub(super) fn worst(arrivals: &[i64]) -> usize {
-    let mut first = 0;
-    let mut worst = 0;
-    for (i, at) in arrivals.iter().enumerate() {
-        while at - arrivals[first] >= SECOND {
-            first += 1;
-        }
-        worst = worst.max(i + 1 - first);
-    }
-    worst
 }

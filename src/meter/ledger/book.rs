@@ -26,9 +26,9 @@ const MAX_CELLS: usize = 4_096;
 
 /// Messages of one series in one second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Cell {
-    pub(super) billable: u64,
-    pub(super) uncertain: u64,
+pub(crate) struct Cell {
+    pub(crate) billable: u64,
+    pub(crate) uncertain: u64,
 }
 
 /// By Unix second and series.

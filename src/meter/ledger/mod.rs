@@ -26,7 +26,7 @@ use tokio::time::timeout;
 
 use super::words::Billed;
 use book::{Book, Image};
-pub(super) use book::{Name, SeriesId};
+pub(super) use book::{Cell, Name, SeriesId};
 use hot::Hot;
 pub(super) use store::Minute;
 use store::{Shelf, Store};
@@ -62,6 +62,8 @@ pub enum LedgerError {
 pub(super) struct Ledger {
     shared: Arc<Shared>,
     shelf: Shelf,
+    /// Whether it continues one of a process before this one.
+    continues: bool,
     writer: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -113,7 +115,7 @@ impl Ledger {
     pub(super) fn in_memory() -> Result<Self, LedgerError> {
         let path = PathBuf::from("(memory)");
         let store = Store::in_memory().map_err(|error| LedgerError::store(&path, &error))?;
-        Self::start(store, None, Book::new(0, Vec::new()))
+        Self::start(store, None, Book::new(0, Vec::new()), false)
     }
 
     /// Opens the one in `folder`, and says what an earlier process has left uncertain. Blocks.
@@ -142,17 +144,22 @@ impl Ledger {
             lost.filter_map(|(id, calls)| Some((names.get(usize::from(id))?.clone(), calls)));
         let lost = lost.collect();
         let book = Book::new(image.generation, names);
-        Ok((Self::start(store, Some(hot), book)?, lost))
+        Ok((Self::start(store, Some(hot), book, found.generation > 0)?, lost))
     }
 
-    fn start(store: Store, hot: Option<Hot>, book: Book) -> Result<Self, LedgerError> {
+    fn start(
+        store: Store,
+        hot: Option<Hot>,
+        book: Book,
+        continues: bool,
+    ) -> Result<Self, LedgerError> {
         let shared = Arc::new(Shared::new(book, hot.is_some()));
         let (shelf, its) = (store.shelf(), Arc::clone(&shared));
         let writer = std::thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(move || Writer::new(store, hot, its).run())
             .map_err(|error| LedgerError::Folder { path: "(thread)".into(), error })?;
-        Ok(Self { shared, shelf, writer: Arc::new(Mutex::new(Some(writer))) })
+        Ok(Self { shared, shelf, continues, writer: Arc::new(Mutex::new(Some(writer))) })
     }
 
     /// The series of this name, and the one that stands for its whole instance.
@@ -210,6 +217,28 @@ impl Ledger {
         }
         self.shared.changed.notify_one();
         drop(flushed.await);
+    }
+
+    /// Messages from this Unix second on, by the second in which their calls ended; `None` where the
+    /// ledger begins with this process. Blocks for a moment.
+    pub(super) fn seconds_since(&self, second: i64) -> Option<BTreeMap<i64, Cell>> {
+        if !self.continues {
+            return None;
+        }
+        let names = self.shared.state().book.names();
+        let mut found = BTreeMap::<_, Cell>::new();
+        // An instance's own series counts what its topics' series count.
+        let is_topic =
+            |id: SeriesId| names.get(usize::from(id)).is_some_and(|n| !n.topic.is_empty());
+        let each = |second, id, cell: Cell| {
+            if is_topic(id) {
+                let sum = found.entry(second).or_default();
+                sum.billable += cell.billable;
+                sum.uncertain += cell.uncertain;
+            }
+        };
+        self.shelf.seconds_since(second, each).ok()?;
+        Some(found)
     }
 
     /// Minutes of this range of Unix minutes, in order of time. Blocks.
@@ -296,7 +325,8 @@ mod tests {
         let shelf = Store::in_memory().unwrap().shelf();
         let (hangs, until) = std::sync::mpsc::channel::<()>();
         let writer = std::thread::spawn(move || until.recv().unwrap_or_default());
-        let ledger = Ledger { shared, shelf, writer: Arc::new(Mutex::new(Some(writer))) };
+        let ledger =
+            Ledger { shared, shelf, continues: false, writer: Arc::new(Mutex::new(Some(writer))) };
         let bound = Duration::from_mins(1);
         timeout(bound, ledger.close()).await.expect("it ends");
         drop(hangs);
@@ -307,7 +337,7 @@ mod tests {
     async fn a_disk_that_hangs_is_waited_for_once() {
         let shared = Arc::new(Shared::new(Book::new(0, Vec::new()), true));
         let shelf = Store::in_memory().unwrap().shelf();
-        let ledger = Ledger { shared, shelf, writer: Arc::default() };
+        let ledger = Ledger { shared, shelf, continues: false, writer: Arc::default() };
         let id = ledger.series(&Name { instance: "x".into(), topic: "TopicA".into() }).unwrap();
         let start = Instant::now();
         for _ in 0..100 {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
-use super::book::{Cells, Image, Name, SeriesId};
+use super::book::{Cell, Cells, Image, Name, SeriesId};
 use crate::message::InstanceId;
 
 /// What is shown of a store that fails.
@@ -241,6 +241,24 @@ impl Store {
 }
 
 impl Shelf {
+    /// Messages from a Unix second on, in order of time, by series.
+    pub(super) fn seconds_since(
+        &self,
+        second: i64,
+        mut each: impl FnMut(i64, SeriesId, Cell),
+    ) -> Result<(), Failure> {
+        let mut read = || -> Result<(), redb::Error> {
+            let table = self.database().begin_read()?.open_table(SECONDS)?;
+            for row in table.range((second, 0)..)? {
+                let (key, value) = row?;
+                let ((second, id), (billable, uncertain)) = (key.value(), value.value());
+                each(second, id, Cell { billable, uncertain });
+            }
+            Ok(())
+        };
+        read().map_err(Box::new)
+    }
+
     /// Minutes of a range of Unix minutes, in order of time, by series.
     pub(super) fn minutes(
         &self,

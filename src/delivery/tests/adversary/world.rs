@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::super::{Outcome, Wanted};
 use super::BOUND;
 use crate::answer::{Answer, HttpAnswer, Lost, Verdict};
-use crate::ceiling::Permit;
+use crate::ceiling::{Permit, Read};
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
 use crate::spool::State as Kept;
@@ -377,7 +377,7 @@ impl Upstream for Provider {
         }
         if self.dead.is_cancelled() || matches!(&answer, Answer::Lost(lost) if lost.nothing_sent())
         {
-            permit.lost(false);
+            permit.lost(Read::Never);
             return Answer::Lost(Lost::Connect);
         }
         if !departure.leave() {
@@ -406,7 +406,7 @@ impl Upstream for Provider {
         world.state.lock().unwrap().calls[place].ended = Some((world.now(), known));
         match (&answer, verdict) {
             (_, Verdict::Throttled { .. }) => permit.throttled(),
-            (Answer::Lost(Lost::Closed), _) => permit.lost(true),
+            (Answer::Lost(Lost::Closed), _) => permit.lost(Read::Over),
             (Answer::Lost(_), _) => drop(permit),
             _ => permit.answered(),
         }

@@ -1,0 +1,104 @@
+//! What is used, withheld and waiting, for whoever shows it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::State;
+use crate::ceiling::window::Window;
+use crate::ceiling::{Kind, Mode};
+
+/// What became of the requests for permits, by ceiling.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Decisions {
+    /// Let through at once.
+    pub passed: u64,
+    /// Let through after a wait.
+    pub waited: u64,
+    /// Refused at the door.
+    pub refused: u64,
+}
+
+/// One ceiling now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CeilingStatus {
+    /// Which.
+    pub kind: Kind,
+    /// Calls per second; `None`: no ceiling. Of all egress addresses together, if they are several.
+    pub limit: Option<u32>,
+    /// Whether a fleet shares it.
+    pub shared: bool,
+    /// Calls in flight, answered within the last second, or ended without an answer and perhaps not
+    /// read yet.
+    pub used: usize,
+    /// Those of them that ended without an answer.
+    pub unanswered: usize,
+    /// What this sidecar may use of it now, calls per second; `None`: any number.
+    pub share: Option<usize>,
+    /// Permits withheld since the provider pushed back; where the ceiling is shared, of all.
+    pub parked: usize,
+    /// Calls that could be made now; `None`: any number.
+    pub free: Option<usize>,
+    /// What became of requests.
+    pub decisions: Decisions,
+}
+
+/// Both ceilings now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// In the order of [`Kind::ALL`].
+    pub ceilings: [CeilingStatus; 2],
+    /// Messages in the waiting room.
+    pub waiting: usize,
+    /// How long the first of them has waited.
+    pub longest_wait: Duration,
+    /// When one more call could be made.
+    pub next_in: Duration,
+    /// Egress addresses that the provider seems to block, in the configuration's order.
+    pub blocked: Vec<bool>,
+    /// How the ceilings are shared.
+    pub mode: Mode,
+}
+
+impl Status {
+    /// The ceiling with the least room; `None`: there is no ceiling.
+    pub fn tightest(&self) -> Option<&CeilingStatus> {
+        self.ceilings.iter().filter(|c| c.limit.is_some()).min_by_key(|c| c.free)
+    }
+}
+
+impl State {
+    pub(in crate::ceiling) fn status(&mut self, now: Instant) -> Status {
+        self.settle(now);
+        let counts = |w: &mut Window| (w.used(now), w.without_answer(), w.parked(now), w.free(now));
+        let account = counts(&mut self.account);
+        let egress = self.egress.iter_mut().map(|egress| counts(&mut egress.window));
+        let egress = egress.fold((0, 0, 0, 0_usize), |a, b| {
+            (a.0 + b.0, a.1 + b.1, a.2 + b.2, a.3.saturating_add(b.3))
+        });
+        let (_, next) = self.estimate(self.lanes.len(), now);
+        let ceiling = |kind: Kind, (used, unanswered, parked, free)| {
+            let limit = self.limits[kind as usize];
+            let decisions = self.decisions[kind as usize];
+            let fleet = self.fleet.as_ref().filter(|_| self.kinds.contains(&kind));
+            let (parked, free, share) = match fleet {
+                Some(fleet) if kind == Kind::Account => {
+                    (fleet.parked(), fleet.free(now).min(free), Some(fleet.held()))
+                }
+                Some(fleet) => (parked, fleet.free(now).min(free), Some(fleet.held())),
+                None => (parked, free, limit.map(|n| (n as usize).saturating_sub(parked))),
+            };
+            let free = limit.map(|_| free);
+            let shared = fleet.is_some();
+            CeilingStatus { kind, limit, shared, used, unanswered, share, parked, free, decisions }
+        };
+        Status {
+            ceilings: [ceiling(Kind::Account, account), ceiling(Kind::EgressIp, egress)],
+            waiting: self.lanes.len(),
+            longest_wait: self.lanes.longest(now),
+            next_in: next - now,
+            blocked: self.egress.iter().map(|egress| egress.watch.suspected()).collect(),
+            mode: self.fleet.as_ref().map_or(Mode::Alone, |fleet| fleet.mode(now)),
+        }
+    }
+}
