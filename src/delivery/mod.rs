@@ -8,6 +8,7 @@
 //! batches (`batches`, `lane`) until its end.
 
 mod batches;
+mod begun;
 mod fresh;
 mod idempotency;
 mod kept;
@@ -35,6 +36,7 @@ use crate::spool::{Adoptions, Brief, Change, Claim, Picked, Spool};
 use crate::upstream::Upstream;
 use batches::Batches;
 pub use batches::Paused;
+pub use begun::Begun;
 use fresh::Caller;
 use idempotency::Keys;
 use kept::Kept;
@@ -116,22 +118,28 @@ impl<U: Upstream> Delivery<U> {
     /// Delivers a message and says what became of it, at the latest when its caller's patience
     /// ends.
     pub async fn publish(&self, message: Message, wanted: Wanted) -> Outcome {
+        self.begin(message, wanted).outcome().await
+    }
+
+    /// Begins to deliver a message, without waiting: it claims the key, decides the plan and takes
+    /// the place in the ceiling's line before it returns. So messages that are begun one after the
+    /// other have their keys and places in that order. A task of its own carries the message on.
+    pub fn begin(&self, message: Message, wanted: Wanted) -> Begun {
         let first = match wanted.claim.map(|claim| self.shared.keys.claim(claim)).transpose() {
             Ok(first) => first,
-            Err(outcome) => return outcome,
+            Err(outcome) => return Begun::Ended(outcome),
         };
         let deadline = Instant::now() + wanted.patience;
         let plan = match self.shared.plan(&message, &wanted, deadline) {
             Ok(plan) => plan,
-            Err(ended) => return Outcome::new(0, ended),
+            Err(ended) => return Begun::Ended(Outcome::new(0, ended)),
         };
         let (to, outcome) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
         self.shared.under_way.spawn(async move {
             shared.carry_out(plan, message, wanted.claim, Caller::new(to, deadline, first)).await;
         });
-        // The task ends early only with the runtime, and then nobody is told anything.
-        outcome.await.unwrap_or_else(|_| Outcome::new(1, Ended::Unanswered))
+        Begun::UnderWay(outcome)
     }
 
     /// What is known of a message that was kept.
