@@ -10,15 +10,17 @@
 mod batches;
 mod begun;
 mod fresh;
+mod held;
 mod idempotency;
 mod kept;
 mod lane;
 mod outcome;
+mod take_up;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -32,7 +34,7 @@ use crate::config;
 use crate::lines::Lines;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
-use crate::spool::{Adoptions, Brief, Change, Claim, Picked, Spool};
+use crate::spool::{Brief, Change, Claim, Picked, Spool};
 use crate::upstream::Upstream;
 use batches::Batches;
 pub use batches::Paused;
@@ -90,7 +92,7 @@ impl<U: Upstream> Delivery<U> {
     ) -> Self {
         let (upstream, under_way) = (Arc::new(upstream), TaskTracker::new());
         let stop = CancellationToken::new();
-        let keys = Arc::new(Keys::new(&config.idempotency, spool.as_ref()));
+        let keys = Arc::new(Keys::new(&config.idempotency));
         let kept = spool.map(|spool| {
             let kept = Arc::new(Kept {
                 spool,
@@ -102,9 +104,9 @@ impl<U: Upstream> Delivery<U> {
                 stop: stop.clone(),
                 lines: Lines::new(kept::MAX_LINES),
             });
-            kept.recover();
+            kept.recover(&keys);
             if let Some(adoptions) = kept.spool.adoptions() {
-                tokio::spawn(adopt(Arc::downgrade(&kept), Arc::clone(&keys), adoptions));
+                tokio::spawn(take_up::adopt(Arc::downgrade(&kept), Arc::clone(&keys), adoptions));
             }
             let changed = Arc::clone(&kept.batches.changed);
             tokio::spawn(batches::run(Arc::downgrade(&kept), changed));
@@ -216,15 +218,6 @@ impl<U: Upstream> Delivery<U> {
             tracing::info!(messages = left, "kept for the next start");
         }
         0
-    }
-}
-
-/// Delivers what other sidecars have left, as long as there is a `kept`.
-async fn adopt<U: Upstream>(kept: Weak<Kept<U>>, keys: Arc<Keys>, mut adoptions: Adoptions) {
-    while let Some(briefs) = adoptions.next().await {
-        let Some(kept) = kept.upgrade() else { return };
-        keys.remember(briefs.clone());
-        kept.take_up(briefs);
     }
 }
 

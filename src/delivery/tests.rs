@@ -2,6 +2,7 @@
 //! pause.
 
 mod adversary;
+mod taken_up;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
