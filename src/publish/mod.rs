@@ -209,11 +209,7 @@ impl<U: Upstream> Shared<U> {
 
     /// Begins all lines in their order, so that the first of two with one key wins; their outcomes
     /// are then waited for together, and answered in the same order.
-    async fn answer_many(
-        &self,
-        reads: Vec<batch::Read>,
-        context: &log::Context,
-    ) -> Reply {
+    async fn answer_many(&self, reads: Vec<batch::Read>, context: &log::Context) -> Reply {
         let start = Instant::now();
         let mut answers = Vec::with_capacity(reads.len());
         for read in reads {

@@ -27,9 +27,17 @@ fn lane(id: u8) -> message::Lane {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Push { id: u8, attempts: u32, due: u64 },
+    Push {
+        id: u8,
+        attempts: u32,
+        due: u64,
+    },
     Take,
-    End { nth: usize, said: Said, again: bool },
+    End {
+        nth: usize,
+        said: Said,
+        again: bool,
+    },
     Forget(u8),
     /// A fresh call begins, or ends.
     Fresh(u8),

@@ -154,6 +154,31 @@ fn taken_by(redis: &Redis, other: &str) {
     command.arg(other).exec(&mut redis.connection()).unwrap();
 }
 
+/// A peer takes all messages of a sidecar that it takes for dead, does what it does, and leaves them to
+/// the sidecar, which lives.
+async fn taken_and_given_back(redis: &Redis, spool: &Spool, peer_does: impl AsyncFnOnce(&Spool)) {
+    spool.retire();
+    let queued: Vec<_> = spool.list(None, 99, &mut is_queued).iter().map(|b| b.id).collect();
+    taken_by(redis, "other");
+    until("it knows that", || queued.iter().all(|id| spool.find(*id).is_none())).await;
+    redis.tell::<()>("HSET tollgate:{a}:spool:owners other -");
+    let peer = shared_at(redis.port, None).await;
+    let mut adoptions = peer.adoptions().unwrap();
+    let adopting = tokio::spawn(async move { while adoptions.next().await.is_some() {} });
+    until("the peer has them", || queued.iter().all(|id| peer.find(*id).is_some())).await;
+    peer_does(&peer).await;
+    peer.close().await;
+    adopting.abort();
+    // Adopts again.
+    let mut again = spool.adoptions().unwrap();
+    drop(timeout(Duration::ZERO, again.next()).await);
+    until("it has them again", || queued.iter().all(|id| spool.find(*id).is_some())).await;
+}
+
+fn is_queued(brief: &Brief) -> bool {
+    matches!(brief.state, State::Queued { .. })
+}
+
 /// A sidecar that was taken for dead takes its messages over again: one that a peer has delivered, and one
 /// whose call is still under way.
 #[tokio::test]
@@ -161,42 +186,58 @@ async fn a_sidecar_that_was_taken_for_dead() {
     for unknown in ["retry", "park"] {
         let redis = Redis::start();
         let spool = shared_at(redis.port, None).await;
-        let [under_way, delivered] = keep(&spool, 2).await.try_into().unwrap();
+        // As many as let a lane hand out some together.
+        let before = keep(&spool, 10).await;
+        let under_way = keep(&spool, 1).await[0];
         let provider = Slow::new(under_way);
         let delivery = delivers(&spool, &provider, unknown);
+        let lanes = delivery.shared.kept.as_ref().unwrap();
         until("its call is under way", || provider.calls(under_way) > 0).await;
+        until("it is alone", || in_lanes(&delivery) == 1).await;
+        spool.flush().await;
+        // Waits after a failed call.
+        let delivered = keep(&spool, 1).await[0];
+        let tried = Brief { attempts: 1, ..spool.find(delivered).unwrap() };
+        lanes.enqueue_after(&tried, Duration::from_secs(2));
 
-        spool.retire();
-        taken_by(&redis, "other");
-        until("it knows that", || spool.find(under_way).or(spool.find(delivered)).is_none()).await;
-        redis.tell::<()>("HSET tollgate:{a}:spool:owners other -");
-        let peer = shared_at(redis.port, None).await;
-        let mut adoptions = peer.adoptions().unwrap();
-        let adopting = tokio::spawn(async move { while adoptions.next().await.is_some() {} });
-        until("the peer has both", || peer.usage().queued.messages == 2).await;
-        peer.note(delivered, Change::Delivered(1, receipt())).await;
-        peer.close().await;
-        adopting.abort();
-
-        // Adopts again.
-        let mut again = spool.adoptions().unwrap();
-        drop(timeout(Duration::ZERO, again.next()).await);
-        until("it has taken both over", || {
-            let states = [under_way, delivered].map(|id| spool.find(id).is_some());
-            states == [true, true]
+        taken_and_given_back(&redis, &spool, async |peer| {
+            peer.note(delivered, Change::Delivered(1, receipt())).await;
         })
         .await;
-        let is_dead = |brief: &Brief| matches!(brief.state, State::Dead(_));
-        // A second handing-out would come before this one: its lane is first in time.
+        // A second handing-out would come before this one.
         let later = keep(&spool, 1).await[0];
-        delivery.shared.kept.as_ref().unwrap().enqueue(&spool.find(later).unwrap());
-        assert!(spool.list(None, 9, &mut |brief| is_dead(brief)).is_empty(), "{unknown}");
+        lanes.enqueue(&spool.find(later).unwrap());
+        until("a later one is called", || provider.calls(later) > 0).await;
+        assert_eq!(spool.usage().dead.messages, 0, "{unknown}");
         provider.let_go.cancel();
         until("all have ended", || in_lanes(&delivery) == 0).await;
         let calls = [under_way, delivered, later].map(|id| provider.calls(id));
         assert_eq!(calls, [1, 0, 1], "{unknown}");
-        assert_eq!(spool.usage().dead.messages, 0, "{unknown}");
-        let receipts = spool.list(None, 9, &mut |b| matches!(b.state, State::Delivered(_)));
-        assert_eq!(receipts.len(), 3, "{unknown}");
+        assert!(before.iter().all(|id| provider.calls(*id) == 1), "{unknown}");
+        let usage = spool.usage();
+        let kept = [usage.queued, usage.dead, usage.receipts].map(|share| share.messages);
+        assert_eq!(kept, [0, 0, 3 + before.len() as u64], "{unknown}");
     }
+}
+
+/// The same with a fresh message that was kept because its call outlasts its caller's patience.
+#[tokio::test]
+async fn a_fresh_call_that_is_under_way_meanwhile() {
+    let redis = Redis::start();
+    let spool = shared_at(redis.port, None).await;
+    let fresh = message("TopicA");
+    let id = fresh.id;
+    let provider = Slow::new(id);
+    let delivery = delivers(&spool, &provider, "retry");
+    let wanted = Wanted { patience: Duration::from_millis(200), ..ASYNC };
+    let told = delivery.publish(fresh, wanted).await;
+    assert_eq!((told.ended, provider.calls(id)), (Ended::Kept(id), 1));
+    taken_and_given_back(&redis, &spool, async |_| {}).await;
+    let later = keep(&spool, 1).await[0];
+    delivery.shared.kept.as_ref().unwrap().enqueue(&spool.find(later).unwrap());
+    let called = || provider.calls(later) > 0 || provider.calls(id) > 1;
+    until("a later one is called", called).await;
+    provider.let_go.cancel();
+    until("all have ended", || spool.usage().queued.messages == 0).await;
+    assert_eq!([id, later].map(|id| provider.calls(id)), [1, 1]);
 }
