@@ -109,7 +109,9 @@ impl Batches {
     pub(super) fn forget(&self, gone: &HashSet<MessageId>) {
         let mut state = self.state();
         state.lanes.values_mut().for_each(|lane| lane.forget(gone));
-        gone.iter().for_each(|id| state.held.forget(*id));
+        for id in gone {
+            state.held.forget(*id);
+        }
         drop(state);
         self.changed.notify_one();
     }

@@ -17,13 +17,13 @@ impl<U: Upstream> Kept<U> {
         if messages > 0 {
             tracing::info!(messages, "messages were left in the spool: delivering them");
         }
-        self.take_up(keys, found);
+        self.take_up(keys, &found);
     }
 
     /// Remembers the keys of these messages, and delivers those that are queued. What is taken up
     /// again while it waits or is under way is delivered once.
-    fn take_up(&self, keys: &Keys, found: Vec<Brief>) {
-        keys.remember(found.clone());
+    fn take_up(&self, keys: &Keys, found: &[Brief]) {
+        keys.remember(found.iter().filter(|brief| brief.claim.is_some()).cloned().collect());
         for brief in found.iter().filter(|brief| is_queued(brief)) {
             if self.was_called(brief.id) {
                 // A call may have left, and the topic is not to be delivered twice. The ledger
@@ -49,6 +49,6 @@ pub(super) async fn adopt<U: Upstream>(
 ) {
     while let Some(briefs) = adoptions.next().await {
         let Some(kept) = kept.upgrade() else { return };
-        kept.take_up(&keys, briefs);
+        kept.take_up(&keys, &briefs);
     }
 }

@@ -152,7 +152,7 @@ async fn one_that_recovers_is_believed() {
     assert_eq!(double.at_once().await, [2, 3]);
     // And rests for a whole time to live.
     let asked = double.asked();
-    advance(TTL - Duration::from_millis(500)).await;
+    advance(TTL.mul_f64(0.98)).await;
     assert_eq!(double.at_once().await, [2, 3]);
     settle().await;
     assert_eq!(double.asked(), asked);
