@@ -198,7 +198,7 @@ async fn the_first_lookup_is_waited_for_and_shared() {
     assert_eq!((begun.elapsed(), double.asked()), (slow, 1));
 }
 
-/// What fails while no address is known is told to all that wait, and the next one asks anew.
+/// A failed lookup while no address is known fails all that wait for it, and the next one asks anew.
 #[tokio::test(start_paused = true)]
 async fn a_first_lookup_that_fails() {
     let double = double([Say::Fails, Say::Are(&[]), Say::Silent, Say::Are(&[7])]);
