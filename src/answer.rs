@@ -9,6 +9,16 @@ use http::header::DATE;
 use jiff::Timestamp;
 use serde_json::Value;
 
+/// What decides the meaning of an HTTP answer: the first of these that applies. The same order as in
+/// [`Answer::verdict`].
+pub const PRECEDENCE: [(&str, &str); 5] = [
+    ("2xx", "delivered with a MsgId, else unknown"),
+    ("retry.codes", "what the configuration says of the code"),
+    ("x-acs-retry-after", "throttled, on a status of 400 or more"),
+    ("the table of codes", "what the provider documents of the code"),
+    ("the HTTP status", "where the code is missing or not documented"),
+];
+
 /// The longest `x-acs-retry-after` that is believed. The official SDKs cap it at the same figure.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
 
@@ -326,12 +336,17 @@ impl HttpAnswer {
             // says to send again; whether it stored or billed the first is not published.
             return if self.msg_id.is_some() { Verdict::Delivered } else { Verdict::Unknown };
         }
-        if self.status >= 400 && self.retry_after.is_some() {
-            // Whatever the code says: so do the official SDKs since July 2026.
-            return Verdict::Throttled { retry_after: self.retry_after };
-        }
         if let Some(ruled) = &self.ruled {
-            return ruled.clone();
+            // The operator's word on a code comes before any header. A throttled call still waits for
+            // as long as the provider asks.
+            return match ruled {
+                Verdict::Throttled { .. } => Verdict::Throttled { retry_after: self.retry_after },
+                _ => ruled.clone(),
+            };
+        }
+        if self.status >= 400 && self.retry_after.is_some() {
+            // Whatever the table says of the code: so do the official SDKs since July 2026.
+            return Verdict::Throttled { retry_after: self.retry_after };
         }
         let row = self.code.as_deref().and_then(|code| TABLE.iter().find(|r| r.code.matches(code)));
         if let Some(row) = row {

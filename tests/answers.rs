@@ -269,6 +269,60 @@ async fn every_answer_becomes_what_the_contract_says() {
     }
 }
 
+/// `retry.codes` decides before `x-acs-retry-after`, and that before the table.
+#[tokio::test]
+async fn the_configuration_rules_over_the_header() {
+    // Of the table: throttled, failed, refused, barred; and one that it does not know.
+    const CODES: [(u16, &str); 5] = [
+        (400, "Throttling.User"),
+        (500, "SendMessageFailed"),
+        (400, "ParameterCheckFailed"),
+        (403, "Forbidden.RAM"),
+        (500, "Odd.Code"),
+    ];
+    const IN_A_MINUTE: &[(&str, &str)] = &[("x-acs-retry-after", "60000")];
+    // What a rule makes of a code: the answer, calls without the header and with it, and the wait.
+    let rules = [
+        ("retry", FAILED, [3, 3], ["", ""]),
+        ("throttled", THROTTLED, [3, 1], ["1", "60"]),
+        ("unknown", UNKNOWN, [1, 1], ["", ""]),
+        ("refused", REFUSED, [1, 1], ["", ""]),
+    ];
+    for (status, code) in CODES {
+        for (means, caller, calls, waits) in rules {
+            for (with, headers) in [&[], IN_A_MINUTE].into_iter().enumerate() {
+                let name = format!("{code} = {means}, {headers:?}");
+                let says = vec![error_with(status, code, headers); calls[with]];
+                let rule = format!("{{ {code} = \"{means}\" }}");
+                let config = |script: &Script| config(&script.url, &[("retry.codes", &rule)]);
+                let script = Script::start(says).await;
+                let (_sidecar, publish, _) = sidecar(&config(&script)).await;
+                let answer = post(&publish, "/publish/TopicA", &[], b"hello").await;
+                let problem = answer.json();
+                assert_eq!(answer.status, caller.0, "{name}: {problem}");
+                assert_eq!(problem["type"], format!("urn:tollgate:{}", caller.1), "{name}");
+                assert_eq!(problem["outcome"], caller.2, "{name}");
+                assert_eq!(problem["retryable"], caller.3, "{name}");
+                assert_eq!(script.requests().len(), calls[with], "{name}: {problem}");
+                assert_eq!(answer.header("retry-after"), waits[with], "{name}");
+            }
+        }
+    }
+    // What is not ruled is as ever, and a success is one whatever its code.
+    let rule = [("retry.codes", "{ Other = \"refused\", Odd.Code = \"refused\" }")];
+    let success = r#"{"Code":"Odd.Code","MsgId":"M","RequestId":"R"}"#;
+    for (say, status) in [
+        (error_with(400, "ParameterCheckFailed", IN_A_MINUTE), 429),
+        (error(403, "Forbidden.RAM"), 502),
+        (json(200, IN_A_MINUTE, success), 200),
+    ] {
+        let script = Script::start([say]).await;
+        let (_sidecar, publish, _) = sidecar(&config(&script.url, &rule)).await;
+        let answer = post(&publish, "/publish/TopicA", &[], b"hello").await;
+        assert_eq!(answer.status, status, "{}", answer.json());
+    }
+}
+
 #[tokio::test]
 async fn a_delivered_message_has_a_receipt_and_is_billed() {
     let script = Script::start([]).await;

@@ -94,6 +94,92 @@ async fn a_thousand() {
     assert_eq!((told.len(), count(200), count(422)), (1_000, 980, 20));
 }
 
+/// A line of a request, with its key.
+fn keyed(payload: &str, key: &str) -> String {
+    format!("{{\"topic\":\"TopicA\",\"payload\":\"{payload}\",\"key\":\"{key}\"}}\n")
+}
+
+/// Of two lines with one key the first counts, however often it is tried and wherever they stand. Many
+/// threads take turns, as in a sidecar that serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_of_two_lines_with_one_key_wins() {
+    let script = Script::start([]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().display().to_string();
+    let kept = [("spool.store", "disk"), ("spool.path", &*path)];
+    for flags in [&[][..], &kept[..]] {
+        let (_sidecar, address, _) = sidecar(&config(&script.url, flags)).await;
+        for turn in 0..60 {
+            let name = |what: &str| format!("{what}-{}-{turn}", flags.len());
+            let [a, b, c] = ["a", "b", "c"].map(name);
+            // A malformed line takes no key, and one without a key stands between.
+            let body = [
+                "{\"topic\":\"TopicA\",\"key\":\"KEY\"}\n".replace("KEY", &c),
+                keyed("first", &a),
+                keyed("second", &a),
+                keyed("first", &b),
+                "{\"topic\":\"TopicA\",\"payload\":\"none\"}\n".to_owned(),
+                keyed("second", &b),
+                keyed("third", &b),
+                keyed("only", &c),
+                keyed("late", &c),
+            ];
+            let answer = publish(&address, &[], &body.concat()).await;
+            let told = lines(&answer);
+            let statuses: Vec<_> = told.iter().map(|l| l["status"].as_u64().unwrap()).collect();
+            assert_eq!(statuses, [400, 200, 422, 200, 200, 422, 422, 200, 422], "turn {turn}");
+        }
+    }
+}
+
+/// The same where the first line is only kept, and for the same words twice: the second line is the first
+/// request's repetition.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_repeats_one_that_is_kept() {
+    let script = Script::start([]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().display().to_string();
+    let flags = [("spool.store", "disk"), ("spool.path", &*path)];
+    let (_sidecar, address, _) = sidecar(&config(&script.url, &flags)).await;
+    for turn in 0..60 {
+        let [a, b] = ["a", "b"].map(|key| format!("{key}-{turn}"));
+        let body = [keyed("x", &a), keyed("other", &a), keyed("y", &b), keyed("y", &b)];
+        let answer = publish(&address, &[("prefer", "respond-async")], &body.concat()).await;
+        let told = lines(&answer);
+        let statuses: Vec<_> = told.iter().map(|line| line["status"].as_u64().unwrap()).collect();
+        assert_eq!(statuses[..3], [202, 422, 202], "turn {turn}: {told:?}");
+        // Its repetition meets it under way, or gets its answer again.
+        let repeated = statuses[3] == 202 && told[3]["Id"] == told[2]["Id"];
+        assert!(statuses[3] == 409 || repeated, "turn {turn}: {told:?}");
+    }
+}
+
+/// Lines without a key wait for their permits in their order: the provider sees them so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_wait_in_their_order() {
+    let mut waiting = Vec::new();
+    for _ in 0..12 {
+        waiting.push(tokio::spawn(async {
+            let script = Script::start([]).await;
+            let flags = [("ceilings.account", "1"), ("upstream.payload", "plain")];
+            let (_sidecar, address, _) = sidecar(&config(&script.url, &flags)).await;
+            let line = |n| format!("{{\"topic\":\"TopicA\",\"payload\":\"line-{n}-\"}}\n");
+            let body: String = (0..4).map(line).collect();
+            let answer = publish(&address, &[], &body).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let order = |request: &String| {
+                (0..4).find(|n| request.contains(&format!("line-{n}-"))).unwrap()
+            };
+            script.requests().iter().map(order).collect::<Vec<_>>()
+        }));
+    }
+    let mut arrived = Vec::new();
+    for order in waiting {
+        arrived.push(order.await.unwrap());
+    }
+    assert!(arrived.iter().all(|order| order == &[0, 1, 2, 3]), "{arrived:?}");
+}
+
 /// So many requests are read at once, since each may be large; one more is told to come again.
 #[tokio::test]
 async fn too_many_at_once() {

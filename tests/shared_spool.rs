@@ -6,6 +6,8 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -16,6 +18,8 @@ use serde_json::Value;
 use support::http::{get, post};
 use support::process::{Emulator, Said, Serve, run};
 use support::redis::Redis;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 /// So many messages has a pod kept that is killed for good.
@@ -218,6 +222,63 @@ async fn a_pod_that_is_killed_while_it_delivers() {
     println!("{before} were delivered before the end");
     assert!(before < MESSAGES, "it was killed too late");
     are_once(&pods.delivers(&bodies, ACCEPTABLE).await, Some(&died));
+}
+
+/// A way to Redis that loses one answer, and its connection: of the script that takes messages over.
+async fn loses_an_answer(port: u16) -> (u16, Arc<AtomicBool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap().port();
+    let loses = Arc::new(AtomicBool::new(true));
+    let left = Arc::clone(&loses);
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            tokio::spawn(carry(near, far, Arc::clone(&left)));
+        }
+    });
+    (here, loses)
+}
+
+async fn carry(mut near: TcpStream, mut far: TcpStream, loses: Arc<AtomicBool>) {
+    let (mut asked, mut told) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let mut lost = false;
+    loop {
+        tokio::select! {
+            Ok(n @ 1..) = near.read(&mut asked) => {
+                let takes = asked[..n].windows(8).any(|part| part == b"\r\ntake\r\n");
+                lost = lost || takes && loses.swap(false, Ordering::Relaxed);
+                if far.write_all(&asked[..n]).await.is_err() {
+                    return;
+                }
+            }
+            Ok(n @ 1..) = far.read(&mut told) => {
+                if lost || near.write_all(&told[..n]).await.is_err() {
+                    return;
+                }
+            }
+            else => return,
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_redis_that_is_lost_at_the_start() {
+    let pods = Pods::new().await;
+    pods.fault(FAILS).await;
+    let killed = pods.pod("a", &[]).await;
+    let bodies = keeps(&killed, "left", 230, "redis-aof-always").await;
+    killed.signal(Signal::KILL);
+    killed.ended().await;
+    // Its successor finds them failing, too, so that they are tried together when that ends.
+    let (port, loses) = loses_an_answer(pods.redis.port).await;
+    let url = format!("redis://127.0.0.1:{port}");
+    let again = pods.pod("a", &[("fleet.url", &*url)]).await;
+    support::until("it has taken them up", async || queued(&again).await == 230).await;
+    assert!(!loses.load(Ordering::Relaxed), "no answer was lost");
+    pods.fault(b"[]").await;
+    are_once(&pods.delivers(&bodies, ACCEPTABLE).await, None);
+    support::until("nothing is left", async || queued(&again).await == 0).await;
+    are_once(&pods.arrivals().await, None);
 }
 
 /// It may make no call for what is no longer its own, though it has it in its memory and was about to.

@@ -2,13 +2,15 @@
 
 use std::fmt::Write;
 
+use crate::answer::PRECEDENCE;
+
 use super::{Ceilings, Loaded, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Setting, Upstream};
 
 /// A longer value does not push the origins of all others away.
 const WIDEST_VALUE: usize = 40;
 
 /// The whole configuration by section, with the origin of each value, then the ceilings that
-/// follow from it.
+/// follow from it, and the order in which things decide what an answer means.
 pub fn explain(loaded: &Loaded) -> String {
     let mut text = String::new();
     let names = loaded.settings.iter().map(|setting| split(setting).1.chars().count());
@@ -39,7 +41,17 @@ pub fn explain(loaded: &Loaded) -> String {
             ),
         );
     }
+    precedence(&mut text);
     text
+}
+
+/// What decides the meaning of an answer, in the order in which it does.
+fn precedence(text: &mut String) {
+    line(text, format_args!("\nanswers of the provider mean what the first of these says:"));
+    let width = PRECEDENCE.iter().map(|(what, _)| what.len()).max().unwrap_or(0);
+    for (number, (what, means)) in (1..).zip(PRECEDENCE) {
+        line(text, format_args!("  {number}. {what:width$}  {means}"));
+    }
 }
 
 fn line(text: &mut String, content: std::fmt::Arguments<'_>) {

@@ -8,12 +8,14 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use super::held::Held;
 use super::kept::Kept;
 use super::lane::{Item, Lane, Said, back_off};
 use super::outcome::Outcome;
 use crate::answer::Bar;
 use crate::config::Retry;
 use crate::message::{self, MessageId};
+use crate::spool;
 use crate::upstream::Upstream;
 
 /// Kept messages that are read and tried at once, over all lanes: each has its body in memory.
@@ -32,6 +34,8 @@ pub(super) struct Batches {
 #[derive(Debug)]
 struct State {
     lanes: HashMap<message::Lane, Lane>,
+    /// The messages in the lanes, each once.
+    held: Held,
     /// Callers who wait for what becomes of a kept message; `None`: nobody may wait any more.
     callers: Option<HashMap<MessageId, Waiter>>,
     under_way: usize,
@@ -70,7 +74,8 @@ impl Batches {
     pub(super) fn new(retry: Retry, seed: u64) -> Self {
         let jitter = fastrand::Rng::with_seed(seed);
         let (lanes, callers) = (HashMap::new(), Some(HashMap::new()));
-        let state = Mutex::new(State { lanes, callers, under_way: 0, jitter });
+        let held = Held::default();
+        let state = Mutex::new(State { lanes, held, callers, under_way: 0, jitter });
         Self { retry, state, changed: Arc::default() }
     }
 
@@ -88,16 +93,59 @@ impl Batches {
         back_off(&self.retry, attempts.saturating_sub(1), self.retry.cap, random)
     }
 
-    /// A message that is kept waits from now on.
+    /// A message that is kept waits from now on. One that waits already waits on as it does; one that
+    /// is under way waits when that has ended, unless it goes back by itself.
     pub(super) fn push(&self, lane: message::Lane, item: Item, due: Instant) {
-        self.state().lanes.entry(lane).or_default().push(item, due);
+        let mut state = self.state();
+        let State { lanes, held, .. } = &mut *state;
+        if let Some((lane, item, due)) = held.push((lane, item, due)) {
+            lanes.entry(lane).or_default().push(item, due);
+        }
+        drop(state);
         self.changed.notify_one();
     }
 
     /// Messages that are kept no more wait no more.
     pub(super) fn forget(&self, gone: &HashSet<MessageId>) {
-        self.state().lanes.values_mut().for_each(|lane| lane.forget(gone));
+        let mut state = self.state();
+        state.lanes.values_mut().for_each(|lane| lane.forget(gone));
+        for id in gone {
+            state.held.forget(*id);
+        }
+        drop(state);
         self.changed.notify_one();
+    }
+
+    /// Until this is dropped a fresh call for the message is under way: what pushes the message
+    /// meanwhile makes it wait afterwards.
+    pub(super) fn reserve(&self, id: MessageId) -> Reserved<'_> {
+        self.state().held.reserve(id);
+        Reserved { batches: self, id }
+    }
+
+    /// Whether a call is noted for this message that is not this process's own. `find` looks for its
+    /// state while no own call can begin or end.
+    pub(super) fn was_called(
+        &self,
+        id: MessageId,
+        find: impl FnOnce() -> Option<spool::State>,
+    ) -> bool {
+        let state = self.state();
+        !state.held.calls(id) && find() == Some(spool::State::Queued { calling: true })
+    }
+
+    /// A call for what was handed out is about to be noted. `false`: another's is.
+    pub(super) fn sets_out(
+        &self,
+        id: MessageId,
+        find: impl FnOnce() -> Option<spool::State>,
+    ) -> bool {
+        let mut state = self.state();
+        if !state.held.calls(id) && find() == Some(spool::State::Queued { calling: true }) {
+            return false;
+        }
+        state.held.sets_out(id);
+        true
     }
 
     /// What a fresh message's call says of its lane.
@@ -199,9 +247,11 @@ impl Batches {
         let mut room = MAX_TOGETHER.saturating_sub(state.under_way);
         let mut groups = Vec::new();
         let mut next = None::<Instant>;
-        state.lanes.retain(|_, lane| !lane.is_idle());
-        for (name, lane) in &mut state.lanes {
+        let State { lanes, held, .. } = &mut *state;
+        lanes.retain(|_, lane| !lane.is_idle());
+        for (name, lane) in lanes {
             let items = lane.take(now, room);
+            let items: Vec<_> = items.into_iter().map(|item| held.hand_out(item)).collect();
             room -= items.len();
             if let Some(at) = lane.next() {
                 next = Some(next.map_or(at, |next| next.min(at)));
@@ -219,11 +269,34 @@ impl Batches {
         let mut state = self.state();
         state.under_way = state.under_way.saturating_sub(1);
         let random = state.jitter.f64();
-        if let Some(lane) = state.lanes.get_mut(lane) {
-            lane.ended(item, said, again, Instant::now(), &self.retry, random);
+        let State { lanes, held, .. } = &mut *state;
+        // A lane stays as long as something of it is under way.
+        let pushed = held.ended(item.id, again, std::thread::panicking());
+        let lane = lanes.entry(lane.clone()).or_default();
+        lane.ended(item, said, again, Instant::now(), &self.retry, random);
+        if let Some((lane, item, due)) = pushed {
+            lanes.entry(lane).or_default().push(item, due);
         }
         drop(state);
         self.changed.notify_one();
+    }
+}
+
+/// A fresh call for a message that is about to be kept.
+pub(super) struct Reserved<'a> {
+    batches: &'a Batches,
+    id: MessageId,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut state = self.batches.state();
+        let State { lanes, held, .. } = &mut *state;
+        if let Some((lane, item, due)) = held.ended(self.id, false, false) {
+            lanes.entry(lane).or_default().push(item, due);
+            drop(state);
+            self.batches.changed.notify_one();
+        }
     }
 }
 
@@ -256,3 +329,6 @@ pub(super) async fn run<U: Upstream>(kept: std::sync::Weak<Kept<U>>, changed: Ar
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -218,6 +218,8 @@ impl<U: Upstream> Shared<U> {
         call: impl Future<Output = Answer>,
         caller: &mut Caller,
     ) {
+        // From when it is kept a peer may take it and give it back: not before this call has ended.
+        let _reserved = kept.batches.reserve(message.id);
         let keep = async {
             let is_kept = kept.store(message, None, calls, caller).await.is_ok_and(|kept| kept);
             let ended = if is_kept { Ended::Kept(message.id) } else { Ended::Unanswered };

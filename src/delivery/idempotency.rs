@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::outcome::{Ended, Outcome};
 use crate::answer::{Answer, HttpAnswer};
 use crate::config;
-use crate::spool::{Brief, Claim, Spool, State};
+use crate::spool::{Brief, Claim, State};
 
 /// What is known of a key.
 #[derive(Debug)]
@@ -53,13 +53,9 @@ pub(super) struct First {
 }
 
 impl Keys {
-    /// Knows the keys of kept messages from the start.
-    pub(super) fn new(config: &config::Idempotency, spool: Option<&Spool>) -> Self {
-        let keys = Self { keep: config.keep, max: config.max_keys, known: Mutex::default() };
-        if let Some(spool) = spool {
-            keys.remember(spool.list(None, usize::MAX, &mut |brief| brief.claim.is_some()));
-        }
-        keys
+    /// Knows no key yet.
+    pub(super) fn new(config: &config::Idempotency) -> Self {
+        Self { keep: config.keep, max: config.max_keys, known: Mutex::default() }
     }
 
     /// What an earlier process, or another sidecar, knew of these messages' keys.
@@ -182,7 +178,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn after_a_restart() {
         let config = config::Idempotency { keep: KEEP, max_keys: 3 };
-        let keys = Arc::new(Keys::new(&config, None));
+        let keys = Arc::new(Keys::new(&config));
         // Used again, when less was remembered than now, in both orders; of a clock that was ahead;
         // forgotten.
         let (again, first) = (brief(1, 60), brief(1, 300));

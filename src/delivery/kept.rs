@@ -105,33 +105,14 @@ pub(super) fn asked(said: &Said) -> Duration {
 }
 
 impl<U: Upstream> Kept<U> {
-    /// Takes up what an earlier process has left.
-    pub(super) fn recover(&self) {
-        let mut queued = |brief: &Brief| matches!(brief.state, State::Queued { .. });
-        let left = self.spool.list(None, usize::MAX, &mut queued);
-        if !left.is_empty() {
-            tracing::info!(
-                messages = left.len(),
-                "messages were left in the spool: delivering them"
-            );
-        }
-        self.take_up(left);
+    /// Whether a call for this message was noted that is not this process's own: a peer's, or an
+    /// earlier process's.
+    pub(super) fn was_called(&self, id: MessageId) -> bool {
+        self.batches.was_called(id, || self.find_state(id))
     }
 
-    /// Delivers what others have left.
-    pub(super) fn take_up(&self, left: Vec<Brief>) {
-        for brief in left {
-            if !matches!(brief.state, State::Queued { .. }) {
-                continue;
-            }
-            if brief.state == (State::Queued { calling: true }) {
-                // A call may have left, and the topic is not to be delivered twice. The ledger
-                // has counted it, like all that were under way.
-                self.bury(brief.id, brief.attempts + 1, Reason::Unknown, None);
-                continue;
-            }
-            self.enqueue(&brief);
-        }
+    fn find_state(&self, id: MessageId) -> Option<State> {
+        self.spool.find(id).map(|brief| brief.state)
     }
 
     /// A queued message waits for its turn: at once, unless a call for it has just failed.
@@ -333,9 +314,19 @@ impl<U: Upstream> Kept<U> {
         if self.stop.is_cancelled() || other_probes || !self.is_queued(id) {
             return Err((Said::Nothing, true));
         }
+        if !self.batches.sets_out(id, || self.find_state(id)) {
+            // A peer had the message meanwhile and has called. Its outcome is not known.
+            self.bury(id, item.attempts + 1, Reason::Unknown, None);
+            return Err((Said::Nothing, false));
+        }
         if !may_repeat {
             // Durable before it leaves, or a crash would repeat it.
-            if timeout(DISK, self.spool.note(id, Change::Calling)).await.is_err() {
+            let noted = self.spool.note(id, Change::Calling);
+            if !noted.changed {
+                // It has ended since it was looked for.
+                return Err((Said::Nothing, true));
+            }
+            if timeout(DISK, noted).await.is_err() {
                 drop(self.spool.note(id, Change::Tried(item.attempts)));
                 return Err((Said::Waits(AGAIN), true));
             }

@@ -8,16 +8,19 @@
 //! batches (`batches`, `lane`) until its end.
 
 mod batches;
+mod begun;
 mod fresh;
+mod held;
 mod idempotency;
 mod kept;
 mod lane;
 mod outcome;
+mod take_up;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -32,10 +35,11 @@ use crate::deadline;
 use crate::lines::Lines;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
-use crate::spool::{Adoptions, Brief, Change, Claim, Picked, Spool};
+use crate::spool::{Brief, Change, Claim, Picked, Spool};
 use crate::upstream::Upstream;
 use batches::Batches;
 pub use batches::Paused;
+pub use begun::Begun;
 use fresh::Caller;
 use idempotency::Keys;
 use kept::Kept;
@@ -89,7 +93,7 @@ impl<U: Upstream> Delivery<U> {
     ) -> Self {
         let (upstream, under_way) = (Arc::new(upstream), TaskTracker::new());
         let stop = CancellationToken::new();
-        let keys = Arc::new(Keys::new(&config.idempotency, spool.as_ref()));
+        let keys = Arc::new(Keys::new(&config.idempotency));
         let kept = spool.map(|spool| {
             let kept = Arc::new(Kept {
                 spool,
@@ -101,9 +105,9 @@ impl<U: Upstream> Delivery<U> {
                 stop: stop.clone(),
                 lines: Lines::new(kept::MAX_LINES),
             });
-            kept.recover();
+            kept.recover(&keys);
             if let Some(adoptions) = kept.spool.adoptions() {
-                tokio::spawn(adopt(Arc::downgrade(&kept), Arc::clone(&keys), adoptions));
+                tokio::spawn(take_up::adopt(Arc::downgrade(&kept), Arc::clone(&keys), adoptions));
             }
             let changed = Arc::clone(&kept.batches.changed);
             tokio::spawn(batches::run(Arc::downgrade(&kept), changed));
@@ -117,22 +121,28 @@ impl<U: Upstream> Delivery<U> {
     /// Delivers a message and says what became of it, at the latest when its caller's patience
     /// ends.
     pub async fn publish(&self, message: Message, wanted: Wanted) -> Outcome {
+        self.begin(message, wanted).outcome().await
+    }
+
+    /// Begins to deliver a message, without waiting: it claims the key, decides the plan and takes
+    /// the place in the ceiling's line before it returns. So messages that are begun one after the
+    /// other have their keys and places in that order. A task of its own carries the message on.
+    pub fn begin(&self, message: Message, wanted: Wanted) -> Begun {
         let first = match wanted.claim.map(|claim| self.shared.keys.claim(claim)).transpose() {
             Ok(first) => first,
-            Err(outcome) => return outcome,
+            Err(outcome) => return Begun::Ended(outcome),
         };
         let deadline = Instant::now() + wanted.patience;
         let plan = match self.shared.plan(&message, &wanted, deadline) {
             Ok(plan) => plan,
-            Err(ended) => return Outcome::new(0, ended),
+            Err(ended) => return Begun::Ended(Outcome::new(0, ended)),
         };
         let (to, outcome) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
         self.shared.under_way.spawn(async move {
             shared.carry_out(plan, message, wanted.claim, Caller::new(to, deadline, first)).await;
         });
-        // The task ends early only with the runtime, and then nobody is told anything.
-        outcome.await.unwrap_or_else(|_| Outcome::new(1, Ended::Unanswered))
+        Begun::UnderWay(outcome)
     }
 
     /// What is known of a message that was kept.
@@ -210,15 +220,6 @@ impl<U: Upstream> Delivery<U> {
             tracing::info!(messages = left, "kept for the next start");
         }
         0
-    }
-}
-
-/// Delivers what other sidecars have left, as long as there is a `kept`.
-async fn adopt<U: Upstream>(kept: Weak<Kept<U>>, keys: Arc<Keys>, mut adoptions: Adoptions) {
-    while let Some(briefs) = adoptions.next().await {
-        let Some(kept) = kept.upgrade() else { return };
-        keys.remember(briefs.clone());
-        kept.take_up(briefs);
     }
 }
 

@@ -2,6 +2,7 @@
 //! pause.
 
 mod adversary;
+mod taken_up;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,7 +18,7 @@ use crate::config::{self, Config};
 use crate::message::{Message, MessageId, Payload, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
-use crate::spool::{Brief, Claim, Spool, State};
+use crate::spool::{Brief, Claim, Selection, Spool, State};
 use crate::upstream::{Departure, Upstream};
 
 /// The provider. It takes no connection until it is told what to answer.
@@ -341,4 +342,24 @@ async fn a_damaged_message_is_not_said_to_be_kept() {
     let told = asked.await.unwrap();
     assert_eq!(told.ended, Ended::Unanswered);
     assert_eq!(spool.usage().damaged, 1);
+}
+
+/// A dead letter that is replayed twice at once, and again while it is queued, is one message.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_is_replayed_more_than_once() {
+    let (disk, provider) = (Double::default(), Provider::default());
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.says(400);
+    assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
+    until("it is a dead letter", || spool.usage().dead.messages == 1).await;
+    // Nothing gets through: it stays queued.
+    *provider.says.lock().unwrap() = None;
+    let all = Selection::default().pick().unwrap();
+    let (one, other) = tokio::join!(delivery.replay(&all), delivery.replay(&all));
+    assert_eq!((one + other, delivery.replay(&all).await), (1, 0));
+    let kept = delivery.shared.kept.as_ref().unwrap();
+    assert_eq!((kept.batches.len(), provider.called().len()), (1, 1));
+    provider.says(200);
+    until("it is delivered", || spool.usage().queued.messages == 0).await;
+    assert_eq!(provider.called().len(), 2);
 }

@@ -152,7 +152,7 @@ impl<U: Upstream> Shared<U> {
 
     /// Answers a request with a message a line. Its status depends on all of them, so that it is
     /// known when all are.
-    async fn publish_many(self: &Arc<Self>, request: Request<Incoming>) -> Reply {
+    async fn publish_many(&self, request: Request<Incoming>) -> Reply {
         let context = log::Context::of(&request, "");
         // Held until the answer is whole.
         let room = self.many.try_acquire();
@@ -207,29 +207,24 @@ impl<U: Upstream> Shared<U> {
         Ok((lines.iter().map(read).collect(), applied))
     }
 
-    /// All at once; the answers in the order of the lines.
-    async fn answer_many(
-        self: &Arc<Self>,
-        reads: Vec<batch::Read>,
-        context: &log::Context,
-    ) -> Reply {
+    /// Begins all lines in their order, so that the first of two with one key wins; their outcomes
+    /// are then waited for together, and answered in the same order.
+    async fn answer_many(&self, reads: Vec<batch::Read>, context: &log::Context) -> Reply {
         let start = Instant::now();
         let mut answers = Vec::with_capacity(reads.len());
         for read in reads {
             answers.push(read.map(|(message, wanted)| {
-                let (shared, topic) = (Arc::clone(self), message.topic.clone());
-                let publish = async move { shared.delivery.publish(message, wanted).await };
-                (topic, tokio::spawn(publish))
+                let topic = message.topic.clone();
+                (topic, self.delivery.begin(message, wanted))
             }));
         }
         let (mut body, mut statuses) = (Vec::new(), Vec::new());
         for answer in answers {
             let (topic, mut answered) = match answer {
-                Ok((topic, outcome)) => match outcome.await {
-                    Ok(outcome) => (Some(topic), outcome::answer(outcome, self.durability(), None)),
-                    // Only a bug of ours ends it without an outcome.
-                    Err(error) => (Some(topic), Answered::bug(&error.to_string())),
-                },
+                Ok((topic, begun)) => {
+                    let outcome = begun.outcome().await;
+                    (Some(topic), outcome::answer(outcome, self.durability(), None))
+                }
                 Err(problem) => (None, Answered::problem(Published::Invalid, problem)),
             };
             self.note(topic.as_ref(), &answered, start.elapsed(), context);

@@ -41,15 +41,6 @@ pub(super) struct Failure {
 }
 
 impl Answered {
-    /// A bug of ours.
-    pub(super) fn bug(why: &str) -> Self {
-        tracing::error!(error = why, "a message made us panic: this is a bug");
-        let detail = "tollgate met a bug of its own. The message may have been sent.".to_owned();
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        let problem = problem(status, "bug", "Internal error", detail).outcome("unknown");
-        Self::problem(Published::Unknown, problem)
-    }
-
     pub(super) fn problem(published: Published, problem: Problem) -> Self {
         let failure = Failure {
             status: problem.status(),

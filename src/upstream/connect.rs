@@ -10,11 +10,11 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
-use tokio::sync::Mutex;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
+use super::resolve::Resolver;
 use crate::answer::Lost;
 use crate::config::{self, Roots};
 
@@ -48,19 +48,9 @@ pub enum TlsError {
 }
 
 pub(super) struct Connector {
-    host: String,
-    port: u16,
+    resolver: Resolver,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     timeout: Duration,
-    ttl: Duration,
-    /// Held while resolving, so that a burst of connections asks once.
-    resolved: Mutex<Resolved>,
-}
-
-#[derive(Default)]
-struct Resolved {
-    addresses: Vec<SocketAddr>,
-    until: Option<Instant>,
 }
 
 impl Connector {
@@ -74,12 +64,9 @@ impl Connector {
             None
         };
         Ok(Self {
-            host: endpoint.host.clone(),
-            port: endpoint.port,
+            resolver: Resolver::system(&endpoint.host, endpoint.port, config.dns_ttl),
             tls,
             timeout: config.connect_timeout,
-            ttl: config.dns_ttl,
-            resolved: Mutex::default(),
         })
     }
 
@@ -90,8 +77,8 @@ impl Connector {
         source: Option<IpAddr>,
     ) -> Result<(Pin<Box<dyn Stream>>, SocketAddr), Lost> {
         let deadline = Instant::now() + self.timeout;
-        let addresses = timeout_at(deadline, self.resolve()).await.map_err(|_| Lost::Resolve)?;
-        let mut addresses = addresses.map_err(|_| Lost::Resolve)?;
+        let found = timeout_at(deadline, self.resolver.addresses()).await;
+        let Ok(Ok(mut addresses)) = found else { return Err(Lost::Resolve) };
         if let Some(source) = source {
             addresses.retain(|to| to.is_ipv4() == source.is_ipv4());
         }
@@ -133,25 +120,6 @@ impl Connector {
             }
         }
         Err(lost)
-    }
-
-    /// The endpoint's addresses may change at any time, so they are asked for again; while the
-    /// resolver fails, the last ones serve.
-    async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        let mut resolved = self.resolved.lock().await;
-        let now = Instant::now();
-        if resolved.until.is_some_and(|until| now < until) {
-            // Not always the same one first.
-            resolved.addresses.rotate_left(1);
-            return Ok(resolved.addresses.clone());
-        }
-        match lookup_host((self.host.as_str(), self.port)).await {
-            Ok(addresses) => resolved.addresses = addresses.collect(),
-            Err(error) if resolved.addresses.is_empty() => return Err(error),
-            Err(error) => tracing::warn!(host = self.host, %error, "name not resolved again"),
-        }
-        resolved.until = Some(now + self.ttl);
-        Ok(resolved.addresses.clone())
     }
 }
 
@@ -195,4 +163,40 @@ fn tls_config(roots: &Roots) -> Result<ClientConfig, TlsError> {
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A resolver that falls silent, on a real network: each connection asks, and none waits.
+    #[tokio::test]
+    async fn connections_while_the_resolver_is_silent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let flags = [("upstream.endpoint", "http://broker.invalid"), ("upstream.instance_id", "x")];
+        let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let config = config::load(None, [], &flags).unwrap().config;
+        let silent = Arc::new(AtomicBool::new(false));
+        let is_silent = Arc::clone(&silent);
+        let resolver = Resolver::new("broker.invalid", Duration::ZERO, move || {
+            let is_silent = is_silent.load(Ordering::Relaxed);
+            Box::pin(async move {
+                if is_silent {
+                    std::future::pending::<()>().await;
+                }
+                Ok(vec![to])
+            })
+        });
+        let connector = Connector { resolver, ..Connector::new(&config.upstream).unwrap() };
+        assert!(connector.connect(None).await.is_ok());
+        silent.store(true, Ordering::Relaxed);
+        for _ in 0..10 {
+            assert_eq!(connector.connect(None).await.err(), None);
+        }
+    }
 }

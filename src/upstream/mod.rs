@@ -7,6 +7,7 @@
 mod connect;
 mod departure;
 mod pool;
+mod resolve;
 mod wire;
 
 use crate::answer::Answer;

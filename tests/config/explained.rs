@@ -63,6 +63,20 @@ fn the_ceilings_that_follow() {
     assert!(!explain(&read(PROVIDER).unwrap()).contains("warning"));
 }
 
+/// The order in which `Answer::verdict` decides; `tests/answers.rs` holds the verdicts against it.
+#[test]
+fn what_decides_the_meaning_of_an_answer() {
+    let text = explain(&read(LEAST).unwrap());
+    let order = "\n\
+        answers of the provider mean what the first of these says:\n  \
+        1. 2xx                 delivered with a MsgId, else unknown\n  \
+        2. retry.codes         what the configuration says of the code\n  \
+        3. x-acs-retry-after   throttled, on a status of 400 or more\n  \
+        4. the table of codes  what the provider documents of the code\n  \
+        5. the HTTP status     where the code is missing or not documented\n";
+    assert!(text.ends_with(order), "{text}");
+}
+
 #[test]
 fn no_secret_is_shown() {
     let uri = "http://somebody:SECRET@h/path?token=SECRET";

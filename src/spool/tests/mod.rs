@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 pub(crate) use double::Double;
 pub(crate) use faults::{open, settled};
+pub(crate) use shared::shared_at;
 
 use super::{Claim, Death, OpenError, Options, Reason, Receipt, Spool};
 use crate::message::{Message, MessageId, Payload, Topic};
@@ -62,7 +63,7 @@ fn claim() -> Claim {
     Claim { key: u128::MAX - 1, print: 7 }
 }
 
-fn receipt() -> Receipt {
+pub(crate) fn receipt() -> Receipt {
     Receipt {
         msg_id: "0A0B0C".into(),
         request_id: "R-1".into(),

@@ -32,8 +32,18 @@ pub(super) fn at(port: u16, tls: bool) -> config::Redis {
 }
 
 pub(super) fn fleet(redis: &Redis, account: &str) -> Fleet {
+    fleet_at(redis.port, account)
+}
+
+/// The spool of account `a` in the Redis at this port, in which no sidecar is taken for dead by time.
+pub(crate) async fn shared_at(port: u16, folder: Option<&Path>) -> Spool {
+    let options = options("/nowhere".as_ref());
+    Spool::share_with(&fleet_at(port, "a"), folder, options, CALM).await.unwrap()
+}
+
+fn fleet_at(port: u16, account: &str) -> Fleet {
     Fleet {
-        redis: at(redis.port, false),
+        redis: at(port, false),
         account: account.to_owned(),
         egress_group: String::new(),
         expected_sidecars: 1,

@@ -1,0 +1,170 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn retry() -> Retry {
+    let flags = [("upstream.endpoint", "http://127.0.0.1:1"), ("upstream.instance_id", "x")];
+    let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    crate::config::load(None, [], &flags).unwrap().config.retry
+}
+
+/// Later than anything is due.
+fn far() -> Instant {
+    Instant::now() + Duration::from_hours(1)
+}
+
+fn item(id: u8, attempts: u32) -> Item {
+    let expires = Instant::now() + Duration::from_hours(24);
+    Item { id: MessageId::from_u128(id.into()), attempts, expires, probe: false }
+}
+
+fn lane(id: u8) -> message::Lane {
+    let parent = if id.is_multiple_of(2) { "even" } else { "odd" };
+    message::Lane { instance: "x".into(), parent: parent.into() }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Push {
+        id: u8,
+        attempts: u32,
+        due: u64,
+    },
+    Take,
+    End {
+        nth: usize,
+        said: Said,
+        again: bool,
+    },
+    Forget(u8),
+    /// A fresh call begins, or ends.
+    Fresh(u8),
+}
+
+const IDS: u8 = 6;
+
+fn step() -> impl Strategy<Value = Step> {
+    let said = prop_oneof![
+        4 => Just(Said::Works),
+        2 => Just(Said::Fails(None)),
+        1 => Just(Said::Bars(Bar::Key)),
+        1 => Just(Said::Nothing),
+    ];
+    prop_oneof![
+        5 => (0..IDS, 0..3_u32, 0..60_u64)
+            .prop_map(|(id, attempts, due)| Step::Push { id, attempts, due }),
+        3 => Just(Step::Take),
+        4 => (any::<usize>(), said, any::<bool>())
+            .prop_map(|(nth, said, again)| Step::End { nth, said, again }),
+        1 => (0..IDS).prop_map(Step::Forget),
+        1 => (0..IDS).prop_map(Step::Fresh),
+    ]
+}
+
+/// What is to become of one message.
+#[derive(Debug, Default)]
+struct Model {
+    /// It is to be handed out.
+    waits: bool,
+    out: bool,
+    /// It was pushed while it was out.
+    pushed: bool,
+}
+
+proptest! {
+    /// However often and in whatever order messages are pushed: each is handed out once at a time and
+    /// never again for the same push, none is lost, and nothing stays behind of those that ended.
+    #[test]
+    fn a_message_is_in_its_lane_once(steps in prop::collection::vec(step(), 1..120)) {
+        let batches = Batches::new(retry(), 7);
+        let mut model: BTreeMap<u8, Model> = (0..IDS).map(|id| (id, Model::default())).collect();
+        let mut out: Vec<(message::Lane, Item)> = Vec::new();
+        let mut fresh: BTreeMap<u8, Reserved<'_>> = BTreeMap::new();
+        let name = |item: &Item| u8::try_from(item.id.as_u128()).unwrap();
+        let ends = |one: &mut Model, again: bool| {
+            one.waits = again || one.pushed;
+            (one.out, one.pushed) = (false, false);
+        };
+        for step in steps {
+            match step {
+                Step::Push { id, attempts, due } => {
+                    let one = model.get_mut(&id).unwrap();
+                    if one.out { one.pushed = true } else { one.waits = true }
+                    let due = Instant::now() + Duration::from_secs(due);
+                    batches.push(lane(id), item(id, attempts), due);
+                }
+                Step::Take => {
+                    for (lane, items) in batches.take(far()).0 {
+                        for item in items {
+                            let one = model.get_mut(&name(&item)).unwrap();
+                            prop_assert!(!one.out, "{item:?} is handed out twice at once");
+                            prop_assert!(one.waits, "{item:?} is handed out again");
+                            (one.out, one.waits) = (true, false);
+                            out.push((lane.clone(), item));
+                        }
+                    }
+                }
+                Step::End { nth, said, again } if !out.is_empty() => {
+                    let (lane, item) = out.swap_remove(nth % out.len());
+                    ends(model.get_mut(&name(&item)).unwrap(), again);
+                    batches.ended(&lane, item, &said, again);
+                }
+                Step::End { .. } => {}
+                Step::Forget(id) => {
+                    let one = model.get_mut(&id).unwrap();
+                    (one.waits, one.pushed) = (false, false);
+                    batches.forget(&[item(id, 0).id].into());
+                }
+                Step::Fresh(id) => {
+                    let one = model.get_mut(&id).unwrap();
+                    if fresh.remove(&id).is_some() {
+                        ends(one, false);
+                    } else if !one.waits && !one.out {
+                        one.out = true;
+                        fresh.insert(id, batches.reserve(item(id, 0).id));
+                    }
+                }
+            }
+            let held = model.values().filter(|one| one.waits || one.out).count();
+            prop_assert_eq!(batches.state().held.len(), held);
+            prop_assert_eq!(batches.len() + fresh.len(), held);
+        }
+        for id in fresh.keys() {
+            ends(model.get_mut(id).unwrap(), false);
+        }
+        drop(fresh);
+        // All that wait come out in the end, each once.
+        loop {
+            for (lane, item) in out.drain(..) {
+                ends(model.get_mut(&name(&item)).unwrap(), false);
+                batches.ended(&lane, item, &Said::Works, false);
+            }
+            for (lane, items) in batches.take(far()).0 {
+                out.extend(items.into_iter().map(|item| (lane.clone(), item)));
+            }
+            if out.is_empty() {
+                break;
+            }
+            for (_, item) in &out {
+                let one = model.get_mut(&name(item)).unwrap();
+                prop_assert!(one.waits && !one.out);
+                (one.out, one.waits) = (true, false);
+            }
+        }
+        prop_assert!(model.values().all(|one| !one.waits), "{model:?} are lost");
+        prop_assert_eq!((batches.len(), batches.state().held.len()), (0, 0));
+    }
+}
+
+/// A message that is pushed again while it waits goes as it is known last, when it was to go.
+#[test]
+fn what_is_known_last_counts() {
+    let batches = Batches::new(retry(), 7);
+    let due = Instant::now();
+    batches.push(lane(1), item(1, 7), due);
+    batches.push(lane(1), item(1, 0), due + Duration::from_mins(30));
+    let handed_out: Vec<_> = batches.take(due).0.into_iter().flat_map(|(_, items)| items).collect();
+    assert!(matches!(handed_out[..], [Item { attempts: 0, .. }]), "{handed_out:?}");
+}

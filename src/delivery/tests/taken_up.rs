@@ -1,0 +1,243 @@
+//! With a real Redis that hands messages over more than once: each is delivered once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::primary::server::Redis;
+use crate::spool::Change;
+use crate::spool::tests::{receipt, shared_at};
+
+/// A provider that takes every message, and answers for one of them only when it is let go.
+#[derive(Clone)]
+struct Slow {
+    held: MessageId,
+    let_go: CancellationToken,
+    called: Arc<Mutex<Vec<MessageId>>>,
+}
+
+impl Slow {
+    fn new(held: MessageId) -> Self {
+        Self { held, let_go: CancellationToken::new(), called: Arc::default() }
+    }
+
+    fn calls(&self, id: MessageId) -> usize {
+        self.called.lock().unwrap().iter().filter(|called| **called == id).count()
+    }
+}
+
+impl Upstream for Slow {
+    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
+        if !departure.leave() {
+            permit.unsent();
+            return Answer::Lost(Lost::TooLate);
+        }
+        self.called.lock().unwrap().push(message.id);
+        if message.id == self.held {
+            self.let_go.cancelled().await;
+        }
+        permit.answered();
+        let (msg_id, request_id) = (Some("M".into()), Some("R".into()));
+        Answer::Http(HttpAnswer { status: 200, msg_id, request_id, ..HttpAnswer::default() })
+    }
+
+    async fn renew_key(&self) -> bool {
+        false
+    }
+}
+
+fn delivers(spool: &Spool, provider: &Slow, unknown: &str) -> Delivery<Slow> {
+    let flags = [
+        ("upstream.endpoint", "http://127.0.0.1:1"),
+        ("upstream.instance_id", "x"),
+        ("retry.base", "10ms"),
+        ("retry.cap", "50ms"),
+        ("retry.unknown", unknown),
+    ];
+    let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let config = config::load(None, [], &flags).unwrap().config;
+    let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
+    let meter = Meter::new(5, &config.billing, []);
+    Delivery::new(&config, provider.clone(), Some(spool.clone()), ceiling, meter, 7)
+}
+
+fn in_lanes<U: Upstream>(delivery: &Delivery<U>) -> usize {
+    delivery.shared.kept.as_ref().unwrap().batches.len()
+}
+
+/// A way to Redis that loses the answer to the first `take`, with its connection.
+async fn loses_an_answer(port: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let loses = Arc::new(AtomicBool::new(true));
+        while let Ok((near, _)) = listener.accept().await {
+            let far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            tokio::spawn(carry(near, far, Arc::clone(&loses)));
+        }
+    });
+    here
+}
+
+async fn carry(mut near: TcpStream, mut far: TcpStream, loses: Arc<AtomicBool>) {
+    let (mut asked, mut told) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let mut lost = false;
+    loop {
+        tokio::select! {
+            Ok(n @ 1..) = near.read(&mut asked) => {
+                let takes = asked[..n].windows(8).any(|part| part == b"\r\ntake\r\n");
+                lost = lost || takes && loses.swap(false, Ordering::Relaxed);
+                far.write_all(&asked[..n]).await.unwrap();
+            }
+            Ok(n @ 1..) = far.read(&mut told) => {
+                if lost || near.write_all(&told[..n]).await.is_err() {
+                    return;
+                }
+            }
+            else => return,
+        }
+    }
+}
+
+async fn keep(spool: &Spool, messages: usize) -> Vec<MessageId> {
+    let mut kept = Vec::new();
+    for _ in 0..messages {
+        let message = message("TopicA");
+        spool.keep(&message, None).await.unwrap();
+        kept.push(message.id);
+    }
+    kept
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_at_the_start() {
+    let (redis, folder) = (Redis::start(), tempfile::tempdir().unwrap());
+    let before = shared_at(redis.port, Some(folder.path())).await;
+    let kept = keep(&before, 150).await;
+    drop(before);
+    let is_free = || {
+        let file = std::fs::File::open(folder.path().join("owner")).unwrap();
+        file.try_lock().is_ok()
+    };
+    until("the folder is free", is_free).await;
+
+    let port = loses_an_answer(redis.port).await;
+    let spool = shared_at(port, Some(folder.path())).await;
+    until("it knows its own", || spool.usage().queued.messages == 150).await;
+    // The last one's call is under way when all the others have ended.
+    let last = *kept.iter().max().unwrap();
+    let provider = Slow::new(last);
+    let delivery = delivers(&spool, &provider, "retry");
+    until("its call is under way", || provider.calls(last) > 0).await;
+    until("all others have ended", || provider.calls(last) > 1 || in_lanes(&delivery) == 1).await;
+    provider.let_go.cancel();
+    until("all have ended", || in_lanes(&delivery) == 0).await;
+    let twice = kept.iter().filter(|id| provider.calls(**id) != 1).count();
+    assert_eq!(twice, 0, "of {} messages are not delivered once", kept.len());
+    assert_eq!(spool.usage().queued.messages, 0);
+}
+
+/// All that is pending becomes this owner's, and its former owners learn that they were taken for dead.
+fn taken_by(redis: &Redis, other: &str) {
+    let take = "local S, O = KEYS[1], KEYS[2]
+        for _, owner in ipairs(redis.call('HKEYS', O)) do redis.call('HSET', O, owner, '-') end
+        redis.call('HSET', O, ARGV[1], '7')
+        for _, one in ipairs(redis.call('XPENDING', S, 'tollgate', '-', '+', 10000)) do
+            redis.call('XCLAIM', S, 'tollgate', ARGV[1], 0, one[1], 'JUSTID')
+        end";
+    let mut command = redis::cmd("EVAL");
+    command.arg(take).arg(2).arg("tollgate:{a}:spool").arg("tollgate:{a}:spool:owners");
+    command.arg(other).exec(&mut redis.connection()).unwrap();
+}
+
+/// A peer takes all messages of a sidecar that it takes for dead, does what it does, and leaves them to
+/// the sidecar, which lives.
+async fn taken_and_given_back(redis: &Redis, spool: &Spool, peer_does: impl AsyncFnOnce(&Spool)) {
+    spool.retire();
+    let queued: Vec<_> = spool.list(None, 99, &mut is_queued).iter().map(|b| b.id).collect();
+    taken_by(redis, "other");
+    until("it knows that", || queued.iter().all(|id| spool.find(*id).is_none())).await;
+    redis.tell::<()>("HSET tollgate:{a}:spool:owners other -");
+    let peer = shared_at(redis.port, None).await;
+    let mut adoptions = peer.adoptions().unwrap();
+    let adopting = tokio::spawn(async move { while adoptions.next().await.is_some() {} });
+    until("the peer has them", || queued.iter().all(|id| peer.find(*id).is_some())).await;
+    peer_does(&peer).await;
+    peer.close().await;
+    adopting.abort();
+    // Adopts again.
+    let mut again = spool.adoptions().unwrap();
+    drop(timeout(Duration::ZERO, again.next()).await);
+    until("it has them again", || queued.iter().all(|id| spool.find(*id).is_some())).await;
+}
+
+fn is_queued(brief: &Brief) -> bool {
+    matches!(brief.state, State::Queued { .. })
+}
+
+/// A sidecar that was taken for dead takes its messages over again: one that a peer has delivered, and one
+/// whose call is still under way.
+#[tokio::test]
+async fn a_sidecar_that_was_taken_for_dead() {
+    for unknown in ["retry", "park"] {
+        let redis = Redis::start();
+        let spool = shared_at(redis.port, None).await;
+        // As many as let a lane hand out some together.
+        let before = keep(&spool, 10).await;
+        let under_way = keep(&spool, 1).await[0];
+        let provider = Slow::new(under_way);
+        let delivery = delivers(&spool, &provider, unknown);
+        let lanes = delivery.shared.kept.as_ref().unwrap();
+        until("its call is under way", || provider.calls(under_way) > 0).await;
+        until("it is alone", || in_lanes(&delivery) == 1).await;
+        spool.flush().await;
+        // Waits after a failed call.
+        let delivered = keep(&spool, 1).await[0];
+        let tried = Brief { attempts: 1, ..spool.find(delivered).unwrap() };
+        lanes.enqueue_after(&tried, Duration::from_secs(2));
+
+        taken_and_given_back(&redis, &spool, async |peer| {
+            peer.note(delivered, Change::Delivered(1, receipt())).await;
+        })
+        .await;
+        // A second handing-out would come before this one.
+        let later = keep(&spool, 1).await[0];
+        lanes.enqueue(&spool.find(later).unwrap());
+        until("a later one is called", || provider.calls(later) > 0).await;
+        assert_eq!(spool.usage().dead.messages, 0, "{unknown}");
+        provider.let_go.cancel();
+        until("all have ended", || in_lanes(&delivery) == 0).await;
+        let calls = [under_way, delivered, later].map(|id| provider.calls(id));
+        assert_eq!(calls, [1, 0, 1], "{unknown}");
+        assert!(before.iter().all(|id| provider.calls(*id) == 1), "{unknown}");
+        let usage = spool.usage();
+        let kept = [usage.queued, usage.dead, usage.receipts].map(|share| share.messages);
+        assert_eq!(kept, [0, 0, 3 + before.len() as u64], "{unknown}");
+    }
+}
+
+/// The same with a fresh message that was kept because its call outlasts its caller's patience.
+#[tokio::test]
+async fn a_fresh_call_that_is_under_way_meanwhile() {
+    let redis = Redis::start();
+    let spool = shared_at(redis.port, None).await;
+    let fresh = message("TopicA");
+    let id = fresh.id;
+    let provider = Slow::new(id);
+    let delivery = delivers(&spool, &provider, "retry");
+    let wanted = Wanted { patience: Duration::from_millis(200), ..ASYNC };
+    let told = delivery.publish(fresh, wanted).await;
+    assert_eq!((told.ended, provider.calls(id)), (Ended::Kept(id), 1));
+    taken_and_given_back(&redis, &spool, async |_| {}).await;
+    let later = keep(&spool, 1).await[0];
+    delivery.shared.kept.as_ref().unwrap().enqueue(&spool.find(later).unwrap());
+    let called = || provider.calls(later) > 0 || provider.calls(id) > 1;
+    until("a later one is called", called).await;
+    provider.let_go.cancel();
+    until("all have ended", || spool.usage().queued.messages == 0).await;
+    assert_eq!([id, later].map(|id| provider.calls(id)), [1, 1]);
+}
