@@ -15,7 +15,7 @@ use crate::answer::{Answer, Bar, Verdict};
 use crate::ceiling::{Class, Permit, Ticket};
 use crate::message::Message;
 use crate::meter::{Call, CallKind, OverBudget};
-use crate::spool::{Claim, KeepError};
+use crate::spool::{Claim, KeepError, Tries};
 use crate::upstream::{Departure, Upstream};
 
 /// Calls for one message while its caller waits, where nothing is kept: the first and two more.
@@ -50,7 +50,7 @@ impl Caller {
 
     /// Tells it once. What is known only later is what the next request with its key is told.
     pub(super) fn tell(&mut self, outcome: Outcome) {
-        if outcome.is_accepted()
+        if outcome.holds_key()
             && let Some(first) = self.first.take()
         {
             first.answered(&outcome);
@@ -140,7 +140,9 @@ impl<U: Upstream> Shared<U> {
         answer: Option<Answer>,
         caller: &mut Caller,
     ) {
-        if let Err(error) = kept.keep(message, claim, calls, answer.as_ref(), caller).await {
+        let unknown = answer.as_ref().is_some_and(|a| a.verdict() == Verdict::Unknown);
+        let tries = Tries { calls, unknown: unknown.into() };
+        if let Err(error) = kept.keep(message, claim, tries, answer.as_ref(), caller).await {
             let ended = match error {
                 KeepError::Unsure(_) => Ended::Unanswered,
                 error => answer.map_or(Ended::NotKept(error), Ended::Answered),
@@ -157,7 +159,8 @@ impl<U: Upstream> Shared<U> {
         mut permit: Permit,
         caller: &mut Caller,
     ) {
-        let may_repeat = kept.batches.retry().may_repeat(&message.topic);
+        let retry = kept.batches.retry();
+        let may_repeat = retry.may_repeat(&message.topic);
         let mut calls = 1;
         loop {
             let (begun, entry) = match self.begin(message, permit, calls).await {
@@ -187,7 +190,7 @@ impl<U: Upstream> Shared<U> {
             }
             let next = match answer.verdict() {
                 Verdict::Failed | Verdict::Throttled { .. } => None,
-                Verdict::Unknown if may_repeat => None,
+                Verdict::Unknown if may_repeat && retry.unknown_tries > 0 => None,
                 // A newer key or a corrected clock may help at once.
                 Verdict::Barred(_) if calls < MAX_CALLS => {
                     let again = self.worth_another(&answer, calls, caller).await;
@@ -218,7 +221,9 @@ impl<U: Upstream> Shared<U> {
         caller: &mut Caller,
     ) {
         let keep = async {
-            let is_kept = kept.store(message, None, calls, caller).await.is_ok_and(|kept| kept);
+            // Its call is under way, and counts when it has ended.
+            let stored = kept.store(message, None, Tries::default(), calls, caller).await;
+            let is_kept = stored.is_ok_and(|kept| kept);
             let ended = if is_kept { Ended::Kept(message.id) } else { Ended::Unanswered };
             caller.tell(Outcome::new(calls, ended));
             is_kept

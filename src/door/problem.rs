@@ -19,6 +19,10 @@ pub struct Problem {
     outcome: Option<&'static str>,
     retryable: bool,
     attempts: u32,
+    #[serde(rename = "Id", skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "Status", skip_serializing_if = "Option::is_none")]
+    message_status: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<Box<UpstreamSaid>>,
     #[serde(skip)]
@@ -46,6 +50,8 @@ impl Problem {
             outcome: None,
             retryable: false,
             attempts: 0,
+            id: None,
+            message_status: None,
             upstream: None,
             headers: Vec::new(),
         }
@@ -69,6 +75,13 @@ impl Problem {
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
+        self
+    }
+
+    /// The kept message that it is about, and what has become of it.
+    #[must_use]
+    pub fn message(mut self, id: String, status: &'static str) -> Self {
+        (self.id, self.message_status) = (Some(id), Some(status));
         self
     }
 

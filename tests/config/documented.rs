@@ -108,6 +108,7 @@ fn keys_are_named_once_and_include_the_contract() {
         "retry.cap",
         "retry.max_age",
         "retry.unknown",
+        "retry.unknown_tries",
         "retry.park",
         "retry.codes",
         "spool.store",
@@ -135,7 +136,7 @@ fn keys_are_named_once_and_include_the_contract() {
     ] {
         assert!(set.contains(key), "{key}");
     }
-    assert_eq!(set.len(), 67, "a new key belongs into this list");
+    assert_eq!(set.len(), 68, "a new key belongs into this list");
 }
 
 #[test]

@@ -65,12 +65,12 @@ async fn an_end_is_final_but_for_a_dead_letters() {
     let ids = keep_many(&spool, 2, 10).await;
     spool.note(ids[0], Change::Delivered(1, receipt())).await;
     let before = spool.find(ids[0]);
-    for change in [Change::Calling, Change::Tried(9), Change::Dead(9, death())] {
+    for change in [Change::Calling, Change::Tried(9.into()), Change::Dead(9, death())] {
         spool.note(ids[0], change).await;
         assert_eq!(spool.find(ids[0]), before);
     }
     spool.note(ids[1], Change::Dead(3, death())).await;
-    spool.note(ids[1], Change::Tried(9)).await;
+    spool.note(ids[1], Change::Tried(9.into())).await;
     assert_eq!(spool.find(ids[1]).unwrap().attempts, 3);
     spool.note(ids[1], Change::Replayed(Timestamp::now())).await;
     assert_eq!(spool.find(ids[1]).unwrap().state, State::Queued { calling: false });

@@ -34,6 +34,7 @@ pub(crate) fn options(path: &Path) -> Options {
         max_bytes: 16 << 20,
         max_messages: 100_000,
         keep_receipts: Duration::from_hours(1),
+        keep_claims: Duration::from_mins(10),
     }
 }
 
@@ -77,5 +78,6 @@ fn death() -> Death {
         code: Some("InvalidTopic".into()),
         request_id: None,
         at: Timestamp::now(),
+        accepted: true,
     }
 }

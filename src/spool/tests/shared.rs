@@ -100,7 +100,7 @@ async fn what_becomes_of_a_message_is_known_to_whoever_takes_it_over() {
     let again: jiff::Timestamp = "2031-01-01T00:00:00.123456789Z".parse().unwrap();
     spool.note(calling.id, Change::Calling).await;
     spool.note(tried.id, Change::Calling).await;
-    spool.note(tried.id, Change::Tried(3)).await;
+    spool.note(tried.id, Change::Tried(3.into())).await;
     spool.note(delivered.id, Change::Delivered(2, receipt())).await;
     spool.note(dead.id, Change::Dead(9, death())).await;
     spool.note(replayed.id, Change::Dead(9, death())).await;
@@ -200,7 +200,7 @@ async fn what_redis_has_forgotten_is_written_anew_or_known_to_be_lost() {
     };
     let keys = KEYS.map(|key| format!("tollgate:{{a}}:spool{key}"));
     let before = keys.each_ref().map(|key| run(&[b"DUMP", key.as_bytes()]));
-    spool.note(kept.id, Change::Tried(3)).await;
+    spool.note(kept.id, Change::Tried(3.into())).await;
     spool.note(ended.id, Change::Delivered(1, receipt())).await;
     spool.keep(&lost, None).await.unwrap();
     for (key, dump) in keys.iter().zip(&before) {
@@ -247,7 +247,7 @@ async fn after_a_crash_the_same_folder_has_its_messages_at_once() {
     std::fs::copy(folder.path().join("owner"), copy.path().join("owner")).unwrap();
     let other = share_in(&redis, "a", CALM, Some(copy.path())).await;
     assert_eq!(other.find(kept.id), None);
-    spool.note(kept.id, Change::Tried(1)).await;
+    spool.note(kept.id, Change::Tried(1.into())).await;
     assert_eq!(spool.find(kept.id).unwrap().attempts, 1);
 }
 
@@ -345,7 +345,7 @@ async fn a_replica_is_no_place_to_keep() {
     };
     // Redis says so to a write on the old connection, and we to ourselves before one on a new.
     assert!(error.contains("replica"), "{error}");
-    let noted = spool.note(kept.id, Change::Tried(1));
+    let noted = spool.note(kept.id, Change::Tried(1.into()));
     replica_of("NO", "ONE");
     timeout(BOUND, noted).await.expect("it is noted later");
 }
