@@ -191,3 +191,54 @@ pub(super) fn entry(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entr
         stage,
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
+mod tests {
+    use super::*;
+
+    const SPOT: Spot = Spot { segment: 0, offset: 0, len: 9 };
+
+    fn entry_of(words: &str) -> Entry {
+        entry(words.as_bytes(), SPOT, &mut Places::default()).unwrap()
+    }
+
+    /// What older sidecars have written.
+    #[test]
+    fn older_words() {
+        let words =
+            r#"{"instance":"i","topic":"abc/d","kept_at":"2026-01-01T00:00:00Z","attempts":3}"#;
+        let queued = entry_of(words);
+        assert_eq!((queued.attempts, queued.unknown, queued.doubt), (3, 0, false));
+        let death = r#","death":{"reason":"unknown","code":null,"request_id":null,"at":"2026-01-01T00:00:00Z"}}"#;
+        let dead = entry_of(&words.replace('}', death));
+        let Stage::Dead(death) = dead.stage else { panic!("{:?}", dead.stage) };
+        assert!(death.accepted, "its caller was answered 202");
+        let places = &mut Places::default();
+        let Some(Said::Change(tried)) = read(Kind::Tried, br#"{"attempts":4}"#, SPOT, places)
+        else {
+            panic!("it is readable")
+        };
+        assert_eq!(tried, Change::Tried(4.into()));
+    }
+
+    /// What older sidecars make of a dropped message: one that has ended.
+    #[test]
+    fn a_dropped_message_for_older_sidecars() {
+        #[derive(Deserialize)]
+        struct Older {
+            receipt: Option<Receipt>,
+        }
+        let topic = Topic::parse("abc/d").unwrap();
+        let place = Places::default().get("i".into(), topic);
+        let at = "2026-01-01T00:00:00Z".parse().unwrap();
+        let stage = Stage::Dropped(Box::new(at));
+        let dropped = Entry { stage, doubt: true, ..Entry::new(place, at) };
+        let draft = now(MessageId::new(), &dropped);
+        assert_eq!(draft.kind, Kind::Delivered);
+        let older: Older = serde_json::from_slice(&draft.meta).unwrap();
+        assert!(older.receipt.is_some_and(|receipt| receipt.at == at && receipt.accepted));
+        let newer = entry(&draft.meta, SPOT, &mut Places::default()).unwrap();
+        assert!(newer.doubt && matches!(newer.stage, Stage::Dropped(found) if *found == at));
+    }
+}

@@ -274,6 +274,40 @@ async fn the_bounds_hold_for_all_together_and_receipts_give_way() {
     assert_eq!(small.keep(&third, None).await, Err(KeepError::Full));
 }
 
+/// Where a claim is to be known, a new message is refused, also by a sidecar that has only its own.
+#[tokio::test]
+async fn receipts_with_a_claim_do_not_give_way() {
+    let redis = Redis::start();
+    let options = Options { max_messages: 3, ..options("/nowhere".as_ref()) };
+    let open = async |options: &Options| share_of(&redis, "a", CALM, None, options.clone()).await;
+    let (one, two) = (open(&options).await, open(&options).await);
+    let [delivered, dropped, bare, late, later] = std::array::from_fn(|_| message("abc", "x"));
+    one.keep(&delivered, Some(claim())).await.unwrap();
+    one.keep(&dropped, Some(claim())).await.unwrap();
+    one.keep(&bare, None).await.unwrap();
+    for ended in [&delivered, &bare] {
+        one.note(ended.id, Change::Delivered(1, receipt())).await;
+    }
+    let brief = one.find(dropped.id).unwrap();
+    one.note(dropped.id, Spool::dropped(&brief)).await;
+    two.keep(&late, None).await.unwrap();
+    for spool in [&one, &two] {
+        assert_eq!(spool.keep(&later, None).await, Err(KeepError::Full));
+    }
+    // The one that takes them over knows the claims.
+    one.close().await;
+    holds(&two, 3).await;
+    let ended = two.find(dropped.id).unwrap();
+    assert!(matches!(ended.state, State::Dropped(_)) && ended.claim == Some(claim()));
+    // When the claims are no longer to be known, they give way.
+    let brief = Options { keep_claims: Duration::ZERO, ..options };
+    let three = open(&brief).await;
+    let next = message("abc", "z");
+    two.note(late.id, Change::Delivered(1, receipt())).await;
+    three.keep(&next, None).await.unwrap();
+    assert_eq!(three.keep(&later, None).await, Err(KeepError::Full));
+}
+
 #[tokio::test]
 async fn receipts_end_in_redis_too() {
     let redis = Redis::start();
