@@ -71,8 +71,8 @@ async fn discard(house: &House, id: MessageId) {
 /// The next request with the key is answered so, without a call.
 async fn again(house: &House, provider: &Provider, ended: Ended) {
     let calls = provider.calls().len();
-    let told = house.publish("x", keyed(WAIT)).await;
-    assert!(told.replayed && told.ended == ended, "{told:?}, not {ended:?}");
+    let got = house.publish("x", keyed(WAIT)).await;
+    assert!(got.replayed && got.ended == ended, "{got:?}, not {ended:?}");
     assert_eq!(provider.calls().len(), calls, "no second call");
 }
 
@@ -158,18 +158,18 @@ async fn a_drop_while_a_call_is_under_way() {
         assert_eq!(provider.calls().len(), 1);
         discard(&house, id).await;
         sleep(Duration::from_secs(10)).await;
-        let told = asked.await.unwrap();
+        let got = asked.await.unwrap();
         let dropped = Ended::Dropped { id, doubt: answer == unknown() };
         match (answer == ok(), wanted.patience.is_zero()) {
             (true, true) => {
                 again(&house, &provider, Ended::Settled(id, Settled::Delivered)).await;
             }
             (true, false) => {
-                assert_eq!(told.ended, Ended::Answered(ok()));
+                assert_eq!(got.ended, Ended::Answered(ok()));
                 again(&house, &provider, Ended::Answered(ok())).await;
             }
             (false, patient) => {
-                assert!(patient || told.ended == dropped, "{told:?}");
+                assert!(patient || got.ended == dropped, "{got:?}");
                 again(&house, &provider, dropped).await;
             }
         }
@@ -304,9 +304,9 @@ async fn a_key_of_a_parked_message() {
         let folder = tempfile::tempdir().unwrap();
         let provider = Provider::new(|_, _, nth| if nth == 0 { unknown() } else { ok() });
         let first = house(folder.path(), &provider, &flags).await;
-        let told = first.publish("x", keyed(WAIT)).await;
+        let got = first.publish("x", keyed(WAIT)).await;
         let id = only(&first);
-        assert_eq!((told.ended, told.calls), (Ended::Unresolved(id), 1));
+        assert_eq!((got.ended, got.calls), (Ended::Unresolved(id), 1));
         again(&first, &provider, Ended::Unresolved(id)).await;
         let next = restart(first, folder.path(), &provider, &flags).await;
         again(&next, &provider, Ended::Unresolved(id)).await;
@@ -352,9 +352,9 @@ async fn a_caller_waits_for_a_message_that_dies() {
         let provider =
             Provider::new(move |_, _, nth| if nth == 0 { first.clone() } else { answer.clone() });
         let house = house(folder.path(), &provider, &[("retry.max_age", "2s")]).await;
-        let told = house.publish("x", wanted).await;
+        let got = house.publish("x", wanted).await;
         let dead = Ended::Settled(only(&house), Settled::Dead);
-        assert!(told.ended == dead && told.is_accepted(), "{told:?}");
+        assert!(got.ended == dead && got.is_accepted(), "{got:?}");
         if wanted.claim.is_some() {
             again(&house, &provider, dead).await;
         }
@@ -370,12 +370,12 @@ async fn publish(address: &str, key: &str, prefer: &str) -> Reply {
 
 /// The members of a problem about a kept message.
 fn problem(reply: &Reply, status: u16, slug: &str, outcome: &str, now: &str) -> String {
-    let told = reply.json();
-    assert_eq!(reply.status, status, "{told}");
-    assert_eq!(told["type"], format!("urn:tollgate:{slug}"));
-    assert_eq!((&told["outcome"], &told["Status"]), (&outcome.into(), &now.into()), "{told}");
-    assert_eq!(told["retryable"], false, "{told}");
-    told["Id"].as_str().unwrap().to_owned()
+    let got = reply.json();
+    assert_eq!(reply.status, status, "{got}");
+    assert_eq!(got["type"], format!("urn:tollgate:{slug}"));
+    assert_eq!((&got["outcome"], &got["Status"]), (&outcome.into(), &now.into()), "{got}");
+    assert_eq!(got["retryable"], false, "{got}");
+    got["Id"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
@@ -406,14 +406,14 @@ async fn a_drop_is_answered_410() {
     support::until("it was tried", async || {
         let listed = messages(&["list", "-o", "json"]).await.stdout;
         let tried = listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let tried = tried.filter(|listed| listed["Attempts"] == 1);
-        id = tried.last().map_or_else(String::new, |l| l["Id"].as_str().unwrap().to_owned());
+        let mut tried = tried.filter(|listed| listed["Attempts"] == 1);
+        id = tried.next().map_or_else(String::new, |l| l["Id"].as_str().unwrap().to_owned());
         !id.is_empty()
     })
     .await;
     assert_eq!(messages(&["drop", &id]).await.stdout, "1 dropped\n");
-    let told = asked.await.unwrap();
-    assert_eq!(problem(&told, 410, "dropped", "not-sent", "dropped"), id);
+    let got = asked.await.unwrap();
+    assert_eq!(problem(&got, 410, "dropped", "not-sent", "dropped"), id);
     let again = publish(&serve.publish, "k", "wait=60").await;
     assert_eq!(problem(&again, 410, "dropped", "not-sent", "dropped"), id);
     assert_eq!(again.header("idempotency-replayed"), "true");
@@ -431,8 +431,8 @@ async fn a_parked_message_is_answered_504() {
     let script = Script::start([Say::Close]).await;
     let flags = [("spool.store", "disk"), ("spool.path", &*spool), ("retry.unknown", "park")];
     let (_sidecar, address, _) = support::sidecar(&support::config(&script.url, &flags)).await;
-    let told = publish(&address, "k", "wait=20").await;
-    let id = problem(&told, 504, "unknown", "unknown", "unknown");
+    let got = publish(&address, "k", "wait=20").await;
+    let id = problem(&got, 504, "unknown", "unknown", "unknown");
     let again = publish(&address, "k", "wait=20").await;
     assert_eq!(problem(&again, 504, "unknown", "unknown", "unknown"), id);
     assert_eq!(again.header("idempotency-replayed"), "true");

@@ -240,6 +240,8 @@ mod tests {
     use crate::spool::{Death, Reason, Receipt};
 
     const KEEP: Duration = Duration::from_mins(10);
+    /// A second less.
+    const NEARLY: Duration = Duration::from_secs(599);
 
     fn ago(seconds: i64) -> Timestamp {
         Timestamp::now() - jiff::SignedDuration::from_secs(seconds)
@@ -320,7 +322,7 @@ mod tests {
         // Its end came without a word.
         tokio::time::advance(KEEP).await;
         slots.expire(Instant::now(), KEEP, &|_| None);
-        tokio::time::advance(KEEP - Duration::from_secs(1)).await;
+        tokio::time::advance(NEARLY).await;
         slots.expire(Instant::now(), KEEP, &|_| None);
         assert_eq!(slots.by_key.len(), 1);
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -338,7 +340,7 @@ mod tests {
         assert_eq!(ask(&keys, 1), Some(queued.id));
         tokio::time::advance(KEEP / 2).await;
         keys.ended(&ended);
-        tokio::time::advance(KEEP - Duration::from_secs(1)).await;
+        tokio::time::advance(NEARLY).await;
         let claimed = keys.claim(ended.claim.unwrap()).unwrap_err();
         assert_eq!(claimed.ended, Outcome::of(&ended).ended);
         tokio::time::advance(Duration::from_secs(1)).await;

@@ -312,9 +312,9 @@ impl Spool {
         let (mut less, mut gone) = (Share::default(), Vec::new());
         let mut spare = index.spare(Timestamp::now()).filter(|(id, _)| Some(*id) != but);
         while !fits(less) {
-            let Some((id, share)) = spare.next() else { break };
-            less.messages += share.messages;
-            less.bytes += share.bytes;
+            let Some((id, freed)) = spare.next() else { break };
+            less.messages += freed.messages;
+            less.bytes += freed.bytes;
             gone.push(id);
         }
         drop(spare);
