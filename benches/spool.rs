@@ -27,6 +27,7 @@ fn options(path: PathBuf) -> Options {
         max_bytes: 1 << 30,
         max_messages: 1_000_000,
         keep_receipts: Duration::from_hours(1),
+        keep_claims: Duration::from_mins(10),
     }
 }
 

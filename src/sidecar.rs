@@ -366,6 +366,7 @@ pub fn spool_options(config: &config::Spool, idempotency: &config::Idempotency) 
         max_messages: config.max_messages,
         // A key's answer is in its message's receipt.
         keep_receipts: config.keep_receipts.max(idempotency.keep),
+        keep_claims: idempotency.keep,
     }
 }
 

@@ -15,7 +15,7 @@ use support::process::{Serve, run};
 use support::script::{Script, error as says};
 use tokio::time::{Instant, sleep};
 use tollgate::answer::{Answer, Lost};
-use tollgate::delivery::{Ended, Wanted};
+use tollgate::delivery::{Ended, Settled, Wanted};
 use tollgate::spool::{Claim, Picked};
 
 fn keyed(wanted: Wanted) -> Wanted {
@@ -61,21 +61,6 @@ async fn two_replays() {
     }
 }
 
-/// What became of a call for a parked topic is told to its caller as 202, and its key stays taken.
-#[tokio::test(start_paused = true)]
-async fn a_key_of_a_parked_message() {
-    let folder = tempfile::tempdir().unwrap();
-    let provider =
-        Provider::new(|_, _, nth| if nth == 0 { Answer::Lost(Lost::Timeout) } else { ok() });
-    let house = House::new(folder.path(), &provider, &[("retry.unknown", "park")]).await;
-    let first = house.publish("x", keyed(WAIT)).await;
-    assert!(is_kept(&first), "{first:?}");
-    assert_eq!(house.spool.usage().dead.messages, 1);
-    let second = house.publish("x", keyed(WAIT)).await;
-    assert!(second.replayed && second.ended == first.ended, "{second:?}");
-    assert_eq!(provider.calls().len(), 1);
-}
-
 /// A caller who was told that nobody knows has a message that was not accepted: a late failure does
 /// not make it ours.
 #[tokio::test(start_paused = true)]
@@ -101,7 +86,7 @@ async fn a_refusal_after_a_doubt() {
         });
         let house = House::new(folder.path(), &provider, &[]).await;
         let told = house.publish("x", wanted).await;
-        assert!(is_kept(&told), "{told:?}");
+        assert!(matches!(told.ended, Ended::Settled(_, Settled::Dead)), "{told:?}");
         assert_eq!((provider.taken().len(), house.spool.usage().dead.messages), (1, 1));
     }
 }

@@ -189,13 +189,14 @@ async fn stopped(verb: Verb, spool: &Spool) -> Result<Said, String> {
         Verb::Replay { which } => {
             let picked = some(which)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_dead(brief);
-            let again = Change::Replayed(Timestamp::now());
-            Ok(Said::Changed("replayed", spool.change(&meant, &again, &|_| ()).await))
+            let again = |_: &Brief| Change::Replayed(Timestamp::now());
+            Ok(Said::Changed("replayed", spool.change(&meant, &again, &|_, _| ()).await))
         }
         Verb::Drop { which } => {
             let picked = some(which)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_droppable(brief);
-            Ok(Said::Changed("dropped", spool.change(&meant, &Change::Forgotten, &|_| ()).await))
+            let change = &Spool::dropped;
+            Ok(Said::Changed("dropped", spool.change(&meant, change, &|_, _| ()).await))
         }
     }
 }
@@ -331,6 +332,7 @@ fn row(listed: &Listed, to: &mut impl Write) -> io::Result<()> {
         Which::Queued => "queued",
         Which::Dead => "dead",
         Which::Delivered => "delivered",
+        Which::Dropped => "dropped",
     };
     // The provider's code says more than that it refuses.
     let why = match (listed.reason, listed.code.as_deref()) {

@@ -320,6 +320,8 @@ pub struct Retry {
     pub cap: Duration,
     /// Older messages become dead letters.
     pub max_age: Duration,
+    /// After a call whose outcome is unknown, the most calls more whose outcome is unknown.
+    pub unknown_tries: u32,
     /// Topics whose messages are not tried again where the outcome is unknown.
     pub park: Vec<TopicPattern>,
     /// Provider codes that mean something else than the table says.
@@ -360,7 +362,7 @@ pub struct Spool {
 /// `[idempotency]`
 #[derive(Debug, Clone)]
 pub struct Idempotency {
-    /// How long a key is remembered.
+    /// How long a key is remembered after the end of its message.
     pub keep: Duration,
     /// The most keys.
     pub max_keys: usize,

@@ -229,6 +229,7 @@ fn retry(r: &mut Reader<'_>) -> Option<Retry> {
     let cap = r.duration("retry.cap", "30s", SHORTEST..=HOUR);
     let max_age = r.duration("retry.max_age", "24h", Duration::from_secs(1)..=HOUR * 24 * 30);
     let unknown = r.choice("retry.unknown", "retry", &[("retry", false), ("park", true)]);
+    let unknown_tries = r.value("retry.unknown_tries", "2", |raw| parse::whole(raw, &(0..=1_000)));
     let park = r.list("retry.park", "[]", false, checks::pattern);
     let codes = r.value("retry.codes", "{}", codes);
     if let (Some(base), Some(cap)) = (base, cap)
@@ -241,7 +242,15 @@ fn retry(r: &mut Reader<'_>) -> Option<Retry> {
     if unknown? {
         park = vec![TopicPattern::new("*")];
     }
-    Some(Retry { batch: batch?, base: base?, cap: cap?, max_age: max_age?, park, codes: codes? })
+    Some(Retry {
+        batch: batch?,
+        base: base?,
+        cap: cap?,
+        max_age: max_age?,
+        unknown_tries: unknown_tries?,
+        park,
+        codes: codes?,
+    })
 }
 
 /// `{ SomeCode = "retry" }`, or `SomeCode=retry, …` outside a file: what codes are to mean.

@@ -5,13 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::held::Held;
 use super::kept::Kept;
 use super::lane::{Item, Lane, Said, back_off};
-use super::outcome::Outcome;
+use super::waiters::Waiters;
 use crate::answer::Bar;
 use crate::config::Retry;
 use crate::message::{self, MessageId};
@@ -27,6 +27,7 @@ const LOOK: Duration = Duration::from_mins(1);
 pub(super) struct Batches {
     retry: Retry,
     state: Mutex<State>,
+    pub(super) waiters: Waiters,
     /// Wakes the task that hands out.
     pub(super) changed: Arc<Notify>,
 }
@@ -36,18 +37,8 @@ struct State {
     lanes: HashMap<message::Lane, Lane>,
     /// The messages in the lanes, each once.
     held: Held,
-    /// Callers who wait for what becomes of a kept message; `None`: nobody may wait any more.
-    callers: Option<HashMap<MessageId, Waiter>>,
     under_way: usize,
     jitter: fastrand::Rng,
-}
-
-/// A caller who waits for what becomes of its message.
-#[derive(Debug)]
-struct Waiter {
-    to: oneshot::Sender<Outcome>,
-    /// A call for it may have arrived.
-    doubt: bool,
 }
 
 /// Lanes that do not deliver, for those who show them.
@@ -73,10 +64,9 @@ pub(super) enum Hold {
 impl Batches {
     pub(super) fn new(retry: Retry, seed: u64) -> Self {
         let jitter = fastrand::Rng::with_seed(seed);
-        let (lanes, callers) = (HashMap::new(), Some(HashMap::new()));
-        let held = Held::default();
-        let state = Mutex::new(State { lanes, held, callers, under_way: 0, jitter });
-        Self { retry, state, changed: Arc::default() }
+        let (lanes, held) = (HashMap::new(), Held::default());
+        let state = Mutex::new(State { lanes, held, under_way: 0, jitter });
+        Self { retry, state, waiters: Waiters::new(), changed: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -193,51 +183,12 @@ impl Batches {
     /// Nobody waits, and nothing was handed out.
     #[cfg(test)]
     pub(super) fn is_quiet(&self) -> bool {
-        let state = self.state();
-        state.under_way == 0 && state.callers.as_ref().is_none_or(HashMap::is_empty)
+        self.state().under_way == 0 && self.waiters.is_empty()
     }
 
-    // === callers who wait ===
-
-    pub(super) fn wait_for(&self, id: MessageId) -> oneshot::Receiver<Outcome> {
-        let (to, outcome) = oneshot::channel();
-        match &mut self.state().callers {
-            Some(callers) => drop(callers.insert(id, Waiter { to, doubt: false })),
-            // It has the other end.
-            None => drop(to.send(Outcome::kept(id))),
-        }
-        outcome
-    }
-
-    /// Who waits for this message, if somebody still does. Whoever takes the caller tells it.
-    pub(super) fn take_caller(&self, id: MessageId) -> Option<oneshot::Sender<Outcome>> {
-        self.state().callers.as_mut()?.remove(&id).map(|waiter| waiter.to)
-    }
-
-    /// A call for this message may have arrived: nobody is told that it was not delivered.
-    pub(super) fn doubt(&self, id: MessageId) {
-        if let Some(waiter) = self.state().callers.as_mut().and_then(|c| c.get_mut(&id)) {
-            waiter.doubt = true;
-        }
-    }
-
-    /// Who waits for this message and can be told that it was not delivered.
-    pub(super) fn take_sure_caller(&self, id: MessageId) -> Option<oneshot::Sender<Outcome>> {
-        let mut state = self.state();
-        let callers = state.callers.as_mut()?;
-        if callers.get(&id)?.doubt {
-            return None;
-        }
-        callers.remove(&id).map(|waiter| waiter.to)
-    }
-
-    /// No more calls are made: whoever waits hears that its message is kept.
+    /// No more calls are made: every waiting caller is answered.
     pub(super) fn dismiss(&self) {
-        let callers = self.state().callers.take();
-        for (id, waiter) in callers.into_iter().flatten() {
-            // It may have hung up.
-            drop(waiter.to.send(Outcome::kept(id)));
-        }
+        self.waiters.dismiss();
     }
 
     // === handing out ===

@@ -16,7 +16,7 @@ use crate::ceiling::{Class, Permit, Ticket};
 use crate::deadline;
 use crate::message::Message;
 use crate::meter::{Call, CallKind, OverBudget};
-use crate::spool::{Claim, KeepError};
+use crate::spool::{Claim, KeepError, Tries};
 use crate::upstream::{Departure, Upstream};
 
 /// Calls for one message while its caller waits, where nothing is kept: the first and two more.
@@ -51,7 +51,7 @@ impl Caller {
 
     /// Tells it once. What is known only later is what the next request with its key is told.
     pub(super) fn tell(&mut self, outcome: Outcome) {
-        if outcome.is_accepted()
+        if outcome.holds_key()
             && let Some(first) = self.first.take()
         {
             first.answered(&outcome);
@@ -141,7 +141,9 @@ impl<U: Upstream> Shared<U> {
         answer: Option<Answer>,
         caller: &mut Caller,
     ) {
-        if let Err(error) = kept.keep(message, claim, calls, answer.as_ref(), caller).await {
+        let unknown = answer.as_ref().is_some_and(|a| a.verdict() == Verdict::Unknown);
+        let tries = Tries { calls, unknown: unknown.into() };
+        if let Err(error) = kept.keep(message, claim, tries, answer.as_ref(), caller).await {
             let ended = match error {
                 KeepError::Unsure(_) => Ended::Unanswered,
                 error => answer.map_or(Ended::NotKept(error), Ended::Answered),
@@ -158,7 +160,8 @@ impl<U: Upstream> Shared<U> {
         mut permit: Permit,
         caller: &mut Caller,
     ) {
-        let may_repeat = kept.batches.retry().may_repeat(&message.topic);
+        let retry = kept.batches.retry();
+        let may_repeat = retry.may_repeat(&message.topic);
         let mut calls = 1;
         loop {
             let (begun, entry) = match self.begin(message, permit, calls).await {
@@ -188,7 +191,7 @@ impl<U: Upstream> Shared<U> {
             }
             let next = match answer.verdict() {
                 Verdict::Failed | Verdict::Throttled { .. } => None,
-                Verdict::Unknown if may_repeat => None,
+                Verdict::Unknown if may_repeat && retry.unknown_tries > 0 => None,
                 // A newer key or a corrected clock may help at once.
                 Verdict::Barred(_) if calls < MAX_CALLS => {
                     let again = self.worth_another(&answer, calls, caller).await;
@@ -221,7 +224,9 @@ impl<U: Upstream> Shared<U> {
         // From when it is kept a peer may take it and give it back: not before this call has ended.
         let _reserved = kept.batches.reserve(message.id);
         let keep = async {
-            let is_kept = kept.store(message, None, calls, caller).await.is_ok_and(|kept| kept);
+            // Its call is under way, and counts when it has ended.
+            let stored = kept.store(message, None, Tries::default(), calls, caller).await;
+            let is_kept = stored.is_ok_and(|kept| kept);
             let ended = if is_kept { Ended::Kept(message.id) } else { Ended::Unanswered };
             caller.tell(Outcome::new(calls, ended));
             is_kept

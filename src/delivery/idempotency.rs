@@ -1,6 +1,10 @@
-//! Requests that were made before: the same `Idempotency-Key` gets the first answer again.
+//! Requests that were made before: the same `Idempotency-Key` gets what became of the first one.
+//!
+//! A key is taken as long as its message is queued, and for `idempotency.keep` after its end: after it
+//! was delivered, dropped or became a dead letter. Where more keys would have to be remembered than
+//! may be, new ones are refused; none is forgotten for them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,43 +12,46 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::outcome::{Ended, Outcome};
-use crate::answer::{Answer, HttpAnswer};
 use crate::config;
-use crate::spool::{Brief, Claim, State};
+use crate::message::MessageId;
+use crate::spool::{Brief, Claim, Spool, State};
 
 /// What is known of a key.
 #[derive(Debug)]
 enum Slot {
     /// Its first request is being answered.
     UnderWay,
-    /// Its first request was answered so, and this is remembered until then.
-    Answered(Outcome, Instant),
+    /// Its first request was answered.
+    Answered(Known),
 }
 
-impl Slot {
-    fn until(&self) -> Option<Instant> {
-        match self {
-            Self::UnderWay => None,
-            Self::Answered(_, until) => Some(*until),
-        }
-    }
+/// What became of a key's first request, as far as is known.
+#[derive(Debug)]
+struct Known {
+    /// The answer, unless the spool knows better.
+    outcome: Outcome,
+    /// Its message has ended.
+    ended: bool,
+    /// When the key is free, if its message has ended; else when the spool is asked again.
+    until: Instant,
 }
 
 #[derive(Debug)]
 pub(super) struct Keys {
     keep: Duration,
     max: usize,
-    known: Mutex<Known>,
+    spool: Option<Spool>,
+    slots: Mutex<Slots>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    slots: HashMap<u128, (Claim, Slot)>,
-    /// When answered keys may be forgotten, by time. One that was used again is here twice.
-    ends: VecDeque<(Instant, u128)>,
+struct Slots {
+    by_key: HashMap<u128, (Claim, Slot)>,
+    /// Answered keys, by [`Known::until`].
+    due: BTreeSet<(Instant, u128)>,
 }
 
-/// The first request of a key. Dropped without an answer that was accepted, the key is free again.
+/// The first request of a key. Dropped without an answer that holds the key, the key is free again.
 #[derive(Debug)]
 pub(super) struct First {
     keys: Arc<Keys>,
@@ -52,79 +59,163 @@ pub(super) struct First {
     answered: bool,
 }
 
+impl Slots {
+    fn set(&mut self, claim: Claim, known: Known) {
+        self.due.insert((known.until, claim.key));
+        let before = self.by_key.insert(claim.key, (claim, Slot::Answered(known)));
+        if let Some((_, Slot::Answered(before))) = before
+            && self.until(claim.key) != Some(before.until)
+        {
+            self.due.remove(&(before.until, claim.key));
+        }
+    }
+
+    fn answered(&self, key: u128) -> Option<&Known> {
+        match self.by_key.get(&key) {
+            Some((_, Slot::Answered(known))) => Some(known),
+            _ => None,
+        }
+    }
+
+    fn until(&self, key: u128) -> Option<Instant> {
+        self.answered(key).map(|known| known.until)
+    }
+
+    /// Frees keys whose messages ended `keep` ago. `find` knows what is kept.
+    fn expire(&mut self, now: Instant, keep: Duration, find: &dyn Fn(MessageId) -> Option<Brief>) {
+        while let Some((until, key)) = self.due.first().copied()
+            && until <= now
+        {
+            self.due.remove(&(until, key));
+            let Some((_, Slot::Answered(known))) = self.by_key.get_mut(&key) else { continue };
+            if known.ended {
+                self.by_key.remove(&key);
+                continue;
+            }
+            let brief = known.outcome.id().and_then(find);
+            // Its end may have come without a word, as when another sidecar has taken it over.
+            known.ended = !brief.as_ref().is_some_and(is_queued);
+            if let Some(brief) = brief {
+                known.outcome = Outcome::of(&brief);
+            }
+            known.until = now + keep;
+            self.due.insert((known.until, key));
+        }
+    }
+}
+
+fn is_queued(brief: &Brief) -> bool {
+    matches!(brief.state, State::Queued { .. })
+}
+
 impl Keys {
     /// Knows no key yet.
-    pub(super) fn new(config: &config::Idempotency) -> Self {
-        Self { keep: config.keep, max: config.max_keys, known: Mutex::default() }
+    pub(super) fn new(config: &config::Idempotency, spool: Option<&Spool>) -> Self {
+        let (keep, max, slots) = (config.keep, config.max_keys, Mutex::default());
+        Self { keep, max, spool: spool.cloned(), slots }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: MessageId) -> Option<Brief> {
+        self.spool.as_ref()?.find(id)
     }
 
     /// What an earlier process, or another sidecar, knew of these messages' keys.
     pub(super) fn remember(&self, claimed: Vec<Brief>) {
         let (now, wall) = (Instant::now(), Timestamp::now());
-        let mut known = self.known();
+        let mut slots = self.slots();
         for brief in claimed {
             let Some(claim) = brief.claim else { continue };
-            // A clock that was ahead: as if it had been kept now.
-            let age = Duration::try_from(wall.duration_since(brief.kept_at)).unwrap_or_default();
-            let end = now + self.keep.saturating_sub(age);
-            // A key that was used again counts from its last use.
-            let later = known.slots.get(&claim.key).is_some_and(|(_, slot)| match slot {
-                Slot::UnderWay => true,
-                Slot::Answered(_, later) => *later > end,
+            let ended_at = brief.state.ended_at();
+            let keep = ended_at.map_or(self.keep, |at| {
+                // A clock that was ahead: as if it had ended now.
+                let age = Duration::try_from(wall.duration_since(at)).unwrap_or_default();
+                self.keep.saturating_sub(age)
             });
-            if end <= now || later {
-                continue;
+            let outcome = Outcome::of(&brief);
+            let known = Known { outcome, ended: ended_at.is_some(), until: now + keep };
+            let better = match slots.by_key.get(&claim.key) {
+                None => true,
+                Some((_, Slot::UnderWay)) => false,
+                // A key that was used again: a message that is queued holds it, else the last.
+                Some((_, Slot::Answered(other))) => match (known.ended, other.ended) {
+                    (false, false) => known.outcome.id() > other.outcome.id(),
+                    (true, true) => known.until > other.until,
+                    (ended, _) => !ended,
+                },
+            };
+            if better && !keep.is_zero() {
+                slots.set(claim, known);
             }
-            known.ends.push_back((end, claim.key));
-            known.slots.insert(claim.key, (claim, Slot::Answered(first_answer(&brief), end)));
         }
-        known.ends.make_contiguous().sort_unstable();
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What became of the message of a key that was answered before. Its key is taken for as long
+    /// as ended messages' are.
+    pub(super) fn ended(&self, brief: &Brief) {
+        self.changed(brief, false);
+    }
+
+    /// A dead letter is to be delivered after all. It takes its key again, unless another message
+    /// has it by now.
+    pub(super) fn replayed(&self, brief: &Brief) {
+        self.changed(brief, true);
+    }
+
+    fn changed(&self, brief: &Brief, may_take: bool) {
+        let Some(claim) = brief.claim else { return };
+        let mut slots = self.slots();
+        let is_its_own = match slots.by_key.get(&claim.key) {
+            None => may_take,
+            // Its caller is answered soon, and the key is settled then.
+            Some((_, Slot::UnderWay)) => false,
+            Some((_, Slot::Answered(known))) => known.outcome.id() == Some(brief.id),
+        };
+        if is_its_own {
+            let until = Instant::now() + self.keep;
+            let (outcome, ended) = (Outcome::of(brief), !is_queued(brief));
+            slots.set(claim, Known { outcome, ended, until });
+        }
     }
 
     /// The first request of a key goes on; any other has its answer.
     pub(super) fn claim(self: &Arc<Self>, claim: Claim) -> Result<First, Outcome> {
-        let mut known = self.known();
-        let now = Instant::now();
-        while known.ends.front().is_some_and(|(end, _)| *end <= now) {
-            let Some((end, key)) = known.ends.pop_front() else { break };
-            // Unless it was used again since.
-            if known.slots.get(&key).and_then(|(_, slot)| slot.until()) == Some(end) {
-                known.slots.remove(&key);
-            }
-        }
-        if let Some((first, slot)) = known.slots.get(&claim.key) {
+        let mut slots = self.slots();
+        slots.expire(Instant::now(), self.keep, &|id| self.find(id));
+        if let Some((first, slot)) = slots.by_key.get(&claim.key) {
             return Err(match slot {
                 _ if first.print != claim.print => Outcome::new(0, Ended::OtherRequest),
                 Slot::UnderWay => Outcome::new(0, Ended::SameUnderWay),
-                Slot::Answered(outcome, _) => Outcome { replayed: true, ..outcome.clone() },
+                Slot::Answered(known) => {
+                    let now = known.outcome.id().and_then(|id| self.find(id));
+                    let outcome = now.map_or_else(|| known.outcome.clone(), |b| Outcome::of(&b));
+                    Outcome { replayed: true, ..outcome }
+                }
             });
         }
-        if known.slots.len() >= self.max {
+        if slots.by_key.len() >= self.max {
             return Err(Outcome::new(0, Ended::TooManyKeys));
         }
-        known.slots.insert(claim.key, (claim, Slot::UnderWay));
+        slots.by_key.insert(claim.key, (claim, Slot::UnderWay));
         Ok(First { keys: Arc::clone(self), claim, answered: false })
     }
 }
 
 impl First {
-    /// The request was answered so. Only what was accepted is remembered: anything else may be
-    /// asked for again.
+    /// The request was answered so. Only an answer that holds the key is remembered: anything else
+    /// may be asked for again.
     pub(super) fn answered(mut self, outcome: &Outcome) {
-        if !outcome.is_accepted() {
+        if !outcome.holds_key() {
             return;
         }
-        let until = Instant::now() + self.keys.keep;
-        let mut known = self.keys.known();
-        if let Some((_, slot)) = known.slots.get_mut(&self.claim.key) {
-            *slot = Slot::Answered(outcome.clone(), until);
-        }
-        known.ends.push_back((until, self.claim.key));
-        drop(known);
+        let keys = &self.keys;
+        let is_queued = |id| keys.find(id).as_ref().is_some_and(is_queued);
+        let ended = !outcome.id().is_some_and(is_queued);
+        let until = Instant::now() + keys.keep;
+        keys.slots().set(self.claim, Known { outcome: outcome.clone(), ended, until });
         self.answered = true;
     }
 }
@@ -132,70 +223,139 @@ impl First {
 impl Drop for First {
     fn drop(&mut self) {
         if !self.answered {
-            self.keys.known().slots.remove(&self.claim.key);
+            self.keys.slots().by_key.remove(&self.claim.key);
         }
-    }
-}
-
-/// What the first request of a kept message was told, or would have been.
-fn first_answer(brief: &Brief) -> Outcome {
-    match &brief.state {
-        State::Delivered(receipt) if !receipt.accepted => {
-            let answer = HttpAnswer {
-                status: 200,
-                msg_id: Some(receipt.msg_id.clone()),
-                request_id: Some(receipt.request_id.clone()),
-                ..HttpAnswer::default()
-            };
-            Outcome::new(brief.attempts, Ended::Answered(Answer::Http(answer)))
-        }
-        _ => Outcome::new(brief.attempts, Ended::Kept(brief.id)),
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may")]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 mod tests {
     use super::*;
-    use crate::message::{Lane, MessageId, Topic};
+    use crate::message::{Lane, Topic};
+    use crate::spool::{Death, Reason, Receipt};
 
     const KEEP: Duration = Duration::from_mins(10);
+    /// A second less.
+    const NEARLY: Duration = Duration::from_secs(599);
 
-    fn brief(key: u128, seconds_ago: i64) -> Brief {
+    fn ago(seconds: i64) -> Timestamp {
+        Timestamp::now() - jiff::SignedDuration::from_secs(seconds)
+    }
+
+    /// A message that was kept long ago.
+    fn brief(key: u128, state: State) -> Brief {
         let topic = Topic::parse("TopicA").unwrap();
         Brief {
             id: MessageId::new(),
             lane: Lane { instance: "x".into(), parent: topic.parent().into() },
             topic,
-            kept_at: Timestamp::now() - jiff::SignedDuration::from_secs(seconds_ago),
+            kept_at: ago(86_400),
             attempts: 1,
+            unknown: 0,
+            doubt: false,
             claim: Some(Claim { key, print: 0 }),
             trace: None,
-            state: State::Queued { calling: false },
+            state,
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn after_a_restart() {
-        let config = config::Idempotency { keep: KEEP, max_keys: 3 };
-        let keys = Arc::new(Keys::new(&config));
-        // Used again, when less was remembered than now, in both orders; of a clock that was ahead;
-        // forgotten.
-        let (again, first) = (brief(1, 60), brief(1, 300));
-        let (early, late) = (brief(2, 300), brief(2, 60));
-        let (ahead, gone) = (brief(3, -86_400), brief(4, 601));
-        let meant = [&again, &late, &ahead].map(|brief| brief.id);
-        keys.remember(vec![again, first, early, late, ahead, gone]);
-        let mut ask = |key| match keys.claim(Claim { key, print: 0 }) {
-            Err(Outcome { ended: Ended::Kept(id), replayed: true, .. }) => Some(id),
+    fn delivered(key: u128, seconds_ago: i64) -> Brief {
+        let (msg_id, request_id, at) = ("M".into(), "R".into(), ago(seconds_ago));
+        brief(key, State::Delivered(Receipt { msg_id, request_id, at, accepted: true }))
+    }
+
+    fn dead(key: u128, seconds_ago: i64) -> Brief {
+        let (reason, at) = (Reason::Expired, ago(seconds_ago));
+        brief(key, State::Dead(Death { reason, code: None, request_id: None, at, accepted: true }))
+    }
+
+    fn keys(max_keys: usize) -> Arc<Keys> {
+        Arc::new(Keys::new(&config::Idempotency { keep: KEEP, max_keys }, None))
+    }
+
+    fn ask(keys: &Arc<Keys>, key: u128) -> Option<MessageId> {
+        match keys.claim(Claim { key, print: 0 }) {
+            Err(outcome) if outcome.replayed => outcome.id(),
             Err(outcome) => panic!("{outcome:?}"),
             Ok(_) => None,
-        };
+        }
+    }
+
+    /// A key counts from its message's end, whenever the message was kept.
+    #[tokio::test(start_paused = true)]
+    async fn after_a_restart() {
+        let keys = keys(3);
+        // Used again, when less was remembered than now, in both orders; of a clock that was ahead;
+        // free.
+        let (again, first) = (delivered(1, 60), delivered(1, 300));
+        let (early, late) = (dead(2, 300), brief(2, State::Dropped(ago(60))));
+        let (ahead, gone) = (delivered(3, -86_400), delivered(4, 601));
+        let meant = [&again, &late, &ahead].map(|brief| brief.id);
+        keys.remember(vec![again, first, early, late, ahead, gone]);
         tokio::time::advance(Duration::from_secs(500)).await;
-        assert_eq!([1, 2, 3].map(&mut ask), meant.map(Some));
+        assert_eq!([1, 2, 3].map(|key| ask(&keys, key)), meant.map(Some));
         tokio::time::advance(Duration::from_secs(50)).await;
-        assert_eq!([1, 2, 3, 4].map(&mut ask), [None, None, Some(meant[2]), None]);
+        let now = [1, 2, 3, 4].map(|key| ask(&keys, key));
+        assert_eq!(now, [None, None, Some(meant[2]), None]);
         tokio::time::advance(Duration::from_mins(1)).await;
-        assert_eq!(ask(3), None);
+        assert_eq!(ask(&keys, 3), None);
+    }
+
+    /// A message that is queued holds its key, also against one of the same key that has ended.
+    #[tokio::test(start_paused = true)]
+    async fn a_queued_message_holds_its_key() {
+        let slots = &mut Slots::default();
+        let queued = brief(1, State::Queued { calling: false });
+        let outcome = Outcome::of(&queued);
+        let until = Instant::now() + KEEP;
+        slots.set(queued.claim.unwrap(), Known { outcome, ended: false, until });
+        for _ in 0..100 {
+            tokio::time::advance(KEEP).await;
+            slots.expire(Instant::now(), KEEP, &|_| Some(queued.clone()));
+            assert_eq!((slots.by_key.len(), slots.due.len()), (1, 1));
+        }
+        // Its end came without a word.
+        tokio::time::advance(KEEP).await;
+        slots.expire(Instant::now(), KEEP, &|_| None);
+        tokio::time::advance(NEARLY).await;
+        slots.expire(Instant::now(), KEEP, &|_| None);
+        assert_eq!(slots.by_key.len(), 1);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        slots.expire(Instant::now(), KEEP, &|_| None);
+        assert_eq!((slots.by_key.len(), slots.due.len()), (0, 0));
+    }
+
+    /// A key counts from its message's end also within a process, and a replay takes it again.
+    #[tokio::test(start_paused = true)]
+    async fn an_end_and_a_replay() {
+        let keys = keys(2);
+        let queued = brief(1, State::Queued { calling: false });
+        let ended = Brief { state: dead(1, 0).state, ..queued.clone() };
+        keys.remember(vec![queued.clone(), delivered(1, 0)]);
+        assert_eq!(ask(&keys, 1), Some(queued.id));
+        tokio::time::advance(KEEP / 2).await;
+        keys.ended(&ended);
+        tokio::time::advance(NEARLY).await;
+        let claimed = keys.claim(ended.claim.unwrap()).unwrap_err();
+        assert_eq!(claimed.ended, Outcome::of(&ended).ended);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let first = keys.claim(ended.claim.unwrap()).unwrap();
+        keys.replayed(&queued);
+        assert_eq!(keys.claim(ended.claim.unwrap()).unwrap_err().ended, Ended::SameUnderWay);
+        drop(first);
+        keys.replayed(&queued);
+        assert_eq!(ask(&keys, 1), Some(queued.id));
+    }
+
+    /// Where no more keys may be remembered, a new one is refused, and none is forgotten.
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_may_be() {
+        let keys = keys(2);
+        let queued = [1, 2].map(|key| brief(key, State::Queued { calling: false }));
+        keys.remember(queued.to_vec());
+        let refused = keys.claim(Claim { key: 3, print: 0 }).unwrap_err();
+        assert_eq!(refused.ended, Ended::TooManyKeys);
+        assert_eq!([1, 2].map(|key| ask(&keys, key)), queued.map(|brief| Some(brief.id)));
     }
 }

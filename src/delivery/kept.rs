@@ -11,8 +11,10 @@ use tokio_util::task::TaskTracker;
 
 use super::batches::Batches;
 use super::fresh::Caller;
+use super::idempotency::Keys;
 use super::lane::{Item, Said};
 use super::outcome::{Ended, Outcome};
+use super::waiters::Waiter;
 use crate::answer::{Answer, Bar, Lost, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit};
 use crate::deadline;
@@ -20,7 +22,8 @@ use crate::lines::Lines;
 use crate::message::{self, Message, MessageId, TraceId};
 use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
 use crate::spool::{
-    Brief, Change, Claim, Death, KeepError, ReadError, Reason, Receipt, Record, Spool, State,
+    Brief, Change, Claim, Death, KeepError, Noted, ReadError, Reason, Receipt, Record, Spool,
+    State, Tries,
 };
 use crate::upstream::{Departure, Upstream};
 
@@ -33,6 +36,10 @@ pub(super) const DISK: Duration = Duration::from_secs(2);
 /// Until what went wrong on this machine is tried again: nothing was called.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Why a message is a dead letter that may be sent again, but not for ever.
+const TOO_MANY_UNKNOWN: &str =
+    "the outcome of as many calls is unknown as may be (retry.unknown_tries)";
+
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
 /// Lines of one second about single messages.
@@ -42,6 +49,7 @@ pub(super) const MAX_LINES: u64 = 20;
 #[derive(Debug)]
 pub(super) struct Kept<U> {
     pub(super) spool: Spool,
+    pub(super) keys: Arc<Keys>,
     pub(super) batches: Batches,
     pub(super) upstream: Arc<U>,
     pub(super) ceiling: Ceiling,
@@ -68,6 +76,7 @@ impl Drop for HandedOut<'_> {
         let (said, again) = &self.tried;
         let called = !matches!(said, Said::Nothing | Said::Waits(_));
         let attempts = self.item.attempts + u32::from(called);
+        self.batches.waiters.call_ends(self.item.id, attempts);
         self.batches.ended(&self.lane, Item { attempts, ..self.item }, said, *again);
     }
 }
@@ -141,19 +150,19 @@ impl<U: Upstream> Kept<U> {
         &self,
         message: &Message,
         claim: Option<Claim>,
-        attempts: u32,
+        tries: Tries,
         before: Option<&Answer>,
         caller: &mut Caller,
     ) -> Result<(), KeepError> {
-        if !self.store(message, claim, attempts, caller).await? {
-            return Ok(());
+        // From here on an operator may drop it, and its caller is answered that.
+        let outcome = self.batches.waiters.wait_for(message.id);
+        if tries.unknown > 0 {
+            self.batches.waiters.doubt(message.id);
         }
-        if attempts > 0 {
-            drop(self.spool.note(message.id, Change::Tried(attempts)));
-        }
-        let outcome = self.batches.wait_for(message.id);
-        if before.is_some_and(|answer| answer.verdict() == Verdict::Unknown) {
-            self.batches.doubt(message.id);
+        let stored = self.store(message, claim, tries, tries.calls, caller).await;
+        if !matches!(stored, Ok(true)) {
+            drop(self.batches.waiters.take(message.id));
+            return stored.map(drop);
         }
         if let Some(brief) = self.spool.find(message.id) {
             let at_least = before.map_or(Duration::ZERO, |answer| asked(&said(answer)));
@@ -169,11 +178,12 @@ impl<U: Upstream> Kept<U> {
         &self,
         message: &Message,
         claim: Option<Claim>,
+        tries: Tries,
         calls: u32,
         caller: &mut Caller,
     ) -> Result<bool, KeepError> {
         let bound = caller.deadline.max(Instant::now() + DISK);
-        let mut kept = std::pin::pin!(self.spool.keep(message, claim));
+        let mut kept = std::pin::pin!(self.spool.keep_tried(message, claim, tries));
         if let Ok(kept) = timeout_at(bound, &mut kept).await {
             return kept.map(|()| true);
         }
@@ -198,11 +208,31 @@ impl<U: Upstream> Kept<U> {
         {
             return told.unwrap_or_else(lost);
         }
-        if self.batches.take_caller(id).is_some() {
-            return Outcome::kept(id);
+        if let Some(waiter) = self.batches.waiters.take(id) {
+            return self.now(id, &waiter);
         }
         // It ends in this moment.
         outcome.await.unwrap_or_else(lost)
+    }
+
+    /// What a waiting caller is answered now.
+    fn now(&self, id: MessageId, waiter: &Waiter) -> Outcome {
+        match self.spool.find(id) {
+            Some(Brief { state: State::Queued { .. }, .. }) => Outcome::kept(id),
+            Some(Brief { state: State::Dropped(_), attempts, .. }) => waiter.dropped(id, attempts),
+            Some(brief) => Outcome::of(&brief),
+            None if waiter.is_dropped() => waiter.dropped(id, 0),
+            // Another sidecar has taken it over.
+            None => Outcome::kept(id),
+        }
+    }
+
+    /// An operator has dropped a message, unless it had ended before.
+    pub(super) fn dropped(&self, before: &Brief, changed: bool) {
+        self.batches.waiters.drop_ends(before.id, before.attempts, changed);
+        if let Some(brief) = self.spool.find(before.id).filter(|_| changed) {
+            self.keys.ended(&brief);
+        }
     }
 
     /// One try.
@@ -242,7 +272,7 @@ impl<U: Upstream> Kept<U> {
             return Err(gone);
         }
         if Instant::now() >= item.expires {
-            self.bury(item.id, item.attempts, Reason::Expired, None);
+            self.bury(item.id, item.attempts, death(Reason::Expired, None), None).await;
             return Err(gone);
         }
         if let Err(over) = self.meter.admits(&lane.instance, &lane.parent) {
@@ -264,12 +294,12 @@ impl<U: Upstream> Kept<U> {
             Err(error @ ReadError::Damaged) => {
                 let trace_id = self.trace(item.id).map(tracing::field::display);
                 tracing::error!(id = %item.id, trace_id, %error, "an accepted message is lost");
-                if let Some(caller) = self.batches.take_caller(item.id) {
+                if let Some(caller) = self.batches.waiters.take(item.id) {
                     let lost = match item.attempts {
                         0 => Ended::NotKept(KeepError::Disk(error.to_string().into())),
                         _ => Ended::Unanswered,
                     };
-                    drop(caller.send(Outcome::new(item.attempts, lost)));
+                    drop(caller.to.send(Outcome::new(item.attempts, lost)));
                 }
                 Err(gone)
             }
@@ -286,7 +316,18 @@ impl<U: Upstream> Kept<U> {
 
     /// Dropped, delivered and dead ones are not.
     fn is_queued(&self, id: MessageId) -> bool {
-        self.spool.find(id).is_some_and(|brief| matches!(brief.state, State::Queued { .. }))
+        self.queued(id).is_some()
+    }
+
+    fn queued(&self, id: MessageId) -> Option<Brief> {
+        self.spool.find(id).filter(|brief| matches!(brief.state, State::Queued { .. }))
+    }
+
+    /// Notes that a call which was about to leave did not.
+    fn uncall(&self, item: Item) {
+        let unknown = self.spool.find(item.id).map_or(0, |brief| brief.unknown);
+        let tries = Tries { calls: item.attempts, unknown };
+        drop(self.spool.note(item.id, Change::Tried(tries)));
     }
 
     async fn permit(&self, item: Item) -> Result<Permit, Tried> {
@@ -310,13 +351,14 @@ impl<U: Upstream> Kept<U> {
         let ours = self.spool.is_ours().map_err(|_| (Said::Waits(AGAIN), true))?;
         let turn = Instant::now() + TURN;
         let closes = ours.map_or(turn, |ours| ours.min(turn));
+        self.batches.waiters.call_begins(id);
         let other_probes = !item.probe && self.batches.trouble(&message.lane()).is_some();
         if self.stop.is_cancelled() || other_probes || !self.is_queued(id) {
             return Err((Said::Nothing, true));
         }
         if !self.batches.sets_out(id, || self.find_state(id)) {
             // A peer had the message meanwhile and has called. Its outcome is not known.
-            self.bury(id, item.attempts + 1, Reason::Unknown, None);
+            self.bury(id, item.attempts + 1, death(Reason::Unknown, None), None).await;
             return Err((Said::Nothing, false));
         }
         if !may_repeat {
@@ -327,12 +369,12 @@ impl<U: Upstream> Kept<U> {
                 return Err((Said::Nothing, true));
             }
             if timeout(DISK, noted).await.is_err() {
-                drop(self.spool.note(id, Change::Tried(item.attempts)));
+                self.uncall(item);
                 return Err((Said::Waits(AGAIN), true));
             }
         }
         let begun = self.begin(message, item).await.map_err(|over| {
-            drop(self.spool.note(id, Change::Tried(item.attempts)));
+            self.uncall(item);
             (Said::Waits(wait_for(&over)), true)
         });
         begun.map(|entry| (entry, closes))
@@ -372,14 +414,23 @@ impl<U: Upstream> Kept<U> {
         answer: &Answer,
         may_repeat: bool,
     ) -> (Said, bool) {
-        let said = said(answer);
-        match answer.verdict() {
-            Verdict::Delivered => {
-                self.delivered(message, attempts, answer).await;
-                return (said, false);
-            }
+        let (said, verdict, retry) = (said(answer), answer.verdict(), self.batches.retry());
+        let is_unknown = verdict == Verdict::Unknown;
+        if verdict == Verdict::Delivered {
+            self.delivered(message, attempts, answer).await;
+            return (said, false);
+        }
+        if is_unknown {
+            self.batches.waiters.doubt(message.id);
+        }
+        let Some(brief) = self.queued(message.id) else {
+            self.dropped_meanwhile(message.id, is_unknown);
+            return (said, false);
+        };
+        let unknown = brief.unknown + u32::from(is_unknown);
+        match verdict {
             Verdict::Refused => {
-                if let Some(caller) = self.batches.take_sure_caller(message.id) {
+                if let Some(caller) = self.batches.waiters.take_certain(message.id) {
                     // It is told, and so it was never accepted, also not after a crash.
                     let forgotten = self.spool.note(message.id, Change::Forgotten);
                     let ended = match timeout(DISK, forgotten).await {
@@ -387,22 +438,25 @@ impl<U: Upstream> Kept<U> {
                         // What is not forgotten is tried again by the next process.
                         Err(_) => Ended::Unanswered,
                     };
-                    drop(caller.send(Outcome::new(attempts, ended)));
+                    drop(caller.to.send(Outcome::new(attempts, ended)));
                 } else {
-                    self.bury(message.id, attempts, Reason::Refused, Some(answer));
+                    let death = death(Reason::Refused, Some(answer));
+                    self.bury(message.id, attempts, death, None).await;
                 }
                 return (said, false);
             }
-            Verdict::Unknown if !may_repeat => {
-                self.bury(message.id, attempts, Reason::Unknown, Some(answer));
+            Verdict::Unknown if !may_repeat || unknown > retry.unknown_tries => {
+                let death = death(Reason::Unknown, Some(answer));
+                let why = may_repeat.then_some(TOO_MANY_UNKNOWN);
+                self.bury(message.id, attempts, death, why).await;
                 return (said, false);
             }
-            Verdict::Unknown => self.batches.doubt(message.id),
             _ => {}
         }
         // Before a key is waited for: what has failed for certain is not to be taken for a call of
         // which nobody knows, should we end meanwhile.
-        drop(self.spool.note(message.id, Change::Tried(attempts)));
+        let tries = Tries { calls: attempts, unknown };
+        drop(self.spool.note(message.id, Change::Tried(tries)));
         if said == Said::Bars(Bar::Key) {
             self.stop.run_until_cancelled(self.upstream.renew_key()).await;
         }
@@ -411,7 +465,7 @@ impl<U: Upstream> Kept<U> {
 
     async fn delivered(&self, message: &Message, attempts: u32, answer: &Answer) {
         let id = message.id;
-        let caller = self.batches.take_caller(id);
+        let caller = self.batches.waiters.take(id);
         let text = |text: Option<&Box<str>>| text.cloned().unwrap_or_default();
         let receipt = Receipt {
             msg_id: text(answer.http().and_then(|http| http.msg_id.as_ref())),
@@ -420,11 +474,23 @@ impl<U: Upstream> Kept<U> {
             accepted: caller.is_none(),
         };
         let noted = self.spool.note(id, Change::Delivered(attempts, receipt));
+        if let Some(brief) = self.spool.find(id) {
+            self.keys.ended(&brief);
+        }
         let Some(caller) = caller else { return };
         // Durable before it is told: else a crash now would deliver again what is known to be
         // delivered. A disk that takes nothing keeps nobody waiting.
         drop(timeout(DISK, noted).await);
-        drop(caller.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
+        drop(caller.to.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
+    }
+
+    /// A call has ended whose message was dropped meanwhile, and did not deliver it for certain.
+    fn dropped_meanwhile(&self, id: MessageId, doubt: bool) {
+        if let Some(State::Dropped(at)) = self.spool.find(id).map(|brief| brief.state)
+            && doubt
+        {
+            drop(self.spool.note(id, Change::Dropped { at, doubt }));
+        }
     }
 
     /// The trace of a kept message, for the log.
@@ -432,26 +498,45 @@ impl<U: Upstream> Kept<U> {
         self.spool.find(id)?.trace
     }
 
-    /// A message becomes a dead letter. It stays ours: whoever waits is told that it is kept.
-    pub(super) fn bury(
+    /// A message becomes a dead letter, and its waiting caller is answered so. `why`: for the log,
+    /// where the reason does not say it all.
+    async fn bury(&self, id: MessageId, attempts: u32, mut death: Death, why: Option<&str>) {
+        let waiter = self.batches.waiters.take(id);
+        death.accepted = waiter.is_none();
+        let noted = self.dead(id, attempts, death, why);
+        let Some(waiter) = waiter else { return };
+        let outcome = self.now(id, &waiter);
+        // Durable before it is answered: else a crash now would send again what is answered to be
+        // at its end. A disk that takes nothing keeps no caller waiting.
+        drop(timeout(DISK, noted).await);
+        drop(waiter.to.send(outcome));
+    }
+
+    /// A message becomes a dead letter.
+    pub(super) fn dead(
         &self,
         id: MessageId,
         attempts: u32,
-        reason: Reason,
-        answer: Option<&Answer>,
-    ) {
-        let code = answer.map(|answer| answer.label().into_owned().into_boxed_str());
-        let http = answer.and_then(Answer::http);
-        let request_id = http.and_then(|http| http.request_id.clone());
+        death: Death,
+        why: Option<&str>,
+    ) -> Noted {
         if let Some(suppressed) = self.lines.next() {
-            let code = code.as_deref();
+            let (reason, code) = (death.reason, death.code.as_deref());
             let trace_id = self.trace(id).map(tracing::field::display);
-            tracing::warn!(%id, trace_id, ?reason, attempts, code, suppressed, "a message is a dead letter");
+            tracing::warn!(%id, trace_id, ?reason, why, attempts, code, suppressed, "a message is a dead letter");
         }
-        let death = Death { reason, code, request_id, at: Timestamp::now() };
-        drop(self.spool.note(id, Change::Dead(attempts, death)));
-        if let Some(caller) = self.batches.take_caller(id) {
-            drop(caller.send(Outcome::kept(id)));
+        let noted = self.spool.note(id, Change::Dead(attempts, death));
+        if let Some(brief) = self.spool.find(id) {
+            self.keys.ended(&brief);
         }
+        noted
     }
+}
+
+/// A dead letter's end now, as the last `answer` has it. No caller was answered 202.
+pub(super) fn death(reason: Reason, answer: Option<&Answer>) -> Death {
+    let code = answer.map(|answer| answer.label().into_owned().into_boxed_str());
+    let http = answer.and_then(Answer::http);
+    let request_id = http.and_then(|http| http.request_id.clone());
+    Death { reason, code, request_id, at: Timestamp::now(), accepted: false }
 }

@@ -18,6 +18,7 @@ mod outcome;
 mod take_up;
 #[cfg(test)]
 mod tests;
+mod waiters;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,7 +44,7 @@ pub use begun::Begun;
 use fresh::Caller;
 use idempotency::Keys;
 use kept::Kept;
-pub use outcome::{Ended, Outcome};
+pub use outcome::{Ended, Outcome, Settled};
 
 /// What a caller wants.
 #[derive(Debug, Clone, Copy)]
@@ -93,10 +94,11 @@ impl<U: Upstream> Delivery<U> {
     ) -> Self {
         let (upstream, under_way) = (Arc::new(upstream), TaskTracker::new());
         let stop = CancellationToken::new();
-        let keys = Arc::new(Keys::new(&config.idempotency));
+        let keys = Arc::new(Keys::new(&config.idempotency, spool.as_ref()));
         let kept = spool.map(|spool| {
             let kept = Arc::new(Kept {
                 spool,
+                keys: Arc::clone(&keys),
                 batches: Batches::new(config.retry.clone(), seed),
                 upstream: Arc::clone(&upstream),
                 ceiling: ceiling.clone(),
@@ -105,9 +107,9 @@ impl<U: Upstream> Delivery<U> {
                 stop: stop.clone(),
                 lines: Lines::new(kept::MAX_LINES),
             });
-            kept.recover(&keys);
+            kept.recover();
             if let Some(adoptions) = kept.spool.adoptions() {
-                tokio::spawn(take_up::adopt(Arc::downgrade(&kept), Arc::clone(&keys), adoptions));
+                tokio::spawn(take_up::adopt(Arc::downgrade(&kept), adoptions));
             }
             let changed = Arc::clone(&kept.batches.changed);
             tokio::spawn(batches::run(Arc::downgrade(&kept), changed));
@@ -158,25 +160,34 @@ impl<U: Upstream> Delivery<U> {
     /// Tries the dead letters that are meant once more. Returns how many, once that is durable.
     pub async fn replay(&self, selection: &Picked) -> usize {
         let Some(kept) = &self.shared.kept else { return 0 };
-        let change = Change::Replayed(Timestamp::now());
-        let again = |id| {
-            if let Some(brief) = kept.spool.find(id) {
+        let change = |_: &Brief| Change::Replayed(Timestamp::now());
+        let again = |brief: &Brief, changed| {
+            if let Some(brief) = kept.spool.find(brief.id).filter(|_| changed) {
+                kept.keys.replayed(&brief);
                 kept.enqueue(&Brief { attempts: 0, ..brief });
             }
         };
         kept.spool.change(&|brief| selection.means_dead(brief), &change, &again).await
     }
 
-    /// Drops the messages that are meant. Returns how many, once that is durable. A call that is on
-    /// its way is not called back.
+    /// Drops the messages that are meant, and answers the callers who wait for them. Returns how many,
+    /// once that is durable. A call that is under way is not called back, and decides what its caller
+    /// is answered.
     pub async fn discard(&self, selection: &Picked) -> usize {
         let Some(kept) = &self.shared.kept else { return 0 };
         let meant = |brief: &Brief| selection.means_droppable(brief);
         let gone = Mutex::new(HashSet::new());
-        let note = |id| {
-            gone.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        let change = |brief: &Brief| {
+            kept.batches.waiters.drop_begins(brief.id);
+            Spool::dropped(brief)
         };
-        let dropped = kept.spool.change(&meant, &Change::Forgotten, &note).await;
+        let then = |brief: &Brief, changed| {
+            kept.dropped(brief, changed);
+            if changed {
+                gone.lock().unwrap_or_else(PoisonError::into_inner).insert(brief.id);
+            }
+        };
+        let dropped = kept.spool.change(&meant, &change, &then).await;
         // Else a stop would wait for their next try.
         kept.batches.forget(&gone.into_inner().unwrap_or_else(PoisonError::into_inner));
         dropped

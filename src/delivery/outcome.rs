@@ -1,10 +1,10 @@
 //! What became of a message, as far as its caller is concerned.
 
-use crate::answer::{Answer, Bar, Verdict};
+use crate::answer::{Answer, Bar, HttpAnswer, Verdict};
 use crate::ceiling::Refused;
 use crate::message::MessageId;
 use crate::meter::OverBudget;
-use crate::spool::KeepError;
+use crate::spool::{Brief, Death, KeepError, Reason, State};
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Outcome {
     pub calls: u32,
     /// How it ended.
     pub ended: Ended,
-    /// An earlier request with the same key was told so.
+    /// The request of an earlier caller with the same key had this outcome.
     pub replayed: bool,
 }
 
@@ -24,6 +24,17 @@ pub enum Ended {
     Answered(Answer),
     /// It is kept and will be delivered.
     Kept(MessageId),
+    /// It was kept, and this is what became of it since.
+    Settled(MessageId, Settled),
+    /// A call may have delivered it. It is kept as a dead letter, since it is not to be sent again.
+    Unresolved(MessageId),
+    /// An operator dropped it before a call had delivered it for certain.
+    Dropped {
+        /// Which.
+        id: MessageId,
+        /// A call may have delivered it.
+        doubt: bool,
+    },
     /// It could not be kept, and nothing was sent.
     NotKept(KeepError),
     /// Nothing was sent: there was no permit in time.
@@ -45,6 +56,18 @@ pub enum Ended {
     Stopping,
 }
 
+/// What became of a message that was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// It was delivered.
+    Delivered,
+    /// It is a dead letter: it was not delivered for certain, or a call of it may have arrived and a
+    /// later one was refused.
+    Dead,
+    /// It is a dead letter, and a call may have delivered it.
+    Unknown,
+}
+
 impl Outcome {
     pub(super) fn new(calls: u32, ended: Ended) -> Self {
         Self { calls, ended, replayed: false }
@@ -55,12 +78,57 @@ impl Outcome {
         Self::new(0, Ended::Kept(id))
     }
 
-    /// Whether the message is delivered, or ours to deliver.
+    pub(super) fn dropped(id: MessageId, calls: u32, doubt: bool) -> Self {
+        Self::new(calls, Ended::Dropped { id, doubt })
+    }
+
+    /// What became of a message as the spool knows it: the answer to a caller who asks now.
+    pub(super) fn of(brief: &Brief) -> Self {
+        let id = brief.id;
+        let ended = match &brief.state {
+            State::Queued { .. } => Ended::Kept(id),
+            State::Delivered(receipt) if receipt.accepted => Ended::Settled(id, Settled::Delivered),
+            State::Delivered(receipt) => Ended::Answered(Answer::Http(HttpAnswer {
+                status: 200,
+                msg_id: Some(receipt.msg_id.clone()),
+                request_id: Some(receipt.request_id.clone()),
+                ..HttpAnswer::default()
+            })),
+            State::Dead(Death { reason: Reason::Unknown, accepted, .. }) => {
+                if *accepted {
+                    Ended::Settled(id, Settled::Unknown)
+                } else {
+                    Ended::Unresolved(id)
+                }
+            }
+            State::Dead(_) => Ended::Settled(id, Settled::Dead),
+            State::Dropped(_) => Ended::Dropped { id, doubt: brief.doubt },
+        };
+        Self::new(brief.attempts, ended)
+    }
+
+    /// The kept message that it is about.
+    pub fn id(&self) -> Option<MessageId> {
+        match self.ended {
+            Ended::Kept(id)
+            | Ended::Settled(id, _)
+            | Ended::Unresolved(id)
+            | Ended::Dropped { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Whether the message is delivered, or ours.
     pub fn is_accepted(&self) -> bool {
         match &self.ended {
             Ended::Answered(answer) => answer.verdict() == Verdict::Delivered,
-            Ended::Kept(_) => true,
+            Ended::Kept(_) | Ended::Settled(..) => true,
             _ => false,
         }
+    }
+
+    /// Whether the next request with its key gets it again.
+    pub(super) fn holds_key(&self) -> bool {
+        self.is_accepted() || self.id().is_some()
     }
 }

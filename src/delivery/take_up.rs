@@ -1,34 +1,34 @@
 //! The one entrance of messages that were kept before: those that a start finds, and those that a
 //! sidecar takes over from a peer or finds again after it was cut off.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
-use super::idempotency::Keys;
-use super::kept::Kept;
+use super::kept::{Kept, death};
 use crate::spool::{Adoptions, Brief, Reason, State};
 use crate::upstream::Upstream;
 
 impl<U: Upstream> Kept<U> {
     /// Takes up what the spool holds at the start.
-    pub(super) fn recover(&self, keys: &Keys) {
+    pub(super) fn recover(&self) {
         let mut wanted = |brief: &Brief| is_queued(brief) || brief.claim.is_some();
         let found = self.spool.list(None, usize::MAX, &mut wanted);
         let messages = found.iter().filter(|brief| is_queued(brief)).count();
         if messages > 0 {
             tracing::info!(messages, "messages were left in the spool: delivering them");
         }
-        self.take_up(keys, &found);
+        self.take_up(&found);
     }
 
     /// Remembers the keys of these messages, and delivers those that are queued. What is taken up
     /// again while it waits or is under way is delivered once.
-    fn take_up(&self, keys: &Keys, found: &[Brief]) {
-        keys.remember(found.iter().filter(|brief| brief.claim.is_some()).cloned().collect());
+    fn take_up(&self, found: &[Brief]) {
+        self.keys.remember(found.iter().filter(|brief| brief.claim.is_some()).cloned().collect());
         for brief in found.iter().filter(|brief| is_queued(brief)) {
             if self.was_called(brief.id) {
                 // A call may have left, and the topic is not to be delivered twice. The ledger
                 // has counted it, like all that were under way.
-                self.bury(brief.id, brief.attempts + 1, Reason::Unknown, None);
+                let death = death(Reason::Unknown, None);
+                drop(self.dead(brief.id, brief.attempts + 1, death, None));
                 self.batches.forget(&[brief.id].into());
             } else {
                 self.enqueue(brief);
@@ -42,13 +42,9 @@ fn is_queued(brief: &Brief) -> bool {
 }
 
 /// Takes up what the spool hands over, as long as there is a `kept`.
-pub(super) async fn adopt<U: Upstream>(
-    kept: Weak<Kept<U>>,
-    keys: Arc<Keys>,
-    mut adoptions: Adoptions,
-) {
+pub(super) async fn adopt<U: Upstream>(kept: Weak<Kept<U>>, mut adoptions: Adoptions) {
     while let Some(briefs) = adoptions.next().await {
         let Some(kept) = kept.upgrade() else { return };
-        kept.take_up(&keys, &briefs);
+        kept.take_up(&briefs);
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Serialize)]
 pub struct Problem {
     #[serde(rename = "type")]
-    kind: String,
+    kind: Box<str>,
     title: &'static str,
     status: u16,
     detail: String,
@@ -19,10 +19,19 @@ pub struct Problem {
     outcome: Option<&'static str>,
     retryable: bool,
     attempts: u32,
+    #[serde(flatten)]
+    message: Option<Box<KeptMessage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<Box<UpstreamSaid>>,
     #[serde(skip)]
     headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct KeptMessage {
+    id: String,
+    status: &'static str,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -39,13 +48,14 @@ impl Problem {
     /// A problem of type `urn:tollgate:<slug>`.
     pub fn new(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Self {
         Self {
-            kind: format!("urn:tollgate:{slug}"),
+            kind: format!("urn:tollgate:{slug}").into(),
             title,
             status: status.as_u16(),
             detail,
             outcome: None,
             retryable: false,
             attempts: 0,
+            message: None,
             upstream: None,
             headers: Vec::new(),
         }
@@ -69,6 +79,13 @@ impl Problem {
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
+        self
+    }
+
+    /// The kept message that it is about, and what has become of it.
+    #[must_use]
+    pub fn message(mut self, id: String, status: &'static str) -> Self {
+        self.message = Some(Box::new(KeptMessage { id, status }));
         self
     }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::answer::{Answer, Bar, HttpAnswer, Lost, Verdict};
 use crate::ceiling::Refused;
-use crate::delivery::{Ended, Outcome};
+use crate::delivery::{Ended, Outcome, Settled};
 use crate::door::{Problem, Reply};
 use crate::message::MessageId;
 use crate::meter::{OverBudget, Published};
@@ -51,7 +51,18 @@ impl Answered {
         };
         Self { published, failure: Some(failure), reply: problem.into_response() }
     }
+
+    /// With the calls that were made, for the log.
+    fn with_calls(mut self, calls: u32) -> Self {
+        if let Some(failure) = &mut self.failure {
+            failure.calls = calls;
+        }
+        self
+    }
 }
+
+/// The title of a call whose outcome is unknown.
+const UNKNOWN: &str = "Nobody knows whether it was delivered";
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -74,7 +85,17 @@ pub(super) fn answer(
         Ended::NoPermit(refused) => no_permit(refused),
         Ended::OverBudget(over) => over_budget(&over, calls),
         Ended::Unanswered => unanswered(calls),
-        Ended::Kept(id) => kept(id, durability),
+        Ended::Kept(id) => accepted(id, "queued", Published::Queued, durability),
+        Ended::Settled(id, settled) => {
+            let (status, published) = match settled {
+                Settled::Delivered => ("delivered", Published::Delivered),
+                Settled::Dead => ("dead", Published::Queued),
+                Settled::Unknown => ("unknown", Published::Queued),
+            };
+            accepted(id, status, published, durability)
+        }
+        Ended::Unresolved(id) => unresolved(id, calls),
+        Ended::Dropped { id, doubt } => dropped(id, doubt, calls),
         Ended::NotKept(error) => not_kept(&error, calls),
         Ended::Barred(bar) => barred_before(bar),
         Ended::OtherRequest => key_problem(
@@ -165,10 +186,11 @@ fn receipt(http: &HttpAnswer, attempts: u32) -> Reply {
     response
 }
 
-/// It is ours to deliver.
-fn kept(id: MessageId, durability: Durability) -> Answered {
+/// It is ours, and this is its `status` now.
+fn accepted(id: MessageId, status: &str, published: Published, durability: Durability) -> Answered {
     let durability = durability.word();
-    let body = format!("{{\"Id\":\"{id}\",\"Status\":\"queued\",\"Durability\":\"{durability}\"}}");
+    let body =
+        format!("{{\"Id\":\"{id}\",\"Status\":\"{status}\",\"Durability\":\"{durability}\"}}");
     let mut reply = Response::new(Full::new(Bytes::from(body)));
     *reply.status_mut() = StatusCode::ACCEPTED;
     let headers = reply.headers_mut();
@@ -176,7 +198,42 @@ fn kept(id: MessageId, durability: Durability) -> Answered {
     if let Ok(location) = HeaderValue::try_from(format!("/messages/{id}")) {
         headers.insert(LOCATION, location);
     }
-    Answered { reply, published: Published::Queued, failure: None }
+    Answered { reply, published, failure: None }
+}
+
+/// It is a dead letter, since a call may have delivered it.
+fn unresolved(id: MessageId, calls: u32) -> Answered {
+    let detail = format!(
+        "A call was sent to the upstream, and its outcome is unknown: the message may have been \
+         delivered and billed. It is kept as a dead letter, and not sent again by itself \
+         (retry.unknown, retry.park, retry.unknown_tries). Ask the receiver; an operator can replay \
+         or drop it (tollgate messages), and /messages/{id} shows it. The same Idempotency-Key \
+         gets this answer again."
+    );
+    let problem = problem(StatusCode::GATEWAY_TIMEOUT, "unknown", UNKNOWN, detail)
+        .outcome("unknown")
+        .message(id.to_string(), "unknown")
+        .attempts(calls);
+    Answered::problem(Published::Unknown, problem).with_calls(calls)
+}
+
+/// An operator dropped it.
+fn dropped(id: MessageId, doubt: bool, calls: u32) -> Answered {
+    let (done, outcome, published) = if doubt {
+        let done = "A call for it may have delivered it, and no other will be made";
+        (done, "unknown", Published::Unknown)
+    } else {
+        ("It was not delivered, and will not be", "not-sent", Published::Failed)
+    };
+    let detail = format!(
+        "The message was kept, and an operator dropped it. {done}. Ask the operator why; to have \
+         it delivered after all, send it with a new Idempotency-Key."
+    );
+    let problem = problem(StatusCode::GONE, "dropped", "The message was dropped", detail)
+        .outcome(outcome)
+        .message(id.to_string(), "dropped")
+        .attempts(calls);
+    Answered::problem(published, problem).with_calls(calls)
 }
 
 fn not_kept(error: &KeepError, calls: u32) -> Answered {
@@ -262,7 +319,7 @@ fn unknown(why: &str) -> Problem {
     problem(
         StatusCode::GATEWAY_TIMEOUT,
         "unknown",
-        "Nobody knows whether it was delivered",
+        UNKNOWN,
         format!(
             "{why}. The message may have been, or may yet be, delivered and billed. It was not \
              accepted here: sending it again may deliver it twice."
@@ -398,9 +455,5 @@ fn unanswered(calls: u32) -> Answered {
         _ => "The call was sent to the upstream, and the wait ended before its answer",
     };
     let problem = unknown(why).attempts(calls);
-    let mut answered = Answered::problem(Published::Unknown, problem);
-    if let Some(failure) = &mut answered.failure {
-        failure.calls = calls;
-    }
-    answered
+    Answered::problem(Published::Unknown, problem).with_calls(calls)
 }

@@ -31,8 +31,8 @@ struct Shown<'a> {
 pub(super) fn answer<U: Upstream>(id: &str, delivery: &Delivery<U>) -> Reply {
     let known = id.parse().ok().and_then(|id: MessageId| delivery.find(id));
     let Some(brief) = known else {
-        let detail = "No message of this id is kept: it was never accepted here, or was delivered \
-                      longer ago than receipts are kept (spool.keep_receipts).";
+        let detail = "No message of this id is kept: it was never accepted here, or was dropped, \
+                      or was delivered longer ago than receipts are kept (spool.keep_receipts).";
         let status = StatusCode::NOT_FOUND;
         let problem = Problem::new(status, "no-such-message", "No such message", detail.to_owned());
         return problem.into_response();
@@ -49,6 +49,7 @@ fn shown(brief: &Brief) -> Shown<'_> {
     let (status, msg_id, reason) = match &brief.state {
         State::Queued { .. } => ("queued", None, None),
         State::Delivered(receipt) => ("delivered", Some(&*receipt.msg_id), None),
+        State::Dropped(_) => ("dropped", None, None),
         State::Dead(death) => match death.reason {
             Reason::Unknown => ("unknown", None, Some("unknown")),
             Reason::Expired => ("dead", None, Some("expired")),

@@ -353,9 +353,9 @@ impl Shared {
                     told.push(Told::Keep(done, kept));
                 }
                 Op::Note { draft, done } => {
-                    let is_delivered = index.get(draft.id).is_some_and(Entry::is_delivered);
+                    let is_receipt = index.get(draft.id).is_some_and(Entry::is_receipt);
                     match fates.next() {
-                        Some(Fate::At(spot)) if draft.kind == Kind::Delivered && is_delivered => {
+                        Some(Fate::At(spot)) if draft.kind == Kind::Delivered && is_receipt => {
                             index.settle(draft.id, spot, true);
                         }
                         Some(Fate::Lost) if index.remove(draft.id).is_some() => {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::disk::LOCK;
-use super::index::{Entry, Spot, Stage};
+use super::index::{Entry, Stage};
 use super::record::{Brief, Change, Record, State};
 use super::shared::Shared;
 use super::store::{End, Store};
@@ -212,7 +212,7 @@ impl Spool {
         let mut handed = 0;
         let mut after = None;
         while Instant::now() < until {
-            let open = |brief: &Brief| !matches!(brief.state, State::Delivered(_));
+            let open = |brief: &Brief| !brief.state.is_final();
             let slice = self.list(after, SLICE, &mut |brief| open(brief));
             let Some(last) = slice.last() else { return Ok(handed) };
             after = Some(last.id);
@@ -266,18 +266,18 @@ impl Spool {
             State::Queued { calling } => Stage::Queued { calling: *calling },
             State::Dead(death) => Stage::Dead(Box::new(death.clone())),
             State::Delivered(receipt) => Stage::Delivered(Box::new(receipt.clone())),
+            State::Dropped(at) => Stage::Dropped(Box::new(*at)),
         };
         let mut index = self.shared.index();
         let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
         let entry = Entry {
-            place: index.places.get(instance, topic),
-            kept_at: brief.kept_at,
             attempts: brief.attempts,
-            size: 0,
-            spot: Spot { segment: 0, offset: 0, len: 0 },
+            unknown: brief.unknown,
+            doubt: brief.doubt,
             claim: brief.claim.map(Box::new),
             trace: brief.trace.map(Box::new),
             stage,
+            ..Entry::new(index.places.get(instance, topic), brief.kept_at)
         };
         self.enqueue(&mut index, message, entry)
     }

@@ -37,7 +37,7 @@ pub(super) enum Kind {
     Kept = 1,
     Calling = 2,
     Tried = 3,
-    /// All that is left of it.
+    /// All that is left of it: it was delivered, or dropped.
     Delivered = 4,
     Dead = 5,
     Replayed = 6,

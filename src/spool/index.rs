@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::disk::DAMAGED;
 use super::place::{Place, Places};
-use super::record::{Brief, Change, Claim, Death, Receipt, State};
+use super::record::{Brief, Change, Claim, Death, Reason, Receipt, State};
 use super::{Share, Usage};
 use crate::message::{MessageId, TraceId};
 
@@ -28,6 +29,10 @@ pub(super) struct Entry {
     pub(super) place: Arc<Place>,
     pub(super) kept_at: Timestamp,
     pub(super) attempts: u32,
+    /// Calls whose outcome is unknown.
+    pub(super) unknown: u32,
+    /// A call for it may have arrived.
+    pub(super) doubt: bool,
     /// The bytes it takes, as soon as all that was noted is durable.
     pub(super) size: u32,
     pub(super) spot: Spot,
@@ -42,9 +47,26 @@ pub(super) enum Stage {
     Queued { calling: bool },
     Dead(Box<Death>),
     Delivered(Box<Receipt>),
+    Dropped(Box<Timestamp>),
 }
 
 impl Entry {
+    /// A message that nothing has happened to yet.
+    pub(super) fn new(place: Arc<Place>, kept_at: Timestamp) -> Self {
+        Self {
+            place,
+            kept_at,
+            attempts: 0,
+            unknown: 0,
+            doubt: false,
+            size: 0,
+            spot: Spot { segment: 0, offset: 0, len: 0 },
+            claim: None,
+            trace: None,
+            stage: Stage::Queued { calling: false },
+        }
+    }
+
     /// The message as callers see it.
     pub(super) fn brief(&self, id: MessageId) -> Brief {
         Brief {
@@ -53,27 +75,44 @@ impl Entry {
             topic: self.place.topic.clone(),
             kept_at: self.kept_at,
             attempts: self.attempts,
+            unknown: self.unknown,
+            doubt: self.doubt,
             claim: self.claim.as_deref().copied(),
             trace: self.trace.as_deref().copied(),
             state: match &self.stage {
                 Stage::Queued { calling } => State::Queued { calling: *calling },
                 Stage::Dead(death) => State::Dead(Death::clone(death)),
                 Stage::Delivered(receipt) => State::Delivered(Receipt::clone(receipt)),
+                Stage::Dropped(at) => State::Dropped(**at),
             },
         }
     }
 
-    pub(super) fn is_delivered(&self) -> bool {
-        matches!(self.stage, Stage::Delivered(_))
+    /// Whether only a receipt is left: of a message that was delivered or dropped.
+    pub(super) fn is_receipt(&self) -> bool {
+        self.receipt_at().is_some()
+    }
+
+    /// When the message ended of which only a receipt is left.
+    fn receipt_at(&self) -> Option<Timestamp> {
+        match &self.stage {
+            Stage::Queued { .. } | Stage::Dead(_) => None,
+            Stage::Delivered(receipt) => Some(receipt.at),
+            Stage::Dropped(at) => Some(**at),
+        }
     }
 
     /// Whether `change` says anything new to a message in this stage. An end is final, but for a
-    /// dead letter's.
+    /// dead letter's; and a call that was under way when its message was dropped decides what became
+    /// of it.
     fn takes(&self, change: &Change) -> bool {
         match (&self.stage, change) {
             (Stage::Queued { .. }, Change::Replayed(_))
             | (Stage::Dead(_), Change::Calling | Change::Tried(_))
             | (Stage::Delivered(_), _) => false,
+            (Stage::Dropped(_), change) => {
+                matches!(change, Change::Delivered(..) | Change::Dropped { .. })
+            }
             (Stage::Queued { .. } | Stage::Dead(_), _) => true,
         }
     }
@@ -81,8 +120,9 @@ impl Entry {
     fn apply(&mut self, change: &Change) {
         match change {
             Change::Calling => self.stage = Stage::Queued { calling: true },
-            Change::Tried(attempts) => {
-                self.attempts = *attempts;
+            Change::Tried(tries) => {
+                (self.attempts, self.unknown) = (tries.calls, tries.unknown);
+                self.doubt |= tries.unknown > 0;
                 self.stage = Stage::Queued { calling: false };
             }
             Change::Delivered(attempts, receipt) => {
@@ -91,11 +131,23 @@ impl Entry {
             }
             Change::Dead(attempts, death) => {
                 self.attempts = *attempts;
+                // Of what damage has hit, only the record is in doubt.
+                let damaged = death.code.as_deref() == Some(DAMAGED);
+                self.doubt |= death.reason == Reason::Unknown && !damaged;
                 self.stage = Stage::Dead(Box::new(death.clone()));
             }
             Change::Replayed(at) => {
-                self.kept_at = *at;
+                (self.kept_at, self.unknown) = (*at, 0);
                 self.stage = Stage::Queued { calling: false };
+            }
+            Change::Dropped { at, doubt } => {
+                self.doubt |= *doubt
+                    || match &self.stage {
+                        Stage::Queued { calling } => *calling,
+                        Stage::Dead(death) => death.reason == Reason::Unknown,
+                        Stage::Delivered(_) | Stage::Dropped(_) => false,
+                    };
+                self.stage = Stage::Dropped(Box::new(*at));
             }
             Change::Forgotten => {}
         }
@@ -121,6 +173,10 @@ pub(super) struct Index {
     queued: BTreeSet<(Timestamp, MessageId)>,
     /// By age.
     receipts: BTreeSet<(Timestamp, MessageId)>,
+    /// The same, by the moment from which they may give way to new messages.
+    spare: BTreeSet<(Timestamp, MessageId)>,
+    /// How long the receipt of a message with a claim does not give way.
+    keep_claims: Duration,
     /// Queued, dead, delivered.
     shares: [Share; 3],
     pub(super) segments: BTreeMap<u32, Segment>,
@@ -132,6 +188,16 @@ pub(super) struct Index {
 }
 
 impl Index {
+    /// Receipts of messages with a claim do not give way for `keep_claims` after their end.
+    pub(super) fn set_keep_claims(&mut self, keep_claims: Duration) {
+        let all: Vec<_> = self.receipts.iter().map(|(_, id)| *id).collect();
+        let all: Vec<_> = all.into_iter().filter_map(|id| Some((id, self.take(id)?))).collect();
+        self.keep_claims = keep_claims;
+        for (id, entry) in all {
+            self.put(id, entry);
+        }
+    }
+
     pub(super) fn get(&self, id: MessageId) -> Option<&Entry> {
         self.entries.get(&id)
     }
@@ -159,7 +225,7 @@ impl Index {
         Some(entry)
     }
 
-    /// Notes a change, and asks `size` for the bytes of a delivered message. Returns whether there
+    /// Notes a change, and asks `size` for the bytes of a receipt. Returns whether there
     /// was anything to note.
     pub(super) fn change(
         &mut self,
@@ -172,7 +238,7 @@ impl Index {
     }
 
     /// Tells again what was noted once: it was right then, whatever damage has hidden since of
-    /// what was before it. Only a delivered message stays delivered.
+    /// what was before it. Only of a receipt nothing else becomes.
     pub(super) fn retell(
         &mut self,
         id: MessageId,
@@ -182,25 +248,26 @@ impl Index {
         if *change == Change::Forgotten {
             return self.remove(id).is_some();
         }
-        if self.entries.get(&id).is_none_or(Entry::is_delivered) {
+        let ends = matches!(change, Change::Delivered(..) | Change::Dropped { .. });
+        if self.entries.get(&id).is_none_or(|entry| entry.is_receipt() && !ends) {
             return false;
         }
         let Some(mut entry) = self.take(id) else { return false };
         entry.apply(change);
-        if entry.is_delivered() {
+        if entry.is_receipt() {
             entry.size = size(&entry);
         }
         self.put(id, entry);
         true
     }
 
-    /// The frame with all that is known of a message is durable at a new place. `delivered`:
-    /// whether it was when the frame was made.
-    pub(super) fn settle(&mut self, id: MessageId, spot: Spot, delivered: bool) {
+    /// The frame with all that is known of a message is durable at a new place. `receipt`: whether
+    /// the frame is one.
+    pub(super) fn settle(&mut self, id: MessageId, spot: Spot, receipt: bool) {
         let Some(mut entry) = self.take(id) else { return };
         self.release(entry.spot);
         entry.spot = spot;
-        if entry.is_delivered() == delivered {
+        if entry.is_receipt() == receipt {
             entry.size = spot.len;
         }
         self.hold(id, spot);
@@ -217,9 +284,20 @@ impl Index {
         }
     }
 
-    /// The oldest receipt but that of `but`.
-    pub(super) fn oldest_receipt(&self, but: Option<MessageId>) -> Option<MessageId> {
-        self.receipts.iter().map(|(_, id)| *id).find(|id| Some(*id) != but)
+    /// Receipts that may give way now, best first.
+    pub(super) fn spare(&self, now: Timestamp) -> impl Iterator<Item = (MessageId, Share)> {
+        let spare = self.spare.iter().take_while(move |(from, _)| *from <= now);
+        spare.filter_map(|(_, id)| {
+            let bytes = self.entries.get(id)?.size.into();
+            Some((*id, Share { messages: 1, bytes }))
+        })
+    }
+
+    /// From when a receipt may give way: where its message has a claim, the next request with its
+    /// key is to be answered from it.
+    fn spare_from(&self, entry: &Entry, at: Timestamp) -> Timestamp {
+        let keep = if entry.claim.is_some() { self.keep_claims } else { Duration::ZERO };
+        at.checked_add(keep).unwrap_or(Timestamp::MAX)
     }
 
     pub(super) fn receipts(&self) -> Share {
@@ -271,11 +349,12 @@ impl Index {
                 0
             }
             Stage::Dead(_) => 1,
-            Stage::Delivered(receipt) => {
-                self.receipts.insert((receipt.at, id));
-                2
-            }
+            Stage::Delivered(_) | Stage::Dropped(_) => 2,
         };
+        if let Some(at) = entry.receipt_at() {
+            self.receipts.insert((at, id));
+            self.spare.insert((self.spare_from(&entry, at), id));
+        }
         self.shares[share].messages += 1;
         self.shares[share].bytes += u64::from(entry.size);
         self.entries.insert(id, entry);
@@ -289,11 +368,12 @@ impl Index {
                 0
             }
             Stage::Dead(_) => 1,
-            Stage::Delivered(receipt) => {
-                self.receipts.remove(&(receipt.at, id));
-                2
-            }
+            Stage::Delivered(_) | Stage::Dropped(_) => 2,
         };
+        if let Some(at) = entry.receipt_at() {
+            self.receipts.remove(&(at, id));
+            self.spare.remove(&(self.spare_from(&entry, at), id));
+        }
         self.shares[share].messages -= 1;
         self.shares[share].bytes -= u64::from(entry.size);
         Some(entry)

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::frame::{Draft, Kind};
 use super::index::{Entry, Spot, Stage};
 use super::place::Places;
-use super::record::{Change, Claim, Death, Receipt};
+use super::record::{Change, Claim, Death, Receipt, Tries};
 use crate::message::{MessageId, Topic, TraceId};
 
-/// Of a kept message: all that is known. Of a delivered one: all that is left.
+/// Of a kept message: all that is known. Of one that was delivered or dropped: all that is left.
 #[derive(Serialize, Deserialize)]
 struct Whole<'a> {
     #[serde(borrow)]
@@ -23,6 +23,10 @@ struct Whole<'a> {
     kept_at: Timestamp,
     #[serde(default, skip_serializing_if = "is_default")]
     attempts: u32,
+    #[serde(default, skip_serializing_if = "is_default")]
+    unknown: u32,
+    #[serde(default, skip_serializing_if = "is_default")]
+    doubt: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     claim: Option<Claim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,11 +37,17 @@ struct Whole<'a> {
     death: Option<Cow<'a, Death>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     receipt: Option<Cow<'a, Receipt>>,
+    /// It was dropped, at the moment of the receipt. An older sidecar, which does not know this,
+    /// reads a message that has ended, and does not deliver it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    dropped: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Tried {
     attempts: u32,
+    #[serde(default, skip_serializing_if = "is_default")]
+    unknown: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -63,27 +73,35 @@ fn json<T: Serialize>(words: &T) -> Vec<u8> {
     }
 }
 
-/// The frame that says all that is known of a message. A delivered one has no body.
+/// The frame that says all that is known of a message. A receipt has no body.
 pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> Draft {
-    let (mut calling, mut death, mut receipt) = (false, None, None);
+    let (mut calling, mut death, mut receipt, mut dropped) = (false, None, None, false);
     match &entry.stage {
         Stage::Queued { calling: now } => calling = *now,
         Stage::Dead(end) => death = Some(Cow::Borrowed(&**end)),
         Stage::Delivered(end) => receipt = Some(Cow::Borrowed(&**end)),
+        Stage::Dropped(at) => {
+            let (msg_id, request_id) = (Box::default(), Box::default());
+            let end = Receipt { msg_id, request_id, at: **at, accepted: true };
+            (receipt, dropped) = (Some(Cow::Owned(end)), true);
+        }
     }
-    let delivered = receipt.is_some();
+    let is_receipt = receipt.is_some();
     let meta = json(&Whole {
         instance: Cow::Borrowed(&entry.place.lane.instance),
         topic: Cow::Borrowed(entry.place.topic.as_str()),
         kept_at: entry.kept_at,
         attempts: entry.attempts,
+        unknown: entry.unknown,
+        doubt: entry.doubt,
         claim: entry.claim.as_deref().copied(),
         trace: entry.trace.as_deref().copied(),
         calling,
         death,
         receipt,
+        dropped,
     });
-    if delivered {
+    if is_receipt {
         Draft { kind: Kind::Delivered, id, meta, body: Bytes::new() }
     } else {
         Draft { kind: Kind::Kept, id, meta, body }
@@ -96,7 +114,7 @@ pub(super) fn now(id: MessageId, entry: &Entry) -> Draft {
         Stage::Queued { calling: true } => Kind::Calling,
         Stage::Queued { calling: false } => Kind::Tried,
         Stage::Dead(_) => Kind::Dead,
-        Stage::Delivered(_) => Kind::Delivered,
+        Stage::Delivered(_) | Stage::Dropped(_) => Kind::Delivered,
     };
     Draft { kind, ..whole(id, entry, Bytes::new()) }
 }
@@ -106,8 +124,10 @@ pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> Draft {
     let (kind, meta) = match change {
         Change::Calling => return Draft::bare(Kind::Calling, id),
         Change::Forgotten => return Draft::bare(Kind::Forgotten, id),
-        Change::Delivered(..) => return whole(id, entry, Bytes::new()),
-        Change::Tried(attempts) => (Kind::Tried, json(&Tried { attempts: *attempts })),
+        Change::Delivered(..) | Change::Dropped { .. } => return whole(id, entry, Bytes::new()),
+        Change::Tried(Tries { calls, unknown }) => {
+            (Kind::Tried, json(&Tried { attempts: *calls, unknown: *unknown }))
+        }
         Change::Dead(attempts, death) => {
             (Kind::Dead, json(&Dead { attempts: *attempts, death: Cow::Borrowed(death) }))
         }
@@ -129,12 +149,15 @@ pub(super) fn read(kind: Kind, meta: &[u8], spot: Spot, places: &mut Places) -> 
     let change = match kind {
         Kind::Kept | Kind::Delivered => {
             let entry = entry(meta, spot, places)?;
-            let delivered = matches!(entry.stage, Stage::Delivered(_));
-            return (delivered == (kind == Kind::Delivered)).then_some(Said::Whole(entry));
+            let fits = entry.is_receipt() == (kind == Kind::Delivered);
+            return fits.then_some(Said::Whole(entry));
         }
         Kind::Calling => Change::Calling,
         Kind::Forgotten => Change::Forgotten,
-        Kind::Tried => Change::Tried(serde_json::from_slice::<Tried>(meta).ok()?.attempts),
+        Kind::Tried => {
+            let Tried { attempts: calls, unknown } = serde_json::from_slice(meta).ok()?;
+            Change::Tried(Tries { calls, unknown })
+        }
         Kind::Dead => {
             let dead: Dead<'_> = serde_json::from_slice(meta).ok()?;
             Change::Dead(dead.attempts, dead.death.into_owned())
@@ -151,6 +174,7 @@ pub(super) fn entry(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entr
     let stage = match (words.death, words.receipt) {
         (None, None) => Stage::Queued { calling: words.calling },
         (Some(death), None) => Stage::Dead(Box::new(death.into_owned())),
+        (None, Some(receipt)) if words.dropped => Stage::Dropped(Box::new(receipt.at)),
         (None, Some(receipt)) => Stage::Delivered(Box::new(receipt.into_owned())),
         (Some(_), Some(_)) => return None,
     };
@@ -158,10 +182,63 @@ pub(super) fn entry(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entr
         place: places.get(Arc::from(&*words.instance), topic),
         kept_at: words.kept_at,
         attempts: words.attempts,
+        unknown: words.unknown,
+        doubt: words.doubt,
         size: spot.len,
         spot,
         claim: words.claim.map(Box::new),
         trace: words.trace.map(Box::new),
         stage,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
+mod tests {
+    use super::*;
+
+    const SPOT: Spot = Spot { segment: 0, offset: 0, len: 9 };
+
+    fn entry_of(words: &str) -> Entry {
+        entry(words.as_bytes(), SPOT, &mut Places::default()).unwrap()
+    }
+
+    /// What older sidecars have written.
+    #[test]
+    fn older_words() {
+        let words =
+            r#"{"instance":"i","topic":"abc/d","kept_at":"2026-01-01T00:00:00Z","attempts":3}"#;
+        let queued = entry_of(words);
+        assert_eq!((queued.attempts, queued.unknown, queued.doubt), (3, 0, false));
+        let death = r#","death":{"reason":"unknown","code":null,"request_id":null,"at":"2026-01-01T00:00:00Z"}}"#;
+        let dead = entry_of(&words.replace('}', death));
+        let Stage::Dead(death) = dead.stage else { panic!("{:?}", dead.stage) };
+        assert!(death.accepted, "its caller was answered 202");
+        let places = &mut Places::default();
+        let Some(Said::Change(tried)) = read(Kind::Tried, br#"{"attempts":4}"#, SPOT, places)
+        else {
+            panic!("it is readable")
+        };
+        assert_eq!(tried, Change::Tried(4.into()));
+    }
+
+    /// What older sidecars make of a dropped message: one that has ended.
+    #[test]
+    fn a_dropped_message_for_older_sidecars() {
+        #[derive(Deserialize)]
+        struct Older {
+            receipt: Option<Receipt>,
+        }
+        let topic = Topic::parse("abc/d").unwrap();
+        let place = Places::default().get("i".into(), topic);
+        let at = "2026-01-01T00:00:00Z".parse().unwrap();
+        let stage = Stage::Dropped(Box::new(at));
+        let dropped = Entry { stage, doubt: true, ..Entry::new(place, at) };
+        let draft = now(MessageId::new(), &dropped);
+        assert_eq!(draft.kind, Kind::Delivered);
+        let older: Older = serde_json::from_slice(&draft.meta).unwrap();
+        assert!(older.receipt.is_some_and(|receipt| receipt.at == at && receipt.accepted));
+        let newer = entry(&draft.meta, SPOT, &mut Places::default()).unwrap();
+        assert!(newer.doubt && matches!(newer.stage, Stage::Dropped(found) if *found == at));
+    }
 }

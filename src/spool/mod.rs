@@ -38,7 +38,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 pub use fleet::{Adoptions, NotOurs};
-pub use record::{Brief, Change, Claim, Death, Reason, Receipt, Record, State};
+pub use record::{Brief, Change, Claim, Death, Reason, Receipt, Record, State, Tries};
 pub use selection::{Listed, Picked, Selection, SelectionError, Which};
 pub use streams::Durability;
 
@@ -46,7 +46,7 @@ use crate::message::{Message, MessageId};
 use commit::Op;
 use disk::Folder;
 use frame::{Draft, Kind};
-use index::{Entry, Index, Spot, Stage};
+use index::{Entry, Index};
 use shared::Shared;
 use store::Store;
 
@@ -61,6 +61,9 @@ pub struct Options {
     pub max_messages: usize,
     /// How long the receipt of a delivered message is kept.
     pub keep_receipts: Duration,
+    /// So long, but no longer than receipts are kept, the receipt of a message with a claim does not
+    /// give way to new messages: its key is taken.
+    pub keep_claims: Duration,
 }
 
 /// Why a spool does not open.
@@ -233,7 +236,17 @@ impl Spool {
     /// Keeps a message. Durable once this returns; once it has failed, the message is not kept.
     /// Goes on to its end if it is dropped.
     pub async fn keep(&self, message: &Message, claim: Option<Claim>) -> Result<(), KeepError> {
-        let done = self.submit(message, claim)?;
+        self.keep_tried(message, claim, Tries::default()).await
+    }
+
+    /// The same with a message for which calls were made.
+    pub async fn keep_tried(
+        &self,
+        message: &Message,
+        claim: Option<Claim>,
+        tries: Tries,
+    ) -> Result<(), KeepError> {
+        let done = self.submit(message, claim, tries)?;
         self.shared.kick();
         let stopped = || self.shared.store.refusal("it was stopped".into());
         done.await.unwrap_or_else(|_| Err(stopped()))
@@ -243,6 +256,7 @@ impl Spool {
         &self,
         message: &Message,
         claim: Option<Claim>,
+        tries: Tries,
     ) -> Result<oneshot::Receiver<Result<(), KeepError>>, KeepError> {
         if message.payload.as_bytes().len() > MAX_FRAME {
             return Err(KeepError::Full);
@@ -250,14 +264,12 @@ impl Spool {
         let mut index = self.shared.index();
         let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
         let entry = Entry {
-            place: index.places.get(instance, topic),
-            kept_at: Timestamp::now(),
-            attempts: 0,
-            size: 0,
-            spot: Spot { segment: 0, offset: 0, len: 0 },
+            attempts: tries.calls,
+            unknown: tries.unknown,
+            doubt: tries.unknown > 0,
             claim: claim.map(Box::new),
             trace: message.trace.map(Box::new),
-            stage: Stage::Queued { calling: false },
+            ..Entry::new(index.places.get(instance, topic), Timestamp::now())
         };
         self.enqueue(&mut index, message, entry)
     }
@@ -280,8 +292,8 @@ impl Spool {
         Ok(told)
     }
 
-    /// Receipts give way to what comes, oldest first, but for that of `but`. None of them does if
-    /// all would not be enough.
+    /// Receipts give way to what comes, oldest first, but for that of `but`, and those whose claims
+    /// are to be known. None of them does if all would not be enough.
     fn make_room(
         &self,
         index: &mut Index,
@@ -289,20 +301,32 @@ impl Spool {
         but: Option<MessageId>,
     ) -> Result<(), KeepError> {
         let max = self.max();
-        let fits = |less: Share, index: &Index| {
-            let total = index.total();
+        let total = index.total();
+        let fits = |less: Share| {
             total.messages - less.messages + more.messages <= max.messages
                 && total.bytes - less.bytes + more.bytes <= max.bytes
         };
-        if !fits(index.receipts(), index) {
+        if !fits(index.receipts()) {
             return Err(KeepError::Full);
         }
-        while !fits(Share::default(), index) {
-            let Some(oldest) = index.oldest_receipt(but) else { break };
-            index.remove(oldest);
-            self.shared.queue().forget(oldest);
+        let (mut less, mut gone) = (Share::default(), Vec::new());
+        let mut spare = index.spare(Timestamp::now()).filter(|(id, _)| Some(*id) != but);
+        while !fits(less) {
+            let Some((id, freed)) = spare.next() else { break };
+            less.messages += freed.messages;
+            less.bytes += freed.bytes;
+            gone.push(id);
         }
-        Ok(())
+        drop(spare);
+        let fits = fits(less);
+        // A receipt is not refused: all that may give way does.
+        if fits || but.is_some() {
+            for id in gone {
+                index.remove(id);
+                self.shared.queue().forget(id);
+            }
+        }
+        if fits { Ok(()) } else { Err(KeepError::Full) }
     }
 
     fn max(&self) -> Share {
@@ -332,7 +356,7 @@ impl Spool {
             },
         };
         self.shared.queue().ops.push_back(op);
-        if matches!(change, Change::Delivered(..)) {
+        if matches!(change, Change::Delivered(..) | Change::Dropped { .. }) {
             // A receipt may be longer than what it replaces; it is not refused, so others go.
             drop(self.make_room(&mut index, Share::default(), Some(id)));
         }

@@ -20,7 +20,7 @@ impl Shared {
         id: MessageId,
     ) -> Result<Record, ReadError> {
         let entry = self.index().get(id).cloned().ok_or(ReadError::Absent)?;
-        if entry.is_delivered() {
+        if entry.is_receipt() {
             return Ok(record(id, &entry, Bytes::new()));
         }
         match streams.reader.body(id, &self.runtime).await {
@@ -36,11 +36,8 @@ impl Shared {
         let mut before = None;
         loop {
             let entry = self.index().get(id).cloned().ok_or(ReadError::Absent)?;
-            let body = if entry.is_delivered() {
-                Ok(Bytes::new())
-            } else {
-                self.body(disk, id, entry.spot)
-            };
+            let body =
+                if entry.is_receipt() { Ok(Bytes::new()) } else { self.body(disk, id, entry.spot) };
             let body = match body {
                 Ok(body) => body,
                 // Its segment may have gone meanwhile; then it was moved, and lies elsewhere now.

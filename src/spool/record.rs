@@ -16,6 +16,26 @@ pub enum State {
     Dead(Death),
     /// It was delivered.
     Delivered(Receipt),
+    /// An operator dropped it at this moment. Only a message with a claim leaves this trace: the next
+    /// request with its key is answered with it.
+    Dropped(Timestamp),
+}
+
+impl State {
+    /// When the message ended; `None`: it is to be delivered.
+    pub fn ended_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Queued { .. } => None,
+            Self::Dead(death) => Some(death.at),
+            Self::Delivered(receipt) => Some(receipt.at),
+            Self::Dropped(at) => Some(*at),
+        }
+    }
+
+    /// Whether the message has its body no more, and never comes back.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Delivered(_) | Self::Dropped(_))
+    }
 }
 
 /// Why a message is no longer tried.
@@ -53,6 +73,13 @@ pub struct Death {
     pub request_id: Option<Box<str>>,
     /// When.
     pub at: Timestamp,
+    /// Its caller was answered 202 before. Older records do not say so, and it was so.
+    #[serde(default = "yes")]
+    pub accepted: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What is left of a delivered message for a while.
@@ -77,6 +104,22 @@ pub struct Claim {
     pub print: u128,
 }
 
+/// Calls that were made for a message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tries {
+    /// All of them.
+    pub calls: u32,
+    /// Those whose outcome is unknown.
+    pub unknown: u32,
+}
+
+impl From<u32> for Tries {
+    /// Calls of which each has failed for certain.
+    fn from(calls: u32) -> Self {
+        Self { calls, unknown: 0 }
+    }
+}
+
 /// A message that is kept, without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Brief {
@@ -90,6 +133,10 @@ pub struct Brief {
     pub kept_at: Timestamp,
     /// Calls that were made for it.
     pub attempts: u32,
+    /// Calls of these whose outcome is unknown; a replay starts at 0.
+    pub unknown: u32,
+    /// A call for it may have arrived, also before a replay.
+    pub doubt: bool,
     /// The claim of its request.
     pub claim: Option<Claim>,
     /// Its caller's trace, if it has one.
@@ -112,14 +159,21 @@ pub struct Record {
 pub enum Change {
     /// A call for it is about to leave.
     Calling,
-    /// A call was made and failed; so many were made in all.
-    Tried(u32),
+    /// A call was made, and the message was not delivered for certain; so many were made in all.
+    Tried(Tries),
     /// It was delivered, with so many calls.
     Delivered(u32, Receipt),
     /// It will not be tried again, after so many calls.
     Dead(u32, Death),
     /// A dead letter is to be delivered after all, and is as young as a new message.
     Replayed(Timestamp),
+    /// An operator dropped it: its bytes go, its claim stays.
+    Dropped {
+        /// When.
+        at: Timestamp,
+        /// A call that was under way meanwhile may have arrived.
+        doubt: bool,
+    },
     /// Nothing of it is kept.
     Forgotten,
 }

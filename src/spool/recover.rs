@@ -104,7 +104,7 @@ impl Recovered {
             }
             Some(Kind::Dead) => {
                 let (reason, code) = (Reason::Unknown, Some(DAMAGED.into()));
-                Change::Dead(attempts, Death { reason, code, request_id: None, at })
+                Change::Dead(attempts, Death { reason, code, request_id: None, at, accepted: true })
             }
             _ => return,
         };

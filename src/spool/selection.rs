@@ -21,6 +21,8 @@ pub enum Which {
     Dead,
     /// Delivered; only its receipt is left.
     Delivered,
+    /// Dropped by an operator; only its key is left.
+    Dropped,
 }
 
 /// Which messages are meant: all conditions that are given must hold.
@@ -100,7 +102,7 @@ impl Picked {
         match which(&brief.state) {
             Which::Dead => self.means(brief),
             Which::Queued => named && self.means(brief),
-            Which::Delivered => false,
+            Which::Delivered | Which::Dropped => false,
         }
     }
 }
@@ -110,6 +112,7 @@ fn which(state: &State) -> Which {
         State::Queued { .. } => Which::Queued,
         State::Dead(_) => Which::Dead,
         State::Delivered(_) => Which::Delivered,
+        State::Dropped(_) => Which::Dropped,
     }
 }
 
@@ -155,7 +158,7 @@ impl From<&Brief> for Listed {
             bytes: None,
         };
         match &brief.state {
-            State::Queued { .. } => {}
+            State::Queued { .. } | State::Dropped(_) => {}
             State::Dead(death) => {
                 listed.reason = Some(death.reason);
                 listed.code = death.code.as_deref().map(str::to_owned);
@@ -174,13 +177,14 @@ impl From<&Brief> for Listed {
 const PAGE: usize = 500;
 
 impl Spool {
-    /// Changes what is meant, a page at a time, and says `then` of each, once that is durable.
-    /// Returns how many it has changed: what somebody else has changed meanwhile is not among them.
+    /// Makes a `change` of each that is meant, a page at a time, and calls `then` for each, once that
+    /// is durable, with whether anything was changed: another operator may have been first. Returns
+    /// how many it has changed. Both get the message as it was before.
     pub async fn change(
         &self,
         meant: &(dyn Fn(&Brief) -> bool + Send + Sync),
-        change: &Change,
-        then: &(dyn Fn(MessageId) + Send + Sync),
+        change: &(dyn Fn(&Brief) -> Change + Send + Sync),
+        then: &(dyn Fn(&Brief, bool) + Send + Sync),
     ) -> usize {
         let (mut changed, mut after) = (0, None);
         loop {
@@ -188,16 +192,23 @@ impl Spool {
             let Some(last) = page.last() else { return changed };
             after = Some(last.id);
             // All of a page are noted before the first is waited for: they share a few commits.
-            let note = |brief: &Brief| (brief.id, self.note(brief.id, change.clone()));
+            let note = |brief: &Brief| self.note(brief.id, change(brief));
             let noted: Vec<_> = page.iter().map(note).collect();
-            for (id, noted) in noted {
+            for (brief, noted) in page.iter().zip(noted) {
                 let is_ours = noted.changed;
                 noted.await;
-                if is_ours {
-                    changed += 1;
-                    then(id);
-                }
+                changed += usize::from(is_ours);
+                then(brief, is_ours);
             }
+        }
+    }
+
+    /// Drops a message. Where it has a claim, a receipt stays, so that the next request with its key
+    /// is answered with what became of it.
+    pub fn dropped(brief: &Brief) -> Change {
+        match brief.claim {
+            Some(_) => Change::Dropped { at: Timestamp::now(), doubt: false },
+            None => Change::Forgotten,
         }
     }
 

@@ -49,6 +49,7 @@ impl Shared {
             recover(&*disk).map_err(|error| OpenError::Io { path: options.path.clone(), error })?;
         let log = Log::new(Arc::clone(&disk), segment_size(&options), recovered.next);
         let mut index = recovered.index;
+        index.set_keep_claims(options.keep_claims);
         index.expire(options.keep_receipts, Timestamp::now());
         let shared = Self {
             options,
@@ -67,13 +68,15 @@ impl Shared {
 
     /// The spool of an account in Redis, with nothing in it yet.
     pub(super) fn share(owner: Owner, options: Options, runtime: Handle) -> Arc<Self> {
+        let mut index = Index::default();
+        index.set_keep_claims(options.keep_claims);
         Arc::new(Self {
             options,
             store: Store::Redis(owner.streams()),
             runtime,
             commits: histogram(),
             writer: Mutex::new(Writer::new(End::Redis(Box::new(owner)))),
-            index: Mutex::default(),
+            index: Mutex::new(index),
             queue: Mutex::default(),
         })
     }

@@ -111,8 +111,8 @@ impl Shared {
             let mut index = self.index();
             for ((id, old, draft), spot) in moved.iter().zip(written.spots) {
                 if index.get(*id).is_some_and(|entry| entry.spot == *old) {
-                    let delivered = draft.kind == super::frame::Kind::Delivered;
-                    index.settle(*id, spot, delivered);
+                    let receipt = draft.kind == super::frame::Kind::Delivered;
+                    index.settle(*id, spot, receipt);
                 }
             }
         }
@@ -139,7 +139,7 @@ impl Shared {
     }
 
     fn redraft(&self, disk: &dyn Disk, id: MessageId, entry: &Entry) -> Result<Draft, Unread> {
-        if entry.is_delivered() {
+        if entry.is_receipt() {
             return Ok(meta::whole(id, entry, Bytes::new()));
         }
         let body = self.body(disk, id, entry.spot)?;

@@ -122,6 +122,7 @@ impl House {
             max_bytes: 64 << 20,
             max_messages: 100_000,
             keep_receipts: Duration::from_mins(10),
+            keep_claims: Duration::from_mins(10),
         };
         let spool = Spool::open(options).await.unwrap();
         let ceiling = Ceiling::start(&config.ceilings, 1, 10_000, Start::Alone);

@@ -57,7 +57,7 @@ impl Run {
             (options.max_bytes, options.max_messages) = (128 << 10, 30);
         }
         let max_age = if random.u8(..4) == 0 { "30s" } else { "1h" };
-        let world = Arc::new(World::new(seed, options.max_messages < 100));
+        let world = Arc::new(World::new(seed));
         let disk = Double::default();
         let process = Process::start(0, &world, &disk, &options, max_age, Start::Alone).await;
         Self { random, world, disk, options, max_age, process }

@@ -1,17 +1,19 @@
 -- What an account keeps, in Redis. Each call is one step: Redis runs nothing else meanwhile.
 --
--- KEYS: stream, words, receipts, totals, owners; all with the account as their hash tag.
+-- KEYS: stream, words, receipts, totals, owners, spare; all with the account as their hash tag.
 --   stream    an entry a message: id, and the body as long as it is to be delivered. The consumer that
 --             has the entry pending in the group GROUP is the message's owner, and nobody else.
 --   words     message -> "<entry> <bytes> <all that is known of it, as JSON>"
---   receipts  delivered messages by the moment
+--   receipts  messages that were delivered or dropped, by the moment
+--   spare     the same, by the moment from which they may give way to new messages. Older sidecars know
+--             nothing of it: what they write gives way to no newer one, what they remove stays here a while
 --   totals    messages and bytes of the account, and how many of these bytes are receipts
 --   owners    owner -> its turn, or GONE
 -- ARGV: verb, owner, turn, what the verb needs.
 --
 -- A turn is the number of what an owner has asked. Whoever asks names the last one that it knows was
 -- done, so that a call that comes late, or from before Redis lost what it knew, changes nothing.
-local S, W, R, T, O = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local S, W, R, T, O, P = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GROUP, GONE = 'tollgate', '-'
 local verb, me, turn = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
@@ -40,6 +42,7 @@ local function remove(id, entry, bytes)
   redis.call('XDEL', S, entry)
   redis.call('HDEL', W, id)
   if redis.call('ZREM', R, id) == 1 then redis.call('HINCRBY', T, 'receipts', -bytes) end
+  redis.call('ZREM', P, id)
   redis.call('HINCRBY', T, 'messages', -1)
   redis.call('HINCRBY', T, 'bytes', -bytes)
 end
@@ -47,7 +50,12 @@ end
 local function remove_receipts(ids)
   for _, id in ipairs(ids) do
     local entry, bytes = known(id)
-    if entry then remove(id, entry, bytes) else redis.call('ZREM', R, id) end
+    if entry then
+      remove(id, entry, bytes)
+    else
+      redis.call('ZREM', R, id)
+      redis.call('ZREM', P, id)
+    end
   end
 end
 
@@ -119,11 +127,16 @@ redis.call('HSET', O, me, turn + 1)
 
 if verb == 'commit' then
   local keep, most, most_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+  local keep_claims = tonumber(ARGV[7])
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   remove_receipts(redis.call('ZRANGEBYSCORE', R, '-inf', now - keep, 'LIMIT', 0, 200))
+  -- What an older sidecar has removed.
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', P, '-inf', now - keep - keep_claims, 'LIMIT', 0, 200)) do
+    if not known(id) then redis.call('ZREM', P, id) end
+  end
   local fates = {}
-  for i = 7, #ARGV, 5 do
+  for i = 8, #ARGV, 5 do
     local op, id, bytes, words, body = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
     local fate = 'done'
     local entry, old = known(id)
@@ -132,9 +145,9 @@ if verb == 'commit' then
         return total('messages') + 1 > most or total('bytes') + bytes > most_bytes
       end
       while over() do
-        local oldest = redis.call('ZRANGE', R, 0, 0)
-        if #oldest == 0 then break end
-        remove_receipts(oldest)
+        local spare = redis.call('ZRANGEBYSCORE', P, '-inf', now, 'LIMIT', 0, 1)
+        if #spare == 0 then break end
+        remove_receipts(spare)
       end
       if entry then
         fate = 'lost'
@@ -156,6 +169,9 @@ if verb == 'commit' then
       redis.call('HINCRBY', T, 'bytes', bytes - old)
       local more = redis.call('ZADD', R, now, id) == 1 and bytes or bytes - old
       redis.call('HINCRBY', T, 'receipts', more)
+      -- A quote within a text is escaped: this is the field and nothing else.
+      local claimed = string.find(words, '"claim":{', 1, true)
+      redis.call('ZADD', P, claimed and now + keep_claims or now, id)
     else
       redis.call('HSET', W, id, entry .. ' ' .. old .. ' ' .. words)
     end

@@ -44,7 +44,7 @@ const REFUSALS: &[&str] = &[
 #[derive(Debug)]
 pub(super) struct Place {
     fleet: Fleet,
-    keys: [String; 5],
+    keys: [String; 6],
     /// Of our own, so that nothing else holds up what is asked: each question ends in time, whatever
     /// step of it hangs. `None`: this is the end.
     runtime: Option<Runtime>,
@@ -105,7 +105,7 @@ impl Trouble {
 impl Place {
     pub(super) fn new(fleet: &Fleet) -> io::Result<Self> {
         let base = format!("tollgate:{{{}}}:spool", fleet.account);
-        let keys = ["", ":words", ":receipts", ":totals", ":owners"].map(|part| {
+        let keys = ["", ":words", ":receipts", ":totals", ":owners", ":spare"].map(|part| {
             let base = &base;
             format!("{base}{part}")
         });

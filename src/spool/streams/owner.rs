@@ -278,7 +278,7 @@ impl Owner {
         // Those that we have and that are not ours: somebody took them, or they are nowhere.
         let (held, gone): (Vec<_>, Vec<_>) = {
             let index = shared.index();
-            let all = index.after(None).map(|(id, entry)| (*id, entry.is_delivered()));
+            let all = index.after(None).map(|(id, entry)| (*id, entry.is_receipt()));
             all.partition(|(id, _)| mine.contains(id))
         };
         let (mut taken, mut lost) = (0_usize, 0_usize);
@@ -349,6 +349,7 @@ impl Owner {
                 let options = &shared.options;
                 command.arg(options.keep_receipts.as_millis().to_string());
                 command.arg(options.max_messages).arg(options.max_bytes);
+                command.arg(options.keep_claims.as_millis().to_string());
                 for draft in drafts {
                     let op = match draft.kind {
                         Kind::Kept => "keep",

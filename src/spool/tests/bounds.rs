@@ -65,12 +65,12 @@ async fn an_end_is_final_but_for_a_dead_letters() {
     let ids = keep_many(&spool, 2, 10).await;
     spool.note(ids[0], Change::Delivered(1, receipt())).await;
     let before = spool.find(ids[0]);
-    for change in [Change::Calling, Change::Tried(9), Change::Dead(9, death())] {
+    for change in [Change::Calling, Change::Tried(9.into()), Change::Dead(9, death())] {
         spool.note(ids[0], change).await;
         assert_eq!(spool.find(ids[0]), before);
     }
     spool.note(ids[1], Change::Dead(3, death())).await;
-    spool.note(ids[1], Change::Tried(9)).await;
+    spool.note(ids[1], Change::Tried(9.into())).await;
     assert_eq!(spool.find(ids[1]).unwrap().attempts, 3);
     spool.note(ids[1], Change::Replayed(Timestamp::now())).await;
     assert_eq!(spool.find(ids[1]).unwrap().state, State::Queued { calling: false });
@@ -124,4 +124,69 @@ async fn reading_copes_with_moving() {
         reads += 1;
     }
     writer.await.unwrap();
+}
+
+/// Receipts of messages with a claim give way only when their keys are no longer to be known.
+#[tokio::test]
+async fn receipts_with_a_claim_do_not_give_way() {
+    let ago = |seconds| Timestamp::now() - SignedDuration::from_secs(seconds);
+    let dropped = Change::Dropped { at: ago(1), doubt: false };
+    let delivered = |seconds| {
+        let at = ago(seconds);
+        Change::Delivered(1, crate::spool::Receipt { at, ..receipt() })
+    };
+    for (change, has_claim, gives_way) in [
+        (delivered(1), true, false),
+        (dropped, true, false),
+        (delivered(601), true, true),
+        (delivered(1), false, true),
+    ] {
+        let disk = Double::default();
+        let mut options = options("/nowhere".as_ref());
+        options.max_messages = 2;
+        let spool = open(&disk, &options).await;
+        let ended = message("abc", "x");
+        spool.keep(&ended, has_claim.then(claim)).await.unwrap();
+        spool.note(ended.id, change.clone()).await;
+        keep_many(&spool, 1, 10).await;
+        // The same after a restart.
+        drop(spool);
+        let spool = open(&disk, &options).await;
+        let before = spool.find(ended.id);
+        let kept = spool.keep(&message("abc", "y"), None).await;
+        assert_eq!(kept.is_ok(), gives_way, "{change:?}");
+        let after = if gives_way { None } else { before };
+        assert_eq!(spool.find(ended.id), after);
+    }
+}
+
+/// A message that was dropped leaves its claim, and a call that was under way decides after all.
+#[tokio::test]
+async fn what_is_left_of_a_dropped_message() {
+    let disk = Double::default();
+    let options = options("/nowhere".as_ref());
+    let spool = open(&disk, &options).await;
+    let [kept, called, taken] = std::array::from_fn(|_| message("abc", vec![3; 500]));
+    for message in [&kept, &called, &taken] {
+        spool.keep(message, Some(claim())).await.unwrap();
+        let brief = spool.find(message.id).unwrap();
+        spool.note(message.id, Spool::dropped(&brief)).await;
+    }
+    let at = Timestamp::now();
+    spool.note(called.id, Change::Dropped { at, doubt: true }).await;
+    spool.note(taken.id, Change::Delivered(1, receipt())).await;
+    for change in [Change::Calling, Change::Tried(9.into()), Change::Dead(9, death())] {
+        assert!(!spool.note(kept.id, change).changed);
+    }
+    assert!(spool.usage().receipts.bytes < 1_500);
+    let before = spool.list(None, 9, &mut |_| true);
+    let seen: Vec<_> = before.iter().map(|b| (b.state.is_final(), b.doubt, b.claim)).collect();
+    let claim = Some(claim());
+    assert_eq!(seen, [(true, false, claim), (true, true, claim), (true, false, claim)]);
+    assert!(matches!(spool.find(taken.id).unwrap().state, State::Delivered(_)));
+    let usage = spool.usage();
+    drop(spool);
+    let again = open(&disk, &options).await;
+    assert_eq!(again.list(None, 9, &mut |_| true), before);
+    assert_eq!(again.usage().receipts, usage.receipts);
 }

@@ -47,7 +47,7 @@ async fn one_of_each(disk: &Double) -> Vec<MessageId> {
             ids.push(kept.id);
             spool.keep(&kept, Some(claim())).await.unwrap();
             spool.note(kept.id, Change::Calling).await;
-            spool.note(kept.id, Change::Tried(1)).await;
+            spool.note(kept.id, Change::Tried(1.into())).await;
             match i {
                 0 => spool.note(kept.id, Change::Delivered(2, receipt())).await,
                 1 => {
@@ -199,7 +199,7 @@ async fn a_failed_keep_is_not_kept_and_a_note_is_tried_again() {
             assert_eq!(kept.is_err(), broken || fail_in < 2, "{fail_in}");
             let failure = spool.usage().failure;
             assert_eq!(failure.is_some(), kept.is_err(), "{failure:?}");
-            let noted = spool.note(good.id, Change::Tried(7));
+            let noted = spool.note(good.id, Change::Tried(7.into()));
             assert_eq!(spool.find(good.id).unwrap().attempts, 7);
             if broken {
                 assert!(tokio::time::timeout(Duration::from_mins(1), spool.flush()).await.is_err());
@@ -302,8 +302,8 @@ async fn of_many_tries_the_last_is_noted() {
     disk.state().broken = true;
     for n in 1..=1_000 {
         drop(spool.note(tried.id, Change::Calling));
-        drop(spool.note(tried.id, Change::Tried(n)));
-        drop(spool.note(ended.id, Change::Tried(n)));
+        drop(spool.note(tried.id, Change::Tried(n.into())));
+        drop(spool.note(ended.id, Change::Tried(n.into())));
         drop(spool.flush());
     }
     drop(spool.note(ended.id, Change::Dead(1_000, death())));

@@ -23,7 +23,7 @@ async fn a_disk_hands_its_rest_over() {
         disk.keep(message, Some(claim())).await.unwrap();
     }
     disk.note(kept[1].id, Change::Calling).await;
-    disk.note(kept[2].id, Change::Tried(3)).await;
+    disk.note(kept[2].id, Change::Tried(3.into())).await;
     disk.note(kept[3].id, Change::Dead(4, death())).await;
     disk.note(kept[4].id, Change::Delivered(1, receipt())).await;
     let mut before = disk.list(None, usize::MAX, &mut |_| true);

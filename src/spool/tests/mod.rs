@@ -35,6 +35,7 @@ pub(crate) fn options(path: &Path) -> Options {
         max_bytes: 16 << 20,
         max_messages: 100_000,
         keep_receipts: Duration::from_hours(1),
+        keep_claims: Duration::from_mins(10),
     }
 }
 
@@ -78,5 +79,6 @@ fn death() -> Death {
         code: Some("InvalidTopic".into()),
         request_id: None,
         at: Timestamp::now(),
+        accepted: true,
     }
 }

@@ -100,7 +100,7 @@ impl Run {
     async fn note(&mut self, id: MessageId, what: u8) {
         let change = match what {
             0 => Change::Calling,
-            1 => Change::Tried(3),
+            1 => Change::Tried(3.into()),
             2 => Change::Delivered(4, receipt()),
             3 => Change::Dead(5, death()),
             4 => Change::Replayed(death().at),

@@ -17,7 +17,7 @@ async fn what_is_kept_is_there_after_a_restart() {
     let again: Timestamp = "2031-01-01T00:00:00.123456789Z".parse().unwrap();
     spool.note(calling.id, Change::Calling).await;
     spool.note(tried.id, Change::Calling).await;
-    spool.note(tried.id, Change::Tried(3)).await;
+    spool.note(tried.id, Change::Tried(3.into())).await;
     spool.note(delivered.id, Change::Delivered(2, receipt())).await;
     spool.note(dead.id, Change::Dead(9, death())).await;
     spool.note(replayed.id, Change::Dead(9, death())).await;

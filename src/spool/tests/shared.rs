@@ -110,7 +110,7 @@ async fn what_becomes_of_a_message_is_known_to_whoever_takes_it_over() {
     let again: jiff::Timestamp = "2031-01-01T00:00:00.123456789Z".parse().unwrap();
     spool.note(calling.id, Change::Calling).await;
     spool.note(tried.id, Change::Calling).await;
-    spool.note(tried.id, Change::Tried(3)).await;
+    spool.note(tried.id, Change::Tried(3.into())).await;
     spool.note(delivered.id, Change::Delivered(2, receipt())).await;
     spool.note(dead.id, Change::Dead(9, death())).await;
     spool.note(replayed.id, Change::Dead(9, death())).await;
@@ -210,7 +210,7 @@ async fn what_redis_has_forgotten_is_written_anew_or_known_to_be_lost() {
     };
     let keys = KEYS.map(|key| format!("tollgate:{{a}}:spool{key}"));
     let before = keys.each_ref().map(|key| run(&[b"DUMP", key.as_bytes()]));
-    spool.note(kept.id, Change::Tried(3)).await;
+    spool.note(kept.id, Change::Tried(3.into())).await;
     spool.note(ended.id, Change::Delivered(1, receipt())).await;
     spool.keep(&lost, None).await.unwrap();
     for (key, dump) in keys.iter().zip(&before) {
@@ -257,7 +257,7 @@ async fn after_a_crash_the_same_folder_has_its_messages_at_once() {
     std::fs::copy(folder.path().join("owner"), copy.path().join("owner")).unwrap();
     let other = share_in(&redis, "a", CALM, Some(copy.path())).await;
     assert_eq!(other.find(kept.id), None);
-    spool.note(kept.id, Change::Tried(1)).await;
+    spool.note(kept.id, Change::Tried(1.into())).await;
     assert_eq!(spool.find(kept.id).unwrap().attempts, 1);
 }
 
@@ -282,6 +282,40 @@ async fn the_bounds_hold_for_all_together_and_receipts_give_way() {
     small.keep(&first, None).await.unwrap();
     small.keep(&second, None).await.unwrap();
     assert_eq!(small.keep(&third, None).await, Err(KeepError::Full));
+}
+
+/// Where a claim is to be known, a new message is refused, also by a sidecar that has only its own.
+#[tokio::test]
+async fn receipts_with_a_claim_do_not_give_way() {
+    let redis = Redis::start();
+    let options = Options { max_messages: 3, ..options("/nowhere".as_ref()) };
+    let open = async |options: &Options| share_of(&redis, "a", CALM, None, options.clone()).await;
+    let (one, two) = (open(&options).await, open(&options).await);
+    let [delivered, dropped, bare, late, later] = std::array::from_fn(|_| message("abc", "x"));
+    one.keep(&delivered, Some(claim())).await.unwrap();
+    one.keep(&dropped, Some(claim())).await.unwrap();
+    one.keep(&bare, None).await.unwrap();
+    for ended in [&delivered, &bare] {
+        one.note(ended.id, Change::Delivered(1, receipt())).await;
+    }
+    let brief = one.find(dropped.id).unwrap();
+    one.note(dropped.id, Spool::dropped(&brief)).await;
+    two.keep(&late, None).await.unwrap();
+    for spool in [&one, &two] {
+        assert_eq!(spool.keep(&later, None).await, Err(KeepError::Full));
+    }
+    // The one that takes them over knows the claims.
+    one.close().await;
+    holds(&two, 3).await;
+    let ended = two.find(dropped.id).unwrap();
+    assert!(matches!(ended.state, State::Dropped(_)) && ended.claim == Some(claim()));
+    // When the claims are no longer to be known, they give way.
+    let brief = Options { keep_claims: Duration::ZERO, ..options };
+    let three = open(&brief).await;
+    let next = message("abc", "z");
+    two.note(late.id, Change::Delivered(1, receipt())).await;
+    three.keep(&next, None).await.unwrap();
+    assert_eq!(three.keep(&later, None).await, Err(KeepError::Full));
 }
 
 #[tokio::test]
@@ -355,7 +389,7 @@ async fn a_replica_is_no_place_to_keep() {
     };
     // Redis says so to a write on the old connection, and we to ourselves before one on a new.
     assert!(error.contains("replica"), "{error}");
-    let noted = spool.note(kept.id, Change::Tried(1));
+    let noted = spool.note(kept.id, Change::Tried(1.into()));
     replica_of("NO", "ONE");
     timeout(BOUND, noted).await.expect("it is noted later");
 }
