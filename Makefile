@@ -12,9 +12,10 @@ test: setup ## everything that CI runs
 bench: ## signing, permits, a fleet's, the spool, the meter
 	cargo bench
 
-soak: ## outages, overflow and fleets in real time, and ten thousand crashes: about an hour
+soak: ## outages, stalls, overflow and fleets in real time, and ten thousand crashes: about two hours
 	cargo test --test soak -- --nocapture --test-threads 1
 	cargo test --release --test fleet_soak -- --nocapture --test-threads 1
+	cargo test --release --test standstill_soak -- --nocapture --test-threads 1
 	TOLLGATE_CRASHES=10000 cargo test --release --test crash -- --nocapture
 
 image: ## packs the image without a daemon, and runs it; as root, with buildah and runc

@@ -77,7 +77,7 @@ pub(super) struct Leases {
     /// Redis' own moment until which it learns what is out: tells its lives apart.
     learn: Option<u64>,
     life: u32,
-    /// What Redis' clock showed at the latest, when its last reply came.
+    /// What the clock of this connection's server showed, at the latest when its last reply came.
     clock: Option<(Instant, u64)>,
     /// Until then nothing comes from Redis, as far as is known.
     opens: Instant,
@@ -409,6 +409,8 @@ impl Leases {
     /// There will be no answer. What was asked may have been done.
     pub(super) fn lost(&mut self, now: Instant) {
         self.asked = None;
+        // The next server may have another clock.
+        self.clock = None;
         if self.link == Link::Up {
             self.link = Link::Down(now);
         }

@@ -124,8 +124,8 @@ impl Kept {
         }
     }
 
-    fn settle(&mut self, answered: i64, ask: &Ask, now: i64) {
-        self.answered = self.answered.max(answered);
+    fn settle(&mut self, ask: &Ask, now: i64) {
+        self.answered = self.answered.max(ask.answered);
         self.release(i64::MIN, (self.answered - 1).min(now - ask.min), now, ask.hold);
         if self.answered > self.learn && now >= self.learn {
             self.release(self.learn, self.learn, now, ask.hold);
@@ -244,7 +244,7 @@ pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Get
         }
     }
     for ceiling in kept.iter_mut() {
-        ceiling.settle(ask.answered - SKEW, ask, now);
+        ceiling.settle(ask, now);
     }
     if ask.park {
         kept[0].push_back(now);

@@ -48,8 +48,7 @@ local now = time[1] * 1000000 + time[2]
 local info = redis.call('INFO', 'server', 'replication')
 local run = string.match(info, 'run_id:(%w+)') .. ':' .. (string.match(info, 'master_replid:(%w+)') or '')
 local want, core = tonumber(ARGV[2]), tonumber(ARGV[3])
--- It may have been taken from the clock of the server before.
-local answered = tonumber(ARGV[5]) - SKEW
+local answered = tonumber(ARGV[5])
 local cycle, min, hold = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local ceilings = {}
 

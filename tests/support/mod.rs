@@ -13,6 +13,7 @@ pub mod prometheus;
 pub mod redis;
 pub mod script;
 pub mod stage;
+pub mod standstill;
 
 use std::time::Duration;
 

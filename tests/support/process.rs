@@ -148,7 +148,7 @@ impl Serve {
 /// `tollgate emulator`; killed when dropped.
 pub struct Emulator {
     pub address: String,
-    _child: Child,
+    child: Child,
 }
 
 impl Emulator {
@@ -170,7 +170,11 @@ impl Emulator {
             }
         };
         tokio::spawn(async move { while lines.next_line().await.is_ok_and(|l| l.is_some()) {} });
-        Self { address, _child: child }
+        Self { address, child }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().and_then(|id| i32::try_from(id).ok()).unwrap()
     }
 
     pub async fn report(&self) -> Value {

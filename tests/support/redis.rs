@@ -18,9 +18,9 @@ pub struct Redis {
     folder: tempfile::TempDir,
 }
 
-/// The three keys of the account's ceiling, or of an egress group's.
-pub fn keys(ceiling: &str) -> [String; 3] {
-    ["", ":state", ":parked"].map(|part| format!("tollgate:{{default}}:{ceiling}{part}"))
+/// The keys of the account's ceiling, or of an egress group's.
+pub fn keys(ceiling: &str) -> [String; 4] {
+    ["", ":state", ":parked", ":out"].map(|part| format!("tollgate:{{default}}:{ceiling}{part}"))
 }
 
 impl Redis {
@@ -79,21 +79,32 @@ impl Redis {
         command.query(&mut redis::Client::open(self.url())?.get_connection()?)
     }
 
-    /// Lets these ceilings begin a lease ago, so that nobody waits for leases that nobody has.
+    /// Lets these ceilings begin a lease ago, with no permit out, so that nobody waits for leases that
+    /// nobody has.
     pub fn begin(&self, ceilings: &[(&str, u64)]) {
         let past = SCRIPT.replace("redis.call('TIME')", "{ redis.call('TIME')[1] - 31, 0 }");
         let figures: Vec<_> = ceilings.iter().map(|(_, figure)| figure.to_string()).collect();
-        let keys: Vec<_> = ceilings.iter().flat_map(|(name, _)| keys(name)).collect();
+        let all: Vec<_> = ceilings.iter().flat_map(|(name, _)| keys(name)).collect();
         let mut command = redis::cmd("EVAL");
-        command.arg(past).arg(keys.len()).arg(keys).arg(figures.join(",")).arg(0).arg(0).arg(0);
-        command.exec(&mut self.connection()).unwrap();
+        command.arg(past).arg(all.len()).arg(all).arg(figures.join(",")).arg([0; 7].as_slice());
+        let mut connection = self.connection();
+        command.exec(&mut connection).unwrap();
+        for (name, figure) in ceilings {
+            let [permits, _, _, out] = keys(name);
+            let mut rest = redis::pipe();
+            for id in 0..*figure {
+                rest.zadd(&permits, id, 1);
+            }
+            rest.del(out).exec(&mut connection).unwrap();
+        }
     }
 
     /// Asks for so many permits of the account's ceiling. How many there are, and for how long, in
     /// microseconds, it still learns which are out.
     pub fn ask(&self, ceiling: u64, want: usize) -> (usize, u64) {
         let mut command = redis::cmd("EVAL");
-        command.arg(SCRIPT).arg(3).arg(&keys("account")).arg(ceiling).arg(want).arg(0).arg(0);
+        command.arg(SCRIPT).arg(4).arg(&keys("account")).arg(ceiling).arg(want);
+        command.arg([0; 6].as_slice());
         let said: Vec<redis::Value> = command.query(&mut self.connection()).unwrap();
         let out: Vec<String> = redis::from_redis_value(said.last().unwrap().clone()).unwrap();
         (out.len(), redis::from_redis_value(said[1].clone()).unwrap())

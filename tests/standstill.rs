@@ -1,0 +1,63 @@
+//! A provider that is stopped and goes on reads at once what arrived meanwhile, also from connections
+//! that are closed: never over a ceiling all the same, and no address is blocked. What takes longer is in
+//! `tests/standstill_soak.rs`.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::process::{Emulator, Serve};
+use support::standstill::{CALLERS, N, ONE, Spool, load, never_over, one_of_four, signal, stopped};
+use tokio::time::{Instant, sleep};
+
+const STOP: Duration = Duration::from_secs(6);
+
+/// What is safe is asserted here; what takes its time on a busy machine, in `make soak`.
+#[tokio::test]
+async fn a_provider_that_stands_still_blocks_no_address() {
+    for (spool, sidecars) in [(Spool::None, 1), (Spool::Disk, 1), (Spool::Redis, 5)] {
+        let used = stopped(spool, sidecars, STOP).await;
+        assert!(used > 0.3, "it goes on: {used}");
+    }
+}
+
+/// kill -9 while the provider stands still: what the killed process has sent counts for the next one.
+#[tokio::test]
+async fn a_process_that_is_killed_meanwhile() {
+    let _one = ONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().display().to_string();
+    let emulator = Emulator::start(&[]).await;
+    let (url, n) = (emulator.url(), N.to_string());
+    let settings = [
+        ("upstream.endpoint", url.as_str()),
+        ("upstream.connect_timeout", "1s"),
+        ("upstream.call_timeout", "3s"),
+        ("ceilings.account", &n),
+        ("ceilings.egress_ip", &n),
+        ("spool.store", "disk"),
+        ("spool.path", &path),
+    ];
+    for life in 0..4 {
+        let serve = Serve::start(&settings, &[]).await;
+        let load = load(serve.publish.clone(), CALLERS, Instant::now() + Duration::from_secs(5));
+        sleep(Duration::from_secs(4)).await;
+        if life == 0 {
+            signal(&emulator, Signal::STOP);
+            sleep(Duration::from_secs(2)).await;
+        }
+        serve.signal(Signal::KILL);
+        tokio::task::spawn_blocking(move || load.join().unwrap()).await.unwrap();
+    }
+    signal(&emulator, Signal::CONT);
+    sleep(Duration::from_secs(3)).await;
+    never_over(&emulator.report().await);
+}
+
+#[tokio::test]
+async fn one_backend_that_stands_still() {
+    let used = one_of_four(Duration::from_secs(5)).await;
+    assert!(used > 0.3, "it goes on: {used}");
+}
