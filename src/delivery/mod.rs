@@ -8,6 +8,7 @@
 //! batches (`batches`, `lane`) until its end.
 
 mod batches;
+mod endings;
 mod fresh;
 mod idempotency;
 mod kept;
