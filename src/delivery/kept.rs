@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::batches::Batches;
+use super::endings::{TOO_MANY_UNKNOWN, death};
 use super::fresh::Caller;
 use super::idempotency::Keys;
 use super::lane::{Item, Said};
 use super::outcome::{Ended, Outcome};
-use super::waiters::Waiter;
 use crate::answer::{Answer, Bar, Lost, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit};
 use crate::deadline;
@@ -22,8 +22,7 @@ use crate::lines::Lines;
 use crate::message::{self, Message, MessageId, TraceId};
 use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
 use crate::spool::{
-    Brief, Change, Claim, Death, KeepError, Noted, ReadError, Reason, Receipt, Record, Spool,
-    State, Tries,
+    Brief, Change, Claim, KeepError, ReadError, Reason, Record, Spool, State, Tries,
 };
 use crate::upstream::{Departure, Upstream};
 
@@ -35,10 +34,6 @@ pub(super) const DISK: Duration = Duration::from_secs(2);
 
 /// Until what went wrong on this machine is tried again: nothing was called.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// Why a message is a dead letter that may be sent again, but not for ever.
-const TOO_MANY_UNKNOWN: &str =
-    "the outcome of as many calls is unknown as may be (retry.unknown_tries)";
 
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
@@ -213,26 +208,6 @@ impl<U: Upstream> Kept<U> {
         }
         // It ends in this moment.
         outcome.await.unwrap_or_else(lost)
-    }
-
-    /// What a waiting caller is answered now.
-    fn now(&self, id: MessageId, waiter: &Waiter) -> Outcome {
-        match self.spool.find(id) {
-            Some(Brief { state: State::Queued { .. }, .. }) => Outcome::kept(id),
-            Some(Brief { state: State::Dropped(_), attempts, .. }) => waiter.dropped(id, attempts),
-            Some(brief) => Outcome::of(&brief),
-            None if waiter.is_dropped() => waiter.dropped(id, 0),
-            // Another sidecar has taken it over.
-            None => Outcome::kept(id),
-        }
-    }
-
-    /// An operator has dropped a message, unless it had ended before.
-    pub(super) fn dropped(&self, before: &Brief, changed: bool) {
-        self.batches.waiters.drop_ends(before.id, before.attempts, changed);
-        if let Some(brief) = self.spool.find(before.id).filter(|_| changed) {
-            self.keys.ended(&brief);
-        }
     }
 
     /// One try.
@@ -463,80 +438,8 @@ impl<U: Upstream> Kept<U> {
         (said, true)
     }
 
-    async fn delivered(&self, message: &Message, attempts: u32, answer: &Answer) {
-        let id = message.id;
-        let caller = self.batches.waiters.take(id);
-        let text = |text: Option<&Box<str>>| text.cloned().unwrap_or_default();
-        let receipt = Receipt {
-            msg_id: text(answer.http().and_then(|http| http.msg_id.as_ref())),
-            request_id: text(answer.http().and_then(|http| http.request_id.as_ref())),
-            at: Timestamp::now(),
-            accepted: caller.is_none(),
-        };
-        let noted = self.spool.note(id, Change::Delivered(attempts, receipt));
-        if let Some(brief) = self.spool.find(id) {
-            self.keys.ended(&brief);
-        }
-        let Some(caller) = caller else { return };
-        // Durable before it is told: else a crash now would deliver again what is known to be
-        // delivered. A disk that takes nothing keeps nobody waiting.
-        drop(timeout(DISK, noted).await);
-        drop(caller.to.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
-    }
-
-    /// A call has ended whose message was dropped meanwhile, and did not deliver it for certain.
-    fn dropped_meanwhile(&self, id: MessageId, doubt: bool) {
-        if let Some(State::Dropped(at)) = self.spool.find(id).map(|brief| brief.state)
-            && doubt
-        {
-            drop(self.spool.note(id, Change::Dropped { at, doubt }));
-        }
-    }
-
     /// The trace of a kept message, for the log.
-    fn trace(&self, id: MessageId) -> Option<TraceId> {
+    pub(super) fn trace(&self, id: MessageId) -> Option<TraceId> {
         self.spool.find(id)?.trace
     }
-
-    /// A message becomes a dead letter, and its waiting caller is answered so. `why`: for the log,
-    /// where the reason does not say it all.
-    async fn bury(&self, id: MessageId, attempts: u32, mut death: Death, why: Option<&str>) {
-        let waiter = self.batches.waiters.take(id);
-        death.accepted = waiter.is_none();
-        let noted = self.dead(id, attempts, death, why);
-        let Some(waiter) = waiter else { return };
-        let outcome = self.now(id, &waiter);
-        // Durable before it is answered: else a crash now would send again what is answered to be
-        // at its end. A disk that takes nothing keeps no caller waiting.
-        drop(timeout(DISK, noted).await);
-        drop(waiter.to.send(outcome));
-    }
-
-    /// A message becomes a dead letter.
-    pub(super) fn dead(
-        &self,
-        id: MessageId,
-        attempts: u32,
-        death: Death,
-        why: Option<&str>,
-    ) -> Noted {
-        if let Some(suppressed) = self.lines.next() {
-            let (reason, code) = (death.reason, death.code.as_deref());
-            let trace_id = self.trace(id).map(tracing::field::display);
-            tracing::warn!(%id, trace_id, ?reason, why, attempts, code, suppressed, "a message is a dead letter");
-        }
-        let noted = self.spool.note(id, Change::Dead(attempts, death));
-        if let Some(brief) = self.spool.find(id) {
-            self.keys.ended(&brief);
-        }
-        noted
-    }
-}
-
-/// A dead letter's end now, as the last `answer` has it. No caller was answered 202.
-pub(super) fn death(reason: Reason, answer: Option<&Answer>) -> Death {
-    let code = answer.map(|answer| answer.label().into_owned().into_boxed_str());
-    let http = answer.and_then(Answer::http);
-    let request_id = http.and_then(|http| http.request_id.clone());
-    Death { reason, code, request_id, at: Timestamp::now(), accepted: false }
 }

@@ -9,6 +9,7 @@
 
 mod batches;
 mod begun;
+mod endings;
 mod fresh;
 mod held;
 mod idempotency;

@@ -3,7 +3,8 @@
 
 use std::sync::Weak;
 
-use super::kept::{Kept, death};
+use super::endings::death;
+use super::kept::Kept;
 use crate::spool::{Adoptions, Brief, Reason, State};
 use crate::upstream::Upstream;
 
