@@ -47,7 +47,7 @@ impl Times {
 pub(super) struct Back {
     pub(super) ids: Vec<u32>,
     pub(super) nonce: u64,
-    /// When its permits have cooled, from the asking.
+    /// When its permits have cooled, from the asking. [`Times::hold`]: its call had no answer.
     pub(super) free_in: Duration,
 }
 

@@ -8,7 +8,7 @@
 //! too many. There is no other way to a call than a lease: cut off from Redis, the last lease's end
 //! is the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -61,7 +61,10 @@ pub(super) struct Leases {
     core_in_use: usize,
     /// Leases of calls in flight, and of `unanswered` ones that still count.
     in_use: usize,
-    unanswered: usize,
+    /// By nonce and permits.
+    unanswered: BTreeSet<(u64, Vec<u32>)>,
+    /// Those of them that a new Redis has yet to hear of.
+    forgotten: Vec<(u64, Vec<u32>)>,
     reserve: Reserve,
     number: u64,
     /// No longer held, and not yet sent.
@@ -106,7 +109,8 @@ impl Leases {
             other: Held::new(),
             core_in_use: 0,
             in_use: 0,
-            unanswered: 0,
+            unanswered: BTreeSet::new(),
+            forgotten: Vec::new(),
             reserve: Reserve::new(bounds.max, now),
             number: 0,
             back: Vec::new(),
@@ -181,13 +185,18 @@ impl Leases {
     }
 
     /// A call ended without an answer: its lease stays in use.
-    pub(super) fn unanswered(&mut self) {
-        self.unanswered += 1;
+    pub(super) fn unanswered(&mut self, lease: &Lease, now: Instant) {
+        let name = (lease.nonce, lease.ids.clone());
+        if lease.life != self.life {
+            self.forgotten.push(name.clone());
+            self.back_since.get_or_insert(now);
+        }
+        self.unanswered.insert(name);
     }
 
     /// A call without an answer stops to count: [`Leases::ended`] follows.
-    pub(super) fn settled(&mut self) {
-        self.unanswered = self.unanswered.saturating_sub(1);
+    pub(super) fn settled(&mut self, lease: &Lease) {
+        self.unanswered.remove(&(lease.nonce, lease.ids.clone()));
     }
 
     /// Its call has ended, while so many wait here.
@@ -299,11 +308,18 @@ impl Leases {
         let rest = self.back.split_off(self.back.len().min(MOST_BACK));
         let back = std::mem::replace(&mut self.back, rest);
         self.back_since = (!self.back.is_empty()).then_some(now);
+        let forgotten = self.forgotten.split_off(self.forgotten.len().saturating_sub(MOST_BACK));
+        if !self.forgotten.is_empty() {
+            self.back_since = Some(now);
+        }
+        let hold = self.times.hold;
+        let unread = forgotten.into_iter().map(|(nonce, ids)| Back { ids, nonce, free_in: hold });
         let back = back.into_iter().map(|lease| Back {
             ids: lease.ids,
             nonce: lease.nonce,
             free_in: lease.ready.saturating_duration_since(now),
         });
+        let back = back.chain(unread);
         let narrowest = self.limits.iter().min().copied().unwrap_or(0);
         let core = (narrowest / self.expected) as usize;
         let core = core.saturating_sub(self.core.len() + self.core_in_use).min(want);
@@ -385,6 +401,8 @@ impl Leases {
             // that it learns.
             self.learn = Some(learn);
             self.life = self.life.wrapping_add(1);
+            self.forgotten = self.unanswered.iter().cloned().collect();
+            self.back_since.get_or_insert(now);
         }
         if is_new || self.limits != reply.figures {
             self.limits.clone_from(&reply.figures);
@@ -442,7 +460,7 @@ impl Leases {
     pub(super) fn mode(&self, now: Instant) -> Mode {
         if self.is_linked(now) {
             Mode::Shared
-        } else if self.held() > self.unanswered {
+        } else if self.held() > self.unanswered.len() {
             Mode::CutOff
         } else {
             Mode::Closed

@@ -145,15 +145,23 @@ impl Kept {
         };
         let till = back.nonce - ask.hold + ask.cycle;
         let unclaimed = *score == self.learn || self.out.get(&id) == Some(&self.learn);
-        let claimed =
-            now < self.learn && unclaimed && (now + SKEW + 1..=self.learn).contains(&till);
-        if *score == back.nonce || claimed {
-            self.out.remove(&id);
-            if self.owe > 0 {
-                self.park(id, now);
-            } else {
-                self.set(id, now + back.free_in);
-            }
+        let unread = back.free_in == ask.hold;
+        let within = |end: i64, most: i64| (now + SKEW + 1..=most).contains(&end);
+        let lives = unread && within(back.nonce, self.learn + ask.hold) || within(till, self.learn);
+        if *score != back.nonce && !(now < self.learn && unclaimed && lives) {
+            return;
+        }
+        if unread {
+            let last = odd(now) - 1;
+            self.set(id, last + ask.hold);
+            self.out.insert(id, last);
+            return;
+        }
+        self.out.remove(&id);
+        if self.owe > 0 {
+            self.park(id, now);
+        } else {
+            self.set(id, now + back.free_in);
         }
     }
 

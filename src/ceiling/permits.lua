@@ -15,7 +15,7 @@
 --       6 cycle: how long before its lease's end a permit begins no more calls
 --       7 min: how long a call without an answer counts at least   8 hold: at most, and it has cooled
 --       9 … given back: "ids:nonce:free_in", an id a ceiling, the score as it was given, and in how
---       many microseconds the permit has cooled
+--       many microseconds the permit has cooled; "hold": its call ended without an answer
 -- Gives now, learn_in, short, ask_in, figures, parked, owed of those, { "ids:nonce:ready_in" … }
 
 -- No lease is longer than LONG, so that LONG after anything was forgotten every permit is home.
@@ -122,11 +122,19 @@ for g = 9, #ARGV do
     local score = redis.call('ZSCORE', c.permits, id)
     local till = tonumber(nonce) - hold + cycle
     local unclaimed = score == int(c.learn) or redis.call('ZSCORE', c.out, id) == int(c.learn)
-    local claimed = c.learning and unclaimed and till > now + SKEW and till <= c.learn
-    if score == nonce or claimed then
-      redis.call('ZREM', c.out, id)
-      if c.owe > 0 then park(c, id)
-      else redis.call('ZADD', c.permits, 'XX', int(now + free_in), id) end
+    local unread = tonumber(free_in) == hold
+    local lives = unread and tonumber(nonce) > now + SKEW and tonumber(nonce) <= c.learn + hold
+      or till > now + SKEW and till <= c.learn
+    if score == nonce or c.learning and unclaimed and lives then
+      if unread then
+        local last = odd(now) - 1
+        redis.call('ZADD', c.permits, 'XX', int(last + hold), id)
+        redis.call('ZADD', c.out, int(last), id)
+      else
+        redis.call('ZREM', c.out, id)
+        if c.owe > 0 then park(c, id)
+        else redis.call('ZADD', c.permits, 'XX', int(now + free_in), id) end
+      end
     end
   end
 end

@@ -269,8 +269,8 @@ impl State {
             }
             End::Unanswered | End::Lost(Read::Possible) => {
                 self.windows(egress).into_iter().for_each(Window::unanswered);
-                if let (Some(fleet), Some(_)) = (&mut self.fleet, &lease) {
-                    fleet.unanswered();
+                if let (Some(fleet), Some(lease)) = (&mut self.fleet, &lease) {
+                    fleet.unanswered(lease, now);
                 }
                 pending = Some(self.unanswered.add(to, Held::Call { egress, lease }, now));
             }
@@ -310,8 +310,8 @@ impl State {
             Held::Inherited { ceiling, calls } => self.window(ceiling).settled(calls, now),
             Held::Call { egress, lease } => {
                 self.windows(egress).into_iter().for_each(|window| window.settled(1, now));
-                if let (Some(fleet), Some(_)) = (&mut self.fleet, &lease) {
-                    fleet.settled();
+                if let (Some(fleet), Some(lease)) = (&mut self.fleet, &lease) {
+                    fleet.settled(lease);
                 }
                 let waiting = self.lanes.len();
                 self.give_back(lease, Sent::Yes, waiting, now);

@@ -147,7 +147,12 @@ fn screen(status: &Value, to: &mut impl Write) -> io::Result<()> {
             Some(parked) if parked > 0 => format!(", {parked} withheld after push-back"),
             _ => String::new(),
         };
-        line(&text(&ceiling["name"]), format!("{} {limit}{parked}", ceiling["used"]))?;
+        let unanswered = match ceiling["unanswered"].as_u64() {
+            Some(unanswered) if unanswered > 0 => format!(", {unanswered} without an answer"),
+            _ => String::new(),
+        };
+        let used = &ceiling["used"];
+        line(&text(&ceiling["name"]), format!("{used} {limit}{unanswered}{parked}"))?;
     }
     if let Some(mode) = status["fleet"]["mode"].as_str() {
         line(

@@ -1,5 +1,7 @@
 //! What is wrong now, in words, and what a person can do: derived from the facts, worst first.
 
+mod ceilings;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
@@ -222,50 +224,6 @@ impl Concerns {
                         fleet.expected_sidecars to how many there are.";
             self.add(Level::Warn, "Sidecars get too few permits", detail, todo);
         }
-    }
-
-    fn ceilings(&mut self, status: &Status) {
-        let parked = |ceiling: &&Ceiling| ceiling.parked > 0;
-        if let Some(ceiling) = status.ceilings.iter().find(parked) {
-            let (parked, of) = (grouped(ceiling.parked as u64), limit(ceiling));
-            let detail = format!(
-                "{parked} of {of} permits are withheld; they return one by one within a minute."
-            );
-            let todo = "Nothing at once. If it stays: somebody else uses the account, or the \
-                        bought TPS is too small; lower ceilings.account to what is left.";
-            self.add(Level::Warn, "The provider pushes back", detail, todo);
-        }
-        let used = |ceiling: &Ceiling| share(ceiling.used as f64, ceiling.limit.map(f64::from));
-        let tightest = status.ceilings.iter().max_by(|a, b| used(a).total_cmp(&used(b)));
-        let Some(ceiling) = tightest.filter(|ceiling| ceiling.limit.is_some()) else { return };
-        let at_it = used(ceiling) >= NEAR_CEILING;
-        if !at_it && status.longest_wait_seconds <= QUEUE {
-            return;
-        }
-        let detail = format!(
-            "{} of {} calls in the last second; {} messages wait, the first for {:.1} s. Callers \
-             whose turn would come too late are told 429.",
-            grouped(ceiling.used as u64),
-            limit(ceiling),
-            grouped(status.waiting as u64),
-            status.longest_wait_seconds,
-        );
-        let (title, todo) = match (at_it, ceiling.name) {
-            (true, "account") => (
-                "At the account's ceiling",
-                "Publish less, or have the account's ceiling raised and ceilings.account with it.",
-            ),
-            (true, _) => (
-                "At the egress addresses' ceiling",
-                "Publish less, or add egress addresses (upstream.egress_addresses).",
-            ),
-            (false, _) => (
-                "Messages wait for a permit",
-                "Nothing after a burst or a start. If it stays: tollgate needs more CPU, or the \
-                 provider answers slowly.",
-            ),
-        };
-        self.add(Level::Warn, title, detail, todo);
     }
 
     fn spool(&mut self, status: &Status) {

@@ -212,7 +212,11 @@ fn ceilings(facts: &Facts) -> Families {
     );
     let mut used = Family::gauge(
         "tollgate_ceiling_used_calls",
-        "Calls in flight or answered in the last sliding second",
+        "Calls in flight, answered in the last sliding second, or without an answer and perhaps unread",
+    );
+    let mut unanswered = Family::gauge(
+        "tollgate_ceiling_unanswered_calls",
+        "Calls that ended without an answer and still count, since the provider may read them yet",
     );
     let mut parked = Family::gauge(
         "tollgate_ceiling_parked_permits",
@@ -229,6 +233,7 @@ fn ceilings(facts: &Facts) -> Families {
         limit = limit.value(&labels, figure);
         share = share.value(&labels, ceiling.share.map_or(f64::INFINITY, |share| share as f64));
         used = used.value(&labels, ceiling.used as f64);
+        unanswered = unanswered.value(&labels, ceiling.unanswered as f64);
         parked = parked.value(&labels, ceiling.parked as f64);
         let made = ceiling.decisions;
         for (decision, count) in
@@ -257,7 +262,7 @@ fn ceilings(facts: &Facts) -> Families {
     .value(&[], facts.ceiling.fleet_size() as f64);
     let waiting = Family::gauge("tollgate_waiting_messages", "Messages that wait for a permit")
         .value(&[], status.waiting as f64);
-    [limit, share, used, parked, decisions, blocked, mode, sidecars, waiting]
+    [limit, share, used, unanswered, parked, decisions, blocked, mode, sidecars, waiting]
         .map(Family::done)
         .into()
 }

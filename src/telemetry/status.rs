@@ -153,6 +153,8 @@ pub(super) struct Ceiling {
     pub(super) name: &'static str,
     pub(super) limit: Option<u32>,
     pub(super) used: usize,
+    /// Calls that ended without an answer and still count.
+    pub(super) unanswered: usize,
     pub(super) parked: usize,
     /// Requests that were refused because of it.
     pub(super) refused: u64,
@@ -362,6 +364,7 @@ impl Status {
                     name: c.kind.word(),
                     limit: c.limit,
                     used: c.used,
+                    unanswered: c.unanswered,
                     parked: c.parked,
                     refused: c.decisions.refused,
                 })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 use redis::{Commands, Connection};
 
-use super::words::TIMES;
+use super::words::{HOLD, TIMES};
 use crate::ceiling::line::SCRIPT;
 use crate::ceiling::model::{Ask, Back, Gets, Kept, Out, serve};
 use crate::primary::server::Redis;
@@ -46,7 +46,7 @@ struct Giving {
 }
 
 fn giving() -> impl Strategy<Value = Giving> {
-    let free_in = prop_oneof![Just(0), 0..1_001_000_i64];
+    let free_in = prop_oneof![Just(0), 0..1_001_000_i64, Just(HOLD)];
     (any::<prop::sample::Index>(), prop::bool::weighted(0.8), free_in)
         .prop_map(|(which, latest, free_in)| Giving { which, latest, free_in })
 }

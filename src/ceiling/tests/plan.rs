@@ -77,6 +77,31 @@ pub(super) struct Plan {
     pub(super) until: i64,
 }
 
+/// What is assumed of what happens together. A provider that goes on does so for a second; a part of it
+/// stands still alone; and of what a sidecar has sent that is gone or cut off, a Redis that forgets is told
+/// nothing, which nothing can mend while the provider stands still.
+pub(super) fn assumed(mut troubles: Vec<Trouble>) -> Vec<Trouble> {
+    let stalls =
+        |t: &Trouble| matches!(t.fault, Fault::Stalled | Fault::BackendStalled | Fault::Frozen);
+    let forgets =
+        |t: &Trouble| matches!(t.fault, Fault::Killed | Fault::Flushed | Fault::Failover { .. });
+    let (mut end, mut stalled) = (i64::MIN, false);
+    troubles.sort_by_key(|trouble| trouble.from);
+    troubles.retain(|trouble| {
+        let keep = !stalls(trouble) || trouble.from > end.saturating_add(SECOND);
+        if keep && stalls(trouble) {
+            (end, stalled) = (trouble.to, true);
+        }
+        keep
+    });
+    if stalled && troubles.iter().any(forgets) {
+        use Fault::{Crashed, CutOff, Left, Stood};
+        let silent = |t: &Trouble| matches!(t.fault, Crashed(_) | CutOff(_) | Stood(_) | Left(_));
+        troubles.retain(|trouble| !silent(trouble));
+    }
+    troubles
+}
+
 impl Plan {
     pub(super) fn group(&self, member: usize) -> usize {
         member % self.groups

@@ -99,7 +99,7 @@ struct Member {
 
 impl Member {
     fn read(&mut self, lease: Lease, at: Instant) {
-        self.leases.settled();
+        self.leases.settled(&lease);
         self.leases.ended(lease, Sent::Yes, self.waiting(), at);
     }
 
@@ -310,7 +310,7 @@ impl Fleet {
                 this.unanswered.answered(PROVIDER, sent, at);
             }
             End::Unanswered(late) => {
-                this.leases.unanswered();
+                this.leases.unanswered(&lease, at);
                 let (key, _) = this.unanswered.add(PROVIDER, lease, at);
                 let life = this.life;
                 if let Some(late) = late {

@@ -13,7 +13,8 @@ fn at(seconds_ago: i64) -> Timestamp {
 
 /// Nothing is wrong.
 fn well() -> Status {
-    let ceiling = |name, limit| Ceiling { name, limit, used: 0, parked: 0, refused: 0 };
+    let ceiling =
+        |name, limit| Ceiling { name, limit, used: 0, unanswered: 0, parked: 0, refused: 0 };
     let today = Today { messages: 0, uncertain: 0, spend: 0.0 };
     Status {
         version: "0",
@@ -155,6 +156,8 @@ const CASES: &[Case] = &[
         &[(Warn, "At the egress addresses' ceiling")]),
     ("a queue below it", |s| { s.ceilings[0].used = 400; s.longest_wait_seconds = 0.4; }, &[(Warn, "Messages wait for a permit")]),
     ("without a ceiling", |s| { s.ceilings[0].limit = None; s.ceilings[0].used = 9_999; }, &[]),
+    ("a few time-outs", |s| s.ceilings[0].unanswered = 99, &[]),
+    ("a stall", |s| s.ceilings[0].unanswered = 100, &[(Warn, "Calls get no answer")]),
     ("parked permits", |s| s.ceilings[0].parked = 1, &[(Warn, "The provider pushes back")]),
 
     ("the disk fails", |s| s.kept = Some(kept(|k| k.failure = Some("No space left".into()))), &[(Bad, "The spool takes no writes")]),

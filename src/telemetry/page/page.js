@@ -114,6 +114,8 @@ function figures(s) {
   const withheld = s.ceilings.reduce((sum, c) => sum + c.parked, 0);
   show('pushed', number(history.last('pushed_back')));
   show('pushed-sum', number(history.sum('pushed_back')));
+  const unanswered = Math.max(...s.ceilings.map(c => c.unanswered ?? 0));
+  show('unanswered', unanswered ? `, ${number(unanswered)} without an answer` : '');
   show('parked', withheld ? `, ${plural(withheld, 'permit', 'permits')} withheld` : '');
   show('queued', s.kept ? number(s.kept.queued) : 'nothing');
   show('queued-unit', s.kept ? (s.kept.queued === 1 ? 'message' : 'messages') : '');
