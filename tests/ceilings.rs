@@ -251,17 +251,24 @@ fn a_crash_loop_is_no_source_of_calls() {
         let mut arrivals = Vec::new();
         for _ in 0..20 {
             let ceiling = Ceiling::start(&ceilings(300, None), 1, 10_000, Start::AfterOthers);
-            let crash = Instant::now() + Duration::from_millis(1_700);
+            let crash = Instant::now() + Duration::from_millis(4_700);
             let deadline = crash + Duration::from_mins(1);
             let tickets: Vec<_> =
-                (0..900).map(|_| ceiling.request(Class::Fresh, deadline).unwrap()).collect();
+                (0..1_500).map(|_| ceiling.request(Class::Fresh, deadline).unwrap()).collect();
             for ticket in tickets {
-                let Ok(permit) = tokio::time::timeout_at(crash, ticket.permit()).await else {
+                let Ok(Ok(permit)) = tokio::time::timeout_at(crash, ticket.permit()).await else {
                     break;
                 };
                 arrivals.push(Instant::now());
-                // A crash gives nothing back.
-                std::mem::forget(permit);
+                tokio::task::spawn_local(async move {
+                    sleep(Duration::from_millis(5)).await;
+                    if Instant::now() < crash {
+                        permit.answered();
+                    } else {
+                        // A crash gives nothing back.
+                        std::mem::forget(permit);
+                    }
+                });
             }
             tokio::time::sleep_until(crash).await;
         }

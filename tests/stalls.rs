@@ -131,7 +131,7 @@ impl World {
                             this.open.borrow_mut()[number] = None;
                             pending.answered();
                         }
-                        () = pending.over() => {}
+                        () = pending.tells_nothing() => {}
                     }
                 });
             }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use support::process::{Emulator, Serve};
 use support::standstill::{CALLERS, N, ONE, Spool, load, never_over, one_of_four, signal, stopped};
+use support::until;
 use tokio::time::{Instant, sleep};
 
 const STOP: Duration = Duration::from_secs(6);
@@ -52,7 +53,13 @@ async fn a_process_that_is_killed_meanwhile() {
         tokio::task::spawn_blocking(move || load.join().unwrap()).await.unwrap();
     }
     signal(&emulator, Signal::CONT);
-    sleep(Duration::from_secs(3)).await;
+    // It goes on, and the next process with it.
+    let serve = Serve::start(&settings, &[]).await;
+    let load = load(serve.publish.clone(), CALLERS, Instant::now() + Duration::from_secs(20));
+    let calls = async || emulator.report().await["calls"].as_u64().unwrap();
+    let before = calls().await;
+    until("the ceiling is open again", async || calls().await > before + 3 * N).await;
+    tokio::task::spawn_blocking(move || load.join().unwrap()).await.unwrap();
     never_over(&emulator.report().await);
 }
 

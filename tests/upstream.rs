@@ -242,3 +242,61 @@ async fn no_key_yet() {
     let verbose = get(&telemetry, "/readyz?verbose").await;
     assert!(verbose.text().contains("key: no"), "{}", verbose.text());
 }
+
+/// An upstream that answers each call with these bytes, once it is told so.
+async fn late(bytes: Vec<u8>) -> (String, Arc<tokio::sync::Semaphore>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let goes_on = Arc::new(tokio::sync::Semaphore::new(0));
+    let waits = Arc::clone(&goes_on);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (waits, bytes) = (Arc::clone(&waits), bytes.clone());
+            tokio::spawn(async move {
+                let mut request = vec![0; 16 * 1024];
+                drop(stream.read(&mut request).await);
+                waits.acquire().await.unwrap().forget();
+                drop(stream.write_all(&bytes).await);
+                // Until tollgate closes it.
+                drop(stream.read(&mut request).await);
+            });
+        }
+    });
+    (url, goes_on)
+}
+
+/// A late answer shows that the provider has read the call. A gateway that gives up waiting for the
+/// provider shows nothing.
+#[tokio::test]
+async fn what_a_late_answer_shows() {
+    let gateway = support::script::http(504, "text/html", &[], "timeout");
+    let throttled = [("x-acs-retry-after", "1")];
+    let throttling = support::script::http(504, "text/html", &throttled, "timeout");
+    let Say::Bytes(ok) = ok() else { unreachable!() };
+    for (bytes, reads) in [(ok, true), (gateway, false), (throttling, false)] {
+        let (url, goes_on) = late(bytes).await;
+        let flags = [
+            ("upstream.connect_timeout", "200ms"),
+            ("upstream.call_timeout", "200ms"),
+            ("ceilings.account", "10"),
+        ];
+        let (_sidecar, publish, telemetry) = sidecar(&config(&url, &flags)).await;
+        let unanswered = async || {
+            let metrics = get(&telemetry, "/metrics").await.text();
+            series(&metrics, "tollgate_ceiling_unanswered_calls{ceiling=\"account\"}")
+        };
+        let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+        assert_eq!(answer.status, 504, "{}", answer.text());
+        assert_eq!(unanswered().await, 1.0);
+        goes_on.add_permits(1);
+        if reads {
+            until("the call is read", async || unanswered().await == 0.0).await;
+        } else {
+            // The second call's late answer comes after the first's.
+            post(&publish, "/publish/TopicA", &[], b"y").await;
+            goes_on.add_permits(1);
+            until("both have their answer", async || goes_on.available_permits() == 0).await;
+            assert_eq!(unanswered().await, 2.0);
+        }
+    }
+}

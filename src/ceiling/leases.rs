@@ -65,6 +65,8 @@ pub(super) struct Leases {
     unanswered: BTreeSet<(u64, Vec<u32>)>,
     /// Those of them that a new Redis has yet to hear of.
     forgotten: Vec<(u64, Vec<u32>)>,
+    /// What it is hearing of them.
+    reported: Vec<(u64, Vec<u32>)>,
     reserve: Reserve,
     number: u64,
     /// No longer held, and not yet sent.
@@ -111,6 +113,7 @@ impl Leases {
             in_use: 0,
             unanswered: BTreeSet::new(),
             forgotten: Vec::new(),
+            reported: Vec::new(),
             reserve: Reserve::new(bounds.max, now),
             number: 0,
             back: Vec::new(),
@@ -149,7 +152,7 @@ impl Leases {
     }
 
     /// Whether all but the reserve waits for an answer.
-    fn is_in_reserve(&self) -> bool {
+    pub(super) fn is_in_reserve(&self) -> bool {
         let reserve = reserve::of_leases(self.held());
         reserve > 0 && self.in_use + reserve >= self.held()
     }
@@ -313,6 +316,7 @@ impl Leases {
             self.back_since = Some(now);
         }
         let hold = self.times.hold;
+        self.reported.clone_from(&forgotten);
         let unread = forgotten.into_iter().map(|(nonce, ids)| Back { ids, nonce, free_in: hold });
         let back = back.into_iter().map(|lease| Back {
             ids: lease.ids,
@@ -386,6 +390,7 @@ impl Leases {
     /// The answer to the request that is on its way, however late.
     pub(super) fn answered(&mut self, reply: Reply, now: Instant) {
         let Some(asked) = self.asked.take() else { return };
+        self.reported.clear();
         self.link = Link::Up;
         self.clock = Some((now, reply.now));
         self.short = reply.short;
@@ -427,8 +432,9 @@ impl Leases {
     /// There will be no answer. What was asked may have been done.
     pub(super) fn lost(&mut self, now: Instant) {
         self.asked = None;
-        // The next server may have another clock.
+        // The next server may have another clock, and may not have heard.
         self.clock = None;
+        self.forgotten.append(&mut self.reported);
         if self.link == Link::Up {
             self.link = Link::Down(now);
         }

@@ -62,21 +62,39 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Resolves when the call's answer is of no more use: close its connection then.
-    pub async fn over(&mut self) {
+    /// Resolves when the call's answer would tell nothing new: close its connection then.
+    pub async fn tells_nothing(&mut self) {
         // The other end is dropped, never used.
         drop((&mut self.over).await);
     }
 
     /// The answer has arrived after all: the call counts for one more second.
     pub fn answered(self) {
+        self.ended(Late::Answered);
+    }
+
+    /// The provider closed the connection in order: the call counts for one more second.
+    pub fn over(self) {
+        self.ended(Late::Over);
+    }
+
+    fn ended(self, late: Late) {
         let mut state = self.shared.state();
-        let wake = state.answered_late(self.key, Instant::now());
+        let wake = state.ended_late(self.key, late, Instant::now());
         drop(state);
         if wake {
             self.shared.changed.notify_one();
         }
     }
+}
+
+/// How a call ended after it had been given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Late {
+    /// With an answer: the provider goes on.
+    Answered,
+    /// Its connection was closed in order.
+    Over,
 }
 
 impl Permit {

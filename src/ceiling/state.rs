@@ -15,9 +15,9 @@ use super::block::Watch;
 use super::call_time::CallTime;
 use super::lanes::{Class, Lanes, Waiter};
 use super::leases::{Lease, Leases, Sent};
-use super::permit::{End, Read};
+use super::permit::{End, Late, Read};
 use super::shaper::Shaper;
-use super::unanswered::{Key, SETTLE, Unanswered};
+use super::unanswered::{Key, SETTLE, Unanswered, Way};
 use super::window::Window;
 use super::{Kind, Refused};
 use crate::config;
@@ -69,8 +69,8 @@ pub(super) struct Ended {
 /// What a call without an answer holds.
 #[derive(Debug)]
 enum Held {
-    /// A permit of the account, one of an egress address, and perhaps a lease of them.
-    Call { egress: usize, lease: Option<Lease> },
+    /// A permit of the account, one of an egress address, and perhaps a lease of them. `taken`: it was sent no earlier.
+    Call { way: Way, taken: Instant, lease: Option<Lease> },
     /// So many permits of one ceiling, by calls of a process before this one.
     Inherited { ceiling: Whose, calls: usize },
 }
@@ -244,7 +244,8 @@ impl State {
         self.settle(now);
         let Ended { egress, lease, to, taken } = call;
         let waiting = self.lanes.len();
-        let mut sooner = self.watch(egress, end, now);
+        // Where only the reserve was left, any end may free a permit at once.
+        let mut sooner = self.is_in_reserve(egress) | self.watch(egress, end, now);
         let mut pending = None;
         match end {
             End::Answered | End::Throttled => {
@@ -256,7 +257,7 @@ impl State {
                     fleet.answered_call(now);
                 }
                 self.give_back(lease, Sent::Yes, waiting, now);
-                sooner |= self.unanswered.answered(to, taken, now);
+                sooner |= self.unanswered.answered((egress, to), taken, now);
             }
             End::Lost(Read::Over) => {
                 self.windows(egress).into_iter().for_each(|window| window.over(now));
@@ -272,7 +273,11 @@ impl State {
                 if let (Some(fleet), Some(lease)) = (&mut self.fleet, &lease) {
                     fleet.unanswered(lease, now);
                 }
-                pending = Some(self.unanswered.add(to, Held::Call { egress, lease }, now));
+                pending = Some(self.unanswered.add(
+                    (egress, to),
+                    Held::Call { way: (egress, to), taken, lease },
+                    now,
+                ));
             }
         }
         // A permit may be free sooner than the dispatcher thought: now, or when this call has
@@ -281,18 +286,21 @@ impl State {
         (!self.nobody_waits() && sooner, pending)
     }
 
-    /// The answer to a call has arrived after its time. Says whether the dispatcher should look.
-    pub(super) fn answered_late(&mut self, key: Key, now: Instant) -> bool {
+    /// A call has ended that had been given up. Says whether the dispatcher should look.
+    pub(super) fn ended_late(&mut self, key: Key, late: Late, now: Instant) -> bool {
         self.settle(now);
         let Some(held) = self.unanswered.remove(key) else { return false };
+        let sent = match &held {
+            Held::Call { way, taken, .. } => Some((*way, *taken)),
+            Held::Inherited { .. } => None,
+        };
         self.read(held, now);
-        for window in
-            std::iter::once(&mut self.account).chain(self.egress.iter_mut().map(|e| &mut e.window))
-        {
-            window.reopen(now);
-        }
-        if let Some(fleet) = &mut self.fleet {
-            fleet.answered_call(now);
+        if let (Some((way, taken)), Late::Answered) = (sent, late) {
+            self.windows(way.0).into_iter().for_each(|window| window.reopen(now));
+            if let Some(fleet) = &mut self.fleet {
+                fleet.answered_call(now);
+            }
+            self.unanswered.answered(way, taken, now);
         }
         !self.nobody_waits()
     }
@@ -308,7 +316,7 @@ impl State {
     fn read(&mut self, held: Held, now: Instant) {
         match held {
             Held::Inherited { ceiling, calls } => self.window(ceiling).settled(calls, now),
-            Held::Call { egress, lease } => {
+            Held::Call { way: (egress, _), lease, .. } => {
                 self.windows(egress).into_iter().for_each(|window| window.settled(1, now));
                 if let (Some(fleet), Some(lease)) = (&mut self.fleet, &lease) {
                     fleet.settled(lease);
@@ -317,6 +325,11 @@ impl State {
                 self.give_back(lease, Sent::Yes, waiting, now);
             }
         }
+    }
+
+    fn is_in_reserve(&mut self, egress: usize) -> bool {
+        let fleet = self.fleet.as_ref().is_some_and(Leases::is_in_reserve);
+        fleet || self.windows(egress).iter().any(|window| window.is_in_reserve())
     }
 
     fn give_back(&mut self, lease: Option<Lease>, sent: Sent, waiting: usize, now: Instant) {
@@ -451,7 +464,8 @@ impl State {
     /// themselves.
     fn settles(&self, now: Instant) -> Instant {
         let Some(due) = self.unanswered.next_due() else { return now };
-        let probe = self.account.probes_at().max(now) + self.call.mean() + SETTLE;
+        let Some(probe) = self.account.probes_at() else { return due.max(now) };
+        let probe = probe.max(now) + self.call.mean() + SETTLE;
         due.min(probe).max(now)
     }
 

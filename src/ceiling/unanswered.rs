@@ -5,7 +5,8 @@
 //! it goes on. So they count against the ceiling until one of these:
 //!
 //! - The call's own answer arrives late ([`Unanswered::remove`]).
-//! - A call to the same address that was sent **later** has been answered, so the provider goes on:
+//! - A call on the same way (egress address and provider's address) that was sent **later** has been
+//!   answered, so the provider goes on:
 //!   then within [`SETTLE`] it reads what came before. But not before [`min`](Bounds::min) after the call
 //!   was sent: another backend behind the same address may be the one that stands still.
 //! - [`max`](Bounds::max) has passed since the call was sent.
@@ -29,10 +30,13 @@ pub(super) use crate::config::Unanswered as Bounds;
 
 /// A provider that goes on reads within this time what arrived while it stood still.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
-/// An address to which nothing was sent for so long tells nothing of the others.
-const ADDRESS_IN_USE: Duration = Duration::from_mins(1);
+/// A way on which nothing was sent for so long, and all was answered, tells nothing of the others.
+const IN_USE: Duration = Duration::from_mins(1);
 /// Where there is no ceiling, no more calls than this are remembered.
 const MAX_CALLS: usize = 65_536;
+
+/// How a call went: from which egress address, to which of the provider's.
+pub(super) type Way = (usize, SocketAddr);
 
 /// Names one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,8 +48,8 @@ pub(super) struct Key {
 
 #[derive(Debug)]
 struct Call<T> {
-    /// `None`: a process before this one sent it, to any address.
-    to: Option<SocketAddr>,
+    /// `None`: a process before this one sent it, on any way.
+    to: Option<Way>,
     /// It counts at least so long, although a later call is answered.
     min: Duration,
     /// When it stops to count, as far as is known.
@@ -56,8 +60,10 @@ struct Call<T> {
 }
 
 #[derive(Debug)]
-struct Address {
-    of: SocketAddr,
+struct Answers {
+    way: Way,
+    /// Calls on it that have no answer.
+    unanswered: usize,
     /// When the latest call that was answered had been sent, at the earliest.
     answered: Option<Instant>,
     /// When a call to it ended last.
@@ -75,13 +81,13 @@ pub(super) struct Unanswered<T> {
     /// Whether a process before this one may have left calls.
     inherited: bool,
     /// A provider has a few.
-    addresses: Vec<Address>,
+    ways: Vec<Answers>,
 }
 
 impl<T> Unanswered<T> {
     pub(super) fn new(bounds: Bounds) -> Self {
         let (calls, due) = (BTreeMap::new(), BTreeSet::new());
-        Self { bounds, calls, due, number: 0, inherited: false, addresses: Vec::new() }
+        Self { bounds, calls, due, number: 0, inherited: false, ways: Vec::new() }
     }
 
     pub(super) fn bounds(&self) -> Bounds {
@@ -90,13 +96,8 @@ impl<T> Unanswered<T> {
 
     /// A call to `to` has ended now without an answer, so it was sent no later. Returns its name, and
     /// a receiver that resolves when there is no more reason to wait for its answer.
-    pub(super) fn add(
-        &mut self,
-        to: SocketAddr,
-        permit: T,
-        now: Instant,
-    ) -> (Key, oneshot::Receiver<()>) {
-        self.address(to, now);
+    pub(super) fn add(&mut self, to: Way, permit: T, now: Instant) -> (Key, oneshot::Receiver<()>) {
+        self.way(to, now).unanswered += 1;
         let (listening, over) = oneshot::channel();
         let Bounds { min, max } = self.bounds;
         let (due, listening) = (now + max, Some(listening));
@@ -129,13 +130,13 @@ impl<T> Unanswered<T> {
 
     /// A call to `to` that was sent no earlier than `sent` has been answered now. Returns whether
     /// calls without an answer now stop to count sooner.
-    pub(super) fn answered(&mut self, to: SocketAddr, sent: Instant, now: Instant) -> bool {
-        let address = self.address(to, now);
-        let before = address.answered;
+    pub(super) fn answered(&mut self, to: Way, sent: Instant, now: Instant) -> bool {
+        let way = self.way(to, now);
+        let before = way.answered;
         if before.is_some_and(|before| before >= sent) {
             return false;
         }
-        address.answered = Some(sent);
+        way.answered = Some(sent);
         if self.calls.is_empty() {
             self.inherited = false;
             return false;
@@ -148,7 +149,7 @@ impl<T> Unanswered<T> {
         let mut sooner = false;
         for (key, call) in self.calls.range_mut((from, to_here)) {
             let later = match call.to {
-                Some(address) => address == to,
+                Some(way) => way == to,
                 None => everywhere.is_some_and(|everywhere| everywhere > key.sent),
             };
             let due = (now + SETTLE).max(key.sent + call.min).min(call.due);
@@ -163,18 +164,21 @@ impl<T> Unanswered<T> {
         sooner
     }
 
-    /// When the latest call that was answered had been sent, at the earliest: to the address of those
-    /// in use of which that is longest ago.
+    /// When the latest call that was answered had been sent, at the earliest: on the way, of those in
+    /// use, of which that is longest ago.
     pub(super) fn answered_everywhere(&self, now: Instant) -> Option<Instant> {
-        let in_use = self.addresses.iter().filter(|address| now < address.used + ADDRESS_IN_USE);
-        // An address without any answer comes first, as `None` does.
-        in_use.map(|address| address.answered).min().flatten()
+        let in_use = |way: &&Answers| way.unanswered > 0 || now < way.used + IN_USE;
+        // One without any answer comes first, as `None` does.
+        self.ways.iter().filter(in_use).map(|way| way.answered).min().flatten()
     }
 
     /// The call has ended after all.
     pub(super) fn remove(&mut self, key: Key) -> Option<T> {
         let call = self.calls.remove(&key)?;
         self.due.remove(&(call.due, key));
+        if let Some(way) = self.ways.iter_mut().find(|way| Some(way.way) == call.to) {
+            way.unanswered -= 1;
+        }
         Some(call.permit)
     }
 
@@ -189,18 +193,18 @@ impl<T> Unanswered<T> {
         self.due.first().map(|(due, _)| *due)
     }
 
-    fn address(&mut self, to: SocketAddr, now: Instant) -> &mut Address {
-        let found = self.addresses.iter().position(|known| known.of == to);
+    fn way(&mut self, to: Way, now: Instant) -> &mut Answers {
+        let found = self.ways.iter().position(|known| known.way == to);
         let at = found.unwrap_or_else(|| {
             // Addresses that the endpoint's name no longer has.
-            let in_use = self.bounds.max.max(ADDRESS_IN_USE);
-            self.addresses.retain(|known| now < known.used + in_use);
-            self.addresses.push(Address { of: to, answered: None, used: now });
-            self.addresses.len() - 1
+            let in_use = self.bounds.max.max(IN_USE);
+            self.ways.retain(|known| known.unanswered > 0 || now < known.used + in_use);
+            self.ways.push(Answers { way: to, unanswered: 0, answered: None, used: now });
+            self.ways.len() - 1
         });
-        let address = &mut self.addresses[at];
-        address.used = now;
-        address
+        let way = &mut self.ways[at];
+        way.used = now;
+        way
     }
 }
 
@@ -212,8 +216,8 @@ mod tests {
     const BOUNDS: Bounds = Bounds { min: Duration::from_secs(10), max: Duration::from_mins(5) };
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn address(last: u8) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, last], 443))
+    fn address(last: u8) -> Way {
+        (0, SocketAddr::from(([192, 0, 2, last], 443)))
     }
 
     fn due(calls: &mut Unanswered<u8>, now: Instant) -> Vec<u8> {
@@ -280,9 +284,9 @@ mod tests {
         assert_eq!(due(&mut calls, start + SECOND * 100), [1]);
         // Names change, and are not remembered for ever.
         for n in 0..1_000_u32 {
-            let to = SocketAddr::from((n.to_be_bytes(), 443));
+            let to = (0, SocketAddr::from((n.to_be_bytes(), 443)));
             calls.answered(to, start + SECOND * 10 * n, start + SECOND * 10 * n);
         }
-        assert!(calls.addresses.len() < 40, "{}", calls.addresses.len());
+        assert!(calls.ways.len() < 40, "{}", calls.ways.len());
     }
 }

@@ -86,6 +86,15 @@ impl Window {
         }
     }
 
+    /// Permits that no call uses, the reserve among them as long as it is not all that is left.
+    pub(super) fn unused(&mut self, now: Instant) -> usize {
+        let free = self.free(now);
+        match self.size {
+            Some(size) if free > 0 && self.ready(size) > 0 => size.saturating_sub(self.busy()),
+            _ => free,
+        }
+    }
+
     fn busy(&self) -> usize {
         self.standing() + self.cooling.len() + self.parked.len()
     }
@@ -151,9 +160,15 @@ impl Window {
         self.reserve.answered(now);
     }
 
-    /// When the reserve may carry its next call.
-    pub(super) fn probes_at(&self) -> Instant {
-        self.reserve.opens()
+    /// When the reserve may carry its next call; `None`: there is no permit left for it.
+    pub(super) fn probes_at(&self) -> Option<Instant> {
+        let unused = self.size.is_none_or(|size| size > self.busy());
+        unused.then(|| self.reserve.opens())
+    }
+
+    /// Whether only the reserve is left.
+    pub(super) fn is_in_reserve(&self) -> bool {
+        self.size.is_some_and(|size| self.ready(size) == 0)
     }
 
     /// A call in flight ended without an answer. The provider may still read it.

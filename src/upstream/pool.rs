@@ -25,8 +25,10 @@ pub(super) struct Pool {
     source: Option<IpAddr>,
     idle_timeout: Duration,
     idle: Mutex<Vec<Connection>>,
-    /// Bounds connections in use. A new one is opened only when none is idle, so it bounds all.
+    /// Bounds connections in use. A new one is opened only when none is idle, so it bounds idle ones, too.
     slots: Arc<Semaphore>,
+    /// Bounds connections that are kept open for a late answer.
+    listeners: Arc<Semaphore>,
 }
 
 /// An open connection. Dropped, it is closed.
@@ -55,6 +57,7 @@ impl Pool {
             idle_timeout,
             idle: Mutex::default(),
             slots: Arc::new(Semaphore::new(max_connections)),
+            listeners: Arc::new(Semaphore::new(max_connections)),
         }
     }
 
@@ -71,6 +74,11 @@ impl Pool {
         }
         let opened = timeout_at(deadline, self.open()).await.map_err(|_| Lost::ConnectTimeout)?;
         Ok((opened?, slot))
+    }
+
+    /// A place to keep a connection open for a late answer; `None`: as many are open as may be.
+    pub(super) fn listener(&self) -> Option<Slot> {
+        Arc::clone(&self.listeners).try_acquire_owned().ok()
     }
 
     async fn open(&self) -> Result<Connection, Lost> {

@@ -18,7 +18,7 @@ use secrecy::ExposeSecret;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connect::{Connector, TlsError};
-use super::pool::{Connection, Pool};
+use super::pool::{Connection, Pool, Slot};
 use super::{Departure, Upstream};
 use crate::answer::{Answer, Bar, Codes, Lost, Verdict};
 use crate::ceiling::{Permit, Read};
@@ -151,9 +151,11 @@ impl Upstream for Wire {
         // On the heap: it may outlive this call.
         let mut exchange = Box::pin(exchange(connection, request));
         let Ok((connection, ended)) = deadline::by(deadline, &mut exchange).await else {
-            // Its place is free: it listens, but is no call that somebody waits for.
+            // Its place is free for another call.
             drop(slot);
-            listen(exchange, permit);
+            if let Some(place) = pool.listener() {
+                listen(exchange, permit, place);
+            }
             return Answer::Lost(Lost::Timeout);
         };
         match ended {
@@ -162,9 +164,9 @@ impl Upstream for Wire {
                 pool.put_back(connection);
                 shared.learn(&answer, key);
                 match answer.verdict() {
-                    Verdict::Throttled { .. } => permit.throttled(),
                     // A gateway that did not wait for what stands behind it, which may read it yet.
-                    Verdict::Unknown if answer.is_gateway_timeout() => drop(permit),
+                    _ if answer.is_gateway_timeout() => drop(permit),
+                    Verdict::Throttled { .. } => permit.throttled(),
                     _ => permit.answered(),
                 }
                 answer
@@ -204,16 +206,17 @@ fn give_back(permit: Permit, lost: Lost, read: Read) {
 
 /// Keeps the connection of a call without an answer open, as long as an answer would tell more than
 /// other calls do: that the provider, or the way to it, goes on.
-fn listen(exchange: impl Future<Output = Exchanged> + Send + 'static, permit: Permit) {
+fn listen(exchange: impl Future<Output = Exchanged> + Send + 'static, permit: Permit, place: Slot) {
     let Some(mut pending) = permit.unanswered() else { return };
     tokio::spawn(async move {
+        let _place = place;
         tokio::select! {
-            (_, ended) = exchange => {
-                if ended.is_ok() || matches!(ended, Err((_, Read::Over))) {
-                    pending.answered();
-                }
-            }
-            () = pending.over() => {}
+            (_, ended) = exchange => match ended {
+                Ok(answer) if !answer.is_gateway_timeout() => pending.answered(),
+                Err((_, Read::Over)) => pending.over(),
+                Ok(_) | Err(_) => {}
+            },
+            () = pending.tells_nothing() => {}
         }
     });
 }

@@ -21,8 +21,11 @@ impl State {
         left.sort_unstable_by_key(|left| left.ago);
         let Bounds { min, max } = self.unanswered.bounds();
         for (ceiling, size) in self.ceilings(config) {
-            // They were under the ceiling, too.
-            let mut most = size.map_or(0, |size| size as usize);
+            // They were under the ceiling, too. A count above it is certain to be too high: the ledger
+            // counts room for calls that may not have begun. Then one permit is left to probe with.
+            let size = size.map_or(0, |size| size as usize);
+            let counted = left.iter().map(|left| left.calls).fold(0, usize::saturating_add);
+            let mut most = if counted > size { size.saturating_sub(1) } else { size };
             for Left { ago, calls, later_answered } in &left {
                 let calls = most.min(*calls);
                 most -= calls;

@@ -70,7 +70,8 @@ impl Status {
 impl State {
     pub(in crate::ceiling) fn status(&mut self, now: Instant) -> Status {
         self.settle(now);
-        let counts = |w: &mut Window| (w.used(now), w.without_answer(), w.parked(now), w.free(now));
+        let counts =
+            |w: &mut Window| (w.used(now), w.without_answer(), w.parked(now), w.unused(now));
         let account = counts(&mut self.account);
         let egress = self.egress.iter_mut().map(|egress| counts(&mut egress.window));
         let egress = egress.fold((0, 0, 0, 0_usize), |a, b| {

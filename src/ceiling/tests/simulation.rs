@@ -13,14 +13,14 @@ use super::plan::{Fault, MS, Plan, SECOND, Trouble, Who};
 use super::words::{asked, reply};
 use crate::ceiling::leases::{Lease, Leases, Sent};
 use crate::ceiling::model::{self, Gets, Kept};
-use crate::ceiling::unanswered::{Bounds, Key, Unanswered};
+use crate::ceiling::unanswered::{Bounds, Key, Unanswered, Way};
 
 pub(super) const CALL_TIMEOUT: i64 = 3 * SECOND;
 /// How long a call without an answer counts.
 pub(super) const BOUNDS: Bounds =
     Bounds { min: Duration::from_secs(10), max: Duration::from_mins(5) };
 /// The provider's address.
-const PROVIDER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80));
+const PROVIDER: Way = (0, SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80)));
 /// How long the provider takes to read what arrived while it stood still.
 const READS: i64 = 900 * MS;
 /// How long a member waits for an answer before it takes the connection for dead.
