@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -179,7 +179,18 @@ impl<U: Upstream> Kept<U> {
     ) -> Result<bool, KeepError> {
         let bound = caller.deadline.max(Instant::now() + DISK);
         let mut kept = std::pin::pin!(self.spool.keep_tried(message, claim, tries));
-        if let Ok(kept) = timeout_at(bound, &mut kept).await {
+        // A stop does not wait as long as a caller would.
+        let stopped = async {
+            self.stop.cancelled().await;
+            sleep(DISK).await;
+        };
+        let in_time = tokio::select! {
+            biased;
+            kept = &mut kept => Some(kept),
+            () = sleep_until(bound) => None,
+            () = stopped => None,
+        };
+        if let Some(kept) = in_time {
             return kept.map(|()| true);
         }
         caller.tell(Outcome::new(calls, Ended::Unanswered));

@@ -225,6 +225,12 @@ impl<U: Upstream> Delivery<U> {
         shared.under_way.close();
         drop(deadline::by(Instant::now() + at_most, shared.under_way.wait()).await);
         let under_way = shared.under_way.len();
+        if under_way > 0 {
+            tracing::warn!(
+                messages = under_way,
+                "stopped while the outcome of messages was not recorded: each may have been delivered"
+            );
+        }
         let Some(kept) = &shared.kept else { return under_way };
         drop(timeout(FLUSH, kept.spool.flush()).await);
         let left = kept.batches.len();

@@ -216,6 +216,24 @@ async fn a_stop_while_a_connection_opens() {
     assert_eq!((provider.called(), spool.usage().queued.messages), (vec![], 3));
 }
 
+/// A caller whose message a hung disk may have is answered when we stop, long before its own wait ends.
+#[tokio::test]
+async fn a_stop_while_a_disk_hangs() {
+    let (disk, provider) = (Double::default(), Provider::default());
+    let (delivery, spool) = start(&disk, &provider).await;
+    let _held = hold(&disk);
+    let asked = tokio::spawn({
+        let delivery = delivery.clone();
+        let wanted = Wanted { patience: Duration::from_mins(5), ..PATIENT };
+        async move { delivery.publish(message("TopicA"), wanted).await }
+    });
+    until("it hangs", || spool.usage().failure.is_some()).await;
+    let stopped = Instant::now();
+    delivery.drain(Duration::ZERO).await;
+    assert_eq!(asked.await.unwrap().ended, Ended::Unanswered);
+    assert!(stopped.elapsed() < Duration::from_mins(1), "{:?}", stopped.elapsed());
+}
+
 /// A key that is long in coming holds nobody who waits when the grace ends.
 #[tokio::test(start_paused = true)]
 async fn a_stop_while_a_key_is_looked_for() {
