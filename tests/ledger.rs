@@ -32,6 +32,8 @@ impl House {
             ("spool.path", folder.path().join("spool").display().to_string()),
             ("retry.base", "10ms".to_owned()),
             ("retry.cap", "200ms".to_owned()),
+            // All are delivered in the end, however often a call ends without an answer.
+            ("retry.unknown_tries", "1000".to_owned()),
             // Only a call that hangs ends without an answer, and before the grace of a stop does.
             ("upstream.call_timeout", "10s".to_owned()),
             ("upstream.connect_timeout", "10s".to_owned()),

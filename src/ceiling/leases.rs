@@ -8,7 +8,7 @@
 //! too many. There is no other way to a call than a lease: cut off from Redis, the last lease's end
 //! is the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,6 +18,7 @@ pub(super) use super::exchange::{Ask, Back, Given, Reply, Times};
 pub(super) use super::lease::{Lease, Sent};
 use super::reserve::{self, Reserve};
 use super::unanswered::Bounds;
+use super::unread::Unread;
 use super::window::WINDOW;
 
 /// A permit that nobody has used for so long after it was ready goes back: while others wait for
@@ -61,12 +62,7 @@ pub(super) struct Leases {
     core_in_use: usize,
     /// Leases of calls in flight, and of `unanswered` ones that still count.
     in_use: usize,
-    /// By nonce and permits.
-    unanswered: BTreeSet<(u64, Vec<u32>)>,
-    /// Those of them that a new Redis has yet to hear of.
-    forgotten: Vec<(u64, Vec<u32>)>,
-    /// What it is hearing of them.
-    reported: Vec<(u64, Vec<u32>)>,
+    unanswered: Unread,
     reserve: Reserve,
     number: u64,
     /// No longer held, and not yet sent.
@@ -111,9 +107,7 @@ impl Leases {
             other: Held::new(),
             core_in_use: 0,
             in_use: 0,
-            unanswered: BTreeSet::new(),
-            forgotten: Vec::new(),
-            reported: Vec::new(),
+            unanswered: Unread::default(),
             reserve: Reserve::new(bounds.max, now),
             number: 0,
             back: Vec::new(),
@@ -189,17 +183,16 @@ impl Leases {
 
     /// A call ended without an answer: its lease stays in use.
     pub(super) fn unanswered(&mut self, lease: &Lease, now: Instant) {
-        let name = (lease.nonce, lease.ids.clone());
+        self.unanswered.add(lease);
         if lease.life != self.life {
-            self.forgotten.push(name.clone());
+            self.unanswered.report(lease);
             self.back_since.get_or_insert(now);
         }
-        self.unanswered.insert(name);
     }
 
     /// A call without an answer stops to count: [`Leases::ended`] follows.
     pub(super) fn settled(&mut self, lease: &Lease) {
-        self.unanswered.remove(&(lease.nonce, lease.ids.clone()));
+        self.unanswered.remove(lease);
     }
 
     /// Its call has ended, while so many wait here.
@@ -311,13 +304,10 @@ impl Leases {
         let rest = self.back.split_off(self.back.len().min(MOST_BACK));
         let back = std::mem::replace(&mut self.back, rest);
         self.back_since = (!self.back.is_empty()).then_some(now);
-        let forgotten = self.forgotten.split_off(self.forgotten.len().saturating_sub(MOST_BACK));
-        if !self.forgotten.is_empty() {
+        let unread = self.unanswered.reports(MOST_BACK, self.times.hold);
+        if self.unanswered.has_reports() {
             self.back_since = Some(now);
         }
-        let hold = self.times.hold;
-        self.reported.clone_from(&forgotten);
-        let unread = forgotten.into_iter().map(|(nonce, ids)| Back { ids, nonce, free_in: hold });
         let back = back.into_iter().map(|lease| Back {
             ids: lease.ids,
             nonce: lease.nonce,
@@ -390,7 +380,7 @@ impl Leases {
     /// The answer to the request that is on its way, however late.
     pub(super) fn answered(&mut self, reply: Reply, now: Instant) {
         let Some(asked) = self.asked.take() else { return };
-        self.reported.clear();
+        self.unanswered.reported();
         self.link = Link::Up;
         self.clock = Some((now, reply.now));
         self.short = reply.short;
@@ -406,7 +396,7 @@ impl Leases {
             // that it learns.
             self.learn = Some(learn);
             self.life = self.life.wrapping_add(1);
-            self.forgotten = self.unanswered.iter().cloned().collect();
+            self.unanswered.report_all();
             self.back_since.get_or_insert(now);
         }
         if is_new || self.limits != reply.figures {
@@ -434,7 +424,7 @@ impl Leases {
         self.asked = None;
         // The next server may have another clock, and may not have heard.
         self.clock = None;
-        self.forgotten.append(&mut self.reported);
+        self.unanswered.report_again();
         if self.link == Link::Up {
             self.link = Link::Down(now);
         }

@@ -22,6 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod unanswered;
+mod unread;
 mod window;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

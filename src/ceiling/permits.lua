@@ -34,6 +34,8 @@ local SKEW = 1000000
 local SHORT = 1000000
 -- Nobody is told to ask again later than this.
 local LATEST = 2000000
+-- A ceiling that no sidecar asks for is forgotten, as in members.lua, in milliseconds.
+local FORGET = 7 * 24 * 3600000
 -- A provider that answers has read within SETTLE what came before; then that cools.
 local SETTLE, WINDOW = 1000000, 1001000
 
@@ -237,6 +239,8 @@ for k, c in ipairs(ceilings) do
     'short_at', int(c.short_at),
     'owe', int(c.owe), 'batch', int(c.batch), 'parked_at', int(c.parked_at),
     'answered', int(c.answered))
+  -- It goes when it is empty, and its end with it.
+  redis.call('PEXPIRE', c.out, FORGET)
 end
 return { int(now), int(learn_in), short, int(ask_in), table.concat(figures, ','),
   redis.call('ZCARD', account.parked) + account.owe, account.owe, out }

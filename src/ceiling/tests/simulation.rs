@@ -2,12 +2,16 @@
 //! loses and cuts off, with members that crash, stand still, leave and come back, and a Redis that
 //! stops, fails over or comes back empty.
 
+mod run;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use fastrand::Rng;
 use tokio::time::Instant;
+
+pub(super) use run::run;
 
 use super::plan::{Fault, MS, Plan, SECOND, Trouble, Who};
 use super::words::{asked, reply};
@@ -33,15 +37,6 @@ const LATEST: i64 = 100 * MS;
 const THEN: i64 = 20 * MS;
 /// Waiting callers of a member, at most.
 const ROOM: f64 = 400.0;
-
-/// What becomes of what Redis knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Turn {
-    LastCopy,
-    Empty,
-    New,
-    Promoted { clock: i64 },
-}
 
 enum Event {
     /// Unless another look was planned since.
@@ -463,46 +458,4 @@ impl Fleet {
         let end = End::Unanswered(late.map(|late| late.max(sent + CALL_TIMEOUT)));
         self.push(CALL_TIMEOUT, Event::Ended { member, life, lease, end });
     }
-}
-
-/// Runs a fleet, and returns what the provider saw.
-pub(super) fn run(plan: &Plan) -> Seen {
-    let mut fleet = Fleet::new(plan.clone());
-    // Redis forgets at the end of a kill, and at once in a flush.
-    let mut turns = Vec::new();
-    for trouble in &plan.troubles {
-        match trouble.fault {
-            Fault::Killed => turns.push((trouble.to, Turn::New)),
-            Fault::Flushed => turns.push((trouble.from, Turn::Empty)),
-            Fault::Failover { clock } => {
-                let behind = (trouble.to - trouble.from).min(3 * SECOND);
-                turns.push((trouble.from - behind, Turn::LastCopy));
-                turns.push((trouble.from, Turn::Promoted { clock }));
-            }
-            _ => {}
-        }
-    }
-    turns.sort_unstable();
-    let mut copy = Server::new();
-    for (at, turn) in turns {
-        fleet.run(at);
-        match turn {
-            Turn::LastCopy => copy.clone_from(&fleet.redis),
-            Turn::Empty => fleet.redis.fill(Kept::default()),
-            Turn::New => {
-                fleet.redis.fill(Kept::default());
-                fleet.run += 1;
-            }
-            Turn::Promoted { clock } => {
-                fleet.redis.clone_from(&copy);
-                fleet.run += 1;
-                fleet.clock = clock;
-            }
-        }
-    }
-    fleet.run(plan.until);
-    let mut seen = fleet.seen;
-    seen.arrivals.sort_unstable();
-    seen.by_group.iter_mut().for_each(|arrivals| arrivals.sort_unstable());
-    seen
 }

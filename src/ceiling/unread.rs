@@ -1,0 +1,65 @@
+//! Leases of calls without an answer, and what Redis has to hear of them after it forgot everything: else
+//! it would give their permits to others.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::exchange::Back;
+use super::lease::Lease;
+
+/// A lease by its nonce and permits.
+type Name = (u64, Vec<u32>);
+
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    leases: BTreeSet<Name>,
+    /// What Redis has yet to hear.
+    reports: Vec<Name>,
+    /// What the request that is on its way reports.
+    on_the_way: Vec<Name>,
+}
+
+impl Unread {
+    pub(super) fn add(&mut self, lease: &Lease) {
+        self.leases.insert((lease.nonce, lease.ids.clone()));
+    }
+
+    pub(super) fn remove(&mut self, lease: &Lease) {
+        self.leases.remove(&(lease.nonce, lease.ids.clone()));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Redis has not heard of this one.
+    pub(super) fn report(&mut self, lease: &Lease) {
+        self.reports.push((lease.nonce, lease.ids.clone()));
+    }
+
+    /// Redis has not heard of any.
+    pub(super) fn report_all(&mut self) {
+        self.reports = self.leases.iter().cloned().collect();
+    }
+
+    pub(super) fn has_reports(&self) -> bool {
+        !self.reports.is_empty()
+    }
+
+    /// What the next request reports, at most so many.
+    pub(super) fn reports(&mut self, most: usize, hold: Duration) -> Vec<Back> {
+        self.on_the_way = self.reports.split_off(self.reports.len().saturating_sub(most));
+        let reports = self.on_the_way.iter().cloned();
+        reports.map(|(nonce, ids)| Back { ids, nonce, free_in: hold }).collect()
+    }
+
+    /// Redis has heard of what was on its way.
+    pub(super) fn reported(&mut self) {
+        self.on_the_way.clear();
+    }
+
+    /// Nothing is known of what was on its way.
+    pub(super) fn report_again(&mut self) {
+        self.reports.append(&mut self.on_the_way);
+    }
+}
