@@ -18,6 +18,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use support::http::{get, raw};
 use support::process::{Emulator, Serve, run};
+use support::redis::Redis;
 use support::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -81,22 +82,38 @@ fn callers(serve: &Serve, life: usize, answers: &Answers) -> Vec<tokio::task::Jo
     (0..MESSAGES).map(ask).collect()
 }
 
+fn times(otherwise: usize) -> usize {
+    std::env::var("TOLLGATE_RESTARTS").map_or(otherwise, |n| n.parse().unwrap())
+}
+
 #[tokio::test]
 async fn a_provider_that_takes_long() {
-    let restarts = std::env::var("TOLLGATE_RESTARTS").map_or(4, |n| n.parse().unwrap());
+    restarts(times(4), &[("spool.store", "disk")]).await;
+}
+
+#[tokio::test]
+async fn with_a_shared_spool() {
+    let redis = Redis::start();
+    redis.begin(&[("account", 1_000)]);
+    let url = redis.url();
+    let store = [("spool.store", "redis"), ("fleet.url", &*url), ("ceilings.account", "1000")];
+    restarts(times(3), &store).await;
+}
+
+async fn restarts(restarts: usize, store: &[(&str, &str)]) {
     let emulator = Emulator::start(&["--account-qps", "0", "--egress-ip-qps", "0"]).await;
     let url = slow(&emulator).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display().to_string();
-    let settings = [
+    let mut settings = vec![
         ("upstream.endpoint", url.as_str()),
         ("upstream.connect_timeout", "1s"),
         ("upstream.call_timeout", "3s"),
         ("publish.wait", "20s"),
-        ("spool.store", "disk"),
         ("spool.path", &path),
         ("drain.grace", "1s"),
     ];
+    settings.extend(store);
     let (answers, start) = (Answers::default(), Instant::now());
     for life in 0..restarts {
         let serve = Serve::start(&settings, &[]).await;
