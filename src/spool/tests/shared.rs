@@ -299,7 +299,7 @@ async fn receipts_with_a_claim_do_not_give_way() {
         one.note(ended.id, Change::Delivered(1, receipt())).await;
     }
     let brief = one.find(dropped.id).unwrap();
-    one.note(dropped.id, Spool::dropped(&brief)).await;
+    one.note(dropped.id, Spool::dropped(&brief, false)).await;
     two.keep(&late, None).await.unwrap();
     for spool in [&one, &two] {
         assert_eq!(spool.keep(&later, None).await, Err(KeepError::Full));
