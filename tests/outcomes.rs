@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use support::house::{ASYNC, House, Provider, WAIT, error, is_kept, ok};
 use support::http::{Answer as Reply, get, post};
@@ -157,6 +158,10 @@ async fn a_drop_while_a_call_is_under_way() {
         let id = only(&house);
         assert_eq!(provider.calls().len(), 1);
         discard(&house, id).await;
+        if wanted.patience.is_zero() {
+            // Until it has ended, it may arrive.
+            again(&house, &provider, Ended::Dropped { id, doubt: true }).await;
+        }
         sleep(Duration::from_secs(10)).await;
         let got = asked.await.unwrap();
         let dropped = Ended::Dropped { id, doubt: answer == unknown() };
@@ -175,6 +180,20 @@ async fn a_drop_while_a_call_is_under_way() {
         }
         assert_eq!(provider.calls().len(), 1, "a dropped message is not sent again");
     }
+}
+
+/// A call of the process that kept it may have been under way when that ended.
+#[tokio::test(start_paused = true)]
+async fn a_drop_of_a_message_of_an_earlier_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::new(|_, _, _| fails());
+    let first = house(folder.path(), &provider, &RARELY).await;
+    assert!(is_kept(&first.publish("x", keyed(ASYNC)).await));
+    sleep(Duration::from_secs(1)).await;
+    let id = only(&first);
+    let next = restart(first, folder.path(), &provider, &RARELY).await;
+    discard(&next, id).await;
+    again(&next, &provider, Ended::Dropped { id, doubt: true }).await;
 }
 
 /// A wait that expires while the drop's call is under way is not answered `queued`.
@@ -422,6 +441,16 @@ async fn a_drop_is_answered_410() {
     assert!(messages(&["list", "--state", "dropped"]).await.stdout.contains(&id));
     assert_eq!(messages(&["drop", &id]).await.stdout, "0 dropped\n");
     assert_eq!(script.requests().len(), 1);
+
+    // On a stopped sidecar, whose last call may have arrived.
+    let kept = publish(&serve.publish, "l", "respond-async").await.json();
+    let id = kept["Id"].as_str().unwrap().to_owned();
+    serve.signal(Signal::KILL);
+    serve.ended().await;
+    assert_eq!(messages(&["drop", &id]).await.stdout, "1 dropped\n");
+    let serve = Serve::start(&settings, &[]).await;
+    let again = publish(&serve.publish, "l", "wait=60").await;
+    assert_eq!(problem(&again, 410, "dropped", "unknown", "dropped"), id);
 }
 
 #[tokio::test]

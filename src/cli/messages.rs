@@ -12,7 +12,9 @@ use crate::config::{Config, Flags, Fleet, Store};
 use crate::control::{Changed, Listing, MAX_LISTED};
 use crate::message::MessageId;
 use crate::sidecar;
-use crate::spool::{Brief, Change, Listed, OpenError, Options, Reason, Selection, Spool, Which};
+use crate::spool::{
+    Brief, Change, Listed, OpenError, Options, Reason, Selection, Spool, State, Which,
+};
 
 /// List, show, replay or drop kept messages and dead letters
 #[derive(Debug, clap::Args)]
@@ -189,14 +191,16 @@ async fn stopped(verb: Verb, spool: &Spool) -> Result<Said, String> {
         Verb::Replay { which } => {
             let picked = some(which)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_dead(brief);
-            let again = |_: &Brief| Change::Replayed(Timestamp::now());
+            let again = |brief: &Brief| spool.note(brief.id, Change::Replayed(Timestamp::now()));
             Ok(Said::Changed("replayed", spool.change(&meant, &again, &|_, _| ()).await))
         }
         Verb::Drop { which } => {
             let picked = some(which)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_droppable(brief);
-            let change = &Spool::dropped;
-            Ok(Said::Changed("dropped", spool.change(&meant, change, &|_, _| ()).await))
+            // A call for a queued message may have been under way when its sidecar ended.
+            let doubt = |brief: &Brief| matches!(brief.state, State::Queued { .. });
+            let note = |brief: &Brief| spool.note(brief.id, Spool::dropped(brief, doubt(brief)));
+            Ok(Said::Changed("dropped", spool.change(&meant, &note, &|_, _| ()).await))
         }
     }
 }

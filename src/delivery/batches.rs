@@ -61,6 +61,17 @@ pub(super) enum Hold {
     Barred(Bar),
 }
 
+/// Whether a call for a kept message may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SetsOut {
+    /// It may.
+    Yes,
+    /// The message is not queued any more.
+    Ended,
+    /// A call is noted that is not this process's own.
+    Other,
+}
+
 impl Batches {
     pub(super) fn new(retry: Retry, seed: u64) -> Self {
         let jitter = fastrand::Rng::with_seed(seed);
@@ -124,18 +135,45 @@ impl Batches {
         !state.held.calls(id) && find() == Some(spool::State::Queued { calling: true })
     }
 
-    /// A call for what was handed out is about to be noted. `false`: another's is.
+    /// A call for what was handed out is about to be noted, if it may be made. Afterwards a drop finds
+    /// it under way.
     pub(super) fn sets_out(
         &self,
         id: MessageId,
         find: impl FnOnce() -> Option<spool::State>,
-    ) -> bool {
+    ) -> SetsOut {
         let mut state = self.state();
-        if !state.held.calls(id) && find() == Some(spool::State::Queued { calling: true }) {
-            return false;
+        match find() {
+            Some(spool::State::Queued { calling: true }) if !state.held.calls(id) => SetsOut::Other,
+            Some(spool::State::Queued { .. }) => {
+                state.held.sets_out(id);
+                SetsOut::Yes
+            }
+            _ => SetsOut::Ended,
         }
-        state.held.sets_out(id);
-        true
+    }
+
+    /// Another process has had these messages, and may have called for them without a note.
+    pub(super) fn doubt(&self, id: MessageId) {
+        self.state().held.doubt(id);
+    }
+
+    /// An operator drops a message. `find` looks for it, and `note` notes the drop, while no own call
+    /// for it can begin or end. `note` is given whether a call may have arrived.
+    pub(super) fn drops<T>(
+        &self,
+        id: MessageId,
+        find: impl FnOnce() -> Option<spool::Brief>,
+        note: impl FnOnce(bool) -> T,
+    ) -> T {
+        let mut state = self.state();
+        let noted = find().is_some_and(|brief| brief.doubt);
+        note(state.held.drops(id, noted))
+    }
+
+    /// Whether the end of an own call says whether a message has arrived that was dropped meanwhile.
+    pub(super) fn decides(&self, id: MessageId) -> bool {
+        self.state().held.decides(id)
     }
 
     /// What a fresh message's call says of its lane.

@@ -58,11 +58,18 @@ impl<U: Upstream> Kept<U> {
     }
 
     /// A call has ended whose message was dropped meanwhile, and did not deliver it for certain.
+    /// `doubt`: it may have.
     pub(super) fn dropped_meanwhile(&self, id: MessageId, doubt: bool) {
-        if let Some(State::Dropped(at)) = self.spool.find(id).map(|brief| brief.state)
-            && doubt
-        {
-            drop(self.spool.note(id, Change::Dropped { at, doubt }));
+        let decides = self.batches.decides(id);
+        let Some(Brief { state: State::Dropped(_), doubt: before, .. }) = self.spool.find(id)
+        else {
+            return;
+        };
+        if doubt != before && (doubt || decides) {
+            drop(self.spool.note(id, Change::Decided { doubt }));
+            if let Some(brief) = self.spool.find(id) {
+                self.keys.ended(&brief);
+            }
         }
     }
 

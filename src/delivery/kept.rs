@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::batches::Batches;
+use super::batches::{Batches, SetsOut};
 use super::endings::{TOO_MANY_UNKNOWN, death};
 use super::fresh::Caller;
 use super::idempotency::Keys;
@@ -69,7 +69,7 @@ struct HandedOut<'a> {
 impl Drop for HandedOut<'_> {
     fn drop(&mut self) {
         let (said, again) = &self.tried;
-        let called = !matches!(said, Said::Nothing | Said::Waits(_));
+        let called = !stayed(said);
         let attempts = self.item.attempts + u32::from(called);
         self.batches.waiters.call_ends(self.item.id, attempts);
         self.batches.ended(&self.lane, Item { attempts, ..self.item }, said, *again);
@@ -101,6 +101,11 @@ pub(super) fn said(answer: &Answer) -> Said {
         Verdict::Throttled { retry_after } => Said::Fails(retry_after),
         Verdict::Failed | Verdict::Unknown => Said::Fails(None),
     }
+}
+
+/// Whether no call left.
+fn stayed(said: &Said) -> bool {
+    matches!(said, Said::Nothing | Said::Waits(_))
 }
 
 /// What the provider asked us to wait before the next try.
@@ -227,7 +232,11 @@ impl<U: Upstream> Kept<U> {
         let mut handed_out = HandedOut { batches: &self.batches, lane, item, tried };
         let (said, again) = self.try_once(&handed_out.lane, item).await;
         // An operator may have dropped it meanwhile.
-        handed_out.tried = (said, again && self.is_queued(item.id));
+        let is_queued = self.is_queued(item.id);
+        if !is_queued && stayed(&said) {
+            self.dropped_meanwhile(item.id, false);
+        }
+        handed_out.tried = (said, again && is_queued);
     }
 
     async fn try_once(&self, lane: &message::Lane, item: Item) -> Tried {
@@ -339,13 +348,17 @@ impl<U: Upstream> Kept<U> {
         let closes = ours.map_or(turn, |ours| ours.min(turn));
         self.batches.waiters.call_begins(id);
         let other_probes = !item.probe && self.batches.trouble(&message.lane()).is_some();
-        if self.stop.is_cancelled() || other_probes || !self.is_queued(id) {
+        if self.stop.is_cancelled() || other_probes {
             return Err((Said::Nothing, true));
         }
-        if !self.batches.sets_out(id, || self.find_state(id)) {
-            // A peer had the message meanwhile and has called. Its outcome is not known.
-            self.bury(id, item.attempts + 1, death(Reason::Unknown, None), None).await;
-            return Err((Said::Nothing, false));
+        match self.batches.sets_out(id, || self.find_state(id)) {
+            SetsOut::Yes => {}
+            SetsOut::Ended => return Err((Said::Nothing, true)),
+            SetsOut::Other => {
+                // A peer had the message meanwhile and has called. Its outcome is not known.
+                self.bury(id, item.attempts + 1, death(Reason::Unknown, None), None).await;
+                return Err((Said::Nothing, false));
+            }
         }
         if !may_repeat {
             // Durable before it leaves, or a crash would repeat it.

@@ -161,14 +161,14 @@ impl<U: Upstream> Delivery<U> {
     /// Tries the dead letters that are meant once more. Returns how many, once that is durable.
     pub async fn replay(&self, selection: &Picked) -> usize {
         let Some(kept) = &self.shared.kept else { return 0 };
-        let change = |_: &Brief| Change::Replayed(Timestamp::now());
+        let note = |brief: &Brief| kept.spool.note(brief.id, Change::Replayed(Timestamp::now()));
         let again = |brief: &Brief, changed| {
             if let Some(brief) = kept.spool.find(brief.id).filter(|_| changed) {
                 kept.keys.replayed(&brief);
                 kept.enqueue(&Brief { attempts: 0, ..brief });
             }
         };
-        kept.spool.change(&|brief| selection.means_dead(brief), &change, &again).await
+        kept.spool.change(&|brief| selection.means_dead(brief), &note, &again).await
     }
 
     /// Drops the messages that are meant, and answers the callers who wait for them. Returns how many,
@@ -178,9 +178,10 @@ impl<U: Upstream> Delivery<U> {
         let Some(kept) = &self.shared.kept else { return 0 };
         let meant = |brief: &Brief| selection.means_droppable(brief);
         let gone = Mutex::new(HashSet::new());
-        let change = |brief: &Brief| {
+        let note = |brief: &Brief| {
             kept.batches.waiters.drop_begins(brief.id);
-            Spool::dropped(brief)
+            let note = |doubt| kept.spool.note(brief.id, Spool::dropped(brief, doubt));
+            kept.batches.drops(brief.id, || kept.spool.find(brief.id), note)
         };
         let then = |brief: &Brief, changed| {
             kept.dropped(brief, changed);
@@ -188,7 +189,7 @@ impl<U: Upstream> Delivery<U> {
                 gone.lock().unwrap_or_else(PoisonError::into_inner).insert(brief.id);
             }
         };
-        let dropped = kept.spool.change(&meant, &change, &then).await;
+        let dropped = kept.spool.change(&meant, &note, &then).await;
         // Else a stop would wait for their next try.
         kept.batches.forget(&gone.into_inner().unwrap_or_else(PoisonError::into_inner));
         dropped

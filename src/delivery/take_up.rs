@@ -33,6 +33,9 @@ impl<U: Upstream> Kept<U> {
                 self.batches.forget(&[brief.id].into());
             } else {
                 self.enqueue(brief);
+                // Of a call of a topic that may be delivered twice nothing is noted before its end.
+                self.batches.doubt(brief.id);
+                self.batches.waiters.doubt(brief.id);
             }
         }
     }

@@ -109,9 +109,10 @@ impl Entry {
         match (&self.stage, change) {
             (Stage::Queued { .. }, Change::Replayed(_))
             | (Stage::Dead(_), Change::Calling | Change::Tried(_))
+            | (Stage::Queued { .. } | Stage::Dead(_), Change::Decided { .. })
             | (Stage::Delivered(_), _) => false,
             (Stage::Dropped(_), change) => {
-                matches!(change, Change::Delivered(..) | Change::Dropped { .. })
+                matches!(change, Change::Delivered(..) | Change::Decided { .. })
             }
             (Stage::Queued { .. } | Stage::Dead(_), _) => true,
         }
@@ -149,6 +150,7 @@ impl Entry {
                     };
                 self.stage = Stage::Dropped(Box::new(*at));
             }
+            Change::Decided { doubt } => self.doubt = *doubt,
             Change::Forgotten => {}
         }
     }
@@ -248,7 +250,7 @@ impl Index {
         if *change == Change::Forgotten {
             return self.remove(id).is_some();
         }
-        let ends = matches!(change, Change::Delivered(..) | Change::Dropped { .. });
+        let ends = matches!(change, Change::Delivered(..) | Change::Decided { .. });
         if self.entries.get(&id).is_none_or(|entry| entry.is_receipt() && !ends) {
             return false;
         }

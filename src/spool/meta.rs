@@ -124,7 +124,9 @@ pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> Draft {
     let (kind, meta) = match change {
         Change::Calling => return Draft::bare(Kind::Calling, id),
         Change::Forgotten => return Draft::bare(Kind::Forgotten, id),
-        Change::Delivered(..) | Change::Dropped { .. } => return whole(id, entry, Bytes::new()),
+        Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. } => {
+            return whole(id, entry, Bytes::new());
+        }
         Change::Tried(Tries { calls, unknown }) => {
             (Kind::Tried, json(&Tried { attempts: *calls, unknown: *unknown }))
         }

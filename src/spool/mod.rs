@@ -356,7 +356,8 @@ impl Spool {
             },
         };
         self.shared.queue().ops.push_back(op);
-        if matches!(change, Change::Delivered(..) | Change::Dropped { .. }) {
+        if matches!(change, Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. })
+        {
             // A receipt may be longer than what it replaces; it is not refused, so others go.
             drop(self.make_room(&mut index, Share::default(), Some(id)));
         }

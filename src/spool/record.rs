@@ -171,7 +171,12 @@ pub enum Change {
     Dropped {
         /// When.
         at: Timestamp,
-        /// A call that was under way meanwhile may have arrived.
+        /// A call that is not noted may have arrived.
+        doubt: bool,
+    },
+    /// The call has ended that was under way when an operator dropped the message.
+    Decided {
+        /// It may have arrived, or another one.
         doubt: bool,
     },
     /// Nothing of it is kept.

@@ -7,8 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Spool;
 use super::record::{Brief, Change, Reason, Record, State};
+use super::{Noted, Spool};
 use crate::message::{MessageId, TopicPattern};
 
 /// What has become of a message, in a word.
@@ -177,13 +177,13 @@ impl From<&Brief> for Listed {
 const PAGE: usize = 500;
 
 impl Spool {
-    /// Makes a `change` of each that is meant, a page at a time, and calls `then` for each, once that
-    /// is durable, with whether anything was changed: another operator may have been first. Returns
-    /// how many it has changed. Both get the message as it was before.
+    /// Lets `note` note a change of each that is meant, a page at a time, and calls `then` for each,
+    /// once that is durable, with whether anything was changed: another operator may have been first.
+    /// Returns how many it has changed. Both get the message as it was before.
     pub async fn change(
         &self,
         meant: &(dyn Fn(&Brief) -> bool + Send + Sync),
-        change: &(dyn Fn(&Brief) -> Change + Send + Sync),
+        note: &(dyn Fn(&Brief) -> Noted + Send + Sync),
         then: &(dyn Fn(&Brief, bool) + Send + Sync),
     ) -> usize {
         let (mut changed, mut after) = (0, None);
@@ -192,7 +192,6 @@ impl Spool {
             let Some(last) = page.last() else { return changed };
             after = Some(last.id);
             // All of a page are noted before the first is waited for: they share a few commits.
-            let note = |brief: &Brief| self.note(brief.id, change(brief));
             let noted: Vec<_> = page.iter().map(note).collect();
             for (brief, noted) in page.iter().zip(noted) {
                 let is_ours = noted.changed;
@@ -204,10 +203,11 @@ impl Spool {
     }
 
     /// Drops a message. Where it has a claim, a receipt stays, so that the next request with its key
-    /// is answered with what became of it.
-    pub fn dropped(brief: &Brief) -> Change {
+    /// is answered with what became of it. `doubt`: a call may have arrived of which the spool does not
+    /// know.
+    pub fn dropped(brief: &Brief, doubt: bool) -> Change {
         match brief.claim {
-            Some(_) => Change::Dropped { at: Timestamp::now(), doubt: false },
+            Some(_) => Change::Dropped { at: Timestamp::now(), doubt },
             None => Change::Forgotten,
         }
     }

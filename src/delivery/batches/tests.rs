@@ -168,3 +168,30 @@ fn what_is_known_last_counts() {
     let handed_out: Vec<_> = batches.take(due).0.into_iter().flat_map(|(_, items)| items).collect();
     assert!(matches!(handed_out[..], [Item { attempts: 0, .. }]), "{handed_out:?}");
 }
+
+/// A call sets out only for a message that is queued, and a drop finds it under way until it has ended.
+#[test]
+fn a_call_and_a_drop() {
+    let queued = || Some(spool::State::Queued { calling: false });
+    let batches = Batches::new(retry(), 7);
+    let drops = |id: u8| batches.drops(item(id, 0).id, || None, |doubt| doubt);
+    for id in 1..=3 {
+        batches.push(lane(1), item(id, 0), Instant::now());
+    }
+    assert!(!drops(1), "no call was made");
+    batches.doubt(item(2, 0).id);
+    assert!(drops(2), "an earlier process may have made one");
+    while batches.state().held.len() > 0 {
+        for (lane, items) in batches.take(far()).0 {
+            for item in items {
+                assert_eq!(batches.sets_out(item.id, || None), SetsOut::Ended);
+                assert_eq!(batches.sets_out(item.id, queued), SetsOut::Yes);
+                let doubt = batches.drops(item.id, || None, |doubt| doubt);
+                // Its own call decides, unless there may have been another.
+                let decides = item.id != self::item(2, 0).id;
+                assert!(doubt && batches.decides(item.id) == decides, "{item:?}");
+                batches.ended(&lane, item, &Said::Works, false);
+            }
+        }
+    }
+}

@@ -6,8 +6,9 @@
 --   words     message -> "<entry> <bytes> <all that is known of it, as JSON>"
 --   receipts  messages that were delivered or dropped, by the moment
 --   spare     the same, by the moment from which they may give way to new messages. Older sidecars know
---             nothing of it: what they write gives way to no newer one, what they remove stays here a while
---   totals    messages and bytes of the account, and how many of these bytes are receipts
+--             nothing of it: what they write is added here by newer ones, what they remove stays a while
+--   totals    messages and bytes of the account, how many of these bytes are receipts, and the moment up
+--             to which the receipts are known to be in spare
 --   owners    owner -> its turn, or GONE
 -- ARGV: verb, owner, turn, what the verb needs.
 --
@@ -61,6 +62,33 @@ end
 
 local function total(of)
   return tonumber(redis.call('HGET', T, of) or 0)
+end
+
+-- From when the receipt of a message that ended at this moment may give way.
+local function spare_from(words, at, keep_claims)
+  -- A quote within a text is escaped: this is the field and nothing else.
+  return string.find(words, '"claim":{', 1, true) and at + keep_claims or at
+end
+
+-- Adds a page of the receipts to spare that older sidecars have written, the oldest first. Returns
+-- whether there may be more. This millisecond is looked at again: it may bring more of them.
+local function complete_spare(now, keep_claims)
+  local from = total('spared')
+  -- A clock that was ahead; or nothing is known of any.
+  if from >= now or redis.call('EXISTS', P) == 0 then from = 0 end
+  local page = redis.call('ZRANGEBYSCORE', R, '(' .. from, now, 'WITHSCORES', 'LIMIT', 0, 200)
+  if #page == 0 then return false end
+  local to = page[#page]
+  local same = redis.call('ZRANGEBYSCORE', R, to, to, 'WITHSCORES')
+  for _, some in ipairs({ page, same }) do
+    for i = 1, #some, 2 do
+      local id, at = some[i], tonumber(some[i + 1])
+      local _, _, words = known(id)
+      if words then redis.call('ZADD', P, 'NX', spare_from(words, at, keep_claims), id) end
+    end
+  end
+  redis.call('HSET', T, 'spared', math.min(tonumber(to), now - 1))
+  return true
 end
 
 -- The messages of pending entries: id, bytes, words.
@@ -135,6 +163,9 @@ if verb == 'commit' then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', P, '-inf', now - keep - keep_claims, 'LIMIT', 0, 200)) do
     if not known(id) then redis.call('ZREM', P, id) end
   end
+  -- No call has more pages to read than these.
+  local pages = 10
+  complete_spare(now, keep_claims)
   local fates = {}
   for i = 8, #ARGV, 5 do
     local op, id, bytes, words, body = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
@@ -146,8 +177,13 @@ if verb == 'commit' then
       end
       while over() do
         local spare = redis.call('ZRANGEBYSCORE', P, '-inf', now, 'LIMIT', 0, 1)
-        if #spare == 0 then break end
-        remove_receipts(spare)
+        if #spare > 0 then
+          remove_receipts(spare)
+        elseif pages > 0 and complete_spare(now, keep_claims) then
+          pages = pages - 1
+        else
+          break
+        end
       end
       if entry then
         fate = 'lost'
@@ -169,9 +205,7 @@ if verb == 'commit' then
       redis.call('HINCRBY', T, 'bytes', bytes - old)
       local more = redis.call('ZADD', R, now, id) == 1 and bytes or bytes - old
       redis.call('HINCRBY', T, 'receipts', more)
-      -- A quote within a text is escaped: this is the field and nothing else.
-      local claimed = string.find(words, '"claim":{', 1, true)
-      redis.call('ZADD', P, claimed and now + keep_claims or now, id)
+      redis.call('ZADD', P, spare_from(words, now, keep_claims), id)
     else
       redis.call('HSET', W, id, entry .. ' ' .. old .. ' ' .. words)
     end

@@ -65,7 +65,8 @@ async fn an_end_is_final_but_for_a_dead_letters() {
     let ids = keep_many(&spool, 2, 10).await;
     spool.note(ids[0], Change::Delivered(1, receipt())).await;
     let before = spool.find(ids[0]);
-    for change in [Change::Calling, Change::Tried(9.into()), Change::Dead(9, death())] {
+    let dropped = Change::Dropped { at: Timestamp::now(), doubt: true };
+    for change in [Change::Calling, Change::Tried(9.into()), Change::Dead(9, death()), dropped] {
         spool.note(ids[0], change).await;
         assert_eq!(spool.find(ids[0]), before);
     }
@@ -170,10 +171,10 @@ async fn what_is_left_of_a_dropped_message() {
     for message in [&kept, &called, &taken] {
         spool.keep(message, Some(claim())).await.unwrap();
         let brief = spool.find(message.id).unwrap();
-        spool.note(message.id, Spool::dropped(&brief)).await;
+        spool.note(message.id, Spool::dropped(&brief, false)).await;
     }
-    let at = Timestamp::now();
-    spool.note(called.id, Change::Dropped { at, doubt: true }).await;
+    spool.note(called.id, Change::Decided { doubt: false }).await;
+    spool.note(called.id, Change::Decided { doubt: true }).await;
     spool.note(taken.id, Change::Delivered(1, receipt())).await;
     for change in [Change::Calling, Change::Tried(9.into()), Change::Dead(9, death())] {
         assert!(!spool.note(kept.id, change).changed);

@@ -299,7 +299,7 @@ async fn receipts_with_a_claim_do_not_give_way() {
         one.note(ended.id, Change::Delivered(1, receipt())).await;
     }
     let brief = one.find(dropped.id).unwrap();
-    one.note(dropped.id, Spool::dropped(&brief)).await;
+    one.note(dropped.id, Spool::dropped(&brief, false)).await;
     two.keep(&late, None).await.unwrap();
     for spool in [&one, &two] {
         assert_eq!(spool.keep(&later, None).await, Err(KeepError::Full));
@@ -316,6 +316,35 @@ async fn receipts_with_a_claim_do_not_give_way() {
     two.note(late.id, Change::Delivered(1, receipt())).await;
     three.keep(&next, None).await.unwrap();
     assert_eq!(three.keep(&later, None).await, Err(KeepError::Full));
+}
+
+/// A rolling upgrade: what older sidecars have written is in `receipts` alone.
+#[tokio::test]
+async fn receipts_of_older_sidecars_give_way() {
+    let redis = Redis::start();
+    let options = Options { max_messages: 4, ..options("/nowhere".as_ref()) };
+    let open = async || share_of(&redis, "a", CALM, None, options.clone()).await;
+    let (older, newer) = (open().await, open().await);
+    let [claimed, bare, late, waits] = std::array::from_fn(|_| message("abc", "x"));
+    older.keep(&claimed, Some(claim())).await.unwrap();
+    for kept in [&bare, &late, &waits] {
+        older.keep(kept, None).await.unwrap();
+    }
+    for ended in [&claimed, &bare] {
+        older.note(ended.id, Change::Delivered(1, receipt())).await;
+    }
+    redis.tell::<i64>("DEL tollgate:{a}:spool:spare");
+    // The claim is to be known: what is younger gives way.
+    newer.keep(&message("abc", "x"), None).await.unwrap();
+    assert_eq!(newer.keep(&message("abc", "x"), None).await, Err(KeepError::Full));
+    // Also what an older one writes while a newer one runs.
+    older.note(late.id, Change::Delivered(1, receipt())).await;
+    redis.tell::<i64>(&format!("ZREM tollgate:{{a}}:spool:spare {}", late.id));
+    newer.keep(&message("abc", "x"), None).await.unwrap();
+    assert_eq!(newer.keep(&message("abc", "x"), None).await, Err(KeepError::Full));
+    let all = Spool::look(&fleet(&redis, "a"), options.clone()).await.unwrap();
+    let left = [&claimed, &bare, &late, &waits].map(|message| all.find(message.id).is_some());
+    assert_eq!(left, [true, false, false, true]);
 }
 
 #[tokio::test]
