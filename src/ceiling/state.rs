@@ -73,6 +73,8 @@ enum Held {
     Call { way: Way, taken: Instant, lease: Option<Lease> },
     /// So many permits of one ceiling, by calls of a process before this one.
     Inherited { ceiling: Whose, calls: usize },
+    /// The same, of calls that are only assumed.
+    Assumed { ceiling: Whose, calls: usize },
 }
 
 /// One of the ceilings: the account's, or that of an egress address.
@@ -292,7 +294,7 @@ impl State {
         let Some(held) = self.unanswered.remove(key) else { return false };
         let sent = match &held {
             Held::Call { way, taken, .. } => Some((*way, *taken)),
-            Held::Inherited { .. } => None,
+            Held::Inherited { .. } | Held::Assumed { .. } => None,
         };
         self.read(held, now);
         if let (Some((way, taken)), Late::Answered) = (sent, late) {
@@ -316,6 +318,7 @@ impl State {
     fn read(&mut self, held: Held, now: Instant) {
         match held {
             Held::Inherited { ceiling, calls } => self.window(ceiling).settled(calls, now),
+            Held::Assumed { ceiling, calls } => self.window(ceiling).assumed_no_more(calls, now),
             Held::Call { way: (egress, _), lease, .. } => {
                 self.windows(egress).into_iter().for_each(|window| window.settled(1, now));
                 if let (Some(fleet), Some(lease)) = (&mut self.fleet, &lease) {

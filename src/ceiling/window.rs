@@ -44,6 +44,10 @@ pub(super) struct Window {
     out: usize,
     /// Calls that ended without an answer and still count.
     unanswered: usize,
+    /// Calls that processes before this one are only assumed to have left.
+    assumed: usize,
+    /// When the permits of such calls come back, after the assumption has ended.
+    resting: VecDeque<Instant>,
     /// When each answered call stops to count; oldest first, since answers come in order of time.
     cooling: VecDeque<Instant>,
     /// When each parked permit comes back; soonest first.
@@ -61,6 +65,8 @@ impl Window {
             size: size.map(|size| size as usize),
             out: 0,
             unanswered: 0,
+            assumed: 0,
+            resting: VecDeque::new(),
             cooling: VecDeque::new(),
             parked: VecDeque::new(),
             opens,
@@ -73,6 +79,7 @@ impl Window {
     pub(super) fn free(&mut self, now: Instant) -> usize {
         settle(&mut self.cooling, now);
         settle(&mut self.parked, now);
+        settle(&mut self.resting, now);
         match self.size {
             None => usize::MAX,
             Some(_) if now < self.opens => 0,
@@ -96,12 +103,12 @@ impl Window {
     }
 
     fn busy(&self) -> usize {
-        self.standing() + self.cooling.len() + self.parked.len()
+        self.standing() + self.cooling.len() + self.parked.len() + self.resting.len()
     }
 
     /// Calls that the provider has not answered.
     fn standing(&self) -> usize {
-        self.out + self.unanswered
+        self.out + self.unanswered + self.assumed
     }
 
     /// Permits that are neither with a call that waits for its answer nor in reserve.
@@ -122,7 +129,7 @@ impl Window {
         let size = self.size.unwrap_or(usize::MAX);
         let probe = (size > self.busy()).then(|| self.reserve.opens());
         // After a shrink more than one must come back first: then this is early, and asked again.
-        let returning = [self.cooling.front(), self.parked.front()];
+        let returning = [self.cooling.front(), self.parked.front(), self.resting.front()];
         returning.into_iter().flatten().copied().chain(probe).filter(|at| *at > now).min()
     }
 
@@ -182,6 +189,17 @@ impl Window {
         self.unanswered += calls;
     }
 
+    /// So many calls of a process before this one are assumed to be unread.
+    pub(super) fn assume(&mut self, calls: usize) {
+        self.assumed += calls;
+    }
+
+    /// They have been read by now, if there were any.
+    pub(super) fn assumed_no_more(&mut self, calls: usize, now: Instant) {
+        self.assumed = self.assumed.saturating_sub(calls);
+        self.resting.extend(std::iter::repeat_n(now + WINDOW, calls));
+    }
+
     /// So many calls without an answer have been read by now.
     pub(super) fn settled(&mut self, calls: usize, now: Instant) {
         self.unanswered = self.unanswered.saturating_sub(calls);
@@ -215,7 +233,7 @@ impl Window {
     /// Calls that count against the ceiling now.
     pub(super) fn used(&mut self, now: Instant) -> usize {
         settle(&mut self.cooling, now);
-        self.standing() + self.cooling.len()
+        self.out + self.unanswered + self.cooling.len()
     }
 
     /// Those of them that ended without an answer.
@@ -232,6 +250,12 @@ impl Window {
     pub(super) fn parked(&mut self, now: Instant) -> usize {
         settle(&mut self.parked, now);
         self.parked.len()
+    }
+
+    /// When the `n`th of the permits comes back that rest after their calls.
+    fn returns(&self, n: usize) -> Option<Instant> {
+        let resting = |n: usize| self.resting.get(n.checked_sub(self.cooling.len())?);
+        self.cooling.get(n).or_else(|| resting(n)).copied()
     }
 
     /// When the `k`th permit from now (from 0) will be taken, if every call takes `call` and idle
@@ -252,11 +276,12 @@ impl Window {
         let k = k % at_work;
         let free = self.free(now);
         let paced = now.max(self.opens) + spread * u32::try_from(k).unwrap_or(u32::MAX);
-        let first = if now < self.opens && self.unanswered == 0 || k < free {
+        let returning = self.cooling.len() + self.resting.len();
+        let first = if now < self.opens && self.unanswered + self.assumed == 0 || k < free {
             paced
-        } else if let Some(at) = self.cooling.get(k - free) {
-            paced.max(*at)
-        } else if k - free - self.cooling.len() < self.unanswered {
+        } else if let Some(at) = self.returns(k - free) {
+            paced.max(at)
+        } else if k - free - returning < self.unanswered + self.assumed {
             paced.max(settles + WINDOW)
         } else {
             now + cycle

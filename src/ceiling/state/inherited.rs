@@ -44,7 +44,11 @@ impl State {
             let size = size.map_or(0, |size| size as usize);
             let calls = size.saturating_sub(reserve::of_ceiling(size).max(1));
             let due = now + self.unanswered.bounds().max;
-            self.hold(ceiling, now, Duration::ZERO, due, calls);
+            if calls > 0 {
+                self.window(ceiling).assume(calls);
+                let assumed = Held::Assumed { ceiling, calls };
+                self.unanswered.inherit(now, Duration::ZERO, due, assumed);
+            }
         }
     }
 
