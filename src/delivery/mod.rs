@@ -127,9 +127,10 @@ impl<U: Upstream> Delivery<U> {
         self.begin(message, wanted).outcome().await
     }
 
-    /// Begins to deliver a message, without waiting: it claims the key, decides the plan and takes
-    /// the place in the ceiling's line before it returns. So messages that are begun one after the
-    /// other have their keys and places in that order. A task of its own carries the message on.
+    /// Begins to deliver a message, without waiting: it claims the key and decides the plan before it
+    /// returns, and takes the place in the ceiling's line if the message has no key and is called at
+    /// once. So messages that are begun one after the other have their keys and these places in that
+    /// order. A task of its own carries the message on.
     pub fn begin(&self, message: Message, wanted: Wanted) -> Begun {
         let first = match wanted.claim.map(|claim| self.shared.keys.claim(claim)).transpose() {
             Ok(first) => first,
