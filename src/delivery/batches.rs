@@ -109,9 +109,10 @@ impl Batches {
     /// Messages that are kept no more wait no more.
     pub(super) fn forget(&self, gone: &HashSet<MessageId>) {
         let mut state = self.state();
-        state.lanes.values_mut().for_each(|lane| lane.forget(gone));
-        for id in gone {
-            state.held.forget(*id);
+        let State { lanes, held, .. } = &mut *state;
+        let waited: HashSet<_> = gone.iter().copied().filter(|id| held.forget(*id)).collect();
+        if !waited.is_empty() {
+            lanes.values_mut().for_each(|lane| lane.forget(&waited));
         }
         drop(state);
         self.changed.notify_one();

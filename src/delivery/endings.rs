@@ -8,7 +8,7 @@ use super::outcome::{Ended, Outcome};
 use super::waiters::Waiter;
 use crate::answer::Answer;
 use crate::message::{Message, MessageId};
-use crate::spool::{Brief, Change, Death, Noted, Reason, Receipt, State};
+use crate::spool::{Brief, Change, Death, Effect, Noted, Reason, Receipt, State};
 use crate::upstream::Upstream;
 
 /// Why a message is a dead letter that may be sent again, but not for ever.
@@ -28,10 +28,11 @@ impl<U: Upstream> Kept<U> {
         }
     }
 
-    /// An operator has dropped a message, unless it had ended before.
-    pub(super) fn dropped(&self, before: &Brief, changed: bool) {
-        self.batches.waiters.drop_ends(before.id, before.attempts, changed);
-        if let Some(brief) = self.spool.find(before.id).filter(|_| changed) {
+    /// An operator has dropped a message, unless it had ended before, or is a peer's.
+    pub(super) fn dropped(&self, before: &Brief, effect: Effect) {
+        self.batches.waiters.drop_ends(before.id, before.attempts, effect);
+        let is_made = effect == Effect::Made;
+        if let Some(brief) = self.spool.find(before.id).filter(|_| is_made) {
             self.keys.ended(&brief);
         }
     }
@@ -86,10 +87,13 @@ impl<U: Upstream> Kept<U> {
         death.accepted = waiter.is_none();
         let noted = self.dead(id, attempts, death, why);
         let Some(waiter) = waiter else { return };
-        let outcome = self.now(id, &waiter);
+        let mut outcome = self.now(id, &waiter);
         // Durable before it is answered: else a crash now would send again what is answered to be
         // at its end. A disk that takes nothing keeps no caller waiting.
-        drop(timeout(DISK, noted).await);
+        if timeout(DISK, noted).await == Ok(Effect::Lost) {
+            // A peer goes on with it.
+            outcome = Outcome::new(attempts, Ended::Unanswered);
+        }
         drop(waiter.to.send(outcome));
     }
 

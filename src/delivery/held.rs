@@ -87,9 +87,10 @@ impl Held {
         let mut one = self.0.remove(&id)?;
         let Place::UnderWay { next } = one.place else { return None };
         one.doubt |= one.calls && panicked;
-        one.calls = one.calls && panicked;
+        // What is noted of it is no longer an own call's: a parked message is not called twice.
+        one.calls = false;
         if again {
-            one.place = Place::Waits { newer: None };
+            one.place = Place::Waits { newer: next.map(|next| next.1) };
             self.0.insert(id, one);
             return None;
         }
@@ -100,12 +101,16 @@ impl Held {
         pushed
     }
 
-    /// A message is kept no more. One that is under way ends as it does.
-    pub(super) fn forget(&mut self, id: MessageId) {
+    /// A message is kept no more. One that is under way ends as it does. Returns whether it waited in a
+    /// lane.
+    pub(super) fn forget(&mut self, id: MessageId) -> bool {
         match self.0.get_mut(&id).map(|one| &mut one.place) {
-            Some(Place::Waits { .. }) => drop(self.0.remove(&id)),
-            Some(Place::UnderWay { next }) => *next = None,
-            None => {}
+            Some(Place::Waits { .. }) => self.0.remove(&id).is_some(),
+            Some(Place::UnderWay { next }) => {
+                *next = None;
+                false
+            }
+            None => false,
         }
     }
 

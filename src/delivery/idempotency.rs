@@ -19,8 +19,8 @@ use crate::spool::{Brief, Claim, Spool, State};
 /// What is known of a key.
 #[derive(Debug)]
 enum Slot {
-    /// Its first request is being answered.
-    UnderWay,
+    /// Its first request is being answered. Should that not hold the key, this kept message does.
+    UnderWay(Option<(Claim, Known)>),
     /// Its first request was answered.
     Answered(Known),
 }
@@ -34,6 +34,18 @@ struct Known {
     ended: bool,
     /// When the key is free, if its message has ended; else when the spool is asked again.
     until: Instant,
+}
+
+impl Known {
+    /// Whether this message holds the key rather than the `other` one: one that is queued, else the
+    /// last.
+    fn is_better_than(&self, other: &Self) -> bool {
+        match (self.ended, other.ended) {
+            (false, false) => self.outcome.id() > other.outcome.id(),
+            (true, true) => self.until > other.until,
+            (ended, _) => !ended,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -67,6 +79,14 @@ impl Slots {
             && self.until(claim.key) != Some(before.until)
         {
             self.due.remove(&(before.until, claim.key));
+        }
+    }
+
+    /// The kept message that holds a key whose first request does not.
+    fn take_then(&mut self, key: u128) -> Option<(Claim, Known)> {
+        match self.by_key.get_mut(&key) {
+            Some((_, Slot::UnderWay(then))) => then.take(),
+            _ => None,
         }
     }
 
@@ -137,18 +157,22 @@ impl Keys {
             });
             let outcome = Outcome::of(&brief);
             let known = Known { outcome, ended: ended_at.is_some(), until: now + keep };
-            let better = match slots.by_key.get(&claim.key) {
-                None => true,
-                Some((_, Slot::UnderWay)) => false,
-                // A key that was used again: a message that is queued holds it, else the last.
-                Some((_, Slot::Answered(other))) => match (known.ended, other.ended) {
-                    (false, false) => known.outcome.id() > other.outcome.id(),
-                    (true, true) => known.until > other.until,
-                    (ended, _) => !ended,
-                },
-            };
-            if better && !keep.is_zero() {
-                slots.set(claim, known);
+            if keep.is_zero() {
+                continue;
+            }
+            match slots.by_key.get_mut(&claim.key) {
+                None => slots.set(claim, known),
+                Some((_, Slot::UnderWay(then))) => {
+                    if then.as_ref().is_none_or(|(_, other)| known.is_better_than(other)) {
+                        *then = Some((claim, known));
+                    }
+                }
+                // A key that was used again.
+                Some((_, Slot::Answered(other))) => {
+                    if known.is_better_than(other) {
+                        slots.set(claim, known);
+                    }
+                }
             }
         }
     }
@@ -159,25 +183,30 @@ impl Keys {
         self.changed(brief, false);
     }
 
-    /// A dead letter is to be delivered after all. It takes its key again, unless another message
-    /// has it by now.
+    /// A dead letter is to be delivered after all. It takes its key again, unless a newer queued
+    /// message has it by now.
     pub(super) fn replayed(&self, brief: &Brief) {
         self.changed(brief, true);
     }
 
     fn changed(&self, brief: &Brief, may_take: bool) {
         let Some(claim) = brief.claim else { return };
-        let mut slots = self.slots();
-        let is_its_own = match slots.by_key.get(&claim.key) {
-            None => may_take,
-            // Its caller is answered soon, and the key is settled then.
-            Some((_, Slot::UnderWay)) => false,
-            Some((_, Slot::Answered(known))) => known.outcome.id() == Some(brief.id),
+        let until = Instant::now() + self.keep;
+        let known = Known { outcome: Outcome::of(brief), ended: !is_queued(brief), until };
+        let takes = |other: &Known| {
+            other.outcome.id() == Some(brief.id) || may_take && known.is_better_than(other)
         };
-        if is_its_own {
-            let until = Instant::now() + self.keep;
-            let (outcome, ended) = (Outcome::of(brief), !is_queued(brief));
-            slots.set(claim, Known { outcome, ended, until });
+        let mut slots = self.slots();
+        match slots.by_key.get_mut(&claim.key) {
+            // Its caller is answered soon, and the key is settled then.
+            Some((_, Slot::UnderWay(then))) => {
+                if then.as_ref().map_or(may_take, |(_, other)| takes(other)) {
+                    *then = Some((claim, known));
+                }
+            }
+            Some((_, Slot::Answered(other))) if !takes(other) => {}
+            None if !may_take => {}
+            Some((_, Slot::Answered(_))) | None => slots.set(claim, known),
         }
     }
 
@@ -188,7 +217,7 @@ impl Keys {
         if let Some((first, slot)) = slots.by_key.get(&claim.key) {
             return Err(match slot {
                 _ if first.print != claim.print => Outcome::new(0, Ended::OtherRequest),
-                Slot::UnderWay => Outcome::new(0, Ended::SameUnderWay),
+                Slot::UnderWay(_) => Outcome::new(0, Ended::SameUnderWay),
                 Slot::Answered(known) => {
                     let now = known.outcome.id().and_then(|id| self.find(id));
                     let outcome = now.map_or_else(|| known.outcome.clone(), |b| Outcome::of(&b));
@@ -199,7 +228,7 @@ impl Keys {
         if slots.by_key.len() >= self.max {
             return Err(Outcome::new(0, Ended::TooManyKeys));
         }
-        slots.by_key.insert(claim.key, (claim, Slot::UnderWay));
+        slots.by_key.insert(claim.key, (claim, Slot::UnderWay(None)));
         Ok(First { keys: Arc::clone(self), claim, answered: false })
     }
 }
@@ -211,19 +240,29 @@ impl First {
         if !outcome.holds_key() {
             return;
         }
+        self.answered = true;
         let keys = &self.keys;
+        let mut slots = keys.slots();
+        // Looked for under the lock: an end that comes later finds the key answered.
         let is_queued = |id| keys.find(id).as_ref().is_some_and(is_queued);
         let ended = !outcome.id().is_some_and(is_queued);
         let until = Instant::now() + keys.keep;
-        keys.slots().set(self.claim, Known { outcome: outcome.clone(), ended, until });
-        self.answered = true;
+        let known = Known { outcome: outcome.clone(), ended, until };
+        match slots.take_then(self.claim.key) {
+            Some((claim, then)) if then.is_better_than(&known) => slots.set(claim, then),
+            _ => slots.set(self.claim, known),
+        }
     }
 }
 
 impl Drop for First {
     fn drop(&mut self) {
         if !self.answered {
-            self.keys.slots().by_key.remove(&self.claim.key);
+            let mut slots = self.keys.slots();
+            match slots.take_then(self.claim.key) {
+                Some((claim, then)) => slots.set(claim, then),
+                None => drop(slots.by_key.remove(&self.claim.key)),
+            }
         }
     }
 }
@@ -344,6 +383,35 @@ mod tests {
         keys.replayed(&queued);
         assert_eq!(keys.claim(ended.claim.unwrap()).unwrap_err().ended, Ended::SameUnderWay);
         drop(first);
+        assert_eq!(ask(&keys, 1), Some(queued.id));
+    }
+
+    /// A kept message that is found while the key's first request is under way holds the key when that
+    /// has ended: without an answer, or without a message that is queued.
+    #[tokio::test(start_paused = true)]
+    async fn a_kept_message_beside_a_first_request() {
+        let queued = brief(1, State::Queued { calling: false });
+        let delivered = delivered(1, 0);
+        for replays in [false, true] {
+            for answer in [None, Some(Outcome::of(&delivered))] {
+                let keys = keys(2);
+                let first = keys.claim(Claim { key: 1, print: 0 }).unwrap();
+                keys.remember(vec![dead(1, 60)]);
+                if replays {
+                    keys.replayed(&queued);
+                } else {
+                    keys.remember(vec![queued.clone(), dead(1, 30)]);
+                }
+                match &answer {
+                    Some(outcome) => first.answered(outcome),
+                    None => drop(first),
+                }
+                assert_eq!(ask(&keys, 1), Some(queued.id));
+            }
+        }
+        // A replay takes the key from a message that has ended.
+        let keys = keys(2);
+        keys.remember(vec![delivered]);
         keys.replayed(&queued);
         assert_eq!(ask(&keys, 1), Some(queued.id));
     }

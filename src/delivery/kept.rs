@@ -22,7 +22,7 @@ use crate::lines::Lines;
 use crate::message::{self, Message, MessageId, TraceId};
 use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
 use crate::spool::{
-    Brief, Change, Claim, KeepError, ReadError, Reason, Record, Spool, State, Tries,
+    Brief, Change, Claim, Effect, KeepError, ReadError, Reason, Record, Spool, State, Tries,
 };
 use crate::upstream::{Departure, Upstream};
 
@@ -367,9 +367,13 @@ impl<U: Upstream> Kept<U> {
                 // It has ended since it was looked for.
                 return Err((Said::Nothing, true));
             }
-            if timeout(DISK, noted).await.is_err() {
-                self.uncall(item);
-                return Err((Said::Waits(AGAIN), true));
+            match timeout(DISK, noted).await {
+                Ok(Effect::Lost) => return Err((Said::Nothing, true)),
+                Ok(_) => {}
+                Err(_) => {
+                    self.uncall(item);
+                    return Err((Said::Waits(AGAIN), true));
+                }
             }
         }
         let begun = self.begin(message, item).await.map_err(|over| {
@@ -433,9 +437,9 @@ impl<U: Upstream> Kept<U> {
                     // It is told, and so it was never accepted, also not after a crash.
                     let forgotten = self.spool.note(message.id, Change::Forgotten);
                     let ended = match timeout(DISK, forgotten).await {
-                        Ok(()) => Ended::Answered(answer.clone()),
-                        // What is not forgotten is tried again by the next process.
-                        Err(_) => Ended::Unanswered,
+                        Ok(Effect::Made | Effect::Unchanged) => Ended::Answered(answer.clone()),
+                        // What is not forgotten is tried again, by a peer or the next process.
+                        Ok(Effect::Lost) | Err(_) => Ended::Unanswered,
                     };
                     drop(caller.to.send(Outcome::new(attempts, ended)));
                 } else {

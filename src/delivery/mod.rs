@@ -37,7 +37,7 @@ use crate::deadline;
 use crate::lines::Lines;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
-use crate::spool::{Brief, Change, Claim, Picked, Spool};
+use crate::spool::{Brief, Change, Claim, Effect, Picked, Spool};
 use crate::upstream::Upstream;
 use batches::Batches;
 pub use batches::Paused;
@@ -127,9 +127,10 @@ impl<U: Upstream> Delivery<U> {
         self.begin(message, wanted).outcome().await
     }
 
-    /// Begins to deliver a message, without waiting: it claims the key, decides the plan and takes
-    /// the place in the ceiling's line before it returns. So messages that are begun one after the
-    /// other have their keys and places in that order. A task of its own carries the message on.
+    /// Begins to deliver a message, without waiting: it claims the key and decides the plan before it
+    /// returns, and takes the place in the ceiling's line if the message has no key and is called at
+    /// once. So messages that are begun one after the other have their keys and these places in that
+    /// order. A task of its own carries the message on.
     pub fn begin(&self, message: Message, wanted: Wanted) -> Begun {
         let first = match wanted.claim.map(|claim| self.shared.keys.claim(claim)).transpose() {
             Ok(first) => first,
@@ -162,8 +163,9 @@ impl<U: Upstream> Delivery<U> {
     pub async fn replay(&self, selection: &Picked) -> usize {
         let Some(kept) = &self.shared.kept else { return 0 };
         let note = |brief: &Brief| kept.spool.note(brief.id, Change::Replayed(Timestamp::now()));
-        let again = |brief: &Brief, changed| {
-            if let Some(brief) = kept.spool.find(brief.id).filter(|_| changed) {
+        let again = |brief: &Brief, effect| {
+            let is_made = effect == Effect::Made;
+            if let Some(brief) = kept.spool.find(brief.id).filter(|_| is_made) {
                 kept.keys.replayed(&brief);
                 kept.enqueue(&Brief { attempts: 0, ..brief });
             }
@@ -183,9 +185,9 @@ impl<U: Upstream> Delivery<U> {
             let note = |doubt| kept.spool.note(brief.id, Spool::dropped(brief, doubt));
             kept.batches.drops(brief.id, || kept.spool.find(brief.id), note)
         };
-        let then = |brief: &Brief, changed| {
-            kept.dropped(brief, changed);
-            if changed {
+        let then = |brief: &Brief, effect| {
+            kept.dropped(brief, effect);
+            if effect == Effect::Made {
                 gone.lock().unwrap_or_else(PoisonError::into_inner).insert(brief.id);
             }
         };

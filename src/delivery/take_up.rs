@@ -24,19 +24,21 @@ impl<U: Upstream> Kept<U> {
     /// again while it waits or is under way is delivered once.
     fn take_up(&self, found: &[Brief]) {
         self.keys.remember(found.iter().filter(|brief| brief.claim.is_some()).cloned().collect());
-        for brief in found.iter().filter(|brief| is_queued(brief)) {
-            if self.was_called(brief.id) {
-                // A call may have left, and the topic is not to be delivered twice. The ledger
-                // has counted it, like all that were under way.
-                let death = death(Reason::Unknown, None);
-                drop(self.dead(brief.id, brief.attempts + 1, death, None));
-                self.batches.forget(&[brief.id].into());
-            } else {
-                self.enqueue(brief);
-                // Of a call of a topic that may be delivered twice nothing is noted before its end.
-                self.batches.doubt(brief.id);
-                self.batches.waiters.doubt(brief.id);
-            }
+        let queued = found.iter().filter(|brief| is_queued(brief));
+        let (called, waits): (Vec<_>, Vec<_>) = queued.partition(|brief| self.was_called(brief.id));
+        // No lane hands out what is about to become a dead letter.
+        self.batches.forget(&called.iter().map(|brief| brief.id).collect());
+        for brief in called {
+            // A call may have left, and the topic is not to be delivered twice. The ledger has
+            // counted it, like all that were under way.
+            let death = death(Reason::Unknown, None);
+            drop(self.dead(brief.id, brief.attempts + 1, death, None));
+        }
+        for brief in waits {
+            self.enqueue(brief);
+            // Of a call of a topic that may be delivered twice nothing is noted before its end.
+            self.batches.doubt(brief.id);
+            self.batches.waiters.doubt(brief.id);
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::outcome::Outcome;
 use crate::message::MessageId;
+use crate::spool::Effect;
 
 /// Callers by their messages; `None`: no caller may wait any more.
 #[derive(Debug)]
@@ -121,15 +122,24 @@ impl Waiters {
     /// An operator drops the message: marked before the spool is, so that a caller whose wait
     /// expires in between is not answered that its message is queued.
     pub(super) fn drop_begins(&self, id: MessageId) {
-        self.with(id, |waiter| waiter.drop = DropState::Begun);
+        self.with(id, |waiter| {
+            // Another operator's may be durable.
+            if waiter.drop == DropState::None {
+                waiter.drop = DropState::Begun;
+            }
+        });
     }
 
-    /// The drop is durable, or came too late to change anything. A call that is under way decides
-    /// what its caller is answered.
-    pub(super) fn drop_ends(&self, id: MessageId, calls: u32, changed: bool) {
+    /// The drop is durable, or has changed nothing: then another operator's counts, or the message
+    /// has ended or is a peer's. A call that is under way decides what its caller is answered.
+    pub(super) fn drop_ends(&self, id: MessageId, calls: u32, effect: Effect) {
         let answer = self.with(id, |waiter| {
-            waiter.drop = if changed { DropState::Durable } else { DropState::None };
-            changed && !waiter.calling
+            match effect {
+                Effect::Made => waiter.drop = DropState::Durable,
+                Effect::Unchanged => {}
+                Effect::Lost => waiter.drop = DropState::None,
+            }
+            effect == Effect::Made && !waiter.calling
         });
         if answer == Some(true) {
             self.answer_dropped(id, calls);
@@ -153,5 +163,37 @@ impl Waiters {
             // The caller may have hung up.
             drop(waiter.to.send(outcome));
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may")]
+mod tests {
+    use super::*;
+
+    /// Two operators drop the same message, in whatever order, and a peer has another.
+    #[test]
+    fn a_drop_counts_once() {
+        let id = MessageId::new();
+        for steps in [[0, 1, 2, 3], [0, 2, 1, 3], [0, 2, 3, 1]] {
+            let waiters = Waiters::new();
+            let mut outcome = waiters.wait_for(id);
+            waiters.call_begins(id);
+            for step in steps {
+                match step {
+                    0 | 1 => waiters.drop_begins(id),
+                    2 => waiters.drop_ends(id, 1, Effect::Made),
+                    _ => waiters.drop_ends(id, 1, Effect::Unchanged),
+                }
+            }
+            assert!(outcome.try_recv().is_err(), "the call decides");
+            waiters.call_ends(id, 1);
+            assert_eq!(outcome.try_recv().unwrap(), Outcome::dropped(id, 1, false));
+        }
+        let waiters = Waiters::new();
+        let mut outcome = waiters.wait_for(id);
+        waiters.drop_begins(id);
+        waiters.drop_ends(id, 0, Effect::Lost);
+        assert!(outcome.try_recv().is_err() && !waiters.take(id).unwrap().is_dropped());
     }
 }

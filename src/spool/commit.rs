@@ -12,13 +12,13 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::KeepError;
 use super::frame::{Draft, Kind};
 use super::index::{Entry, Index};
 use super::log::{Failed, Log, Written};
 use super::shared::Shared;
 use super::store::{End, Fate, Writer};
 use super::streams;
+use super::{Effect, KeepError};
 use crate::message::MessageId;
 
 /// Longer than a disk takes that works.
@@ -35,9 +35,9 @@ pub(super) enum Op {
     /// A new message. Fails with its write.
     Keep { draft: Draft, entry: Entry, done: oneshot::Sender<Result<(), KeepError>> },
     /// What became of one. Written sooner or later.
-    Note { draft: Draft, done: Waiter<()> },
+    Note { draft: Draft, done: Waiter<Effect> },
     /// Nothing: somebody waits for whatever was before.
-    Fence { done: oneshot::Sender<()> },
+    Fence { done: oneshot::Sender<Effect> },
 }
 
 impl Op {
@@ -354,7 +354,8 @@ impl Shared {
                 }
                 Op::Note { draft, done } => {
                     let is_receipt = index.get(draft.id).is_some_and(Entry::is_receipt);
-                    match fates.next() {
+                    let fate = fates.next();
+                    match fate {
                         Some(Fate::At(spot)) if draft.kind == Kind::Delivered && is_receipt => {
                             index.settle(draft.id, spot, true);
                         }
@@ -363,9 +364,13 @@ impl Shared {
                         }
                         _ => {}
                     }
-                    told.extend(done.map(Told::Note));
+                    let effect = match fate {
+                        Some(Fate::Lost) => Effect::Lost,
+                        _ => Effect::Made,
+                    };
+                    told.extend(done.map(|done| Told::Note(done, effect)));
                 }
-                Op::Fence { done } => told.push(Told::Note(done)),
+                Op::Fence { done } => told.push(Told::Note(done, Effect::Unchanged)),
             }
         }
         drop(index);
@@ -373,7 +378,7 @@ impl Shared {
             // Whoever has gone away need not know.
             match told {
                 Told::Keep(done, kept) => drop(done.send(kept)),
-                Told::Note(done) => drop(done.send(())),
+                Told::Note(done, effect) => drop(done.send(effect)),
             }
         }
     }
@@ -381,7 +386,7 @@ impl Shared {
 
 enum Told {
     Keep(oneshot::Sender<Result<(), KeepError>>, Result<(), KeepError>),
-    Note(oneshot::Sender<()>),
+    Note(oneshot::Sender<Effect>, Effect),
 }
 
 /// Of the tries of a message that nobody waits for, the last says it all: a disk that takes nothing

@@ -177,20 +177,32 @@ pub struct Share {
     pub bytes: u64,
 }
 
-/// A change that was noted. Resolves once it is durable.
+/// A change that was noted. Resolves once it is durable, or refused.
 #[derive(Debug)]
 pub struct Noted {
-    /// Whether it changed anything: what somebody else has changed before does not change again.
+    /// Whether it changed anything here: what was changed before does not change again.
     pub changed: bool,
-    durable: oneshot::Receiver<()>,
+    durable: oneshot::Receiver<Effect>,
+}
+
+/// What came of a change that was noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It is durable.
+    Made,
+    /// The message had ended before.
+    Unchanged,
+    /// Redis has refused it: the message is a peer's by now.
+    Lost,
 }
 
 impl Future for Noted {
-    type Output = ();
+    type Output = Effect;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        // Closed: the process ends, and there is nobody left to be misled.
-        Pin::new(&mut self.durable).poll(context).map(drop)
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Effect> {
+        let effect = Pin::new(&mut self.durable).poll(context);
+        // Closed: the process ends.
+        effect.map(|effect| effect.unwrap_or(Effect::Unchanged))
     }
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Brief, Change, Reason, Record, State};
-use super::{Noted, Spool};
+use super::{Effect, Noted, Spool};
 use crate::message::{MessageId, TopicPattern};
 
 /// What has become of a message, in a word.
@@ -178,13 +178,13 @@ const PAGE: usize = 500;
 
 impl Spool {
     /// Lets `note` note a change of each that is meant, a page at a time, and calls `then` for each,
-    /// once that is durable, with whether anything was changed: another operator may have been first.
-    /// Returns how many it has changed. Both get the message as it was before.
+    /// once that is durable, with what came of it: another operator may have been first, and a peer may
+    /// have the message. Returns how many it has changed. Both get the message as it was before.
     pub async fn change(
         &self,
         meant: &(dyn Fn(&Brief) -> bool + Send + Sync),
         note: &(dyn Fn(&Brief) -> Noted + Send + Sync),
-        then: &(dyn Fn(&Brief, bool) + Send + Sync),
+        then: &(dyn Fn(&Brief, Effect) + Send + Sync),
     ) -> usize {
         let (mut changed, mut after) = (0, None);
         loop {
@@ -194,10 +194,9 @@ impl Spool {
             // All of a page are noted before the first is waited for: they share a few commits.
             let noted: Vec<_> = page.iter().map(note).collect();
             for (brief, noted) in page.iter().zip(noted) {
-                let is_ours = noted.changed;
-                noted.await;
-                changed += usize::from(is_ours);
-                then(brief, is_ours);
+                let effect = noted.await;
+                changed += usize::from(effect == Effect::Made);
+                then(brief, effect);
             }
         }
     }

@@ -195,3 +195,16 @@ fn a_call_and_a_drop() {
         }
     }
 }
+
+/// What was pushed during a try counts for the next, also where the message goes back by itself.
+#[test]
+fn a_push_during_a_try_counts() {
+    let batches = Batches::new(retry(), 7);
+    let expires = Instant::now() + Duration::from_hours(48);
+    batches.push(lane(1), item(1, 0), Instant::now());
+    let (lane, items) = batches.take(far()).0.pop().unwrap();
+    batches.push(lane.clone(), Item { expires, ..item(1, 1) }, far());
+    batches.ended(&lane, items[0], &Said::Nothing, true);
+    let next = batches.take(far()).0.pop().map(|(_, items)| items[0].expires);
+    assert_eq!(next, Some(expires));
+}

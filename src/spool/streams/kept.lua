@@ -75,7 +75,7 @@ end
 local function complete_spare(now, keep_claims)
   local from = total('spared')
   -- A clock that was ahead; or nothing is known of any.
-  if from >= now or redis.call('EXISTS', P) == 0 then from = 0 end
+  if from >= now or redis.call('ZCARD', P) == 0 then from = 0 end
   local page = redis.call('ZRANGEBYSCORE', R, '(' .. from, now, 'WITHSCORES', 'LIMIT', 0, 200)
   if #page == 0 then return false end
   local to = page[#page]

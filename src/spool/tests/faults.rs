@@ -49,13 +49,13 @@ async fn one_of_each(disk: &Double) -> Vec<MessageId> {
             spool.note(kept.id, Change::Calling).await;
             spool.note(kept.id, Change::Tried(1.into())).await;
             match i {
-                0 => spool.note(kept.id, Change::Delivered(2, receipt())).await,
+                0 => drop(spool.note(kept.id, Change::Delivered(2, receipt())).await),
                 1 => {
                     spool.note(kept.id, Change::Dead(1, death())).await;
                     spool.note(kept.id, Change::Replayed(death().at)).await;
                 }
-                2 => spool.note(kept.id, Change::Forgotten).await,
-                _ => spool.note(kept.id, Change::Dead(1, death())).await,
+                2 => drop(spool.note(kept.id, Change::Forgotten).await),
+                _ => drop(spool.note(kept.id, Change::Dead(1, death())).await),
             }
         }
         spool.flush().await;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::super::streams::Times;
 use super::super::{
-    Change, Durability, KeepError, NotOurs, OpenError, Options, ReadError, Spool, State,
+    Change, Durability, Effect, KeepError, NotOurs, OpenError, Options, ReadError, Spool, State,
 };
 use super::{BOUND, claim, death, message, options, receipt};
 use crate::config::{self, Fleet};
@@ -169,7 +169,8 @@ async fn who_is_silent_loses_its_messages_to_one_other_and_learns_so() {
     assert!(kept.elapsed() >= times.silent);
 
     // It does not know yet. What it says does not count, and it learns of it.
-    silent.note(first.id, Change::Delivered(1, receipt())).await;
+    let noted = silent.note(first.id, Change::Delivered(1, receipt()));
+    assert_eq!((noted.changed, noted.await), (true, Effect::Lost));
     assert_eq!((silent.find(first.id), silent.find(second.id)), (None, None));
     let all = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
     for spool in [&other, &all] {
