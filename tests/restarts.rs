@@ -107,8 +107,9 @@ async fn restarts(restarts: usize, store: &[(&str, &str)]) {
     let path = folder.path().display().to_string();
     let mut settings = vec![
         ("upstream.endpoint", url.as_str()),
-        ("upstream.connect_timeout", "1s"),
-        ("upstream.call_timeout", "3s"),
+        // No slow machine makes a call end without an answer.
+        ("upstream.connect_timeout", "10s"),
+        ("upstream.call_timeout", "10s"),
         ("publish.wait", "20s"),
         ("spool.path", &path),
         ("drain.grace", "1s"),
@@ -158,7 +159,8 @@ async fn restarts(restarts: usize, store: &[(&str, &str)]) {
         statuses.into_iter().map(|status| (status, of(*status))).collect();
     println!("{restarts} restarts in {:?}: answered {statuses:?}", start.elapsed());
     assert_eq!(of(None), 0, "every caller is answered");
-    assert!(taken.values().all(|times| *times == 1), "none is delivered twice");
+    let twice: Vec<_> = taken.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(twice.is_empty(), "none is delivered twice: {} {:?}", twice.len(), twice.first());
     for (body, answer) in &answers {
         match answer {
             Some(200 | 202) => assert!(taken.contains_key(body), "{body} is lost"),

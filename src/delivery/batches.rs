@@ -112,7 +112,9 @@ impl Batches {
         let State { lanes, held, .. } = &mut *state;
         let waited: HashSet<_> = gone.iter().copied().filter(|id| held.forget(*id)).collect();
         if !waited.is_empty() {
-            lanes.values_mut().for_each(|lane| lane.forget(&waited));
+            for lane in lanes.values_mut() {
+                lane.forget(&waited);
+            }
         }
         drop(state);
         self.changed.notify_one();
