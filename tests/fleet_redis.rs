@@ -220,8 +220,8 @@ async fn a_fleet_that_is_gone_leaves_nothing_in_redis_for_ever() {
     until("every key ends", async || {
         let keys = redis.tell::<Vec<String>>("KEYS *");
         let ends = |key: &String| redis.tell::<i64>(&format!("TTL {key}")) > 0;
-        // Both ceilings, their state, and the two of the members.
-        keys.len() == 6 && keys.iter().all(ends)
+        // Both ceilings, what is out of them, their state, and the two of the members.
+        keys.len() == 8 && keys.iter().all(ends)
     })
     .await;
     let ceiling = redis.tell::<i64>("TTL tollgate:{default}:egress:node-1");
