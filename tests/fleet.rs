@@ -45,7 +45,7 @@ async fn five_at_three_times_the_ceiling_and_one_killed() {
     };
     tokio::join!(fleet.load(20), doomed.load(10), middle);
     let calls = fleet.kept("five, and four of them").await;
-    assert!(mean(&calls[3..9]) > 0.9 * N as f64, "{calls:?}");
+    assert!(mean(&calls[4..9]) > 0.9 * N as f64, "{calls:?}");
     // What the killed one held is lost until its leases end: a fifth.
     assert!(mean(&calls[13..18]) > 0.7 * N as f64, "{calls:?}");
 
@@ -173,7 +173,7 @@ async fn two_egress_groups_under_one_account() {
     assert_eq!(sources.len(), 2);
     assert!(sources.values().all(|worst| worst.as_u64().unwrap() <= each), "{report}");
     assert_eq!(report["refused"], serde_json::json!({}));
-    assert!(mean(&calls[3..11]) > 0.85 * N as f64, "{calls:?}");
+    assert!(mean(&calls[4..11]) > 0.85 * N as f64, "{calls:?}");
 }
 
 /// One sidecar is told that the account is over: a tenth of all permits rests, wherever they are.
@@ -183,7 +183,7 @@ async fn push_back_at_one_is_known_to_all() {
     let redis = redis();
     let fleet = Fleet::start(&vec![redis.url(); SIDECARS]).await;
     let told = async {
-        fleet.at(5).await;
+        fleet.at(8).await;
         let fault = br#"[{"code":"Throttling.User","topic":"Told"}]"#;
         post(&fleet.emulator.address, "/_emulator/faults", &[], fault).await;
         let answer = post(&fleet.sidecars[0].publish, "/publish/Told", &[], b"x").await;
@@ -194,11 +194,12 @@ async fn push_back_at_one_is_known_to_all() {
         }
         jiff::Timestamp::now().as_second()
     };
-    let ((), known) = tokio::join!(fleet.load(20), told);
+    let ((), known) = tokio::join!(fleet.load(23), told);
     let (calls, report) = fleet.never_over("push-back at one").await;
     let pushed_back = report["refused"]["Throttling.User"].as_u64().unwrap();
     assert!((1..5).contains(&pushed_back), "{report}");
-    assert!(mean(&calls[2..5]) > 0.92 * N as f64, "{calls:?}");
+    // A process that starts sends little until its first answer has settled what may have been before.
+    assert!(mean(&calls[4..7]) > 0.92 * N as f64, "{calls:?}");
     // A permit rests 15 s at least, and what was on its way is over in two.
     let seconds = report["by_second"].as_array().unwrap().iter();
     let resting =

@@ -23,7 +23,7 @@ static ONE: Mutex<()> = Mutex::const_new(());
 fn rate(report: &Value) -> f64 {
     let seconds = report["by_second"].as_array().unwrap();
     let calls: Vec<f64> = seconds.iter().map(|s| s["calls"].as_f64().unwrap()).collect();
-    let middle = &calls[3..calls.len() - 3];
+    let middle = &calls[4..calls.len() - 3];
     assert!(middle.len() >= 12, "{calls:?}");
     middle.iter().sum::<f64>() / middle.len() as f64
 }
