@@ -88,7 +88,22 @@ fn times(otherwise: usize) -> usize {
 
 #[tokio::test]
 async fn a_provider_that_takes_long() {
-    restarts(times(4), &[("spool.store", "disk")]).await;
+    restarts(times(4), &[("spool.store", "disk")], &[]).await;
+}
+
+/// Each hands its rest over to the fleet's spool, from which the last one delivers.
+#[tokio::test]
+async fn with_what_is_left_handed_over() {
+    let redis = Redis::start();
+    redis.begin(&[("account", 1_000)]);
+    let url = redis.url();
+    let store = [
+        ("spool.store", "disk"),
+        ("drain.handoff", "true"),
+        ("fleet.url", &*url),
+        ("ceilings.account", "1000"),
+    ];
+    restarts(times(3), &store, &[("spool.store", "redis"), ("drain.handoff", "false")]).await;
 }
 
 #[tokio::test]
@@ -97,10 +112,11 @@ async fn with_a_shared_spool() {
     redis.begin(&[("account", 1_000)]);
     let url = redis.url();
     let store = [("spool.store", "redis"), ("fleet.url", &*url), ("ceilings.account", "1000")];
-    restarts(times(3), &store).await;
+    restarts(times(3), &store, &[]).await;
 }
 
-async fn restarts(restarts: usize, store: &[(&str, &str)]) {
+/// So many lives of a sidecar with these settings, and one more with others in their stead.
+async fn restarts<'a>(restarts: usize, store: &[(&'a str, &'a str)], last: &[(&'a str, &'a str)]) {
     let emulator = Emulator::start(&["--account-qps", "0", "--egress-ip-qps", "0"]).await;
     let url = slow(&emulator).await;
     let folder = tempfile::tempdir().unwrap();
@@ -131,28 +147,31 @@ async fn restarts(restarts: usize, store: &[(&str, &str)]) {
         }
     }
     // What was left is delivered by the last one.
+    settings.retain(|(key, _)| last.iter().all(|(other, _)| other != key));
+    settings.extend(last);
     let serve = Serve::start(&settings, &[]).await;
+    let answers = std::mem::take(&mut *answers.lock().unwrap());
+    let accepted = answers.iter().filter(|(_, status)| matches!(status, Some(200 | 202)));
+    let accepted: Vec<_> = accepted.map(|(body, _)| body).collect();
+    let missing = async || {
+        let taken = taken(&emulator).await;
+        accepted.iter().filter(|body| !taken.contains_key(**body)).count()
+    };
     let queued = async || {
         let status = get(&serve.telemetry, "/status.json").await.json();
         status["kept"]["queued"].as_u64().unwrap()
     };
-    let mut left = queued().await;
+    let mut left = missing().await;
     while left > 0 {
-        let what = format!("fewer than {left} are left");
-        until(&what, async || queued().await < left).await;
-        left = queued().await;
+        let what = format!("fewer than {left} are missing");
+        until(&what, async || missing().await < left).await;
+        left = missing().await;
     }
+    until("nothing is left", async || queued().await == 0).await;
     serve.signal(Signal::TERM);
     serve.ended().await;
 
-    let mut taken = BTreeMap::<String, usize>::new();
-    let text = get(&emulator.address, "/_emulator/messages").await.text();
-    for message in text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
-        let payload = STANDARD.decode(message["payload"].as_str().unwrap()).unwrap();
-        let payload = String::from_utf8(payload).unwrap();
-        *taken.entry(payload).or_default() += 1;
-    }
-    let answers = std::mem::take(&mut *answers.lock().unwrap());
+    let taken = taken(&emulator).await;
     let of = |status: Option<u16>| answers.values().filter(|answer| **answer == status).count();
     let statuses: BTreeSet<_> = answers.values().collect();
     let statuses: BTreeMap<_, _> =
@@ -178,4 +197,15 @@ async fn restarts(restarts: usize, store: &[(&str, &str)]) {
     let rows = bill["rows"].as_array().unwrap();
     let sum = |name: &str| rows.iter().map(|row| row[name].as_u64().unwrap()).sum::<u64>();
     assert_eq!((sum("messages"), sum("uncertain")), (taken.len() as u64, 0), "{bill}");
+}
+
+/// How often the provider took each message.
+async fn taken(emulator: &Emulator) -> BTreeMap<String, usize> {
+    let mut taken = BTreeMap::new();
+    let text = get(&emulator.address, "/_emulator/messages").await.text();
+    for message in text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let payload = STANDARD.decode(message["payload"].as_str().unwrap()).unwrap();
+        *taken.entry(String::from_utf8(payload).unwrap()).or_default() += 1;
+    }
+    taken
 }
