@@ -28,7 +28,7 @@ pub enum Answer {
     /// A whole HTTP answer.
     Http(HttpAnswer),
     /// No whole answer.
-    Lost(Lost),
+    TransportError(TransportError),
 }
 
 /// The parts of an HTTP answer that decide anything. The provider's `Message` is left out on
@@ -75,7 +75,7 @@ impl Codes {
 
 /// Why there is no answer, in the order in which a call proceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Lost {
+pub enum TransportError {
     /// The endpoint's name did not resolve.
     Resolve,
     /// No connection of this egress address became free in time.
@@ -103,7 +103,7 @@ pub enum Lost {
     Garbled,
 }
 
-impl Lost {
+impl TransportError {
     /// All, in order.
     pub const ALL: [Self; 12] = [
         Self::Resolve,
@@ -137,7 +137,7 @@ impl Lost {
     }
 
     /// The word for it in metrics and logs.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Resolve => "resolve",
             Self::NoConnection => "no_connection",
@@ -163,7 +163,7 @@ pub enum Verdict {
     /// This message will never pass.
     Refused,
     /// We are not let in; no message would pass.
-    Barred(Bar),
+    Denied(AccessDenied),
     /// Too many calls; not accepted, not billed.
     Throttled {
         /// What the provider asked us to wait.
@@ -177,7 +177,7 @@ pub enum Verdict {
 
 /// What keeps us out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bar {
+pub enum AccessDenied {
     /// The access key, its secret or its token. A newer key may help.
     Key,
     /// Our clock. The provider's `Date` tells by how much.
@@ -223,29 +223,29 @@ pub static TABLE: &[Row] = &[
     row(Code::Is("SystemOverFlow"), THROTTLED), // the reference calls it generic, the error-code page throttling
     row(Code::Is("ParameterCheckFailed"), Verdict::Refused),
     row(Code::Begins("InvalidParameter"), Verdict::Refused),
-    row(Code::Is("CheckAccountInfoFailed"), Verdict::Barred(Bar::Key)), // account lookup by token
-    row(Code::Is("PermissionCheckFailed"), Verdict::Barred(Bar::Permission)),
-    row(Code::Is("InstancePermissionCheckFailed"), Verdict::Barred(Bar::Permission)),
-    row(Code::Is("ApiNotSupport"), Verdict::Barred(Bar::Endpoint)),
+    row(Code::Is("CheckAccountInfoFailed"), Verdict::Denied(AccessDenied::Key)), // account lookup by token
+    row(Code::Is("PermissionCheckFailed"), Verdict::Denied(AccessDenied::Permission)),
+    row(Code::Is("InstancePermissionCheckFailed"), Verdict::Denied(AccessDenied::Permission)),
+    row(Code::Is("ApiNotSupport"), Verdict::Denied(AccessDenied::Endpoint)),
     // Throttling: Throttling, Throttling.User, Throttling.Api, Rejected.Throttling.
     row(Code::Has("Throttling"), THROTTLED),
     // Signature, key, token.
-    row(Code::Is("SignatureDoesNotMatch"), Verdict::Barred(Bar::Key)),
-    row(Code::Is("IncompleteSignature"), Verdict::Barred(Bar::Key)),
-    row(Code::Is("InvalidSignatureMethod"), Verdict::Barred(Bar::Endpoint)),
-    row(Code::Begins("InvalidAccessKeyId"), Verdict::Barred(Bar::Key)),
-    row(Code::Begins("InvalidSecurityToken"), Verdict::Barred(Bar::Key)),
-    row(Code::Is("MissingSecurityToken"), Verdict::Barred(Bar::Key)),
+    row(Code::Is("SignatureDoesNotMatch"), Verdict::Denied(AccessDenied::Key)),
+    row(Code::Is("IncompleteSignature"), Verdict::Denied(AccessDenied::Key)),
+    row(Code::Is("InvalidSignatureMethod"), Verdict::Denied(AccessDenied::Endpoint)),
+    row(Code::Begins("InvalidAccessKeyId"), Verdict::Denied(AccessDenied::Key)),
+    row(Code::Begins("InvalidSecurityToken"), Verdict::Denied(AccessDenied::Key)),
+    row(Code::Is("MissingSecurityToken"), Verdict::Denied(AccessDenied::Key)),
     // Every try has a nonce of its own, so a used one means that a copy of this very call arrived.
     row(Code::Is("SignatureNonceUsed"), Verdict::Unknown),
-    row(Code::Begins("InvalidTimeStamp"), Verdict::Barred(Bar::Clock)),
-    row(Code::Is("IllegalTimestamp"), Verdict::Barred(Bar::Clock)),
+    row(Code::Begins("InvalidTimeStamp"), Verdict::Denied(AccessDenied::Clock)),
+    row(Code::Is("IllegalTimestamp"), Verdict::Denied(AccessDenied::Clock)),
     // The common layer.
     row(Code::Begins("MissingParameter"), Verdict::Refused),
-    row(Code::Begins("Forbidden"), Verdict::Barred(Bar::Permission)), // Forbidden.RAM
-    row(Code::Is("UnsupportedHTTPMethod"), Verdict::Barred(Bar::Endpoint)),
-    row(Code::Begins("InvalidApi"), Verdict::Barred(Bar::Endpoint)), // InvalidApi.NotFound
-    row(Code::Begins("InvalidProtocol"), Verdict::Barred(Bar::Endpoint)), // InvalidProtocol.NeedSsl
+    row(Code::Begins("Forbidden"), Verdict::Denied(AccessDenied::Permission)), // Forbidden.RAM
+    row(Code::Is("UnsupportedHTTPMethod"), Verdict::Denied(AccessDenied::Endpoint)),
+    row(Code::Begins("InvalidApi"), Verdict::Denied(AccessDenied::Endpoint)), // InvalidApi.NotFound
+    row(Code::Begins("InvalidProtocol"), Verdict::Denied(AccessDenied::Endpoint)), // InvalidProtocol.NeedSsl
     row(Code::Is("ServiceUnavailable"), Verdict::Failed),
     row(Code::Is("UnknownError"), Verdict::Failed),
 ];
@@ -290,9 +290,9 @@ impl Answer {
     /// What it means. Total: every status and every code has a verdict.
     pub fn verdict(&self) -> Verdict {
         match self {
-            Self::Lost(Lost::NotText) => Verdict::Refused,
-            Self::Lost(lost) if lost.nothing_sent() => Verdict::Failed,
-            Self::Lost(_) => Verdict::Unknown,
+            Self::TransportError(TransportError::NotText) => Verdict::Refused,
+            Self::TransportError(lost) if lost.nothing_sent() => Verdict::Failed,
+            Self::TransportError(_) => Verdict::Unknown,
             Self::Http(answer) => answer.verdict(),
         }
     }
@@ -301,7 +301,7 @@ impl Answer {
     /// transport word.
     pub fn label(&self) -> Cow<'_, str> {
         match self {
-            Self::Lost(lost) => lost.word().into(),
+            Self::TransportError(lost) => lost.as_str().into(),
             Self::Http(answer) => match (&answer.code, &answer.msg_id) {
                 (Some(code), _) if answer.status >= 300 => (&**code).into(),
                 (_, Some(_)) if answer.is_2xx() => "OK".into(),
@@ -320,7 +320,7 @@ impl Answer {
     pub fn http(&self) -> Option<&HttpAnswer> {
         match self {
             Self::Http(answer) => Some(answer),
-            Self::Lost(_) => None,
+            Self::TransportError(_) => None,
         }
     }
 }
@@ -358,11 +358,11 @@ impl HttpAnswer {
             // what stands behind it failed.
             500.. if self.code.is_none() => Verdict::Unknown,
             408 | 500.. => Verdict::Failed,
-            401 | 403 | 407 if self.code.is_none() => Verdict::Barred(Bar::Permission),
-            404 | 405 if self.code.is_none() => Verdict::Barred(Bar::Endpoint),
+            401 | 403 | 407 if self.code.is_none() => Verdict::Denied(AccessDenied::Permission),
+            404 | 405 if self.code.is_none() => Verdict::Denied(AccessDenied::Endpoint),
             400..500 => Verdict::Refused,
             // A redirect or less is not the provider's answer.
-            _ => Verdict::Barred(Bar::Endpoint),
+            _ => Verdict::Denied(AccessDenied::Endpoint),
         }
     }
 }
@@ -370,8 +370,8 @@ impl HttpAnswer {
 /// What a [label](Answer::label) means, for those who have nothing else; `None`: a code that the
 /// table does not know. Neither `retry.codes` nor `x-acs-retry-after` has left a trace in a label.
 pub fn meaning(label: &str) -> Option<Verdict> {
-    if let Some(lost) = Lost::ALL.into_iter().find(|lost| lost.word() == label) {
-        return Some(Answer::Lost(lost).verdict());
+    if let Some(lost) = TransportError::ALL.into_iter().find(|lost| lost.as_str() == label) {
+        return Some(Answer::TransportError(lost).verdict());
     }
     let status = match label {
         "OK" => return Some(Verdict::Delivered),

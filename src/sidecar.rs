@@ -15,14 +15,14 @@ use crate::ceiling::{Ceiling, Left, Start};
 use crate::config::{self, Address, Config};
 use crate::control::Control;
 use crate::delivery::Delivery;
-use crate::door::{Door, Limits, Listener};
 use crate::keys::{KeyError, Keys};
 use crate::message::InstanceId;
 use crate::meter::{Meter, Unanswered};
 use crate::publish::Publish;
+use crate::server::{HttpServer, Limits, Listener};
 use crate::spool::{self, OpenError, Spool};
-use crate::telemetry::{Facts, Telemetry};
-use crate::upstream::{TlsError, Wire};
+use crate::telemetry::{Sources, Telemetry};
+use crate::upstream::{HttpUpstream, TlsError};
 
 /// What the doors bear that callers do not use: a scraper, a kubelet, a few browsers and operators.
 const SMALL: Limits = Limits {
@@ -69,8 +69,8 @@ pub enum StartError {
 
 /// A running sidecar.
 pub struct Sidecar {
-    publish: Publish<Wire>,
-    delivery: Delivery<Wire>,
+    publish: Publish<HttpUpstream>,
+    delivery: Delivery<HttpUpstream>,
     ceiling: Ceiling,
     meter: Meter,
     spool: Option<Rest>,
@@ -113,7 +113,8 @@ impl Sidecar {
             telemetry: telemetry_listener.address(),
         };
 
-        let upstream = Wire::new(&config.upstream, config.retry.codes.clone(), keys.clone())?;
+        let upstream =
+            HttpUpstream::new(&config.upstream, config.retry.codes.clone(), keys.clone())?;
         let spool = match &config.spool {
             Some(spool) => Some(open(config, spool).await?),
             None => None,
@@ -146,7 +147,7 @@ impl Sidecar {
             meter.clone(),
             Arc::clone(&draining),
         );
-        let telemetry = Telemetry::new(Facts {
+        let telemetry = Telemetry::new(Sources {
             meter: meter.clone(),
             ceiling: ceiling.clone(),
             spool: spool.clone(),
@@ -160,7 +161,7 @@ impl Sidecar {
         });
 
         let tasks = TaskTracker::new();
-        let door = Door::new(Limits {
+        let door = HttpServer::new(Limits {
             max_connections: config.publish.max_connections,
             max_header: config.publish.max_header,
             header_timeout: config.publish.header_timeout,
@@ -174,14 +175,14 @@ impl Sidecar {
         let service = tower::service_fn(move |request| {
             std::future::ready(telemetry.clone().answer(&request))
         });
-        let (door, token) = (Door::new(SMALL), stop.clone());
+        let (door, token) = (HttpServer::new(SMALL), stop.clone());
         tasks.spawn(async move {
             door.serve(telemetry_listener, service, token, LAST_ANSWERS).await;
         });
         if let Some(listener) = bind_control(config).await {
             let control = Control::new(delivery.clone(), meter.clone());
             let service = tower::service_fn(move |request| control.clone().answer(request));
-            let (door, token) = (Door::new(SMALL), stop.clone());
+            let (door, token) = (HttpServer::new(SMALL), stop.clone());
             tasks.spawn(async move { door.serve(listener, service, token, LAST_ANSWERS).await });
         }
         tasks.close();

@@ -64,7 +64,7 @@ enum End {
     /// The caller of the upstream gave up and closed the connection: the permit is dropped.
     TimedOut,
     /// The provider ended the connection.
-    Lost,
+    TransportError,
     /// It never left.
     Unsent,
 }
@@ -79,7 +79,7 @@ fn call() -> impl Strategy<Value = Call> {
     let end = prop_oneof![
         16 => Just(End::Answered),
         1 => Just(End::TimedOut),
-        1 => Just(End::Lost),
+        1 => Just(End::TransportError),
         1 => Just(End::Unsent),
         1 => Just(End::Throttled),
     ];
@@ -112,7 +112,7 @@ async fn run(ceiling: &Ceiling, calls: Vec<Call>) -> Vec<(usize, Instant)> {
             match call.end {
                 End::Answered => permit.answered(),
                 End::Throttled => permit.throttled(),
-                End::Lost => permit.lost(Read::Over),
+                End::TransportError => permit.lost(Read::Over),
                 End::TimedOut | End::Unsent => drop(permit),
             }
         }));

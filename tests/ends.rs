@@ -9,17 +9,19 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::house::{ASYNC, House, Provider, WAIT, error, is_kept, message, ok, once_each};
 use support::http::post;
 use support::process::{Serve, run};
 use support::script::{Script, error as says};
+use support::test_sidecar::{
+    ASYNC, Provider, TestSidecar, WAIT, error, is_kept, message, ok, once_each,
+};
 use tokio::time::{Instant, sleep};
-use tollgate::answer::{Answer, Lost};
-use tollgate::delivery::{Ended, Settled, Wanted};
+use tollgate::answer::{Answer, TransportError};
+use tollgate::delivery::{Disposition, PublishOptions, Settled};
 use tollgate::spool::{Claim, Picked};
 
-fn keyed(wanted: Wanted) -> Wanted {
-    Wanted { claim: Some(Claim { key: 1, print: 2 }), ..wanted }
+fn keyed(wanted: PublishOptions) -> PublishOptions {
+    PublishOptions { claim: Some(Claim { key: 1, print: 2 }), ..wanted }
 }
 
 /// Two operators replay all dead letters at once: each is delivered once, and counted for one of
@@ -32,30 +34,30 @@ async fn two_replays() {
         let provider = Provider::new(|_, _, nth| {
             if nth < MESSAGES as u64 { error(400, "ParameterCheckFailed") } else { ok() }
         });
-        let house = Arc::new(House::new(folder.path(), &provider, &[]).await);
+        let sidecar = Arc::new(TestSidecar::new(folder.path(), &provider, &[]).await);
         let publish = |n| {
-            let house = Arc::clone(&house);
-            tokio::spawn(async move { house.publish(format!("{n}"), ASYNC).await })
+            let sidecar = Arc::clone(&sidecar);
+            tokio::spawn(async move { sidecar.publish(format!("{n}"), ASYNC).await })
         };
         for told in (0..MESSAGES).map(publish).collect::<Vec<_>>() {
             assert!(is_kept(&told.await.unwrap()));
         }
-        house.empty().await;
-        assert_eq!(house.spool.usage().dead.messages, MESSAGES as u64);
+        sidecar.empty().await;
+        assert_eq!(sidecar.spool.usage().dead.messages, MESSAGES as u64);
         let together = Arc::new(Barrier::new(2));
         let replay = |_| {
-            let (house, together) = (Arc::clone(&house), Arc::clone(&together));
+            let (sidecar, together) = (Arc::clone(&sidecar), Arc::clone(&together));
             tokio::spawn(async move {
                 together.wait();
-                house.delivery.replay(&Picked::default()).await
+                sidecar.delivery.replay(&Picked::default()).await
             })
         };
         let mut replayed = 0;
         for count in (0..2).map(replay).collect::<Vec<_>>() {
             replayed += count.await.unwrap();
         }
-        house.empty().await;
-        house.delivery.drain(Duration::from_secs(5)).await;
+        sidecar.empty().await;
+        sidecar.delivery.drain(Duration::from_secs(5)).await;
         once_each(&provider.taken(), MESSAGES);
         assert_eq!(replayed, MESSAGES);
     }
@@ -68,11 +70,11 @@ async fn a_late_failure() {
     let folder = tempfile::tempdir().unwrap();
     let failed = |_, _: &_, nth| if nth == 0 { error(500, "SendMessageFailed") } else { ok() };
     let provider = Provider::new(failed).slow();
-    let house = House::new(folder.path(), &provider, &[("retry.unknown", "park")]).await;
-    let hasty = Wanted { patience: Duration::from_secs(1), ..WAIT };
-    assert_eq!(house.publish("x", hasty).await.ended, Ended::Unanswered);
+    let sidecar = TestSidecar::new(folder.path(), &provider, &[("retry.unknown", "park")]).await;
+    let hasty = PublishOptions { patience: Duration::from_secs(1), ..WAIT };
+    assert_eq!(sidecar.publish("x", hasty).await.ended, Disposition::Unanswered);
     sleep(Duration::from_mins(1)).await;
-    assert_eq!((provider.taken().len(), house.spool.usage().queued.messages), (0, 0));
+    assert_eq!((provider.taken().len(), sidecar.spool.usage().queued.messages), (0, 0));
 }
 
 /// Of a call that may have arrived nobody is told later that its message was refused.
@@ -81,13 +83,13 @@ async fn a_refusal_after_a_doubt() {
     for wanted in [WAIT, keyed(WAIT)] {
         let folder = tempfile::tempdir().unwrap();
         let provider = Provider::new(|_, _, nth| match nth {
-            0 => Answer::Lost(Lost::Closed),
+            0 => Answer::TransportError(TransportError::Closed),
             _ => error(400, "ParameterCheckFailed"),
         });
-        let house = House::new(folder.path(), &provider, &[]).await;
-        let told = house.publish("x", wanted).await;
-        assert!(matches!(told.ended, Ended::Settled(_, Settled::Dead)), "{told:?}");
-        assert_eq!((provider.taken().len(), house.spool.usage().dead.messages), (1, 1));
+        let sidecar = TestSidecar::new(folder.path(), &provider, &[]).await;
+        let told = sidecar.publish("x", wanted).await;
+        assert!(matches!(told.ended, Disposition::Settled(_, Settled::Dead)), "{told:?}");
+        assert_eq!((provider.taken().len(), sidecar.spool.usage().dead.messages), (1, 1));
     }
 }
 
@@ -96,11 +98,11 @@ async fn a_refusal_after_a_doubt() {
 #[tokio::test(start_paused = true)]
 async fn a_late_answer_for_a_key() {
     let provider = Provider::new(|_, _, _| ok()).slow();
-    let hasty = Wanted { patience: Duration::from_secs(1), ..keyed(WAIT) };
-    let delivery = House::without_spool(&provider);
+    let hasty = PublishOptions { patience: Duration::from_secs(1), ..keyed(WAIT) };
+    let delivery = TestSidecar::without_spool(&provider);
     let publish = || delivery.publish(message("TopicA", "x".into()), hasty);
-    assert_eq!(publish().await.ended, Ended::Unanswered);
-    assert_eq!(publish().await.ended, Ended::SameUnderWay);
+    assert_eq!(publish().await.ended, Disposition::Unanswered);
+    assert_eq!(publish().await.ended, Disposition::SameUnderWay);
     sleep(Duration::from_secs(5)).await;
     let again = publish().await;
     assert!(again.replayed && again.is_accepted(), "{again:?}");
@@ -115,13 +117,13 @@ async fn a_stop_while_a_message_is_between() {
         let folder = tempfile::tempdir().unwrap();
         let failed = |_, _: &_, nth| if nth == 0 { error(500, "SendMessageFailed") } else { ok() };
         let provider = Provider::new(failed).slow();
-        let house = Arc::new(House::new(folder.path(), &provider, &[]).await);
+        let sidecar = Arc::new(TestSidecar::new(folder.path(), &provider, &[]).await);
         let asked = tokio::spawn({
-            let house = Arc::clone(&house);
-            async move { house.publish("x", wanted).await }
+            let sidecar = Arc::clone(&sidecar);
+            async move { sidecar.publish("x", wanted).await }
         });
         tokio::task::yield_now().await;
-        house.delivery.drain(Duration::from_secs(20)).await;
+        sidecar.delivery.drain(Duration::from_secs(20)).await;
         assert!(asked.await.unwrap().is_accepted());
         assert_eq!(provider.taken().len(), 1);
     }
@@ -133,30 +135,30 @@ async fn a_stop_while_a_message_is_between() {
 async fn after_the_grace() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::new(|_, _, _| error(500, "SendMessageFailed"));
-    let house = House::new(folder.path(), &provider, &[("ceilings.account", "1")]).await;
-    let house = Arc::new(house);
-    let patient = Wanted { patience: Duration::from_mins(1), ..WAIT };
+    let sidecar = TestSidecar::new(folder.path(), &provider, &[("ceilings.account", "1")]).await;
+    let sidecar = Arc::new(sidecar);
+    let patient = PublishOptions { patience: Duration::from_mins(1), ..WAIT };
     let asked: Vec<_> = (0..20)
         .map(|n| {
-            let house = Arc::clone(&house);
-            tokio::spawn(async move { house.publish(format!("{n}"), patient).await })
+            let sidecar = Arc::clone(&sidecar);
+            tokio::spawn(async move { sidecar.publish(format!("{n}"), patient).await })
         })
         .collect();
     sleep(Duration::from_secs(5)).await;
-    house.delivery.drain(Duration::ZERO).await;
+    sidecar.delivery.drain(Duration::ZERO).await;
     let calls = provider.calls().len();
     let (mut kept, mut unsent) = (0, 0);
     for told in asked {
         match told.await.unwrap().ended {
-            Ended::Kept(_) => kept += 1,
-            Ended::Stopping => unsent += 1,
+            Disposition::Kept(_) => kept += 1,
+            Disposition::Stopping => unsent += 1,
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(house.delivery.close(Duration::from_secs(1)).await, 0);
-    assert_eq!(kept, house.spool.usage().queued.messages);
+    assert_eq!(sidecar.delivery.close(Duration::from_secs(1)).await, 0);
+    assert_eq!(kept, sidecar.spool.usage().queued.messages);
     assert!(kept > 0 && unsent > 0, "{kept} {unsent}");
-    assert_eq!(house.publish("x", WAIT).await.ended, Ended::Stopping);
+    assert_eq!(sidecar.publish("x", WAIT).await.ended, Disposition::Stopping);
     sleep(Duration::from_mins(10)).await;
     assert_eq!(provider.calls().len(), calls);
 }
@@ -166,16 +168,16 @@ async fn after_the_grace() {
 async fn a_stop_while_turns_are_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::new(|_, _, _| ok());
-    let house = House::new(folder.path(), &provider, &[("ceilings.account", "1")]).await;
+    let sidecar = TestSidecar::new(folder.path(), &provider, &[("ceilings.account", "1")]).await;
     for n in 0..20 {
-        assert!(is_kept(&house.publish(format!("{n}"), ASYNC).await));
+        assert!(is_kept(&sidecar.publish(format!("{n}"), ASYNC).await));
     }
     sleep(Duration::from_secs(5)).await;
     let start = Instant::now();
-    house.delivery.drain(Duration::ZERO).await;
-    assert_eq!(house.delivery.close(Duration::from_hours(1)).await, 0);
+    sidecar.delivery.drain(Duration::ZERO).await;
+    assert_eq!(sidecar.delivery.close(Duration::from_hours(1)).await, 0);
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    assert!(house.spool.usage().queued.messages > 0);
+    assert!(sidecar.spool.usage().queued.messages > 0);
 }
 
 /// A sidecar stops within its grace, and at once when it is asked twice; whoever waits for a kept
@@ -293,14 +295,14 @@ async fn a_probe_is_not_forgotten() {
         if seen.load(Ordering::Relaxed) { ok() } else { error(500, "SendMessageFailed") }
     });
     let flags = [("retry.base", "1s"), ("retry.cap", "1h")];
-    let house = House::new(folder.path(), &provider, &flags).await;
-    assert!(is_kept(&house.publish("later", ASYNC).await));
+    let sidecar = TestSidecar::new(folder.path(), &provider, &flags).await;
+    assert!(is_kept(&sidecar.publish("later", ASYNC).await));
     // By now it waits for minutes between its tries.
     sleep(Duration::from_mins(10)).await;
     let calls = provider.calls().len();
-    drop(house.publish("barred", WAIT).await);
-    assert!(barred.load(Ordering::Relaxed) && !house.delivery.paused().is_empty());
+    drop(sidecar.publish("barred", WAIT).await);
+    assert!(barred.load(Ordering::Relaxed) && !sidecar.delivery.paused().is_empty());
     sleep(Duration::from_secs(2)).await;
-    assert!(house.delivery.paused().is_empty(), "nobody probes");
+    assert!(sidecar.delivery.paused().is_empty(), "nobody probes");
     assert_eq!((provider.taken().len(), provider.calls().len()), (1, calls + 2));
 }

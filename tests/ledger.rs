@@ -15,13 +15,13 @@ use support::until;
 /// As many lines as one request may have.
 const BATCH: usize = 1_000;
 
-struct House {
+struct TestSidecar {
     _folder: tempfile::TempDir,
     emulator: Emulator,
     settings: Vec<(&'static str, String)>,
 }
 
-impl House {
+impl TestSidecar {
     async fn new(more: &[(&'static str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let limits = ["--egress-ip-qps", "0", "--account-qps", "0"];
@@ -131,36 +131,36 @@ const FAULTS: &str = r#"[{"code":"SendMessageFailed","probability":0.05},
 #[tokio::test]
 async fn what_the_provider_bills() {
     const BATCHES: usize = 200;
-    let house = House::new(&[("billing.price_per_million", "5")]).await;
-    house.faults(FAULTS).await;
-    let mut serve = house.serve().await;
+    let sidecar = TestSidecar::new(&[("billing.price_per_million", "5")]).await;
+    sidecar.faults(FAULTS).await;
+    let mut serve = sidecar.serve().await;
     for batch in 0..BATCHES {
         assert!(publish(&serve.publish, batch).await, "batch {batch}");
         down_to(&serve, 20_000).await;
         if batch == BATCHES / 2 {
-            house.stop(serve).await;
-            assert_eq!(house.counted().await, house.truth().await);
-            serve = house.serve().await;
+            sidecar.stop(serve).await;
+            assert_eq!(sidecar.counted().await, sidecar.truth().await);
+            serve = sidecar.serve().await;
         }
     }
     down_to(&serve, 0).await;
     // All messages are delivered; the last calls of which nobody knows are over, too.
-    house.stop(serve).await;
-    let (accepted, unknown) = house.truth().await;
+    sidecar.stop(serve).await;
+    let (accepted, unknown) = sidecar.truth().await;
     println!("{accepted} accepted, {unknown} unknown");
     assert!(accepted >= (BATCHES * BATCH) as u64 && unknown > 1_000);
-    assert_eq!(house.counted().await, (accepted, unknown));
+    assert_eq!(sidecar.counted().await, (accepted, unknown));
     for by in ["hour", "topic", "instance"] {
-        let bill = house.bill(&["--by", by]).await;
+        let bill = sidecar.bill(&["--by", by]).await;
         assert_eq!(sums(&bill), (accepted, unknown), "by {by}");
         let spend: f64 =
             bill["rows"].as_array().unwrap().iter().map(|r| r["spend"].as_f64().unwrap()).sum();
         assert!((spend - accepted as f64 * 5.0 / 1e6).abs() < 1e-9, "{spend}");
     }
     // A true second's peak is at least the mean, and no more than all.
-    let rows = house.bill(&["--by", "instance"]).await["rows"].clone();
+    let rows = sidecar.bill(&["--by", "instance"]).await["rows"].clone();
     let peak = rows[0]["peak_tps"].as_u64().unwrap();
-    let seconds = house.report().await["by_second"].as_array().unwrap().len() as u64;
+    let seconds = sidecar.report().await["by_second"].as_array().unwrap().len() as u64;
     assert!(peak >= accepted / (seconds + 1) && peak < accepted, "{peak} in {seconds} s");
 }
 
@@ -168,22 +168,22 @@ async fn what_the_provider_bills() {
 #[tokio::test]
 async fn killed() {
     const KILLS: u64 = 5;
-    let house = House::new(&[]).await;
-    house.faults(FAULTS).await;
+    let sidecar = TestSidecar::new(&[]).await;
+    sidecar.faults(FAULTS).await;
     let mut rng = fastrand::Rng::with_seed(20_261_123);
     let mut lost = 0;
     for kill in 0..KILLS {
-        let serve = house.serve().await;
-        let (before, _) = house.truth().await;
+        let serve = sidecar.serve().await;
+        let (before, _) = sidecar.truth().await;
         for batch in 0..3 {
             publish(&serve.publish, batch).await;
         }
         let some = rng.u64(500..2_000);
-        until("enough is taken", async || house.truth().await.0 >= before + some).await;
+        until("enough is taken", async || sidecar.truth().await.0 >= before + some).await;
         serve.signal(Signal::KILL);
         serve.ended().await;
-        let (billable, uncertain) = house.counted().await;
-        let (accepted, unknown) = house.truth().await;
+        let (billable, uncertain) = sidecar.counted().await;
+        let (accepted, unknown) = sidecar.truth().await;
         println!("kill {kill}: {billable} + {uncertain}? of {accepted} and {unknown}?");
         assert!(billable <= accepted, "nothing is counted twice");
         assert!(accepted + unknown <= billable + uncertain, "nothing is forgotten");
@@ -193,11 +193,11 @@ async fn killed() {
     }
     // In order once more: the difference does not grow. It shrinks by what the provider decided after the
     // last process was dead and the truth was asked.
-    let serve = house.serve().await;
+    let serve = sidecar.serve().await;
     down_to(&serve, 0).await;
-    house.stop(serve).await;
-    let (billable, uncertain) = house.counted().await;
-    let (accepted, unknown) = house.truth().await;
+    sidecar.stop(serve).await;
+    let (billable, uncertain) = sidecar.counted().await;
+    let (accepted, unknown) = sidecar.truth().await;
     assert!(billable <= accepted && accepted + unknown <= billable + uncertain);
     assert!((billable + uncertain) - (accepted + unknown) <= lost);
 }
@@ -205,19 +205,19 @@ async fn killed() {
 /// A process that dies in a quiet moment leaves nothing uncertain.
 #[tokio::test]
 async fn killed_while_idle() {
-    let house = House::new(&[]).await;
+    let sidecar = TestSidecar::new(&[]).await;
     for _ in 0..3 {
-        let serve = house.serve().await;
+        let serve = sidecar.serve().await;
         assert!(publish(&serve.publish, 0).await);
         down_to(&serve, 0).await;
         // The room for calls that did not come is given back.
         let folder =
-            house.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
+            sidecar.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
         quiet(&serve, &folder).await;
         serve.signal(Signal::KILL);
         serve.ended().await;
     }
-    assert_eq!(house.counted().await, (3 * BATCH as u64, 0));
+    assert_eq!(sidecar.counted().await, (3 * BATCH as u64, 0));
 }
 
 /// Waits until the ledger's files have not changed for a while, in which the sidecar has worked: one that
@@ -242,13 +242,13 @@ async fn quiet(serve: &Serve, folder: &str) {
 /// What may have been delivered before the connection closed is uncertain, and not billable.
 #[tokio::test]
 async fn delivered_and_then_closed() {
-    let house = House::new(&[]).await;
-    house.faults(r#"[{"code":"x","probability":0.2,"then":"deliver-then-close"}]"#).await;
-    let serve = house.serve().await;
+    let sidecar = TestSidecar::new(&[]).await;
+    sidecar.faults(r#"[{"code":"x","probability":0.2,"then":"deliver-then-close"}]"#).await;
+    let serve = sidecar.serve().await;
     assert!(publish(&serve.publish, 0).await);
     down_to(&serve, 0).await;
-    house.stop(serve).await;
-    let ((billable, uncertain), (accepted, _)) = (house.counted().await, house.truth().await);
+    sidecar.stop(serve).await;
+    let ((billable, uncertain), (accepted, _)) = (sidecar.counted().await, sidecar.truth().await);
     assert_eq!(billable, BATCH as u64);
     assert_eq!(billable + uncertain, accepted);
     assert!(uncertain > 100, "{uncertain}");
@@ -258,7 +258,7 @@ async fn delivered_and_then_closed() {
 /// restart does not fill it up again.
 #[tokio::test]
 async fn a_budget() {
-    let house = House::new(&[]).await;
+    let sidecar = TestSidecar::new(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tollgate.toml");
     let budget = |messages: u32| {
@@ -269,11 +269,11 @@ async fn a_budget() {
     };
     std::fs::write(&file, budget(3)).unwrap();
     let config = ["--config", file.to_str().unwrap()];
-    let serve = Serve::start_with(&config, &house.settings(), &[]).await;
+    let serve = Serve::start_with(&config, &sidecar.settings(), &[]).await;
     // A call that failed for certain costs nothing.
-    house.faults(r#"[{"code":"ParameterCheckFailed"}]"#).await;
+    sidecar.faults(r#"[{"code":"ParameterCheckFailed"}]"#).await;
     assert_eq!(post(&serve.publish, "/publish/Alarm/fire", &[], b"x").await.status, 422);
-    house.faults("[]").await;
+    sidecar.faults("[]").await;
     for n in 0..3 {
         assert_eq!(post(&serve.publish, "/publish/Alarm/fire", &[], b"x").await.status, 200, "{n}");
     }
@@ -294,21 +294,21 @@ async fn a_budget() {
         support::http::series(&metrics, "tollgate_budget_remaining_ratio{budget=\"alarms\"}")
     };
     assert!(left(&serve).await.abs() < 1e-9);
-    house.stop(serve).await;
+    sidecar.stop(serve).await;
 
     // After a crash as after a restart.
     for signal in [Signal::TERM, Signal::KILL] {
-        let serve = Serve::start_with(&config, &house.settings(), &[]).await;
+        let serve = Serve::start_with(&config, &sidecar.settings(), &[]).await;
         refused(&serve, &[]).await;
         serve.signal(signal);
         serve.ended().await;
     }
     std::fs::write(&file, budget(4)).unwrap();
-    let serve = Serve::start_with(&config, &house.settings(), &[]).await;
+    let serve = Serve::start_with(&config, &sidecar.settings(), &[]).await;
     assert!((left(&serve).await - 0.25).abs() < 1e-9);
     assert_eq!(post(&serve.publish, "/publish/Alarm/fire", &[], b"x").await.status, 200);
     refused(&serve, &[]).await;
-    assert_eq!(house.truth().await.0, 5);
+    assert_eq!(sidecar.truth().await.0, 5);
 }
 
 /// What a person sees, of a running sidecar and of a stopped one.
@@ -316,16 +316,16 @@ async fn a_budget() {
 async fn a_bill() {
     // The control socket is beside the spool then.
     let control = ("listen.control", "unix:/dev/null/x/control.sock");
-    let house = House::new(&[("billing.price_per_million", "250000"), control]).await;
-    let serve = house.serve().await;
+    let sidecar = TestSidecar::new(&[("billing.price_per_million", "250000"), control]).await;
+    let serve = sidecar.serve().await;
     for _ in 0..4 {
         assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
     }
     assert_eq!(post(&serve.publish, "/publish/Alarm/fire", &[], b"x").await.status, 200);
     // The same whether the sidecar is asked or its ledger is read.
-    let running = house.bill(&["--by", "topic"]).await;
-    house.stop(serve).await;
-    let bill = house.bill(&["--by", "topic"]).await;
+    let running = sidecar.bill(&["--by", "topic"]).await;
+    sidecar.stop(serve).await;
+    let bill = sidecar.bill(&["--by", "topic"]).await;
     assert_eq!(running["rows"], bill["rows"]);
     let rows = bill["rows"].as_array().unwrap();
     let shown: Vec<_> = rows
@@ -335,7 +335,8 @@ async fn a_bill() {
     assert_eq!(shown, [("Alarm", 1), ("TopicA", 4)]);
     assert_eq!(rows[1]["spend"], 1.0);
     assert_eq!(bill["currency"], "CNY");
-    let path = house.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
+    let path =
+        sidecar.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
     let set = format!("spool.path={path}");
     let least =
         ["--set", &set, "--set", "upstream.endpoint=http://x", "--set", "upstream.instance_id=x"];
@@ -367,20 +368,20 @@ async fn a_bill() {
 /// messages go on in either case.
 #[tokio::test]
 async fn a_bad_disk() {
-    let house = House::new(&[]).await;
-    let serve = house.serve().await;
+    let sidecar = TestSidecar::new(&[]).await;
+    let serve = sidecar.serve().await;
     assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
-    house.stop(serve).await;
+    sidecar.stop(serve).await;
     let folder =
-        house.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
+        sidecar.settings().iter().find(|(key, _)| *key == "spool.path").unwrap().1.to_owned();
     let store = format!("{folder}/ledger/ledger.redb");
     std::fs::write(&store, vec![7; 100_000]).unwrap();
     std::fs::write(format!("{folder}/ledger/hot"), "nonsense").unwrap();
-    let serve = house.serve().await;
+    let serve = sidecar.serve().await;
     assert!(serve.log().contains("the ledger is damaged"), "{}", serve.log());
     assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
-    house.stop(serve).await;
-    assert_eq!(house.counted().await, (1, 0));
+    sidecar.stop(serve).await;
+    assert_eq!(sidecar.counted().await, (1, 0));
     let kept = std::fs::read_dir(format!("{folder}/ledger")).unwrap();
     let kept = kept
         .filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().contains("damaged"));
@@ -388,7 +389,7 @@ async fn a_bad_disk() {
     // A folder where the store should be.
     std::fs::remove_file(&store).unwrap();
     std::fs::create_dir(&store).unwrap();
-    let serve = house.serve().await;
+    let serve = sidecar.serve().await;
     assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
     let metrics = get(&serve.telemetry, "/metrics").await.text();
     assert!(metrics.contains("tollgate_ledger_failing 1"), "{metrics}");

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use support::house::{ASYNC, House, Provider, WAIT, error, is_kept, ok};
 use support::http::{Answer as Reply, get, post};
 use support::process::{Serve, run};
 use support::script::{self, Say, Script};
+use support::test_sidecar::{ASYNC, Provider, TestSidecar, WAIT, error, is_kept, ok};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-use tollgate::answer::{Answer, HttpAnswer, Lost};
-use tollgate::delivery::{Ended, Outcome, Settled, Wanted};
+use tollgate::answer::{Answer, HttpAnswer, TransportError};
+use tollgate::delivery::{Disposition, Outcome, PublishOptions, Settled};
 use tollgate::message::MessageId;
 use tollgate::spool::{Claim, Picked, Reason, Selection, State};
 
@@ -25,8 +25,8 @@ use tollgate::spool::{Claim, Picked, Reason, Selection, State};
 const RARELY: [(&str, &str); 2] = [("retry.base", "1h"), ("retry.cap", "1h")];
 const KEEP: Duration = Duration::from_mins(10);
 
-fn keyed(wanted: Wanted) -> Wanted {
-    Wanted { claim: Some(Claim { key: 1, print: 2 }), ..wanted }
+fn keyed(wanted: PublishOptions) -> PublishOptions {
+    PublishOptions { claim: Some(Claim { key: 1, print: 2 }), ..wanted }
 }
 
 fn fails() -> Answer {
@@ -34,45 +34,45 @@ fn fails() -> Answer {
 }
 
 fn unknown() -> Answer {
-    Answer::Lost(Lost::Closed)
+    Answer::TransportError(TransportError::Closed)
 }
 
-async fn house(folder: &Path, provider: &Provider, flags: &[(&str, &str)]) -> Arc<House> {
-    Arc::new(House::new(folder, provider, flags).await)
+async fn sidecar(folder: &Path, provider: &Provider, flags: &[(&str, &str)]) -> Arc<TestSidecar> {
+    Arc::new(TestSidecar::new(folder, provider, flags).await)
 }
 
 /// An ordered stop, and the next process.
 async fn restart(
-    house: Arc<House>,
+    sidecar: Arc<TestSidecar>,
     folder: &Path,
     provider: &Provider,
     flags: &[(&str, &str)],
-) -> Arc<House> {
-    house.delivery.drain(Duration::ZERO).await;
-    house.delivery.close(Duration::from_secs(5)).await;
-    drop(house);
-    self::house(folder, provider, flags).await
+) -> Arc<TestSidecar> {
+    sidecar.delivery.drain(Duration::ZERO).await;
+    sidecar.delivery.close(Duration::from_secs(5)).await;
+    drop(sidecar);
+    self::sidecar(folder, provider, flags).await
 }
 
-fn asks(house: &Arc<House>, wanted: Wanted) -> JoinHandle<Outcome> {
-    let house = Arc::clone(house);
-    tokio::spawn(async move { house.publish("x", wanted).await })
+fn asks(sidecar: &Arc<TestSidecar>, wanted: PublishOptions) -> JoinHandle<Outcome> {
+    let sidecar = Arc::clone(sidecar);
+    tokio::spawn(async move { sidecar.publish("x", wanted).await })
 }
 
 /// The one message there is.
-fn only(house: &House) -> MessageId {
-    house.spool.list(None, 2, &mut |_| true).pop().unwrap().id
+fn only(sidecar: &TestSidecar) -> MessageId {
+    sidecar.spool.list(None, 2, &mut |_| true).pop().unwrap().id
 }
 
-async fn discard(house: &House, id: MessageId) {
+async fn discard(sidecar: &TestSidecar, id: MessageId) {
     let named = Selection { ids: vec![id.to_string()], ..Selection::default() };
-    assert_eq!(house.delivery.discard(&named.pick().unwrap()).await, 1);
+    assert_eq!(sidecar.delivery.discard(&named.pick().unwrap()).await, 1);
 }
 
 /// The next request with the key is answered so, without a call.
-async fn again(house: &House, provider: &Provider, ended: Ended) {
+async fn again(sidecar: &TestSidecar, provider: &Provider, ended: Disposition) {
     let calls = provider.calls().len();
-    let got = house.publish("x", keyed(WAIT)).await;
+    let got = sidecar.publish("x", keyed(WAIT)).await;
     assert!(got.replayed && got.ended == ended, "{got:?}, not {ended:?}");
     assert_eq!(provider.calls().len(), calls, "no second call");
 }
@@ -84,15 +84,15 @@ async fn a_caller_waits_for_a_message_that_is_dropped() {
     for (answer, doubt) in [(fails(), false), (unknown(), true)] {
         let folder = tempfile::tempdir().unwrap();
         let provider = Provider::new(move |_, _, _| answer.clone());
-        let first = house(folder.path(), &provider, &RARELY).await;
-        let patient = Wanted { patience: Duration::from_mins(30), ..keyed(WAIT) };
+        let first = sidecar(folder.path(), &provider, &RARELY).await;
+        let patient = PublishOptions { patience: Duration::from_mins(30), ..keyed(WAIT) };
         let asked = asks(&first, patient);
         sleep(Duration::from_secs(1)).await;
         let id = only(&first);
         discard(&first, id).await;
         sleep(Duration::from_millis(1)).await;
         assert!(asked.is_finished(), "it is answered at once");
-        let dropped = Ended::Dropped { id, doubt };
+        let dropped = Disposition::Dropped { id, doubt };
         assert_eq!(asked.await.unwrap().ended, dropped);
         again(&first, &provider, dropped.clone()).await;
         // Over an ordered restart as well.
@@ -107,13 +107,13 @@ async fn a_caller_waits_for_a_message_that_is_dropped() {
 async fn a_caller_without_a_key_waits_for_a_message_that_is_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::new(|_, _, _| fails());
-    let house = house(folder.path(), &provider, &RARELY).await;
-    let asked = asks(&house, WAIT);
+    let sidecar = sidecar(folder.path(), &provider, &RARELY).await;
+    let asked = asks(&sidecar, WAIT);
     sleep(Duration::from_secs(1)).await;
-    let id = only(&house);
-    discard(&house, id).await;
-    assert_eq!(asked.await.unwrap().ended, Ended::Dropped { id, doubt: false });
-    assert_eq!(house.delivery.find(id), None);
+    let id = only(&sidecar);
+    discard(&sidecar, id).await;
+    assert_eq!(asked.await.unwrap().ended, Disposition::Dropped { id, doubt: false });
+    assert_eq!(sidecar.delivery.find(id), None);
 }
 
 /// Its caller was answered 202 long ago, or it is a dead letter.
@@ -127,14 +127,14 @@ async fn a_key_of_a_message_that_is_dropped_later() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let provider = Provider::new(move |_, _, _| answer.clone());
-        let first = house(folder.path(), &provider, flags).await;
+        let first = sidecar(folder.path(), &provider, flags).await;
         assert!(is_kept(&first.publish("x", keyed(ASYNC)).await));
         sleep(Duration::from_secs(1)).await;
         let id = only(&first);
         discard(&first, id).await;
-        again(&first, &provider, Ended::Dropped { id, doubt }).await;
+        again(&first, &provider, Disposition::Dropped { id, doubt }).await;
         let next = restart(first, folder.path(), &provider, flags).await;
-        again(&next, &provider, Ended::Dropped { id, doubt }).await;
+        again(&next, &provider, Disposition::Dropped { id, doubt }).await;
     }
 }
 
@@ -152,30 +152,30 @@ async fn a_drop_while_a_call_is_under_way() {
         let folder = tempfile::tempdir().unwrap();
         let says = answer.clone();
         let provider = Provider::new(move |_, _, _| says.clone()).slow();
-        let house = house(folder.path(), &provider, &RARELY).await;
-        let asked = asks(&house, wanted);
+        let sidecar = sidecar(folder.path(), &provider, &RARELY).await;
+        let asked = asks(&sidecar, wanted);
         sleep(Duration::from_secs(1)).await;
-        let id = only(&house);
+        let id = only(&sidecar);
         assert_eq!(provider.calls().len(), 1);
-        discard(&house, id).await;
+        discard(&sidecar, id).await;
         if wanted.patience.is_zero() {
             // Until it has ended, it may arrive.
-            again(&house, &provider, Ended::Dropped { id, doubt: true }).await;
+            again(&sidecar, &provider, Disposition::Dropped { id, doubt: true }).await;
         }
         sleep(Duration::from_secs(10)).await;
         let got = asked.await.unwrap();
-        let dropped = Ended::Dropped { id, doubt: answer == unknown() };
+        let dropped = Disposition::Dropped { id, doubt: answer == unknown() };
         match (answer == ok(), wanted.patience.is_zero()) {
             (true, true) => {
-                again(&house, &provider, Ended::Settled(id, Settled::Delivered)).await;
+                again(&sidecar, &provider, Disposition::Settled(id, Settled::Delivered)).await;
             }
             (true, false) => {
-                assert_eq!(got.ended, Ended::Answered(ok()));
-                again(&house, &provider, Ended::Answered(ok())).await;
+                assert_eq!(got.ended, Disposition::Answered(ok()));
+                again(&sidecar, &provider, Disposition::Answered(ok())).await;
             }
             (false, patient) => {
                 assert!(patient || got.ended == dropped, "{got:?}");
-                again(&house, &provider, dropped).await;
+                again(&sidecar, &provider, dropped).await;
             }
         }
         assert_eq!(provider.calls().len(), 1, "a dropped message is not sent again");
@@ -187,13 +187,13 @@ async fn a_drop_while_a_call_is_under_way() {
 async fn a_drop_of_a_message_of_an_earlier_process() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::new(|_, _, _| fails());
-    let first = house(folder.path(), &provider, &RARELY).await;
+    let first = sidecar(folder.path(), &provider, &RARELY).await;
     assert!(is_kept(&first.publish("x", keyed(ASYNC)).await));
     sleep(Duration::from_secs(1)).await;
     let id = only(&first);
     let next = restart(first, folder.path(), &provider, &RARELY).await;
     discard(&next, id).await;
-    again(&next, &provider, Ended::Dropped { id, doubt: true }).await;
+    again(&next, &provider, Disposition::Dropped { id, doubt: true }).await;
 }
 
 /// A wait that expires while the drop's call is under way is not answered `queued`.
@@ -201,19 +201,19 @@ async fn a_drop_of_a_message_of_an_earlier_process() {
 async fn a_wait_that_expires_after_a_drop() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::new(|_, _, _| fails()).slow();
-    let house = house(folder.path(), &provider, &RARELY).await;
-    let hasty = Wanted { patience: Duration::from_secs(2), ..keyed(WAIT) };
-    let asked = asks(&house, hasty);
+    let sidecar = sidecar(folder.path(), &provider, &RARELY).await;
+    let hasty = PublishOptions { patience: Duration::from_secs(2), ..keyed(WAIT) };
+    let asked = asks(&sidecar, hasty);
     sleep(Duration::from_secs(1)).await;
-    let id = only(&house);
-    discard(&house, id).await;
-    assert_eq!(asked.await.unwrap().ended, Ended::Dropped { id, doubt: true });
+    let id = only(&sidecar);
+    discard(&sidecar, id).await;
+    assert_eq!(asked.await.unwrap().ended, Disposition::Dropped { id, doubt: true });
 }
 
 // === calls whose outcome is unknown ===
 
-fn death(house: &House, id: MessageId) -> Option<Reason> {
-    match house.delivery.find(id).unwrap().state {
+fn death(sidecar: &TestSidecar, id: MessageId) -> Option<Reason> {
+    match sidecar.delivery.find(id).unwrap().state {
         State::Dead(death) => Some(death.reason),
         _ => None,
     }
@@ -223,22 +223,22 @@ fn death(house: &House, id: MessageId) -> Option<Reason> {
 async fn a_message_whose_outcome_stays_unknown() {
     let garbled = Answer::Http(HttpAnswer { status: 200, ..HttpAnswer::default() });
     for (answer, tries, wanted) in [
-        (Answer::Lost(Lost::Timeout), "2", ASYNC),
+        (Answer::TransportError(TransportError::Timeout), "2", ASYNC),
         (garbled, "2", keyed(WAIT)),
-        (Answer::Lost(Lost::Garbled), "5", WAIT),
+        (Answer::TransportError(TransportError::Garbled), "5", WAIT),
         (unknown(), "0", ASYNC),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let says = answer.clone();
         let provider = Provider::new(move |_, _, _| says.clone());
         let flags = [("retry.unknown_tries", tries)];
-        let house = house(folder.path(), &provider, &flags).await;
-        drop(house.publish("x", wanted).await);
-        house.empty().await;
+        let sidecar = sidecar(folder.path(), &provider, &flags).await;
+        drop(sidecar.publish("x", wanted).await);
+        sidecar.empty().await;
         sleep(Duration::from_hours(1)).await;
         let most = 1 + tries.parse::<usize>().unwrap();
         assert_eq!(provider.calls().len(), most, "{answer:?}");
-        assert_eq!(death(&house, only(&house)), Some(Reason::Unknown));
+        assert_eq!(death(&sidecar, only(&sidecar)), Some(Reason::Unknown));
     }
 }
 
@@ -248,24 +248,24 @@ async fn what_counts_as_unknown() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::new(|_, _, nth| match nth {
         0 | 3 => unknown(),
-        9.. => Answer::Lost(Lost::Timeout),
+        9.. => Answer::TransportError(TransportError::Timeout),
         1 => error(500, "SystemOverFlow"),
         _ => fails(),
     });
     let flags = [("retry.base", "20s"), ("retry.cap", "20s")];
-    let mut house = house(folder.path(), &provider, &flags).await;
-    assert!(is_kept(&house.publish("x", ASYNC).await));
-    let id = only(&house);
+    let mut sidecar = sidecar(folder.path(), &provider, &flags).await;
+    assert!(is_kept(&sidecar.publish("x", ASYNC).await));
+    let id = only(&sidecar);
     // Longer than a message waits for its next try.
     for _ in 0..20 {
         sleep(Duration::from_secs(25)).await;
-        house = restart(house, folder.path(), &provider, &flags).await;
+        sidecar = restart(sidecar, folder.path(), &provider, &flags).await;
     }
     // Two were unknown, seven failed, and the tenth is the third.
-    assert_eq!((provider.calls().len(), death(&house, id)), (10, Some(Reason::Unknown)));
-    assert_eq!(house.delivery.replay(&Picked::default()).await, 1);
-    house.empty().await;
-    assert_eq!((provider.calls().len(), death(&house, id)), (13, Some(Reason::Unknown)));
+    assert_eq!((provider.calls().len(), death(&sidecar, id)), (10, Some(Reason::Unknown)));
+    assert_eq!(sidecar.delivery.replay(&Picked::default()).await, 1);
+    sidecar.empty().await;
+    assert_eq!((provider.calls().len(), death(&sidecar, id)), (13, Some(Reason::Unknown)));
 }
 
 // === keys ===
@@ -277,20 +277,20 @@ async fn a_key_of_a_message_that_is_queued_for_long() {
     let healthy = Duration::from_mins(55);
     let provider = Provider::new(move |at, _, _| if at < healthy { fails() } else { ok() });
     let flags = [("retry.cap", "1s")];
-    let house = house(folder.path(), &provider, &flags).await;
-    let first = house.publish("x", keyed(ASYNC)).await;
+    let sidecar = sidecar(folder.path(), &provider, &flags).await;
+    let first = sidecar.publish("x", keyed(ASYNC)).await;
     assert!(is_kept(&first));
-    let id = only(&house);
+    let id = only(&sidecar);
     for _ in 0..10 {
         sleep(Duration::from_mins(5)).await;
-        assert_eq!(house.publish("x", keyed(ASYNC)).await.ended, Ended::Kept(id));
+        assert_eq!(sidecar.publish("x", keyed(ASYNC)).await.ended, Disposition::Kept(id));
     }
-    house.empty().await;
+    sidecar.empty().await;
     sleep(KEEP.checked_sub(Duration::from_secs(30)).unwrap()).await;
-    again(&house, &provider, Ended::Settled(id, Settled::Delivered)).await;
+    again(&sidecar, &provider, Disposition::Settled(id, Settled::Delivered)).await;
     sleep(Duration::from_mins(1)).await;
-    let other = house.publish("x", keyed(WAIT)).await;
-    assert!(!other.replayed && other.ended == Ended::Answered(ok()), "{other:?}");
+    let other = sidecar.publish("x", keyed(WAIT)).await;
+    assert!(!other.replayed && other.ended == Disposition::Answered(ok()), "{other:?}");
     assert_eq!(provider.taken().len(), 2);
 }
 
@@ -300,7 +300,7 @@ async fn a_key_of_a_message_that_is_queued_over_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::new(|_, _, _| fails());
     let flags = [RARELY[0], RARELY[1], ("idempotency.keep", "1ms")];
-    let first = house(folder.path(), &provider, &flags).await;
+    let first = sidecar(folder.path(), &provider, &flags).await;
     assert!(is_kept(&first.publish("x", keyed(ASYNC)).await));
     let id = only(&first);
     let next = restart(first, folder.path(), &provider, &flags).await;
@@ -308,7 +308,7 @@ async fn a_key_of_a_message_that_is_queued_over_a_restart() {
     while jiff::Timestamp::now().duration_since(kept_at).as_millis() < 5 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(next.publish("x", keyed(ASYNC)).await.ended, Ended::Kept(id));
+    assert_eq!(next.publish("x", keyed(ASYNC)).await.ended, Disposition::Kept(id));
 }
 
 // === what it is, not `queued` ===
@@ -322,16 +322,16 @@ async fn a_key_of_a_parked_message() {
     {
         let folder = tempfile::tempdir().unwrap();
         let provider = Provider::new(|_, _, nth| if nth == 0 { unknown() } else { ok() });
-        let first = house(folder.path(), &provider, &flags).await;
+        let first = sidecar(folder.path(), &provider, &flags).await;
         let got = first.publish("x", keyed(WAIT)).await;
         let id = only(&first);
-        assert_eq!((got.ended, got.calls), (Ended::Unresolved(id), 1));
-        again(&first, &provider, Ended::Unresolved(id)).await;
+        assert_eq!((got.ended, got.calls), (Disposition::Unresolved(id), 1));
+        again(&first, &provider, Disposition::Unresolved(id)).await;
         let next = restart(first, folder.path(), &provider, &flags).await;
-        again(&next, &provider, Ended::Unresolved(id)).await;
+        again(&next, &provider, Disposition::Unresolved(id)).await;
         assert_eq!(next.delivery.replay(&Picked::default()).await, 1);
         next.empty().await;
-        again(&next, &provider, Ended::Settled(id, Settled::Delivered)).await;
+        again(&next, &provider, Disposition::Settled(id, Settled::Delivered)).await;
     }
 }
 
@@ -346,13 +346,13 @@ async fn a_key_whose_message_has_ended_since() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let provider = Provider::new(move |_, _, _| answer.clone());
-        let first = house(folder.path(), &provider, &[park]).await;
+        let first = sidecar(folder.path(), &provider, &[park]).await;
         assert!(is_kept(&first.publish("x", keyed(ASYNC)).await));
         first.empty().await;
         let id = only(&first);
-        again(&first, &provider, Ended::Settled(id, settled)).await;
+        again(&first, &provider, Disposition::Settled(id, settled)).await;
         let next = restart(first, folder.path(), &provider, &[park]).await;
-        again(&next, &provider, Ended::Settled(id, settled)).await;
+        again(&next, &provider, Disposition::Settled(id, settled)).await;
     }
 }
 
@@ -370,12 +370,12 @@ async fn a_caller_waits_for_a_message_that_dies() {
         let first = if answer == fails() { fails() } else { unknown() };
         let provider =
             Provider::new(move |_, _, nth| if nth == 0 { first.clone() } else { answer.clone() });
-        let house = house(folder.path(), &provider, &[("retry.max_age", "2s")]).await;
-        let got = house.publish("x", wanted).await;
-        let dead = Ended::Settled(only(&house), Settled::Dead);
+        let sidecar = sidecar(folder.path(), &provider, &[("retry.max_age", "2s")]).await;
+        let got = sidecar.publish("x", wanted).await;
+        let dead = Disposition::Settled(only(&sidecar), Settled::Dead);
         assert!(got.ended == dead && got.is_accepted(), "{got:?}");
         if wanted.claim.is_some() {
-            again(&house, &provider, dead).await;
+            again(&sidecar, &provider, dead).await;
         }
     }
 }

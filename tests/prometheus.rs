@@ -18,7 +18,7 @@ use support::prometheus::{Prometheus, alerts, commands, dashboard, file, promtoo
 use support::script::{self, Script};
 use support::until;
 use tokio::time::Instant;
-use tollgate::answer::{Answer, Bar, Code, Lost, TABLE, Verdict};
+use tollgate::answer::{AccessDenied, Answer, Code, TABLE, TransportError, Verdict};
 
 /// A price, a plan and a budget, so that all that is counted in money is there.
 const BILLING: &str = "[billing]\nprice_per_million = 250000\nplan_tps = 100\n\
@@ -28,7 +28,7 @@ const BILLING: &str = "[billing]\nprice_per_million = 250000\nplan_tps = 100\n\
 const TROUBLES: [(&str, &str); 4] = [
     ("Failing", "SendMessageFailed"),
     ("Throttled", "SystemOverFlow"),
-    ("Barred", "Forbidden.RAM"),
+    ("Denied", "Forbidden.RAM"),
     ("Refused", "ParameterCheckFailed"),
 ];
 
@@ -281,7 +281,7 @@ async fn codes_mean_in_rules_what_they_mean_in_the_table() {
     let mut add = |code: String, verdict: &Verdict| {
         let rule = match verdict {
             Verdict::Throttled { .. } => Some("throttled"),
-            Verdict::Barred(_) => Some("barred"),
+            Verdict::Denied(_) => Some("barred"),
             Verdict::Failed | Verdict::Unknown => Some("failed"),
             Verdict::Delivered | Verdict::Refused => None,
         };
@@ -302,12 +302,21 @@ async fn codes_mean_in_rules_what_they_mean_in_the_table() {
         let answer = Answer::read(status, &HeaderMap::new(), b"");
         add(answer.label().into_owned(), &answer.verdict());
     }
-    let ways = [Lost::Resolve, Lost::Connect, Lost::ConnectTimeout, Lost::Tls];
-    for lost in ways.into_iter().chain([Lost::Closed, Lost::Timeout, Lost::Garbled]) {
-        add(lost.word().to_owned(), &Answer::Lost(lost).verdict());
+    let ways = [
+        TransportError::Resolve,
+        TransportError::Connect,
+        TransportError::ConnectTimeout,
+        TransportError::Tls,
+    ];
+    for lost in ways.into_iter().chain([
+        TransportError::Closed,
+        TransportError::Timeout,
+        TransportError::Garbled,
+    ]) {
+        add(lost.as_str().to_owned(), &Answer::TransportError(lost).verdict());
     }
     add("NoneOfThem".to_owned(), &Verdict::Refused);
-    add("Forbidden.RAM".to_owned(), &Verdict::Barred(Bar::Permission));
+    add("Forbidden.RAM".to_owned(), &Verdict::Denied(AccessDenied::Permission));
 
     let prometheus = Prometheus::start(&file("try.yaml")).await;
     let code = |code| format!("label_replace(vector(1), \"code\", \"{code}\", \"\", \"\")");

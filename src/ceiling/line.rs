@@ -7,8 +7,8 @@ use tokio::time::timeout;
 
 use super::leases::{Ask, Given, Reply, Times};
 use crate::config;
-pub(super) use crate::primary::{PATIENCE, Trouble};
-use crate::primary::{Server, Wanted, load};
+pub(super) use crate::redis_client::{ClientError, PATIENCE};
+use crate::redis_client::{Requirements, Server, load};
 
 /// What Redis runs.
 pub(super) const SCRIPT: &str = include_str!("permits.lua");
@@ -24,9 +24,9 @@ pub(super) struct Line {
 }
 
 /// A line to whoever has these keys.
-pub(super) async fn connect(fleet: &config::Fleet, keys: &[String]) -> Result<Line, Trouble> {
-    let wanted = Wanted { keys, access: ACCESS, document: "docs/fleet.md" };
-    let (mut connection, server) = crate::primary::connect(fleet, &wanted).await?;
+pub(super) async fn connect(fleet: &config::Fleet, keys: &[String]) -> Result<Line, ClientError> {
+    let wanted = Requirements { keys, access: ACCESS, document: "docs/fleet.md" };
+    let (mut connection, server) = crate::redis_client::connect(fleet, &wanted).await?;
     let sha = load(&mut connection, SCRIPT).await?;
     warn(&server);
     Ok(Line { connection, sha })
@@ -58,7 +58,7 @@ impl Line {
         self.connection.clone()
     }
 
-    pub(super) async fn ask(&mut self, keys: &[String], ask: &Ask) -> Result<Reply, Trouble> {
+    pub(super) async fn ask(&mut self, keys: &[String], ask: &Ask) -> Result<Reply, ClientError> {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.sha).arg(keys.len()).arg(keys).arg(joined(&ask.figures));
         command.arg(ask.want).arg(ask.core).arg(u8::from(ask.park));
@@ -71,8 +71,8 @@ impl Line {
         }
         // A script that Redis has forgotten is an error like any: a new connection loads it.
         let answer = timeout(PATIENCE, command.query_async(&mut self.connection)).await;
-        let written: Written = answer.map_err(|_| Trouble::Silent)??;
-        read(written).ok_or(Trouble::Garbled)
+        let written: Written = answer.map_err(|_| ClientError::Silent)??;
+        read(written).ok_or(ClientError::Garbled)
     }
 }
 

@@ -56,7 +56,7 @@ impl Kind {
     pub const ALL: [Self; 2] = [Self::Account, Self::EgressIp];
 
     /// The word for it in metrics.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Account => "account",
             Self::EgressIp => "egress_ip",
@@ -90,7 +90,7 @@ impl Mode {
     pub const ALL: [Self; 4] = [Self::Alone, Self::Shared, Self::CutOff, Self::Closed];
 
     /// The word for it in metrics.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Alone => "alone",
             Self::Shared => "shared",

@@ -50,7 +50,7 @@ pub(super) enum End {
     Throttled,
     Unsent,
     /// The other side ended or refused the connection.
-    Lost(Read),
+    TransportError(Read),
 }
 
 /// A call that ended without an answer, while its connection is still open.
@@ -142,7 +142,7 @@ impl Permit {
 
     /// The other side refused, reset or ended the connection.
     pub fn lost(mut self, read: Read) {
-        self.end = End::Lost(read);
+        self.end = End::TransportError(read);
     }
 
     /// Nothing of the call was sent: the permit is free again.

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::leases::Leases;
-use super::line::{Line, Trouble, connect};
+use super::line::{ClientError, Line, connect};
 use super::{Kind, Shared};
 use crate::config;
 
@@ -76,7 +76,7 @@ pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, keys: Vec<St
     }
 }
 
-fn say(error: &Trouble) {
+fn say(error: &ClientError) {
     if error.wants_a_person() {
         tracing::error!(%error, "Redis cannot be used: calls go on until the leases end");
     } else {
@@ -90,7 +90,7 @@ async fn turn(
     line: &mut Line,
     keys: &[String],
     bell: &Bell,
-) -> Result<(), Trouble> {
+) -> Result<(), ClientError> {
     let rung = bell.rung.notified();
     let Some(strong) = shared.upgrade() else { return Ok(()) };
     let answered = strong.state().answered(Instant::now());

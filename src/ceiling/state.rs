@@ -261,16 +261,16 @@ impl State {
                 self.give_back(lease, Sent::Yes, waiting, now);
                 sooner |= self.unanswered.answered((egress, to), taken, now);
             }
-            End::Lost(Read::Over) => {
+            End::TransportError(Read::Over) => {
                 self.windows(egress).into_iter().for_each(|window| window.over(now));
                 self.give_back(lease, Sent::Yes, waiting, now);
             }
-            End::Unsent | End::Lost(Read::Never) => {
+            End::Unsent | End::TransportError(Read::Never) => {
                 self.windows(egress).into_iter().for_each(|window| window.unsent(now));
                 self.give_back(lease, Sent::No, waiting, now);
                 sooner = true;
             }
-            End::Unanswered | End::Lost(Read::Possible) => {
+            End::Unanswered | End::TransportError(Read::Possible) => {
                 self.windows(egress).into_iter().for_each(Window::unanswered);
                 if let (Some(fleet), Some(lease)) = (&mut self.fleet, &lease) {
                     fleet.unanswered(lease, now);
@@ -352,7 +352,7 @@ impl State {
                     tracing::info!(address, "the provider answers this egress address again");
                 }
             }
-            End::Lost(_) => {
+            End::TransportError(_) => {
                 let others = |since| self.egress.iter().any(|e| e.watch.answered_since(since));
                 if watch.lost(now, others) {
                     tracing::error!(

@@ -6,7 +6,7 @@ use figment::value::Value;
 use jiff::tz::TimeZone;
 
 use super::checks;
-use super::mistake::Wrong;
+use super::error::ValueError;
 use super::parse::{self, Raw};
 use super::read::Reader;
 use super::tables::{Table, tables};
@@ -138,7 +138,7 @@ pub(super) fn billing(r: &mut Reader<'_>) -> Option<Billing> {
         let text = raw.text()?;
         let is_code = (1..=8).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_uppercase());
         let remedy = "write a currency's letters, such as \"CNY\" or \"USD\"";
-        is_code.then(|| text.to_owned()).ok_or_else(|| Wrong::new("is not a currency", remedy))
+        is_code.then(|| text.to_owned()).ok_or_else(|| ValueError::new("is not a currency", remedy))
     });
     let price = r.value("billing.price_per_million", "0", |raw| price(raw, 0.0));
     let tiers = tiers(r);
@@ -169,25 +169,25 @@ pub(super) fn billing(r: &mut Reader<'_>) -> Option<Billing> {
 }
 
 /// Money for a million messages, or of a budget.
-fn price(raw: &Raw, least: f64) -> Result<f64, Wrong> {
+fn price(raw: &Raw, least: f64) -> Result<f64, ValueError> {
     let number = match &raw.value {
         Value::Num(_, number) => number.to_i128().map_or(number.to_f64(), |n| Some(n as f64)),
         Value::String(_, text) if !raw.is_typed() => text.parse().ok(),
         _ => None,
     };
     let remedy = "write an amount of the currency, such as 12.5";
-    let number = number.ok_or_else(|| Wrong::new("is not a number", remedy))?;
+    let number = number.ok_or_else(|| ValueError::new("is not a number", remedy))?;
     // NaN is in no range.
     if (least..=1e12).contains(&number) {
         Ok(number)
     } else {
-        Err(Wrong::new("is out of range", remedy))
+        Err(ValueError::new("is out of range", remedy))
     }
 }
 
-fn time_zone(raw: &Raw) -> Result<TimeZone, Wrong> {
+fn time_zone(raw: &Raw) -> Result<TimeZone, ValueError> {
     let remedy = "write a name of the IANA database, such as \"UTC\" or \"Asia/Shanghai\"";
-    TimeZone::get(raw.text()?).map_err(|_| Wrong::new("is not a time zone", remedy))
+    TimeZone::get(raw.text()?).map_err(|_| ValueError::new("is not a time zone", remedy))
 }
 
 fn tiers(r: &mut Reader<'_>) -> Option<Vec<Tier>> {
@@ -237,7 +237,7 @@ fn budget(r: &mut Reader<'_>, table: &Table<'_>, zone: Option<&TimeZone>) -> Opt
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let is_name = (1..=64).contains(&text.len()) && text.chars().all(fits);
         let remedy = "write 1 to 64 of A-Z a-z 0-9 - _ .";
-        is_name.then(|| text.to_owned()).ok_or_else(|| Wrong::new("is not a name", remedy))
+        is_name.then(|| text.to_owned()).ok_or_else(|| ValueError::new("is not a name", remedy))
     });
     let limit = match (table.part("messages"), table.part("spend")) {
         (Some(_), None) => table
@@ -283,13 +283,13 @@ fn budget(r: &mut Reader<'_>, table: &Table<'_>, zone: Option<&TimeZone>) -> Opt
 }
 
 /// A pattern of parent topics, since that is what is counted: `Alarm`, `Alarm/*` or `Al*`.
-fn parent(raw: &Raw) -> Result<TopicPattern, Wrong> {
+fn parent(raw: &Raw) -> Result<TopicPattern, ValueError> {
     let pattern = checks::pattern(raw)?;
     let text = pattern.as_str();
     let parent = text.strip_suffix("/*").unwrap_or(text);
     if parent.contains('/') {
         let problem = "names a sub-level, and messages are counted by parent topic";
-        return Err(Wrong::new(problem, "write the parent: \"Alarm\" or \"Alarm/*\""));
+        return Err(ValueError::new(problem, "write the parent: \"Alarm\" or \"Alarm/*\""));
     }
     Ok(TopicPattern::new(parent))
 }

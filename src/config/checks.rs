@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use tracing_subscriber::EnvFilter;
 
-use super::mistake::Wrong;
+use super::error::ValueError;
 use super::parse::Raw;
 use super::read::Reader;
 use super::upstream::encoding_word;
@@ -20,13 +20,13 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 // === One value ===
 
-pub(super) fn address(raw: &Raw) -> Result<Address, Wrong> {
+pub(super) fn address(raw: &Raw) -> Result<Address, ValueError> {
     let Some(path) = raw.text()?.strip_prefix("unix:") else {
         return socket_address(raw).map(Address::Tcp);
     };
     let is_path = path.starts_with('/') && !path.contains(char::is_control);
     if !is_path || path.len() > LONGEST_SOCKET_PATH {
-        return Err(Wrong::new(
+        return Err(ValueError::new(
             "is not the path of a Unix socket",
             format!("write unix:/path, absolute and at most {LONGEST_SOCKET_PATH} bytes"),
         ));
@@ -34,45 +34,45 @@ pub(super) fn address(raw: &Raw) -> Result<Address, Wrong> {
     Ok(Address::Unix(PathBuf::from(path)))
 }
 
-pub(super) fn socket_address(raw: &Raw) -> Result<SocketAddr, Wrong> {
+pub(super) fn socket_address(raw: &Raw) -> Result<SocketAddr, ValueError> {
     raw.text()?.parse().map_err(|_| {
-        Wrong::new(
+        ValueError::new(
             "is not an address with a port",
             "write an address, not a name, and a port: 127.0.0.1:8080 or [::1]:8080",
         )
     })
 }
 
-pub(super) fn egress(raw: &Raw) -> Result<IpAddr, Wrong> {
+pub(super) fn egress(raw: &Raw) -> Result<IpAddr, ValueError> {
     let address: IpAddr = raw.text()?.parse().map_err(|_| {
-        Wrong::new("is not an IP address", "write one of this pod's own, such as 10.0.0.7")
+        ValueError::new("is not an IP address", "write one of this pod's own, such as 10.0.0.7")
     })?;
     let is_broadcast = address == IpAddr::from([255, 255, 255, 255]);
     if address.is_unspecified() || address.is_multicast() || is_broadcast {
         let remedy = "write one of this pod's own addresses, such as 10.0.0.7";
-        return Err(Wrong::new("is an address that nothing can be sent from", remedy));
+        return Err(ValueError::new("is an address that nothing can be sent from", remedy));
     }
     Ok(address)
 }
 
 /// A pattern that at least one topic could match.
-pub(super) fn pattern(raw: &Raw) -> Result<TopicPattern, Wrong> {
+pub(super) fn pattern(raw: &Raw) -> Result<TopicPattern, ValueError> {
     let text = raw.text()?;
     let is_fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/' | '*' | '@');
     let remedy = "use letters, digits, - _ / and *, which stands for anything: \"Alarm/*\"";
     match text.chars().find(|c| !is_fit(*c)) {
-        _ if text.is_empty() => Err(Wrong::new("is empty and matches no topic", remedy)),
+        _ if text.is_empty() => Err(ValueError::new("is empty and matches no topic", remedy)),
         Some('+' | '#') => {
-            Err(Wrong::new("is an MQTT filter; patterns here have neither + nor #", remedy))
+            Err(ValueError::new("is an MQTT filter; patterns here have neither + nor #", remedy))
         }
-        Some(c) => Err(Wrong::new(format!("has {c:?}, which no topic has"), remedy)),
+        Some(c) => Err(ValueError::new(format!("has {c:?}, which no topic has"), remedy)),
         None => Ok(TopicPattern::new(text)),
     }
 }
 
 /// A level or tracing's directives. A bare word that is no level would be taken for a module's
 /// name, so that `inof` would silence everything.
-pub(super) fn level(raw: &Raw) -> Result<String, Wrong> {
+pub(super) fn level(raw: &Raw) -> Result<String, ValueError> {
     let text = raw.text()?;
     let remedy =
         || format!("write one of {}, or directives such as \"info,hyper=warn\"", LEVELS.join(", "));
@@ -82,11 +82,11 @@ pub(super) fn level(raw: &Raw) -> Result<String, Wrong> {
         .map(str::trim)
         .find(|part| !part.contains(['=', '[', ']', '{', '}']) && !is_level(part));
     if let Some(stray) = stray {
-        return Err(Wrong::new(format!("has {stray:?}, which is not a level"), remedy()));
+        return Err(ValueError::new(format!("has {stray:?}, which is not a level"), remedy()));
     }
     match EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(Wrong::new("is neither a level nor directives", remedy())),
+        Err(_) => Err(ValueError::new("is neither a level nor directives", remedy())),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Loaded, Mistakes, load};
+use super::{ConfigErrors, Loaded, load};
 
 /// Where the configuration is, and what holds over it.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -17,7 +17,7 @@ pub struct Flags {
 
 impl Flags {
     /// Reads the file, this process's environment and the flags.
-    pub fn load(&self) -> Result<Loaded, Mistakes> {
+    pub fn load(&self) -> Result<Loaded, ConfigErrors> {
         load(self.config.as_deref(), environment(), &self.set)
     }
 }

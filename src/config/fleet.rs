@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::mistake::Wrong;
+use super::error::ValueError;
 use super::parse::Raw;
 use super::read::Reader;
 use super::sections::path;
@@ -67,12 +67,12 @@ const URL_REMEDY: &str = "write redis://host:6379, redis://node1:6379,node2:6379
     redis+sentinel://host1:26379,host2:26379/name; rediss with TLS";
 const MOST_NODES: usize = 32;
 
-fn url(raw: &Raw) -> Result<Option<Redis>, Wrong> {
+fn url(raw: &Raw) -> Result<Option<Redis>, ValueError> {
     let text = raw.text()?;
     if text.is_empty() {
         return Ok(None);
     }
-    let wrong = |problem: &str| Wrong::new(problem, URL_REMEDY);
+    let wrong = |problem: &str| ValueError::new(problem, URL_REMEDY);
     let (scheme, rest) = text.split_once("://").unwrap_or_default();
     let (tls, sentinel) = match scheme {
         "redis" => (false, false),
@@ -83,7 +83,7 @@ fn url(raw: &Raw) -> Result<Option<Redis>, Wrong> {
     };
     if rest.contains('@') {
         let remedy = "leave them out, and set fleet.username and fleet.password_file";
-        return Err(Wrong::new("has a user or password", remedy));
+        return Err(ValueError::new("has a user or password", remedy));
     }
     let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
     let standard = if sentinel { 26_379 } else { 6_379 };
@@ -91,7 +91,7 @@ fn url(raw: &Raw) -> Result<Option<Redis>, Wrong> {
         let (host, port) = host_and_port(host).map_err(wrong)?;
         Ok((host, port.unwrap_or(standard)))
     });
-    let nodes = nodes.collect::<Result<Vec<_>, Wrong>>()?;
+    let nodes = nodes.collect::<Result<Vec<_>, ValueError>>()?;
     if nodes.len() > MOST_NODES {
         return Err(wrong("names too many hosts"));
     }
@@ -113,10 +113,10 @@ fn url(raw: &Raw) -> Result<Option<Redis>, Wrong> {
 }
 
 /// Part of keys in Redis.
-fn name(raw: &Raw) -> Result<String, Wrong> {
+fn name(raw: &Raw) -> Result<String, ValueError> {
     let text = raw.text()?;
     if !is_name(text) {
-        return Err(Wrong::new("is not a name", "use up to 64 letters, digits, - _ and ."));
+        return Err(ValueError::new("is not a name", "use up to 64 letters, digits, - _ and ."));
     }
     Ok(text.to_owned())
 }
@@ -128,12 +128,12 @@ fn is_name(text: &str) -> bool {
 
 fn or_empty<T: Default>(
     raw: &Raw,
-    read: impl FnOnce(&Raw) -> Result<T, Wrong>,
-) -> Result<T, Wrong> {
+    read: impl FnOnce(&Raw) -> Result<T, ValueError>,
+) -> Result<T, ValueError> {
     if raw.text()?.is_empty() { Ok(T::default()) } else { read(raw) }
 }
 
-fn optional_path(raw: &Raw) -> Result<Option<PathBuf>, Wrong> {
+fn optional_path(raw: &Raw) -> Result<Option<PathBuf>, ValueError> {
     or_empty(raw, |raw| path(raw).map(Some))
 }
 
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::config::setting::Origin;
 
-    fn read(text: &str) -> Result<Option<Redis>, Wrong> {
+    fn read(text: &str) -> Result<Option<Redis>, ValueError> {
         url(&Raw { value: text.into(), origin: Origin::Default })
     }
 

@@ -7,7 +7,7 @@ use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Error, Figment, Metadata, Profile, Provider};
 
-use super::mistake::{Mistake, Mistakes, Wrong};
+use super::error::{ConfigError, ConfigErrors, ValueError};
 use super::read::Reader;
 use super::setting::{Origin, Setting};
 use super::unknown::{Known, shown_unknown};
@@ -34,7 +34,7 @@ pub fn load(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (String, String)>,
     flags: &[(String, String)],
-) -> Result<Loaded, Mistakes> {
+) -> Result<Loaded, ConfigErrors> {
     let keys = keys();
     let mut sources = Sources::none(Known(&keys));
     let is_readable = file.is_none_or(|path| sources.file(path));
@@ -54,7 +54,7 @@ pub fn load(
     mistakes.append(&mut reader.mistakes);
     match config {
         Some(config) if mistakes.is_empty() => Ok(Loaded { config, settings: reader.settings }),
-        _ => Err(Mistakes(mistakes)),
+        _ => Err(ConfigErrors(mistakes)),
     }
 }
 
@@ -71,7 +71,7 @@ pub fn keys() -> Vec<String> {
 struct Sources<'a> {
     known: Known<'a>,
     merged: Figment,
-    mistakes: Vec<Mistake>,
+    mistakes: Vec<ConfigError>,
     credentials_uri: Option<String>,
 }
 
@@ -91,9 +91,9 @@ impl<'a> Sources<'a> {
                 true
             }
             Err(error) => {
-                let Wrong { problem, remedy } = unreadable(&error.to_string());
+                let ValueError { problem, remedy } = unreadable(&error.to_string());
                 let (key, value) = (String::new(), None);
-                self.mistakes.push(Mistake { origin, key, value, problem, remedy });
+                self.mistakes.push(ConfigError { origin, key, value, problem, remedy });
                 false
             }
         }
@@ -117,7 +117,7 @@ impl<'a> Sources<'a> {
                 let problem = format!("is given twice, also as {first}");
                 let remedy = "keep one of the variables".to_owned();
                 let value = shown_unknown(&key, &Value::from(value));
-                self.mistakes.push(Mistake { origin, key, value, problem, remedy });
+                self.mistakes.push(ConfigError { origin, key, value, problem, remedy });
             } else {
                 self.text(&key, &value, origin);
             }
@@ -147,9 +147,9 @@ impl<'a> Sources<'a> {
                     self.merge(dict, &origin);
                 }
             }
-            Err(Wrong { problem, remedy }) => {
+            Err(ValueError { problem, remedy }) => {
                 let (value, key) = (shown_unknown(key, &value), key.escape_debug().to_string());
-                self.mistakes.push(Mistake { origin, key, value, problem, remedy });
+                self.mistakes.push(ConfigError { origin, key, value, problem, remedy });
             }
         }
     }
@@ -178,16 +178,16 @@ impl Provider for Fetched {
 
 /// Why a file could not be read, from what the TOML reader says. That quotes the line it stumbled
 /// over, which may hold a secret: only the place and the reason are kept.
-fn unreadable(report: &str) -> Wrong {
+fn unreadable(report: &str) -> ValueError {
     let mut lines = report.lines();
     let first = lines.next().unwrap_or_default();
     match first.strip_prefix("TOML parse error at ") {
         Some(place) => {
             let reason: Vec<_> = lines.skip(3).collect();
             let problem = format!("is not TOML, at {place}: {}", reason.join(", "));
-            Wrong::new(problem, "put that line right")
+            ValueError::new(problem, "put that line right")
         }
-        None => Wrong::new(
+        None => ValueError::new(
             format!("cannot be read: {first}"),
             "check the path, and that this user may read the file",
         ),

@@ -7,11 +7,11 @@
 
 mod billing;
 mod checks;
+mod error;
 mod explain;
 mod flags;
 mod fleet;
 mod load;
-mod mistake;
 mod parse;
 mod read;
 mod reload;
@@ -23,11 +23,11 @@ mod upstream;
 mod uri;
 
 pub use billing::{Billing, Budget, Limit, MAX_TIERS, Period, Prices};
+pub use error::{ConfigError, ConfigErrors};
 pub use explain::explain;
 pub(crate) use explain::grouped;
 pub use flags::Flags;
 pub use load::{Loaded, keys, load};
-pub use mistake::{Mistake, Mistakes};
 pub use setting::{Origin, Setting};
 
 use std::fmt;

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use figment::value::Value;
 use jiff::SignedDuration;
 
-use super::mistake::Wrong;
+use super::error::ValueError;
 use super::setting::Origin;
 use super::unknown::nearest;
 
@@ -25,10 +25,10 @@ impl Raw {
         matches!(self.origin, Origin::File(_))
     }
 
-    pub(super) fn text(&self) -> Result<&str, Wrong> {
+    pub(super) fn text(&self) -> Result<&str, ValueError> {
         match &self.value {
             Value::String(_, text) => Ok(text),
-            other => Err(Wrong::new(
+            other => Err(ValueError::new(
                 format!("is {}, and must be text", kind(other)),
                 "write it in double quotes",
             )),
@@ -62,7 +62,10 @@ pub(super) fn human(duration: Duration) -> String {
     SignedDuration::try_from(duration).map_or_else(|_| "forever".to_owned(), |d| format!("{d:#}"))
 }
 
-pub(super) fn duration(raw: &Raw, range: &RangeInclusive<Duration>) -> Result<Duration, Wrong> {
+pub(super) fn duration(
+    raw: &Raw,
+    range: &RangeInclusive<Duration>,
+) -> Result<Duration, ValueError> {
     let remedy = || {
         let (least, most) = (human(*range.start()), human(*range.end()));
         format!("write a duration from {least} to {most}, such as \"250ms\", \"5s\" or \"1m 30s\"")
@@ -71,30 +74,30 @@ pub(super) fn duration(raw: &Raw, range: &RangeInclusive<Duration>) -> Result<Du
         Value::String(_, text) => text,
         other => {
             let problem = format!("is {}, and must be a duration in quotes", kind(other));
-            return Err(Wrong::new(problem, remedy()));
+            return Err(ValueError::new(problem, remedy()));
         }
     };
     let signed: SignedDuration =
-        text.parse().map_err(|_| Wrong::new("is not a duration", remedy()))?;
+        text.parse().map_err(|_| ValueError::new("is not a duration", remedy()))?;
     match Duration::try_from(signed) {
-        Err(_) => Err(Wrong::new("is negative", remedy())),
-        Ok(value) if value < *range.start() => Err(Wrong::new("is too short", remedy())),
-        Ok(value) if value > *range.end() => Err(Wrong::new("is too long", remedy())),
+        Err(_) => Err(ValueError::new("is negative", remedy())),
+        Ok(value) if value < *range.start() => Err(ValueError::new("is too short", remedy())),
+        Ok(value) if value > *range.end() => Err(ValueError::new("is too long", remedy())),
         Ok(value) => Ok(value),
     }
 }
 
-pub(super) fn whole<T>(raw: &Raw, range: &RangeInclusive<T>) -> Result<T, Wrong>
+pub(super) fn whole<T>(raw: &Raw, range: &RangeInclusive<T>) -> Result<T, ValueError>
 where
     T: TryFrom<i128> + PartialOrd + fmt::Display,
 {
     let remedy = || format!("write a whole number from {} to {}", range.start(), range.end());
-    let number = raw.integer().ok_or_else(|| Wrong::new("is not a whole number", remedy()))?;
+    let number = raw.integer().ok_or_else(|| ValueError::new("is not a whole number", remedy()))?;
     let value = T::try_from(number).ok().filter(|value| range.contains(value));
-    value.ok_or_else(|| Wrong::new("is out of range", remedy()))
+    value.ok_or_else(|| ValueError::new("is out of range", remedy()))
 }
 
-pub(super) fn size(raw: &Raw, range: &RangeInclusive<u64>) -> Result<usize, Wrong> {
+pub(super) fn size(raw: &Raw, range: &RangeInclusive<u64>) -> Result<usize, ValueError> {
     let remedy = || {
         let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
         format!("write a size from {least} to {most}, such as \"48KiB\", or a number of bytes")
@@ -103,25 +106,27 @@ pub(super) fn size(raw: &Raw, range: &RangeInclusive<u64>) -> Result<usize, Wron
         Value::String(_, text) => text.parse().ok(),
         _ => raw.integer().and_then(|bytes| bytes.try_into().ok()).map(ByteSize),
     };
-    let bytes = size.ok_or_else(|| Wrong::new("is not a size", remedy()))?.as_u64();
+    let bytes = size.ok_or_else(|| ValueError::new("is not a size", remedy()))?.as_u64();
     if range.contains(&bytes) {
-        usize::try_from(bytes).map_err(|_| Wrong::new("is too large", remedy()))
+        usize::try_from(bytes).map_err(|_| ValueError::new("is too large", remedy()))
     } else {
-        Err(Wrong::new("is out of range", remedy()))
+        Err(ValueError::new("is out of range", remedy()))
     }
 }
 
-pub(super) fn boolean(raw: &Raw) -> Result<bool, Wrong> {
+pub(super) fn boolean(raw: &Raw) -> Result<bool, ValueError> {
     match &raw.value {
         Value::Bool(_, value) => Ok(*value),
         Value::String(_, text) if !raw.is_typed() && text == "true" => Ok(true),
         Value::String(_, text) if !raw.is_typed() && text == "false" => Ok(false),
-        _ => Err(Wrong::new("is neither true nor false", "write true or false, without quotes")),
+        _ => {
+            Err(ValueError::new("is neither true nor false", "write true or false, without quotes"))
+        }
     }
 }
 
 /// A share from 0 to 1.
-pub(super) fn share(raw: &Raw) -> Result<f64, Wrong> {
+pub(super) fn share(raw: &Raw) -> Result<f64, ValueError> {
     let number = match &raw.value {
         Value::Num(_, number) => number.to_i128().map_or(number.to_f64(), |n| match n {
             0 => Some(0.0),
@@ -132,17 +137,17 @@ pub(super) fn share(raw: &Raw) -> Result<f64, Wrong> {
         _ => None,
     };
     let remedy = "write a number from 0 to 1, such as 0.2";
-    let number = number.ok_or_else(|| Wrong::new("is not a number", remedy))?;
+    let number = number.ok_or_else(|| ValueError::new("is not a number", remedy))?;
     // NaN is in no range.
     if (0.0..=1.0).contains(&number) {
         Ok(number)
     } else {
-        Err(Wrong::new("is out of range", remedy))
+        Err(ValueError::new("is out of range", remedy))
     }
 }
 
 /// One of a few words.
-pub(super) fn choice<T: Copy>(raw: &Raw, choices: &[(&str, T)]) -> Result<T, Wrong> {
+pub(super) fn choice<T: Copy>(raw: &Raw, choices: &[(&str, T)]) -> Result<T, ValueError> {
     let text = raw.text()?;
     let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
     choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
@@ -150,19 +155,19 @@ pub(super) fn choice<T: Copy>(raw: &Raw, choices: &[(&str, T)]) -> Result<T, Wro
             Some(near) => format!("did you mean \"{near}\"? It is one of {}", words.join(", ")),
             None => format!("write one of {}", words.join(", ")),
         };
-        Wrong::new("is not one of the values this key has", remedy)
+        ValueError::new("is not one of the values this key has", remedy)
     })
 }
 
 /// The items of a list. Outside a file, a list is text with commas, in brackets or not; in a file,
 /// only where `lone` allows it may one item stand without brackets.
-pub(super) fn items(raw: &Raw, lone: bool) -> Result<Vec<Raw>, Wrong> {
+pub(super) fn items(raw: &Raw, lone: bool) -> Result<Vec<Raw>, ValueError> {
     let item = |value: Value| Raw { value, origin: raw.origin.clone() };
     match &raw.value {
         Value::Array(_, items) => Ok(items.iter().cloned().map(item).collect()),
         Value::String(_, text) if !raw.is_typed() => Ok(split(text).map(item).collect()),
         Value::String(..) if lone => Ok(vec![raw.clone()]),
-        other => Err(Wrong::new(
+        other => Err(ValueError::new(
             format!("is {}, and must be a list", kind(other)),
             "write it in square brackets, with each item in double quotes",
         )),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use figment::Figment;
 use figment::value::Value;
 
-use super::mistake::{Mistake, Wrong};
+use super::error::{ConfigError, ValueError};
 use super::parse::{self, Raw};
 use super::setting::{Origin, Setting, show};
 
@@ -16,7 +16,7 @@ use super::setting::{Origin, Setting, show};
 pub(super) struct Reader<'a> {
     sources: &'a Figment,
     pub(super) settings: Vec<Setting>,
-    pub(super) mistakes: Vec<Mistake>,
+    pub(super) mistakes: Vec<ConfigError>,
 }
 
 impl<'a> Reader<'a> {
@@ -31,7 +31,7 @@ impl<'a> Reader<'a> {
         &mut self,
         key: &str,
         default: &str,
-        read: impl FnOnce(&Raw) -> Result<T, Wrong>,
+        read: impl FnOnce(&Raw) -> Result<T, ValueError>,
     ) -> Option<T> {
         let raw = self.given(key).unwrap_or_else(|| by_default(default));
         self.settle(key, &raw, read(&raw))
@@ -42,7 +42,7 @@ impl<'a> Reader<'a> {
     pub(super) fn optional<T>(
         &mut self,
         key: &str,
-        read: impl FnOnce(&Raw) -> Result<T, Wrong>,
+        read: impl FnOnce(&Raw) -> Result<T, ValueError>,
     ) -> Option<Option<T>> {
         if let Some(raw) = self.given(key) {
             self.settle(key, &raw, read(&raw)).map(Some)
@@ -60,7 +60,7 @@ impl<'a> Reader<'a> {
         key: &str,
         default: &str,
         lone: bool,
-        read: impl Fn(&Raw) -> Result<T, Wrong>,
+        read: impl Fn(&Raw) -> Result<T, ValueError>,
     ) -> Option<Vec<T>> {
         let raw = self.given(key).unwrap_or_else(|| by_default(default));
         self.items(key, &raw, lone, read)
@@ -72,7 +72,7 @@ impl<'a> Reader<'a> {
         key: &str,
         raw: &Raw,
         lone: bool,
-        read: impl Fn(&Raw) -> Result<T, Wrong>,
+        read: impl Fn(&Raw) -> Result<T, ValueError>,
     ) -> Option<Vec<T>> {
         let items = self.settle(key, raw, parse::items(raw, lone))?;
         let before = self.mistakes.len();
@@ -139,7 +139,12 @@ impl<'a> Reader<'a> {
     }
 
     /// Remembers a value, and the mistake if it is one.
-    pub(super) fn settle<T>(&mut self, key: &str, raw: &Raw, read: Result<T, Wrong>) -> Option<T> {
+    pub(super) fn settle<T>(
+        &mut self,
+        key: &str,
+        raw: &Raw,
+        read: Result<T, ValueError>,
+    ) -> Option<T> {
         let (value, origin) = (show(key, &raw.value), raw.origin.clone());
         self.settings.push(Setting { key: key.to_owned(), value, origin });
         match read {
@@ -164,7 +169,7 @@ impl<'a> Reader<'a> {
             None => (None, Origin::Default),
         };
         let (problem, remedy) = (problem.into(), remedy.into());
-        self.mistakes.push(Mistake { origin, key: key.to_owned(), value, problem, remedy });
+        self.mistakes.push(ConfigError { origin, key: key.to_owned(), value, problem, remedy });
     }
 
     /// A key beside those that are read.
@@ -173,10 +178,10 @@ impl<'a> Reader<'a> {
         key: String,
         value: Option<String>,
         origin: Origin,
-        wrong: Wrong,
+        wrong: ValueError,
     ) {
-        let Wrong { problem, remedy } = wrong;
-        self.mistakes.push(Mistake { origin, key, value, problem, remedy });
+        let ValueError { problem, remedy } = wrong;
+        self.mistakes.push(ConfigError { origin, key, value, problem, remedy });
     }
 
     /// Puts what follows from a value in the place of how it was written.
@@ -186,7 +191,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn mistake(&mut self, key: String, raw: &Raw, wrong: Wrong) {
+    fn mistake(&mut self, key: String, raw: &Raw, wrong: ValueError) {
         // An item is shown as its list's key would be.
         let shown = show(key.split('[').next().unwrap_or(&key), &raw.value);
         self.stranger(key, Some(shown), raw.origin.clone(), wrong);

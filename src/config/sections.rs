@@ -11,8 +11,8 @@ use figment::value::Value;
 
 use super::billing::billing;
 use super::checks;
+use super::error::ValueError;
 use super::fleet::fleet;
-use super::mistake::Wrong;
 use super::parse::{self, Raw};
 use super::read::Reader;
 use super::upstream::upstream;
@@ -79,13 +79,13 @@ fn listen(r: &mut Reader<'_>) -> Option<Listen> {
 }
 
 /// A Unix socket, or `none`.
-fn control(raw: &Raw) -> Result<Option<PathBuf>, Wrong> {
+fn control(raw: &Raw) -> Result<Option<PathBuf>, ValueError> {
     if raw.text()? == "none" {
         return Ok(None);
     }
     match checks::address(raw)? {
         Address::Unix(path) => Ok(Some(path)),
-        Address::Tcp(_) => Err(Wrong::new(
+        Address::Tcp(_) => Err(ValueError::new(
             "is not a Unix socket",
             "write \"unix:/run/tollgate/control.sock\", or \"none\"",
         )),
@@ -137,7 +137,7 @@ fn keys(r: &mut Reader<'_>) -> Option<Keys> {
             ("cli", Later),
         ];
         match parse::choice(raw, &choices)? {
-            Later => Err(Wrong::new(
+            Later => Err(ValueError::new(
                 "comes with a later release of tollgate",
                 "write \"env\", \"file\" or \"uri\"",
             )),
@@ -213,13 +213,13 @@ fn unanswered(r: &mut Reader<'_>) -> Option<Unanswered> {
 }
 
 /// A number of calls per second, or `none`.
-fn ceiling(raw: &Raw) -> Result<Option<u32>, Wrong> {
+fn ceiling(raw: &Raw) -> Result<Option<u32>, ValueError> {
     const CALLS: RangeInclusive<u32> = 1..=1_000_000;
     if raw.text().is_ok_and(|text| text == "none") {
         return Ok(None);
     }
-    parse::whole(raw, &CALLS).map(Some).map_err(|Wrong { problem, remedy }| {
-        Wrong::new(problem, format!("{remedy} (calls per second), or \"none\""))
+    parse::whole(raw, &CALLS).map(Some).map_err(|ValueError { problem, remedy }| {
+        ValueError::new(problem, format!("{remedy} (calls per second), or \"none\""))
     })
 }
 
@@ -254,10 +254,10 @@ fn retry(r: &mut Reader<'_>) -> Option<Retry> {
 }
 
 /// `{ SomeCode = "retry" }`, or `SomeCode=retry, …` outside a file: what codes are to mean.
-fn codes(raw: &Raw) -> Result<Codes, Wrong> {
+fn codes(raw: &Raw) -> Result<Codes, ValueError> {
     const REMEDY: &str =
         "write { SomeCode = \"retry\" }, or \"throttled\", \"unknown\" or \"refused\"";
-    let wrong = || Wrong::new("does not say what codes mean", REMEDY);
+    let wrong = || ValueError::new("does not say what codes mean", REMEDY);
     let rule = |code: &str, means: &str| {
         let means = match means.trim() {
             "retry" => Verdict::Failed,
@@ -355,10 +355,10 @@ fn runtime(r: &mut Reader<'_>) -> Option<Runtime> {
 }
 
 /// A path that could name something.
-pub(super) fn path(raw: &Raw) -> Result<PathBuf, Wrong> {
+pub(super) fn path(raw: &Raw) -> Result<PathBuf, ValueError> {
     let text = raw.text()?;
     if text.is_empty() || text.contains(char::is_control) {
-        return Err(Wrong::new("is not a path", "write the path of a file or folder"));
+        return Err(ValueError::new("is not a path", "write the path of a file or folder"));
     }
     Ok(PathBuf::from(text))
 }

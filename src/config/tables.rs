@@ -5,7 +5,7 @@ use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
 use figment::{Profile, Provider};
 
-use super::mistake::Wrong;
+use super::error::ValueError;
 use super::parse::{Raw, kind};
 use super::read::Reader;
 use super::unknown::{nearest, shown_unknown};
@@ -44,14 +44,14 @@ impl Table<'_> {
         problem: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Option<T> {
-        r.settle(&self.key, self.all, Err(Wrong::new(problem, remedy)))
+        r.settle(&self.key, self.all, Err(ValueError::new(problem, remedy)))
     }
 
     pub(super) fn value<T>(
         &self,
         r: &mut Reader<'_>,
         name: &str,
-        read: impl FnOnce(&Raw) -> Result<T, Wrong>,
+        read: impl FnOnce(&Raw) -> Result<T, ValueError>,
     ) -> Option<T> {
         self.required(r, name, |r, key, raw| r.settle(key, raw, read(raw)))
     }
@@ -62,7 +62,7 @@ impl Table<'_> {
         r: &mut Reader<'_>,
         name: &str,
         default: T,
-        read: impl FnOnce(&Raw) -> Result<T, Wrong>,
+        read: impl FnOnce(&Raw) -> Result<T, ValueError>,
     ) -> Option<T> {
         if self.dict.contains_key(name) { self.value(r, name, read) } else { Some(default) }
     }
@@ -92,7 +92,7 @@ pub(super) fn tables<T>(
     }
     let Value::Array(_, items) = &all.value else {
         let problem = format!("is {}, and must be a list of tables", kind(&all.value));
-        return r.settle(key, &all, Err(Wrong::new(problem, remedy)));
+        return r.settle(key, &all, Err(ValueError::new(problem, remedy)));
     };
     r.settle(key, &all, Ok(()));
     if !items.is_empty() {
@@ -104,7 +104,7 @@ pub(super) fn tables<T>(
         let key = format!("{key}[{index}]");
         let Value::Dict(_, dict) = item else {
             let problem = format!("is {}, and must be a table", kind(item));
-            r.settle::<()>(&key, &all, Err(Wrong::new(problem, remedy)));
+            r.settle::<()>(&key, &all, Err(ValueError::new(problem, remedy)));
             continue;
         };
         for (name, value) in dict.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
@@ -113,7 +113,7 @@ pub(super) fn tables<T>(
                 None => format!("it has {}", names.join(", ")),
             };
             let name = format!("{key}.{}", name.escape_debug());
-            let wrong = Wrong::new("is not a key of such a table", remedy);
+            let wrong = ValueError::new("is not a key of such a table", remedy);
             let value = shown_unknown(&name, value);
             r.stranger(name, value, all.origin.clone(), wrong);
         }

@@ -2,7 +2,7 @@
 
 use figment::value::{Dict, Value};
 
-use super::mistake::{Mistake, Wrong};
+use super::error::{ConfigError, ValueError};
 use super::parse::kind;
 use super::setting::{Origin, show};
 
@@ -14,7 +14,7 @@ pub(super) struct Known<'a>(pub(super) &'a [String]);
 
 impl Known<'_> {
     /// What is wrong with a whole key, such as `publish.wait`, if anything.
-    pub(super) fn judge(&self, key: &str) -> Result<(), Wrong> {
+    pub(super) fn judge(&self, key: &str) -> Result<(), ValueError> {
         if self.0.iter().any(|known| known == key) {
             return Ok(());
         }
@@ -22,7 +22,7 @@ impl Known<'_> {
             key.strip_prefix(later).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         });
         if is_later {
-            return Err(Wrong::new(
+            return Err(ValueError::new(
                 "comes with a later release of tollgate",
                 "leave it out until then",
             ));
@@ -32,7 +32,7 @@ impl Known<'_> {
             self.0.iter().find(|known| known.rsplit('.').next() == Some(name)).map(String::as_str)
         };
         let near = nearest(key, self.0.iter().map(String::as_str)).or_else(elsewhere);
-        Err(Wrong::new(
+        Err(ValueError::new(
             "is not a key of tollgate",
             match near {
                 Some(near) => format!("did you mean {near}?"),
@@ -47,7 +47,7 @@ impl Known<'_> {
         dict: &Dict,
         within: &str,
         origin: &Origin,
-        mistakes: &mut Vec<Mistake>,
+        mistakes: &mut Vec<ConfigError>,
     ) {
         for (name, value) in dict {
             // A quoted name with a dot in it is not the key that it looks like.
@@ -61,7 +61,10 @@ impl Known<'_> {
                 }
                 (true, other) => {
                     let problem = format!("is {}, and must be a section", kind(other));
-                    Wrong::new(problem, format!("write [{key}] on a line, and its keys below it"))
+                    ValueError::new(
+                        problem,
+                        format!("write [{key}] on a line, and its keys below it"),
+                    )
                 }
                 (false, Value::Dict(..)) if within.is_empty() => self.unknown_section(&key),
                 (false, _) => match self.judge(&key) {
@@ -71,7 +74,7 @@ impl Known<'_> {
             };
             let value = shown_unknown(&key, value);
             let (problem, remedy) = (wrong.problem, wrong.remedy);
-            mistakes.push(Mistake { origin: origin.clone(), key, value, problem, remedy });
+            mistakes.push(ConfigError { origin: origin.clone(), key, value, problem, remedy });
         }
     }
 
@@ -79,16 +82,19 @@ impl Known<'_> {
         self.0.iter().any(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
     }
 
-    fn unknown_section(&self, section: &str) -> Wrong {
+    fn unknown_section(&self, section: &str) -> ValueError {
         if LATER.contains(&section) {
-            return Wrong::new("comes with a later release of tollgate", "leave it out until then");
+            return ValueError::new(
+                "comes with a later release of tollgate",
+                "leave it out until then",
+            );
         }
         let sections = self.0.iter().filter_map(|key| key.split('.').next());
         let remedy = match nearest(section, sections) {
             Some(near) => format!("did you mean [{near}]?"),
             None => "leave it out, or see `tollgate check` for all sections".to_owned(),
         };
-        Wrong::new("is not a section of tollgate", remedy)
+        ValueError::new("is not a section of tollgate", remedy)
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::checks;
-use super::mistake::Wrong;
+use super::error::ValueError;
 use super::parse::{Raw, human};
 use super::read::Reader;
 use super::sections::{MOST_CONNECTIONS, SHORTEST, path};
@@ -72,25 +72,25 @@ pub(super) fn upstream(r: &mut Reader<'_>) -> Option<Upstream> {
 }
 
 /// Such as `post-cn-0pp12gl0000`; text even where it looks like a number.
-pub(super) fn instance_id(raw: &Raw) -> Result<InstanceId, Wrong> {
+pub(super) fn instance_id(raw: &Raw) -> Result<InstanceId, ValueError> {
     let text = raw.text()?;
     let is_id = (1..=64).contains(&text.len())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
     is_id.then(|| text.into()).ok_or_else(|| {
-        Wrong::new(
+        ValueError::new(
             "is not an instance id",
             "write 1 to 64 of A-Z a-z 0-9 - _, as in post-cn-0pp12gl0000",
         )
     })
 }
 
-fn roots(raw: &Raw) -> Result<Roots, Wrong> {
+fn roots(raw: &Raw) -> Result<Roots, ValueError> {
     match raw.text()? {
         "bundled" => Ok(Roots::Bundled),
         "system" => Ok(Roots::System),
         // A misspelt word must not become the name of a file.
         text if text.contains('/') => path(raw).map(Roots::File),
-        _ => Err(Wrong::new(
+        _ => Err(ValueError::new(
             "is neither \"bundled\" nor \"system\" nor a path",
             "write one of the words, or a PEM file's path with a slash in it",
         )),

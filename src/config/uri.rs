@@ -6,14 +6,14 @@ use http::Uri;
 use http::uri::Authority;
 
 use super::Endpoint;
-use super::mistake::Wrong;
+use super::error::ValueError;
 
 const ENDPOINT_REMEDY: &str =
     "write https://host, https://host:port, http://host:port, or a bare host for https";
 
 /// Reads `https://host[:port]`, `http://host[:port]` or a bare host, which means https.
-pub(super) fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
-    let wrong = |problem: &str| Wrong::new(problem, ENDPOINT_REMEDY);
+pub(super) fn endpoint(text: &str) -> Result<Endpoint, ValueError> {
+    let wrong = |problem: &str| ValueError::new(problem, ENDPOINT_REMEDY);
     let whole = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
     let (scheme, rest) = whole.split_once("://").unwrap_or_default();
     let tls = match scheme.to_ascii_lowercase().as_str() {
@@ -32,9 +32,9 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
 }
 
 /// Reads an absolute http or https URI; it may carry a user, a password and a query.
-pub(super) fn credentials(text: &str) -> Result<String, Wrong> {
+pub(super) fn credentials(text: &str) -> Result<String, ValueError> {
     let wrong = |problem: &str| {
-        Wrong::new(problem, "write a whole URI, such as http://127.0.0.1:8900/credentials")
+        ValueError::new(problem, "write a whole URI, such as http://127.0.0.1:8900/credentials")
     };
     let uri: Uri = text.parse().map_err(|_| wrong("is not a URI"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::delivery::Delivery;
-use crate::door::{Problem, Reply};
 use crate::message::MessageId;
 use crate::meter::Meter;
+use crate::server::{Problem, Reply};
 use crate::spool::{Listed, Picked, Selection, Spool};
 use crate::upstream::Upstream;
 pub use query::{Listing, bill_query};

@@ -12,7 +12,7 @@ use super::held::Held;
 use super::kept::Kept;
 use super::lane::{Item, Lane, Said, back_off};
 use super::waiters::Waiters;
-use crate::answer::Bar;
+use crate::answer::AccessDenied;
 use crate::config::Retry;
 use crate::message::{self, MessageId};
 use crate::spool;
@@ -47,7 +47,7 @@ pub struct Paused {
     /// Which.
     pub lane: message::Lane,
     /// What keeps us out; `None`: the provider fails.
-    pub bar: Option<Bar>,
+    pub bar: Option<AccessDenied>,
     /// Messages that wait.
     pub waiting: usize,
 }
@@ -58,7 +58,7 @@ pub(super) enum Hold {
     /// The provider fails.
     Failing,
     /// It does not let us in.
-    Barred(Bar),
+    Denied(AccessDenied),
 }
 
 /// Whether a call for a kept message may be made.
@@ -67,7 +67,7 @@ pub(super) enum SetsOut {
     /// It may.
     Yes,
     /// The message is not queued any more.
-    Ended,
+    Gone,
     /// A call is noted that is not this process's own.
     Other,
 }
@@ -152,7 +152,7 @@ impl Batches {
                 state.held.sets_out(id);
                 SetsOut::Yes
             }
-            _ => SetsOut::Ended,
+            _ => SetsOut::Gone,
         }
     }
 
@@ -201,7 +201,7 @@ impl Batches {
     pub(super) fn trouble(&self, lane: &message::Lane) -> Option<Hold> {
         let state = self.state();
         let lane = state.lanes.get(lane).filter(|lane| lane.in_trouble() && !lane.is_idle())?;
-        Some(lane.barred().map_or(Hold::Failing, Hold::Barred))
+        Some(lane.barred().map_or(Hold::Failing, Hold::Denied))
     }
 
     pub(super) fn paused(&self) -> Vec<Paused> {

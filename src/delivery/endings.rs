@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 
 use super::kept::{DISK, Kept};
-use super::outcome::{Ended, Outcome};
+use super::outcome::{Disposition, Outcome};
 use super::waiters::Waiter;
 use crate::answer::Answer;
 use crate::message::{Message, MessageId};
@@ -55,7 +55,7 @@ impl<U: Upstream> Kept<U> {
         // Durable before it is told: else a crash now would deliver again what is known to be
         // delivered. A disk that takes nothing keeps nobody waiting.
         drop(timeout(DISK, noted).await);
-        drop(caller.to.send(Outcome::new(attempts, Ended::Answered(answer.clone()))));
+        drop(caller.to.send(Outcome::new(attempts, Disposition::Answered(answer.clone()))));
     }
 
     /// A call has ended whose message was dropped meanwhile, and did not deliver it for certain.
@@ -90,9 +90,9 @@ impl<U: Upstream> Kept<U> {
         let mut outcome = self.now(id, &waiter);
         // Durable before it is answered: else a crash now would send again what is answered to be
         // at its end. A disk that takes nothing keeps no caller waiting.
-        if timeout(DISK, noted).await == Ok(Effect::Lost) {
+        if timeout(DISK, noted).await == Ok(Effect::TransportError) {
             // A peer goes on with it.
-            outcome = Outcome::new(attempts, Ended::Unanswered);
+            outcome = Outcome::new(attempts, Disposition::Unanswered);
         }
         drop(waiter.to.send(outcome));
     }

@@ -9,15 +9,15 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::batches::Hold;
 use super::idempotency::First;
 use super::kept::{Kept, asked, billed, said};
-use super::outcome::{Ended, Outcome};
-use super::{Shared, Wanted};
-use crate::answer::{Answer, Bar, Verdict};
+use super::outcome::{Disposition, Outcome};
+use super::{PublishOptions, Shared};
+use crate::answer::{AccessDenied, Answer, Verdict};
 use crate::ceiling::{Class, Permit, Ticket};
 use crate::deadline;
 use crate::message::Message;
 use crate::meter::{Call, CallKind, OverBudget};
 use crate::spool::{Claim, KeepError, Tries};
-use crate::upstream::{Departure, Upstream};
+use crate::upstream::{SendGate, Upstream};
 
 /// Calls for one message while its caller waits, where nothing is kept: the first and two more.
 const MAX_CALLS: u32 = 3;
@@ -72,17 +72,17 @@ impl<U: Upstream> Shared<U> {
     pub(super) fn plan(
         &self,
         message: &Message,
-        wanted: &Wanted,
+        wanted: &PublishOptions,
         deadline: Instant,
-    ) -> Result<Plan, Ended> {
+    ) -> Result<Plan, Disposition> {
         if self.stop.is_cancelled() {
-            return Err(Ended::Stopping);
+            return Err(Disposition::Stopping);
         }
         let admitted = self.meter.admits(&message.instance, message.topic.parent());
-        admitted.map_err(Ended::OverBudget)?;
+        admitted.map_err(Disposition::OverBudget)?;
         if let Some(kept) = &self.kept {
             match kept.batches.trouble(&message.lane()) {
-                Some(Hold::Barred(bar)) if !wanted.keep => return Err(Ended::Barred(bar)),
+                Some(Hold::Denied(bar)) if !wanted.keep => return Err(Disposition::Denied(bar)),
                 Some(_) => return Ok(Plan::Keep),
                 None if wanted.keep && wanted.patience.is_zero() => return Ok(Plan::Keep),
                 None => {}
@@ -98,7 +98,7 @@ impl<U: Upstream> Shared<U> {
         match place {
             Ok(plan) => Ok(plan),
             Err(_) if self.kept.is_some() && wanted.keep => Ok(Plan::Keep),
-            Err(refused) => Err(Ended::NoPermit(refused)),
+            Err(refused) => Err(Disposition::NoPermit(refused)),
         }
     }
 
@@ -119,15 +119,15 @@ impl<U: Upstream> Shared<U> {
         };
         match self.turn(ticket).await {
             Ok(permit) => self.first_try(kept, &message, permit, &mut caller).await,
-            Err(Ended::Stopping) => caller.tell(Outcome::new(0, Ended::Stopping)),
+            Err(Disposition::Stopping) => caller.tell(Outcome::new(0, Disposition::Stopping)),
             Err(_) => self.keep(kept, &message, None, 0, None, &mut caller).await,
         }
     }
 
     /// A permit, unless no more calls are made.
-    async fn turn(&self, ticket: Ticket) -> Result<Permit, Ended> {
+    async fn turn(&self, ticket: Ticket) -> Result<Permit, Disposition> {
         let permit = self.stop.run_until_cancelled(ticket.permit()).await;
-        permit.ok_or(Ended::Stopping)?.map_err(Ended::NoPermit)
+        permit.ok_or(Disposition::Stopping)?.map_err(Disposition::NoPermit)
     }
 
     /// Keeps a message and tells its caller what becomes of it. If it cannot be kept, its last call's
@@ -145,8 +145,8 @@ impl<U: Upstream> Shared<U> {
         let tries = Tries { calls, unknown: unknown.into() };
         if let Err(error) = kept.keep(message, claim, tries, answer.as_ref(), caller).await {
             let ended = match error {
-                KeepError::Unsure(_) => Ended::Unanswered,
-                error => answer.map_or(Ended::NotKept(error), Ended::Answered),
+                KeepError::Unsure(_) => Disposition::Unanswered,
+                error => answer.map_or(Disposition::NotKept(error), Disposition::Answered),
             };
             caller.tell(Outcome::new(calls, ended));
         }
@@ -167,10 +167,10 @@ impl<U: Upstream> Shared<U> {
             let (begun, entry) = match self.begin(message, permit, calls).await {
                 Ok(begun) => begun,
                 Err(over) => {
-                    return caller.tell(Outcome::new(calls - 1, Ended::OverBudget(over)));
+                    return caller.tell(Outcome::new(calls - 1, Disposition::OverBudget(over)));
                 }
             };
-            let departure = Departure::new(caller.deadline, &self.stop);
+            let departure = SendGate::new(caller.deadline, &self.stop);
             let mut call = std::pin::pin!(self.one_call(message, begun, entry, &departure));
             let answer = match deadline::by(caller.deadline, &mut call).await {
                 Ok(answer) => answer,
@@ -180,32 +180,32 @@ impl<U: Upstream> Shared<U> {
                     return self.outlast(kept, message, calls, call, caller).await;
                 }
                 Err(_) => {
-                    caller.tell(Outcome::new(calls, Ended::Unanswered));
+                    caller.tell(Outcome::new(calls, Disposition::Unanswered));
                     call.await
                 }
             };
             kept.batches.heard(message.lane(), message.id, &said(&answer));
             if caller.is_told() {
                 // That nobody knows: so it was not accepted, and is not ours.
-                return caller.tell(Outcome::new(calls, Ended::Answered(answer)));
+                return caller.tell(Outcome::new(calls, Disposition::Answered(answer)));
             }
             let next = match answer.verdict() {
                 Verdict::Failed | Verdict::Throttled { .. } => None,
                 Verdict::Unknown if may_repeat && retry.unknown_tries > 0 => None,
                 // A newer key or a corrected clock may help at once.
-                Verdict::Barred(_) if calls < MAX_CALLS => {
+                Verdict::Denied(_) if calls < MAX_CALLS => {
                     let again = self.worth_another(&answer, calls, caller).await;
                     if again { self.another_permit(caller).await } else { None }
                 }
-                _ => return caller.tell(Outcome::new(calls, Ended::Answered(answer))),
+                _ => return caller.tell(Outcome::new(calls, Disposition::Answered(answer))),
             };
             if let Some(next) = next {
                 permit = next;
                 calls += 1;
                 continue;
             }
-            if matches!(answer.verdict(), Verdict::Barred(_)) {
-                return caller.tell(Outcome::new(calls, Ended::Answered(answer)));
+            if matches!(answer.verdict(), Verdict::Denied(_)) {
+                return caller.tell(Outcome::new(calls, Disposition::Answered(answer)));
             }
             return self.keep(kept, message, None, calls, Some(answer), caller).await;
         }
@@ -227,7 +227,8 @@ impl<U: Upstream> Shared<U> {
             // Its call is under way, and counts when it has ended.
             let stored = kept.store(message, None, Tries::default(), calls, caller).await;
             let is_kept = stored.is_ok_and(|kept| kept);
-            let ended = if is_kept { Ended::Kept(message.id) } else { Ended::Unanswered };
+            let ended =
+                if is_kept { Disposition::Kept(message.id) } else { Disposition::Unanswered };
             caller.tell(Outcome::new(calls, ended));
             is_kept
         };
@@ -255,14 +256,14 @@ impl<U: Upstream> Shared<U> {
             let (begun, entry) = match self.begin(&message, permit, calls).await {
                 Ok(begun) => begun,
                 Err(over) => {
-                    return caller.tell(Outcome::new(calls - 1, Ended::OverBudget(over)));
+                    return caller.tell(Outcome::new(calls - 1, Disposition::OverBudget(over)));
                 }
             };
             let answer = self.call(&message, begun, entry, calls, &mut caller).await;
             let again = calls < MAX_CALLS && self.worth_another(&answer, calls, &caller).await;
             let next = if again { self.another_permit(&caller).await } else { None };
             let Some(next) = next else {
-                return caller.tell(Outcome::new(calls, Ended::Answered(answer)));
+                return caller.tell(Outcome::new(calls, Disposition::Answered(answer)));
             };
             permit = next;
             calls += 1;
@@ -279,14 +280,14 @@ impl<U: Upstream> Shared<U> {
         calls: u32,
         caller: &mut Caller,
     ) -> Answer {
-        let departure = Departure::new(caller.deadline, &self.stop);
+        let departure = SendGate::new(caller.deadline, &self.stop);
         let mut call = std::pin::pin!(self.one_call(message, permit, entry, &departure));
         if let Ok(answer) = deadline::by(caller.deadline, &mut call).await {
             return answer;
         }
         // A call that has not left by now never leaves, and ends at once.
         if departure.left() {
-            caller.tell(Outcome::new(calls, Ended::Unanswered));
+            caller.tell(Outcome::new(calls, Disposition::Unanswered));
         }
         call.await
     }
@@ -317,7 +318,7 @@ impl<U: Upstream> Shared<U> {
         message: &Message,
         permit: Permit,
         entry: Call,
-        departure: &Departure,
+        departure: &SendGate,
     ) -> Answer {
         let start = Instant::now();
         let answer = self.upstream.send(message, permit, departure).await;
@@ -336,19 +337,19 @@ impl<U: Upstream> Shared<U> {
             return false;
         }
         let pause = match answer.verdict() {
-            Verdict::Barred(Bar::Key) => {
+            Verdict::Denied(AccessDenied::Key) => {
                 let renewed = timeout_at(caller.deadline, self.upstream.renew_key());
                 let renewed = self.stop.run_until_cancelled(renewed).await;
                 return renewed.is_some_and(|renewed| renewed.unwrap_or(false));
             }
             // The upstream has corrected its clock by the answer's; once.
-            Verdict::Barred(Bar::Clock) => return calls == 1,
+            Verdict::Denied(AccessDenied::Clock) => return calls == 1,
             Verdict::Throttled { retry_after: Some(wait) } => wait,
             Verdict::Throttled { retry_after: None } | Verdict::Failed => self.back_off(calls),
             Verdict::Delivered
             | Verdict::Refused
             | Verdict::Unknown
-            | Verdict::Barred(Bar::Permission | Bar::Endpoint) => return false,
+            | Verdict::Denied(AccessDenied::Permission | AccessDenied::Endpoint) => return false,
         };
         if Instant::now() + pause >= caller.deadline {
             return false;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::outcome::{Ended, Outcome};
+use super::outcome::{Disposition, Outcome};
 use crate::config;
 use crate::message::MessageId;
 use crate::spool::{Brief, Claim, Spool, State};
@@ -216,8 +216,8 @@ impl Keys {
         slots.expire(Instant::now(), self.keep, &|id| self.find(id));
         if let Some((first, slot)) = slots.by_key.get(&claim.key) {
             return Err(match slot {
-                _ if first.print != claim.print => Outcome::new(0, Ended::OtherRequest),
-                Slot::UnderWay(_) => Outcome::new(0, Ended::SameUnderWay),
+                _ if first.print != claim.print => Outcome::new(0, Disposition::OtherRequest),
+                Slot::UnderWay(_) => Outcome::new(0, Disposition::SameUnderWay),
                 Slot::Answered(known) => {
                     let now = known.outcome.id().and_then(|id| self.find(id));
                     let outcome = now.map_or_else(|| known.outcome.clone(), |b| Outcome::of(&b));
@@ -226,7 +226,7 @@ impl Keys {
             });
         }
         if slots.by_key.len() >= self.max {
-            return Err(Outcome::new(0, Ended::TooManyKeys));
+            return Err(Outcome::new(0, Disposition::TooManyKeys));
         }
         slots.by_key.insert(claim.key, (claim, Slot::UnderWay(None)));
         Ok(First { keys: Arc::clone(self), claim, answered: false })
@@ -381,7 +381,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         let first = keys.claim(ended.claim.unwrap()).unwrap();
         keys.replayed(&queued);
-        assert_eq!(keys.claim(ended.claim.unwrap()).unwrap_err().ended, Ended::SameUnderWay);
+        assert_eq!(keys.claim(ended.claim.unwrap()).unwrap_err().ended, Disposition::SameUnderWay);
         drop(first);
         assert_eq!(ask(&keys, 1), Some(queued.id));
     }
@@ -423,7 +423,7 @@ mod tests {
         let queued = [1, 2].map(|key| brief(key, State::Queued { calling: false }));
         keys.remember(queued.to_vec());
         let refused = keys.claim(Claim { key: 3, print: 0 }).unwrap_err();
-        assert_eq!(refused.ended, Ended::TooManyKeys);
+        assert_eq!(refused.ended, Disposition::TooManyKeys);
         assert_eq!([1, 2].map(|key| ask(&keys, key)), queued.map(|brief| Some(brief.id)));
     }
 }

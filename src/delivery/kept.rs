@@ -14,17 +14,17 @@ use super::endings::{TOO_MANY_UNKNOWN, death};
 use super::fresh::Caller;
 use super::idempotency::Keys;
 use super::lane::{Item, Said};
-use super::outcome::{Ended, Outcome};
-use crate::answer::{Answer, Bar, Lost, Verdict};
+use super::outcome::{Disposition, Outcome};
+use crate::answer::{AccessDenied, Answer, TransportError, Verdict};
 use crate::ceiling::{Ceiling, Class, Permit};
 use crate::deadline;
-use crate::lines::Lines;
+use crate::log_limiter::LogLimiter;
 use crate::message::{self, Message, MessageId, TraceId};
 use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
 use crate::spool::{
     Brief, Change, Claim, Effect, KeepError, ReadError, Reason, Record, Spool, State, Tries,
 };
-use crate::upstream::{Departure, Upstream};
+use crate::upstream::{SendGate, Upstream};
 
 /// A kept message has no caller whose patience ends: its turn may take its time.
 const TURN: Duration = Duration::from_mins(10);
@@ -37,7 +37,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
-/// Lines of one second about single messages.
+/// Log lines in one second about single messages.
 pub(super) const MAX_LINES: u64 = 20;
 
 /// What delivers kept messages.
@@ -52,7 +52,7 @@ pub(super) struct Kept<U> {
     pub(super) under_way: TaskTracker,
     /// No more calls are made.
     pub(super) stop: CancellationToken,
-    pub(super) lines: Lines,
+    pub(super) lines: LogLimiter,
 }
 
 /// What a try says of its lane, and whether its message waits on.
@@ -95,9 +95,15 @@ pub(super) fn billed(verdict: &Verdict) -> Billed {
 pub(super) fn said(answer: &Answer) -> Said {
     match answer.verdict() {
         // It stayed here.
-        _ if matches!(answer, Answer::Lost(Lost::TooLate | Lost::NotText)) => Said::Nothing,
+        _ if matches!(
+            answer,
+            Answer::TransportError(TransportError::TooLate | TransportError::NotText)
+        ) =>
+        {
+            Said::Nothing
+        }
         Verdict::Delivered | Verdict::Refused => Said::Works,
-        Verdict::Barred(bar) => Said::Bars(bar),
+        Verdict::Denied(bar) => Said::Bars(bar),
         Verdict::Throttled { retry_after } => Said::Fails(retry_after),
         Verdict::Failed | Verdict::Unknown => Said::Fails(None),
     }
@@ -198,7 +204,7 @@ impl<U: Upstream> Kept<U> {
         if let Some(kept) = in_time {
             return kept.map(|()| true);
         }
-        caller.tell(Outcome::new(calls, Ended::Unanswered));
+        caller.tell(Outcome::new(calls, Disposition::Unanswered));
         if kept.await.is_ok() {
             self.spool.note(message.id, Change::Forgotten).await;
         }
@@ -212,7 +218,7 @@ impl<U: Upstream> Kept<U> {
         deadline: Instant,
     ) -> Outcome {
         // Whoever takes a caller tells it, but for a bug.
-        let lost = |_| Outcome::new(0, Ended::Unanswered);
+        let lost = |_| Outcome::new(0, Disposition::Unanswered);
         // A timer would round the end of no patience up to a millisecond.
         if Instant::now() < deadline
             && let Ok(told) = deadline::by(deadline, &mut outcome).await
@@ -291,8 +297,8 @@ impl<U: Upstream> Kept<U> {
                 tracing::error!(id = %item.id, trace_id, %error, "an accepted message is lost");
                 if let Some(caller) = self.batches.waiters.take(item.id) {
                     let lost = match item.attempts {
-                        0 => Ended::NotKept(KeepError::Disk(error.to_string().into())),
-                        _ => Ended::Unanswered,
+                        0 => Disposition::NotKept(KeepError::Disk(error.to_string().into())),
+                        _ => Disposition::Unanswered,
                     };
                     drop(caller.to.send(Outcome::new(item.attempts, lost)));
                 }
@@ -353,7 +359,7 @@ impl<U: Upstream> Kept<U> {
         }
         match self.batches.sets_out(id, || self.find_state(id)) {
             SetsOut::Yes => {}
-            SetsOut::Ended => return Err((Said::Nothing, true)),
+            SetsOut::Gone => return Err((Said::Nothing, true)),
             SetsOut::Other => {
                 // A peer had the message meanwhile and has called. Its outcome is not known.
                 self.bury(id, item.attempts + 1, death(Reason::Unknown, None), None).await;
@@ -368,7 +374,7 @@ impl<U: Upstream> Kept<U> {
                 return Err((Said::Nothing, true));
             }
             match timeout(DISK, noted).await {
-                Ok(Effect::Lost) => return Err((Said::Nothing, true)),
+                Ok(Effect::TransportError) => return Err((Said::Nothing, true)),
                 Ok(_) => {}
                 Err(_) => {
                     self.uncall(item);
@@ -403,7 +409,7 @@ impl<U: Upstream> Kept<U> {
             self.meter.waited(ceiling as usize, wait);
         }
         let start = Instant::now();
-        let departure = Departure::new(closes, &self.stop);
+        let departure = SendGate::new(closes, &self.stop);
         let answer = self.upstream.send(message, permit, &departure).await;
         entry.ended(&answer.label(), billed(&answer.verdict()), start.elapsed());
         answer
@@ -437,9 +443,11 @@ impl<U: Upstream> Kept<U> {
                     // It is told, and so it was never accepted, also not after a crash.
                     let forgotten = self.spool.note(message.id, Change::Forgotten);
                     let ended = match timeout(DISK, forgotten).await {
-                        Ok(Effect::Made | Effect::Unchanged) => Ended::Answered(answer.clone()),
+                        Ok(Effect::Made | Effect::Unchanged) => {
+                            Disposition::Answered(answer.clone())
+                        }
                         // What is not forgotten is tried again, by a peer or the next process.
-                        Ok(Effect::Lost) | Err(_) => Ended::Unanswered,
+                        Ok(Effect::TransportError) | Err(_) => Disposition::Unanswered,
                     };
                     drop(caller.to.send(Outcome::new(attempts, ended)));
                 } else {
@@ -460,7 +468,7 @@ impl<U: Upstream> Kept<U> {
         // which nobody knows, should we end meanwhile.
         let tries = Tries { calls: attempts, unknown };
         drop(self.spool.note(message.id, Change::Tried(tries)));
-        if said == Said::Bars(Bar::Key) {
+        if said == Said::Bars(AccessDenied::Key) {
             self.stop.run_until_cancelled(self.upstream.renew_key()).await;
         }
         (said, true)

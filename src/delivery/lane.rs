@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::answer::Bar;
+use crate::answer::AccessDenied;
 use crate::config::Retry;
 use crate::message::MessageId;
 
@@ -45,7 +45,7 @@ pub(super) enum Said {
     /// It does not, and asks to wait so long.
     Fails(Option<Duration>),
     /// It does not let us in.
-    Bars(Bar),
+    Bars(AccessDenied),
     /// Nothing: there was no call.
     Nothing,
     /// Nothing, and there is to be none before so long.
@@ -58,7 +58,7 @@ struct Trouble {
     /// Probes that failed.
     level: u32,
     next: Instant,
-    bar: Option<Bar>,
+    bar: Option<AccessDenied>,
 }
 
 /// Messages of one lane that are kept, and what is known of it.
@@ -90,7 +90,7 @@ impl Lane {
         self.trouble.is_some()
     }
 
-    pub(super) fn barred(&self) -> Option<Bar> {
+    pub(super) fn barred(&self) -> Option<AccessDenied> {
         self.trouble.as_ref().and_then(|trouble| trouble.bar)
     }
 

@@ -34,7 +34,7 @@ use tokio_util::task::TaskTracker;
 use crate::ceiling::Ceiling;
 use crate::config;
 use crate::deadline;
-use crate::lines::Lines;
+use crate::log_limiter::LogLimiter;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
 use crate::spool::{Brief, Change, Claim, Effect, Picked, Spool};
@@ -45,11 +45,11 @@ pub use begun::Begun;
 use fresh::Caller;
 use idempotency::Keys;
 use kept::Kept;
-pub use outcome::{Ended, Outcome, Settled};
+pub use outcome::{Disposition, Outcome, Settled};
 
 /// What a caller wants.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub struct PublishOptions {
     /// How long it waits for the outcome.
     pub patience: Duration,
     /// It would rather have its message kept than be refused because of a ceiling.
@@ -106,7 +106,7 @@ impl<U: Upstream> Delivery<U> {
                 meter: meter.clone(),
                 under_way: under_way.clone(),
                 stop: stop.clone(),
-                lines: Lines::new(kept::MAX_LINES),
+                lines: LogLimiter::new(kept::MAX_LINES),
             });
             kept.recover();
             if let Some(adoptions) = kept.spool.adoptions() {
@@ -123,7 +123,7 @@ impl<U: Upstream> Delivery<U> {
 
     /// Delivers a message and says what became of it, at the latest when its caller's patience
     /// ends.
-    pub async fn publish(&self, message: Message, wanted: Wanted) -> Outcome {
+    pub async fn publish(&self, message: Message, wanted: PublishOptions) -> Outcome {
         self.begin(message, wanted).outcome().await
     }
 
@@ -131,15 +131,15 @@ impl<U: Upstream> Delivery<U> {
     /// returns, and takes the place in the ceiling's line if the message has no key and is called at
     /// once. So messages that are begun one after the other have their keys and these places in that
     /// order. A task of its own carries the message on.
-    pub fn begin(&self, message: Message, wanted: Wanted) -> Begun {
+    pub fn begin(&self, message: Message, wanted: PublishOptions) -> Begun {
         let first = match wanted.claim.map(|claim| self.shared.keys.claim(claim)).transpose() {
             Ok(first) => first,
-            Err(outcome) => return Begun::Ended(outcome),
+            Err(outcome) => return Begun::Done(outcome),
         };
         let deadline = Instant::now() + wanted.patience;
         let plan = match self.shared.plan(&message, &wanted, deadline) {
             Ok(plan) => plan,
-            Err(ended) => return Begun::Ended(Outcome::new(0, ended)),
+            Err(ended) => return Begun::Done(Outcome::new(0, ended)),
         };
         let (to, outcome) = oneshot::channel();
         let shared = Arc::clone(&self.shared);

@@ -1,6 +1,6 @@
 //! What became of a message, as far as its caller is concerned.
 
-use crate::answer::{Answer, Bar, HttpAnswer, Verdict};
+use crate::answer::{AccessDenied, Answer, HttpAnswer, Verdict};
 use crate::ceiling::Refused;
 use crate::message::MessageId;
 use crate::meter::OverBudget;
@@ -12,14 +12,14 @@ pub struct Outcome {
     /// Calls that were made for it.
     pub calls: u32,
     /// How it ended.
-    pub ended: Ended,
+    pub ended: Disposition,
     /// The request of an earlier caller with the same key had this outcome.
     pub replayed: bool,
 }
 
 /// How it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
+pub enum Disposition {
     /// The last answer decides; its verdict says what it means.
     Answered(Answer),
     /// It is kept and will be delivered.
@@ -40,7 +40,7 @@ pub enum Ended {
     /// Nothing was sent: there was no permit in time.
     NoPermit(Refused),
     /// Nothing was sent: the provider does not let us in, and a probe finds out when it does.
-    Barred(Bar),
+    Denied(AccessDenied),
     /// Nothing was sent: a budget is used up.
     OverBudget(OverBudget),
     /// The caller's patience ended while a call was on its way, or the disk did not answer: nobody
@@ -69,26 +69,28 @@ pub enum Settled {
 }
 
 impl Outcome {
-    pub(super) fn new(calls: u32, ended: Ended) -> Self {
+    pub(super) fn new(calls: u32, ended: Disposition) -> Self {
         Self { calls, ended, replayed: false }
     }
 
     /// It is kept, whatever becomes of it.
     pub(super) fn kept(id: MessageId) -> Self {
-        Self::new(0, Ended::Kept(id))
+        Self::new(0, Disposition::Kept(id))
     }
 
     pub(super) fn dropped(id: MessageId, calls: u32, doubt: bool) -> Self {
-        Self::new(calls, Ended::Dropped { id, doubt })
+        Self::new(calls, Disposition::Dropped { id, doubt })
     }
 
     /// What became of a message as the spool knows it: the answer to a caller who asks now.
     pub(super) fn of(brief: &Brief) -> Self {
         let id = brief.id;
         let ended = match &brief.state {
-            State::Queued { .. } => Ended::Kept(id),
-            State::Delivered(receipt) if receipt.accepted => Ended::Settled(id, Settled::Delivered),
-            State::Delivered(receipt) => Ended::Answered(Answer::Http(HttpAnswer {
+            State::Queued { .. } => Disposition::Kept(id),
+            State::Delivered(receipt) if receipt.accepted => {
+                Disposition::Settled(id, Settled::Delivered)
+            }
+            State::Delivered(receipt) => Disposition::Answered(Answer::Http(HttpAnswer {
                 status: 200,
                 msg_id: Some(receipt.msg_id.clone()),
                 request_id: Some(receipt.request_id.clone()),
@@ -96,13 +98,13 @@ impl Outcome {
             })),
             State::Dead(Death { reason: Reason::Unknown, accepted, .. }) => {
                 if *accepted {
-                    Ended::Settled(id, Settled::Unknown)
+                    Disposition::Settled(id, Settled::Unknown)
                 } else {
-                    Ended::Unresolved(id)
+                    Disposition::Unresolved(id)
                 }
             }
-            State::Dead(_) => Ended::Settled(id, Settled::Dead),
-            State::Dropped(_) => Ended::Dropped { id, doubt: brief.doubt },
+            State::Dead(_) => Disposition::Settled(id, Settled::Dead),
+            State::Dropped(_) => Disposition::Dropped { id, doubt: brief.doubt },
         };
         Self::new(brief.attempts, ended)
     }
@@ -110,10 +112,10 @@ impl Outcome {
     /// The kept message that it is about.
     pub fn id(&self) -> Option<MessageId> {
         match self.ended {
-            Ended::Kept(id)
-            | Ended::Settled(id, _)
-            | Ended::Unresolved(id)
-            | Ended::Dropped { id, .. } => Some(id),
+            Disposition::Kept(id)
+            | Disposition::Settled(id, _)
+            | Disposition::Unresolved(id)
+            | Disposition::Dropped { id, .. } => Some(id),
             _ => None,
         }
     }
@@ -121,8 +123,8 @@ impl Outcome {
     /// Whether the message is delivered, or ours.
     pub fn is_accepted(&self) -> bool {
         match &self.ended {
-            Ended::Answered(answer) => answer.verdict() == Verdict::Delivered,
-            Ended::Kept(_) | Ended::Settled(..) => true,
+            Disposition::Answered(answer) => answer.verdict() == Verdict::Delivered,
+            Disposition::Kept(_) | Disposition::Settled(..) => true,
             _ => false,
         }
     }

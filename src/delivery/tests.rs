@@ -11,15 +11,15 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::kept::DISK;
-use super::{Delivery, Ended, Outcome, Wanted};
-use crate::answer::{Answer, HttpAnswer, Lost};
+use super::{Delivery, Disposition, Outcome, PublishOptions};
+use crate::answer::{Answer, HttpAnswer, TransportError};
 use crate::ceiling::{Ceiling, Permit, Start};
 use crate::config::{self, Config};
 use crate::message::{Message, MessageId, Payload, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
 use crate::spool::{Brief, Claim, Selection, Spool, State};
-use crate::upstream::{Departure, Upstream};
+use crate::upstream::{SendGate, Upstream};
 
 /// The provider. It takes no connection until it is told what to answer.
 #[derive(Clone, Default)]
@@ -51,17 +51,17 @@ impl Provider {
 }
 
 impl Upstream for Provider {
-    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
+    async fn send(&self, message: &Message, permit: Permit, departure: &SendGate) -> Answer {
         let Some(answer) = self.says.lock().unwrap().clone() else {
             permit.unsent();
-            return Answer::Lost(Lost::Connect);
+            return Answer::TransportError(TransportError::Connect);
         };
         if !self.takes.is_zero() {
             sleep(self.takes).await;
         }
         if !departure.leave() {
             permit.unsent();
-            return Answer::Lost(Lost::TooLate);
+            return Answer::TransportError(TransportError::TooLate);
         }
         assert_ne!(answer.status, BUG);
         permit.answered();
@@ -121,7 +121,7 @@ impl Drop for Held {
     }
 }
 
-const ASYNC: Wanted = Wanted { patience: Duration::ZERO, keep: true, claim: None };
+const ASYNC: PublishOptions = PublishOptions { patience: Duration::ZERO, keep: true, claim: None };
 
 async fn until(what: &str, mut so: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
@@ -137,21 +137,21 @@ async fn until(what: &str, mut so: impl FnMut() -> bool) {
 async fn what_a_disk_that_hangs_does_not_say() {
     let (disk, provider) = (Double::default(), Provider::default());
     let (delivery, spool) = start(&disk, &provider).await;
-    let claimed = Wanted { claim: Some(Claim { key: 1, print: 2 }), ..ASYNC };
+    let claimed = PublishOptions { claim: Some(Claim { key: 1, print: 2 }), ..ASYNC };
     let held = hold(&disk);
     let begun = Instant::now();
     let told = delivery.publish(message("TopicA"), claimed).await;
-    assert_eq!(told, Outcome::new(0, Ended::Unanswered));
+    assert_eq!(told, Outcome::new(0, Disposition::Unanswered));
     assert!(begun.elapsed() >= DISK);
     assert!(spool.usage().failure.is_some(), "it is said");
-    assert_eq!(delivery.publish(message("TopicA"), claimed).await.ended, Ended::SameUnderWay);
+    assert_eq!(delivery.publish(message("TopicA"), claimed).await.ended, Disposition::SameUnderWay);
     drop(held);
-    let mut told = Outcome::new(0, Ended::SameUnderWay);
-    while told.ended == Ended::SameUnderWay {
+    let mut told = Outcome::new(0, Disposition::SameUnderWay);
+    while told.ended == Disposition::SameUnderWay {
         sleep(Duration::from_millis(5)).await;
         told = delivery.publish(message("TopicA"), claimed).await;
     }
-    let Ended::Kept(id) = told.ended else { panic!("{told:?}") };
+    let Disposition::Kept(id) = told.ended else { panic!("{told:?}") };
     assert_eq!(spool.usage().queued.messages, 1);
     provider.says(200);
     until("it is delivered", || spool.usage().queued.messages == 0).await;
@@ -173,11 +173,11 @@ async fn a_disk_that_hangs_holds_no_permits() {
     let held = hold(&disk);
     provider.says(200);
     until("it hangs", || spool.usage().failure.is_some()).await;
-    let patient = Wanted { patience: Duration::from_secs(20), ..ASYNC };
-    let direct = Wanted { keep: false, ..patient };
+    let patient = PublishOptions { patience: Duration::from_secs(20), ..ASYNC };
+    let direct = PublishOptions { keep: false, ..patient };
     for _ in 0..5 {
         let told = delivery.publish(message("Other"), direct).await;
-        assert!(matches!(told.ended, Ended::Answered(_)), "{told:?}");
+        assert!(matches!(told.ended, Disposition::Answered(_)), "{told:?}");
     }
     drop(held);
     until("all are delivered", || spool.usage().queued.messages == 0).await;
@@ -188,7 +188,7 @@ async fn a_disk_that_hangs_holds_no_permits() {
     assert_eq!(taken, kept);
 }
 
-const PATIENT: Wanted = Wanted {
+const PATIENT: PublishOptions = PublishOptions {
     patience: Duration::from_secs(20),
     keep: false,
     claim: Some(Claim { key: 1, print: 2 }),
@@ -201,7 +201,7 @@ async fn a_stop_while_a_connection_opens() {
     let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
     let (delivery, spool) = start(&disk, &provider).await;
     provider.says(200);
-    let wanted = [ASYNC, PATIENT, Wanted { claim: None, ..PATIENT }];
+    let wanted = [ASYNC, PATIENT, PublishOptions { claim: None, ..PATIENT }];
     let asked = wanted.map(|wanted| {
         let delivery = delivery.clone();
         tokio::spawn(async move { delivery.publish(message("TopicA"), wanted).await })
@@ -210,7 +210,7 @@ async fn a_stop_while_a_connection_opens() {
     delivery.drain(Duration::ZERO).await;
     for told in asked {
         let told = told.await.unwrap();
-        assert!(matches!(told.ended, Ended::Kept(_)), "{told:?}");
+        assert!(matches!(told.ended, Disposition::Kept(_)), "{told:?}");
     }
     assert_eq!(delivery.close(Duration::from_secs(1)).await, 0);
     assert_eq!((provider.called(), spool.usage().queued.messages), (vec![], 3));
@@ -224,13 +224,13 @@ async fn a_stop_while_a_disk_hangs() {
     let _held = hold(&disk);
     let asked = tokio::spawn({
         let delivery = delivery.clone();
-        let wanted = Wanted { patience: Duration::from_mins(5), ..PATIENT };
+        let wanted = PublishOptions { patience: Duration::from_mins(5), ..PATIENT };
         async move { delivery.publish(message("TopicA"), wanted).await }
     });
     until("it hangs", || spool.usage().failure.is_some()).await;
     let stopped = Instant::now();
     delivery.drain(Duration::ZERO).await;
-    assert_eq!(asked.await.unwrap().ended, Ended::Unanswered);
+    assert_eq!(asked.await.unwrap().ended, Disposition::Unanswered);
     assert!(stopped.elapsed() < Duration::from_mins(1), "{:?}", stopped.elapsed());
 }
 
@@ -243,7 +243,7 @@ async fn a_stop_while_a_key_is_looked_for() {
     provider.says(403);
     let asked = tokio::spawn({
         let delivery = delivery.clone();
-        let wanted = Wanted { claim: None, ..PATIENT };
+        let wanted = PublishOptions { claim: None, ..PATIENT };
         async move { delivery.publish(message("TopicA"), wanted).await }
     });
     until("it is refused", || !provider.called().is_empty()).await;
@@ -251,7 +251,7 @@ async fn a_stop_while_a_key_is_looked_for() {
     let stopped = Instant::now();
     delivery.drain(Duration::ZERO).await;
     let told = asked.await.unwrap();
-    assert!(matches!(told.ended, Ended::Answered(_)) && !told.is_accepted(), "{told:?}");
+    assert!(matches!(told.ended, Disposition::Answered(_)) && !told.is_accepted(), "{told:?}");
     assert!(stopped.elapsed() < takes / 2, "{:?} {told:?}", stopped.elapsed());
 }
 
@@ -263,7 +263,7 @@ async fn a_crash_while_a_key_is_looked_for() {
     let (delivery, spool) = start(&disk, &provider).await;
     provider.says(403);
     let told = delivery.publish(message("TopicA"), ASYNC).await;
-    let Ended::Kept(id) = told.ended else { panic!("{told:?}") };
+    let Disposition::Kept(id) = told.ended else { panic!("{told:?}") };
     until("it is refused", || !provider.called().is_empty()).await;
     sleep(takes / 4).await;
     spool.flush().await;
@@ -299,7 +299,7 @@ async fn a_refused_message_does_not_come_back() {
     let (delivery, spool) = start(&disk, &provider).await;
     provider.says(400);
     let told = delivery.publish(message("TopicA"), PATIENT).await;
-    assert!(matches!(told.ended, Ended::Answered(_)) && !told.is_accepted(), "{told:?}");
+    assert!(matches!(told.ended, Disposition::Answered(_)) && !told.is_accepted(), "{told:?}");
     disk.crash(&mut fastrand::Rng::with_seed(1));
     drop((delivery, spool));
     let again = open(&disk, &options(Path::new("/nowhere"))).await;
@@ -322,7 +322,7 @@ async fn a_refused_message_that_is_not_forgotten() {
     until("it is called", || !spool.list(None, 1, &mut calls).is_empty()).await;
     spool.flush().await;
     disk.state().broken = true;
-    assert_eq!(asked.await.unwrap().ended, Ended::Unanswered);
+    assert_eq!(asked.await.unwrap().ended, Disposition::Unanswered);
     assert_eq!(provider.called().len(), 1);
 }
 
@@ -335,7 +335,7 @@ async fn a_message_that_a_disk_may_have() {
     assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
     disk.state().broken = true;
     let told = delivery.publish(message("TopicA"), ASYNC).await;
-    assert_eq!(told, Outcome::new(0, Ended::Unanswered));
+    assert_eq!(told, Outcome::new(0, Disposition::Unanswered));
     drop((delivery, spool));
     drop(disk.mount());
     disk.state().broken = false;
@@ -363,7 +363,7 @@ async fn a_damaged_message_is_not_said_to_be_kept() {
         }
     }
     let told = asked.await.unwrap();
-    assert_eq!(told.ended, Ended::Unanswered);
+    assert_eq!(told.ended, Disposition::Unanswered);
     assert_eq!(spool.usage().damaged, 1);
 }
 

@@ -137,7 +137,7 @@ impl Waiters {
             match effect {
                 Effect::Made => waiter.drop = DropState::Durable,
                 Effect::Unchanged => {}
-                Effect::Lost => waiter.drop = DropState::None,
+                Effect::TransportError => waiter.drop = DropState::None,
             }
             effect == Effect::Made && !waiter.calling
         });
@@ -193,7 +193,7 @@ mod tests {
         let waiters = Waiters::new();
         let mut outcome = waiters.wait_for(id);
         waiters.drop_begins(id);
-        waiters.drop_ends(id, 0, Effect::Lost);
+        waiters.drop_ends(id, 0, Effect::TransportError);
         assert!(outcome.try_recv().is_err() && !waiters.take(id).unwrap().is_dropped());
     }
 }

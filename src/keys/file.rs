@@ -75,7 +75,7 @@ impl Folder {
 }
 
 impl Source for Folder {
-    fn word(&self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         "file"
     }
 

@@ -100,7 +100,7 @@ impl<S: Source> Keeper<S> {
     }
 
     fn succeeded(&self, key: Key, now: Timestamp) {
-        let source = self.source.word();
+        let source = self.source.as_str();
         let masked = key.masked();
         let expires = key.expires();
         let (changed, recovered) = {
@@ -131,7 +131,7 @@ impl<S: Source> Keeper<S> {
         };
         // Once for each trouble, not once for each look at it.
         if new {
-            warn!(source = self.source.word(), kept, error, "no access key from its source");
+            warn!(source = self.source.as_str(), kept, error, "no access key from its source");
         }
         self.state.send_modify(|state| {
             state.failed += 1;

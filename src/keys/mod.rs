@@ -99,7 +99,7 @@ impl Keys {
         rng: fastrand::Rng,
         stop: CancellationToken,
     ) -> Self {
-        let word = source.word();
+        let word = source.as_str();
         let (told, state) = watch::channel(State::default());
         let (wanted, asked) = watch::channel(0);
         let keeper = Keeper::new(source, told, asked, Arc::clone(&now), rng);

@@ -11,7 +11,7 @@ use super::key::Key;
 /// Somewhere a key comes from.
 pub trait Source: Send + 'static {
     /// Its word in the configuration, metrics and pages.
-    fn word(&self) -> &'static str;
+    fn as_str(&self) -> &'static str;
 
     /// When to look again.
     fn pace(&self) -> Pace;

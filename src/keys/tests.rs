@@ -79,7 +79,7 @@ impl World {
 }
 
 impl Source for Scripted {
-    fn word(&self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         "scripted"
     }
 

@@ -105,7 +105,7 @@ impl CredentialsUri {
 }
 
 impl Source for CredentialsUri {
-    fn word(&self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         "uri"
     }
 

@@ -38,7 +38,7 @@ impl Published {
     ];
 
     /// The word for it in metrics and logs.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
             Self::Queued => "queued",
@@ -66,7 +66,7 @@ pub enum CallKind {
 
 impl CallKind {
     /// The word for it in metrics.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::First => "first",
             Self::Retry => "retry",
@@ -91,7 +91,7 @@ impl Billed {
     pub const ALL: [Self; 3] = [Self::Yes, Self::Uncertain, Self::No];
 
     /// The `result` of a call in metrics.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Yes => "delivered",
             Self::Uncertain => "unknown",

@@ -11,9 +11,9 @@ use super::key;
 use super::outcome::Answered;
 use super::prefer::Prefer;
 use super::request::{Reader, bad_key, invalid};
-use crate::delivery::Wanted;
-use crate::door::Problem;
+use crate::delivery::PublishOptions;
 use crate::message::{Message, MessageId, TraceId};
+use crate::server::Problem;
 
 /// Messages of one request.
 const MAX_LINES: usize = 1_000;
@@ -33,7 +33,7 @@ struct Line {
 }
 
 /// A line as it was understood.
-pub(super) type Read = Result<(Message, Wanted), Problem>;
+pub(super) type Read = Result<(Message, PublishOptions), Problem>;
 
 /// Splits a body into its lines; blank ones count for nothing.
 ///

@@ -4,11 +4,11 @@ use http::Request;
 
 use super::outcome::Failure;
 use super::request::trace;
-use crate::lines::Lines;
+use crate::log_limiter::LogLimiter;
 use crate::message::TraceId;
 use crate::meter::Published;
 
-/// Lines in one second.
+/// Log lines in one second.
 pub(super) const MAX_LINES: u64 = 50;
 /// Of a path that may be no topic.
 const MAX_TOPIC: usize = 80;
@@ -32,7 +32,12 @@ impl Context {
 }
 
 /// Logs a message that was not delivered.
-pub(super) fn failure(lines: &Lines, context: &Context, published: Published, failure: &Failure) {
+pub(super) fn failure(
+    lines: &LogLimiter,
+    context: &Context,
+    published: Published,
+    failure: &Failure,
+) {
     let Some(suppressed) = lines.next() else { return };
     if suppressed > 0 {
         tracing::warn!(suppressed, "more messages were not delivered than lines are logged");
@@ -43,7 +48,7 @@ pub(super) fn failure(lines: &Lines, context: &Context, published: Published, fa
         request_id,
         trace_id,
         topic,
-        outcome = published.word(),
+        outcome = published.as_str(),
         status = failure.status,
         problem = failure.problem,
         attempts = failure.calls,

@@ -26,10 +26,10 @@ use tokio::time::Instant;
 use crate::ceiling::Ceiling;
 use crate::config;
 use crate::delivery::Delivery;
-use crate::door::{Problem, Reply};
-use crate::lines::Lines;
+use crate::log_limiter::LogLimiter;
 use crate::message::Topic;
 use crate::meter::{Meter, Published};
+use crate::server::{Problem, Reply};
 use crate::spool::{Durability, Spool};
 use crate::upstream::Upstream;
 use outcome::Answered;
@@ -60,7 +60,7 @@ struct Shared<U> {
     ceiling: Ceiling,
     meter: Meter,
     draining: Arc<AtomicBool>,
-    lines: Lines,
+    lines: LogLimiter,
     /// Requests with many messages each have their body in memory.
     many: Semaphore,
 }
@@ -82,7 +82,7 @@ impl<U: Upstream> Publish<U> {
                 ceiling,
                 meter,
                 draining,
-                lines: Lines::new(log::MAX_LINES),
+                lines: LogLimiter::new(log::MAX_LINES),
                 many: Semaphore::new(MAX_MANY),
             }),
         }
@@ -191,7 +191,7 @@ impl<U: Upstream> Shared<U> {
         if !batch::is_lines(request.headers()) {
             let detail = format!("POST /publish takes {}: a message a line.", batch::CONTENT_TYPE);
             let (status, slug) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type");
-            let problem = Problem::new(status, slug, "Wrong content type", detail);
+            let problem = Problem::new(status, slug, "ValueError content type", detail);
             return Err(invalid(problem.outcome("not-sent").close()));
         }
         let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
@@ -287,7 +287,7 @@ impl<U: Upstream> Shared<U> {
 fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply {
     let detail = format!("{method} is not for messages; {instead}.");
     let status = StatusCode::METHOD_NOT_ALLOWED;
-    Problem::new(status, "method-not-allowed", "Wrong method", detail)
+    Problem::new(status, "method-not-allowed", "ValueError method", detail)
         .outcome("not-sent")
         .allow(allowed)
         .into_response()

@@ -9,12 +9,12 @@ use http_body_util::Full;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::answer::{Answer, Bar, HttpAnswer, Lost, Verdict};
+use crate::answer::{AccessDenied, Answer, HttpAnswer, TransportError, Verdict};
 use crate::ceiling::Refused;
-use crate::delivery::{Ended, Outcome, Settled};
-use crate::door::{Problem, Reply};
+use crate::delivery::{Disposition, Outcome, Settled};
 use crate::message::MessageId;
 use crate::meter::{OverBudget, Published};
+use crate::server::{Problem, Reply};
 use crate::spool::{Durability, KeepError};
 
 /// What a caller waits at least when the provider names no time.
@@ -81,12 +81,12 @@ pub(super) fn answer(
 ) -> Answered {
     let Outcome { calls, ended, replayed } = outcome;
     let mut answered = match ended {
-        Ended::Answered(answer) => answer_of(&answer, calls),
-        Ended::NoPermit(refused) => no_permit(refused),
-        Ended::OverBudget(over) => over_budget(&over, calls),
-        Ended::Unanswered => unanswered(calls),
-        Ended::Kept(id) => accepted(id, "queued", Published::Queued, durability),
-        Ended::Settled(id, settled) => {
+        Disposition::Answered(answer) => answer_of(&answer, calls),
+        Disposition::NoPermit(refused) => no_permit(refused),
+        Disposition::OverBudget(over) => over_budget(&over, calls),
+        Disposition::Unanswered => unanswered(calls),
+        Disposition::Kept(id) => accepted(id, "queued", Published::Queued, durability),
+        Disposition::Settled(id, settled) => {
             let (status, published) = match settled {
                 Settled::Delivered => ("delivered", Published::Delivered),
                 Settled::Dead => ("dead", Published::Queued),
@@ -94,11 +94,11 @@ pub(super) fn answer(
             };
             accepted(id, status, published, durability)
         }
-        Ended::Unresolved(id) => unresolved(id, calls),
-        Ended::Dropped { id, doubt } => dropped(id, doubt, calls),
-        Ended::NotKept(error) => not_kept(&error, calls),
-        Ended::Barred(bar) => barred_before(bar),
-        Ended::OtherRequest => key_problem(
+        Disposition::Unresolved(id) => unresolved(id, calls),
+        Disposition::Dropped { id, doubt } => dropped(id, doubt, calls),
+        Disposition::NotKept(error) => not_kept(&error, calls),
+        Disposition::Denied(bar) => barred_before(bar),
+        Disposition::OtherRequest => key_problem(
             StatusCode::UNPROCESSABLE_ENTITY,
             "key-reused",
             "The key was used for another message",
@@ -106,7 +106,7 @@ pub(super) fn answer(
              Nothing was sent; every message needs a key of its own.",
             false,
         ),
-        Ended::SameUnderWay => key_problem(
+        Disposition::SameUnderWay => key_problem(
             StatusCode::CONFLICT,
             "key-in-flight",
             "The same request is being answered",
@@ -114,7 +114,7 @@ pub(super) fn answer(
              again; ask once more after Retry-After.",
             true,
         ),
-        Ended::TooManyKeys => {
+        Disposition::TooManyKeys => {
             let answered = key_problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "keys-full",
@@ -124,7 +124,7 @@ pub(super) fn answer(
             );
             Answered { published: Published::Full, ..answered }
         }
-        Ended::Stopping => Answered::problem(Published::Draining, super::stopping()),
+        Disposition::Stopping => Answered::problem(Published::Draining, super::stopping()),
     };
     if replayed {
         let name = HeaderName::from_static("idempotency-replayed");
@@ -152,11 +152,13 @@ fn answer_of(answer: &Answer, calls: u32) -> Answered {
             (Published::Unknown, unknown(&format!("The call was sent to the upstream, and {said}")))
         }
         Verdict::Refused => (Published::Refused, refused(&said)),
-        Verdict::Barred(bar) => (Published::Failed, barred(bar, &said)),
+        Verdict::Denied(bar) => (Published::Failed, barred(bar, &said)),
         Verdict::Throttled { retry_after } => {
             (Published::OverCeiling, throttled(retry_after, &said))
         }
-        Verdict::Failed if *answer == Answer::Lost(Lost::TooLate) => (Published::Failed, timeout()),
+        Verdict::Failed if *answer == Answer::TransportError(TransportError::TooLate) => {
+            (Published::Failed, timeout())
+        }
         Verdict::Failed => (Published::Failed, failed(answer, &said)),
     };
     let mut problem = problem.attempts(calls);
@@ -188,7 +190,7 @@ fn receipt(http: &HttpAnswer, attempts: u32) -> Reply {
 
 /// It is ours, and this is its `status` now.
 fn accepted(id: MessageId, status: &str, published: Published, durability: Durability) -> Answered {
-    let durability = durability.word();
+    let durability = durability.as_str();
     let body =
         format!("{{\"Id\":\"{id}\",\"Status\":\"{status}\",\"Durability\":\"{durability}\"}}");
     let mut reply = Response::new(Full::new(Bytes::from(body)));
@@ -265,7 +267,7 @@ fn not_kept(error: &KeepError, calls: u32) -> Answered {
 }
 
 /// No call is made while a probe finds out whether we are let in.
-fn barred_before(bar: Bar) -> Answered {
+fn barred_before(bar: AccessDenied) -> Answered {
     let problem = barred(bar, "it refused the last call for this topic").outcome("not-sent");
     Answered::problem(Published::Failed, problem)
 }
@@ -291,21 +293,23 @@ fn problem(status: StatusCode, slug: &str, title: &'static str, detail: String) 
 /// What the upstream said, in words.
 fn said(answer: &Answer) -> String {
     match answer {
-        Answer::Lost(lost) => match lost {
-            Lost::Resolve => "its name did not resolve".to_owned(),
-            Lost::NoConnection => "all connections to it are in use".to_owned(),
-            Lost::Connect => "it refused the connection".to_owned(),
-            Lost::ConnectTimeout => "it did not take the connection in time".to_owned(),
-            Lost::Tls => "the TLS handshake with it failed".to_owned(),
-            Lost::Unwritten => "it closed the connection".to_owned(),
-            Lost::NoKey => "there is no access key to sign with".to_owned(),
-            Lost::TooLate => "the wait ended before a connection to it was ready".to_owned(),
-            Lost::NotText => {
+        Answer::TransportError(lost) => match lost {
+            TransportError::Resolve => "its name did not resolve".to_owned(),
+            TransportError::NoConnection => "all connections to it are in use".to_owned(),
+            TransportError::Connect => "it refused the connection".to_owned(),
+            TransportError::ConnectTimeout => "it did not take the connection in time".to_owned(),
+            TransportError::Tls => "the TLS handshake with it failed".to_owned(),
+            TransportError::Unwritten => "it closed the connection".to_owned(),
+            TransportError::NoKey => "there is no access key to sign with".to_owned(),
+            TransportError::TooLate => {
+                "the wait ended before a connection to it was ready".to_owned()
+            }
+            TransportError::NotText => {
                 "bodies are sent as text (upstream.payload), which it is not".to_owned()
             }
-            Lost::Closed => "it closed the connection without an answer".to_owned(),
-            Lost::Timeout => "it did not answer in time".to_owned(),
-            Lost::Garbled => "its answer is not HTTP".to_owned(),
+            TransportError::Closed => "it closed the connection without an answer".to_owned(),
+            TransportError::Timeout => "it did not answer in time".to_owned(),
+            TransportError::Garbled => "its answer is not HTTP".to_owned(),
         },
         Answer::Http(http) => match &http.code {
             Some(code) => format!("it answered {} ({})", code, http.status),
@@ -342,14 +346,14 @@ fn refused(said: &str) -> Problem {
     .outcome("refused")
 }
 
-fn barred(bar: Bar, said: &str) -> Problem {
+fn barred(bar: AccessDenied, said: &str) -> Problem {
     let remedy = match bar {
-        Bar::Key => "Check the access key that tollgate is given.",
-        Bar::Clock => "Check this machine's clock.",
-        Bar::Permission => {
+        AccessDenied::Key => "Check the access key that tollgate is given.",
+        AccessDenied::Clock => "Check this machine's clock.",
+        AccessDenied::Permission => {
             "Check what the access key's owner may do (mq:SendMessage, the instance, the topic)."
         }
-        Bar::Endpoint => "Check upstream.endpoint and upstream.signature.",
+        AccessDenied::Endpoint => "Check upstream.endpoint and upstream.signature.",
     };
     problem(
         StatusCode::BAD_GATEWAY,
@@ -376,7 +380,7 @@ fn throttled(retry_after: Option<Duration>, said: &str) -> Problem {
 }
 
 fn failed(answer: &Answer, said: &str) -> Problem {
-    let sent = !matches!(answer, Answer::Lost(lost) if lost.nothing_sent());
+    let sent = !matches!(answer, Answer::TransportError(lost) if lost.nothing_sent());
     problem(
         StatusCode::BAD_GATEWAY,
         "failed",
@@ -400,7 +404,7 @@ fn no_permit(refused: Refused) -> Answered {
                 format!(
                     "As many messages wait as the {} ceiling lets through in {:.1} s, which is \
                      longer than this request waits. Nothing was sent.",
-                    ceiling.word(),
+                    ceiling.as_str(),
                     wait.as_secs_f64()
                 ),
             )

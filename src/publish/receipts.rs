@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::delivery::Delivery;
-use crate::door::{Problem, Reply};
 use crate::message::MessageId;
+use crate::server::{Problem, Reply};
 use crate::spool::{Brief, Reason, State};
 use crate::upstream::Upstream;
 

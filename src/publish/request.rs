@@ -13,9 +13,9 @@ use tokio::time::timeout;
 use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
 use crate::config;
-use crate::delivery::Wanted;
-use crate::door::Problem;
+use crate::delivery::PublishOptions;
 use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic, TraceId};
+use crate::server::Problem;
 use crate::spool::Claim;
 
 /// Longer paths are not decoded: the longest topic with every character escaped is well below.
@@ -24,7 +24,7 @@ const MAX_PATH: usize = 1_024;
 /// What a request asks for.
 pub(super) struct Asked {
     pub(super) message: Message,
-    pub(super) wanted: Wanted,
+    pub(super) wanted: PublishOptions,
     /// `Preference-Applied`
     pub(super) applied: Option<String>,
 }
@@ -89,7 +89,11 @@ impl Reader {
     }
 
     /// What a caller wants, and what of its preferences is honoured.
-    pub(super) fn wanted(&self, prefer: Prefer, claim: Option<Claim>) -> (Wanted, Option<String>) {
+    pub(super) fn wanted(
+        &self,
+        prefer: Prefer,
+        claim: Option<Claim>,
+    ) -> (PublishOptions, Option<String>) {
         let wait = prefer.wait.map(|wait| wait.min(MAX_WAIT));
         // Without a spool there is nothing to answer before the outcome.
         let respond_async = prefer.respond_async && self.keeps;
@@ -105,7 +109,7 @@ impl Reader {
         }
         applied.extend(wait.map(|wait| format!("wait={}", wait.as_secs())));
         let applied = (!applied.is_empty()).then(|| applied.join(", "));
-        (Wanted { patience, keep, claim }, applied)
+        (PublishOptions { patience, keep, claim }, applied)
     }
 
     /// The topic that a path names.

@@ -188,7 +188,11 @@ impl Shared {
             Err(failed) => {
                 let error = failed.error.to_string();
                 if index.failure.is_none() {
-                    tracing::warn!(error, "{} does not take what is to be kept", self.store.word());
+                    tracing::warn!(
+                        error,
+                        "{} does not take what is to be kept",
+                        self.store.as_str()
+                    );
                 }
                 index.failure = Some(error.into());
             }
@@ -347,7 +351,7 @@ impl Shared {
                             Ok(())
                         }
                         Some(Fate::Full) => Err(KeepError::Full),
-                        Some(Fate::Lost) => Err(KeepError::Already),
+                        Some(Fate::TransportError) => Err(KeepError::Already),
                         None => Err(self.store.refusal("it was not written".into())),
                     };
                     told.push(Told::Keep(done, kept));
@@ -359,13 +363,13 @@ impl Shared {
                         Some(Fate::At(spot)) if draft.kind == Kind::Delivered && is_receipt => {
                             index.settle(draft.id, spot, true);
                         }
-                        Some(Fate::Lost) if index.remove(draft.id).is_some() => {
+                        Some(Fate::TransportError) if index.remove(draft.id).is_some() => {
                             tracing::warn!(message = %draft.id, "another sidecar has taken over a message");
                         }
                         _ => {}
                     }
                     let effect = match fate {
-                        Some(Fate::Lost) => Effect::Lost,
+                        Some(Fate::TransportError) => Effect::TransportError,
                         _ => Effect::Made,
                     };
                     told.extend(done.map(|done| Told::Note(done, effect)));

@@ -193,7 +193,7 @@ pub enum Effect {
     /// The message had ended before.
     Unchanged,
     /// Redis has refused it: the message is a peer's by now.
-    Lost,
+    TransportError,
 }
 
 impl Future for Noted {

@@ -51,7 +51,7 @@ pub(super) enum Fate {
     /// There is no room for it.
     Full,
     /// Its message is no longer ours.
-    Lost,
+    TransportError,
 }
 
 impl Writer {
@@ -62,7 +62,7 @@ impl Writer {
 
 impl Store {
     /// Who takes what is written, for the log.
-    pub(super) fn word(&self) -> &'static str {
+    pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Disk(_) => "the disk",
             Self::Redis(_) => "Redis",

@@ -1,7 +1,7 @@
 //! What to say of a call that did not deliver, and what a person can do: the only table of such
 //! words. What a code means is [`answer::meaning`]'s to say.
 
-use crate::answer::{self, Bar, Lost, Verdict};
+use crate::answer::{self, AccessDenied, TransportError, Verdict};
 
 /// What happened, and what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,11 +16,11 @@ const fn advice(words: &'static str, todo: &'static str) -> Advice {
 
 /// For a code or a transport word, as metrics name it.
 pub(super) fn of(label: &str) -> Advice {
-    if let Some(lost) = Lost::ALL.into_iter().find(|lost| lost.word() == label) {
+    if let Some(lost) = TransportError::ALL.into_iter().find(|lost| lost.as_str() == label) {
         return of_lost(lost);
     }
     match answer::meaning(label) {
-        Some(Verdict::Barred(bar)) => of_bar(bar),
+        Some(Verdict::Denied(bar)) => of_bar(bar),
         Some(Verdict::Throttled { .. }) => advice(
             "The provider takes fewer calls than we make.",
             "tollgate slows down by itself. If it stays: somebody else uses the account, or the \
@@ -47,68 +47,68 @@ pub(super) fn of(label: &str) -> Advice {
 }
 
 /// For what keeps us out.
-pub(super) const fn of_bar(bar: Bar) -> Advice {
+pub(super) const fn of_bar(bar: AccessDenied) -> Advice {
     match bar {
-        Bar::Key => advice(
+        AccessDenied::Key => advice(
             "The provider refuses our key.",
             "Check that the key is active and its secret right, and give tollgate the new one. \
              Delivery goes on by itself.",
         ),
-        Bar::Clock => advice(
+        AccessDenied::Clock => advice(
             "The provider refuses our clock.",
             "Set this machine's clock (NTP). Delivery goes on by itself.",
         ),
-        Bar::Permission => advice(
+        AccessDenied::Permission => advice(
             "The provider denies permission.",
             "Let a RAM policy allow the key's owner to publish to this instance and topic, and check \
              upstream.instance_id.",
         ),
-        Bar::Endpoint => advice(
+        AccessDenied::Endpoint => advice(
             "The provider does not know the call.",
             "Check upstream.endpoint (region, https) and upstream.signature.",
         ),
     }
 }
 
-const fn of_lost(lost: Lost) -> Advice {
+const fn of_lost(lost: TransportError) -> Advice {
     const NETWORK: &str =
         "Check network, proxy and firewall from here to upstream.endpoint. tollgate tries again.";
     const PERHAPS: &str = "Subscribers may see the message twice, as retry.unknown says. If it \
                            stays: the network, or upstream.call_timeout is too short.";
     match lost {
-        Lost::Resolve => advice(
+        TransportError::Resolve => advice(
             "The provider's name does not resolve.",
             "Check DNS and the host in upstream.endpoint. tollgate tries again.",
         ),
-        Lost::NoConnection => advice(
+        TransportError::NoConnection => advice(
             "No connection became free in time.",
             "The provider answers slowly; if it stays, raise upstream.max_connections.",
         ),
-        Lost::Connect => advice("The provider cannot be reached.", NETWORK),
-        Lost::ConnectTimeout => advice("No connection opens in time.", NETWORK),
-        Lost::Tls => advice(
+        TransportError::Connect => advice("The provider cannot be reached.", NETWORK),
+        TransportError::ConnectTimeout => advice("No connection opens in time.", NETWORK),
+        TransportError::Tls => advice(
             "TLS with the provider fails.",
             "Check upstream.endpoint and upstream.roots, and whether a proxy stands between.",
         ),
-        Lost::Unwritten => advice(
+        TransportError::Unwritten => advice(
             "A connection was gone before the call was written.",
             "Nothing, if it is rare: the call is made again.",
         ),
-        Lost::NoKey => advice(
+        TransportError::NoKey => advice(
             "There was no key to sign with.",
             "Give tollgate a key: see the section on the key.",
         ),
-        Lost::TooLate => advice(
+        TransportError::TooLate => advice(
             "Its caller's patience ended before the call was sent.",
             "Callers may wait longer (Prefer: wait=…), or publish less at once.",
         ),
-        Lost::NotText => advice(
+        TransportError::NotText => advice(
             "A body is no UTF-8, and bodies are sent as they are.",
             "It was accepted when upstream.payload was base64: set it back, replay the dead letter.",
         ),
-        Lost::Closed => advice("The connection ended without an answer.", PERHAPS),
-        Lost::Timeout => advice("No answer came in time.", PERHAPS),
-        Lost::Garbled => advice(
+        TransportError::Closed => advice("The connection ended without an answer.", PERHAPS),
+        TransportError::Timeout => advice("No answer came in time.", PERHAPS),
+        TransportError::Garbled => advice(
             "What came is no answer of the provider's.",
             "Check upstream.endpoint, and whether a proxy stands between.",
         ),
@@ -122,9 +122,9 @@ mod tests {
     #[test]
     fn words_follow_the_meaning() {
         for (label, words) in [
-            ("SignatureDoesNotMatch", of_bar(Bar::Key).words),
-            ("PermissionCheckFailed", of_bar(Bar::Permission).words),
-            ("InvalidTimeStamp.Expired", of_bar(Bar::Clock).words),
+            ("SignatureDoesNotMatch", of_bar(AccessDenied::Key).words),
+            ("PermissionCheckFailed", of_bar(AccessDenied::Permission).words),
+            ("InvalidTimeStamp.Expired", of_bar(AccessDenied::Clock).words),
             ("Throttling.User", "The provider takes fewer calls than we make."),
             ("http_429", "The provider takes fewer calls than we make."),
             ("SendMessageFailed", "The provider failed and did not take the message."),

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::advice::{self, Advice};
 use super::status::{Budget, Ceiling, Error, OnExceed, Status, Unit};
-use crate::answer::{self, Bar, Verdict};
+use crate::answer::{self, AccessDenied, Verdict};
 use crate::ceiling::Mode;
 use crate::config::grouped;
 
@@ -120,9 +120,14 @@ impl Concerns {
     }
 
     fn barred(&mut self, status: &Status) {
-        for bar in [Bar::Key, Bar::Clock, Bar::Permission, Bar::Endpoint] {
+        for bar in [
+            AccessDenied::Key,
+            AccessDenied::Clock,
+            AccessDenied::Permission,
+            AccessDenied::Endpoint,
+        ] {
             let means = |error: &&Error| {
-                answer::meaning(&error.code) == Some(Verdict::Barred(bar)) && lasts(error, status)
+                answer::meaning(&error.code) == Some(Verdict::Denied(bar)) && lasts(error, status)
             };
             let lanes = Lanes::of(status, Some(bar));
             let said = said(status.errors.iter().filter(means), status.now);
@@ -354,7 +359,7 @@ struct Lanes<'a> {
 }
 
 impl<'a> Lanes<'a> {
-    fn of(status: &'a Status, bar: Option<Bar>) -> Self {
+    fn of(status: &'a Status, bar: Option<AccessDenied>) -> Self {
         let paused = status.paused.iter().filter(|paused| paused.bar == bar);
         Self {
             topics: paused.clone().count(),

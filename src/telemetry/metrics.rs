@@ -5,7 +5,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
 use prometheus::{TextEncoder, core::Collector};
 
-use super::Facts;
+use super::Sources;
 use super::family::Family;
 use crate::ceiling::{Kind, Mode};
 use crate::keys::KeyStatus;
@@ -46,7 +46,7 @@ impl Format {
     }
 }
 
-pub(super) fn text(facts: &Facts, format: Format) -> String {
+pub(super) fn text(facts: &Sources, format: Format) -> String {
     let snapshot = facts.meter.snapshot();
     let mut families: Vec<_> = [
         messages(&snapshot),
@@ -104,14 +104,14 @@ fn messages(snapshot: &Snapshot) -> Families {
     );
     for (topic, counts) in &snapshot.published {
         for (outcome, count) in Published::ALL.iter().zip(counts) {
-            let labels = [("topic", &**topic), ("outcome", outcome.word())];
+            let labels = [("topic", &**topic), ("outcome", outcome.as_str())];
             published = published.value(&labels, *count as f64);
         }
     }
     let mut calls =
         Family::counter("tollgate_upstream_calls_total", "Calls by kind and what came back");
     for ((kind, code), count) in &snapshot.calls {
-        calls = calls.value(&[("kind", kind.word()), ("code", code)], *count as f64);
+        calls = calls.value(&[("kind", kind.as_str()), ("code", code)], *count as f64);
     }
     let mut billable = Family::counter(
         "tollgate_billable_messages_total",
@@ -146,7 +146,7 @@ fn messages(snapshot: &Snapshot) -> Families {
     [published, calls, billable, uncertain, spend, tps, peak].map(Family::done).into()
 }
 
-fn billing(facts: &Facts, snapshot: &Snapshot) -> Families {
+fn billing(facts: &Sources, snapshot: &Snapshot) -> Families {
     let mut left = Family::gauge(
         "tollgate_budget_remaining_ratio",
         "What is left of a budget in its period, 0 to 1",
@@ -176,31 +176,31 @@ fn billing(facts: &Facts, snapshot: &Snapshot) -> Families {
     [left, plan, used, failing].map(Family::done).into()
 }
 
-fn histograms(facts: &Facts) -> Families {
+fn histograms(facts: &Sources) -> Families {
     let histograms = facts.meter.histograms();
     let mut publish = Family::histogram(
         "tollgate_publish_duration_seconds",
         "From a request to its answer, by outcome",
     );
     for (outcome, histogram) in Published::ALL.iter().zip(histograms.publish) {
-        publish = publish.series(&[("outcome", outcome.word())], histogram);
+        publish = publish.series(&[("outcome", outcome.as_str())], histogram);
     }
     let mut call = Family::histogram(
         "tollgate_upstream_call_duration_seconds",
         "From a call's permit to its answer, by result",
     );
     for (billed, histogram) in Billed::ALL.iter().zip(histograms.call) {
-        call = call.series(&[("result", billed.word())], histogram);
+        call = call.series(&[("result", billed.as_str())], histogram);
     }
     let mut wait =
         Family::histogram("tollgate_ceiling_wait_seconds", "Waits for a permit, by ceiling");
     for (kind, histogram) in Kind::ALL.iter().zip(histograms.wait) {
-        wait = wait.series(&[("ceiling", kind.word())], histogram);
+        wait = wait.series(&[("ceiling", kind.as_str())], histogram);
     }
     [publish, call, wait].map(Family::done).into()
 }
 
-fn ceilings(facts: &Facts) -> Families {
+fn ceilings(facts: &Sources) -> Families {
     let status = facts.ceiling.status();
     let mut limit = Family::gauge(
         "tollgate_ceiling_calls_per_second",
@@ -227,7 +227,7 @@ fn ceilings(facts: &Facts) -> Families {
         "What became of requests for a permit, by the ceiling that decided",
     );
     for ceiling in &status.ceilings {
-        let name = ceiling.kind.word();
+        let name = ceiling.kind.as_str();
         let labels = [("ceiling", name)];
         let figure = ceiling.limit.map_or(f64::INFINITY, f64::from);
         limit = limit.value(&labels, figure);
@@ -253,7 +253,7 @@ fn ceilings(facts: &Facts) -> Families {
     let mut mode = Family::gauge("tollgate_fleet_mode", "How the ceilings are shared");
     for one in Mode::ALL {
         let is = f64::from(u8::from(one == status.mode));
-        mode = mode.value(&[("mode", one.word())], is);
+        mode = mode.value(&[("mode", one.as_str())], is);
     }
     let sidecars = Family::gauge(
         "tollgate_fleet_sidecars",
@@ -267,7 +267,7 @@ fn ceilings(facts: &Facts) -> Families {
         .into()
 }
 
-fn retries(facts: &Facts) -> Families {
+fn retries(facts: &Sources) -> Families {
     let batch = facts.meter.histograms().batch;
     let batches = Family::counter("tollgate_retry_batches_total", "Groups of kept messages tried")
         .value(&[], batch.get_sample_count() as f64);
@@ -328,7 +328,7 @@ fn spool(spool: &Spool) -> Families {
         .into()
 }
 
-fn process(facts: &Facts) -> Families {
+fn process(facts: &Sources) -> Families {
     let upstream = facts.upstream.status();
     let skew = Family::gauge(
         "tollgate_clock_skew_seconds",

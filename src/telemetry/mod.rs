@@ -17,14 +17,14 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use jiff::Timestamp;
 
-use crate::answer::Bar;
+use crate::answer::AccessDenied;
 use crate::ceiling::Ceiling;
 use crate::delivery::Delivery;
-use crate::door::{Problem, Reply};
 use crate::keys::Keys;
 use crate::meter::Meter;
+use crate::server::{Problem, Reply};
 use crate::spool::Spool;
-use crate::upstream::Wire;
+use crate::upstream::HttpUpstream;
 use metrics::Format;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -32,11 +32,11 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// The telemetry door. Cheap to clone.
 #[derive(Clone)]
 pub struct Telemetry {
-    facts: Arc<Facts>,
+    facts: Arc<Sources>,
 }
 
 /// Where the facts are.
-pub struct Facts {
+pub struct Sources {
     /// What was asked, sent and billed.
     pub meter: Meter,
     /// The permits.
@@ -44,11 +44,11 @@ pub struct Facts {
     /// What is kept, if anything is.
     pub spool: Option<Spool>,
     /// Which lanes do not deliver.
-    pub delivery: Delivery<Wire>,
+    pub delivery: Delivery<HttpUpstream>,
     /// The key.
     pub keys: Keys,
     /// The provider.
-    pub upstream: Wire,
+    pub upstream: HttpUpstream,
     /// Host of the upstream.
     pub endpoint: String,
     /// Names of the egress addresses, in the configuration's order.
@@ -61,7 +61,7 @@ pub struct Facts {
 
 impl Telemetry {
     /// A door onto these facts.
-    pub fn new(facts: Facts) -> Self {
+    pub fn new(facts: Sources) -> Self {
         Self { facts: Arc::new(facts) }
     }
 
@@ -71,7 +71,7 @@ impl Telemetry {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let detail = "This door only shows; GET is what it answers.".to_owned();
             let (status, slug) = (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed");
-            let problem = Problem::new(status, slug, "Wrong method", detail);
+            let problem = Problem::new(status, slug, "ValueError method", detail);
             return Ok(problem.allow("GET, HEAD").into_response());
         }
         Ok(match path {
@@ -136,13 +136,13 @@ impl Telemetry {
 }
 
 /// Why a lane does not deliver, in a few words.
-fn why(bar: Option<Bar>) -> &'static str {
+fn why(bar: Option<AccessDenied>) -> &'static str {
     match bar {
         None => "the provider fails",
-        Some(Bar::Key) => "the provider refuses our key",
-        Some(Bar::Clock) => "the provider refuses our clock",
-        Some(Bar::Permission) => "the provider denies permission",
-        Some(Bar::Endpoint) => "the provider does not know the call",
+        Some(AccessDenied::Key) => "the provider refuses our key",
+        Some(AccessDenied::Clock) => "the provider refuses our clock",
+        Some(AccessDenied::Permission) => "the provider denies permission",
+        Some(AccessDenied::Endpoint) => "the provider does not know the call",
     }
 }
 

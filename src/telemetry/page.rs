@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use sha2::{Digest, Sha256};
 
-use crate::door::Reply;
+use crate::server::Reply;
 use crate::signing::encode;
 
 /// Only what this origin serves, nothing inline, and no markup made from strings.

@@ -8,8 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Serialize, Serializer};
 
 use super::concerns::{self, Concern};
-use super::{Facts, advice};
-use crate::answer::Bar;
+use super::{Sources, advice};
+use crate::answer::AccessDenied;
 use crate::ceiling::{self, Mode};
 use crate::config::{Billing, Limit};
 use crate::delivery;
@@ -138,7 +138,7 @@ impl Fleet {
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks for it")]
 fn word<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(mode.word())
+    serializer.serialize_str(mode.as_str())
 }
 
 /// Demand moves permits within a second; who has had less than half of its part for longer is not
@@ -179,7 +179,7 @@ pub(super) struct Paused {
     pub(super) topic: String,
     pub(super) why: &'static str,
     #[serde(skip)]
-    pub(super) bar: Option<Bar>,
+    pub(super) bar: Option<AccessDenied>,
     pub(super) messages: usize,
 }
 
@@ -317,7 +317,7 @@ fn budget(status: &BudgetStatus, currency: &str) -> Budget {
 
 impl Status {
     /// As it is now, with the history after `since`, a Unix second.
-    pub(super) fn of(facts: &Facts, since: Option<i64>) -> Self {
+    pub(super) fn of(facts: &Sources, since: Option<i64>) -> Self {
         let counts = facts.meter.snapshot();
         let ceiling = facts.ceiling.status();
         let upstream = facts.upstream.status();
@@ -334,7 +334,7 @@ impl Status {
         }
         let outcome = |outcome: &Published| {
             let count = counts.published.values().map(|counts| counts[*outcome as usize]).sum();
-            (outcome.word(), count)
+            (outcome.as_str(), count)
         };
         let mut status = Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -361,7 +361,7 @@ impl Status {
                 .ceilings
                 .iter()
                 .map(|c| Ceiling {
-                    name: c.kind.word(),
+                    name: c.kind.as_str(),
                     limit: c.limit,
                     used: c.used,
                     unanswered: c.unanswered,
@@ -414,7 +414,7 @@ fn kept(spool: &Spool) -> Kept {
         full: messages.max(bytes),
         oldest: usage.oldest,
         failure: usage.failure.as_deref().map(str::to_owned),
-        durability: spool.durability().word(),
+        durability: spool.durability().as_str(),
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::resolve::Resolver;
-use crate::answer::Lost;
+use crate::answer::TransportError;
 use crate::config::{self, Roots};
 
 /// A name with more addresses is tried at this many of them.
@@ -75,10 +75,10 @@ impl Connector {
     pub(super) async fn connect(
         &self,
         source: Option<IpAddr>,
-    ) -> Result<(Pin<Box<dyn Stream>>, SocketAddr), Lost> {
+    ) -> Result<(Pin<Box<dyn Stream>>, SocketAddr), TransportError> {
         let deadline = Instant::now() + self.timeout;
         let found = timeout_at(deadline, self.resolver.addresses()).await;
-        let Ok(Ok(mut addresses)) = found else { return Err(Lost::Resolve) };
+        let Ok(Ok(mut addresses)) = found else { return Err(TransportError::Resolve) };
         if let Some(source) = source {
             addresses.retain(|to| to.is_ipv4() == source.is_ipv4());
         }
@@ -92,9 +92,9 @@ impl Connector {
                 // rustls reports what it does not like as invalid data; anything else is the other
                 // side ending the connection.
                 let ours = error.kind() == io::ErrorKind::InvalidData;
-                Err(if ours { Lost::Tls } else { Lost::Connect })
+                Err(if ours { TransportError::Tls } else { TransportError::Connect })
             }
-            Err(_) => Err(Lost::ConnectTimeout),
+            Err(_) => Err(TransportError::ConnectTimeout),
         }
     }
 
@@ -104,8 +104,8 @@ impl Connector {
         addresses: &[SocketAddr],
         source: Option<IpAddr>,
         deadline: Instant,
-    ) -> Result<(TcpStream, SocketAddr), Lost> {
-        let mut lost = Lost::Connect;
+    ) -> Result<(TcpStream, SocketAddr), TransportError> {
+        let mut lost = TransportError::Connect;
         for (i, to) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - i).unwrap_or(u32::MAX);
             let now = Instant::now();
@@ -114,9 +114,9 @@ impl Connector {
                 Ok(Ok(stream)) => return Ok((stream, *to)),
                 Ok(Err(error)) => {
                     tracing::debug!(%to, %error, "connection failed");
-                    lost = Lost::Connect;
+                    lost = TransportError::Connect;
                 }
-                Err(_) => lost = Lost::ConnectTimeout,
+                Err(_) => lost = TransportError::ConnectTimeout,
             }
         }
         Err(lost)

@@ -5,18 +5,18 @@
 //! redirected behind our back, and it costs a third less CPU.
 
 mod connect;
-mod departure;
+mod http;
 mod pool;
 mod resolve;
-mod wire;
+mod send_gate;
 
 use crate::answer::Answer;
 use crate::ceiling::Permit;
 use crate::message::Message;
 
+pub use self::http::{HttpUpstream, UpstreamStatus};
 pub use connect::TlsError;
-pub use departure::Departure;
-pub use wire::{Wire, WireStatus};
+pub use send_gate::SendGate;
 
 /// Where calls go. The provider, or a script in a test.
 pub trait Upstream: Send + Sync + 'static {
@@ -26,7 +26,7 @@ pub trait Upstream: Send + Sync + 'static {
         &self,
         message: &Message,
         permit: Permit,
-        departure: &Departure,
+        departure: &SendGate,
     ) -> impl Future<Output = Answer> + Send;
 
     /// The provider refused our key with this answer: looks for another. Whether a try with what

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connect::Connector;
-use crate::answer::Lost;
+use crate::answer::TransportError;
 
 /// A connection in use is replaced at this age, so that a name's new addresses are found.
 const MAX_AGE: Duration = Duration::from_mins(1);
@@ -62,9 +62,12 @@ impl Pool {
     }
 
     /// A connection that is ready for a request.
-    pub(super) async fn lease(&self, deadline: Instant) -> Result<(Connection, Slot), Lost> {
+    pub(super) async fn lease(
+        &self,
+        deadline: Instant,
+    ) -> Result<(Connection, Slot), TransportError> {
         let slot = timeout_at(deadline, Arc::clone(&self.slots).acquire_owned()).await;
-        let Ok(Ok(slot)) = slot else { return Err(Lost::NoConnection) };
+        let Ok(Ok(slot)) = slot else { return Err(TransportError::NoConnection) };
         while let Some(mut connection) = self.pop() {
             // One that the provider has closed, or that still has bytes to send after an early
             // answer, is dropped: another is sooner ready.
@@ -72,7 +75,8 @@ impl Pool {
                 return Ok((connection, slot));
             }
         }
-        let opened = timeout_at(deadline, self.open()).await.map_err(|_| Lost::ConnectTimeout)?;
+        let opened =
+            timeout_at(deadline, self.open()).await.map_err(|_| TransportError::ConnectTimeout)?;
         Ok((opened?, slot))
     }
 
@@ -81,15 +85,15 @@ impl Pool {
         Arc::clone(&self.listeners).try_acquire_owned().ok()
     }
 
-    async fn open(&self) -> Result<Connection, Lost> {
+    async fn open(&self) -> Result<Connection, TransportError> {
         let (stream, to) = self.connector.connect(self.source).await?;
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|_| Lost::Connect)?;
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_| TransportError::Connect)?;
         let task = tokio::spawn(async move {
             // Its errors reach whoever waits for an answer.
             drop(connection.await);
         });
-        sender.ready().await.map_err(|_| Lost::Connect)?;
+        sender.ready().await.map_err(|_| TransportError::Connect)?;
         let now = Instant::now();
         Ok(Connection { sender, task, to, opened: now, unused_since: now })
     }
@@ -166,7 +170,7 @@ mod tests {
         let patient = || Instant::now() + Duration::from_mins(1);
         let Ok((first, slot)) = pool.lease(patient()).await else { panic!("there is one") };
         let second = pool.lease(Instant::now() + Duration::from_millis(10)).await;
-        assert_eq!(second.err(), Some(Lost::NoConnection));
+        assert_eq!(second.err(), Some(TransportError::NoConnection));
         pool.put_back(first);
         drop(slot);
         assert!(pool.lease(patient()).await.is_ok());

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::lines::Lines;
+use crate::log_limiter::LogLimiter;
 
 /// A lookup ends after this: longer than a resolver takes whose first server is dead.
 const LOOKUP: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ struct Shared {
     lookup: Box<Lookup>,
     state: Mutex<State>,
     /// At most one line a second about lookups that fail.
-    lines: Lines,
+    lines: LogLimiter,
 }
 
 #[derive(Default)]
@@ -73,7 +73,7 @@ impl Resolver {
         lookup: impl Fn() -> Pin<Box<dyn Future<Output = Found> + Send>> + Send + Sync + 'static,
     ) -> Self {
         let (name, lookup) = (name.to_owned(), Box::new(lookup));
-        let (state, lines) = (Mutex::default(), Lines::new(1));
+        let (state, lines) = (Mutex::default(), LogLimiter::new(1));
         Self { shared: Arc::new(Shared { name, ttl, lookup, state, lines }) }
     }
 

@@ -21,7 +21,7 @@ fn key() -> impl Strategy<Value = String> {
     prop_oneof![proptest::sample::select(keys()), "\\PC{0,20}", "[a-z]{1,8}(\\.[a-z_]{1,12}){0,3}"]
 }
 
-fn assert_said(answer: Result<tollgate::config::Loaded, tollgate::config::Mistakes>) {
+fn assert_said(answer: Result<tollgate::config::Loaded, tollgate::config::ConfigErrors>) {
     match answer {
         Ok(loaded) => assert!(!explain(&loaded).is_empty()),
         Err(mistakes) => {

@@ -11,7 +11,7 @@ mod wrong;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
-use tollgate::config::{Loaded, Mistakes, load};
+use tollgate::config::{ConfigErrors, Loaded, load};
 
 /// The least that is valid.
 const LEAST: &str =
@@ -32,11 +32,15 @@ impl File {
     }
 }
 
-fn read(file: &str) -> Result<Loaded, Mistakes> {
+fn read(file: &str) -> Result<Loaded, ConfigErrors> {
     read_with(file, &[], &[])
 }
 
-fn read_with(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, Mistakes> {
+fn read_with(
+    file: &str,
+    env: &[(&str, &str)],
+    flags: &[(&str, &str)],
+) -> Result<Loaded, ConfigErrors> {
     load(Some(&File::new(file).path), owned(env), &owned(flags))
 }
 

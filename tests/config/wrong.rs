@@ -1,6 +1,6 @@
 //! Bad configurations, and what is said about them.
 
-use tollgate::config::{Mistake, Mistakes, load};
+use tollgate::config::{ConfigError, ConfigErrors, load};
 
 use crate::{File, LEAST, owned, read, read_with};
 
@@ -8,7 +8,7 @@ const PROVIDER: &str =
     "[upstream]\nendpoint = \"onsmqtt.cn-hangzhou.aliyuncs.com\"\ninstance_id = \"x\"\n";
 
 /// That there is one mistake, with this key and these words.
-fn assert_one(mistakes: &Mistakes, key: &str, words: &str, given: &str) -> Mistake {
+fn assert_one(mistakes: &ConfigErrors, key: &str, words: &str, given: &str) -> ConfigError {
     let all: Vec<_> = mistakes.iter().collect();
     assert_eq!(all.len(), 1, "{given}\n{mistakes}");
     assert_eq!(all[0].key, key, "{given}\n{mistakes}");

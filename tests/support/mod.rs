@@ -5,7 +5,6 @@ pub mod broker;
 pub mod browser;
 pub mod callers;
 pub mod fleet;
-pub mod house;
 pub mod http;
 pub mod ports;
 pub mod process;
@@ -14,6 +13,7 @@ pub mod redis;
 pub mod script;
 pub mod stage;
 pub mod standstill;
+pub mod test_sidecar;
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use redis::{Commands, Connection};
 use super::words::{HOLD, TIMES};
 use crate::ceiling::line::SCRIPT;
 use crate::ceiling::model::{Ask, Back, Gets, Kept, Out, serve};
-use crate::primary::server::Redis;
+use crate::redis_client::server::Redis;
 
 /// The script with a clock and an incarnation that the test sets.
 fn scripted() -> String {

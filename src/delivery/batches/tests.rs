@@ -49,7 +49,7 @@ fn step() -> impl Strategy<Value = Step> {
     let said = prop_oneof![
         4 => Just(Said::Works),
         2 => Just(Said::Fails(None)),
-        1 => Just(Said::Bars(Bar::Key)),
+        1 => Just(Said::Bars(AccessDenied::Key)),
         1 => Just(Said::Nothing),
     ];
     prop_oneof![
@@ -184,7 +184,7 @@ fn a_call_and_a_drop() {
     while batches.state().held.len() > 0 {
         for (lane, items) in batches.take(far()).0 {
             for item in items {
-                assert_eq!(batches.sets_out(item.id, || None), SetsOut::Ended);
+                assert_eq!(batches.sets_out(item.id, || None), SetsOut::Gone);
                 assert_eq!(batches.sets_out(item.id, queued), SetsOut::Yes);
                 let doubt = batches.drops(item.id, || None, |doubt| doubt);
                 // Its own call decides, unless there may have been another.

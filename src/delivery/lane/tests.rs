@@ -45,8 +45,8 @@ fn trouble_is_different_messages_that_fail() {
     // The count starts again.
     heard(&mut lane, &Said::Fails(None), now);
     assert!(!lane.in_trouble());
-    heard(&mut lane, &Said::Bars(Bar::Key), now);
-    assert_eq!(lane.barred(), Some(Bar::Key), "a bar needs no second failure");
+    heard(&mut lane, &Said::Bars(AccessDenied::Key), now);
+    assert_eq!(lane.barred(), Some(AccessDenied::Key), "a bar needs no second failure");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn the_least_tried_is_the_probe() {
         lane.push(item(attempts, now), now);
     }
     lane.push(fresh, now + Duration::from_secs(9));
-    heard(&mut lane, &Said::Bars(Bar::Permission), now);
+    heard(&mut lane, &Said::Bars(AccessDenied::Permission), now);
     let probe = lane.take(now + Duration::from_mins(1), 100);
     assert_eq!(probe, [Item { probe: true, ..fresh }]);
 }
@@ -101,7 +101,7 @@ fn said() -> impl Strategy<Value = Said> {
         3 => Just(Said::Works),
         3 => Just(Said::Fails(None)),
         1 => (0..60_u64).prop_map(|s| Said::Fails(Some(Duration::from_secs(s)))),
-        1 => Just(Said::Bars(Bar::Key)),
+        1 => Just(Said::Bars(AccessDenied::Key)),
         1 => Just(Said::Nothing),
         1 => (1..60_u64).prop_map(|s| Said::Waits(Duration::from_secs(s))),
     ]

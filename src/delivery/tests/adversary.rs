@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Delivery, Wanted};
+use super::super::{Delivery, PublishOptions};
 use super::message;
 use crate::ceiling::{Ceiling, Start};
 use crate::config;
@@ -92,7 +92,7 @@ impl Run {
             let key = random.u128(..6);
             Claim { key, print: key + u128::from(random.u8(..8) == 0) }
         });
-        let wanted = Wanted { patience, keep, claim };
+        let wanted = PublishOptions { patience, keep, claim };
         let mut message = message(topic);
         let number = self.world.asks(Request {
             id: message.id,

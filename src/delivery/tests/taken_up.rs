@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::primary::server::Redis;
+use crate::redis_client::server::Redis;
 use crate::spool::Change;
 use crate::spool::tests::{receipt, shared_at};
 
@@ -31,10 +31,10 @@ impl Slow {
 }
 
 impl Upstream for Slow {
-    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
+    async fn send(&self, message: &Message, permit: Permit, departure: &SendGate) -> Answer {
         if !departure.leave() {
             permit.unsent();
-            return Answer::Lost(Lost::TooLate);
+            return Answer::TransportError(TransportError::TooLate);
         }
         self.called.lock().unwrap().push(message.id);
         if message.id == self.held {
@@ -229,9 +229,9 @@ async fn a_fresh_call_that_is_under_way_meanwhile() {
     let id = fresh.id;
     let provider = Slow::new(id);
     let delivery = delivers(&spool, &provider, "retry");
-    let wanted = Wanted { patience: Duration::from_millis(200), ..ASYNC };
+    let wanted = PublishOptions { patience: Duration::from_millis(200), ..ASYNC };
     let told = delivery.publish(fresh, wanted).await;
-    assert_eq!((told.ended, provider.calls(id)), (Ended::Kept(id), 1));
+    assert_eq!((told.ended, provider.calls(id)), (Disposition::Kept(id), 1));
     taken_and_given_back(&redis, &spool, async |_| {}).await;
     let later = keep(&spool, 1).await[0];
     delivery.shared.kept.as_ref().unwrap().enqueue(&spool.find(later).unwrap());

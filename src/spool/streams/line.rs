@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::Durability;
 use crate::config::Fleet;
-use crate::primary::{self, Server, Wanted, connect, load};
+use crate::redis_client::{self, Requirements, Server, connect, load};
 
 /// What Redis runs.
 const SCRIPT: &str = include_str!("kept.lua");
@@ -55,7 +55,7 @@ pub(super) struct Place {
 pub(in crate::spool) enum Trouble {
     /// Redis, or the way to it.
     #[error("Redis: {0}")]
-    Primary(#[from] primary::Trouble),
+    Primary(#[from] redis_client::ClientError),
     /// What it answers is none of ours.
     #[error("an answer that is none of ours")]
     Garbled,
@@ -86,7 +86,7 @@ impl Trouble {
     /// Nothing of it was done, whatever becomes of Redis.
     pub(super) fn is_refused(&self) -> bool {
         match self {
-            Self::Again(_) | Self::Primary(primary::Trouble::At { .. }) => true,
+            Self::Again(_) | Self::Primary(redis_client::ClientError::At { .. }) => true,
             _ => self.code().is_some_and(|code| REFUSALS.contains(&code)),
         }
     }
@@ -120,7 +120,7 @@ impl Place {
         asked: impl Future<Output = Result<T, Trouble>>,
     ) -> Result<T, Trouble> {
         let Some(runtime) = &self.runtime else { return Err(Trouble::Garbled) };
-        let silent = || Err(primary::Trouble::Silent.into());
+        let silent = || Err(redis_client::ClientError::Silent.into());
         runtime.block_on(async { timeout(bound, asked).await.unwrap_or_else(|_| silent()) })
     }
 }
@@ -152,7 +152,7 @@ impl Line {
     pub(super) fn open(place: &Place) -> Result<Self, Trouble> {
         let opened = place.wait(BEGIN, async {
             let document = "docs/shared-spool.md";
-            let wanted = Wanted { keys: &place.keys, access: ACCESS, document };
+            let wanted = Requirements { keys: &place.keys, access: ACCESS, document };
             let (mut connection, server) = connect(&place.fleet, &wanted).await?;
             let strict = load(&mut connection, SCRIPT).await?;
             let lenient = load(&mut connection, &format!("{LENIENT}{SCRIPT}")).await?;

@@ -87,7 +87,7 @@ pub enum Durability {
 
 impl Durability {
     /// In a word, as callers are told.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Disk => "disk",
             Self::RedisAofAlways => "redis-aof-always",

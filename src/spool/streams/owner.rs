@@ -247,8 +247,8 @@ impl Owner {
         let before = std::mem::replace(&mut self.streams.state().durability, durability);
         if self.configured.replace(Instant::now()).is_some() && before != durability {
             tracing::warn!(
-                before = before.word(),
-                now = durability.word(),
+                before = before.as_str(),
+                now = durability.as_str(),
                 "Redis keeps messages in another way"
             );
         }
@@ -404,6 +404,6 @@ fn fate(word: &str, len: u32) -> Fate {
     match word {
         "done" => Fate::At(Spot { segment: 0, offset: 0, len }),
         "full" => Fate::Full,
-        _ => Fate::Lost,
+        _ => Fate::TransportError,
     }
 }

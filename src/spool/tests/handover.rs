@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::super::{Change, KeepError, OpenError, Options, Spool, State};
 use super::shared::{CALM, fleet, share, share_of};
 use super::{claim, death, message, options, receipt, reopen};
-use crate::primary::server::Redis;
+use crate::redis_client::server::Redis;
 
 fn later() -> Instant {
     Instant::now() + Duration::from_mins(1)

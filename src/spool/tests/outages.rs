@@ -7,7 +7,7 @@ use tokio::time::{sleep, timeout};
 use super::super::{Change, KeepError, NotOurs, ReadError, Spool};
 use super::shared::{CALM, QUICK, fleet, share};
 use super::{BOUND, death, message, options, receipt};
-use crate::primary::server::Redis;
+use crate::redis_client::server::Redis;
 
 #[tokio::test]
 async fn a_redis_that_stands_still_keeps_nobody_waiting() {

@@ -12,7 +12,7 @@ use super::super::{Change, KeepError, ReadError, Record, Spool, State};
 use super::shared::{QUICK, share};
 use super::{BOUND, claim, death, message, receipt};
 use crate::message::{Message, MessageId};
-use crate::primary::server::Redis;
+use crate::redis_client::server::Redis;
 
 const SIDECARS: usize = 3;
 

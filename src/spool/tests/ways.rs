@@ -11,8 +11,8 @@ use super::super::{Durability, KeepError, Spool};
 use super::shared::{CALM, at, fleet};
 use super::{BOUND, message, options};
 use crate::config::{self, Fleet};
-use crate::primary::ports::{free_port, refusing};
-use crate::primary::server::{Redis, program};
+use crate::redis_client::ports::{free_port, refusing};
+use crate::redis_client::server::{Redis, program};
 
 /// Another server; killed when dropped.
 struct Server {

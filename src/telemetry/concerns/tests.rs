@@ -81,7 +81,7 @@ fn error(code: &str, seconds_ago: i64) -> Error {
     Error { code: code.to_owned(), count: 3, last: at(seconds_ago), words, todo }
 }
 
-fn paused(topic: &str, bar: Option<Bar>, messages: usize) -> Paused {
+fn paused(topic: &str, bar: Option<AccessDenied>, messages: usize) -> Paused {
     let (instance, topic) = ("post-cn-1".to_owned(), topic.to_owned());
     Paused { instance, topic, why: "", bar, messages }
 }
@@ -124,10 +124,10 @@ const CASES: &[Case] = &[
     ("that is over", |s| s.errors = vec![error("SignatureDoesNotMatch", 100)], &[]),
     ("one topic is barred, others pass", |s| s.errors = vec![error("PermissionCheckFailed", 9)],
         &[(Bad, "The provider denies permission")]),
-    ("a barred lane without an error", |s| s.paused = vec![paused("TopicA", Some(Bar::Clock), 7)],
+    ("a barred lane without an error", |s| s.paused = vec![paused("TopicA", Some(AccessDenied::Clock), 7)],
         &[(Bad, "The provider refuses our clock")]),
     ("a lane and its error are one concern", |s| {
-        s.paused = vec![paused("TopicA", Some(Bar::Endpoint), 7)];
+        s.paused = vec![paused("TopicA", Some(AccessDenied::Endpoint), 7)];
         s.errors = vec![error("ApiNotSupport", 2)];
     }, &[(Bad, "The provider does not know the call")]),
     ("an error of a quarter of an hour ago", |s| { s.last_delivered = None; s.errors = vec![error("Forbidden.RAM", 1_000)]; }, &[]),
@@ -211,7 +211,7 @@ fn whole_sentences() {
     let mut status = well();
     status.last_delivered = Some(at(200));
     status.errors = vec![error("SignatureDoesNotMatch", 4)];
-    status.paused = vec![paused("TopicA", Some(Bar::Key), 1_200)];
+    status.paused = vec![paused("TopicA", Some(AccessDenied::Key), 1_200)];
     status.spend.budgets = vec![budget(95.0, OnExceed::Refuse)];
     let details: Vec<_> = of(&status).into_iter().map(|concern| concern.detail).collect();
     assert_eq!(

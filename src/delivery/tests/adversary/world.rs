@@ -7,22 +7,22 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::super::super::{Outcome, Wanted};
+use super::super::super::{Outcome, PublishOptions};
 use super::BOUND;
-use crate::answer::{Answer, HttpAnswer, Lost, Verdict};
+use crate::answer::{Answer, HttpAnswer, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
 use crate::spool::State as Kept;
-use crate::upstream::{Departure, Upstream};
+use crate::upstream::{SendGate, Upstream};
 
-pub(super) use super::super::super::Ended as End;
+pub(super) use super::super::super::Disposition as End;
 
 /// One request.
 pub(super) struct Request {
     pub(super) id: MessageId,
     pub(super) parked: bool,
-    pub(super) wanted: Wanted,
+    pub(super) wanted: PublishOptions,
     pub(super) process: usize,
     pub(super) asked: Duration,
     pub(super) told: Option<(Duration, Outcome)>,
@@ -348,8 +348,8 @@ fn fails(way: u8, random: &mut fastrand::Rng) -> (Answer, bool) {
     let taken = random.bool();
     let bare = |status| Answer::Http(HttpAnswer { status, ..HttpAnswer::default() });
     match way {
-        1 => (Answer::Lost(Lost::Connect), false),
-        2 => (Answer::Lost(Lost::Unwritten), false),
+        1 => (Answer::TransportError(TransportError::Connect), false),
+        2 => (Answer::TransportError(TransportError::Unwritten), false),
         3 => (http(500, "SendMessageFailed"), false),
         4 => (http(500, "SystemOverFlow"), false),
         5 => {
@@ -361,15 +361,15 @@ fn fails(way: u8, random: &mut fastrand::Rng) -> (Answer, bool) {
         7 => (http(403, "InvalidAccessKeyId.NotFound"), false),
         8 => (http(400, "IllegalTimestamp"), false),
         9 => (http(403, "PermissionCheckFailed"), false),
-        10 => (Answer::Lost(Lost::Closed), taken),
-        11 => (Answer::Lost(Lost::Timeout), taken),
+        10 => (Answer::TransportError(TransportError::Closed), taken),
+        11 => (Answer::TransportError(TransportError::Timeout), taken),
         12 => (bare(200), taken),
         _ => (bare(502), taken),
     }
 }
 
 impl Upstream for Provider {
-    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
+    async fn send(&self, message: &Message, permit: Permit, departure: &SendGate) -> Answer {
         let world = &*self.world;
         let body = std::str::from_utf8(message.payload.as_bytes()).unwrap();
         let number: usize = body.split(' ').next().unwrap().parse().unwrap();
@@ -393,14 +393,15 @@ impl Upstream for Provider {
                 () = departure.stopped() => {}
             }
         }
-        if self.dead.is_cancelled() || matches!(&answer, Answer::Lost(lost) if lost.nothing_sent())
+        if self.dead.is_cancelled()
+            || matches!(&answer, Answer::TransportError(lost) if lost.nothing_sent())
         {
             permit.lost(Read::Never);
-            return Answer::Lost(Lost::Connect);
+            return Answer::TransportError(TransportError::Connect);
         }
         if !departure.leave() {
             permit.unsent();
-            return Answer::Lost(Lost::TooLate);
+            return Answer::TransportError(TransportError::TooLate);
         }
         let (at, process) = (world.now(), self.process);
         let place = {
@@ -409,11 +410,11 @@ impl Upstream for Provider {
             state.calls.len() - 1
         };
         let latency = match &answer {
-            Answer::Lost(Lost::Timeout) => Duration::from_secs(3),
+            Answer::TransportError(TransportError::Timeout) => Duration::from_secs(3),
             _ => Duration::from_millis(random.u64(..mood.slow)),
         };
         if self.dead.run_until_cancelled(sleep(latency)).await.is_none() {
-            return Answer::Lost(Lost::Closed);
+            return Answer::TransportError(TransportError::Closed);
         }
         let verdict = answer.verdict();
         let known = match verdict {
@@ -424,8 +425,8 @@ impl Upstream for Provider {
         world.state.lock().unwrap().calls[place].ended = Some((world.now(), known));
         match (&answer, verdict) {
             (_, Verdict::Throttled { .. }) => permit.throttled(),
-            (Answer::Lost(Lost::Closed), _) => permit.lost(Read::Over),
-            (Answer::Lost(_), _) => drop(permit),
+            (Answer::TransportError(TransportError::Closed), _) => permit.lost(Read::Over),
+            (Answer::TransportError(_), _) => drop(permit),
             _ => permit.answered(),
         }
         answer

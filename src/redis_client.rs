@@ -31,7 +31,7 @@ const MOST_HOPS: usize = 4;
 
 /// Why Redis cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum ClientError {
     /// A file that is needed to connect.
     #[error("{}: {error}", path.display())]
     File {
@@ -46,7 +46,7 @@ pub enum Trouble {
         /// The server's address, or who was to name it.
         node: String,
         /// What it was.
-        trouble: Box<Trouble>,
+        trouble: Box<ClientError>,
     },
     /// The user or the password is wrong.
     #[error("it refuses the user or the password: look at fleet.username and fleet.password_file")]
@@ -83,7 +83,7 @@ pub enum Trouble {
     Garbled,
 }
 
-impl From<RedisError> for Trouble {
+impl From<RedisError> for ClientError {
     fn from(error: RedisError) -> Self {
         let denied = error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm);
         match error.code() {
@@ -99,7 +99,7 @@ impl From<RedisError> for Trouble {
     }
 }
 
-impl Trouble {
+impl ClientError {
     /// Whether it stays until somebody changes something.
     pub fn wants_a_person(&self) -> bool {
         match self {
@@ -130,15 +130,15 @@ impl Trouble {
 }
 
 /// What a connection needs beside an address.
-struct Papers {
+struct Credentials {
     username: String,
     password: Option<String>,
     tls: Option<TlsCertificates>,
 }
 
-impl Papers {
+impl Credentials {
     /// Read every time: files may have been renewed.
-    async fn read(fleet: &config::Fleet) -> Result<Self, Trouble> {
+    async fn read(fleet: &config::Fleet) -> Result<Self, ClientError> {
         let password = match &fleet.password_file {
             Some(path) => Some(String::from_utf8_lossy(&read_file(path).await?).trim().to_owned()),
             None => None,
@@ -151,7 +151,7 @@ impl Papers {
         Ok(Self { username: fleet.username.clone(), password, tls })
     }
 
-    fn client(&self, (host, port): &Node, database: i64) -> Result<Client, Trouble> {
+    fn client(&self, (host, port): &Node, database: i64) -> Result<Client, ClientError> {
         let mut settings = RedisConnectionInfo::default().set_db(database).set_skip_set_lib_name();
         if !self.username.is_empty() {
             settings = settings.set_username(&self.username);
@@ -181,7 +181,7 @@ impl Papers {
         name: &str,
         database: i64,
         with_password: bool,
-    ) -> Result<Client, Trouble> {
+    ) -> Result<Client, ClientError> {
         let nodes = nodes.iter().map(|(host, port)| self.address(host, *port));
         let mut sentinels = SentinelClientBuilder::new(nodes, name, SentinelServerType::Master)?
             .set_client_to_redis_db(database);
@@ -211,7 +211,7 @@ type Node = (String, u16);
 
 /// What is wanted of whoever is connected to.
 #[derive(Debug)]
-pub struct Wanted<'a> {
+pub struct Requirements<'a> {
     /// It has these keys.
     pub keys: &'a [String],
     /// A script that lists the commands that the user may not run on them.
@@ -227,26 +227,26 @@ pub struct Wanted<'a> {
 /// The last one's trouble where several were tried.
 pub async fn connect(
     fleet: &config::Fleet,
-    wanted: &Wanted<'_>,
-) -> Result<(MultiplexedConnection, Server), Trouble> {
-    let papers = Papers::read(fleet).await?;
+    wanted: &Requirements<'_>,
+) -> Result<(MultiplexedConnection, Server), ClientError> {
+    let papers = Credentials::read(fleet).await?;
     let redis = &fleet.redis;
     if let Some(name) = &redis.primary {
         let named = timeout(PATIENCE, async {
             // Many Sentinels have no password, and refuse one then.
             match papers.ask_sentinels(&redis.nodes, name, redis.database, false).await {
-                Err(Trouble::NoPassword) if papers.password.is_some() => {
+                Err(ClientError::NoPassword) if papers.password.is_some() => {
                     papers.ask_sentinels(&redis.nodes, name, redis.database, true).await
                 }
                 named => named,
             }
         });
-        let named = named.await.map_err(|_| Trouble::Silent).flatten();
+        let named = named.await.map_err(|_| ClientError::Silent).flatten();
         let client = named.map_err(|trouble| trouble.at(&format!("Sentinel {name}")))?;
         let node = client.get_connection_info().addr().to_string();
         return begin(&client, wanted, false).await.map_err(|trouble| trouble.at(&node));
     }
-    let mut last = Trouble::Silent;
+    let mut last = ClientError::Silent;
     for first in &redis.nodes {
         let mut node = first.clone();
         for _ in 0..MOST_HOPS {
@@ -264,7 +264,7 @@ pub async fn connect(
     Err(last)
 }
 
-impl Trouble {
+impl ClientError {
     fn at(self, node: &str) -> Self {
         Self::At { node: node.to_owned(), trouble: Box::new(self) }
     }
@@ -280,9 +280,9 @@ fn moved_to(to: &str, here: &str) -> Option<Node> {
 /// Connects, and finds out whether this server will do.
 async fn begin(
     client: &Client,
-    wanted: &Wanted<'_>,
+    wanted: &Requirements<'_>,
     several: bool,
-) -> Result<(MultiplexedConnection, Server), Trouble> {
+) -> Result<(MultiplexedConnection, Server), ClientError> {
     // Our own bound is the longer one: the library's own would call a late answer lost.
     let times = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT))
@@ -297,21 +297,24 @@ async fn begin(
         command.arg(access).arg(wanted.keys.len()).arg(wanted.keys);
         let lacks: Vec<String> = command.query_async(&mut connection).await?;
         if !lacks.is_empty() {
-            return Err(Trouble::Lacks(lacks.join(", "), wanted.document));
+            return Err(ClientError::Lacks(lacks.join(", "), wanted.document));
         }
         Ok((connection, server))
     };
-    timeout(BEGIN, beginning).await.map_err(|_| Trouble::Silent)?
+    timeout(BEGIN, beginning).await.map_err(|_| ClientError::Silent)?
 }
 
 /// Makes a script known, and returns its name.
 ///
 /// # Errors
 /// Those of Redis, or none of it in time.
-pub async fn load(connection: &mut MultiplexedConnection, script: &str) -> Result<String, Trouble> {
+pub async fn load(
+    connection: &mut MultiplexedConnection,
+    script: &str,
+) -> Result<String, ClientError> {
     let mut command = redis::cmd("SCRIPT");
     let loaded = command.arg("LOAD").arg(script).query_async(connection);
-    Ok(timeout(BEGIN, loaded).await.map_err(|_| Trouble::Silent)??)
+    Ok(timeout(BEGIN, loaded).await.map_err(|_| ClientError::Silent)??)
 }
 
 /// What a server says of itself.
@@ -327,13 +330,13 @@ pub struct Server {
 }
 
 impl Server {
-    fn read(info: &str) -> Result<Self, Trouble> {
+    fn read(info: &str) -> Result<Self, ClientError> {
         let value = |name: &str| {
             let mut lines = info.lines().filter_map(|line| line.split_once(':'));
             lines.find(|(key, _)| *key == name).map(|(_, value)| value.trim())
         };
         Ok(Self {
-            version: value("redis_version").ok_or(Trouble::Garbled)?.to_owned(),
+            version: value("redis_version").ok_or(ClientError::Garbled)?.to_owned(),
             is_replica: value("role") == Some("slave"),
             is_cluster: value("cluster_enabled") == Some("1"),
             may_split: value("connected_slaves").is_some_and(|replicas| replicas != "0")
@@ -343,27 +346,27 @@ impl Server {
         })
     }
 
-    fn fits(&self, several: bool) -> Result<(), Trouble> {
+    fn fits(&self, several: bool) -> Result<(), ClientError> {
         let major = self.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         if major.is_none_or(|major| major < LEAST_VERSION) {
-            return Err(Trouble::Old(self.version.clone()));
+            return Err(ClientError::Old(self.version.clone()));
         }
         // Two servers that know nothing of each other would each give out the whole ceiling.
         if several && !self.is_cluster {
-            return Err(Trouble::NoCluster);
+            return Err(ClientError::NoCluster);
         }
         // A Cluster's replica sends us to its primary.
-        if self.is_replica && !self.is_cluster { Err(Trouble::Replica) } else { Ok(()) }
+        if self.is_replica && !self.is_cluster { Err(ClientError::Replica) } else { Ok(()) }
     }
 }
 
 /// Where a slow disk holds nobody.
-async fn read_file(path: &Path) -> Result<Vec<u8>, Trouble> {
+async fn read_file(path: &Path) -> Result<Vec<u8>, ClientError> {
     let file = path.to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
     read.map_err(std::io::Error::from)
         .flatten()
-        .map_err(|error| Trouble::File { path: path.to_owned(), error })
+        .map_err(|error| ClientError::File { path: path.to_owned(), error })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// How many lines of a kind may still be written in this second. The rest is counted.
 #[derive(Debug)]
-pub struct Lines {
+pub struct LogLimiter {
     most: u64,
     spent: Mutex<Spent>,
 }
@@ -21,7 +21,7 @@ struct Spent {
     suppressed: u64,
 }
 
-impl Lines {
+impl LogLimiter {
     /// At most so many a second.
     pub fn new(most: u64) -> Self {
         Self { most, spent: Mutex::default() }
@@ -49,7 +49,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_second_has_so_many() {
-        let lines = Lines::new(50);
+        let lines = LogLimiter::new(50);
         assert_eq!((0..1_000).filter(|_| lines.next().is_some()).count(), 50);
         tokio::time::advance(SECOND).await;
         assert_eq!(lines.next(), Some(950));

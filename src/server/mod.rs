@@ -5,6 +5,6 @@ mod listener;
 mod problem;
 mod watched;
 
-pub use connection::{Door, Limits, Reply};
+pub use connection::{HttpServer, Limits, Reply};
 pub use listener::Listener;
 pub use problem::Problem;

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
-use tollgate::answer::{Answer, HttpAnswer, Lost};
+use tollgate::answer::{Answer, HttpAnswer, TransportError};
 use tollgate::ceiling::{Ceiling, Permit, Start};
 use tollgate::config::Config;
-use tollgate::delivery::{Delivery, Ended, Outcome, Wanted};
+use tollgate::delivery::{Delivery, Disposition, Outcome, PublishOptions};
 use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Topic};
 use tollgate::meter::{CallKind, Meter};
 use tollgate::spool::{Options, Spool};
-use tollgate::upstream::{Departure, Upstream};
+use tollgate::upstream::{SendGate, Upstream};
 
 pub const LATENCY: Duration = Duration::from_millis(5);
 const SLOW: Duration = Duration::from_secs(3);
@@ -66,22 +66,22 @@ impl Provider {
 }
 
 impl Upstream for Provider {
-    async fn send(&self, message: &Message, permit: Permit, departure: &Departure) -> Answer {
+    async fn send(&self, message: &Message, permit: Permit, departure: &SendGate) -> Answer {
         if !departure.leave() {
             permit.unsent();
-            return Answer::Lost(Lost::TooLate);
+            return Answer::TransportError(TransportError::TooLate);
         }
         let at = self.started.elapsed();
         let body = Bytes::copy_from_slice(message.payload.as_bytes());
         let (place, answer) = {
             let mut calls = self.calls.lock().unwrap();
             let answer = (self.rule)(at, message, calls.len() as u64);
-            let taken = answer == ok() || answer == Answer::Lost(Lost::Closed);
+            let taken = answer == ok() || answer == Answer::TransportError(TransportError::Closed);
             calls.push((at, body, taken));
             (calls.len(), answer)
         };
         assert!(place > 0);
-        let hangs = answer == Answer::Lost(Lost::Timeout);
+        let hangs = answer == Answer::TransportError(TransportError::Timeout);
         sleep(if hangs { SLOW } else { self.latency }).await;
         match &answer {
             Answer::Http(http) if http.retry_after.is_some() => permit.throttled(),
@@ -108,13 +108,13 @@ pub fn error(status: u16, code: &str) -> Answer {
 }
 
 /// A sidecar without doors.
-pub struct House {
+pub struct TestSidecar {
     pub delivery: Delivery<Provider>,
     pub spool: Spool,
     pub meter: Meter,
 }
 
-impl House {
+impl TestSidecar {
     pub async fn new(folder: &Path, provider: &Provider, flags: &[(&str, &str)]) -> Self {
         let config = config(flags);
         let options = Options {
@@ -140,7 +140,7 @@ impl House {
         Delivery::new(&config, provider.clone(), None, ceiling, meter, 7)
     }
 
-    pub async fn publish(&self, body: impl Into<Bytes>, wanted: Wanted) -> Outcome {
+    pub async fn publish(&self, body: impl Into<Bytes>, wanted: PublishOptions) -> Outcome {
         self.delivery.publish(message("TopicA", body.into()), wanted).await
     }
 
@@ -185,12 +185,14 @@ pub fn message(topic: &str, body: Bytes) -> Message {
 }
 
 /// Kept first, and answered at once.
-pub const ASYNC: Wanted = Wanted { patience: Duration::ZERO, keep: true, claim: None };
+pub const ASYNC: PublishOptions =
+    PublishOptions { patience: Duration::ZERO, keep: true, claim: None };
 /// Waits.
-pub const WAIT: Wanted = Wanted { patience: Duration::from_secs(5), keep: false, claim: None };
+pub const WAIT: PublishOptions =
+    PublishOptions { patience: Duration::from_secs(5), keep: false, claim: None };
 
 pub fn is_kept(outcome: &Outcome) -> bool {
-    matches!(outcome.ended, Ended::Kept(_))
+    matches!(outcome.ended, Disposition::Kept(_))
 }
 
 pub fn once_each(taken: &[(Duration, Bytes)], wanted: usize) {

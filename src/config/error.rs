@@ -6,7 +6,7 @@ use super::setting::Origin;
 
 /// One thing wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
+pub struct ConfigError {
     /// Where the wrong value came from.
     pub origin: Origin,
     /// The key as in the file, such as `publish.wait`; empty where a whole file is meant.
@@ -19,7 +19,7 @@ pub struct Mistake {
     pub remedy: String,
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for ConfigError {
     /// Two lines: what is wrong and where, then what to do.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.origin != Origin::Default {
@@ -36,25 +36,25 @@ impl fmt::Display for Mistake {
 
 /// Everything wrong with a configuration; never empty.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Mistakes(pub(super) Vec<Mistake>);
+pub struct ConfigErrors(pub(super) Vec<ConfigError>);
 
-impl Mistakes {
+impl ConfigErrors {
     /// Each of them: unreadable files and unknown keys first, then key by key as documented.
-    pub fn iter(&self) -> std::slice::Iter<'_, Mistake> {
+    pub fn iter(&self) -> std::slice::Iter<'_, ConfigError> {
         self.0.iter()
     }
 }
 
-impl<'a> IntoIterator for &'a Mistakes {
-    type Item = &'a Mistake;
-    type IntoIter = std::slice::Iter<'a, Mistake>;
+impl<'a> IntoIterator for &'a ConfigErrors {
+    type Item = &'a ConfigError;
+    type IntoIter = std::slice::Iter<'a, ConfigError>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
     }
 }
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.0.len();
         let plural = if count == 1 { "mistake" } else { "mistakes" };
@@ -65,12 +65,12 @@ impl fmt::Display for Mistakes {
 
 /// What a value's reader found wrong, before the key and the origin are put to it.
 #[derive(Debug)]
-pub(super) struct Wrong {
+pub(super) struct ValueError {
     pub(super) problem: String,
     pub(super) remedy: String,
 }
 
-impl Wrong {
+impl ValueError {
     pub(super) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { problem: problem.into(), remedy: remedy.into() }
     }

@@ -9,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 /// stays: else the caller, told that nobody knows, might send a second. So does one that would leave
 /// when we have stopped: nobody would wait for its answer.
 #[derive(Debug)]
-pub struct Departure {
+pub struct SendGate {
     closes: Instant,
     stop: CancellationToken,
     left: AtomicBool,
 }
 
-impl Departure {
+impl SendGate {
     /// Calls may leave before `closes`, unless `stop` comes first.
     pub fn new(closes: Instant, stop: &CancellationToken) -> Self {
         Self { closes, stop: stop.clone(), left: AtomicBool::new(false) }

@@ -19,8 +19,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connect::{Connector, TlsError};
 use super::pool::{Connection, Pool, Slot};
-use super::{Departure, Upstream};
-use crate::answer::{Answer, Bar, Codes, Lost, Verdict};
+use super::{SendGate, Upstream};
+use crate::answer::{AccessDenied, Answer, Codes, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
 use crate::config::{self, SignatureVersion};
 use crate::deadline;
@@ -35,7 +35,7 @@ const MIN_SKEW_MS: i64 = 1_500;
 
 /// The provider over HTTP. Cheap to clone.
 #[derive(Clone)]
-pub struct Wire {
+pub struct HttpUpstream {
     shared: Arc<Shared>,
 }
 
@@ -62,14 +62,14 @@ struct Shared {
 
 /// What is known of the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WireStatus {
+pub struct UpstreamStatus {
     /// The provider's clock minus ours.
     pub clock_skew: SignedDuration,
     /// When the last answer came.
     pub last_answer: Option<Timestamp>,
 }
 
-impl Wire {
+impl HttpUpstream {
     /// Prepares connections; none is opened before it is needed.
     pub fn new(config: &config::Upstream, codes: Codes, keys: Keys) -> Result<Self, TlsError> {
         let connector = Arc::new(Connector::new(config)?);
@@ -103,9 +103,9 @@ impl Wire {
     }
 
     /// What is known of the provider.
-    pub fn status(&self) -> WireStatus {
+    pub fn status(&self) -> UpstreamStatus {
         let last = self.shared.last_answer_ms.load(Ordering::Relaxed);
-        WireStatus {
+        UpstreamStatus {
             clock_skew: SignedDuration::from_millis(self.shared.skew_ms.load(Ordering::Relaxed)),
             last_answer: (last > 0).then(|| Timestamp::from_millisecond(last).ok()).flatten(),
         }
@@ -123,20 +123,24 @@ async fn reap(shared: std::sync::Weak<Shared>, idle_timeout: Duration) {
     }
 }
 
-impl Upstream for Wire {
-    async fn send(&self, message: &Message, mut permit: Permit, departure: &Departure) -> Answer {
+impl Upstream for HttpUpstream {
+    async fn send(&self, message: &Message, mut permit: Permit, departure: &SendGate) -> Answer {
         let shared = &*self.shared;
         let pool = &shared.pools[permit.egress()];
         let deadline = Instant::now() + shared.call_timeout;
         let lease = tokio::select! {
             lease = pool.lease(deadline.min(departure.closes())) => lease,
-            () = departure.stopped() => Err(Lost::TooLate),
+            () = departure.stopped() => Err(TransportError::TooLate),
         };
         let (connection, slot) = match lease {
             Ok(leased) => leased,
             Err(lost) => {
                 give_back(permit, lost, Read::Never);
-                return Answer::Lost(if departure.is_closed() { Lost::TooLate } else { lost });
+                return Answer::TransportError(if departure.is_closed() {
+                    TransportError::TooLate
+                } else {
+                    lost
+                });
             }
         };
         let (key, request) = match shared.prepare(message, &permit, departure) {
@@ -144,7 +148,7 @@ impl Upstream for Wire {
             Err(lost) => {
                 permit.unsent();
                 pool.put_back(connection);
-                return Answer::Lost(lost);
+                return Answer::TransportError(lost);
             }
         };
         permit.goes_to(connection.to());
@@ -156,7 +160,7 @@ impl Upstream for Wire {
             if let Some(place) = pool.listener() {
                 listen(exchange, permit, place);
             }
-            return Answer::Lost(Lost::Timeout);
+            return Answer::TransportError(TransportError::Timeout);
         };
         match ended {
             Ok(answer) => {
@@ -175,7 +179,7 @@ impl Upstream for Wire {
                 // Only then is nothing of the call sent any more.
                 connection.close().await;
                 give_back(permit, lost, read);
-                Answer::Lost(lost)
+                Answer::TransportError(lost)
             }
         }
     }
@@ -190,17 +194,20 @@ impl Upstream for Wire {
 }
 
 /// Gives back the permit of a call whose connection is closed, or was never open.
-fn give_back(permit: Permit, lost: Lost, read: Read) {
+fn give_back(permit: Permit, lost: TransportError, read: Read) {
     match lost {
-        Lost::Connect | Lost::ConnectTimeout | Lost::Unwritten | Lost::Closed => permit.lost(read),
-        Lost::Resolve
-        | Lost::NoConnection
-        | Lost::Tls
-        | Lost::NoKey
-        | Lost::TooLate
-        | Lost::NotText => permit.unsent(),
-        Lost::Garbled if read == Read::Over => permit.answered(),
-        Lost::Timeout | Lost::Garbled => drop(permit),
+        TransportError::Connect
+        | TransportError::ConnectTimeout
+        | TransportError::Unwritten
+        | TransportError::Closed => permit.lost(read),
+        TransportError::Resolve
+        | TransportError::NoConnection
+        | TransportError::Tls
+        | TransportError::NoKey
+        | TransportError::TooLate
+        | TransportError::NotText => permit.unsent(),
+        TransportError::Garbled if read == Read::Over => permit.answered(),
+        TransportError::Timeout | TransportError::Garbled => drop(permit),
     }
 }
 
@@ -223,7 +230,7 @@ fn listen(exchange: impl Future<Output = Exchanged> + Send + 'static, permit: Pe
 
 /// What became of a request: its answer, or why there is none and whether the provider may still read
 /// it.
-type Exchanged = (Connection, Result<Answer, (Lost, Read)>);
+type Exchanged = (Connection, Result<Answer, (TransportError, Read)>);
 
 /// Sends a request and reads the whole answer.
 async fn exchange(mut connection: Connection, request: Request<Full<Bytes>>) -> Exchanged {
@@ -233,22 +240,22 @@ async fn exchange(mut connection: Connection, request: Request<Full<Bytes>>) -> 
         Err(mut error) => {
             // hyper hands a request back of which it has written nothing.
             Err(match error.take_message() {
-                Some(_) => (Lost::Unwritten, Read::Never),
-                None if error.error().is_parse() => (Lost::Garbled, Read::Possible),
-                None => (Lost::Closed, read(error.error())),
+                Some(_) => (TransportError::Unwritten, Read::Never),
+                None if error.error().is_parse() => (TransportError::Garbled, Read::Possible),
+                None => (TransportError::Closed, read(error.error())),
             })
         }
     };
     (connection, ended)
 }
 
-async fn answer(response: Response<Incoming>) -> Result<Answer, (Lost, Read)> {
+async fn answer(response: Response<Incoming>) -> Result<Answer, (TransportError, Read)> {
     let (head, body) = response.into_parts();
     // Its head has come: the provider has read the call.
     match Limited::new(body, MAX_ANSWER).collect().await {
         Ok(body) => Ok(Answer::read(head.status.as_u16(), &head.headers, &body.to_bytes())),
-        Err(error) if error.is::<LengthLimitError>() => Err((Lost::Garbled, Read::Over)),
-        Err(_) => Err((Lost::Closed, Read::Over)),
+        Err(error) if error.is::<LengthLimitError>() => Err((TransportError::Garbled, Read::Over)),
+        Err(_) => Err((TransportError::Closed, Read::Over)),
     }
 }
 
@@ -264,27 +271,31 @@ impl Shared {
         &self,
         message: &Message,
         permit: &Permit,
-        departure: &Departure,
-    ) -> Result<(Arc<Key>, Request<Full<Bytes>>), Lost> {
-        let key = self.keys.current().map_err(|_| Lost::NoKey)?;
+        departure: &SendGate,
+    ) -> Result<(Arc<Key>, Request<Full<Bytes>>), TransportError> {
+        let key = self.keys.current().map_err(|_| TransportError::NoKey)?;
         let request = self.request(message, &key)?;
         if !permit.holds() {
-            return Err(Lost::Unwritten);
+            return Err(TransportError::Unwritten);
         }
         if !departure.leave() {
-            return Err(Lost::TooLate);
+            return Err(TransportError::TooLate);
         }
         Ok((key, request))
     }
 
     /// The whole request, signed as the last step. `Unwritten` only where a part of it is no HTTP,
     /// which keys and topics, being checked, never are.
-    fn request(&self, message: &Message, key: &Key) -> Result<Request<Full<Bytes>>, Lost> {
+    fn request(
+        &self,
+        message: &Message,
+        key: &Key,
+    ) -> Result<Request<Full<Bytes>>, TransportError> {
         let payload = match self.encoding {
             PayloadEncoding::Base64 => Cow::Owned(STANDARD.encode(message.payload.as_bytes())),
             PayloadEncoding::Plain => {
                 let text = std::str::from_utf8(message.payload.as_bytes());
-                Cow::Borrowed(text.map_err(|_| Lost::NotText)?)
+                Cow::Borrowed(text.map_err(|_| TransportError::NotText)?)
             }
         };
         let call = Call {
@@ -302,9 +313,9 @@ impl Shared {
             self.signature,
             &call,
             &credentials,
-            &self.stamp().ok_or(Lost::Unwritten)?,
+            &self.stamp().ok_or(TransportError::Unwritten)?,
         );
-        assemble(signed, self.host.clone()).ok_or(Lost::Unwritten)
+        assemble(signed, self.host.clone()).ok_or(TransportError::Unwritten)
     }
 
     fn stamp(&self) -> Option<Stamp> {
@@ -328,7 +339,7 @@ impl Shared {
             self.skew_ms.store(skew, Ordering::Relaxed);
         }
         match answer.verdict() {
-            Verdict::Barred(Bar::Clock) => {
+            Verdict::Denied(AccessDenied::Clock) => {
                 // An answer without a Date says nothing of how far we are off.
                 if let Some(skew) = skew
                     && self.correction_ms.swap(skew, Ordering::Relaxed) != skew
@@ -336,7 +347,7 @@ impl Shared {
                     tracing::warn!(skew_ms = skew, "the provider refused our time: corrected");
                 }
             }
-            Verdict::Barred(Bar::Key) => {
+            Verdict::Denied(AccessDenied::Key) => {
                 *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
             }
             _ => {}

@@ -52,12 +52,12 @@ pub struct Limits {
 
 /// Connections of one room, over all its addresses.
 #[derive(Debug, Clone)]
-pub struct Door {
+pub struct HttpServer {
     limits: Limits,
     slots: Arc<Semaphore>,
 }
 
-impl Door {
+impl HttpServer {
     /// A door with these limits.
     pub fn new(limits: Limits) -> Self {
         Self { limits, slots: Arc::new(Semaphore::new(limits.max_connections)) }
