@@ -344,14 +344,14 @@ async fn meter(config: &Config, instances: Vec<InstanceId>) -> Result<Meter, Sta
 /// nothing is known.
 fn after_others(meter: &Meter, config: &Config) -> Start {
     let within = config.ceilings.unanswered.max;
-    let calls = meter.unanswered_before(within, config.upstream.call_timeout);
+    let call_timeout = config.upstream.call_timeout;
+    let calls = meter.unanswered_before(within, call_timeout);
     let Some(calls) = calls else { return Start::AfterOthers };
-    let left = calls.into_iter().map(|Unanswered { ago, calls, later_answered }| Left {
-        ago,
-        calls,
-        later_answered,
+    let left = calls.into_iter().map(|call| {
+        let Unanswered { ago, calls, under_way, later_answered } = call;
+        Left { ago, calls, under_way, later_answered }
     });
-    Start::After(left.collect())
+    Start::After { left: left.collect(), call_timeout }
 }
 
 /// Where the ledger is.

@@ -58,6 +58,8 @@ struct Plan {
     reset: u32,
     /// Of a thousand answers that are lost.
     lost: u32,
+    /// What the ledger of a killed process counts too much.
+    room: usize,
     until: Duration,
     seed: u64,
 }
@@ -68,9 +70,38 @@ struct World {
     start: Instant,
     rng: RefCell<Rng>,
     read: RefCell<Vec<Duration>>,
-    /// Calls that left and were not answered: the last moment at which they were sent, and when they
-    /// are read.
-    open: RefCell<Vec<Option<(Instant, Instant)>>>,
+    /// What the ledger knows.
+    ledger: RefCell<Ledger>,
+}
+
+/// As the meter's: it never hears of late answers, and keeps room for calls that are about to begin.
+#[derive(Default)]
+struct Ledger {
+    under_way: usize,
+    /// When calls ended without an answer.
+    unanswered: Vec<Instant>,
+    /// When the latest call with an answer had been sent.
+    answered: Option<Instant>,
+}
+
+impl Ledger {
+    /// What the next process is told after a kill, with room for so many calls more.
+    fn left(&mut self, room: usize) -> Vec<Left> {
+        let now = Instant::now();
+        let left = |sent: &Instant| Left {
+            ago: now.saturating_duration_since(*sent),
+            calls: 1,
+            under_way: 0,
+            later_answered: self.answered.is_some_and(|answered| answered > *sent),
+        };
+        let mut all: Vec<_> = self.unanswered.iter().map(left).collect();
+        let calls = self.under_way + room;
+        all.push(Left { ago: Duration::ZERO, calls, under_way: calls, later_answered: false });
+        // From now on they are calls of which it is not known how they ended.
+        self.unanswered.extend(std::iter::repeat_n(now, calls));
+        self.under_way = 0;
+        all
+    }
 }
 
 impl World {
@@ -78,8 +109,8 @@ impl World {
         self.start.elapsed()
     }
 
-    /// When a call that leaves now is read, and answered.
-    fn reads(&self) -> (Instant, Instant) {
+    /// When a call that leaves now is answered.
+    fn reads(&self) -> Instant {
         let mut rng = self.rng.borrow_mut();
         let (now, backend) = (self.now(), rng.u32(..4) == 0);
         let mut at = now + Duration::from_micros(rng.u64(500..4_000));
@@ -90,7 +121,7 @@ impl World {
         }
         self.read.borrow_mut().push(at);
         let answer = at + Duration::from_micros(rng.u64(500..4_000));
-        (self.start + at, self.start + answer)
+        self.start + answer
     }
 
     fn one_in(&self, thousandth: u32) -> bool {
@@ -109,29 +140,31 @@ impl World {
             if !*life.borrow() {
                 return permit.unsent();
             }
-            let gives_up = Instant::now() + CALL_TIMEOUT;
-            let number = self.open.borrow().len();
-            let (read, answer) = self.reads();
-            self.open.borrow_mut().push(Some((gives_up, read)));
-            let answered = || self.open.borrow_mut()[number] = None;
+            let sent = Instant::now();
+            let gives_up = sent + CALL_TIMEOUT;
+            let answer = self.reads();
+            self.ledger.borrow_mut().under_way += 1;
             let lost = self.one_in(self.plan.lost);
             if answer < gives_up && !lost {
                 sleep_until(answer).await;
-                answered();
+                let ledger = &mut *self.ledger.borrow_mut();
+                ledger.under_way -= 1;
+                ledger.answered = ledger.answered.max(Some(sent));
                 permit.answered();
                 continue;
             }
             sleep_until(gives_up).await;
+            {
+                let ledger = &mut *self.ledger.borrow_mut();
+                ledger.under_way -= 1;
+                ledger.unanswered.push(Instant::now());
+            }
             if self.one_in(self.plan.reset) || lost {
                 permit.lost(Read::Possible);
             } else if let Some(mut pending) = permit.unanswered() {
-                let this = Rc::clone(&self);
                 tokio::task::spawn_local(async move {
                     tokio::select! {
-                        () = sleep_until(answer) => {
-                            this.open.borrow_mut()[number] = None;
-                            pending.answered();
-                        }
+                        () = sleep_until(answer) => pending.answered(),
                         () = pending.tells_nothing() => {}
                     }
                 });
@@ -148,7 +181,7 @@ fn run(plan: &Plan) -> Vec<Duration> {
             rng: RefCell::new(Rng::with_seed(plan.seed)),
             plan: plan.clone(),
             read: RefCell::default(),
-            open: RefCell::default(),
+            ledger: RefCell::default(),
         });
         let mut start = Start::Alone;
         for end in plan.kills.iter().copied().chain([plan.until]) {
@@ -162,15 +195,11 @@ fn run(plan: &Plan) -> Vec<Duration> {
             sleep_until(world.start + end).await;
             *life.borrow_mut() = false;
             callers.iter().for_each(tokio::task::JoinHandle::abort);
-            // What its ledger tells the next process: how many had no answer, and since when.
-            let now = Instant::now();
-            let open = world.open.borrow();
-            let unread = open.iter().flatten().filter(|(_, read)| *read > now);
-            let left = unread.map(|(sent, _)| {
-                let ago = now.saturating_duration_since(*sent);
-                Left { ago, calls: 1, later_answered: false }
-            });
-            start = Start::After(left.collect());
+            for caller in callers {
+                drop(caller.await);
+            }
+            let left = world.ledger.borrow_mut().left(plan.room);
+            start = Start::After { left, call_timeout: CALL_TIMEOUT };
         }
         let mut read = world.read.take();
         read.sort_unstable();
@@ -217,7 +246,7 @@ fn stalls() -> impl Strategy<Value = Vec<Stall>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
 
     #[test]
     fn a_stall_is_never_over(
@@ -226,12 +255,13 @@ proptest! {
         kills in prop::collection::vec(3_000..60_000_u64, 0..4),
         reset in prop::sample::select(vec![0, 300, 1_000]),
         lost in prop::sample::select(vec![0, 1, 50]),
+        room in prop::sample::select(vec![0, 4, 40, 400]),
         seed in any::<u64>(),
     ) {
         let mut kills: Vec<_> = kills.into_iter().map(Duration::from_millis).collect();
         kills.sort_unstable();
         let until = Duration::from_secs(75);
-        let plan = Plan { n, stalls, kills, reset, lost, until, seed };
+        let plan = Plan { n, stalls, kills, reset, lost, room, until, seed };
         let worst = worst(&run(&plan));
         prop_assert!(worst <= n as usize, "{worst} of {n}");
     }
@@ -241,8 +271,9 @@ proptest! {
 #[test]
 fn a_count_above_the_ceiling_leaves_one_to_probe() {
     virtual_time(async {
-        let left = Left { ago: Duration::ZERO, calls: 120, later_answered: false };
-        let ceiling = Ceiling::start(&ceilings(100), 1, 1_000, Start::After(vec![left]));
+        let left = Left { ago: Duration::ZERO, calls: 120, under_way: 120, later_answered: false };
+        let start = Start::After { left: vec![left], call_timeout: CALL_TIMEOUT };
+        let ceiling = Ceiling::start(&ceilings(100), 1, 1_000, start);
         let begun = Instant::now();
         for _ in 0..100 {
             let ticket = ceiling.request(Class::Fresh, begun + SECOND * 60).unwrap();
@@ -262,7 +293,8 @@ fn after_a_stall_the_ceiling_is_used_again() {
                 let from = Duration::from_secs(5);
                 let stalls = vec![Stall { time: from..from + long, backend: false }];
                 let until = from + long + SECOND * 40;
-                let plan = Plan { n, stalls, kills: Vec::new(), reset, lost: 0, until, seed: 7 };
+                let plan =
+                    Plan { n, stalls, kills: Vec::new(), reset, lost: 0, room: 0, until, seed: 7 };
                 let read = run(&plan);
                 let worst = worst(&read);
                 let after = from + long + SECOND * 15;
@@ -285,7 +317,8 @@ fn after_a_backends_stall_the_ceiling_is_used_again() {
         let from = Duration::from_secs(5);
         let stalls = vec![Stall { time: from..from + long, backend: true }];
         let until = from + long + SECOND * 40;
-        let plan = Plan { n: 300, stalls, kills: Vec::new(), reset: 0, lost: 0, until, seed: 7 };
+        let plan =
+            Plan { n: 300, stalls, kills: Vec::new(), reset: 0, lost: 0, room: 0, until, seed: 7 };
         let read = run(&plan);
         let worst = worst(&read);
         let after = from + long + SECOND * 15;
@@ -304,6 +337,7 @@ fn what_time_outs_cost() {
         kills: Vec::new(),
         reset: 1_000,
         lost,
+        room: 0,
         until: SECOND * 60,
         seed: 7,
     };

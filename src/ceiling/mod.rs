@@ -133,7 +133,12 @@ pub enum Start {
     AfterOthers,
     /// The process before this one left these calls without an answer, and may have used everything
     /// a moment ago.
-    After(Vec<Left>),
+    After {
+        /// By when they were sent.
+        left: Vec<Left>,
+        /// How long a call took there at most.
+        call_timeout: Duration,
+    },
     /// There was no call before: for an upstream that was started by us.
     Alone,
 }
@@ -145,6 +150,9 @@ pub struct Left {
     pub ago: Duration,
     /// How many.
     pub calls: usize,
+    /// How many of them had not ended when the process did, at most: a ledger also keeps room for calls
+    /// that are about to begin.
+    pub under_way: usize,
     /// Whether a call that was sent later has been answered.
     pub later_answered: bool,
 }
@@ -230,7 +238,7 @@ impl Ceiling {
         let mut state = State::new(config, egress.max(1), max_waiting, opens);
         match start {
             Start::AfterOthers => state.inherit_unknown(config, now),
-            Start::After(left) => state.inherit(config, left, now),
+            Start::After { left, call_timeout } => state.inherit(config, left, call_timeout, now),
             Start::Alone => {}
         }
         let changed = Arc::new(Notify::new());

@@ -15,9 +15,10 @@ use super::{Kind, Shared};
 /// Where a call goes to whose address is not known: such calls share one.
 const UNKNOWN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
 
-/// The right to one call from one egress address. Dropped, its call has ended without an answer.
+/// The right to one call from one egress address. Dropped, its call has ended without an answer; before
+/// [`Permit::goes_to`] nothing of it was sent, and the permit is free again.
 #[derive(Debug)]
-#[must_use = "a permit that is dropped is spent"]
+#[must_use = "a permit that is dropped after its call has begun is spent"]
 pub struct Permit {
     shared: Arc<Shared>,
     egress: usize,
@@ -105,7 +106,7 @@ impl Permit {
         waited: Option<(Kind, Duration)>,
     ) -> Self {
         let Taken { egress, lease } = permit;
-        let (shared, to, end) = (Arc::clone(shared), UNKNOWN, End::Unanswered);
+        let (shared, to, end) = (Arc::clone(shared), UNKNOWN, End::Unsent);
         Self { shared, egress, lease, taken, waited, to, end, ended: false }
     }
 
@@ -135,9 +136,11 @@ impl Permit {
         self.end = End::Throttled;
     }
 
-    /// The provider's address that the call goes to.
+    /// The call is about to be written to this address of the provider's. From now on the provider may
+    /// have read it.
     pub fn goes_to(&mut self, address: SocketAddr) {
         self.to = address;
+        self.end = End::Unanswered;
     }
 
     /// The other side refused, reset or ended the connection.

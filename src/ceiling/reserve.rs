@@ -23,6 +23,13 @@ pub(super) fn of_leases(permits: usize) -> usize {
     permits / 20
 }
 
+/// Permits of the reserve of a ceiling with `permits` that cannot have been used, if there has been no
+/// answer for `silent` at most: one is used at once, and one more every [`SHORTEST`] at most.
+pub(super) fn unused_after(silent: Duration, permits: usize) -> usize {
+    let probes = silent.as_secs() / SHORTEST.as_secs() + 2;
+    of_ceiling(permits).saturating_sub(usize::try_from(probes).unwrap_or(usize::MAX))
+}
+
 /// When the reserve may carry its next call.
 #[derive(Debug)]
 pub(super) struct Reserve {

@@ -150,6 +150,7 @@ impl State {
         let addresses = u32::try_from(self.egress.len()).unwrap_or(u32::MAX);
         let all_addresses = config.egress_ip.map(|n| n.saturating_mul(addresses));
         self.limits = [config.account, all_addresses];
+        self.unanswered.limit(self.limits);
         self.shaper = self.limits.iter().flatten().min().map(|rate| Shaper::new(*rate));
     }
 
@@ -183,8 +184,7 @@ impl State {
         self.kinds = kinds;
     }
 
-    /// Takes a permit of both ceilings and says from which egress address. Otherwise when to try
-    /// again; `None`: when a call in flight has been answered.
+    /// Takes a permit of both ceilings. Otherwise when to try again; `None`: when a call has ended.
     pub(super) fn take(&mut self, now: Instant) -> Result<Taken, Option<Instant>> {
         self.settle(now);
         let settles = self.unanswered.next_due();

@@ -78,6 +78,7 @@ pub(super) struct Unanswered<T> {
     /// By the moment at which they stop to count.
     due: BTreeSet<(Instant, Key)>,
     number: u64,
+    most: usize,
     /// Whether a process before this one may have left calls.
     inherited: bool,
     /// A provider has a few.
@@ -87,7 +88,13 @@ pub(super) struct Unanswered<T> {
 impl<T> Unanswered<T> {
     pub(super) fn new(bounds: Bounds) -> Self {
         let (calls, due) = (BTreeMap::new(), BTreeSet::new());
-        Self { bounds, calls, due, number: 0, inherited: false, ways: Vec::new() }
+        Self { bounds, calls, due, number: 0, most: MAX_CALLS, inherited: false, ways: Vec::new() }
+    }
+
+    /// Whether there is a ceiling, which bounds the calls: else no more than [`MAX_CALLS`] are kept.
+    pub(super) fn limit(&mut self, ceilings: [Option<u32>; 2]) {
+        let is_limited = ceilings.iter().any(Option::is_some);
+        self.most = if is_limited { usize::MAX } else { MAX_CALLS };
     }
 
     pub(super) fn bounds(&self) -> Bounds {
@@ -102,7 +109,7 @@ impl<T> Unanswered<T> {
         let Bounds { min, max } = self.bounds;
         let (due, listening) = (now + max, Some(listening));
         let key = self.insert(Call { to: Some(to), min, due, listening, permit }, now);
-        if self.calls.len() > MAX_CALLS
+        if self.calls.len() > self.most
             && let Some((_, first)) = self.due.pop_first()
         {
             self.due.insert((now, first));

@@ -64,6 +64,9 @@ pub struct Unanswered {
     pub ago: Duration,
     /// How many.
     pub calls: usize,
+    /// How many of them had not ended when the process did. After a kill that is more than there were:
+    /// the ledger keeps room for calls that are about to begin.
+    pub under_way: usize,
     /// Whether a call that was sent later has been answered.
     pub later_answered: bool,
 }
@@ -251,17 +254,18 @@ impl Meter {
         let since = now.checked_sub(within).unwrap_or(Timestamp::UNIX_EPOCH);
         let seconds = ledger.seconds_since(since.as_second())?;
         let answered =
-            seconds.iter().filter(|(_, cell)| cell.billable > 0).map(|(at, _)| *at).max();
+            seconds.iter().filter(|(_, (cell, _))| cell.billable > 0).map(|(at, _)| *at).max();
         // Rounded up: so long before its answer a call was sent at the earliest.
         let took = i64::try_from(call_timeout.as_secs()).unwrap_or(i64::MAX).saturating_add(2);
-        let calls = seconds.into_iter().filter(|(_, cell)| cell.uncertain > 0);
-        let calls = calls.map(|(second, cell)| {
+        let calls = seconds.into_iter().filter(|(_, (cell, _))| cell.uncertain > 0);
+        let calls = calls.map(|(second, (cell, under_way))| {
             // Some time in that second. One that lies ahead, by a clock that was set back, is now.
             let ended = Timestamp::from_second(second + 1).unwrap_or(now);
             let ago = Duration::try_from(now.duration_since(ended)).unwrap_or_default();
             let later_answered = answered.is_some_and(|at| at.saturating_sub(took) > second);
-            let calls = usize::try_from(cell.uncertain).unwrap_or(usize::MAX);
-            Unanswered { ago, calls, later_answered }
+            let [calls, under_way] =
+                [cell.uncertain, under_way].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+            Unanswered { ago, calls, under_way, later_answered }
         });
         Some(calls.collect())
     }

@@ -9,29 +9,40 @@ use crate::ceiling::unanswered::Bounds;
 use crate::ceiling::{Left, reserve};
 use crate::config;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 impl State {
     /// Calls of processes before this one that the provider may still read. Which address they left
     /// from is not known.
+    ///
+    /// Their count may be too high, above the ceiling even: calls whose late answers the ledger does not
+    /// know of, and room for calls that had not begun. It may also be right, and then as many calls are
+    /// unread as the ceiling has permits. So none is left to probe with, but where the process before
+    /// cannot have used up its reserve.
     pub(in crate::ceiling) fn inherit(
         &mut self,
         config: &config::Ceilings,
         mut left: Vec<Left>,
+        call_timeout: Duration,
         now: Instant,
     ) {
-        left.sort_unstable_by_key(|left| left.ago);
         let Bounds { min, max } = self.unanswered.bounds();
+        let counts_for = |left: &Left| if left.later_answered { min } else { max };
+        left.retain(|left| left.ago < counts_for(left));
+        left.sort_unstable_by_key(|left| left.ago);
+        // As long as no call had ended without an answer, the provider had not stood still for longer
+        // than a call takes, and a second for the ledger's clock.
+        let ended = left.iter().any(|left| left.calls > left.under_way);
+        let silent = if ended { Duration::MAX } else { call_timeout + SECOND };
         for (ceiling, size) in self.ceilings(config) {
-            // They were under the ceiling, too. A count above it is certain to be too high: the ledger
-            // counts room for calls that may not have begun. Then one permit is left to probe with.
+            // They were under the ceiling, too.
             let size = size.map_or(0, |size| size as usize);
-            let counted = left.iter().map(|left| left.calls).fold(0, usize::saturating_add);
-            let mut most = if counted > size { size.saturating_sub(1) } else { size };
-            for Left { ago, calls, later_answered } in &left {
-                let calls = most.min(*calls);
+            let mut most = size - reserve::unused_after(silent, size);
+            for left in &left {
+                let calls = most.min(left.calls);
                 most -= calls;
-                let sent = now.checked_sub(*ago).unwrap_or(now);
-                let due = sent + if *later_answered { min } else { max };
-                self.hold(ceiling, sent, min, due, calls);
+                let sent = now.checked_sub(left.ago).unwrap_or(now);
+                self.hold(ceiling, sent, min, sent + counts_for(left), calls);
             }
         }
     }

@@ -218,14 +218,16 @@ impl Book {
         self.cells.retain(|_, cell| *cell != Cell::default());
     }
 
-    /// A store that takes nothing for long must not fill the memory.
+    /// A store that takes nothing for long must not fill the memory. Merged into the last second of a
+    /// minute, or more: a call without an answer must not seem to be longer ago than it is.
     fn coarsen(&mut self) {
         for grain in [60, 3_600, 86_400] {
             if self.cells.len() <= MAX_CELLS {
                 return;
             }
             for ((second, id), cell) in std::mem::take(&mut self.cells) {
-                let merged = self.cells.entry((second - second.rem_euclid(grain), id)).or_default();
+                let last = second - second.rem_euclid(grain) + grain - 1;
+                let merged = self.cells.entry((last, id)).or_default();
                 merged.billable += cell.billable;
                 merged.uncertain += cell.uncertain;
             }

@@ -57,13 +57,16 @@ pub enum LedgerError {
     },
 }
 
+/// The Unix second in which a process ended, and the calls that had not ended then, at most.
+type Recovered = (i64, BTreeMap<SeriesId, u64>);
+
 /// The ledger. Cheap to clone; [`Ledger::close`] ends it.
 #[derive(Debug, Clone)]
 pub(super) struct Ledger {
     shared: Arc<Shared>,
     shelf: Shelf,
-    /// Whether it continues one of a process before this one.
-    continues: bool,
+    /// What the process left whose ledger this one continues.
+    recovered: Option<Arc<Recovered>>,
     writer: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -115,7 +118,7 @@ impl Ledger {
     pub(super) fn in_memory() -> Result<Self, LedgerError> {
         let path = PathBuf::from("(memory)");
         let store = Store::in_memory().map_err(|error| LedgerError::store(&path, &error))?;
-        Self::start(store, None, Book::new(0, Vec::new()), false)
+        Self::start(store, None, Book::new(0, Vec::new()), None)
     }
 
     /// Opens the one in `folder`, and says what an earlier process has left uncertain. Blocks.
@@ -139,19 +142,21 @@ impl Ledger {
         let mut names = found.names;
         names.extend(image.names.iter().map(|(_, name)| name.clone()));
         store.add(&image).map_err(|error| wrong(&error))?;
+        let recovered = (image.second, lost.clone());
         let lost = lost.into_iter();
         let lost =
             lost.filter_map(|(id, calls)| Some((names.get(usize::from(id))?.clone(), calls)));
         let lost = lost.collect();
         let book = Book::new(image.generation, names);
-        Ok((Self::start(store, Some(hot), book, found.generation > 0)?, lost))
+        let before = (found.generation > 0).then_some(recovered);
+        Ok((Self::start(store, Some(hot), book, before)?, lost))
     }
 
     fn start(
         store: Store,
         hot: Option<Hot>,
         book: Book,
-        continues: bool,
+        recovered: Option<Recovered>,
     ) -> Result<Self, LedgerError> {
         let shared = Arc::new(Shared::new(book, hot.is_some()));
         let (shelf, its) = (store.shelf(), Arc::clone(&shared));
@@ -159,7 +164,12 @@ impl Ledger {
             .name("ledger".to_owned())
             .spawn(move || Writer::new(store, hot, its).run())
             .map_err(|error| LedgerError::Folder { path: "(thread)".into(), error })?;
-        Ok(Self { shared, shelf, continues, writer: Arc::new(Mutex::new(Some(writer))) })
+        Ok(Self {
+            shared,
+            shelf,
+            recovered: recovered.map(Arc::new),
+            writer: Arc::new(Mutex::new(Some(writer))),
+        })
     }
 
     /// The series of this name, and the one that stands for its whole instance.
@@ -219,22 +229,24 @@ impl Ledger {
         drop(flushed.await);
     }
 
-    /// Messages from this Unix second on, by the second in which their calls ended; `None` where the
-    /// ledger begins with this process. Blocks for a moment.
-    pub(super) fn seconds_since(&self, second: i64) -> Option<BTreeMap<i64, Cell>> {
-        if !self.continues {
-            return None;
-        }
+    /// Messages from this Unix second on, by the second in which their calls ended, and how many of
+    /// them had not ended when the last process did; `None` where the ledger begins with this process.
+    /// Blocks for a moment.
+    pub(super) fn seconds_since(&self, second: i64) -> Option<BTreeMap<i64, (Cell, u64)>> {
+        let (died, under_way) = &**self.recovered.as_ref()?;
         let names = self.shared.state().book.names();
-        let mut found = BTreeMap::<_, Cell>::new();
+        let mut found = BTreeMap::<_, (Cell, u64)>::new();
         // An instance's own series counts what its topics' series count.
         let is_topic =
             |id: SeriesId| names.get(usize::from(id)).is_some_and(|n| !n.topic.is_empty());
         let each = |second, id, cell: Cell| {
             if is_topic(id) {
-                let sum = found.entry(second).or_default();
+                let (sum, open) = found.entry(second).or_default();
                 sum.billable += cell.billable;
                 sum.uncertain += cell.uncertain;
+                if second == *died {
+                    *open += under_way.get(&id).copied().unwrap_or(0);
+                }
             }
         };
         self.shelf.seconds_since(second, each).ok()?;
@@ -326,7 +338,7 @@ mod tests {
         let (hangs, until) = std::sync::mpsc::channel::<()>();
         let writer = std::thread::spawn(move || until.recv().unwrap_or_default());
         let ledger =
-            Ledger { shared, shelf, continues: false, writer: Arc::new(Mutex::new(Some(writer))) };
+            Ledger { shared, shelf, recovered: None, writer: Arc::new(Mutex::new(Some(writer))) };
         let bound = Duration::from_mins(1);
         timeout(bound, ledger.close()).await.expect("it ends");
         drop(hangs);
@@ -337,7 +349,7 @@ mod tests {
     async fn a_disk_that_hangs_is_waited_for_once() {
         let shared = Arc::new(Shared::new(Book::new(0, Vec::new()), true));
         let shelf = Store::in_memory().unwrap().shelf();
-        let ledger = Ledger { shared, shelf, continues: false, writer: Arc::default() };
+        let ledger = Ledger { shared, shelf, recovered: None, writer: Arc::default() };
         let id = ledger.series(&Name { instance: "x".into(), topic: "TopicA".into() }).unwrap();
         let start = Instant::now();
         for _ in 0..100 {

@@ -426,7 +426,7 @@ impl Upstream for Provider {
         match (&answer, verdict) {
             (_, Verdict::Throttled { .. }) => permit.throttled(),
             (Answer::TransportError(TransportError::Closed), _) => permit.lost(Read::Over),
-            (Answer::TransportError(_), _) => drop(permit),
+            (Answer::TransportError(_), _) => drop(permit.unanswered()),
             _ => permit.answered(),
         }
         answer
