@@ -97,15 +97,17 @@ async fn run(ceiling: &Ceiling, calls: Vec<Call>) -> Vec<(usize, Instant)> {
     let mut tasks = Vec::new();
     for call in calls {
         sleep(call.after).await;
-        let deadline = Instant::now() + Duration::from_hours(1);
+        // With one call a second, each time-out closes the ceiling for five minutes.
+        let deadline = Instant::now() + Duration::from_hours(24);
         let Ok(ticket) = ceiling.request(Class::Fresh, deadline) else { continue };
         let arrivals = Rc::clone(&arrivals);
         tasks.push(tokio::task::spawn_local(async move {
-            let permit = ticket.permit().await.unwrap();
+            let mut permit = ticket.permit().await.unwrap();
             if matches!(call.end, End::Unsent) {
                 sleep(call.there).await;
                 return permit.unsent();
             }
+            permit.goes_to(([192, 0, 2, 1], 443).into());
             sleep(call.there).await;
             arrivals.borrow_mut().push((permit.egress(), Instant::now()));
             sleep(call.back).await;
@@ -357,7 +359,8 @@ fn refuses_at_the_door_what_it_could_not_send_in_time() {
 fn the_waiting_room_is_bounded() {
     virtual_time(async {
         let ceiling = Ceiling::start(&ceilings(1, None), 1, 3, Start::AfterOthers);
-        let deadline = Instant::now() + Duration::from_hours(1);
+        // With one call a second, each time-out closes the ceiling for five minutes.
+        let deadline = Instant::now() + Duration::from_hours(24);
         let _waiting: Vec<_> =
             (0..3).map(|_| ceiling.request(Class::Fresh, deadline).unwrap()).collect();
         let refused = ceiling.request(Class::Fresh, deadline).unwrap_err();
@@ -370,7 +373,8 @@ fn the_waiting_room_is_bounded() {
 fn retries_get_their_share_and_no_more_while_fresh_messages_wait() {
     virtual_time(async {
         let ceiling = Ceiling::start(&ceilings(100, None), 1, 10_000, Start::AfterOthers);
-        let deadline = Instant::now() + Duration::from_hours(1);
+        // With one call a second, each time-out closes the ceiling for five minutes.
+        let deadline = Instant::now() + Duration::from_hours(24);
         let served = Rc::new(RefCell::new(Vec::new()));
         let mut tasks = Vec::new();
         for class in [Class::Retry, Class::Fresh] {
