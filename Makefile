@@ -11,14 +11,13 @@ test: setup ## everything that CI runs
 	tests/without_emulator.sh
 	cargo test --all-features
 
-# What is left out of `quick`: simulations and whole restarts that take a minute of one core or more.
-SLOW = --skip many_sidecars
+# Simulations, and a hundred thousand calls through one ledger: half a minute of a core and more, each.
+SLOW = --skip many_sidecars --skip what_the_provider_bills
 
 quick: ## while you work: a minute on two cores, and nothing to install
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
-	cargo test --lib -- $(SLOW)
-	cargo test --test layering --test contract --test emulator
+	cargo test --lib --test layering --test contract --test emulator -- $(SLOW)
 
 bench: ## signing, permits, a fleet's, the spool, the meter
 	cargo bench
