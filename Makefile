@@ -11,7 +11,7 @@ test: setup ## everything that CI runs
 	tests/without_emulator.sh
 	cargo test --all-features
 
-# Simulations, and a hundred thousand calls through one ledger: half a minute of a core and more, each.
+# Simulations, and two hundred thousand calls through one ledger: half a minute of a core and more, each.
 SLOW = --skip many_sidecars --skip what_the_provider_bills
 
 quick: ## while you work: a minute on two cores, and nothing to install
