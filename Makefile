@@ -1,32 +1,40 @@
-.PHONY: demo test bench check image setup soak
+.PHONY: demo test quick bench check image setup soak
 
 demo: ## one process, nothing to set up
 	cargo run --release -- demo
 
 test: setup ## everything that CI runs
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --all-features -- -D warnings
+	cargo clippy --no-default-features -- -D warnings
 	tests/deny.sh
-	cargo test
+	tests/without_emulator.sh
+	cargo test --all-features
+
+# Simulations, and two hundred thousand calls through one ledger: half a minute of a core and more, each.
+SLOW = --skip many_sidecars --skip what_the_provider_bills
+
+quick: ## while you work: a minute on two cores, and nothing to install
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	cargo test --lib --test layering --test contract --test emulator -- $(SLOW)
 
 bench: ## signing, permits, a fleet's, the spool, the meter
 	cargo bench
 
 soak: ## outages, stalls, overflow and fleets in real time, and ten thousand crashes: about two hours
-	cargo test --test soak -- --nocapture --test-threads 1
-	cargo test --release --test fleet_soak -- --nocapture --test-threads 1
-	cargo test --release --test standstill_soak -- --nocapture --test-threads 1
-	TOLLGATE_CRASHES=10000 cargo test --release --test crash -- --nocapture
+	cargo test --release --test soak -- --nocapture --test-threads 1
+	TOLLGATE_CRASHES=10000 cargo test --release --test load crash -- --nocapture
 
 image: ## packs the image without a daemon, and runs it; as root, with buildah and runc
-	cargo build --release
+	cargo build --release --no-default-features
 	deploy/image/pack.sh target/tollgate.oci.tar
 	deploy/image/try.sh target/tollgate.oci.tar
 
 check: ## what to run before a commit
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
-	cargo test
+	cargo clippy --all-targets --all-features -- -D warnings
+	cargo test --all-features
 
 setup: ## installs what the tests need on a bare Debian machine
 	tests/setup.sh

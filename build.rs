@@ -4,8 +4,16 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=TOLLGATE_COMMIT");
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/refs/heads");
+    // Git is asked for the paths, since a second work tree has no folder `.git`: for a path that is missing
+    // cargo would build everything anew each time.
+    for path in ["HEAD", "refs/heads"] {
+        let output = Command::new("git").args(["rev-parse", "--git-path", path]).output();
+        let found = output.ok().and_then(|output| String::from_utf8(output.stdout).ok());
+        let found = found.map(|found| found.trim().to_owned());
+        if let Some(found) = found.filter(|found| std::path::Path::new(found).exists()) {
+            println!("cargo:rerun-if-changed={found}");
+        }
+    }
     // An image is built without the history and names the commit itself.
     let commit = std::env::var("TOLLGATE_COMMIT").ok().or_else(|| {
         let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;

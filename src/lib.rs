@@ -16,7 +16,7 @@
 //! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | engines: permits; one call; what is kept; what was sent |
 //! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`] | the key; pure signatures; what all doors share; how much is logged; the way to Redis; deadlines of a process that may stand still |
 //! | G | [`message`], [`answer`], [`config`] | words that all share; they know nobody |
-//! | annex | [`emulator`] | the provider on your machine; only [`cli`] knows it |
+//! | annex | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] knows it |
 //!
 //! An arrow between rooms goes down, never up, and never sideways on floors 1 and 3, but that
 //! [`upstream`] is handed a permit of [`ceiling`]'s: there is no call without one. `tests/layering.rs`
@@ -40,6 +40,7 @@ pub mod config;
 pub mod control;
 pub mod deadline;
 pub mod delivery;
+#[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod keys;
 pub mod log_limiter;

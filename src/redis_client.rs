@@ -374,7 +374,7 @@ async fn read_file(path: &Path) -> Result<Vec<u8>, ClientError> {
 pub(crate) mod ports;
 
 /// A real server, for the tests of those who go this way.
-#[cfg(test)]
+#[cfg(all(test, feature = "redis-tests"))]
 #[path = "../tests/support/redis.rs"]
 pub(crate) mod server;
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Packs the image without a daemon or a registry, from this machine's release binary: pack.sh FILE writes
-# an OCI archive. The same as deploy/Dockerfile makes, and the same bytes for the same binary and commit.
+# Packs the image without a daemon or a registry: pack.sh FILE writes an OCI archive with this machine's
+# release binary, built with --no-default-features. The same as deploy/Dockerfile makes, and the same bytes for the same binary and commit.
 # Debian's package buildah is enough.
 set -eu
 file=$1

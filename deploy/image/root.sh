@@ -2,9 +2,14 @@
 # Lays out the image's root: root.sh BINARY FOLDER. The binary, the four libraries that it is linked
 # with, and a list of all that is in it (CycloneDX), which scanners read. There is no shell and no
 # package manager. Name resolution is inside libc, and time zones and certificates are in the binary.
+# BINARY is one of `cargo build --release --no-default-features`: the image has no emulator.
 set -eu
 binary=$1
 root=$2
+if "$binary" --help | grep -q emulator; then
+    echo "$0: $binary has the emulator: build it with --no-default-features" >&2
+    exit 1
+fi
 
 mkdir -p "$root/run/tollgate" "$root/var/lib/tollgate/spool" "$root/lib64" "$root/usr/share/sbom"
 install -D -m 0755 "$binary" "$root/usr/bin/tollgate"
@@ -15,7 +20,7 @@ for file in $files; do
 done
 
 {
-    cargo tree --locked -e normal --prefix none --format '{p}' |
+    cargo tree --locked --no-default-features -e normal --prefix none --format '{p}' |
         awk '{ sub("^v", "", $2); print "cargo", $1, $2 }'
     for file in $files; do
         # dpkg may know a library by its other name, from before /usr was merged

@@ -27,7 +27,7 @@ use super::reserve::{self, Reserve};
 pub const WINDOW: Duration = Duration::from_millis(1_001);
 /// How long permits are withheld after the provider pushed back, on average: the first returns
 /// after half of it, the last after one and a half. Were they to return together, a provider that
-/// takes 400 of 1,000 would push back 5 % of calls; so it is 0.2 % (`tests/delivery.rs`, overflow).
+/// takes 400 of 1,000 would push back 5 % of calls; so it is 0.2 % (`tests/delivery/outages.rs`, overflow).
 pub(super) const PARK: Duration = Duration::from_secs(30);
 /// The provider's push-back parks permits at most once in this time: one overflow makes many
 /// answers.

@@ -4,12 +4,15 @@
 mod asking;
 mod bill;
 pub mod check;
+#[cfg(feature = "emulator")]
 mod demo;
+#[cfg(feature = "emulator")]
 mod emulator;
 mod logging;
 mod messages;
 mod serve;
 mod status;
+#[cfg(feature = "emulator")]
 mod traffic;
 
 use std::process::ExitCode;
@@ -32,11 +35,14 @@ const ABOUT: &str = "Between your services and Alibaba Cloud ApsaraMQ for MQTT: 
                      bytes, tollgate signs the call, keeps under the provider's ceilings and \
                      counts what is billed.";
 
-const EXAMPLES: &str = "\
+const TRY_IT: &str = "\
 Try it, with nothing to set up:
   tollgate demo
   curl -d hello http://127.0.0.1:8080/publish/TopicA
 
+";
+
+const EXAMPLES: &str = "\
 Run it:
   tollgate check --config tollgate.toml
   tollgate serve --config tollgate.toml
@@ -45,7 +51,7 @@ Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 4 configuration invalid
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "tollgate", version = VERSION, about = ABOUT, after_help = EXAMPLES)]
+#[command(name = "tollgate", version = VERSION, about = ABOUT, after_help = after_help())]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -54,23 +60,33 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Serve(serve::Args),
+    #[cfg(feature = "emulator")]
     Demo(demo::Args),
     Check(check::Args),
+    #[cfg(feature = "emulator")]
     Emulator(emulator::EmulatorArgs),
     Messages(messages::Args),
     Bill(bill::Args),
     Status(status::Args),
 }
 
+/// Without the emulator there is no demo to try.
+fn after_help() -> String {
+    let try_it = if cfg!(feature = "emulator") { TRY_IT } else { "" };
+    format!("{try_it}{EXAMPLES}")
+}
+
 /// Parses the command line and runs its verb.
 pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Serve(args) => serve::run(&args),
+        #[cfg(feature = "emulator")]
         Verb::Demo(args) => demo::run(&args),
         Verb::Check(args) => check::run(args),
         Verb::Messages(args) => messages::run(args),
         Verb::Bill(args) => bill::run(&args),
         Verb::Status(args) => status::run(&args),
+        #[cfg(feature = "emulator")]
         Verb::Emulator(args) => match runtime(1) {
             Ok(runtime) => runtime.block_on(emulator::run(args)),
             Err(error) => {

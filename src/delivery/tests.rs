@@ -2,6 +2,7 @@
 //! pause.
 
 mod adversary;
+#[cfg(feature = "redis-tests")]
 mod taken_up;
 
 use std::path::Path;

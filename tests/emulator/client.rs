@@ -1,7 +1,7 @@
 //! A caller of the emulator: signs with code of its own and speaks HTTP over one connection.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,10 +16,32 @@ use serde_json::Value;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use tokio::net::{TcpSocket, TcpStream};
-use tollgate::emulator::{DEMO_KEY_ID, DEMO_KEY_SECRET, KeyPair};
+use tollgate::emulator::{DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, KeyPair, Options};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 pub(crate) const INSTANCE: &str = "post-cn-test";
+
+/// On a free port, without ceilings, and with temporary keys beside the demo key.
+pub(crate) fn options() -> Options {
+    let keys = [
+        KeyPair::with_token("sts-1", "sts-secret", "CAIS-token-1+/=="),
+        KeyPair::with_token("sts-2", "sts-secret", "CAIS-token-2+/=="),
+    ];
+    let default = Options::default();
+    Options {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        account_qps: 0,
+        egress_ip_qps: 0,
+        keys: default.keys.iter().cloned().chain(keys).collect(),
+        ..default
+    }
+}
+
+pub(crate) async fn start(options: Options) -> (Emulator, Client) {
+    let emulator = Emulator::start(options).unwrap();
+    let client = Client::connect(emulator.address()).await;
+    (emulator, client)
+}
 
 /// Where the business parameters go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

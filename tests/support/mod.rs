@@ -1,4 +1,4 @@
-//! What several tests need: a sidecar in process, an upstream that says what it is told, a client.
+//! What several tests need: a sidecar in process, an upstream whose answers the test chooses, a client.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod broker;
@@ -6,6 +6,7 @@ pub mod browser;
 pub mod callers;
 pub mod fleet;
 pub mod http;
+pub mod manifests;
 pub mod ports;
 pub mod process;
 pub mod prometheus;
@@ -17,6 +18,7 @@ pub mod test_sidecar;
 
 use std::time::Duration;
 
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep, timeout};
 use tollgate::ceiling::Start;
 use tollgate::config::{self, Config};
@@ -60,6 +62,13 @@ pub fn config(endpoint: &str, flags: &[(&str, &str)]) -> Config {
 
 pub fn key() -> Key {
     Key::new("testid", "testsecret".into(), None, None).unwrap()
+}
+
+/// Held by a test that loads the whole machine. Tests of one binary run at the same time, and what another
+/// test takes of two cores is missing in what this one measures.
+pub async fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::const_new(());
+    ALONE.lock().await
 }
 
 /// Looks until it is so; fails if it never is.

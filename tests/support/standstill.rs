@@ -8,7 +8,6 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::callers;
@@ -24,8 +23,6 @@ const BEFORE: Duration = Duration::from_secs(8);
 /// After its end, the ceiling is to be used again within this time, and how long that is watched.
 const RECOVERS: Duration = Duration::from_secs(15);
 const WATCHED: Duration = Duration::from_secs(8);
-/// One at a time: each wants the machine for itself.
-pub static ONE: Mutex<()> = Mutex::const_new(());
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spool {
@@ -102,7 +99,7 @@ pub fn signal(emulator: &Emulator, signal: Signal) {
 
 /// How a stop ended: the worst sliding second, and the use of the ceiling after it.
 pub async fn stopped(spool: Spool, sidecars: usize, long: Duration) -> f64 {
-    let _one = ONE.lock().await;
+    let _one = super::alone().await;
     let stage = Stage::new(spool, sidecars).await;
     let loads = stage.load(Instant::now() + BEFORE + long + RECOVERS + WATCHED);
     sleep(BEFORE).await;
@@ -136,7 +133,7 @@ pub fn never_over(report: &Value) {
 
 /// Four providers behind one address, one of which stands still: the other three answer.
 pub async fn one_of_four(long: Duration) -> f64 {
-    let _one = ONE.lock().await;
+    let _one = super::alone().await;
     let mut emulators = Vec::new();
     for _ in 0..4 {
         let args = ["--account-qps", "0", "--egress-ip-qps", "0"];

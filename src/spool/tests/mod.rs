@@ -3,12 +3,17 @@
 mod bounds;
 mod double;
 mod faults;
+#[cfg(feature = "redis-tests")]
 mod handover;
 mod model;
+#[cfg(feature = "redis-tests")]
 mod outages;
 mod real;
+#[cfg(feature = "redis-tests")]
 mod shared;
+#[cfg(feature = "redis-tests")]
 mod together;
+#[cfg(feature = "redis-tests")]
 mod ways;
 
 use std::path::Path;
@@ -20,6 +25,7 @@ use tokio::time::Instant;
 
 pub(crate) use double::Double;
 pub(crate) use faults::{open, settled};
+#[cfg(feature = "redis-tests")]
 pub(crate) use shared::shared_at;
 
 use super::{Claim, Death, OpenError, Options, Reason, Receipt, Spool};

@@ -1,0 +1,217 @@
+//! The command line as its user sees it: words, exit codes, signals.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use crate::support::http::{get, post};
+use crate::support::process::{Emulator, Serve, run};
+use crate::support::script::{Say, Script, error};
+use crate::support::until;
+use rustix::process::Signal;
+use tokio::sync::Notify;
+
+#[tokio::test]
+async fn every_verb_explains_itself_with_an_example() {
+    let help = run(&["--help"], &[]).await;
+    assert_eq!(help.code, 0);
+    for verb in ["serve", "demo", "check", "status", "messages", "bill", "emulator"] {
+        assert!(help.stdout.contains(&format!("\n  {verb} ")), "{}", help.stdout);
+        let own = run(&[verb, "--help"], &[]).await;
+        assert_eq!(own.code, 0, "{verb}");
+        assert!(own.stdout.contains("Example"), "{verb}: {}", own.stdout);
+        assert!(own.stdout.contains(&format!("tollgate {verb}")), "{verb}: {}", own.stdout);
+    }
+    let version = run(&["--version"], &[]).await;
+    let version = version.stdout.trim();
+    assert!(version.starts_with("tollgate 0.") && version.ends_with(')'), "{version}");
+}
+
+#[tokio::test]
+async fn exit_codes() {
+    assert_eq!(run(&["fly"], &[]).await.code, 2, "wrong usage");
+    assert_eq!(run(&["serve", "--fly"], &[]).await.code, 2, "wrong usage");
+    let emulator = ["emulator", "--listen", "127.0.0.1:0", "--mqtt", "http://x"];
+    assert_eq!(run(&emulator, &[]).await.code, 2, "wrong usage");
+    let none = run(&["serve"], &[]).await;
+    assert_eq!(none.code, 4, "no endpoint");
+    assert!(none.stderr.contains("upstream.endpoint"), "{}", none.stderr);
+    assert_eq!(run(&["serve", "--config", "/nowhere.toml"], &[]).await.code, 4);
+
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(
+        file,
+        "[upstream]\nendpont = 1\ninstance_id = \"i\"\n[publish]\nwait = \"-1s\"\nmax_waiting = 0\n"
+    )
+    .unwrap();
+    let path = file.path().to_str().unwrap();
+    let check = run(&["check", "--config", path], &[("TOLLGATE__DRAIN__GRACE", "soon")]).await;
+    assert_eq!((check.code, check.stdout.as_str()), (4, ""));
+    for key in ["endpont", "publish.wait", "publish.max_waiting", "drain.grace"] {
+        assert!(check.stderr.contains(key), "{key} is missing in\n{}", check.stderr);
+    }
+    assert!(check.stderr.contains(path) && check.stderr.contains("TOLLGATE__DRAIN__GRACE"));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let listen = format!("--set=listen.publish={taken}");
+    let rest = ["--set=upstream.endpoint=http://127.0.0.1:1", "--set=upstream.instance_id=i"];
+    let key = [
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"),
+        ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret"),
+    ];
+    let serve = run(&["serve", &listen, rest[0], rest[1]], &key).await;
+    assert_eq!(serve.code, 1, "{}", serve.stderr);
+    assert!(serve.stderr.contains(&taken), "{}", serve.stderr);
+    let keyless = run(
+        &[
+            "serve",
+            "--set=listen.publish=127.0.0.1:0",
+            "--set=listen.telemetry=127.0.0.1:0",
+            rest[0],
+            rest[1],
+        ],
+        &[],
+    )
+    .await;
+    assert_eq!(keyless.code, 1);
+    assert!(keyless.stderr.contains("ALIBABA_CLOUD_ACCESS_KEY_ID"), "{}", keyless.stderr);
+}
+
+/// Where an app is asked to end at the same moment, its last messages are still taken.
+#[tokio::test]
+async fn sigterm_with_an_app_that_is_not_done() {
+    let emulator = Emulator::start(&[]).await;
+    let url = emulator.url();
+    let settings =
+        [("upstream.endpoint", url.as_str()), ("drain.accept_for", "1h"), ("drain.grace", "1m")];
+    let serve = Serve::start(&settings, &[]).await;
+    serve.signal(Signal::TERM);
+    until("it is not ready", async || get(&serve.telemetry, "/readyz").await.status == 503).await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"last").await.status, 200);
+    // A second one ends that, too.
+    serve.signal(Signal::TERM);
+    let (status, log) = serve.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[tokio::test]
+async fn sigterm_finishes_what_is_on_its_way() {
+    let told = Arc::new(Notify::new());
+    let script = Script::start([Say::Later(Arc::clone(&told))]).await;
+    let settings = [
+        ("upstream.endpoint", script.url.as_str()),
+        ("upstream.call_timeout", "1m"),
+        ("publish.wait", "1m"),
+        ("drain.grace", "1m"),
+    ];
+    let serve = Serve::start(&settings, &[]).await;
+    let publish = serve.publish.clone();
+    let waiting =
+        tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await.status });
+    while script.requests().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    serve.signal(Signal::TERM);
+    // New messages are refused while the old one is finished.
+    let refused = loop {
+        let answer = post(&serve.publish, "/publish/TopicA", &[], b"x").await;
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.json()["type"], "urn:tollgate:draining");
+    assert_eq!((refused.header("connection"), refused.header("retry-after")), ("close", "1"));
+    assert_eq!(get(&serve.telemetry, "/readyz").await.status, 503);
+    assert_eq!(get(&serve.telemetry, "/livez").await.status, 200);
+    told.notify_one();
+    assert_eq!(waiting.await.unwrap(), 200, "it was delivered while stopping");
+    let (status, log) = serve.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[tokio::test]
+async fn one_line_a_failed_message_and_none_a_delivered_one() {
+    let script = Script::start([]).await;
+    let serve = Serve::start(&[("upstream.endpoint", script.url.as_str())], &[]).await;
+    for _ in 0..20 {
+        assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    }
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let headers = [("x-request-id", "mine"), ("traceparent", trace)];
+    assert_eq!(post(&serve.publish, "/publish/no", &headers, b"x").await.status, 400);
+    serve.signal(Signal::TERM);
+    let (_, log) = serve.ended().await;
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let failed: Vec<_> = lines.iter().filter(|l| l["message"] == "message not delivered").collect();
+    assert_eq!(failed.len(), 1, "{log}");
+    let line = failed[0];
+    assert_eq!(line["request_id"], "mine");
+    assert_eq!(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!((&line["topic"], &line["outcome"]), (&"no".into(), &"invalid".into()));
+    assert_eq!(lines.len(), 4, "serving, the failed message, stopping, stopped:\n{log}");
+}
+
+/// A changed file is taken up while running; an invalid one changes nothing and says so.
+#[tokio::test]
+async fn the_configuration_is_reloaded() {
+    let script = Script::start([]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tollgate.toml");
+    let write = |text: &str| {
+        let next = folder.path().join("next");
+        std::fs::write(&next, text).unwrap();
+        std::fs::rename(next, &file).unwrap();
+    };
+    write("[ceilings]\naccount = 500\n[topics]\nallow = [\"Old\"]\n");
+    let args = ["--config", file.to_str().unwrap()];
+    let settings = [("upstream.endpoint", script.url.as_str())];
+    let serve = Serve::start_with(&args, &settings, &[]).await;
+    let policy = async || {
+        let answer = post(&serve.publish, "/publish/New", &[], b"x").await;
+        (answer.status, answer.header("ratelimit-policy").to_owned())
+    };
+    assert_eq!(policy().await, (403, "\"account\";q=500;w=1".to_owned()));
+
+    write("[ceilings]\naccount = 700\n[topics]\nallow = [\"New\"]\n[publish]\nmax_waiting = 9\n");
+    serve.logs("configuration reloaded").await;
+    assert_eq!(policy().await, (200, "\"account\";q=700;w=1".to_owned()));
+    serve.logs("these changes wait for a restart").await;
+    assert!(serve.log().contains("publish.max_waiting"));
+
+    write("[ceilings]\naccount = \"lots\"\n");
+    serve.signal(Signal::HUP);
+    serve.logs("nothing has changed").await;
+    assert!(serve.log().contains("ceilings.account"));
+    assert_eq!(policy().await, (200, "\"account\";q=700;w=1".to_owned()));
+    serve.signal(Signal::TERM);
+    assert!(serve.ended().await.0.success());
+}
+
+/// One screen of a running sidecar: what is wrong comes first.
+#[tokio::test]
+async fn status_says_what_is_wrong() {
+    let script = Script::start([]).await;
+    let serve = Serve::start(&[("upstream.endpoint", script.url.as_str())], &[]).await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    let said = run(&["status", "--at", &serve.telemetry], &[]).await;
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    for words in ["up ", "All is well", "1 billed, 0 perhaps", "no ceiling", "env, taken up"] {
+        assert!(said.stdout.contains(words), "{words}:\n{}", said.stdout);
+    }
+    let failing = Script::start([error(403, "Forbidden.RAM")]).await;
+    let serve = Serve::start(&[("upstream.endpoint", failing.url.as_str())], &[]).await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 502);
+    let said = run(&["status", "--at", &serve.telemetry], &[]).await;
+    assert!(said.stdout.lines().nth(1).unwrap().starts_with("WRONG"), "{}", said.stdout);
+    let json = run(&["status", "--at", &serve.telemetry, "-o", "json"], &[]).await.stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["concerns"][0]["level"], "bad");
+    serve.signal(Signal::TERM);
+    let telemetry = serve.telemetry.clone();
+    serve.ended().await;
+    let said = run(&["status", "--at", &telemetry], &[]).await;
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("no sidecar is to be seen"), "{}", said.stderr);
+}

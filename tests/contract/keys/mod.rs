@@ -1,0 +1,6 @@
+//! Keys as they come from real folders and real HTTP servers. How they are kept fresh is tested
+//! beside the code, in paused time.
+
+mod files;
+mod server;
+mod uri;

@@ -1,0 +1,19 @@
+//! What callers, operators and scripts are promised, against a scripted upstream or the emulator. Nothing has
+//! to be installed.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+mod answers;
+mod batch_publish;
+mod cli;
+mod config;
+mod demo;
+mod keys;
+mod ledger;
+mod messages;
+mod requests;
+mod secrets;
+mod signatures;
+mod spool_http;
+#[path = "../support/mod.rs"]
+mod support;
+mod upstream;

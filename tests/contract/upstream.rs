@@ -1,0 +1,300 @@
+//! Connections to the upstream: reused, capped, bound to their egress address, under TLS; and keys
+//! that change while calls are made.
+#![allow(clippy::float_cmp, reason = "counts are whole")]
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::support;
+use crate::support::http::{BOUND, get, post, series};
+use crate::support::script::{Say, Script, error, ok};
+use crate::support::{config, sidecar, sidecar_with, until};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tollgate::keys::Keys;
+
+/// Answers every request on a connection with a success, until it is closed.
+async fn answer_all(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let Say::Bytes(ok) = ok() else { return };
+    let mut buffer = Vec::new();
+    while stream.read_buf(&mut buffer).await.is_ok_and(|n| n > 0) {
+        // Requests of these tests fit into one read and end with their signature.
+        if String::from_utf8_lossy(&buffer).contains("&Signature=") {
+            buffer.clear();
+            if stream.write_all(&ok).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// An upstream that notes where connections come from.
+async fn peers() -> (String, Arc<Mutex<Vec<SocketAddr>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let peers = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&peers);
+    tokio::spawn(async move {
+        while let Ok((stream, peer)) = listener.accept().await {
+            noted.lock().unwrap().push(peer);
+            tokio::spawn(answer_all(stream));
+        }
+    });
+    (url, peers)
+}
+
+#[tokio::test]
+async fn connections_are_reused_and_not_for_too_long() {
+    let (url, peers) = peers().await;
+    let flags = [("upstream.idle_timeout", "9s")];
+    let (_sidecar, publish, _) = sidecar(&config(&url, &flags)).await;
+    for _ in 0..10 {
+        assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    }
+    assert_eq!(peers.lock().unwrap().len(), 1, "one connection for ten calls in a row");
+    let flags = [("upstream.idle_timeout", "1s")];
+    let (_sidecar, publish, _) = sidecar(&config(&url, &flags)).await;
+    assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    assert_eq!(peers.lock().unwrap().len(), 3, "and a new one after a pause");
+}
+
+#[tokio::test]
+async fn each_egress_address_is_sent_from() {
+    let (url, peers) = peers().await;
+    let flags = [
+        ("upstream.egress_addresses", "127.0.0.2, 127.0.0.3, 127.0.0.4"),
+        ("ceilings.egress_ip", "10"),
+    ];
+    let (_sidecar, publish, _) = sidecar(&config(&url, &flags)).await;
+    for _ in 0..6 {
+        assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    }
+    let from: BTreeSet<_> =
+        peers.lock().unwrap().iter().map(|peer| peer.ip().to_string()).collect();
+    assert_eq!(from, ["127.0.0.2", "127.0.0.3", "127.0.0.4"].map(String::from).into());
+}
+
+#[tokio::test]
+async fn connections_are_capped() {
+    let told = Arc::new(Notify::new());
+    let script = Script::start([(); 2].map(|()| Say::Later(Arc::clone(&told)))).await;
+    let flags = [("upstream.max_connections", "2")];
+    let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &flags)).await;
+    let calls: Vec<_> = (0..2)
+        .map(|_| {
+            let publish = publish.clone();
+            tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await.status })
+        })
+        .collect();
+    until("two calls are on their way", async || script.requests().len() == 2).await;
+    // A third finds no connection as long as they are.
+    let third = post(&publish, "/publish/TopicA", &[("prefer", "wait=1")], b"x").await;
+    assert_eq!((third.status, &third.json()["outcome"]), (504, &"not-sent".into()));
+    assert_eq!(script.requests().len(), 2);
+    told.notify_waiters();
+    for call in calls {
+        assert_eq!(timeout(BOUND, call).await.unwrap().unwrap(), 200);
+    }
+    assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    let metrics = get(&telemetry, "/metrics").await.text();
+    let ok = "tollgate_upstream_calls_total{kind=\"first\",code=\"OK\"}";
+    assert_eq!(series(&metrics, ok), 3.0, "{metrics}");
+}
+
+/// A connection that the provider has closed while it was idle costs nobody anything.
+#[tokio::test]
+async fn a_connection_closed_by_the_provider_is_not_used() {
+    let Say::Bytes(bytes) = ok() else { panic!() };
+    let script = Script::start(vec![Say::BytesAndClose(bytes); 5]).await;
+    let (_sidecar, publish, _) = sidecar(&config(&script.url, &[])).await;
+    for _ in 0..5 {
+        let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+        assert_eq!(answer.status, 200, "{}", answer.json());
+        // The close is on its way.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// An upstream under TLS, vouched for by an authority of its own.
+async fn tls_upstream(folder: &Path) -> String {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::new([]).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(folder.join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(ca, ca_key);
+    let key = KeyPair::generate().unwrap();
+    let names = ["localhost".to_owned()];
+    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    answer_all(stream).await;
+                }
+            });
+        }
+    });
+    format!("https://localhost:{port}")
+}
+
+#[tokio::test]
+async fn tls_with_an_authority_of_ones_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = tls_upstream(folder.path()).await;
+    let roots = folder.path().join("ca.pem");
+    let flags = [("upstream.roots", roots.to_str().unwrap())];
+    let (_sidecar, publish, _) = sidecar(&config(&url, &flags)).await;
+    let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+    assert_eq!(answer.status, 200, "{}", answer.json());
+
+    // Nobody vouches for it: nothing is sent.
+    let (_sidecar, publish, telemetry) = sidecar(&config(&url, &[])).await;
+    let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+    assert_eq!((answer.status, &answer.json()["outcome"]), (502, &"not-sent".into()));
+    let metrics = get(&telemetry, "/metrics").await.text();
+    assert_eq!(series(&metrics, "tollgate_upstream_calls_total{kind=\"first\",code=\"tls\"}"), 1.0);
+}
+
+/// The old key stops working the moment the new one is mounted, long before the next poll: no
+/// caller sees it.
+#[tokio::test]
+async fn a_rotated_key_fails_no_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let mount = |version: &str| {
+        // As the kubelet does it: a new folder, then one atomic rename of the link.
+        let data = folder.path().join(format!("..{version}"));
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("access_key_id"), format!("id-{version}\n")).unwrap();
+        std::fs::write(data.join("access_key_secret"), format!("secret-{version}")).unwrap();
+        let link = folder.path().join("..data_tmp");
+        std::os::unix::fs::symlink(&data, &link).unwrap();
+        std::fs::rename(link, folder.path().join("..data")).unwrap();
+    };
+    mount("one");
+    for part in ["access_key_id", "access_key_secret"] {
+        let target = Path::new("..data").join(part);
+        std::os::unix::fs::symlink(target, folder.path().join(part)).unwrap();
+    }
+    let script = Script::start([ok(), error(404, "InvalidAccessKeyId.NotFound")]).await;
+    let flags = [
+        ("keys.source", "file"),
+        ("keys.path", folder.path().to_str().unwrap()),
+        ("keys.poll", "1h"),
+    ];
+    let config = config(&script.url, &flags);
+    let keys = Keys::start(&config.keys, CancellationToken::new()).unwrap();
+    timeout(BOUND, keys.loaded()).await.unwrap();
+    let (_sidecar, publish, telemetry) = sidecar_with(&config, keys).await;
+    assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    mount("two");
+    let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+    assert_eq!((answer.status, &answer.json()["Attempts"]), (200, &2.into()));
+    let ids: Vec<_> = script
+        .requests()
+        .iter()
+        .map(|r| r.split("AccessKeyId=").nth(1).unwrap().split('&').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids, ["id-one", "id-one", "id-two"]);
+    let metrics = get(&telemetry, "/metrics").await.text();
+    let reloads = "tollgate_key_reloads_total{source=\"file\",result=\"ok\"}";
+    assert_eq!(series(&metrics, reloads), 2.0, "{metrics}");
+}
+
+/// Without a key nothing is sent, and one sees why.
+#[tokio::test]
+async fn no_key_yet() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = Script::start([]).await;
+    let flags = [("keys.source", "file"), ("keys.path", folder.path().to_str().unwrap())];
+    let config = config(&script.url, &flags);
+    let keys = Keys::start(&config.keys, CancellationToken::new()).unwrap();
+    let (_sidecar, publish, telemetry) = sidecar_with(&config, keys).await;
+    let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+    assert_eq!((answer.status, &answer.json()["outcome"]), (502, &"not-sent".into()));
+    assert!(script.requests().is_empty());
+    for path in ["/startupz", "/readyz"] {
+        assert_eq!(get(&telemetry, path).await.status, 503, "{path}");
+    }
+    let verbose = get(&telemetry, "/readyz?verbose").await;
+    assert!(verbose.text().contains("key: no"), "{}", verbose.text());
+}
+
+/// An upstream that answers each call with these bytes, once it is told so.
+async fn late(bytes: Vec<u8>) -> (String, Arc<tokio::sync::Semaphore>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let goes_on = Arc::new(tokio::sync::Semaphore::new(0));
+    let waits = Arc::clone(&goes_on);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (waits, bytes) = (Arc::clone(&waits), bytes.clone());
+            tokio::spawn(async move {
+                let mut request = vec![0; 16 * 1024];
+                drop(stream.read(&mut request).await);
+                waits.acquire().await.unwrap().forget();
+                drop(stream.write_all(&bytes).await);
+                // Until tollgate closes it.
+                drop(stream.read(&mut request).await);
+            });
+        }
+    });
+    (url, goes_on)
+}
+
+/// A late answer shows that the provider has read the call. A gateway that gives up waiting for the
+/// provider shows nothing.
+#[tokio::test]
+async fn what_a_late_answer_shows() {
+    let gateway = support::script::http(504, "text/html", &[], "timeout");
+    let throttled = [("x-acs-retry-after", "1")];
+    let throttling = support::script::http(504, "text/html", &throttled, "timeout");
+    let Say::Bytes(ok) = ok() else { unreachable!() };
+    for (bytes, reads) in [(ok, true), (gateway, false), (throttling, false)] {
+        let (url, goes_on) = late(bytes).await;
+        let flags = [
+            ("upstream.connect_timeout", "200ms"),
+            ("upstream.call_timeout", "200ms"),
+            ("ceilings.account", "10"),
+        ];
+        let (_sidecar, publish, telemetry) = sidecar(&config(&url, &flags)).await;
+        let unanswered = async || {
+            let metrics = get(&telemetry, "/metrics").await.text();
+            series(&metrics, "tollgate_ceiling_unanswered_calls{ceiling=\"account\"}")
+        };
+        let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+        assert_eq!(answer.status, 504, "{}", answer.text());
+        assert_eq!(unanswered().await, 1.0);
+        goes_on.add_permits(1);
+        if reads {
+            until("the call is read", async || unanswered().await == 0.0).await;
+        } else {
+            // The second call's late answer comes after the first's.
+            post(&publish, "/publish/TopicA", &[], b"y").await;
+            goes_on.add_permits(1);
+            until("both have their answer", async || goes_on.available_permits() == 0).await;
+            assert_eq!(unanswered().await, 2.0);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Real processes under load, before an emulator that counts. Each of these tests wants the machine for
+//! itself and holds [`support::alone`]. Some need redis-server, which `tests/setup.sh` installs.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+mod crash;
+mod demand;
+mod rolling;
+mod shared_ceiling;
+mod standstill;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,19 @@
+//! With what others have made: Chromium, Prometheus, mosquitto, the provider's SDKs, Kubernetes' schemas.
+//! `tests/setup.sh` installs them.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+#[path = "../emulator/client.rs"]
+#[allow(dead_code, reason = "what the emulator's own tests need, too")]
+mod client;
+mod emulator_broker;
+mod emulator_sdk;
+mod kubernetes;
+mod mqtt;
+mod page;
+mod prometheus;
+mod runbooks;
+mod sdk_verifies;
+#[path = "../support/mod.rs"]
+mod support;
+
+use client::{options, start};
