@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Held, State, Whose};
+use super::{HeldPermits, Limiter, Whose};
 use crate::ceiling::unanswered::Bounds;
 use crate::ceiling::{Left, reserve};
 use crate::config;
 
-impl State {
+impl Limiter {
     /// Calls of processes before this one that the provider may still read. Which address they left
     /// from is not known.
     pub(in crate::ceiling) fn inherit(
@@ -46,7 +46,7 @@ impl State {
             let due = now + self.unanswered.bounds().max;
             if calls > 0 {
                 self.window(ceiling).assume(calls);
-                let assumed = Held::Assumed { ceiling, calls };
+                let assumed = HeldPermits::Assumed { ceiling, calls };
                 self.unanswered.inherit(now, Duration::ZERO, due, assumed);
             }
         }
@@ -60,7 +60,7 @@ impl State {
     fn hold(&mut self, ceiling: Whose, sent: Instant, min: Duration, due: Instant, calls: usize) {
         if calls > 0 {
             self.window(ceiling).inherit(calls);
-            self.unanswered.inherit(sent, min, due, Held::Inherited { ceiling, calls });
+            self.unanswered.inherit(sent, min, due, HeldPermits::Inherited { ceiling, calls });
         }
     }
 }
