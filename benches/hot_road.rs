@@ -15,7 +15,8 @@ use sha1::Sha1;
 use tokio::time::Instant;
 use tollgate::ceiling::{Ceiling, Class, Start, Ticket};
 use tollgate::config::{Ceilings, SignatureVersion, Unanswered};
-use tollgate::signing::{Call, Credentials, Stamp, sign};
+use tollgate::signing::{Credentials, Stamp, sign};
+use tollgate::upstream::SendMessage;
 
 fn payload(bytes: usize) -> String {
     let mut random = fastrand::Rng::with_seed(1);
@@ -28,12 +29,8 @@ fn signing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("sign");
     for size in [256, 4_096, 49_152] {
         let payload = payload(size);
-        let call = Call {
-            authority: "onsmqtt.cn-hangzhou.aliyuncs.com",
-            instance: "post-cn-0pp12gl0000",
-            topic: "TopicA/sub1",
-            payload: &payload,
-        };
+        let message = SendMessage::new("post-cn-0pp12gl0000", "TopicA/sub1", &payload);
+        let call = message.call("onsmqtt.cn-hangzhou.aliyuncs.com");
         group.throughput(Throughput::Bytes(size as u64));
         for (name, version) in
             [("hmac-sha1", SignatureVersion::HmacSha1), ("acs3", SignatureVersion::Acs3)]

@@ -17,7 +17,7 @@ const REST: Duration = Duration::from_mins(5);
 
 /// Watches one address.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub(super) struct BlockWatch {
     /// Connections that ended without an answer since the last answer, and since when.
     losses: u32,
     run_since: Option<Instant>,
@@ -36,7 +36,7 @@ enum Suspicion {
     Probing,
 }
 
-impl Watch {
+impl BlockWatch {
     pub(super) fn suspected(&self) -> bool {
         self.suspicion != Suspicion::None
     }
@@ -78,13 +78,13 @@ impl Watch {
 
     /// A call ended in a way that says nothing of a block, as by a time-out: a probe that did is
     /// not followed by another at once.
-    pub(super) fn told_nothing(&mut self, now: Instant) {
+    pub(super) fn inconclusive(&mut self, now: Instant) {
         if self.suspicion == Suspicion::Probing {
             self.suspicion = Suspicion::Until(now + REST);
         }
     }
 
-    /// A call never left. Whether it was a probe, which is then still owed.
+    /// A call never left. Whether it was a probe, which is then still debt.
     pub(super) fn probe_again(&mut self, now: Instant) -> bool {
         let probe = self.suspicion == Suspicion::Probing;
         if probe {

@@ -10,21 +10,21 @@ const SLACK: Duration = Duration::from_millis(100);
 
 /// What to ask Redis.
 #[derive(Debug, Default)]
-pub(super) struct Ask {
+pub(super) struct LeaseRequest {
     pub(super) figures: Vec<u32>,
     pub(super) want: usize,
-    /// How many of them are to be core.
-    pub(super) core: usize,
-    pub(super) park: bool,
+    /// How many of them are to be long-lived.
+    pub(super) long_lived: usize,
+    pub(super) push_back: bool,
     /// When the latest call that was answered had been sent, at the earliest.
     pub(super) answered: Option<u64>,
-    pub(super) times: Times,
-    pub(super) back: Vec<Back>,
+    pub(super) times: CallTimes,
+    pub(super) back: Vec<ReturnedLease>,
 }
 
 /// What Redis has to know of calls here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Times {
+pub(super) struct CallTimes {
     /// From the beginning of a call with an answer to when its permit has cooled, at most; and
     /// [`SLACK`]. So long before its end a lease begins no more calls.
     pub(super) cycle: Duration,
@@ -34,7 +34,7 @@ pub(super) struct Times {
     pub(super) hold: Duration,
 }
 
-impl Times {
+impl CallTimes {
     pub(super) fn new(call_timeout: Duration, bounds: Bounds) -> Self {
         let cycle = call_timeout + WINDOW + SLACK;
         // A call may be in flight for a cycle after its lease has begun its last one.
@@ -44,30 +44,30 @@ impl Times {
 
 /// A lease that ends before its time.
 #[derive(Debug)]
-pub(super) struct Back {
+pub(super) struct ReturnedLease {
     pub(super) ids: Vec<u32>,
     pub(super) nonce: u64,
-    /// When its permits have cooled, from the asking. [`Times::hold`]: its call had no answer.
+    /// When its permits have cooled, from the asking. [`CallTimes::hold`]: its call had no answer.
     pub(super) free_in: Duration,
 }
 
 /// What Redis says. Its moments are microseconds of its own clock.
 #[derive(Debug, Default)]
-pub(super) struct Reply {
+pub(super) struct LeaseReply {
     pub(super) now: u64,
-    pub(super) learn_in: u64,
+    pub(super) warm_up: u64,
     /// Whether somebody got less than was wanted, a moment ago.
-    pub(super) short: bool,
+    pub(super) contended: bool,
     pub(super) ask_in: u64,
     pub(super) figures: Vec<u32>,
-    pub(super) parked: usize,
+    pub(super) withheld: usize,
     /// How many of them are still at work.
-    pub(super) owed: usize,
-    pub(super) out: Vec<Given>,
+    pub(super) debt: usize,
+    pub(super) out: Vec<GrantedLease>,
 }
 
 #[derive(Debug)]
-pub(super) struct Given {
+pub(super) struct GrantedLease {
     pub(super) ids: Vec<u32>,
     pub(super) nonce: u64,
     pub(super) ready_in: u64,

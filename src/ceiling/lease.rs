@@ -16,9 +16,9 @@ pub(super) struct Lease {
     /// The lease's end as Redis wrote it, with the time in which a call without an answer may be read:
     /// proves whose it is.
     pub(super) nonce: u64,
-    pub(super) core: bool,
-    /// The life of Redis that gave it.
-    pub(super) life: u32,
+    pub(super) long_lived: bool,
+    /// Of the Redis that granted it: a new one begins whenever Redis has forgotten what is out.
+    pub(super) epoch: u32,
     pub(super) ready: Instant,
     /// No call begins later.
     pub(super) until: Instant,

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::line::Connection;
-use super::{Shared, Status};
+use super::script_client::Connection;
+use super::{CeilingInner, Status};
 use crate::config;
 
 /// What Redis runs.
@@ -146,7 +146,7 @@ fn read(words: &str) -> Option<Member> {
 /// Tells and asks, until the ceiling is dropped.
 pub(super) async fn run(
     members: Arc<Members>,
-    shared: Weak<Shared>,
+    shared: Weak<CeilingInner>,
     config: config::Fleet,
     ceilings: Vec<String>,
 ) {
@@ -163,7 +163,7 @@ pub(super) async fn run(
         let is_looked_at = looked.is_some_and(|looked| looked.elapsed() < LOOKED);
         // Not held while waiting: whoever drops the ceiling ends this.
         let Some(strong) = shared.upgrade() else { return };
-        let status = strong.state().status(Instant::now());
+        let status = strong.limiter().status(Instant::now());
         drop(strong);
         // Three strings and numbers: there is nothing that could not be serialised.
         let words = serde_json::to_string(&this(&name, &config, &status)).unwrap_or_default();

@@ -5,24 +5,27 @@
 //! against the account's window and against its egress address's.
 
 mod block;
+mod call_end;
 mod call_time;
 mod exchange;
-mod lanes;
+mod free_leases;
 mod lease;
 mod leases;
-mod line;
+mod limiter;
 mod members;
 #[cfg(test)]
 mod model;
 mod permit;
-mod pool;
+mod redis_clock;
+mod redis_task;
 mod reserve;
+mod script_client;
 mod shaper;
-mod state;
 #[cfg(test)]
 mod tests;
 mod unanswered;
 mod unread;
+mod wait_queue;
 mod window;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -31,16 +34,17 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-pub use lanes::Class;
+pub use call_end::Read;
+pub use limiter::{CeilingStatus, Decisions, Status};
 pub use members::{Fleet, Member};
-pub use permit::{Pending, Permit, Read};
-pub use state::{CeilingStatus, Decisions, Status};
+pub use permit::{Pending, Permit};
+pub use wait_queue::Class;
 pub use window::WINDOW;
 
 use crate::config;
-use lanes::Waiter;
+use limiter::Limiter;
 use members::Members;
-use state::State;
+use wait_queue::PermitWaiter;
 
 /// The two ceilings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,29 +167,29 @@ const CLOSE: Duration = Duration::from_secs(1);
 /// Hands out permits. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ceiling {
-    shared: Arc<Shared>,
+    shared: Arc<CeilingInner>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct CeilingInner {
+    limiter: Mutex<Limiter>,
     /// Wakes the dispatcher.
     changed: Arc<Notify>,
     /// Wakes the task that talks to Redis.
-    bell: pool::Bell,
+    wakeup: redis_task::Wakeup,
     members: Arc<Members>,
 }
 
-impl Drop for Shared {
+impl Drop for CeilingInner {
     fn drop(&mut self) {
         self.changed.notify_one();
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl CeilingInner {
+    fn limiter(&self) -> MutexGuard<'_, Limiter> {
         // Nothing panics while holding it; a state that was whole before a panic still is.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -235,16 +239,16 @@ impl Ceiling {
     ) -> Self {
         let now = Instant::now();
         let opens = if start == Start::Alone { now } else { now + WINDOW };
-        let mut state = State::new(config, egress.max(1), max_waiting, opens);
+        let mut limiter = Limiter::new(config, egress.max(1), max_waiting, opens);
         match start {
-            Start::AfterOthers => state.inherit_unknown(config, now),
-            Start::After { left, call_timeout } => state.inherit(config, left, call_timeout, now),
+            Start::AfterOthers => limiter.inherit_unknown(config, now),
+            Start::After { left, call_timeout } => limiter.inherit(config, left, call_timeout, now),
             Start::Alone => {}
         }
         let changed = Arc::new(Notify::new());
-        let bell = pool::Bell::default();
-        let (state, members) = (Mutex::new(state), Arc::default());
-        let shared = Shared { state, changed: Arc::clone(&changed), bell, members };
+        let wakeup = redis_task::Wakeup::default();
+        let (limiter, members) = (Mutex::new(limiter), Arc::default());
+        let shared = CeilingInner { limiter, changed: Arc::clone(&changed), wakeup, members };
         let shared = Arc::new(shared);
         tokio::spawn(dispatch(Arc::downgrade(&shared), changed));
         Self { shared }
@@ -256,25 +260,25 @@ impl Ceiling {
         let account = config.account.map(|_| Kind::Account);
         let egress = config.egress_ip.filter(|_| !fleet.egress_group.is_empty());
         let kinds: Vec<_> = account.into_iter().chain(egress.map(|_| Kind::EgressIp)).collect();
-        self.shared.state().share(config, kinds.clone(), call_timeout, fleet.expected_sidecars);
-        let (shared, bell) = (Arc::downgrade(&self.shared), self.shared.bell.clone());
+        self.shared.limiter().share(config, kinds.clone(), call_timeout, fleet.expected_sidecars);
+        let (shared, wakeup) = (Arc::downgrade(&self.shared), self.shared.wakeup.clone());
         let members = Arc::clone(&self.shared.members);
-        let keys = pool::keys(fleet, &kinds);
+        let keys = redis_task::keys(fleet, &kinds);
         tokio::spawn(members::run(members, shared.clone(), fleet.clone(), keys.clone()));
-        tokio::spawn(pool::run(shared, fleet.clone(), keys, bell));
+        tokio::spawn(redis_task::run(shared, fleet.clone(), keys, wakeup));
     }
 
     /// Sends nothing more, and gives back what is held of a fleet's ceilings.
     pub async fn close(&self) {
         {
-            let mut state = self.shared.state();
-            let Some(fleet) = &mut state.fleet else { return };
+            let mut limiter = self.shared.limiter();
+            let Some(fleet) = &mut limiter.fleet else { return };
             fleet.close(Instant::now());
         }
-        self.shared.bell.rung.notify_one();
+        self.shared.wakeup.wake.notify_one();
         // Else the leases end by themselves.
         let ends =
-            async { tokio::join!(self.shared.bell.done.notified(), self.shared.members.leave()) };
+            async { tokio::join!(self.shared.wakeup.done.notified(), self.shared.members.leave()) };
         drop(tokio::time::timeout(CLOSE, ends).await);
     }
 
@@ -283,31 +287,31 @@ impl Ceiling {
     /// # Errors
     /// At once, if its turn would come too late or the waiting room is full.
     pub fn request(&self, class: Class, deadline: Instant) -> Result<Ticket, Refused> {
-        let mut state = self.shared.state();
+        let mut limiter = self.shared.limiter();
         let now = Instant::now();
         if now >= deadline {
             return Err(Refused::TimedOut);
         }
         // Who has given up keeps nobody out.
-        state.forget_the_late(now);
-        let first = state.nobody_waits();
-        if first && let Ok(egress) = state.take(now) {
-            state.passed();
-            drop(state);
+        limiter.drop_expired(now);
+        let first = limiter.queue_is_empty();
+        if first && let Ok(egress) = limiter.take(now) {
+            limiter.passed();
+            drop(limiter);
             return Ok(Ticket::Ready(Permit::new(&self.shared, egress, now, None)));
         }
         // A call that is sent too late is one whose caller can no longer be told what became of it.
-        let send_by = state.send_by(now, deadline);
-        let ceiling = state.admit(now, send_by)?;
+        let send_by = limiter.send_by(now, deadline);
+        let ceiling = limiter.admit(now, send_by)?;
         let (to, grant) = oneshot::channel();
-        state.enqueue(class, Waiter { to, since: now, send_by, ceiling });
-        let is_shared = state.fleet.is_some();
-        drop(state);
+        limiter.enqueue(class, PermitWaiter { to, since: now, send_by, ceiling });
+        let is_shared = limiter.fleet.is_some();
+        drop(limiter);
         if first {
             self.shared.changed.notify_one();
         }
         if is_shared {
-            self.shared.bell.rung.notify_one();
+            self.shared.wakeup.wake.notify_one();
         }
         Ok(Ticket::Waiting(Waiting { grant, send_by }))
     }
@@ -317,30 +321,30 @@ impl Ceiling {
     /// # Errors
     /// As [`Ceiling::request`].
     pub fn admits(&self, deadline: Instant) -> Result<(), Refused> {
-        let mut state = self.shared.state();
+        let mut limiter = self.shared.limiter();
         let now = Instant::now();
         if now >= deadline {
             return Err(Refused::TimedOut);
         }
-        state.forget_the_late(now);
-        let send_by = state.send_by(now, deadline);
-        state.admit(now, send_by).map(drop)
+        limiter.drop_expired(now);
+        let send_by = limiter.send_by(now, deadline);
+        limiter.admit(now, send_by).map(drop)
     }
 
     /// Takes up other ceilings without forgetting what was spent.
     pub fn resize(&self, config: &config::Ceilings) {
-        self.shared.state().resize(config);
+        self.shared.limiter().resize(config);
         self.shared.changed.notify_one();
     }
 
     /// What is used, withheld and waiting now.
     pub fn status(&self) -> Status {
-        self.shared.state().status(Instant::now())
+        self.shared.limiter().status(Instant::now())
     }
 
     /// Who shares the ceilings, as far as is known; asking makes it known better. `None`: nobody.
     pub fn fleet(&self) -> Option<Fleet> {
-        let opens_in = self.shared.state().fleet.as_ref()?.opens_in(Instant::now());
+        let opens_in = self.shared.limiter().fleet.as_ref()?.opens_in(Instant::now());
         Some(Fleet { opens_in, ..self.shared.members.look() })
     }
 
@@ -352,13 +356,13 @@ impl Ceiling {
 
 /// Gives permits to waiters, one at a time and in order, as they become free. One task: were each
 /// waiter to watch for itself, all would wake for every permit.
-async fn dispatch(shared: Weak<Shared>, changed: Arc<Notify>) {
+async fn dispatch(shared: Weak<CeilingInner>, changed: Arc<Notify>) {
     loop {
         let changed = changed.notified();
         tokio::pin!(changed);
         // Registers before the state is looked at, so that no change goes unnoticed.
         changed.as_mut().enable();
-        // Held only while looking: the last handle or permit ends this task.
+        // HeldPermits only while looking: the last handle or permit ends this task.
         let next = match shared.upgrade() {
             Some(shared) => grant(&shared),
             None => return,
@@ -383,29 +387,29 @@ enum Next {
     Changed,
 }
 
-fn grant(shared: &Arc<Shared>) -> Next {
-    let mut state = shared.state();
+fn grant(shared: &Arc<CeilingInner>) -> Next {
+    let mut limiter = shared.limiter();
     let now = Instant::now();
     loop {
-        state.forget_the_late(now);
-        if state.nobody_waits() {
+        limiter.drop_expired(now);
+        if limiter.queue_is_empty() {
             return Next::Changed;
         }
-        match state.take(now) {
+        match limiter.take(now) {
             Ok(egress) => {
-                let Some(waiter) = state.dequeue() else { return Next::Again };
-                state.waited(waiter.ceiling);
+                let Some(waiter) = limiter.dequeue() else { return Next::Again };
+                limiter.waited(waiter.ceiling);
                 let wait = Some((waiter.ceiling, now - waiter.since));
                 let permit = Permit::new(shared, egress, now, wait);
                 if let Err(permit) = waiter.to.send(permit) {
                     // It hung up. Unlocked: the permit goes back through the same lock.
-                    drop(state);
+                    drop(limiter);
                     permit.unsent();
                     return Next::Again;
                 }
             }
             Err(at) => {
-                state.looks_at = at;
+                limiter.looks_at = at;
                 return at.map_or(Next::Changed, Next::At);
             }
         }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::leases::Lease;
-use super::state::{Ended, Taken};
-use super::unanswered::Key;
-use super::{Kind, Shared};
+use super::call_end::{CallEnd, EndedCall, LateEnd, Read, TakenPermit};
+use super::lease::Lease;
+use super::unanswered::CallKey;
+use super::{CeilingInner, Kind};
 
 /// Where a call goes to whose address is not known: such calls share one.
 const UNKNOWN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
@@ -20,45 +20,22 @@ const UNKNOWN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFI
 #[derive(Debug)]
 #[must_use = "a permit that is dropped after its call has begun is spent"]
 pub struct Permit {
-    shared: Arc<Shared>,
+    shared: Arc<CeilingInner>,
     egress: usize,
     /// Where the ceilings are shared.
     lease: Option<Lease>,
     taken: Instant,
     waited: Option<(Kind, Duration)>,
     to: SocketAddr,
-    end: End,
+    end: CallEnd,
     ended: bool,
-}
-
-/// Whether the provider may still read a call whose connection has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Read {
-    /// Nothing of the call was sent.
-    Never,
-    /// The provider closed the connection in order: it has read the call, or never will.
-    Over,
-    /// The connection was reset, which anything on the way may do: what had arrived is still there.
-    Possible,
-}
-
-/// How a call ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    /// Without an answer: the provider may read it yet.
-    Unanswered,
-    Answered,
-    Throttled,
-    Unsent,
-    /// The other side ended or refused the connection.
-    TransportError(Read),
 }
 
 /// A call that ended without an answer, while its connection is still open.
 #[derive(Debug)]
 pub struct Pending {
-    shared: Arc<Shared>,
-    key: Key,
+    shared: Arc<CeilingInner>,
+    key: CallKey,
     over: oneshot::Receiver<()>,
 }
 
@@ -71,42 +48,33 @@ impl Pending {
 
     /// The answer has arrived after all: the call counts for one more second.
     pub fn answered(self) {
-        self.ended(Late::Answered);
+        self.ended(LateEnd::Answered);
     }
 
     /// The provider closed the connection in order: the call counts for one more second.
     pub fn over(self) {
-        self.ended(Late::Over);
+        self.ended(LateEnd::Over);
     }
 
-    fn ended(self, late: Late) {
-        let mut state = self.shared.state();
-        let wake = state.ended_late(self.key, late, Instant::now());
-        drop(state);
+    fn ended(self, late: LateEnd) {
+        let mut limiter = self.shared.limiter();
+        let wake = limiter.ended_late(self.key, late, Instant::now());
+        drop(limiter);
         if wake {
             self.shared.changed.notify_one();
         }
     }
 }
 
-/// How a call ended after it had been given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Late {
-    /// With an answer: the provider goes on.
-    Answered,
-    /// Its connection was closed in order.
-    Over,
-}
-
 impl Permit {
     pub(super) fn new(
-        shared: &Arc<Shared>,
-        permit: Taken,
+        shared: &Arc<CeilingInner>,
+        permit: TakenPermit,
         taken: Instant,
         waited: Option<(Kind, Duration)>,
     ) -> Self {
-        let Taken { egress, lease } = permit;
-        let (shared, to, end) = (Arc::clone(shared), UNKNOWN, End::Unsent);
+        let TakenPermit { egress, lease } = permit;
+        let (shared, to, end) = (Arc::clone(shared), UNKNOWN, CallEnd::Unsent);
         Self { shared, egress, lease, taken, waited, to, end, ended: false }
     }
 
@@ -128,51 +96,51 @@ impl Permit {
 
     /// The call was answered: it counts for one more second.
     pub fn answered(mut self) {
-        self.end = End::Answered;
+        self.end = CallEnd::Answered;
     }
 
     /// The call was answered with push-back: it counts, and some permits rest.
     pub fn throttled(mut self) {
-        self.end = End::Throttled;
+        self.end = CallEnd::Throttled;
     }
 
     /// The call is about to be written to this address of the provider's. From now on the provider may
     /// have read it.
     pub fn goes_to(&mut self, address: SocketAddr) {
         self.to = address;
-        self.end = End::Unanswered;
+        self.end = CallEnd::Unanswered;
     }
 
     /// The other side refused, reset or ended the connection.
     pub fn lost(mut self, read: Read) {
-        self.end = End::TransportError(read);
+        self.end = CallEnd::ConnectionLost(read);
     }
 
     /// Nothing of the call was sent: the permit is free again.
     pub fn unsent(mut self) {
-        self.end = End::Unsent;
+        self.end = CallEnd::Unsent;
     }
 
     /// There was no answer in time, and the connection is still open: a late answer shows that the
     /// provider has read the call.
     pub fn unanswered(mut self) -> Option<Pending> {
-        self.end = End::Unanswered;
+        self.end = CallEnd::Unanswered;
         let (key, over) = self.give_back()?;
         Some(Pending { shared: Arc::clone(&self.shared), key, over })
     }
 
-    fn give_back(&mut self) -> Option<(Key, oneshot::Receiver<()>)> {
+    fn give_back(&mut self) -> Option<(CallKey, oneshot::Receiver<()>)> {
         self.ended = true;
-        let mut state = self.shared.state();
+        let mut limiter = self.shared.limiter();
         // Under the lock, so that windows see answers in order of time.
         let now = Instant::now();
-        if matches!(self.end, End::Answered | End::Throttled) {
-            state.call_took(now - self.taken);
+        if matches!(self.end, CallEnd::Answered | CallEnd::Throttled) {
+            limiter.call_took(now - self.taken);
         }
         let lease = self.lease.take();
-        let call = Ended { egress: self.egress, lease, to: self.to, taken: self.taken };
-        let (wake, pending) = state.ended(call, self.end, now);
-        drop(state);
+        let call = EndedCall { egress: self.egress, lease, to: self.to, taken: self.taken };
+        let (wake, pending) = limiter.ended(call, self.end, now);
+        drop(limiter);
         if wake {
             self.shared.changed.notify_one();
         }

@@ -4,17 +4,17 @@
 //! the way to it, stands still, such calls lie in its receive buffers, and all of them are read when
 //! it goes on. So they count against the ceiling until one of these:
 //!
-//! - The call's own answer arrives late ([`Unanswered::remove`]).
+//! - The call's own answer arrives late ([`UnansweredCalls::remove`]).
 //! - A call on the same way (egress address and provider's address) that was sent **later** has been
 //!   answered, so the provider goes on:
-//!   then within [`SETTLE`] it reads what came before. But not before [`min`](Bounds::min) after the call
+//!   then within [`CATCH_UP`] it reads what came before. But not before [`min`](Bounds::min) after the call
 //!   was sent: another backend behind the same address may be the one that stands still.
 //! - [`max`](Bounds::max) has passed since the call was sent.
 //!
 //! The first and the second end a call as if it were answered at that moment; it then cools like any.
 //! What is assumed of the provider is therefore: it reads a call at the latest `max` after it was
 //! sent; at the latest `min` after that, where it answers later calls; and where everything stands
-//! still for longer than `min`, within [`SETTLE`] of its first later answer.
+//! still for longer than `min`, within [`CATCH_UP`] of its first later answer.
 //!
 //! Pure: time comes from the caller.
 
@@ -29,7 +29,7 @@ use tokio::time::Instant;
 pub(super) use crate::config::Unanswered as Bounds;
 
 /// A provider that goes on reads within this time what arrived while it stood still.
-pub(super) const SETTLE: Duration = Duration::from_secs(1);
+pub(super) const CATCH_UP: Duration = Duration::from_secs(1);
 /// A way on which nothing was sent for so long, and all was answered, tells nothing of the others.
 const IN_USE: Duration = Duration::from_mins(1);
 /// Where there is no ceiling, no more calls than this are remembered.
@@ -40,14 +40,14 @@ pub(super) type Way = (usize, SocketAddr);
 
 /// Names one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key {
+pub(super) struct CallKey {
     /// The call was sent no later than this.
     sent: Instant,
     number: u64,
 }
 
 #[derive(Debug)]
-struct Call<T> {
+struct UnansweredCall<T> {
     /// `None`: a process before this one sent it, on any way.
     to: Option<Way>,
     /// It counts at least so long, although a later call is answered.
@@ -72,11 +72,11 @@ struct Answers {
 
 /// Calls without an answer, each with what it holds.
 #[derive(Debug)]
-pub(super) struct Unanswered<T> {
+pub(super) struct UnansweredCalls<T> {
     bounds: Bounds,
-    calls: BTreeMap<Key, Call<T>>,
+    calls: BTreeMap<CallKey, UnansweredCall<T>>,
     /// By the moment at which they stop to count.
-    due: BTreeSet<(Instant, Key)>,
+    due: BTreeSet<(Instant, CallKey)>,
     number: u64,
     most: usize,
     /// Whether a process before this one may have left calls.
@@ -85,7 +85,7 @@ pub(super) struct Unanswered<T> {
     ways: Vec<Answers>,
 }
 
-impl<T> Unanswered<T> {
+impl<T> UnansweredCalls<T> {
     pub(super) fn new(bounds: Bounds) -> Self {
         let (calls, due) = (BTreeMap::new(), BTreeSet::new());
         Self { bounds, calls, due, number: 0, most: MAX_CALLS, inherited: false, ways: Vec::new() }
@@ -103,12 +103,17 @@ impl<T> Unanswered<T> {
 
     /// A call to `to` has ended now without an answer, so it was sent no later. Returns its name, and
     /// a receiver that resolves when there is no more reason to wait for its answer.
-    pub(super) fn add(&mut self, to: Way, permit: T, now: Instant) -> (Key, oneshot::Receiver<()>) {
+    pub(super) fn add(
+        &mut self,
+        to: Way,
+        permit: T,
+        now: Instant,
+    ) -> (CallKey, oneshot::Receiver<()>) {
         self.way(to, now).unanswered += 1;
         let (listening, over) = oneshot::channel();
         let Bounds { min, max } = self.bounds;
         let (due, listening) = (now + max, Some(listening));
-        let key = self.insert(Call { to: Some(to), min, due, listening, permit }, now);
+        let key = self.insert(UnansweredCall { to: Some(to), min, due, listening, permit }, now);
         if self.calls.len() > self.most
             && let Some((_, first)) = self.due.pop_first()
         {
@@ -124,12 +129,12 @@ impl<T> Unanswered<T> {
     /// least for `min` until a later call is answered.
     pub(super) fn inherit(&mut self, sent: Instant, min: Duration, due: Instant, permit: T) {
         self.inherited = true;
-        self.insert(Call { to: None, min, due, listening: None, permit }, sent);
+        self.insert(UnansweredCall { to: None, min, due, listening: None, permit }, sent);
     }
 
-    fn insert(&mut self, call: Call<T>, sent: Instant) -> Key {
+    fn insert(&mut self, call: UnansweredCall<T>, sent: Instant) -> CallKey {
         self.number += 1;
-        let key = Key { sent, number: self.number };
+        let key = CallKey { sent, number: self.number };
         self.due.insert((call.due, key));
         self.calls.insert(key, call);
         key
@@ -151,15 +156,16 @@ impl<T> Unanswered<T> {
         let everywhere = self.answered_everywhere(now);
         // What was sent before the answered call of before has been seen to already.
         let from = before.filter(|_| !self.inherited);
-        let from = from.map_or(Bound::Unbounded, |sent| Bound::Included(Key { sent, number: 0 }));
-        let to_here = Bound::Excluded(Key { sent, number: 0 });
+        let from =
+            from.map_or(Bound::Unbounded, |sent| Bound::Included(CallKey { sent, number: 0 }));
+        let to_here = Bound::Excluded(CallKey { sent, number: 0 });
         let mut sooner = false;
         for (key, call) in self.calls.range_mut((from, to_here)) {
             let later = match call.to {
                 Some(way) => way == to,
                 None => everywhere.is_some_and(|everywhere| everywhere > key.sent),
             };
-            let due = (now + SETTLE).max(key.sent + call.min).min(call.due);
+            let due = (now + CATCH_UP).max(key.sent + call.min).min(call.due);
             if later && due < call.due {
                 self.due.remove(&(call.due, *key));
                 self.due.insert((due, *key));
@@ -180,7 +186,7 @@ impl<T> Unanswered<T> {
     }
 
     /// The call has ended after all.
-    pub(super) fn remove(&mut self, key: Key) -> Option<T> {
+    pub(super) fn remove(&mut self, key: CallKey) -> Option<T> {
         let call = self.calls.remove(&key)?;
         self.due.remove(&(call.due, key));
         if let Some(way) = self.ways.iter_mut().find(|way| Some(way.way) == call.to) {
@@ -227,13 +233,13 @@ mod tests {
         (0, SocketAddr::from(([192, 0, 2, last], 443)))
     }
 
-    fn due(calls: &mut Unanswered<u8>, now: Instant) -> Vec<u8> {
+    fn due(calls: &mut UnansweredCalls<u8>, now: Instant) -> Vec<u8> {
         std::iter::from_fn(|| calls.pop_due(now)).collect()
     }
 
     #[test]
     fn a_later_answer_from_the_same_address_ends_it_but_not_before_the_lower_bound() {
-        let (start, mut calls) = (Instant::now(), Unanswered::new(BOUNDS));
+        let (start, mut calls) = (Instant::now(), UnansweredCalls::new(BOUNDS));
         calls.add(address(1), 1, start + SECOND * 3);
         // Sent before it ended, and sent elsewhere.
         assert!(!calls.answered(address(1), start + SECOND * 2, start + SECOND * 4));
@@ -246,7 +252,7 @@ mod tests {
 
     #[test]
     fn after_a_long_stall_the_provider_has_a_second_to_read() {
-        let (start, mut calls) = (Instant::now(), Unanswered::new(BOUNDS));
+        let (start, mut calls) = (Instant::now(), UnansweredCalls::new(BOUNDS));
         let (_, mut over) = calls.add(address(1), 1, start);
         assert!(over.try_recv() == Err(oneshot::error::TryRecvError::Empty), "worth listening");
         assert!(calls.answered(address(1), start + SECOND * 60, start + SECOND * 61));
@@ -256,7 +262,7 @@ mod tests {
 
     #[test]
     fn without_any_sign_the_upper_bound_ends_it() {
-        let (start, mut calls) = (Instant::now(), Unanswered::new(BOUNDS));
+        let (start, mut calls) = (Instant::now(), UnansweredCalls::new(BOUNDS));
         let (late, _over) = calls.add(address(1), 1, start);
         calls.add(address(1), 2, start + SECOND);
         assert_eq!(calls.remove(late), Some(1));
@@ -269,7 +275,7 @@ mod tests {
     /// Where a call of an earlier process went is not known: all addresses in use must answer.
     #[test]
     fn what_was_inherited_waits_for_all_addresses() {
-        let (start, mut calls) = (Instant::now(), Unanswered::new(BOUNDS));
+        let (start, mut calls) = (Instant::now(), UnansweredCalls::new(BOUNDS));
         calls.inherit(start, SECOND * 10, start + SECOND * 300, 1);
         calls.inherit(start, Duration::ZERO, start + SECOND * 300, 2);
         calls.add(address(2), 3, start + SECOND);
@@ -282,7 +288,7 @@ mod tests {
 
     #[test]
     fn there_is_a_bound() {
-        let (start, mut calls) = (Instant::now(), Unanswered::new(BOUNDS));
+        let (start, mut calls) = (Instant::now(), UnansweredCalls::new(BOUNDS));
         for n in 0..MAX_CALLS {
             calls.add(address(1), 1, start + SECOND * u32::try_from(n / 1_000).unwrap());
         }

@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::exchange::Back;
+use super::exchange::ReturnedLease;
 use super::lease::Lease;
 
 /// A lease by its nonce and permits.
 type Name = (u64, Vec<u32>);
 
 #[derive(Debug, Default)]
-pub(super) struct Unread {
+pub(super) struct UnreadLeases {
     leases: BTreeSet<Name>,
     /// What Redis has yet to hear.
     reports: Vec<Name>,
@@ -19,7 +19,7 @@ pub(super) struct Unread {
     on_the_way: Vec<Name>,
 }
 
-impl Unread {
+impl UnreadLeases {
     pub(super) fn add(&mut self, lease: &Lease) {
         self.leases.insert((lease.nonce, lease.ids.clone()));
     }
@@ -47,10 +47,10 @@ impl Unread {
     }
 
     /// What the next request reports, at most so many.
-    pub(super) fn reports(&mut self, most: usize, hold: Duration) -> Vec<Back> {
+    pub(super) fn reports(&mut self, most: usize, hold: Duration) -> Vec<ReturnedLease> {
         self.on_the_way = self.reports.split_off(self.reports.len().saturating_sub(most));
         let reports = self.on_the_way.iter().cloned();
-        reports.map(|(nonce, ids)| Back { ids, nonce, free_in: hold }).collect()
+        reports.map(|(nonce, ids)| ReturnedLease { ids, nonce, free_in: hold }).collect()
     }
 
     /// Redis has heard of what was on its way.

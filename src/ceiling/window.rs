@@ -28,10 +28,10 @@ pub const WINDOW: Duration = Duration::from_millis(1_001);
 /// How long permits are withheld after the provider pushed back, on average: the first returns
 /// after half of it, the last after one and a half. Were they to return together, a provider that
 /// takes 400 of 1,000 would push back 5 % of calls; so it is 0.2 % (`tests/delivery/outages.rs`, overflow).
-pub(super) const PARK: Duration = Duration::from_secs(30);
+pub(super) const WITHHOLD: Duration = Duration::from_secs(30);
 /// The provider's push-back parks permits at most once in this time: one overflow makes many
 /// answers.
-const PARK_EVERY: Duration = Duration::from_secs(1);
+const WITHHOLD_EVERY: Duration = Duration::from_secs(1);
 /// tokio's timers round up to a millisecond.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -50,11 +50,11 @@ pub(super) struct Window {
     resting: VecDeque<Instant>,
     /// When each answered call stops to count; oldest first, since answers come in order of time.
     cooling: VecDeque<Instant>,
-    /// When each parked permit comes back; soonest first.
-    parked: VecDeque<Instant>,
+    /// When each withheld permit comes back; soonest first.
+    withheld: VecDeque<Instant>,
     /// No permit is given before: whoever used this ceiling before us may just have.
     opens: Instant,
-    last_park: Option<Instant>,
+    last_withheld: Option<Instant>,
     reserve: Reserve,
 }
 
@@ -68,18 +68,18 @@ impl Window {
             assumed: 0,
             resting: VecDeque::new(),
             cooling: VecDeque::new(),
-            parked: VecDeque::new(),
+            withheld: VecDeque::new(),
             opens,
-            last_park: None,
+            last_withheld: None,
             reserve: Reserve::new(unread_for, opens),
         }
     }
 
     /// Permits that could be taken now.
     pub(super) fn free(&mut self, now: Instant) -> usize {
-        settle(&mut self.cooling, now);
-        settle(&mut self.parked, now);
-        settle(&mut self.resting, now);
+        drop_past(&mut self.cooling, now);
+        drop_past(&mut self.withheld, now);
+        drop_past(&mut self.resting, now);
         match self.size {
             None => usize::MAX,
             Some(_) if now < self.opens => 0,
@@ -103,7 +103,7 @@ impl Window {
     }
 
     fn busy(&self) -> usize {
-        self.standing() + self.cooling.len() + self.parked.len() + self.resting.len()
+        self.standing() + self.cooling.len() + self.withheld.len() + self.resting.len()
     }
 
     /// Calls that the provider has not answered.
@@ -113,7 +113,7 @@ impl Window {
 
     /// Permits that are neither with a call that waits for its answer nor in reserve.
     fn ready(&self, size: usize) -> usize {
-        let at_work = size.saturating_sub(self.parked.len());
+        let at_work = size.saturating_sub(self.withheld.len());
         at_work.saturating_sub(reserve::of_ceiling(at_work) + self.standing())
     }
 
@@ -129,7 +129,7 @@ impl Window {
         let size = self.size.unwrap_or(usize::MAX);
         let probe = (size > self.busy()).then(|| self.reserve.opens());
         // After a shrink more than one must come back first: then this is early, and asked again.
-        let returning = [self.cooling.front(), self.parked.front(), self.resting.front()];
+        let returning = [self.cooling.front(), self.withheld.front(), self.resting.front()];
         returning.into_iter().flatten().copied().chain(probe).filter(|at| *at > now).min()
     }
 
@@ -139,7 +139,7 @@ impl Window {
         if let Some(size) = self.size
             && self.ready(size) == 0
         {
-            self.reserve.probe(reserve::of_ceiling(size.saturating_sub(self.parked.len())), now);
+            self.reserve.probe(reserve::of_ceiling(size.saturating_sub(self.withheld.len())), now);
         }
         self.out += 1;
     }
@@ -201,38 +201,38 @@ impl Window {
     }
 
     /// So many calls without an answer have been read by now.
-    pub(super) fn settled(&mut self, calls: usize, now: Instant) {
+    pub(super) fn unanswered_over(&mut self, calls: usize, now: Instant) {
         self.unanswered = self.unanswered.saturating_sub(calls);
         self.cooling.extend(std::iter::repeat_n(now + WINDOW, calls));
     }
 
-    /// The provider pushed back: a tenth of the permits at work rest for [`PARK`] on average,
+    /// The provider pushed back: a tenth of the permits at work rest for [`WITHHOLD`] on average,
     /// and return one by one. At least one stays at work.
-    pub(super) fn park(&mut self, now: Instant) {
+    pub(super) fn withhold(&mut self, now: Instant) {
         let Some(size) = self.size else { return };
-        if self.last_park.is_some_and(|last| now < last + PARK_EVERY) {
+        if self.last_withheld.is_some_and(|last| now < last + WITHHOLD_EVERY) {
             return;
         }
-        self.last_park = Some(now);
-        let at_work = size.saturating_sub(self.parked(now));
-        let parked = at_work.div_ceil(10).min(at_work.saturating_sub(1));
-        let parked = u32::try_from(parked).unwrap_or(u32::MAX);
-        for i in 0..parked {
-            self.parked.push_back(now + PARK / 2 + PARK * i / parked);
+        self.last_withheld = Some(now);
+        let at_work = size.saturating_sub(self.withheld(now));
+        let withheld = at_work.div_ceil(10).min(at_work.saturating_sub(1));
+        let withheld = u32::try_from(withheld).unwrap_or(u32::MAX);
+        for i in 0..withheld {
+            self.withheld.push_back(now + WITHHOLD / 2 + WITHHOLD * i / withheld);
         }
-        self.parked.make_contiguous().sort_unstable();
+        self.withheld.make_contiguous().sort_unstable();
     }
 
     /// A new N; what was spent stays spent.
     pub(super) fn resize(&mut self, size: Option<u32>) {
         self.size = size.map(|size| size as usize);
         // At least one stays at work.
-        self.parked.truncate(self.size.unwrap_or(0).saturating_sub(1));
+        self.withheld.truncate(self.size.unwrap_or(0).saturating_sub(1));
     }
 
     /// Calls that count against the ceiling now.
     pub(super) fn used(&mut self, now: Instant) -> usize {
-        settle(&mut self.cooling, now);
+        drop_past(&mut self.cooling, now);
         self.out + self.unanswered + self.cooling.len()
     }
 
@@ -247,9 +247,9 @@ impl Window {
         self.size.is_some_and(|size| used * 10 >= size * 9)
     }
 
-    pub(super) fn parked(&mut self, now: Instant) -> usize {
-        settle(&mut self.parked, now);
-        self.parked.len()
+    pub(super) fn withheld(&mut self, now: Instant) -> usize {
+        drop_past(&mut self.withheld, now);
+        self.withheld.len()
     }
 
     /// When the `n`th of the permits comes back that rest after their calls.
@@ -260,18 +260,18 @@ impl Window {
 
     /// When the `k`th permit from now (from 0) will be taken, if every call takes `call` and idle
     /// permits are taken `spread` apart: for callers who want to know at the door. Calls without an
-    /// answer are taken to count until `settles`.
+    /// answer are taken to count until `until`.
     pub(super) fn estimate(
         &mut self,
         k: usize,
         now: Instant,
         call: Duration,
         spread: Duration,
-        settles: Instant,
+        until: Instant,
     ) -> Instant {
         let Some(size) = self.size else { return now };
         let cycle = WINDOW + call + TICK;
-        let at_work = size.saturating_sub(self.parked(now)).max(1);
+        let at_work = size.saturating_sub(self.withheld(now)).max(1);
         let rounds = u32::try_from(k / at_work).unwrap_or(u32::MAX);
         let k = k % at_work;
         let free = self.free(now);
@@ -282,7 +282,7 @@ impl Window {
         } else if let Some(at) = self.returns(k - free) {
             paced.max(at)
         } else if k - free - returning < self.unanswered + self.assumed {
-            paced.max(settles + WINDOW)
+            paced.max(until + WINDOW)
         } else {
             now + cycle
         };
@@ -290,7 +290,7 @@ impl Window {
     }
 }
 
-fn settle(moments: &mut VecDeque<Instant>, now: Instant) {
+fn drop_past(moments: &mut VecDeque<Instant>, now: Instant) {
     while moments.front().is_some_and(|at| *at <= now) {
         moments.pop_front();
     }

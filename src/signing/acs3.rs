@@ -1,14 +1,13 @@
 //! `ACS3-HMAC-SHA256`, version 3: the default of today's official SDKs.
 //!
 //! Parameters travel in the query, as the SDKs send them. A payload that makes the query longer
-//! than an HTTP library can hold goes into a form body, which the signature's definition covers;
-//! whether the provider takes `SendMessage` that way is not published, and neither is the longest
-//! query it takes.
+//! than an HTTP library can hold goes into a form body, which the signature's definition covers.
+//! The provider does not publish whether it accepts that, nor the longest query it accepts.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use super::{ACTION, Call, Credentials, FORM, Signed, Stamp, VERSION, encode};
+use super::{Call, Credentials, FORM, Signed, Stamp, encode};
 
 /// The longest query. The `http` crate holds a URI of at most 65,534 bytes.
 pub const MAX_QUERY: usize = 65_500;
@@ -18,12 +17,8 @@ pub const EMPTY_HASH: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca4
 
 /// Signs a call with its parameters in the query, or in a form body where they are too long.
 pub fn sign(call: &Call, key: &Credentials, stamp: &Stamp) -> Signed {
-    // In the order of their names, as bytes.
-    let params = encode::pairs(&[
-        ("InstanceId", call.instance),
-        ("MqttTopic", call.topic),
-        ("Payload", call.payload),
-    ]);
+    debug_assert!(call.params.is_sorted_by_key(|(name, _)| *name));
+    let params = encode::pairs(call.params);
     let in_query = params.len() <= MAX_QUERY;
     let (query, body) = if in_query { (params, String::new()) } else { (String::new(), params) };
     let hash = if in_query { EMPTY_HASH.to_owned() } else { encode::hex(&Sha256::digest(&body)) };
@@ -36,7 +31,7 @@ pub fn sign(call: &Call, key: &Credentials, stamp: &Stamp) -> Signed {
     }
     headers.extend([
         ("host", call.authority.to_owned()),
-        ("x-acs-action", ACTION.to_owned()),
+        ("x-acs-action", call.action.to_owned()),
         ("x-acs-content-sha256", hash),
         ("x-acs-date", stamp.time.clone()),
     ]);
@@ -45,7 +40,7 @@ pub fn sign(call: &Call, key: &Credentials, stamp: &Stamp) -> Signed {
     }
     headers.extend([
         ("x-acs-signature-nonce", stamp.nonce.clone()),
-        ("x-acs-version", VERSION.to_owned()),
+        ("x-acs-version", call.version.to_owned()),
     ]);
     // "signature-nonce" sorts behind "security-token".
     debug_assert!(headers.is_sorted_by_key(|(name, _)| *name));

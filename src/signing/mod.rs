@@ -14,24 +14,27 @@ use jiff::Timestamp;
 
 use crate::config::SignatureVersion;
 
-/// The cloud operation.
-pub const ACTION: &str = "SendMessage";
-/// Its revision.
-pub const VERSION: &str = "2020-04-20";
 /// The content type of parameters in a body.
 pub const FORM: &str = "application/x-www-form-urlencoded";
 
-/// What is to be called.
-#[derive(Debug, Clone, Copy)]
+/// A call of any operation of the provider's.
+#[derive(Clone, Copy)]
 pub struct Call<'a> {
     /// The `Host` header as it will be sent.
     pub authority: &'a str,
-    /// `InstanceId`
-    pub instance: &'a str,
-    /// `MqttTopic`
-    pub topic: &'a str,
-    /// `Payload`, in its sent form.
-    pub payload: &'a str,
+    /// The operation's name.
+    pub action: &'a str,
+    /// The revision of the provider's API.
+    pub version: &'a str,
+    /// The operation's own parameters, sorted by name as bytes.
+    pub params: &'a [(&'a str, &'a str)],
+}
+
+impl fmt::Debug for Call<'_> {
+    /// Its parameters may be a payload.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Call({} {})", self.action, self.version)
+    }
 }
 
 /// Who calls. Borrowed for the moment of signing; not printable.
@@ -88,7 +91,7 @@ impl fmt::Debug for Signed {
     }
 }
 
-/// Signs a call.
+/// Signs a call in this version.
 pub fn sign(version: SignatureVersion, call: &Call, key: &Credentials, stamp: &Stamp) -> Signed {
     match version {
         SignatureVersion::HmacSha1 => rpc::sign(call, key, stamp),

@@ -1,6 +1,6 @@
 //! The RPC signature, version 1.0: HMAC-SHA1 over every parameter.
 //!
-//! Parameters travel in a form body, where the size of a payload is nobody's concern; the official
+//! Parameters travel in a form body, which has no limit of its own on a payload's size; the official
 //! `pop-core` SDK does the same. The SDKs call this version `v2`.
 
 use base64::Engine;
@@ -9,27 +9,25 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::zeroize::Zeroizing;
 use sha1::Sha1;
 
-use super::{ACTION, Call, Credentials, FORM, Signed, Stamp, VERSION, encode};
+use super::{Call, Credentials, FORM, Signed, Stamp, encode};
 
 /// Signs a call with its parameters in a form body.
 pub fn sign(call: &Call, key: &Credentials, stamp: &Stamp) -> Signed {
-    // In the order of their names, as bytes: signed and sent alike.
-    let mut params = vec![
-        ("AccessKeyId", key.id),
-        ("Action", ACTION),
-        ("Format", "JSON"),
-        ("InstanceId", call.instance),
-        ("MqttTopic", call.topic),
-        ("Payload", call.payload),
-    ];
-    params.extend(key.token.map(|token| ("SecurityToken", token)));
+    let mut params = Vec::with_capacity(9 + call.params.len());
     params.extend([
+        ("AccessKeyId", key.id),
+        ("Action", call.action),
+        ("Format", "JSON"),
         ("SignatureMethod", "HMAC-SHA1"),
         ("SignatureNonce", &stamp.nonce),
         ("SignatureVersion", "1.0"),
         ("Timestamp", &stamp.time),
-        ("Version", VERSION),
+        ("Version", call.version),
     ]);
+    params.extend(key.token.map(|token| ("SecurityToken", token)));
+    params.extend(call.params);
+    // By name, as bytes: they are signed in the order in which they are sent.
+    params.sort_unstable_by_key(|(name, _)| *name);
     let mut body = encode::pairs(&params);
     let signature = signature(key.secret, &string_to_sign("POST", &body));
     body.push_str("&Signature=");

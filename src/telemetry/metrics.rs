@@ -234,7 +234,7 @@ fn ceilings(facts: &Sources) -> Families {
         share = share.value(&labels, ceiling.share.map_or(f64::INFINITY, |share| share as f64));
         used = used.value(&labels, ceiling.used as f64);
         unanswered = unanswered.value(&labels, ceiling.unanswered as f64);
-        parked = parked.value(&labels, ceiling.parked as f64);
+        parked = parked.value(&labels, ceiling.withheld as f64);
         let made = ceiling.decisions;
         for (decision, count) in
             [("passed", made.passed), ("waited", made.waited), ("refused", made.refused)]

@@ -365,7 +365,7 @@ impl Status {
                     limit: c.limit,
                     used: c.used,
                     unanswered: c.unanswered,
-                    parked: c.parked,
+                    parked: c.withheld,
                     refused: c.decisions.refused,
                 })
                 .collect(),

@@ -19,14 +19,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connect::{Connector, TlsError};
 use super::pool::{Connection, Pool, Slot};
-use super::{SendGate, Upstream};
+use super::{SendGate, SendMessage, Upstream};
 use crate::answer::{AccessDenied, Answer, Codes, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
 use crate::config::{self, SignatureVersion};
 use crate::deadline;
 use crate::keys::{Key, Keys};
 use crate::message::{Message, PayloadEncoding};
-use crate::signing::{self, Call, Credentials, Signed, Stamp};
+use crate::signing::{self, Credentials, Signed, Stamp};
 
 /// No answer of the provider comes near it.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -298,12 +298,7 @@ impl Shared {
                 Cow::Borrowed(text.map_err(|_| TransportError::NotText)?)
             }
         };
-        let call = Call {
-            authority: &self.authority,
-            instance: &message.instance,
-            topic: message.topic.as_str(),
-            payload: &payload,
-        };
+        let operation = SendMessage::new(&message.instance, message.topic.as_str(), &payload);
         let credentials = Credentials {
             id: key.id(),
             secret: key.secret().expose_secret(),
@@ -311,7 +306,7 @@ impl Shared {
         };
         let signed = signing::sign(
             self.signature,
-            &call,
+            &operation.call(&self.authority),
             &credentials,
             &self.stamp().ok_or(TransportError::Unwritten)?,
         );

@@ -9,6 +9,7 @@ mod http;
 mod pool;
 mod resolve;
 mod send_gate;
+mod send_message;
 
 use crate::answer::Answer;
 use crate::ceiling::Permit;
@@ -17,6 +18,7 @@ use crate::message::Message;
 pub use self::http::{HttpUpstream, UpstreamStatus};
 pub use connect::TlsError;
 pub use send_gate::SendGate;
+pub use send_message::SendMessage;
 
 /// Where calls go. The provider, or a script in a test.
 pub trait Upstream: Send + Sync + 'static {

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use tollgate::config::SignatureVersion;
 use tollgate::signing::{Call, Credentials, Stamp, acs3, encode, rpc, sign};
+use tollgate::upstream::SendMessage;
 
 fn vectors(version: &str) -> Vec<Value> {
     let all: Value =
@@ -74,12 +75,10 @@ fn stamp() -> Stamp {
 /// The whole calls, held against the vectors of `SendMessage`.
 #[test]
 fn whole_calls() {
-    let call = Call {
-        authority: "onsmqtt.cn-hangzhou.aliyuncs.com",
-        instance: "post-cn-0pp12gl0000",
-        topic: "TopicA",
-        payload: "test",
-    };
+    const AUTHORITY: &str = "onsmqtt.cn-hangzhou.aliyuncs.com";
+    const INSTANCE: &str = "post-cn-0pp12gl0000";
+    let message = SendMessage::new(INSTANCE, "TopicA", "test");
+    let call = message.call(AUTHORITY);
     let v1 = &vectors("v1")[1];
     let signed = sign(SignatureVersion::HmacSha1, &call, &KEY, &stamp());
     let expected = format!(
@@ -91,9 +90,9 @@ fn whole_calls() {
 
     let v1 = &vectors("v1")[2];
     let token = "CAISsecuritytoken+/==";
-    let p2p =
-        Call { topic: "TopicA/p2p/GID_test@@@DEVICE_001", payload: "aGVsbG8+d29ybGQ/", ..call };
-    let signed = rpc::sign(&p2p, &Credentials { token: Some(token), ..KEY }, &stamp());
+    let p2p = SendMessage::new(INSTANCE, "TopicA/p2p/GID_test@@@DEVICE_001", "aGVsbG8+d29ybGQ/");
+    let signed =
+        rpc::sign(&p2p.call(AUTHORITY), &Credentials { token: Some(token), ..KEY }, &stamp());
     assert!(signed.body.ends_with(v1["signature_urlencoded"].as_str().unwrap()));
 
     let v3 = &vectors("v3")[1];
@@ -107,8 +106,9 @@ fn whole_calls() {
 #[test]
 fn a_query_too_long_for_http_becomes_a_form() {
     let payload = "A".repeat(65_536);
-    let call = Call { authority: "localhost", instance: "i", topic: "abc", payload: &payload };
-    let signed = acs3::sign(&call, &Credentials { token: Some("t"), ..KEY }, &stamp());
+    let message = SendMessage::new("i", "abc", &payload);
+    let signed =
+        acs3::sign(&message.call("localhost"), &Credentials { token: Some("t"), ..KEY }, &stamp());
     assert!(signed.query.is_empty());
     assert!(signed.body.len() > 65_536);
     let (_, authorization) = signed.headers.iter().find(|h| h.0 == "authorization").unwrap();
@@ -120,10 +120,30 @@ fn a_query_too_long_for_http_becomes_a_form() {
 
 #[test]
 fn prints_no_secret() {
-    let call = Call { authority: "h", instance: "i", topic: "t", payload: "p-secret" };
+    let message = SendMessage::new("i", "t", "p-secret");
+    let call = message.call("h");
     let signed = rpc::sign(&call, &KEY, &stamp());
-    let printed = format!("{KEY:?} {signed:?}");
+    let printed = format!("{KEY:?} {call:?} {signed:?}");
     assert!(!printed.contains("secret") && !printed.contains("testid"), "{printed}");
+}
+
+/// Neither version depends on the operation, or on where its parameters sort among the others.
+#[test]
+fn any_operation() {
+    let params = [("Aa", "1"), ("Region", "cn"), ("Zone", "z")];
+    let call =
+        Call { authority: "h", action: "ListTopics", version: "2020-01-01", params: &params };
+    let signed = rpc::sign(&call, &Credentials { token: Some("t"), ..KEY }, &stamp());
+    let names: Vec<_> =
+        signed.body.split('&').map(|pair| pair.split('=').next().unwrap()).collect();
+    let (signature, signed_names) = names.split_last().unwrap();
+    assert_eq!((*signature, signed_names.len()), ("Signature", 12));
+    assert!(signed_names.is_sorted(), "{names:?}");
+    assert!(signed.body.contains("&Action=ListTopics&"));
+    let signed = acs3::sign(&call, &KEY, &stamp());
+    assert_eq!(signed.query, "Aa=1&Region=cn&Zone=z");
+    assert!(signed.headers.contains(&("x-acs-action", "ListTopics".to_owned())));
+    assert!(signed.headers.contains(&("x-acs-version", "2020-01-01".to_owned())));
 }
 
 proptest! {
@@ -142,14 +162,14 @@ proptest! {
     #[test]
     fn every_parameter_is_signed(a in "[a-z/+=]{1,20}", b in "[a-z/+=]{1,20}") {
         prop_assume!(a != b);
-        let call = |payload| Call { authority: "h", instance: "i", topic: "t", payload };
+        let (a, b) = (SendMessage::new("i", "t", &a), SendMessage::new("i", "t", &b));
         let last = |body: &str| body.rsplit_once("Signature=").unwrap().1.to_owned();
-        let one = rpc::sign(&call(&a), &KEY, &stamp());
-        let other = rpc::sign(&call(&b), &KEY, &stamp());
+        let one = rpc::sign(&a.call("h"), &KEY, &stamp());
+        let other = rpc::sign(&b.call("h"), &KEY, &stamp());
         prop_assert_ne!(last(&one.body), last(&other.body));
         prop_assert_ne!(
-            &acs3::sign(&call(&a), &KEY, &stamp()).headers,
-            &acs3::sign(&call(&b), &KEY, &stamp()).headers
+            &acs3::sign(&a.call("h"), &KEY, &stamp()).headers,
+            &acs3::sign(&b.call("h"), &KEY, &stamp()).headers
         );
     }
 }

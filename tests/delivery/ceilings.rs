@@ -423,14 +423,14 @@ fn push_back_parks_a_tenth_at_most_once_a_second_and_never_everything() {
         };
         permit().await.throttled();
         permit().await.throttled();
-        assert_eq!(ceiling.status().ceilings[0].parked, 10);
+        assert_eq!(ceiling.status().ceilings[0].withheld, 10);
         for _ in 0..1_000 {
             permit().await.throttled();
         }
-        let parked = ceiling.status().ceilings[0].parked;
+        let parked = ceiling.status().ceilings[0].withheld;
         assert!((50..100).contains(&parked), "{parked}");
         sleep(Duration::from_secs(46)).await;
-        assert_eq!(ceiling.status().ceilings[0].parked, 0);
+        assert_eq!(ceiling.status().ceilings[0].withheld, 0);
     });
 }
 
@@ -644,7 +644,7 @@ fn a_shrunken_ceiling_still_works() {
             permit_within(&ceiling, SECOND * 5).await.throttled();
             sleep(SECOND).await;
         }
-        assert!(ceiling.status().ceilings[0].parked > 20);
+        assert!(ceiling.status().ceilings[0].withheld > 20);
         ceiling.resize(&ceilings(20, None));
         sleep(SECOND * 2).await;
         permit_within(&ceiling, SECOND * 3).await.answered();

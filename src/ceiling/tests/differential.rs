@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use redis::{Commands, Connection};
 
 use super::words::{HOLD, TIMES};
-use crate::ceiling::line::SCRIPT;
 use crate::ceiling::model::{Ask, Back, Gets, Kept, Out, serve};
+use crate::ceiling::script_client::SCRIPT;
 use crate::redis_client::server::Redis;
 
 /// The script with a clock and an incarnation that the test sets.

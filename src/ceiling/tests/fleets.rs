@@ -11,7 +11,9 @@ use super::plan::{Demand, Fault, MS, Plan, SECOND, Trouble, assumed};
 use super::simulation::{BEGIN, BOUNDS, Seen, run};
 use super::words::{CYCLE, HOLD, TIMES, asked, reply, worst};
 use crate::ceiling::Mode;
-use crate::ceiling::leases::{Leases, Reply, Sent};
+use crate::ceiling::exchange::LeaseReply;
+use crate::ceiling::lease::Sent;
+use crate::ceiling::leases::Leases;
 use crate::ceiling::model::{self, Back, Gets, Kept};
 
 fn never_over(plan: &Plan, seen: &Seen) -> Result<(), String> {
@@ -285,7 +287,10 @@ fn a_permit_that_goes_back_brings_no_turn_forward() {
         let at = base + Duration::from_millis(after);
         let ask = leases.ask(at, 3, None).map(|ask| (ask.want, ask.back.len()));
         let figures = vec![7];
-        leases.answered(Reply { ask_in, figures, out, short: true, ..Reply::default() }, at);
+        leases.answered(
+            LeaseReply { ask_in, figures, out, contended: true, ..LeaseReply::default() },
+            at,
+        );
         let lease = leases.take(at);
         if let Some(lease) = lease {
             leases.ended(lease, Sent::Yes, 0, at);
@@ -307,7 +312,7 @@ fn who_is_cut_off_is_closed_when_its_leases_have_ended() {
     leases.ask(base, 2, None).unwrap();
     let out = (0..2).map(|id| model::Out { ids: vec![id], nonce: NONCE, ready_in: 0 });
     let given = reply(Gets { out: out.collect(), ..gets(7) });
-    leases.answered(Reply { now: 0, learn_in: 0, ..given }, base);
+    leases.answered(LeaseReply { now: 0, warm_up: 0, ..given }, base);
     let mut mode = |after| {
         let at = base + Duration::from_millis(after);
         leases.lost(at);

@@ -15,9 +15,10 @@ pub(super) use run::run;
 
 use super::plan::{Fault, MS, Plan, SECOND, Trouble, Who};
 use super::words::{asked, reply};
-use crate::ceiling::leases::{Lease, Leases, Sent};
+use crate::ceiling::lease::{Lease, Sent};
+use crate::ceiling::leases::Leases;
 use crate::ceiling::model::{self, Gets, Kept};
-use crate::ceiling::unanswered::{Bounds, Key, Unanswered, Way};
+use crate::ceiling::unanswered::{Bounds, CallKey, UnansweredCalls, Way};
 
 pub(super) const CALL_TIMEOUT: i64 = 3 * SECOND;
 /// How long a call without an answer counts.
@@ -64,7 +65,7 @@ enum Event {
     Late {
         member: usize,
         life: u64,
-        key: Key,
+        key: CallKey,
     },
 }
 
@@ -80,7 +81,7 @@ enum End {
 
 struct Member {
     leases: Leases,
-    unanswered: Unanswered<Lease>,
+    unanswered: UnansweredCalls<Lease>,
     life: u64,
     connection: u64,
     asked: Option<i64>,
@@ -94,7 +95,7 @@ struct Member {
 
 impl Member {
     fn read(&mut self, lease: Lease, at: Instant) {
-        self.leases.settled(&lease);
+        self.leases.unanswered_over(&lease);
         self.leases.ended(lease, Sent::Yes, self.waiting(), at);
     }
 
@@ -167,7 +168,7 @@ impl Fleet {
             let waiting = fleet.rng.f64();
             fleet.members.push(Member {
                 leases,
-                unanswered: Unanswered::new(BOUNDS),
+                unanswered: UnansweredCalls::new(BOUNDS),
                 life: 0,
                 connection: 0,
                 asked: None,
@@ -341,7 +342,7 @@ impl Fleet {
         }
         if !this.up || this.leaving && !left {
             (this.leases, this.up, this.leaving, this.asked) = (fresh, true, false, None);
-            this.unanswered = Unanswered::new(BOUNDS);
+            this.unanswered = UnansweredCalls::new(BOUNDS);
             (this.looked, this.waiting) = (now, 0.0);
             this.life += 1;
             this.connection += 1;

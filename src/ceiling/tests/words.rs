@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::plan::{MS, SECOND};
 use super::simulation::CALL_TIMEOUT;
-use crate::ceiling::leases::{Ask, Given, Reply};
+use crate::ceiling::exchange::{GrantedLease, LeaseReply, LeaseRequest};
 use crate::ceiling::model::{self, Back, Gets};
 
 pub(super) const CYCLE: i64 = CALL_TIMEOUT + SECOND + MS + 100 * MS;
@@ -22,7 +22,7 @@ pub(super) const TIMES: model::Ask = model::Ask {
     hold: HOLD,
     back: Vec::new(),
 };
-pub(super) fn asked(ask: &Ask) -> model::Ask {
+pub(super) fn asked(ask: &LeaseRequest) -> model::Ask {
     let back = ask.back.iter().map(|back| Back {
         ids: back.ids.iter().map(|id| i64::from(*id)).collect(),
         nonce: i64::try_from(back.nonce).unwrap(),
@@ -31,8 +31,8 @@ pub(super) fn asked(ask: &Ask) -> model::Ask {
     model::Ask {
         figures: ask.figures.iter().map(|n| i64::from(*n)).collect(),
         want: ask.want,
-        core: ask.core,
-        park: ask.park,
+        core: ask.long_lived,
+        park: ask.push_back,
         answered: ask.answered.map_or(0, |at| i64::try_from(at).unwrap()),
         cycle: micros(ask.times.cycle),
         min: micros(ask.times.min),
@@ -45,21 +45,21 @@ fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap()
 }
 
-pub(super) fn reply(gets: Gets) -> Reply {
+pub(super) fn reply(gets: Gets) -> LeaseReply {
     let number = |n: i64| u64::try_from(n).unwrap();
     let ids = |ids: Vec<i64>| ids.iter().map(|id| u32::try_from(*id).unwrap()).collect();
-    Reply {
+    LeaseReply {
         now: number(gets.now),
-        learn_in: number(gets.learn_in),
-        short: gets.short > 0,
+        warm_up: number(gets.learn_in),
+        contended: gets.short > 0,
         ask_in: number(gets.ask_in),
         figures: ids(gets.figures),
-        parked: usize::try_from(gets.parked).unwrap(),
-        owed: usize::try_from(gets.owed).unwrap(),
+        withheld: usize::try_from(gets.parked).unwrap(),
+        debt: usize::try_from(gets.owed).unwrap(),
         out: gets
             .out
             .into_iter()
-            .map(|out| Given {
+            .map(|out| GrantedLease {
                 ids: ids(out.ids),
                 nonce: number(out.nonce),
                 ready_in: number(out.ready_in),

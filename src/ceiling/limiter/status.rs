@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::State;
+use super::Limiter;
 use crate::ceiling::window::Window;
 use crate::ceiling::{Kind, Mode};
 
@@ -36,7 +36,7 @@ pub struct CeilingStatus {
     /// What this sidecar may use of it now, calls per second; `None`: any number.
     pub share: Option<usize>,
     /// Permits withheld since the provider pushed back; where the ceiling is shared, of all.
-    pub parked: usize,
+    pub withheld: usize,
     /// Calls that could be made now; `None`: any number.
     pub free: Option<usize>,
     /// What became of requests.
@@ -67,36 +67,46 @@ impl Status {
     }
 }
 
-impl State {
+impl Limiter {
     pub(in crate::ceiling) fn status(&mut self, now: Instant) -> Status {
-        self.settle(now);
+        self.expire_unanswered(now);
         let counts =
-            |w: &mut Window| (w.used(now), w.without_answer(), w.parked(now), w.unused(now));
+            |w: &mut Window| (w.used(now), w.without_answer(), w.withheld(now), w.unused(now));
         let account = counts(&mut self.account);
         let egress = self.egress.iter_mut().map(|egress| counts(&mut egress.window));
         let egress = egress.fold((0, 0, 0, 0_usize), |a, b| {
             (a.0 + b.0, a.1 + b.1, a.2 + b.2, a.3.saturating_add(b.3))
         });
-        let (_, next) = self.estimate(self.lanes.len(), now);
-        let ceiling = |kind: Kind, (used, unanswered, parked, free)| {
+        let (_, next) = self.estimate(self.queue.len(), now);
+        let ceiling = |kind: Kind, (used, unanswered, withheld, free)| {
             let limit = self.limits[kind as usize];
             let decisions = self.decisions[kind as usize];
             let fleet = self.fleet.as_ref().filter(|_| self.kinds.contains(&kind));
-            let (parked, free, share) = match fleet {
+            let (withheld, free, share) = match fleet {
                 Some(fleet) if kind == Kind::Account => {
-                    (fleet.parked(), fleet.free(now).min(free), Some(fleet.held()))
+                    (fleet.withheld(), fleet.free(now).min(free), Some(fleet.held()))
                 }
-                Some(fleet) => (parked, fleet.free(now).min(free), Some(fleet.held())),
-                None => (parked, free, limit.map(|n| (n as usize).saturating_sub(parked))),
+                Some(fleet) => (withheld, fleet.free(now).min(free), Some(fleet.held())),
+                None => (withheld, free, limit.map(|n| (n as usize).saturating_sub(withheld))),
             };
             let free = limit.map(|_| free);
             let shared = fleet.is_some();
-            CeilingStatus { kind, limit, shared, used, unanswered, share, parked, free, decisions }
+            CeilingStatus {
+                kind,
+                limit,
+                shared,
+                used,
+                unanswered,
+                share,
+                withheld,
+                free,
+                decisions,
+            }
         };
         Status {
             ceilings: [ceiling(Kind::Account, account), ceiling(Kind::EgressIp, egress)],
-            waiting: self.lanes.len(),
-            longest_wait: self.lanes.longest(now),
+            waiting: self.queue.len(),
+            longest_wait: self.queue.longest(now),
             next_in: next - now,
             blocked: self.egress.iter().map(|egress| egress.watch.suspected()).collect(),
             mode: self.fleet.as_ref().map_or(Mode::Alone, |fleet| fleet.mode(now)),

@@ -18,7 +18,7 @@ pub enum Class {
 }
 
 #[derive(Debug)]
-pub(super) struct Waiter {
+pub(super) struct PermitWaiter {
     pub(super) to: oneshot::Sender<Permit>,
     pub(super) since: Instant,
     /// Later than this, its call would not be answered in time.
@@ -28,16 +28,16 @@ pub(super) struct Waiter {
 }
 
 #[derive(Debug)]
-pub(super) struct Lanes {
-    fresh: VecDeque<Waiter>,
-    retry: VecDeque<Waiter>,
+pub(super) struct WaitQueue {
+    fresh: VecDeque<PermitWaiter>,
+    retry: VecDeque<PermitWaiter>,
     /// The most that retries get while fresh messages wait, 0 to 1.
     pub(super) retry_share: f64,
     /// What retries have coming to them, in permits.
     credit: f64,
 }
 
-impl Lanes {
+impl WaitQueue {
     pub(super) fn new(retry_share: f64) -> Self {
         Self { fresh: VecDeque::new(), retry: VecDeque::new(), retry_share, credit: 0.0 }
     }
@@ -46,7 +46,7 @@ impl Lanes {
         self.fresh.len() + self.retry.len()
     }
 
-    pub(super) fn push(&mut self, class: Class, waiter: Waiter) {
+    pub(super) fn push(&mut self, class: Class, waiter: PermitWaiter) {
         match class {
             Class::Fresh => self.fresh.push_back(waiter),
             Class::Retry => self.retry.push_back(waiter),
@@ -54,7 +54,7 @@ impl Lanes {
     }
 
     /// Whose turn it is.
-    pub(super) fn pop(&mut self) -> Option<Waiter> {
+    pub(super) fn pop(&mut self) -> Option<PermitWaiter> {
         if self.fresh.is_empty() || self.retry.is_empty() {
             self.credit = 0.0;
             return self.fresh.pop_front().or_else(|| self.retry.pop_front());
@@ -70,7 +70,7 @@ impl Lanes {
 
     /// Drops waiters at the heads who are too late or have hung up; their receivers
     /// notice.
-    pub(super) fn forget_the_late(&mut self, now: Instant) {
+    pub(super) fn drop_expired(&mut self, now: Instant) {
         for lane in [&mut self.fresh, &mut self.retry] {
             while lane.front().is_some_and(|w| w.send_by <= now || w.to.is_closed()) {
                 lane.pop_front();

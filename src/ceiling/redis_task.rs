@@ -3,7 +3,7 @@
 //! Redis may stop, die, come back empty or be out of reach: what was asked may then have been done
 //! or not, and [`Leases`](super::leases::Leases) errs on the safe side either way. An answer that is
 //! late is as good as any; only a connection that answers nothing for
-//! [`PATIENCE`](super::line::PATIENCE) is given up.
+//! [`PATIENCE`](super::script_client::PATIENCE) is given up.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::leases::Leases;
-use super::line::{ClientError, Line, connect};
-use super::{Kind, Shared};
+use super::script_client::{ClientError, ScriptClient, connect};
+use super::{CeilingInner, Kind};
 use crate::config;
 
 /// Between two tries to connect, and as much again at random.
@@ -24,15 +24,20 @@ const LATEST: Duration = Duration::from_millis(25);
 
 /// How the task and the ceiling reach each other.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Bell {
+pub(super) struct Wakeup {
     /// Somebody waits, or the end has come.
-    pub(super) rung: Arc<Notify>,
+    pub(super) wake: Arc<Notify>,
     /// Everything has been given back.
     pub(super) done: Arc<Notify>,
 }
 
 /// Ends with the ceiling, or when it is closed and everything is given back.
-pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, keys: Vec<String>, bell: Bell) {
+pub(super) async fn run(
+    shared: Weak<CeilingInner>,
+    fleet: config::Fleet,
+    keys: Vec<String>,
+    wakeup: Wakeup,
+) {
     let Some(members) = shared.upgrade().map(|shared| Arc::clone(&shared.members)) else { return };
     let mut line = None;
     // What was said last, so that it is said once.
@@ -46,7 +51,7 @@ pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, keys: Vec<St
                 members.connected(Some(new.connection()));
                 line = Some(new);
             }),
-            Some(line) => turn(&shared, line, &keys, &bell).await,
+            Some(line) => turn(&shared, line, &keys, &wakeup).await,
         };
         match outcome {
             Ok(()) if !trouble.is_empty() => {
@@ -68,7 +73,7 @@ pub(super) async fn run(shared: Weak<Shared>, fleet: config::Fleet, keys: Vec<St
                 });
                 drop(shared);
                 if emptied == Some(true) {
-                    bell.done.notify_one();
+                    wakeup.done.notify_one();
                 }
                 sleep(AGAIN + AGAIN.mul_f64(fastrand::f64())).await;
             }
@@ -86,14 +91,14 @@ fn say(error: &ClientError) {
 
 /// Asks what is to be asked, or waits until there is something.
 async fn turn(
-    shared: &Weak<Shared>,
-    line: &mut Line,
+    shared: &Weak<CeilingInner>,
+    line: &mut ScriptClient,
     keys: &[String],
-    bell: &Bell,
+    wakeup: &Wakeup,
 ) -> Result<(), ClientError> {
-    let rung = bell.rung.notified();
+    let rung = wakeup.wake.notified();
     let Some(strong) = shared.upgrade() else { return Ok(()) };
-    let answered = strong.state().answered(Instant::now());
+    let answered = strong.limiter().answered(Instant::now());
     let looked = with_leases(&strong, |leases, now, waiting| {
         let ask = leases.ask(now, waiting, answered);
         (ask, leases.asks_next(waiting), leases.is_emptied())
@@ -102,7 +107,7 @@ async fn turn(
     let Some((ask, next, emptied)) = looked else { return Ok(()) };
     let Some(ask) = ask else {
         if emptied {
-            bell.done.notify_one();
+            wakeup.done.notify_one();
         }
         let now = Instant::now();
         let next = next.clamp(now + SOONEST, now + LATEST);
@@ -122,13 +127,13 @@ async fn turn(
 
 /// `None`: nothing is shared, which does not happen here.
 fn with_leases<T>(
-    shared: &Shared,
+    shared: &CeilingInner,
     look: impl FnOnce(&mut Leases, Instant, usize) -> T,
 ) -> Option<T> {
-    let mut state = shared.state();
-    let waiting = state.waiting();
+    let mut limiter = shared.limiter();
+    let waiting = limiter.waiting();
     // The time is read under the lock, so that it never runs backwards.
-    state.fleet.as_mut().map(|leases| look(leases, Instant::now(), waiting))
+    limiter.fleet.as_mut().map(|leases| look(leases, Instant::now(), waiting))
 }
 
 /// Four a ceiling, all with one hash tag, so that they live on one node.
@@ -138,6 +143,6 @@ pub(super) fn keys(fleet: &config::Fleet, kinds: &[Kind]) -> Vec<String> {
         Kind::Account => format!("tollgate:{{{account}}}:account"),
         Kind::EgressIp => format!("tollgate:{{{account}}}:egress:{}", fleet.egress_group),
     };
-    let parts = |kind| ["", ":state", ":parked", ":out"].map(|part| name(kind) + part);
+    let parts = |kind| ["", ":state", ":withheld", ":out"].map(|part| name(kind) + part);
     kinds.iter().flat_map(parts).collect()
 }

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Held, State, Whose};
-use crate::ceiling::unanswered::Bounds;
+use super::{HeldPermits, Limiter, Whose};
+use crate::ceiling::unanswered::{Bounds, SETTLE};
 use crate::ceiling::{Left, reserve};
 use crate::config;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-impl State {
+impl Limiter {
     /// Calls of processes before this one that the provider may still read. Which address they left
     /// from is not known.
     ///
@@ -27,12 +27,11 @@ impl State {
         now: Instant,
     ) {
         let Bounds { min, max } = self.unanswered.bounds();
-        let counts_for = |left: &Left| if left.later_answered { min } else { max };
-        left.retain(|left| left.ago < counts_for(left));
         left.sort_unstable_by_key(|left| left.ago);
         // As long as no call had ended without an answer, the provider had not stood still for longer
         // than a call takes, and a second for the ledger's clock.
-        let ended = left.iter().any(|left| left.calls > left.under_way);
+        let is_read = |left: &Left| left.later_answered && left.ago >= min;
+        let ended = left.iter().any(|left| left.calls > left.under_way && !is_read(left));
         let silent = if ended { Duration::MAX } else { call_timeout + SECOND };
         for (ceiling, size) in self.ceilings(config) {
             // They were under the ceiling, too.
@@ -42,7 +41,10 @@ impl State {
                 let calls = most.min(left.calls);
                 most -= calls;
                 let sent = now.checked_sub(left.ago).unwrap_or(now);
-                self.hold(ceiling, sent, min, sent + counts_for(left), calls);
+                // The later answer may have come a moment ago.
+                let due =
+                    if left.later_answered { (sent + min).max(now + SETTLE) } else { sent + max };
+                self.hold(ceiling, sent, min, due, calls);
             }
         }
     }
@@ -57,7 +59,7 @@ impl State {
             let due = now + self.unanswered.bounds().max;
             if calls > 0 {
                 self.window(ceiling).assume(calls);
-                let assumed = Held::Assumed { ceiling, calls };
+                let assumed = HeldPermits::Assumed { ceiling, calls };
                 self.unanswered.inherit(now, Duration::ZERO, due, assumed);
             }
         }
@@ -71,7 +73,7 @@ impl State {
     fn hold(&mut self, ceiling: Whose, sent: Instant, min: Duration, due: Instant, calls: usize) {
         if calls > 0 {
             self.window(ceiling).inherit(calls);
-            self.unanswered.inherit(sent, min, due, Held::Inherited { ceiling, calls });
+            self.unanswered.inherit(sent, min, due, HeldPermits::Inherited { ceiling, calls });
         }
     }
 }

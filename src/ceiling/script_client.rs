@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::leases::{Ask, Given, Reply, Times};
+use super::exchange::{CallTimes, GrantedLease, LeaseReply, LeaseRequest};
 use crate::config;
 pub(super) use crate::redis_client::{ClientError, PATIENCE};
 use crate::redis_client::{Requirements, Server, load};
@@ -18,18 +18,21 @@ const ACCESS: &str = include_str!("access.lua");
 /// Clones are the same.
 pub(super) type Connection = redis::aio::MultiplexedConnection;
 
-pub(super) struct Line {
+pub(super) struct ScriptClient {
     connection: Connection,
     sha: String,
 }
 
 /// A line to whoever has these keys.
-pub(super) async fn connect(fleet: &config::Fleet, keys: &[String]) -> Result<Line, ClientError> {
+pub(super) async fn connect(
+    fleet: &config::Fleet,
+    keys: &[String],
+) -> Result<ScriptClient, ClientError> {
     let wanted = Requirements { keys, access: ACCESS, document: "docs/fleet.md" };
     let (mut connection, server) = crate::redis_client::connect(fleet, &wanted).await?;
     let sha = load(&mut connection, SCRIPT).await?;
     warn(&server);
-    Ok(Line { connection, sha })
+    Ok(ScriptClient { connection, sha })
 }
 
 /// What somebody should know, though it works.
@@ -49,20 +52,24 @@ fn warn(server: &Server) {
     }
 }
 
-/// As the script writes it: now, `learn_in`, short, `ask_in`, figures, parked, owed, permits.
-type Written = (u64, u64, u64, u64, String, usize, usize, Vec<String>);
+/// As the script writes it: now, `warm_up`, contended, `ask_in`, figures, withheld, debt, permits.
+type RawReply = (u64, u64, u64, u64, String, usize, usize, Vec<String>);
 
-impl Line {
+impl ScriptClient {
     /// For what is not part of the one request that is on its way.
     pub(super) fn connection(&self) -> Connection {
         self.connection.clone()
     }
 
-    pub(super) async fn ask(&mut self, keys: &[String], ask: &Ask) -> Result<Reply, ClientError> {
+    pub(super) async fn ask(
+        &mut self,
+        keys: &[String],
+        ask: &LeaseRequest,
+    ) -> Result<LeaseReply, ClientError> {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.sha).arg(keys.len()).arg(keys).arg(joined(&ask.figures));
-        command.arg(ask.want).arg(ask.core).arg(u8::from(ask.park));
-        let Times { cycle, min, hold } = ask.times;
+        command.arg(ask.want).arg(ask.long_lived).arg(u8::from(ask.push_back));
+        let CallTimes { cycle, min, hold } = ask.times;
         command.arg(ask.answered.unwrap_or(0));
         command.arg(micros(cycle)).arg(micros(min)).arg(micros(hold));
         for back in &ask.back {
@@ -71,7 +78,7 @@ impl Line {
         }
         // A script that Redis has forgotten is an error like any: a new connection loads it.
         let answer = timeout(PATIENCE, command.query_async(&mut self.connection)).await;
-        let written: Written = answer.map_err(|_| ClientError::Silent)??;
+        let written: RawReply = answer.map_err(|_| ClientError::Silent)??;
         read(written).ok_or(ClientError::Garbled)
     }
 }
@@ -81,18 +88,29 @@ fn micros(time: Duration) -> u128 {
     time.as_nanos().div_ceil(1_000)
 }
 
-fn read((now, learn_in, short, ask_in, figures, parked, owed, out): Written) -> Option<Reply> {
+fn read(
+    (now, warm_up, contended, ask_in, figures, withheld, debt, out): RawReply,
+) -> Option<LeaseReply> {
     let numbers = |text: &str| text.split(',').map(|n| n.parse().ok()).collect::<Option<Vec<_>>>();
     let given = |out: &String| {
         let mut parts = out.split(':');
         let ids = numbers(parts.next()?)?;
         let nonce = parts.next()?.parse().ok()?;
         let ready_in = parts.next()?.parse().ok()?;
-        Some(Given { ids, nonce, ready_in })
+        Some(GrantedLease { ids, nonce, ready_in })
     };
     let out = out.iter().map(given).collect::<Option<_>>()?;
     let figures = numbers(&figures)?;
-    Some(Reply { now, learn_in, short: short > 0, ask_in, figures, parked, owed, out })
+    Some(LeaseReply {
+        now,
+        warm_up,
+        contended: contended > 0,
+        ask_in,
+        figures,
+        withheld,
+        debt,
+        out,
+    })
 }
 
 fn joined(numbers: &[u32]) -> String {

@@ -1,9 +1,9 @@
 //! Both ceilings together, behind one lock.
 
 mod inherited;
+mod queue;
 mod status;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -11,22 +11,20 @@ use tokio::time::Instant;
 
 pub use status::{CeilingStatus, Decisions, Status};
 
-use super::block::Watch;
+use super::Kind;
+use super::block::BlockWatch;
+use super::call_end::{CallEnd, EndedCall, LateEnd, Read, TakenPermit};
 use super::call_time::CallTime;
-use super::lanes::{Class, Lanes, Waiter};
-use super::leases::{Lease, Leases, Sent};
-use super::permit::{End, Late, Read};
+use super::lease::{Lease, Sent};
+use super::leases::Leases;
 use super::shaper::Shaper;
-use super::unanswered::{Key, SETTLE, Unanswered, Way};
+use super::unanswered::{CallKey, UnansweredCalls, Way};
+use super::wait_queue::WaitQueue;
 use super::window::Window;
-use super::{Kind, Refused};
 use crate::config;
 
-/// How far an estimate of a wait may be off, as a part of it.
-const DOUBT: u32 = 50;
-
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct Limiter {
     account: Window,
     /// In the configuration's order.
     egress: Vec<Egress>,
@@ -35,9 +33,9 @@ pub(super) struct State {
     /// Which ceilings those are.
     kinds: Vec<Kind>,
     /// Calls that ended without an answer and still count.
-    unanswered: Unanswered<Held>,
+    unanswered: UnansweredCalls<HeldPermits>,
     shaper: Option<Shaper>,
-    lanes: Lanes,
+    queue: WaitQueue,
     max_waiting: usize,
     /// From permit to answer.
     call: CallTime,
@@ -49,26 +47,9 @@ pub(super) struct State {
     pub(super) looks_at: Option<Instant>,
 }
 
-/// What a call needs.
-#[derive(Debug)]
-pub(super) struct Taken {
-    pub(super) egress: usize,
-    pub(super) lease: Option<Lease>,
-}
-
-/// A call that has ended, and what it held.
-#[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) egress: usize,
-    pub(super) lease: Option<Lease>,
-    pub(super) to: SocketAddr,
-    /// When its permit was taken: it was sent no earlier.
-    pub(super) taken: Instant,
-}
-
 /// What a call without an answer holds.
 #[derive(Debug)]
-enum Held {
+enum HeldPermits {
     /// A permit of the account, one of an egress address, and perhaps a lease of them. `taken`: it was sent no earlier.
     Call { way: Way, taken: Instant, lease: Option<Lease> },
     /// So many permits of one ceiling, by calls of a process before this one.
@@ -88,7 +69,7 @@ enum Whose {
 #[derive(Debug)]
 struct Egress {
     window: Window,
-    watch: Watch,
+    watch: BlockWatch,
 }
 
 impl Egress {
@@ -107,7 +88,7 @@ impl Egress {
     }
 }
 
-impl State {
+impl Limiter {
     pub(super) fn new(
         config: &config::Ceilings,
         egress: usize,
@@ -119,14 +100,14 @@ impl State {
             egress: (0..egress)
                 .map(|_| Egress {
                     window: Window::new(config.egress_ip, opens, config.unanswered.max),
-                    watch: Watch::default(),
+                    watch: BlockWatch::default(),
                 })
                 .collect(),
             fleet: None,
             kinds: Vec::new(),
-            unanswered: Unanswered::new(config.unanswered),
+            unanswered: UnansweredCalls::new(config.unanswered),
             shaper: None,
-            lanes: Lanes::new(config.retry_share),
+            queue: WaitQueue::new(config.retry_share),
             max_waiting,
             call: CallTime::new(),
             limits: [None, None],
@@ -159,7 +140,7 @@ impl State {
         for egress in &mut self.egress {
             egress.window.resize(config.egress_ip);
         }
-        self.lanes.retry_share = config.retry_share;
+        self.queue.retry_share = config.retry_share;
         self.pace(config);
         if let Some(fleet) = &mut self.fleet {
             let figures = figures(config, &self.kinds);
@@ -184,15 +165,16 @@ impl State {
         self.kinds = kinds;
     }
 
-    /// Takes a permit of both ceilings. Otherwise when to try again; `None`: when a call has ended.
-    pub(super) fn take(&mut self, now: Instant) -> Result<Taken, Option<Instant>> {
-        self.settle(now);
-        let settles = self.unanswered.next_due();
-        let soonest = |next: Option<Instant>| next.into_iter().chain(settles).min();
-        self.take_settled(now).map_err(soonest)
+    /// Takes a permit of both ceilings and says from which egress address. Otherwise when to try
+    /// again; `None`: when a call in flight has been answered.
+    pub(super) fn take(&mut self, now: Instant) -> Result<TakenPermit, Option<Instant>> {
+        self.expire_unanswered(now);
+        let until = self.unanswered.next_due();
+        let soonest = |next: Option<Instant>| next.into_iter().chain(until).min();
+        self.take_now(now).map_err(soonest)
     }
 
-    fn take_settled(&mut self, now: Instant) -> Result<Taken, Option<Instant>> {
+    fn take_now(&mut self, now: Instant) -> Result<TakenPermit, Option<Instant>> {
         if self.account.free(now) == 0 {
             return Err(self.account.next(now));
         }
@@ -215,7 +197,7 @@ impl State {
         egress.watch.carries(now, near);
         self.windows(chosen).into_iter().for_each(|window| window.take(now));
         self.turn = chosen + 1;
-        Ok(Taken { egress: chosen, lease })
+        Ok(TakenPermit { egress: chosen, lease })
     }
 
     /// The address with the most free permits, in turn where they are equal: so that all have
@@ -239,20 +221,20 @@ impl State {
     /// counting.
     pub(super) fn ended(
         &mut self,
-        call: Ended,
-        end: End,
+        call: EndedCall,
+        end: CallEnd,
         now: Instant,
-    ) -> (bool, Option<(Key, oneshot::Receiver<()>)>) {
-        self.settle(now);
-        let Ended { egress, lease, to, taken } = call;
-        let waiting = self.lanes.len();
+    ) -> (bool, Option<(CallKey, oneshot::Receiver<()>)>) {
+        self.expire_unanswered(now);
+        let EndedCall { egress, lease, to, taken } = call;
+        let waiting = self.queue.len();
         // Where only the reserve was left, any end may free a permit at once.
         let mut sooner = self.is_in_reserve(egress) | self.watch(egress, end, now);
         let mut pending = None;
         match end {
-            End::Answered | End::Throttled => {
-                if end == End::Throttled {
-                    self.park(now);
+            CallEnd::Answered | CallEnd::Throttled => {
+                if end == CallEnd::Throttled {
+                    self.withhold(now);
                 }
                 self.windows(egress).into_iter().for_each(|window| window.answered(now));
                 if let Some(fleet) = &mut self.fleet {
@@ -261,23 +243,23 @@ impl State {
                 self.give_back(lease, Sent::Yes, waiting, now);
                 sooner |= self.unanswered.answered((egress, to), taken, now);
             }
-            End::TransportError(Read::Over) => {
+            CallEnd::ConnectionLost(Read::Over) => {
                 self.windows(egress).into_iter().for_each(|window| window.over(now));
                 self.give_back(lease, Sent::Yes, waiting, now);
             }
-            End::Unsent | End::TransportError(Read::Never) => {
+            CallEnd::Unsent | CallEnd::ConnectionLost(Read::Never) => {
                 self.windows(egress).into_iter().for_each(|window| window.unsent(now));
                 self.give_back(lease, Sent::No, waiting, now);
                 sooner = true;
             }
-            End::Unanswered | End::TransportError(Read::Possible) => {
+            CallEnd::Unanswered | CallEnd::ConnectionLost(Read::Possible) => {
                 self.windows(egress).into_iter().for_each(Window::unanswered);
                 if let (Some(fleet), Some(lease)) = (&mut self.fleet, &lease) {
                     fleet.unanswered(lease, now);
                 }
                 pending = Some(self.unanswered.add(
                     (egress, to),
-                    Held::Call { way: (egress, to), taken, lease },
+                    HeldPermits::Call { way: (egress, to), taken, lease },
                     now,
                 ));
             }
@@ -285,46 +267,50 @@ impl State {
         // A permit may be free sooner than the dispatcher thought: now, or when this call has
         // cooled. In the steady state it looks far more often than that.
         let sooner = sooner || self.looks_at.is_none_or(|at| at > now + super::WINDOW);
-        (!self.nobody_waits() && sooner, pending)
+        (!self.queue_is_empty() && sooner, pending)
     }
 
     /// A call has ended that had been given up. Says whether the dispatcher should look.
-    pub(super) fn ended_late(&mut self, key: Key, late: Late, now: Instant) -> bool {
-        self.settle(now);
+    pub(super) fn ended_late(&mut self, key: CallKey, late: LateEnd, now: Instant) -> bool {
+        self.expire_unanswered(now);
         let Some(held) = self.unanswered.remove(key) else { return false };
         let sent = match &held {
-            Held::Call { way, taken, .. } => Some((*way, *taken)),
-            Held::Inherited { .. } | Held::Assumed { .. } => None,
+            HeldPermits::Call { way, taken, .. } => Some((*way, *taken)),
+            HeldPermits::Inherited { .. } | HeldPermits::Assumed { .. } => None,
         };
         self.read(held, now);
-        if let (Some((way, taken)), Late::Answered) = (sent, late) {
+        if let (Some((way, taken)), LateEnd::Answered) = (sent, late) {
             self.windows(way.0).into_iter().for_each(|window| window.reopen(now));
             if let Some(fleet) = &mut self.fleet {
                 fleet.answered_call(now);
             }
             self.unanswered.answered(way, taken, now);
         }
-        !self.nobody_waits()
+        !self.queue_is_empty()
     }
 
     /// Calls without an answer that have stopped to count by now.
-    fn settle(&mut self, now: Instant) {
+    fn expire_unanswered(&mut self, now: Instant) {
         while let Some(held) = self.unanswered.pop_due(now) {
             self.read(held, now);
         }
     }
 
     /// The provider has read a call without an answer, as far as is known: it cools.
-    fn read(&mut self, held: Held, now: Instant) {
+    fn read(&mut self, held: HeldPermits, now: Instant) {
         match held {
-            Held::Inherited { ceiling, calls } => self.window(ceiling).settled(calls, now),
-            Held::Assumed { ceiling, calls } => self.window(ceiling).assumed_no_more(calls, now),
-            Held::Call { way: (egress, _), lease, .. } => {
-                self.windows(egress).into_iter().for_each(|window| window.settled(1, now));
+            HeldPermits::Inherited { ceiling, calls } => {
+                self.window(ceiling).unanswered_over(calls, now);
+            }
+            HeldPermits::Assumed { ceiling, calls } => {
+                self.window(ceiling).assumed_no_more(calls, now);
+            }
+            HeldPermits::Call { way: (egress, _), lease, .. } => {
+                self.windows(egress).into_iter().for_each(|window| window.unanswered_over(1, now));
                 if let (Some(fleet), Some(lease)) = (&mut self.fleet, &lease) {
-                    fleet.settled(lease);
+                    fleet.unanswered_over(lease);
                 }
-                let waiting = self.lanes.len();
+                let waiting = self.queue.len();
                 self.give_back(lease, Sent::Yes, waiting, now);
             }
         }
@@ -342,17 +328,17 @@ impl State {
     }
 
     /// Says whether the address may carry calls sooner than was thought.
-    fn watch(&mut self, address: usize, end: End, now: Instant) -> bool {
+    fn watch(&mut self, address: usize, end: CallEnd, now: Instant) -> bool {
         let mut reopened = false;
         let mut watch = std::mem::take(&mut self.egress[address].watch);
         match end {
-            End::Answered | End::Throttled => {
+            CallEnd::Answered | CallEnd::Throttled => {
                 reopened = watch.answered(now);
                 if reopened {
                     tracing::info!(address, "the provider answers this egress address again");
                 }
             }
-            End::TransportError(_) => {
+            CallEnd::ConnectionLost(_) => {
                 let others = |since| self.egress.iter().any(|e| e.watch.answered_since(since));
                 if watch.lost(now, others) {
                     tracing::error!(
@@ -361,8 +347,8 @@ impl State {
                     );
                 }
             }
-            End::Unanswered => watch.told_nothing(now),
-            End::Unsent => reopened = watch.probe_again(now),
+            CallEnd::Unanswered => watch.inconclusive(now),
+            CallEnd::Unsent => reopened = watch.probe_again(now),
         }
         self.egress[address].watch = watch;
         reopened
@@ -374,11 +360,11 @@ impl State {
 
     /// The provider pushed back. It throttles the account; an address over its own ceiling would
     /// be blocked, not told.
-    fn park(&mut self, now: Instant) {
+    fn withhold(&mut self, now: Instant) {
         match &mut self.fleet {
             // Redis parks for all; of whose account it is.
             Some(fleet) if self.kinds.contains(&Kind::Account) => fleet.push_back(),
-            _ => self.account.park(now),
+            _ => self.account.withhold(now),
         }
     }
 
@@ -386,108 +372,9 @@ impl State {
         self.call.observe(time);
     }
 
-    // === the waiting room ===
-
-    pub(super) fn nobody_waits(&self) -> bool {
-        self.lanes.len() == 0
-    }
-
-    pub(super) fn waiting(&self) -> usize {
-        self.lanes.len()
-    }
-
-    pub(super) fn enqueue(&mut self, class: Class, waiter: Waiter) {
-        self.lanes.push(class, waiter);
-    }
-
-    pub(super) fn dequeue(&mut self) -> Option<Waiter> {
-        self.lanes.pop()
-    }
-
-    pub(super) fn forget_the_late(&mut self, now: Instant) {
-        self.lanes.forget_the_late(now);
-    }
-
-    /// By when a call must be sent to be answered by `deadline`. Half of a caller's patience at
-    /// most goes to the call, so that a slow upstream alone never shuts the door.
-    pub(super) fn send_by(&self, now: Instant, deadline: Instant) -> Instant {
-        deadline - self.call.most().min((deadline - now) / 2)
-    }
-
-    /// Whether one more may wait to be sent by then, and for which ceiling.
-    pub(super) fn admit(&mut self, now: Instant, send_by: Instant) -> Result<Kind, Refused> {
-        if self.lanes.len() >= self.max_waiting {
-            let (ceiling, _) = self.estimate(0, now);
-            self.decisions[ceiling as usize].refused += 1;
-            let (_, half) = self.estimate(self.max_waiting / 2, now);
-            return Err(Refused::RoomFull { retry_after: half - now });
-        }
-        let (ceiling, turn) = self.estimate(self.lanes.len(), now);
-        let turn = turn + (turn - now) / DOUBT;
-        if turn > send_by {
-            self.decisions[ceiling as usize].refused += 1;
-            let retry_after = turn - send_by;
-            return Err(Refused::WaitTooLong { ceiling, wait: turn - now, retry_after });
-        }
-        Ok(ceiling)
-    }
-
-    /// When the `k`th in line will have its permit, and which ceiling decides it.
-    fn estimate(&mut self, k: usize, now: Instant) -> (Kind, Instant) {
-        let call = self.call.mean();
-        let spread = self.shaper.as_ref().map_or(Duration::ZERO, Shaper::period);
-        let settles = self.settles(now);
-        let account = self.account.estimate(k, now, call, spread, settles);
-        let open = self.egress.iter().filter(|egress| !egress.watch.suspected()).count();
-        let apart = spread.saturating_mul(u32::try_from(open).unwrap_or(u32::MAX));
-        let egress = if open == 0 {
-            self.egress.iter().map(|egress| egress.watch.reopens(now)).min()
-        } else {
-            let open_ones = self.egress.iter_mut().filter(|egress| !egress.watch.suspected());
-            open_ones
-                .map(|egress| egress.window.estimate(k / open, now, call, apart, settles))
-                .max()
-        };
-        let egress = egress.unwrap_or(now);
-        let narrower = match self.limits {
-            [Some(account), Some(egress)] if egress < account => Kind::EgressIp,
-            [None, Some(_)] => Kind::EgressIp,
-            _ => Kind::Account,
-        };
-        let fleet = self.fleet.as_ref().map_or(now, |fleet| fleet.estimate(k, now, call));
-        let kind = match egress.cmp(&account) {
-            std::cmp::Ordering::Greater => Kind::EgressIp,
-            std::cmp::Ordering::Less => Kind::Account,
-            std::cmp::Ordering::Equal => narrower,
-        };
-        (kind, account.max(egress).max(fleet))
-    }
-
-    /// When calls without an answer may stop to count: when the next probe is answered, or by
-    /// themselves.
-    fn settles(&self, now: Instant) -> Instant {
-        let Some(due) = self.unanswered.next_due() else { return now };
-        let Some(probe) = self.account.probes_at() else { return due.max(now) };
-        let probe = probe.max(now) + self.call.mean() + SETTLE;
-        due.min(probe).max(now)
-    }
-
-    // === facts ===
-
     /// When the latest call that was answered had been sent, at the earliest.
     pub(super) fn answered(&self, now: Instant) -> Option<Instant> {
         self.unanswered.answered_everywhere(now)
-    }
-
-    pub(super) fn passed(&mut self) {
-        self.decisions.iter_mut().for_each(|d| d.passed += 1);
-    }
-
-    pub(super) fn waited(&mut self, ceiling: Kind) {
-        for kind in Kind::ALL {
-            let decisions = &mut self.decisions[kind as usize];
-            if kind == ceiling { decisions.waited += 1 } else { decisions.passed += 1 }
-        }
     }
 }
 

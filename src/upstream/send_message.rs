@@ -1,0 +1,25 @@
+//! The provider's operation that publishes one message.
+
+use crate::signing::Call;
+
+/// The operation's name.
+const ACTION: &str = "SendMessage";
+/// The revision of the API that has it.
+const VERSION: &str = "2020-04-20";
+
+/// The parameters of one `SendMessage`.
+pub struct SendMessage<'a> {
+    params: [(&'static str, &'a str); 3],
+}
+
+impl<'a> SendMessage<'a> {
+    /// A message to this topic of an instance; the payload in the form in which it is sent.
+    pub fn new(instance: &'a str, topic: &'a str, payload: &'a str) -> Self {
+        Self { params: [("InstanceId", instance), ("MqttTopic", topic), ("Payload", payload)] }
+    }
+
+    /// The call to sign, for the `Host` header as it will be sent.
+    pub fn call(&'a self, authority: &'a str) -> Call<'a> {
+        Call { authority, action: ACTION, version: VERSION, params: &self.params }
+    }
+}
