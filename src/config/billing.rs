@@ -5,21 +5,20 @@ use std::collections::HashSet;
 use figment::value::Value;
 use jiff::tz::TimeZone;
 
-use super::checks;
+use super::checks::{instance_id, pattern};
 use super::error::ValueError;
-use super::parse::{self, Raw};
-use super::read::Reader;
+use super::parse::{self, Raw, Scalar};
+use super::read::{Reader, value, whole};
+use super::table::Reload::{Live, LiveUnless};
+use super::table::{Row, section};
 use super::tables::{Table, tables};
-use super::upstream::instance_id;
 use crate::message::{InstanceId, TopicPattern};
 
-/// Steps of a price; more is nobody's price list.
+/// The most steps of a price; no price list of the provider has as many.
 pub const MAX_TIERS: usize = 6;
 /// Every message looks at each.
 const MAX_BUDGETS: usize = 32;
-/// The provider's bills seem to follow Chinese days; it does not say.
-const TIME_ZONE: &str = "Asia/Shanghai";
-/// More messages than anybody sends in a month, and exact as a float.
+/// More messages than an account sends in a month, and exact as a float.
 const MOST_MESSAGES: u64 = 1_000_000_000_000_000;
 
 /// `[billing]`
@@ -29,7 +28,7 @@ pub struct Billing {
     pub currency: String,
     /// What messages cost.
     pub prices: Prices,
-    /// Message TPS that were bought; `None`: not said.
+    /// Message TPS that were bought; `None`: unknown.
     pub plan_tps: Option<u32>,
     /// Whose days and months tiers, today's spend and reports follow.
     pub time_zone: TimeZone,
@@ -42,7 +41,7 @@ pub struct Billing {
 pub struct Prices(Vec<Tier>);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Tier {
+pub(super) struct Tier {
     /// Messages of the month before it begins.
     from: u64,
     per_million: f64,
@@ -133,39 +132,85 @@ pub enum Period {
     Month,
 }
 
-pub(super) fn billing(r: &mut Reader<'_>) -> Option<Billing> {
-    let currency = r.value("billing.currency", "CNY", |raw| {
-        let text = raw.text()?;
-        let is_code = (1..=8).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_uppercase());
-        let remedy = "write a currency's letters, such as \"CNY\" or \"USD\"";
-        is_code.then(|| text.to_owned()).ok_or_else(|| ValueError::new("is not a currency", remedy))
-    });
-    let price = r.value("billing.price_per_million", "0", |raw| price(raw, 0.0));
-    let tiers = tiers(r);
-    let plan = r.value("billing.plan_tps", "0", |raw| parse::whole(raw, &(0..=1_000_000_u32)));
-    let zone = r.value("billing.time_zone", TIME_ZONE, time_zone);
-    let budgets = budgets(r, zone.as_ref());
-    if let (Some(price), Some(tiers)) = (price, &tiers)
-        && price > 0.0
-        && !tiers.is_empty()
-    {
+section! {
+    pub(super) struct BillingRows [billing] {
+        /// What a message costs, for the page, the metrics and `tollgate bill`. What the provider charges
+        /// depends on the contract: without a price, messages are counted and nothing is spent.
+        ///
+        /// What money is counted in; only shown.
+        currency: String = "CNY", value(currency), Live;
+
+        /// The price of a million messages.
+        price_per_million: f64 = 0, value(|raw| price(raw, 0.0)), LiveUnless("billing.tiers");
+
+        /// Message TPS that were bought, to be warned above 80 %. 0: unknown.
+        plan_tps: u32 = 0, whole(0..=1_000_000), Live;
+
+        /// Whose days and months today's spend, tiers and reports follow. The provider does not say which
+        /// its bills follow; probably this one.
+        time_zone: TimeZone = "Asia/Shanghai", value(time_zone);
+
+        /// A price that changes with the number of messages in the month, instead of price_per_million.
+        /// [[billing.tiers]]
+        /// from = 0
+        /// price_per_million = 12.0
+        /// [[billing.tiers]]
+        /// from = 100000000
+        /// price_per_million = 9.5
+        tiers: Vec<Tier> = [], tiers;
+
+        /// What may be spent: messages, or money. A message takes its place before its call, and gives it
+        /// back when it was proven that the provider does not bill it. Each sidecar has the whole budget.
+        /// [[billing.budgets]]
+        /// name = "alarms"
+        /// messages = 1000000        # or spend = 250.0
+        /// period = "day"            # "hour", "day" or "month"
+        /// time_zone = "UTC"         # billing.time_zone
+        /// topics = ["Alarm/*"]      # parent topics; left out: all. One with * inside its parent ("Al*")
+        ///                           # covers those with series of their own (telemetry.max_topics)
+        /// instance_id = "post-…"    # left out: all
+        /// on_exceed = "warn"        # or "refuse": 429 until the period ends
+        budgets: Vec<Budget> = [], budgets;
+    }
+    check prices_fit(price_per_million, tiers, budgets);
+}
+
+fn prices_fit(
+    r: &mut Reader<'_>,
+    price: Option<&f64>,
+    tiers: Option<&Vec<Tier>>,
+    budgets: Option<&Vec<Budget>>,
+) {
+    let (Some(price), Some(tiers)) = (price, tiers) else { return };
+    if *price > 0.0 && !tiers.is_empty() {
         let problem = "has a price beside billing.tiers";
-        r.clash("billing.price_per_million", problem, "keep one of them: tiers hold the prices");
+        r.conflict("billing.price_per_million", problem, "keep one of them: tiers hold the prices");
     }
-    let (price, tiers) = (price?, tiers?);
-    let prices = if tiers.is_empty() { Prices::flat(price) } else { Prices(tiers) };
-    let budgets = budgets?;
-    if !prices.is_set() && budgets.iter().any(|b| matches!(b.limit, Limit::Spend(_))) {
+    let is_spend = |budget: &Budget| matches!(budget.limit, Limit::Spend(_));
+    let has_price = *price > 0.0 || tiers.iter().any(|tier| tier.per_million > 0.0);
+    if !has_price && budgets.is_some_and(|budgets| budgets.iter().any(is_spend)) {
         let problem = "has a budget in money, and messages cost nothing";
-        r.clash("billing.budgets", problem, "set billing.price_per_million, or budget messages");
+        r.conflict("billing.budgets", problem, "set billing.price_per_million, or budget messages");
     }
+}
+
+pub(super) fn billing(r: &mut Reader<'_>) -> Option<Billing> {
+    let rows = BillingRows::read(r)?;
+    let flat = Prices::flat(rows.price_per_million);
     Some(Billing {
-        currency: currency?,
-        prices,
-        plan_tps: Some(plan?).filter(|plan| *plan > 0),
-        time_zone: zone?,
-        budgets,
+        currency: rows.currency,
+        prices: if rows.tiers.is_empty() { flat } else { Prices(rows.tiers) },
+        plan_tps: Some(rows.plan_tps).filter(|plan| *plan > 0),
+        time_zone: rows.time_zone,
+        budgets: rows.budgets,
     })
+}
+
+fn currency(raw: &Raw) -> Result<String, ValueError> {
+    let text = raw.text()?;
+    let is_code = (1..=8).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_uppercase());
+    let remedy = "write a currency's letters, such as \"CNY\" or \"USD\"";
+    is_code.then(|| text.to_owned()).ok_or_else(|| ValueError::new("is not a currency", remedy))
 }
 
 /// Money for a million messages, or of a budget.
@@ -190,10 +235,9 @@ fn time_zone(raw: &Raw) -> Result<TimeZone, ValueError> {
     TimeZone::get(raw.text()?).map_err(|_| ValueError::new("is not a time zone", remedy))
 }
 
-fn tiers(r: &mut Reader<'_>) -> Option<Vec<Tier>> {
-    const KEY: &str = "billing.tiers";
+fn tiers(r: &mut Reader<'_>, row: &Row) -> Option<Vec<Tier>> {
     let remedy = "write [[billing.tiers]] in the file, with from and price_per_million";
-    let tiers = tables(r, KEY, &["from", "price_per_million"], remedy, |r, table| {
+    let tiers = tables(r, row, &["from", "price_per_million"], remedy, |r, table| {
         let from = table.value(r, "from", |raw| parse::whole(raw, &(0..=MOST_MESSAGES)));
         let per_million = table.value(r, "price_per_million", |raw| price(raw, 0.0));
         Some(Tier { from: from?, per_million: per_million? })
@@ -201,37 +245,43 @@ fn tiers(r: &mut Reader<'_>) -> Option<Vec<Tier>> {
     let ascending = tiers.windows(2).all(|pair| pair[0].from < pair[1].from);
     if tiers.first().is_some_and(|first| first.from > 0) || !ascending {
         let problem = "does not go up from 0";
-        r.clash(KEY, problem, "the first tier is from = 0, each later one from more messages");
+        r.conflict(
+            row.name,
+            problem,
+            "the first tier is from = 0, each later one from more messages",
+        );
         return None;
     }
     if tiers.len() > MAX_TIERS {
-        r.clash(KEY, format!("has more than {MAX_TIERS} tiers"), "join some of them");
+        r.conflict(row.name, format!("has more than {MAX_TIERS} tiers"), "join some of them");
         return None;
     }
     Some(tiers)
 }
 
-fn budgets(r: &mut Reader<'_>, zone: Option<&TimeZone>) -> Option<Vec<Budget>> {
-    const KEY: &str = "billing.budgets";
+fn budgets(r: &mut Reader<'_>, row: &Row) -> Option<Vec<Budget>> {
     const NAMES: [&str; 8] =
         ["name", "messages", "spend", "period", "time_zone", "instance_id", "topics", "on_exceed"];
     let remedy = "write [[billing.budgets]] in the file, with name, period, and messages or spend";
-    let budgets = tables(r, KEY, &NAMES, remedy, |r, table| budget(r, table, zone))?;
+    let of_all = BillingRows::ROWS.iter().find(|row| row.name == "billing.time_zone");
+    // A wrong billing.time_zone is an error of its own.
+    let zone = of_all.and_then(|row| time_zone(&r.raw(row)).ok()).unwrap_or(TimeZone::UTC);
+    let budgets = tables(r, row, &NAMES, remedy, |r, table| budget(r, table, &zone))?;
     let mut names = HashSet::new();
-    let before = r.mistakes.len();
+    let before = r.errors.len();
     for (index, budget) in budgets.iter().enumerate() {
         if !names.insert(&budget.name) {
-            let key = format!("{KEY}[{index}].name");
-            r.clash(&key, "is another budget's name, too", "give each budget a name of its own");
+            let key = format!("{}[{index}].name", row.name);
+            r.conflict(&key, "is another budget's name, too", "give each budget a name of its own");
         }
     }
     if budgets.len() > MAX_BUDGETS {
-        r.clash(KEY, format!("has more than {MAX_BUDGETS} budgets"), "join some of them");
+        r.conflict(row.name, format!("has more than {MAX_BUDGETS} budgets"), "join some of them");
     }
-    (r.mistakes.len() == before).then_some(budgets)
+    (r.errors.len() == before).then_some(budgets)
 }
 
-fn budget(r: &mut Reader<'_>, table: &Table<'_>, zone: Option<&TimeZone>) -> Option<Budget> {
+fn budget(r: &mut Reader<'_>, table: &Table<'_>, zone: &TimeZone) -> Option<Budget> {
     let name = table.value(r, "name", |raw| {
         let text = raw.text()?;
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -260,12 +310,10 @@ fn budget(r: &mut Reader<'_>, table: &Table<'_>, zone: Option<&TimeZone>) -> Opt
         let periods = [("hour", Period::Hour), ("day", Period::Day), ("month", Period::Month)];
         parse::choice(raw, &periods)
     });
-    // A wrong billing.time_zone is a mistake of its own.
-    let zone = zone.cloned().unwrap_or(TimeZone::UTC);
-    let time_zone = table.value_or(r, "time_zone", zone, time_zone);
+    let time_zone = table.value_or(r, "time_zone", zone.clone(), time_zone);
     let instance = table.value_or(r, "instance_id", None, |raw| instance_id(raw).map(Some));
     let parents = match table.part("topics") {
-        Some(raw) => r.items(&format!("{}.topics", table.key), &raw, false, parent),
+        Some(raw) => r.items(&format!("{}.topics", table.key), &raw, Scalar::Refused, parent),
         None => Some(Vec::new()),
     };
     let refuse = table.value_or(r, "on_exceed", false, |raw| {
@@ -284,7 +332,7 @@ fn budget(r: &mut Reader<'_>, table: &Table<'_>, zone: Option<&TimeZone>) -> Opt
 
 /// A pattern of parent topics, since that is what is counted: `Alarm`, `Alarm/*` or `Al*`.
 fn parent(raw: &Raw) -> Result<TopicPattern, ValueError> {
-    let pattern = checks::pattern(raw)?;
+    let pattern = pattern(raw)?;
     let text = pattern.as_str();
     let parent = text.strip_suffix("/*").unwrap_or(text);
     if parent.contains('/') {

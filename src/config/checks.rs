@@ -1,58 +1,41 @@
-//! Checks of single values that need more than a range, and of values beside each other.
+//! Checks of single values that more than one section has, or that need more than a range.
 
-use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use bytesize::ByteSize;
 use tracing_subscriber::EnvFilter;
 
 use super::error::ValueError;
 use super::parse::Raw;
-use super::read::Reader;
-use super::upstream::encoding_word;
-use super::{Address, Listen, Publish, Upstream};
-use crate::message::TopicPattern;
+use crate::message::{InstanceId, TopicPattern};
 
-/// What fits into the kernel's address of a Unix socket, less the closing zero.
-const LONGEST_SOCKET_PATH: usize = 107;
+/// The shortest duration that is not an error: a bound of nothing lets nothing happen.
+pub(super) const SHORTEST: Duration = Duration::from_millis(1);
+pub(super) const HOUR: Duration = Duration::from_hours(1);
+/// More than any process may have open.
+pub(super) const MOST_CONNECTIONS: usize = 65_536;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-// === One value ===
-
-pub(super) fn address(raw: &Raw) -> Result<Address, ValueError> {
-    let Some(path) = raw.text()?.strip_prefix("unix:") else {
-        return socket_address(raw).map(Address::Tcp);
-    };
-    let is_path = path.starts_with('/') && !path.contains(char::is_control);
-    if !is_path || path.len() > LONGEST_SOCKET_PATH {
-        return Err(ValueError::new(
-            "is not the path of a Unix socket",
-            format!("write unix:/path, absolute and at most {LONGEST_SOCKET_PATH} bytes"),
-        ));
+/// A path that could name something.
+pub(super) fn path(raw: &Raw) -> Result<PathBuf, ValueError> {
+    let text = raw.text()?;
+    if text.is_empty() || text.contains(char::is_control) {
+        return Err(ValueError::new("is not a path", "write the path of a file or folder"));
     }
-    Ok(Address::Unix(PathBuf::from(path)))
+    Ok(PathBuf::from(text))
 }
 
-pub(super) fn socket_address(raw: &Raw) -> Result<SocketAddr, ValueError> {
-    raw.text()?.parse().map_err(|_| {
+/// Such as `post-cn-0pp12gl0000`; text even where it looks like a number.
+pub(super) fn instance_id(raw: &Raw) -> Result<InstanceId, ValueError> {
+    let text = raw.text()?;
+    let is_id = (1..=64).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    is_id.then(|| text.into()).ok_or_else(|| {
         ValueError::new(
-            "is not an address with a port",
-            "write an address, not a name, and a port: 127.0.0.1:8080 or [::1]:8080",
+            "is not an instance id",
+            "write 1 to 64 of A-Z a-z 0-9 - _, as in post-cn-0pp12gl0000",
         )
     })
-}
-
-pub(super) fn egress(raw: &Raw) -> Result<IpAddr, ValueError> {
-    let address: IpAddr = raw.text()?.parse().map_err(|_| {
-        ValueError::new("is not an IP address", "write one of this pod's own, such as 10.0.0.7")
-    })?;
-    let is_broadcast = address == IpAddr::from([255, 255, 255, 255]);
-    if address.is_unspecified() || address.is_multicast() || is_broadcast {
-        let remedy = "write one of this pod's own addresses, such as 10.0.0.7";
-        return Err(ValueError::new("is an address that nothing can be sent from", remedy));
-    }
-    Ok(address)
 }
 
 /// A pattern that at least one topic could match.
@@ -88,63 +71,4 @@ pub(super) fn level(raw: &Raw) -> Result<String, ValueError> {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => Err(ValueError::new("is neither a level nor directives", remedy())),
     }
-}
-
-// === Values beside each other ===
-
-/// No two doors may want the same address.
-pub(super) fn doors_differ(r: &mut Reader<'_>, listen: &Listen) {
-    let remedy = "give each door an address of its own";
-    let mut seen = HashSet::new();
-    for address in &listen.publish {
-        if let (Address::Unix(path), Some(control)) = (address, &listen.control)
-            && path == control
-        {
-            r.clash("listen.publish", "takes the socket of listen.control", remedy);
-        }
-        let is_free_port = matches!(address, Address::Tcp(tcp) if tcp.port() == 0);
-        if !is_free_port && !seen.insert(address) {
-            r.clash("listen.publish", "names an address twice", remedy);
-        }
-        if let Address::Tcp(tcp) = address
-            && overlap(*tcp, listen.telemetry)
-        {
-            let problem = format!("takes the port of listen.telemetry ({})", listen.telemetry);
-            r.clash("listen.publish", problem, remedy);
-        }
-    }
-    if listen.publish.is_empty() {
-        r.clash("listen.publish", "is empty, so nobody can publish", "name an address");
-    }
-}
-
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() != 0 && one.port() == other.port() && (is_any || one.ip() == other.ip())
-}
-
-/// A body may not be longer than what the provider takes, as it is sent.
-pub(super) fn payload_fits(r: &mut Reader<'_>, publish: &Publish, upstream: &Upstream) {
-    let most = upstream.payload.max_payload();
-    if publish.max_payload > most {
-        let word = encoding_word(upstream.payload);
-        let shown = ByteSize(most as u64);
-        r.clash(
-            "publish.max_payload",
-            format!("is more than upstream.payload = {word:?} can carry"),
-            format!("write at most \"{shown}\" ({most} bytes)"),
-        );
-    }
-}
-
-/// A ceiling above the provider's published one was not asked for by name.
-pub(super) fn above_published(r: &mut Reader<'_>, key: &str, published: u32) {
-    r.clash(
-        key,
-        format!("is above what the provider publishes, {published} calls per second"),
-        format!(
-            "write at most {published}, or set ceilings.allow_above_published = true if the \
-             provider has raised it for you"
-        ),
-    );
 }

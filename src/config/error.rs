@@ -1,8 +1,8 @@
-//! What is wrong with a configuration, said so that it can be put right.
+//! What is wrong with a configuration, and how to put it right.
 
 use std::fmt;
 
-use super::setting::Origin;
+use super::origin::Origin;
 
 /// One thing wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl fmt::Display for ConfigErrors {
         let count = self.0.len();
         let plural = if count == 1 { "mistake" } else { "mistakes" };
         write!(f, "{count} {plural} in the configuration")?;
-        self.0.iter().try_for_each(|mistake| write!(f, "\n{mistake}"))
+        self.0.iter().try_for_each(|error| write!(f, "\n{error}"))
     }
 }
 

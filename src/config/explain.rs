@@ -1,4 +1,4 @@
-//! A configuration as a person reads it: each value, who said so, and what follows.
+//! A configuration as a person reads it: each value, where it came from, and what follows.
 
 use std::fmt::Write;
 

@@ -1,65 +1,118 @@
-//! `[fleet]`: keys and checks.
+//! `[fleet]`: sidecars that share the ceilings through Redis.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::checks::path;
 use super::error::ValueError;
 use super::parse::Raw;
-use super::read::Reader;
-use super::sections::path;
+use super::read::{Reader, value, whole};
+use super::table::section;
 use super::uri::host_and_port;
-use super::{Ceilings, Fleet, Redis, Upstream};
+use super::{Ceilings, Upstream};
 
 /// Leases last 10 s at least; a call must leave room in one.
 const LONGEST_CALL: Duration = Duration::from_secs(5);
 /// Each permit is an entry in Redis.
 const MOST_PERMITS: u32 = 100_000;
 
-#[expect(clippy::option_option, reason = "outside: is it right; inside: is there one")]
-pub(super) fn fleet(
-    r: &mut Reader<'_>,
-    ceilings: Option<&Ceilings>,
-    upstream: Option<&Upstream>,
-) -> Option<Option<Fleet>> {
-    let url = r.value("fleet.url", "", url);
-    let account = r.value("fleet.account", "default", name);
-    let egress_group = r.value("fleet.egress_group", "", |raw| or_empty(raw, name));
-    let expected = r.count("fleet.expected_sidecars", "1", 1..=100_000);
-    let username = r.value("fleet.username", "", |raw| raw.text().map(str::to_owned));
-    let password_file = r.value("fleet.password_file", "", optional_path);
-    let ca_file = r.value("fleet.ca_file", "", optional_path);
-    let Some(redis) = url? else { return Some(None) };
-    let fleet = Fleet {
-        redis,
-        account: account?,
-        egress_group: egress_group?,
-        expected_sidecars: u32::try_from(expected?).ok()?,
-        username: username?,
-        password_file: password_file?,
-        ca_file: ca_file?,
-    };
-    fits(r, &fleet, ceilings?, upstream?);
-    Some(Some(fleet))
+/// `[fleet]`: sidecars that share the ceilings through Redis.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    /// Where Redis is.
+    pub redis: Redis,
+    /// The account whose ceiling is shared.
+    pub account: String,
+    /// Sidecars of one group share the ceiling of one egress address; empty: each has its own.
+    pub egress_group: String,
+    /// How many share it: decides how many permits each may keep for long.
+    pub expected_sidecars: u32,
+    /// Redis user; empty: the default one.
+    pub username: String,
+    /// The file that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// Who vouches for Redis, a PEM file; `None`: the operating system's authorities.
+    pub ca_file: Option<PathBuf>,
 }
 
-fn fits(r: &mut Reader<'_>, fleet: &Fleet, ceilings: &Ceilings, upstream: &Upstream) {
+/// Where Redis is, without user and password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redis {
+    /// Whether connections are encrypted, to Sentinels as well.
+    pub tls: bool,
+    /// Hosts and ports: one server, or nodes of a Cluster, or Sentinels.
+    pub nodes: Vec<(String, u16)>,
+    /// The name by which Sentinels know the primary; `None`: the nodes are no Sentinels.
+    pub primary: Option<String>,
+    /// Its number.
+    pub database: i64,
+}
+
+section! {
+    pub(super) struct FleetRows [fleet] {
+        /// Several sidecars share the ceilings through Redis or Valkey (7 or later). Without it each sidecar
+        /// has the ceilings for itself. Cut off from it, a sidecar goes on until its leases end, 6 to 26 s,
+        /// and then sends nothing. What Redis needs for that is in docs/fleet.md.
+        ///   redis://host:6379                             one server, or a proxy before one
+        ///   redis://node1:6379,node2:6379                 a Cluster: nodes that are asked first, in turn
+        ///   redis+sentinel://host1:26379,host2:26379/name the primary that Sentinels know by this name
+        /// rediss and rediss+sentinel with TLS.
+        url: Option<Redis> = "", value(url);
+
+        /// What is shared: sidecars that name the same account share its ceiling. Those that also name the
+        /// same group share the ceiling of one egress address, as behind one NAT gateway; without a group
+        /// each has an address of its own.
+        account: String = "default", value(name);
+        egress_group: String = "", value(|raw| or_empty(raw, name));
+
+        /// How many sidecars share it. Each may keep its part for 30 s at a time, the rest for 10 s.
+        expected_sidecars: u32 = 1, whole(1..=100_000);
+
+        /// The Redis user, the file that holds its password, and the PEM file of who vouches for Redis.
+        username: String = "", value(|raw| raw.text().map(str::to_owned));
+        password_file: Option<PathBuf> = "", value(optional_path);
+        ca_file: Option<PathBuf> = "", value(optional_path);
+    }
+}
+
+#[expect(clippy::option_option, reason = "outside: is it right; inside: is there one")]
+pub(super) fn fleet(r: &mut Reader<'_>) -> Option<Option<Fleet>> {
+    let rows = FleetRows::read(r)?;
+    Some(rows.url.map(|redis| Fleet {
+        redis,
+        account: rows.account,
+        egress_group: rows.egress_group,
+        expected_sidecars: rows.expected_sidecars,
+        username: rows.username,
+        password_file: rows.password_file,
+        ca_file: rows.ca_file,
+    }))
+}
+
+/// Checks a fleet beside what it shares.
+pub(super) fn fleet_fits(
+    r: &mut Reader<'_>,
+    fleet: &Fleet,
+    ceilings: &Ceilings,
+    upstream: &Upstream,
+) {
     let egress = ceilings.egress_ip.filter(|_| !fleet.egress_group.is_empty());
     if ceilings.account.is_none() && egress.is_none() {
-        r.clash("fleet.url", "shares a ceiling that is not there", "set ceilings.account");
+        r.conflict("fleet.url", "shares a ceiling that is not there", "set ceilings.account");
     }
     for (key, figure) in [("ceilings.account", ceilings.account), ("ceilings.egress_ip", egress)] {
         if figure.is_some_and(|n| n > MOST_PERMITS) {
             let problem = format!("is more than a fleet shares, {MOST_PERMITS}");
-            r.clash(key, problem, "write a lower one, or leave fleet.url out");
+            r.conflict(key, problem, "write a lower one, or leave fleet.url out");
         }
     }
     if egress.is_some() && upstream.egress_addresses.len() > 1 {
         let problem = "is for sidecars behind one address, and here are several";
-        r.clash("fleet.egress_group", problem, "leave it out, or upstream.egress_addresses");
+        r.conflict("fleet.egress_group", problem, "leave it out, or upstream.egress_addresses");
     }
     if upstream.call_timeout > LONGEST_CALL {
         let problem = "is longer than a lease in a fleet leaves room for";
-        r.clash("upstream.call_timeout", problem, "write at most \"5s\"");
+        r.conflict("upstream.call_timeout", problem, "write at most \"5s\"");
     }
 }
 
@@ -140,7 +193,7 @@ fn optional_path(raw: &Raw) -> Result<Option<PathBuf>, ValueError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::setting::Origin;
+    use crate::config::origin::Origin;
 
     fn read(text: &str) -> Result<Option<Redis>, ValueError> {
         url(&Raw { value: text.into(), origin: Origin::Default })

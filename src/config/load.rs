@@ -1,4 +1,4 @@
-//! From the file, the environment and the flags to one configuration, or to all its mistakes.
+//! From the file, the environment and the flags to one configuration, or to all its errors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,9 +8,12 @@ use figment::value::{Dict, Map, Value};
 use figment::{Error, Figment, Metadata, Profile, Provider};
 
 use super::error::{ConfigError, ConfigErrors, ValueError};
-use super::read::Reader;
-use super::setting::{Origin, Setting};
-use super::unknown::{Known, shown_unknown};
+use super::origin::Origin;
+use super::parse::Raw;
+use super::read::{Given, Reader};
+use super::sections::rows;
+use super::setting::Setting;
+use super::unknown::{KnownKeys, shown_unknown};
 use super::{Config, sections};
 
 /// Two underscores: Kubernetes itself puts `TOLLGATE_PORT` and the like into every pod beside a
@@ -22,10 +25,11 @@ const CREDENTIALS_URI: &str = "ALIBABA_CLOUD_CREDENTIALS_URI";
 /// A valid configuration, and where each value came from.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// For the rooms.
+    /// The values, for the modules that use them.
     pub config: Config,
-    /// For people, in the order of the documentation.
+    /// The same as text, for people, in the order of the documentation.
     pub settings: Vec<Setting>,
+    pub(super) given: Given,
 }
 
 /// Reads the file, then the environment, then the flags (key and value), later ones over earlier
@@ -35,8 +39,7 @@ pub fn load(
     env: impl IntoIterator<Item = (String, String)>,
     flags: &[(String, String)],
 ) -> Result<Loaded, ConfigErrors> {
-    let keys = keys();
-    let mut sources = Sources::none(Known(&keys));
+    let mut sources = Sources::none();
     let is_readable = file.is_none_or(|path| sources.file(path));
     sources.environment(env);
     for (key, value) in flags {
@@ -44,40 +47,40 @@ pub fn load(
     }
     sources.fall_back();
 
-    let mut reader = Reader::new(&sources.merged);
+    let given = sources.given();
+    let mut reader = Reader::new(&given);
     let config = sections::config(&mut reader);
     if !is_readable {
         // What is missing may well stand in the file that could not be read.
-        reader.mistakes.retain(|mistake| mistake.origin != Origin::Default);
+        reader.errors.retain(|error| error.origin != Origin::Default);
     }
-    let mut mistakes = sources.mistakes;
-    mistakes.append(&mut reader.mistakes);
+    let mut errors = sources.errors;
+    errors.append(&mut reader.errors);
+    let settings = reader.settings;
     match config {
-        Some(config) if mistakes.is_empty() => Ok(Loaded { config, settings: reader.settings }),
-        _ => Err(ConfigErrors(mistakes)),
+        Some(config) if errors.is_empty() => Ok(Loaded { config, settings, given }),
+        _ => Err(ConfigErrors(errors)),
     }
 }
 
-/// Every key that is read, in the order of the documentation.
-pub fn keys() -> Vec<String> {
-    let nothing = Figment::new();
-    let mut reader = Reader::new(&nothing);
-    sections::config(&mut reader);
-    reader.settings.into_iter().map(|setting| setting.key).collect()
+/// Every key, in the order of the documentation.
+pub fn keys() -> Vec<&'static str> {
+    rows().map(|row| row.name).collect()
 }
 
 /// What was given, merged; a source is searched for unknown keys before it goes in, while it still
 /// stands alone.
-struct Sources<'a> {
-    known: Known<'a>,
+struct Sources {
+    known: KnownKeys,
     merged: Figment,
-    mistakes: Vec<ConfigError>,
+    errors: Vec<ConfigError>,
     credentials_uri: Option<String>,
 }
 
-impl<'a> Sources<'a> {
-    fn none(known: Known<'a>) -> Self {
-        Self { known, merged: Figment::new(), mistakes: Vec::new(), credentials_uri: None }
+impl Sources {
+    fn none() -> Self {
+        let known = KnownKeys(keys());
+        Self { known, merged: Figment::new(), errors: Vec::new(), credentials_uri: None }
     }
 
     /// Whether the file could be read, right or wrong.
@@ -86,14 +89,14 @@ impl<'a> Sources<'a> {
         match Toml::file_exact(path).data() {
             Ok(mut profiles) => {
                 let dict = profiles.remove(&Profile::Default).unwrap_or_default();
-                self.known.search(&dict, "", &origin, &mut self.mistakes);
+                self.known.search(&dict, "", &origin, &mut self.errors);
                 self.merge(dict, &origin);
                 true
             }
             Err(error) => {
                 let ValueError { problem, remedy } = unreadable(&error.to_string());
                 let (key, value) = (String::new(), None);
-                self.mistakes.push(ConfigError { origin, key, value, problem, remedy });
+                self.errors.push(ConfigError { origin, key, value, problem, remedy });
                 false
             }
         }
@@ -117,7 +120,7 @@ impl<'a> Sources<'a> {
                 let problem = format!("is given twice, also as {first}");
                 let remedy = "keep one of the variables".to_owned();
                 let value = shown_unknown(&key, &Value::from(value));
-                self.mistakes.push(ConfigError { origin, key, value, problem, remedy });
+                self.errors.push(ConfigError { origin, key, value, problem, remedy });
             } else {
                 self.text(&key, &value, origin);
             }
@@ -140,7 +143,7 @@ impl<'a> Sources<'a> {
     /// A value from the environment or a flag: text, whatever it looks like.
     fn text(&mut self, key: &str, value: &str, origin: Origin) {
         let value = Value::from(value.trim());
-        match self.known.judge(key) {
+        match self.known.check(key) {
             Ok(()) => {
                 let nested = figment::util::nest(key, value);
                 if let Some(dict) = nested.into_dict() {
@@ -149,9 +152,18 @@ impl<'a> Sources<'a> {
             }
             Err(ValueError { problem, remedy }) => {
                 let (value, key) = (shown_unknown(key, &value), key.escape_debug().to_string());
-                self.mistakes.push(ConfigError { origin, key, value, problem, remedy });
+                self.errors.push(ConfigError { origin, key, value, problem, remedy });
             }
         }
+    }
+
+    fn given(&self) -> Given {
+        let raw = |key: &str| {
+            let value = self.merged.find_value(key).ok()?;
+            let metadata = self.merged.get_metadata(value.tag());
+            Some(Raw { value, origin: metadata.map_or(Origin::Default, Origin::of) })
+        };
+        Given(rows().filter_map(|row| Some((row.name, raw(row.name)?))).collect())
     }
 
     fn merge(&mut self, dict: Dict, origin: &Origin) {

@@ -9,8 +9,8 @@ use figment::value::Value;
 use jiff::SignedDuration;
 
 use super::error::ValueError;
-use super::setting::Origin;
-use super::unknown::nearest;
+use super::nearest::nearest;
+use super::origin::Origin;
 
 /// One value, before its type is known.
 #[derive(Debug, Clone)]
@@ -97,7 +97,10 @@ where
     value.ok_or_else(|| ValueError::new("is out of range", remedy()))
 }
 
-pub(super) fn size(raw: &Raw, range: &RangeInclusive<u64>) -> Result<usize, ValueError> {
+pub(super) fn size<T>(raw: &Raw, range: &RangeInclusive<u64>) -> Result<T, ValueError>
+where
+    T: TryFrom<u64>,
+{
     let remedy = || {
         let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
         format!("write a size from {least} to {most}, such as \"48KiB\", or a number of bytes")
@@ -108,7 +111,7 @@ pub(super) fn size(raw: &Raw, range: &RangeInclusive<u64>) -> Result<usize, Valu
     };
     let bytes = size.ok_or_else(|| ValueError::new("is not a size", remedy()))?.as_u64();
     if range.contains(&bytes) {
-        usize::try_from(bytes).map_err(|_| ValueError::new("is too large", remedy()))
+        T::try_from(bytes).map_err(|_| ValueError::new("is too large", remedy()))
     } else {
         Err(ValueError::new("is out of range", remedy()))
     }
@@ -159,14 +162,20 @@ pub(super) fn choice<T: Copy>(raw: &Raw, choices: &[(&str, T)]) -> Result<T, Val
     })
 }
 
-/// The items of a list. Outside a file, a list is text with commas, in brackets or not; in a file,
-/// only where `lone` allows it may one item stand without brackets.
-pub(super) fn items(raw: &Raw, lone: bool) -> Result<Vec<Raw>, ValueError> {
+/// Whether, in a file, a list of one item may be written without brackets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scalar {
+    Allowed,
+    Refused,
+}
+
+/// The items of a list. Outside a file, a list is text with commas, in brackets or not.
+pub(super) fn items(raw: &Raw, scalar: Scalar) -> Result<Vec<Raw>, ValueError> {
     let item = |value: Value| Raw { value, origin: raw.origin.clone() };
     match &raw.value {
         Value::Array(_, items) => Ok(items.iter().cloned().map(item).collect()),
         Value::String(_, text) if !raw.is_typed() => Ok(split(text).map(item).collect()),
-        Value::String(..) if lone => Ok(vec![raw.clone()]),
+        Value::String(..) if scalar == Scalar::Allowed => Ok(vec![raw.clone()]),
         other => Err(ValueError::new(
             format!("is {}, and must be a list", kind(other)),
             "write it in square brackets, with each item in double quotes",

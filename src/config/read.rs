@@ -1,163 +1,112 @@
-//! The one way a key is read: its name, its default and its check stand in one call, so that what
-//! `check` prints, what holds by default and what is documented cannot drift apart.
+//! How a row of the table is read from the merged sources.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use figment::Figment;
 use figment::value::Value;
 
 use super::error::{ConfigError, ValueError};
-use super::parse::{self, Raw};
-use super::setting::{Origin, Setting, show};
+use super::origin::Origin;
+use super::parse::{self, Raw, Scalar};
+use super::setting::{Setting, show};
+use super::table::Row;
 
-/// Reads keys out of the merged sources, and remembers every value and every mistake. A key whose
-/// value is wrong reads as `None`; the rest is still read, so that all mistakes come at once.
+/// What the merged sources say, by key.
+#[derive(Clone, Default)]
+pub(super) struct Given(pub(super) BTreeMap<&'static str, Raw>);
+
+impl fmt::Debug for Given {
+    /// Values may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Reads keys, and remembers every value and every error. A key whose value is wrong reads as
+/// `None`; the rest is still read, so that all errors come at once.
 pub(super) struct Reader<'a> {
-    sources: &'a Figment,
+    given: &'a Given,
     pub(super) settings: Vec<Setting>,
-    pub(super) mistakes: Vec<ConfigError>,
+    pub(super) errors: Vec<ConfigError>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(sources: &'a Figment) -> Self {
-        Self { sources, settings: Vec::new(), mistakes: Vec::new() }
+    pub(super) fn new(given: &'a Given) -> Self {
+        Self { given, settings: Vec::new(), errors: Vec::new() }
     }
 
-    // === Any type ===
+    /// The value that some source gives.
+    pub(super) fn given(&self, key: &str) -> Option<Raw> {
+        self.given.0.get(key).cloned()
+    }
 
-    /// A key with a default, which is written as it would be in the environment.
+    /// The value that some source gives, or the default.
+    pub(super) fn raw(&self, row: &Row) -> Raw {
+        self.given(row.name).unwrap_or_else(|| by_default(row.default_text()))
+    }
+
+    /// A key with the default of its row.
     pub(super) fn value<T>(
         &mut self,
-        key: &str,
-        default: &str,
-        read: impl FnOnce(&Raw) -> Result<T, ValueError>,
+        row: &Row,
+        parse: impl FnOnce(&Raw) -> Result<T, ValueError>,
     ) -> Option<T> {
-        let raw = self.given(key).unwrap_or_else(|| by_default(default));
-        self.settle(key, &raw, read(&raw))
+        self.value_or(row, row.default_text(), parse)
     }
 
-    /// A key that may be left out: `Some(None)` then.
-    #[expect(clippy::option_option, reason = "outside: is it right; inside: is there one")]
-    pub(super) fn optional<T>(
+    /// A key whose default depends on other keys.
+    pub(super) fn value_or<T>(
         &mut self,
-        key: &str,
-        read: impl FnOnce(&Raw) -> Result<T, ValueError>,
-    ) -> Option<Option<T>> {
-        if let Some(raw) = self.given(key) {
-            self.settle(key, &raw, read(&raw)).map(Some)
-        } else {
-            let value = "(not set)".to_owned();
-            self.settings.push(Setting { key: key.to_owned(), value, origin: Origin::Default });
-            Some(None)
-        }
-    }
-
-    /// A list; each wrong item is a mistake of its own. In a file, `lone` lets one item stand
-    /// without brackets.
-    pub(super) fn list<T>(
-        &mut self,
-        key: &str,
+        row: &Row,
         default: &str,
-        lone: bool,
-        read: impl Fn(&Raw) -> Result<T, ValueError>,
-    ) -> Option<Vec<T>> {
-        let raw = self.given(key).unwrap_or_else(|| by_default(default));
-        self.items(key, &raw, lone, read)
+        parse: impl FnOnce(&Raw) -> Result<T, ValueError>,
+    ) -> Option<T> {
+        let raw = self.given(row.name).unwrap_or_else(|| by_default(default));
+        self.record(row.name, &raw, parse(&raw))
     }
 
-    /// The items of a list that is at hand.
+    /// The items of a list; each wrong item is an error of its own.
     pub(super) fn items<T>(
         &mut self,
         key: &str,
         raw: &Raw,
-        lone: bool,
-        read: impl Fn(&Raw) -> Result<T, ValueError>,
+        scalar: Scalar,
+        parse: impl Fn(&Raw) -> Result<T, ValueError>,
     ) -> Option<Vec<T>> {
-        let items = self.settle(key, raw, parse::items(raw, lone))?;
-        let before = self.mistakes.len();
+        let items = self.record(key, raw, parse::items(raw, scalar))?;
+        let before = self.errors.len();
         let mut values = Vec::new();
         for (index, item) in items.iter().enumerate() {
-            match read(item) {
+            match parse(item) {
                 Ok(value) => values.push(value),
-                Err(wrong) => self.mistake(format!("{key}[{index}]"), item, wrong),
+                Err(wrong) => self.wrong_value(format!("{key}[{index}]"), item, wrong),
             }
         }
-        (self.mistakes.len() == before).then_some(values)
+        (self.errors.len() == before).then_some(values)
     }
 
-    // === Types that many keys have ===
-
-    pub(super) fn duration(
-        &mut self,
-        key: &str,
-        default: &str,
-        range: RangeInclusive<Duration>,
-    ) -> Option<Duration> {
-        self.value(key, default, |raw| parse::duration(raw, &range))
-    }
-
-    pub(super) fn count(
-        &mut self,
-        key: &str,
-        default: &str,
-        range: RangeInclusive<u32>,
-    ) -> Option<usize> {
-        let range = usize::try_from(*range.start()).ok()?..=usize::try_from(*range.end()).ok()?;
-        self.value(key, default, |raw| parse::whole(raw, &range))
-    }
-
-    pub(super) fn size(
-        &mut self,
-        key: &str,
-        default: &str,
-        range: RangeInclusive<u64>,
-    ) -> Option<usize> {
-        self.value(key, default, |raw| parse::size(raw, &range))
-    }
-
-    pub(super) fn boolean(&mut self, key: &str, default: &str) -> Option<bool> {
-        self.value(key, default, parse::boolean)
-    }
-
-    pub(super) fn choice<T: Copy>(
-        &mut self,
-        key: &str,
-        default: &str,
-        choices: &[(&str, T)],
-    ) -> Option<T> {
-        self.value(key, default, |raw| parse::choice(raw, choices))
-    }
-
-    // === Underneath ===
-
-    /// The value that some source gives.
-    pub(super) fn given(&self, key: &str) -> Option<Raw> {
-        let value = self.sources.find_value(key).ok()?;
-        let origin = self.sources.get_metadata(value.tag()).map_or(Origin::Default, Origin::of);
-        Some(Raw { value, origin })
-    }
-
-    /// Remembers a value, and the mistake if it is one.
-    pub(super) fn settle<T>(
+    /// Remembers a value, and the error if it is one.
+    pub(super) fn record<T>(
         &mut self,
         key: &str,
         raw: &Raw,
-        read: Result<T, ValueError>,
+        parsed: Result<T, ValueError>,
     ) -> Option<T> {
         let (value, origin) = (show(key, &raw.value), raw.origin.clone());
         self.settings.push(Setting { key: key.to_owned(), value, origin });
-        match read {
+        match parsed {
             Ok(value) => Some(value),
             Err(wrong) => {
-                self.mistake(key.to_owned(), raw, wrong);
+                self.wrong_value(key.to_owned(), raw, wrong);
                 None
             }
         }
     }
 
     /// A key that was read and is right by itself, but not beside the others.
-    pub(super) fn clash(
+    pub(super) fn conflict(
         &mut self,
         key: &str,
         problem: impl Into<String>,
@@ -169,11 +118,25 @@ impl<'a> Reader<'a> {
             None => (None, Origin::Default),
         };
         let (problem, remedy) = (problem.into(), remedy.into());
-        self.mistakes.push(ConfigError { origin, key: key.to_owned(), value, problem, remedy });
+        self.errors.push(ConfigError { origin, key: key.to_owned(), value, problem, remedy });
     }
 
-    /// A key beside those that are read.
-    pub(super) fn stranger(
+    /// A duration that another key bounds.
+    pub(super) fn not_longer(
+        &mut self,
+        (key, value): (&str, Option<&Duration>),
+        (bound, most): (&str, Option<&Duration>),
+        remedy: &str,
+    ) {
+        if let (Some(value), Some(most)) = (value, most)
+            && value > most
+        {
+            self.conflict(key, format!("is longer than {bound} ({})", parse::human(*most)), remedy);
+        }
+    }
+
+    /// A key of a table that has no such key.
+    pub(super) fn unknown_key(
         &mut self,
         key: String,
         value: Option<String>,
@@ -181,23 +144,95 @@ impl<'a> Reader<'a> {
         wrong: ValueError,
     ) {
         let ValueError { problem, remedy } = wrong;
-        self.mistakes.push(ConfigError { origin, key, value, problem, remedy });
+        self.errors.push(ConfigError { origin, key, value, problem, remedy });
     }
 
-    /// Puts what follows from a value in the place of how it was written.
+    /// Replaces a value as it was written by what follows from it.
     pub(super) fn show(&mut self, key: &str, value: String) {
         if let Some(setting) = self.settings.iter_mut().find(|setting| setting.key == key) {
             setting.value = value;
         }
     }
 
-    fn mistake(&mut self, key: String, raw: &Raw, wrong: ValueError) {
+    fn wrong_value(&mut self, key: String, raw: &Raw, wrong: ValueError) {
         // An item is shown as its list's key would be.
         let shown = show(key.split('[').next().unwrap_or(&key), &raw.value);
-        self.stranger(key, Some(shown), raw.origin.clone(), wrong);
+        self.unknown_key(key, Some(shown), raw.origin.clone(), wrong);
     }
 }
 
 fn by_default(text: &str) -> Raw {
     Raw { value: Value::from(text), origin: Origin::Default }
+}
+
+// === What a row names as its reader ===
+
+pub(super) fn value<T>(
+    parse: impl Fn(&Raw) -> Result<T, ValueError>,
+) -> impl Fn(&mut Reader<'_>, &Row) -> Option<T> {
+    move |r, row| r.value(row, &parse)
+}
+
+/// A key that may be left out: `Some(None)` then.
+pub(super) fn optional<T>(
+    parse: impl Fn(&Raw) -> Result<T, ValueError>,
+) -> impl Fn(&mut Reader<'_>, &Row) -> Option<Option<T>> {
+    move |r, row| {
+        if let Some(raw) = r.given(row.name) {
+            return r.record(row.name, &raw, parse(&raw)).map(Some);
+        }
+        let (key, value) = (row.name.to_owned(), "(not set)".to_owned());
+        r.settings.push(Setting { key, value, origin: Origin::Default });
+        Some(None)
+    }
+}
+
+/// A key that must be set.
+pub(super) fn required<T>(
+    parse: impl Fn(&Raw) -> Result<T, ValueError>,
+    remedy: &'static str,
+) -> impl Fn(&mut Reader<'_>, &Row) -> Option<T> {
+    let read = optional(parse);
+    move |r, row| {
+        let value = read(r, row)?;
+        if value.is_none() {
+            r.conflict(row.name, "is required", remedy);
+        }
+        value
+    }
+}
+
+pub(super) fn list<T>(
+    scalar: Scalar,
+    parse: impl Fn(&Raw) -> Result<T, ValueError>,
+) -> impl Fn(&mut Reader<'_>, &Row) -> Option<Vec<T>> {
+    move |r, row| {
+        let raw = r.raw(row);
+        r.items(row.name, &raw, scalar, &parse)
+    }
+}
+
+pub(super) fn duration(
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&mut Reader<'_>, &Row) -> Option<Duration> {
+    value(move |raw| parse::duration(raw, &range))
+}
+
+pub(super) fn whole<T>(range: RangeInclusive<T>) -> impl Fn(&mut Reader<'_>, &Row) -> Option<T>
+where
+    T: TryFrom<i128> + PartialOrd + fmt::Display,
+{
+    value(move |raw| parse::whole(raw, &range))
+}
+
+pub(super) fn size<T: TryFrom<u64>>(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&mut Reader<'_>, &Row) -> Option<T> {
+    value(move |raw| parse::size(raw, &range))
+}
+
+pub(super) fn choice<T: Copy>(
+    choices: &'static [(&'static str, T)],
+) -> impl Fn(&mut Reader<'_>, &Row) -> Option<T> {
+    value(|raw| parse::choice(raw, choices))
 }

@@ -1,58 +1,36 @@
 //! What may change while running.
 
-use super::{Ceilings, Config, Loaded};
-
-/// Keys, or sections, that are taken up without a restart.
-const LIVE: [&str; 14] = [
-    "ceilings.account",
-    "ceilings.egress_ip",
-    "ceilings.retry_share",
-    "ceilings.allow_above_published",
-    "billing.currency",
-    "billing.price_per_million",
-    "billing.plan_tps",
-    "topics.",
-    "publish.wait",
-    "publish.max_payload",
-    "publish.body_timeout",
-    "upstream.instance_id",
-    "upstream.instances",
-    "telemetry.level",
-];
+use super::read::Reader;
+use super::sections::{self, rows};
+use super::table::{Reload, Row};
+use super::{Config, Loaded};
 
 impl Loaded {
     /// This configuration with what `newer` says of the keys that may change while running; and
-    /// the keys whose change waits for a restart.
+    /// the keys whose change waits for a restart: all, where the mixture would be invalid.
     #[must_use]
     pub fn reloaded(&self, newer: &Self) -> (Config, Vec<String>) {
-        let mut config = self.config.clone();
-        let new = newer.config.clone();
-        let unanswered = config.ceilings.unanswered;
-        config.ceilings = Ceilings { unanswered, ..new.ceilings };
-        config.topics = new.topics;
-        config.billing.currency = new.billing.currency;
-        config.billing.plan_tps = new.billing.plan_tps;
-        // Tiers and budgets begin with what the ledger has, which is read at start.
-        if !config.billing.prices.is_tiered() && !new.billing.prices.is_tiered() {
-            config.billing.prices = new.billing.prices;
-        }
-        config.publish.wait = new.publish.wait;
-        config.publish.max_payload = new.publish.max_payload;
-        config.publish.body_timeout = new.publish.body_timeout;
-        config.upstream.instance_id = new.upstream.instance_id;
-        config.upstream.instances = new.upstream.instances;
-        config.telemetry.level = new.telemetry.level;
-
-        let value = |loaded: &Self, key: &str| {
-            loaded.settings.iter().find(|s| s.key == key).map(|s| s.value.clone())
+        let is_changed = |key: &str| self.shown(key) != newer.shown(key);
+        let waits = |row: &Row| match row.reload {
+            Reload::Restart => true,
+            Reload::Live => false,
+            Reload::LiveUnless(other) => is_changed(other),
         };
-        let live = |key: &str| LIVE.iter().any(|prefix| key.starts_with(prefix));
-        let waiting = newer
-            .settings
-            .iter()
-            .filter(|s| !live(&s.key) && value(self, &s.key).as_ref() != Some(&s.value))
-            .map(|s| s.key.clone())
-            .collect();
-        (config, waiting)
+        let mut given = self.given.clone();
+        for row in rows().filter(|row| !waits(row)) {
+            match newer.given.0.get(row.name) {
+                Some(raw) => given.0.insert(row.name, raw.clone()),
+                None => given.0.remove(row.name),
+            };
+        }
+        let mut reader = Reader::new(&given);
+        let config = sections::config(&mut reader).filter(|_| reader.errors.is_empty());
+        let waiting = rows().filter(|row| is_changed(row.name) && (config.is_none() || waits(row)));
+        let waiting = waiting.map(|row| row.name.to_owned()).collect();
+        (config.unwrap_or_else(|| self.config.clone()), waiting)
+    }
+
+    fn shown(&self, key: &str) -> Option<&str> {
+        self.settings.iter().find(|setting| setting.key == key).map(|setting| &*setting.value)
     }
 }

@@ -1,60 +1,12 @@
 //! One value that holds, where it came from, and how it is shown.
 
-use std::fmt;
-use std::path::PathBuf;
-
 use figment::value::Value;
-use figment::{Metadata, Source};
 
+use super::origin::Origin;
 use super::uri;
 
 /// Longer values are cut where they are shown.
 const MAX_SHOWN: usize = 200;
-
-/// Where a value came from; later ones win over earlier ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// Nobody gave one.
-    Default,
-    /// The configuration file.
-    File(PathBuf),
-    /// The environment variable of this name.
-    Environment(String),
-    /// `--set`, with its key.
-    Flag(String),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::File(path) => write!(f, "file {}", path.display()),
-            Self::Environment(name) => write!(f, "environment {name}"),
-            Self::Flag(_) => f.write_str("flag --set"),
-        }
-    }
-}
-
-impl Origin {
-    /// As the merged sources carry it; [`Origin::of`] reads it back.
-    pub(super) fn metadata(&self) -> Metadata {
-        match self {
-            Self::Default => Metadata::named("default"),
-            Self::File(path) => Metadata::from("file", path.as_path()),
-            Self::Environment(name) => Metadata::from("environment", name.as_str()),
-            Self::Flag(key) => Metadata::from("flag", key.as_str()),
-        }
-    }
-
-    pub(super) fn of(metadata: &Metadata) -> Self {
-        match (&*metadata.name, &metadata.source) {
-            ("file", Some(Source::File(path))) => Self::File(path.clone()),
-            ("environment", Some(Source::Custom(name))) => Self::Environment(name.clone()),
-            ("flag", Some(Source::Custom(key))) => Self::Flag(key.clone()),
-            _ => Self::Default,
-        }
-    }
-}
 
 /// One key with the value that holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +15,7 @@ pub struct Setting {
     pub key: String,
     /// As it was written, without secrets.
     pub value: String,
-    /// Who said so.
+    /// Where it came from.
     pub origin: Origin,
 }
 

@@ -6,9 +6,11 @@ use figment::value::{Dict, Value};
 use figment::{Profile, Provider};
 
 use super::error::ValueError;
+use super::nearest::nearest;
 use super::parse::{Raw, kind};
 use super::read::Reader;
-use super::unknown::{nearest, shown_unknown};
+use super::table::Row;
+use super::unknown::shown_unknown;
 
 /// One of them, and the name it has in messages: `upstream.instances[0]`.
 pub(super) struct Table<'a> {
@@ -37,14 +39,14 @@ impl Table<'_> {
         self.wrong(r, format!("has no {name}"), self.remedy)
     }
 
-    /// The table as a whole is a mistake.
+    /// The table as a whole is wrong.
     pub(super) fn wrong<T>(
         &self,
         r: &mut Reader<'_>,
         problem: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Option<T> {
-        r.settle(&self.key, self.all, Err(ValueError::new(problem, remedy)))
+        r.record(&self.key, self.all, Err(ValueError::new(problem, remedy)))
     }
 
     pub(super) fn value<T>(
@@ -53,7 +55,7 @@ impl Table<'_> {
         name: &str,
         read: impl FnOnce(&Raw) -> Result<T, ValueError>,
     ) -> Option<T> {
-        self.required(r, name, |r, key, raw| r.settle(key, raw, read(raw)))
+        self.required(r, name, |r, key, raw| r.record(key, raw, read(raw)))
     }
 
     /// A key with a value of its own where the table has none.
@@ -75,36 +77,37 @@ fn on_one_line(all: &Raw) -> Option<Value> {
     profiles.get_mut(&Profile::Default)?.remove("all")
 }
 
-/// Reads all tables under `key`, each of which has keys of `names` only. `remedy` says how to
-/// write one.
+/// Reads all tables of a key, each of which has keys of `names` only. `remedy` says how to write
+/// one.
 pub(super) fn tables<T>(
     r: &mut Reader<'_>,
-    key: &str,
+    row: &Row,
     names: &[&str],
     remedy: &str,
     read: impl Fn(&mut Reader<'_>, &Table<'_>) -> Option<T>,
 ) -> Option<Vec<T>> {
+    let key = row.name;
     let Some(mut all) = r.given(key) else {
-        return r.value(key, "[]", |_| Ok(Vec::new()));
+        return r.value(row, |_| Ok(Vec::new()));
     };
     if let Some(value) = on_one_line(&all) {
         all.value = value;
     }
     let Value::Array(_, items) = &all.value else {
         let problem = format!("is {}, and must be a list of tables", kind(&all.value));
-        return r.settle(key, &all, Err(ValueError::new(problem, remedy)));
+        return r.record(key, &all, Err(ValueError::new(problem, remedy)));
     };
-    r.settle(key, &all, Ok(()));
+    r.record(key, &all, Ok(()));
     if !items.is_empty() {
         r.show(key, format!("{} of them", items.len()));
     }
-    let before = r.mistakes.len();
+    let before = r.errors.len();
     let mut read_ones = Vec::new();
     for (index, item) in items.iter().enumerate() {
         let key = format!("{key}[{index}]");
         let Value::Dict(_, dict) = item else {
             let problem = format!("is {}, and must be a table", kind(item));
-            r.settle::<()>(&key, &all, Err(ValueError::new(problem, remedy)));
+            r.record::<()>(&key, &all, Err(ValueError::new(problem, remedy)));
             continue;
         };
         for (name, value) in dict.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
@@ -115,9 +118,9 @@ pub(super) fn tables<T>(
             let name = format!("{key}.{}", name.escape_debug());
             let wrong = ValueError::new("is not a key of such a table", remedy);
             let value = shown_unknown(&name, value);
-            r.stranger(name, value, all.origin.clone(), wrong);
+            r.unknown_key(name, value, all.origin.clone(), wrong);
         }
         read_ones.extend(read(r, &Table { key, dict, all: &all, remedy }));
     }
-    (r.mistakes.len() == before).then_some(read_ones)
+    (r.errors.len() == before).then_some(read_ones)
 }

@@ -1,37 +1,26 @@
-//! Keys that nobody reads are mistakes, never ignored.
+//! Keys that are not in the table are errors, never ignored.
 
 use figment::value::{Dict, Value};
 
 use super::error::{ConfigError, ValueError};
+use super::nearest::nearest;
+use super::origin::Origin;
 use super::parse::kind;
-use super::setting::{Origin, show};
+use super::setting::show;
 
-/// Keys and sections that tollgate will have, so that nobody looks for a misspelling.
-const LATER: &[&str] = &["keys.canary", "keys.canary_for"];
+/// The keys of the table.
+pub(super) struct KnownKeys(pub(super) Vec<&'static str>);
 
-/// The keys that are read.
-pub(super) struct Known<'a>(pub(super) &'a [String]);
-
-impl Known<'_> {
+impl KnownKeys {
     /// What is wrong with a whole key, such as `publish.wait`, if anything.
-    pub(super) fn judge(&self, key: &str) -> Result<(), ValueError> {
-        if self.0.iter().any(|known| known == key) {
+    pub(super) fn check(&self, key: &str) -> Result<(), ValueError> {
+        if self.0.contains(&key) {
             return Ok(());
         }
-        let is_later = LATER.iter().any(|later| {
-            key.strip_prefix(later).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        });
-        if is_later {
-            return Err(ValueError::new(
-                "comes with a later release of tollgate",
-                "leave it out until then",
-            ));
-        }
         let name = key.rsplit('.').next().unwrap_or(key);
-        let elsewhere = || {
-            self.0.iter().find(|known| known.rsplit('.').next() == Some(name)).map(String::as_str)
-        };
-        let near = nearest(key, self.0.iter().map(String::as_str)).or_else(elsewhere);
+        let elsewhere =
+            || self.0.iter().copied().find(|known| known.rsplit('.').next() == Some(name));
+        let near = nearest(key, self.0.iter().copied()).or_else(elsewhere);
         Err(ValueError::new(
             "is not a key of tollgate",
             match near {
@@ -47,7 +36,7 @@ impl Known<'_> {
         dict: &Dict,
         within: &str,
         origin: &Origin,
-        mistakes: &mut Vec<ConfigError>,
+        errors: &mut Vec<ConfigError>,
     ) {
         for (name, value) in dict {
             // A quoted name with a dot in it is not the key that it looks like.
@@ -56,7 +45,7 @@ impl Known<'_> {
             let key = if within.is_empty() { name } else { format!("{within}.{name}") };
             let wrong = match (self.is_section(&key), value) {
                 (true, Value::Dict(_, inner)) => {
-                    self.search(inner, &key, origin, mistakes);
+                    self.search(inner, &key, origin, errors);
                     continue;
                 }
                 (true, other) => {
@@ -67,14 +56,14 @@ impl Known<'_> {
                     )
                 }
                 (false, Value::Dict(..)) if within.is_empty() => self.unknown_section(&key),
-                (false, _) => match self.judge(&key) {
+                (false, _) => match self.check(&key) {
                     Ok(()) => continue,
                     Err(wrong) => wrong,
                 },
             };
             let value = shown_unknown(&key, value);
             let (problem, remedy) = (wrong.problem, wrong.remedy);
-            mistakes.push(ConfigError { origin: origin.clone(), key, value, problem, remedy });
+            errors.push(ConfigError { origin: origin.clone(), key, value, problem, remedy });
         }
     }
 
@@ -83,12 +72,6 @@ impl Known<'_> {
     }
 
     fn unknown_section(&self, section: &str) -> ValueError {
-        if LATER.contains(&section) {
-            return ValueError::new(
-                "comes with a later release of tollgate",
-                "leave it out until then",
-            );
-        }
         let sections = self.0.iter().filter_map(|key| key.split('.').next());
         let remedy = match nearest(section, sections) {
             Some(near) => format!("did you mean [{near}]?"),
@@ -98,8 +81,8 @@ impl Known<'_> {
     }
 }
 
-/// The value of a key that nobody knows. People put keys and passwords into files under names of
-/// their own, and a mistake is printed and logged: so only what can hold none is shown.
+/// The value of an unknown key. Operators put keys and passwords into files under names of their
+/// own, and an error is printed and logged: so only what can hold no secret is shown.
 pub(super) fn shown_unknown(key: &str, value: &Value) -> Option<String> {
     const SECRET: [&str; 6] = ["key", "secret", "token", "password", "credential", "auth"];
     let name = key.to_ascii_lowercase();
@@ -108,34 +91,4 @@ pub(super) fn shown_unknown(key: &str, value: &Value) -> Option<String> {
         _ if SECRET.iter().any(|word| name.contains(word)) => Some("***".to_owned()),
         _ => Some(show(key, value)),
     }
-}
-
-/// The candidate that a word was probably meant to be.
-pub(super) fn nearest<'a>(
-    word: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
-    let length = word.chars().count();
-    candidates
-        .filter(|candidate| candidate.len().abs_diff(length) <= 2)
-        .map(|candidate| (distance(word, candidate), candidate))
-        .filter(|(distance, _)| *distance <= 2 && *distance * 2 <= length)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Levenshtein's distance, row by row; a swap of neighbours costs 2.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, r) in right.iter().enumerate() {
-            let change = diagonal + usize::from(l != *r);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[right.len()]
 }

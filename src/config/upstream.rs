@@ -2,86 +2,152 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::checks;
+use super::checks::{HOUR, MOST_CONNECTIONS, SHORTEST, instance_id, path, pattern};
 use super::error::ValueError;
-use super::parse::{Raw, human};
-use super::read::Reader;
-use super::sections::{MOST_CONNECTIONS, SHORTEST, path};
+use super::parse::{Raw, Scalar};
+use super::read::{Reader, choice, duration, list, optional, required, value, whole};
+use super::table::Reload::Live;
+use super::table::{Row, section};
 use super::tables::tables;
-use super::{InstanceRule, Roots, SignatureVersion, Upstream, uri};
-use crate::message::{InstanceId, PayloadEncoding};
+use super::uri::{self, Endpoint};
+use crate::message::{InstanceId, PayloadEncoding, Topic, TopicPattern};
 
 /// The provider drops a connection that was idle for about 10 s; a call on one is lost.
 const LONGEST_IDLE: Duration = Duration::from_millis(9_999);
 const LONGEST_CALL: Duration = Duration::from_mins(1);
 const SIGNATURES: [(&str, SignatureVersion); 2] =
     [("hmac-sha1", SignatureVersion::HmacSha1), ("acs3-hmac-sha256", SignatureVersion::Acs3)];
-const PAYLOADS: [(&str, PayloadEncoding); 2] =
+pub(super) const PAYLOADS: [(&str, PayloadEncoding); 2] =
     [("base64", PayloadEncoding::Base64), ("plain", PayloadEncoding::Plain)];
 /// The keys of one rule.
 const RULE: [&str; 2] = ["instance_id", "topics"];
 
-pub(super) fn upstream(r: &mut Reader<'_>) -> Option<Upstream> {
-    let endpoint = r.optional("upstream.endpoint", |raw| uri::endpoint(raw.text()?));
-    let instance_id = r.optional("upstream.instance_id", instance_id);
-    let instances = instances(r);
-    let signature = r.choice("upstream.signature", "hmac-sha1", &SIGNATURES);
-    let payload = r.choice("upstream.payload", "base64", &PAYLOADS);
-    let connect_timeout = r.duration("upstream.connect_timeout", "1s", SHORTEST..=LONGEST_CALL);
-    let call_timeout = r.duration("upstream.call_timeout", "3s", SHORTEST..=LONGEST_CALL);
-    let idle_timeout = r.duration("upstream.idle_timeout", "5s", SHORTEST..=LONGEST_IDLE);
-    let max_connections = r.count("upstream.max_connections", "256", 1..=MOST_CONNECTIONS);
-    let dns_ttl = r.duration("upstream.dns_ttl", "30s", SHORTEST..=Duration::from_hours(1));
-    let roots = r.value("upstream.roots", "bundled", roots);
-    let egress_addresses = r.list("upstream.egress_addresses", "[]", false, checks::egress);
-
-    if endpoint == Some(None) {
-        let remedy = "write the host of the instance's region, as the provider's console shows it";
-        r.clash("upstream.endpoint", "is required", remedy);
-    }
-    if instance_id == Some(None) && instances.as_ref().is_some_and(Vec::is_empty) {
-        let remedy = "write the instance's id, or rules under [[upstream.instances]]";
-        r.clash("upstream.instance_id", "is required where no rule names an instance", remedy);
-    }
-    if let (Some(connect), Some(call)) = (connect_timeout, call_timeout)
-        && connect > call
-    {
-        let problem = format!("is longer than upstream.call_timeout ({})", human(call));
-        let remedy = "write a shorter one: a call includes its connection";
-        r.clash("upstream.connect_timeout", problem, remedy);
-    }
-    if let Some(addresses) = &egress_addresses {
-        no_address_twice(r, addresses);
-    }
-    Some(Upstream {
-        endpoint: endpoint??,
-        instance_id: instance_id?,
-        instances: instances?,
-        signature: signature?,
-        payload: payload?,
-        connect_timeout: connect_timeout?,
-        call_timeout: call_timeout?,
-        idle_timeout: idle_timeout?,
-        max_connections: max_connections?,
-        dns_ttl: dns_ttl?,
-        roots: roots?,
-        egress_addresses: egress_addresses?,
-    })
+/// Which signature a call carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignatureVersion {
+    /// RPC style, HMAC-SHA1, parameters in a form body.
+    HmacSha1,
+    /// `ACS3-HMAC-SHA256`, parameters in the query.
+    Acs3,
 }
 
-/// Such as `post-cn-0pp12gl0000`; text even where it looks like a number.
-pub(super) fn instance_id(raw: &Raw) -> Result<InstanceId, ValueError> {
-    let text = raw.text()?;
-    let is_id = (1..=64).contains(&text.len())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
-    is_id.then(|| text.into()).ok_or_else(|| {
-        ValueError::new(
-            "is not an instance id",
-            "write 1 to 64 of A-Z a-z 0-9 - _, as in post-cn-0pp12gl0000",
-        )
-    })
+/// Which certificate authorities vouch for the upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Roots {
+    /// Mozilla's, built in: works in an image without CA files.
+    Bundled,
+    /// The operating system's.
+    System,
+    /// A PEM file.
+    File(PathBuf),
+}
+
+/// A rule of `[[upstream.instances]]`.
+#[derive(Debug, Clone)]
+pub struct InstanceRule {
+    /// The instance for these topics.
+    pub instance_id: InstanceId,
+    /// Its topics.
+    pub topics: Vec<TopicPattern>,
+}
+
+section! {
+    /// `[upstream]`: the provider.
+    #[derive(Debug, Clone)]
+    pub struct Upstream [upstream] {
+        /// Required. Where the provider is: https://host[:port], http://host[:port] or a bare host for https.
+        endpoint: Endpoint => Required "https://onsmqtt.cn-hangzhou.aliyuncs.com",
+            required(|raw| uri::endpoint(raw.text()?), ENDPOINT_REMEDY);
+
+        /// Required, unless rules below name an instance for every topic: the instance of all other topics.
+        instance_id: Option<InstanceId> => Required "post-cn-0pp12gl0000", optional(instance_id), Live;
+
+        /// How calls are signed: "hmac-sha1" or "acs3-hmac-sha256".
+        signature: SignatureVersion = "hmac-sha1", choice(&SIGNATURES);
+
+        /// How bodies travel: "base64" takes any bytes, "plain" only UTF-8 text.
+        payload: PayloadEncoding = "base64", choice(&PAYLOADS);
+
+        /// Bound on resolving, connecting and the TLS handshake; not longer than call_timeout.
+        connect_timeout: Duration = "1s", duration(SHORTEST..=LONGEST_CALL);
+
+        /// Bound on one call, from its permit to its answer. At most 1m.
+        call_timeout: Duration = "3s", duration(SHORTEST..=LONGEST_CALL);
+
+        /// How long an unused connection is kept. Below 10s, when the provider drops it.
+        idle_timeout: Duration = "5s", duration(SHORTEST..=LONGEST_IDLE);
+
+        /// The most connections of each egress address; as many more may stay open for late answers.
+        max_connections: usize = 256, whole(1..=MOST_CONNECTIONS);
+
+        /// How old the addresses behind the endpoint's name may get. Then they are asked for again in the
+        /// background; calls go on with those that are known, also while the resolver is silent or fails.
+        dns_ttl: Duration = "30s", duration(SHORTEST..=HOUR);
+
+        /// Who vouches for the endpoint: "bundled" (Mozilla's list, built in), "system", or the path of a
+        /// PEM file.
+        roots: Roots = "bundled", value(roots);
+
+        /// Addresses of this pod to send from, each with the ceiling ceilings.egress_ip of its own. They must
+        /// leave the cluster as different addresses, too. Empty: one, which the system chooses.
+        egress_addresses: Vec<IpAddr> = [], list(Scalar::Refused, egress);
+
+        /// Rules for more than one instance: the first that matches a topic wins. Here * stands for anything.
+        /// [[upstream.instances]]
+        /// instance_id = "post-cn-0pp12gl0001"
+        /// topics = ["Alarm/*"]
+        instances: Vec<InstanceRule> = [], instances, Live;
+    }
+    check conflicts(instance_id, instances, connect_timeout, call_timeout, egress_addresses);
+}
+
+const ENDPOINT_REMEDY: &str =
+    "write the host of the instance's region, as the provider's console shows it";
+
+impl Upstream {
+    /// The instance a topic belongs to; `None` where no rule and no default names one.
+    pub fn instance_for(&self, topic: &Topic) -> Option<InstanceId> {
+        self.instances
+            .iter()
+            .find(|rule| rule.topics.iter().any(|pattern| pattern.matches(topic)))
+            .map(|rule| &rule.instance_id)
+            .or(self.instance_id.as_ref())
+            .cloned()
+    }
+}
+
+fn conflicts(
+    r: &mut Reader<'_>,
+    instance_id: Option<&Option<InstanceId>>,
+    instances: Option<&Vec<InstanceRule>>,
+    connect: Option<&Duration>,
+    call: Option<&Duration>,
+    egress_addresses: Option<&Vec<IpAddr>>,
+) {
+    if instance_id == Some(&None) && instances.is_some_and(Vec::is_empty) {
+        let remedy = "write the instance's id, or rules under [[upstream.instances]]";
+        r.conflict("upstream.instance_id", "is required where no rule names an instance", remedy);
+    }
+    let (connect, call) = (("upstream.connect_timeout", connect), ("upstream.call_timeout", call));
+    r.not_longer(connect, call, "write a shorter one: a call includes its connection");
+    if let Some(addresses) = egress_addresses {
+        no_address_twice(r, addresses);
+    }
+}
+
+fn egress(raw: &Raw) -> Result<IpAddr, ValueError> {
+    let address: IpAddr = raw.text()?.parse().map_err(|_| {
+        ValueError::new("is not an IP address", "write one of this pod's own, such as 10.0.0.7")
+    })?;
+    let is_broadcast = address == IpAddr::from([255, 255, 255, 255]);
+    if address.is_unspecified() || address.is_multicast() || is_broadcast {
+        let remedy = "write one of this pod's own addresses, such as 10.0.0.7";
+        return Err(ValueError::new("is an address that nothing can be sent from", remedy));
+    }
+    Ok(address)
 }
 
 fn roots(raw: &Raw) -> Result<Roots, ValueError> {
@@ -103,30 +169,30 @@ fn no_address_twice(r: &mut Reader<'_>, addresses: &[IpAddr]) {
     for address in addresses {
         if !seen.insert(address.to_canonical()) {
             let remedy = "name each address once: its ceiling holds for all that leaves from it";
-            r.clash("upstream.egress_addresses", format!("names {address} twice"), remedy);
+            r.conflict("upstream.egress_addresses", format!("names {address} twice"), remedy);
         }
     }
 }
 
 // === [[upstream.instances]] ===
 
-fn instances(r: &mut Reader<'_>) -> Option<Vec<InstanceRule>> {
+fn instances(r: &mut Reader<'_>, row: &Row) -> Option<Vec<InstanceRule>> {
     let remedy = "write [[upstream.instances]] in the file, with instance_id and topics";
-    let rules = tables(r, "upstream.instances", &RULE, remedy, |r, table| {
+    let rules = tables(r, row, &RULE, remedy, |r, table| {
         let id = table.value(r, "instance_id", instance_id);
         let topics = table.required(r, "topics", |r, key, raw| {
-            let topics = r.items(key, raw, false, checks::pattern);
+            let topics = r.items(key, raw, Scalar::Refused, pattern);
             if topics.as_ref().is_some_and(Vec::is_empty) {
                 let remedy = "name a pattern, such as \"Alarm/*\"";
-                r.clash(key, "is empty, so the rule never holds", remedy);
+                r.conflict(key, "is empty, so the rule never holds", remedy);
             }
             topics
         });
         Some(InstanceRule { instance_id: id?, topics: topics? })
     })?;
-    let before = r.mistakes.len();
+    let before = r.errors.len();
     no_pattern_twice(r, &rules);
-    (r.mistakes.len() == before).then_some(rules)
+    (r.errors.len() == before).then_some(rules)
 }
 
 /// The first match wins, so a pattern's second mention never does.
@@ -137,13 +203,8 @@ fn no_pattern_twice(r: &mut Reader<'_>, rules: &[InstanceRule]) {
             if !seen.insert(pattern.as_str()) {
                 let key = format!("upstream.instances[{index}].topics");
                 let problem = format!("names {:?}, as a rule before does", pattern.as_str());
-                r.clash(&key, problem, "remove one of them: the first match wins");
+                r.conflict(&key, problem, "remove one of them: the first match wins");
             }
         }
     }
-}
-
-/// An encoding as `upstream.payload` names it.
-pub(super) fn encoding_word(encoding: PayloadEncoding) -> &'static str {
-    PAYLOADS.iter().find(|(_, known)| *known == encoding).map_or("", |(word, _)| word)
 }

@@ -5,11 +5,40 @@ use std::net::Ipv4Addr;
 use http::Uri;
 use http::uri::Authority;
 
-use super::Endpoint;
 use super::error::ValueError;
 
 const ENDPOINT_REMEDY: &str =
     "write https://host, https://host:port, http://host:port, or a bare host for https";
+
+/// Where the upstream is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Whether TLS is spoken.
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// The `Host` header: with the port only where it is not the scheme's own, since the header
+    /// is signed and a server sees it that way.
+    pub fn authority(&self) -> String {
+        let host =
+            if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        match (self.tls, self.port) {
+            (true, 443) | (false, 80) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
+
+    /// Whether this is the provider itself, whose published ceilings then hold.
+    pub fn is_provider(&self) -> bool {
+        let host = self.host.trim_end_matches('.').to_ascii_lowercase();
+        host == "aliyuncs.com" || host.ends_with(".aliyuncs.com")
+    }
+}
 
 /// Reads `https://host[:port]`, `http://host[:port]` or a bare host, which means https.
 pub(super) fn endpoint(text: &str) -> Result<Endpoint, ValueError> {
@@ -93,7 +122,7 @@ pub(super) fn mask(text: &str) -> String {
     let (user, rest) = match rest.rfind('@') {
         None => ("", rest),
         Some(at) if at < end_of_host => ("***@", &rest[at + 1..]),
-        // A password with a slash, or a path with an @: nobody can tell.
+        // A password with a slash, or a path with an @: they look alike.
         Some(_) => return format!("{scheme}***"),
     };
     match rest.find(['?', '#']) {

@@ -47,7 +47,7 @@ pub struct Folder {
 enum Found {
     /// Parts that were put there in one step.
     Version(Parts),
-    /// Files that somebody writes one after the other.
+    /// Files that an operator or a script writes one after the other.
     Plain(Parts),
 }
 
@@ -181,7 +181,7 @@ fn read_part(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    // As large as it can get: growing would leave copies behind that nobody wipes.
+    // As large as it can get: growing would leave copies behind that are not wiped.
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::from(MAX_FILE) + 64));
     file.take(u64::from(MAX_FILE) + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > usize::from(MAX_FILE) {

@@ -1,4 +1,4 @@
-//! The one task that looks at a source, and what it tells the handles.
+//! The one task that looks at a source, and the state that it publishes to the handles.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl<S: Source> Keeper<S> {
         Self { source, state, wanted, now, rng, failures: 0 }
     }
 
-    /// Looks until nobody holds a handle.
+    /// Looks until no handle is left.
     pub(super) async fn run(mut self) {
         loop {
             let found = self.source.load().await;
@@ -66,8 +66,8 @@ impl<S: Source> Keeper<S> {
             let looks = self.state.borrow().looks;
             tokio::select! {
                 () = reached(due, &self.now) => {}
-                somebody = asked(&mut self.wanted, looks) => {
-                    if !somebody {
+                has_handles = asked(&mut self.wanted, looks) => {
+                    if !has_handles {
                         return;
                     }
                     sleep_until(ended + MIN_GAP).await;
@@ -76,7 +76,7 @@ impl<S: Source> Keeper<S> {
         }
     }
 
-    /// Tells the handles what a look brought, and says when the next one is due.
+    /// Publishes what a look brought; returns when the next one is due.
     fn note(&mut self, found: Result<Key, KeyError>) -> Due {
         let now = (self.now)();
         let pace = self.source.pace();

@@ -38,7 +38,7 @@ pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 pub struct Keys {
     source: &'static str,
     state: watch::Receiver<State>,
-    /// The number of the look that somebody waits for. The keeper ends when no handle is left.
+    /// The number of the look that a caller of `refresh` waits for. The keeper ends when no handle is left.
     wanted: watch::Sender<u64>,
     now: Now,
 }
@@ -87,7 +87,7 @@ impl Keys {
         let now: Now = Arc::new(Timestamp::now);
         let mut state = State::default();
         state.take_up(key, now());
-        // Without a sender nobody looks: a refresh ends at once.
+        // Without a sender there are no looks: a refresh ends at once.
         let (_, state) = watch::channel(state);
         Self { source: env::WORD, state, wanted: watch::channel(0).0, now }
     }
@@ -99,12 +99,12 @@ impl Keys {
         rng: fastrand::Rng,
         stop: CancellationToken,
     ) -> Self {
-        let word = source.as_str();
-        let (told, state) = watch::channel(State::default());
+        let name = source.as_str();
+        let (publisher, state) = watch::channel(State::default());
         let (wanted, asked) = watch::channel(0);
-        let keeper = Keeper::new(source, told, asked, Arc::clone(&now), rng);
+        let keeper = Keeper::new(source, publisher, asked, Arc::clone(&now), rng);
         tokio::spawn(async move { stop.run_until_cancelled(keeper.run()).await });
-        Self { source: word, state, wanted, now }
+        Self { source: name, state, wanted, now }
     }
 
     /// The key to sign with, from memory.
@@ -136,7 +136,7 @@ impl Keys {
             }
             newer
         });
-        // An error says that nobody looks any more; what we have is then all there is.
+        // An error means that the keeper has ended; what we have is then all there is.
         drop(state.wait_for(|state| state.looks > seen).await);
         self.differs_from(refused)
     }
@@ -167,8 +167,8 @@ impl Keys {
 
     async fn until(&self, condition: impl FnMut(&State) -> bool) {
         let mut state = self.state.clone();
-        let nobody_looks = state.wait_for(condition).await.is_err();
-        if nobody_looks {
+        let is_stopped = state.wait_for(condition).await.is_err();
+        if is_stopped {
             std::future::pending::<()>().await;
         }
     }

@@ -16,7 +16,7 @@ pub trait Source: Send + 'static {
     /// When to look again.
     fn pace(&self) -> Pace;
 
-    /// Looks once. Must end by itself: nobody looks again before. Errors repeat no secret.
+    /// Looks once. Must end by itself: the next look waits for it. Errors repeat no secret.
     fn load(&mut self) -> impl Future<Output = Result<Key, KeyError>> + Send;
 }
 

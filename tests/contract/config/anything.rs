@@ -18,7 +18,11 @@ fn value() -> impl Strategy<Value = String> {
 }
 
 fn key() -> impl Strategy<Value = String> {
-    prop_oneof![proptest::sample::select(keys()), "\\PC{0,20}", "[a-z]{1,8}(\\.[a-z_]{1,12}){0,3}"]
+    prop_oneof![
+        proptest::sample::select(keys()).prop_map(str::to_owned),
+        "\\PC{0,20}",
+        "[a-z]{1,8}(\\.[a-z_]{1,12}){0,3}"
+    ]
 }
 
 fn assert_said(answer: Result<tollgate::config::Loaded, tollgate::config::ConfigErrors>) {

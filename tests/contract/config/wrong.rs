@@ -22,7 +22,7 @@ fn assert_one(mistakes: &ConfigErrors, key: &str, words: &str, given: &str) -> C
 #[test]
 fn in_a_file() {
     for (lines, key, words) in [
-        // Keys that nobody reads.
+        // Keys that are not in the table.
         ("[publish]\nwiat = \"5s\"", "publish.wiat", "did you mean publish.wait?"),
         ("[publish]\nfoo = 1", "publish.foo", "is not a key"),
         ("[publsh]\nwait = \"5s\"", "publsh", "did you mean [publish]?"),
@@ -85,7 +85,7 @@ fn in_a_file() {
         ("roots = \"bundeld\"", "upstream.roots", "neither \"bundled\""),
         ("egress_addresses = [\"eth0\"]", "upstream.egress_addresses[0]", "not an IP address"),
         ("egress_addresses = [\"0.0.0.0\"]", "upstream.egress_addresses[0]", "nothing can be"),
-        ("[keys]\nsource = \"auto\"", "keys.source", "later release"),
+        ("[keys]\nsource = \"auto\"", "keys.source", "write one of env, file, uri"),
         ("[keys]\nsource = \"vault\"", "keys.source", "env, file, uri"),
         ("[keys]\nsource = \"file\"\npath = \"\"", "keys.path", "not a path"),
         ("[keys]\nuri = \"unix:/x\"", "keys.uri", "http"),
@@ -123,7 +123,7 @@ fn in_a_file() {
         ("[listen]\npublish = \"unix:p.sock\"", "listen.publish[0]", "absolute"),
         ("[listen]\ntelemetry = \"0.0.0.0\"", "listen.telemetry", "with a port"),
         // Values that are right alone, and wrong together.
-        ("[listen]\npublish = []", "listen.publish", "nobody can publish"),
+        ("[listen]\npublish = []", "listen.publish", "no caller can publish"),
         (
             "[listen]\npublish = [\"127.0.0.1:1\", \"127.0.0.1:1\"]",
             "listen.publish",

@@ -1,0 +1,63 @@
+//! `config/tollgate.toml`: every key with its documentation and its default.
+
+use super::sections::SECTIONS;
+use super::table::{Preset, Reload, Row};
+
+const HEADER: &str = r#"# Every key of tollgate, with its default. Generated from the table in src/config: change it there,
+# then run UPDATE=1 cargo test --test config
+#
+# A line that begins with # and a name is a default: remove the # to change it. Two lines have no
+# default and must be set: upstream.endpoint and upstream.instance_id.
+#
+# Each key can also come from the environment, as TOLLGATE__SECTION__KEY with two underscores, for
+# example TOLLGATE__PUBLISH__WAIT=2s; lists with commas, tables as TOML has them on one line:
+# [{ instance_id = "post-cn-x", topics = ["Alarm/*"] }]. That wins over this file, and a flag
+# --set publish.wait=2s wins over both. `tollgate check --config FILE` prints the value of each key,
+# and where it came from.
+#
+# Durations are written as "250ms", "5s" or "1m 30s", sizes as "48KiB". A key that tollgate does not
+# know is an error, not a warning.
+#
+# A running tollgate takes up new values of keys marked "live", after SIGHUP or a change of this
+# file. Changes of other keys wait for a restart.
+"#;
+
+/// The reference of all keys, as it is kept in `config/tollgate.toml`.
+pub fn reference() -> String {
+    let mut lines: Vec<_> = HEADER.lines().map(str::to_owned).collect();
+    for rows in SECTIONS {
+        for (index, row) in rows.iter().enumerate() {
+            let (section, name) = row.name.split_once('.').unwrap_or(("", row.name));
+            if index == 0 {
+                lines.extend([String::new(), format!("[{section}]")]);
+            } else if !row.documentation.is_empty() {
+                lines.push(String::new());
+            }
+            // An example of tables stands below its key.
+            let is_example = |line: &&str| line.starts_with(" [[");
+            let end = row.documentation.iter().position(is_example);
+            let (before, after) =
+                row.documentation.split_at(end.unwrap_or(row.documentation.len()));
+            lines.extend(before.iter().map(comment));
+            lines.push(key(row, name));
+            lines.extend(after.iter().map(comment));
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn comment(line: &&str) -> String {
+    if line.is_empty() { String::new() } else { format!("#{line}") }
+}
+
+fn key(row: &Row, name: &str) -> String {
+    let line = match row.preset {
+        Preset::Default(toml) | Preset::Example(toml) => format!("#{name} = {toml}"),
+        Preset::Required(toml) => format!("{name} = {toml}"),
+    };
+    match row.reload {
+        Reload::Restart => line,
+        Reload::Live => format!("{line}  # live"),
+        Reload::LiveUnless(other) => format!("{line}  # live, unless {other} changes as well"),
+    }
+}

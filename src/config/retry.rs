@@ -1,0 +1,133 @@
+//! `[retry]`: what happens to kept messages that were not delivered.
+
+use std::time::Duration;
+
+use figment::value::Value;
+
+use super::checks::{HOUR, SHORTEST, pattern};
+use super::error::ValueError;
+use super::parse::{Raw, Scalar};
+use super::read::{Reader, choice, duration, list, value, whole};
+use super::table::section;
+use crate::answer::{Codes, Verdict};
+use crate::message::{Topic, TopicPattern};
+
+/// `[retry]`: what happens to kept messages that were not delivered.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// The most messages that are tried together.
+    pub batch: usize,
+    /// Longest wait before the second try; doubles with each.
+    pub base: Duration,
+    /// Where the doubling ends.
+    pub cap: Duration,
+    /// Older messages become dead letters.
+    pub max_age: Duration,
+    /// After a call whose outcome is unknown, the most calls more whose outcome is unknown.
+    pub unknown_tries: u32,
+    /// Topics whose messages are not tried again where the outcome is unknown.
+    pub park: Vec<TopicPattern>,
+    /// Provider codes that mean something else than the table says.
+    pub codes: Codes,
+}
+
+impl Retry {
+    /// Whether a message may be delivered twice rather than never.
+    pub fn may_repeat(&self, topic: &Topic) -> bool {
+        !self.park.iter().any(|pattern| pattern.matches(topic))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Unknown {
+    Retry,
+    Park,
+}
+
+section! {
+    pub(super) struct RetryRows [retry] {
+        /// What happens to kept messages that were not delivered. Messages of one instance and parent topic
+        /// fail and recover together: after five failures in a row one message probes, and when it passes the
+        /// others follow in groups that double, up to this many. 1 to 10000.
+        batch: usize = 100, whole(1..=10_000);
+
+        /// A message that fails waits up to `base` before its next try, twice as long after each, up to `cap`
+        /// (full jitter), and longer where the provider asks for it.
+        base: Duration = "200ms", duration(SHORTEST..=HOUR);
+        cap: Duration = "30s", duration(SHORTEST..=HOUR);
+
+        /// Older messages become dead letters: kept, and no longer tried. 1s to 30 days.
+        max_age: Duration = "24h", duration(Duration::from_secs(1)..=HOUR * 24 * 30);
+
+        /// What happens where it is unknown whether the provider got a call: "retry" sends again (delivered at
+        /// least once, and counted in tollgate_uncertain_messages_total); "park" keeps a dead letter (at most
+        /// once).
+        unknown: Unknown = "retry", choice(&[("retry", Unknown::Retry), ("park", Unknown::Park)]);
+
+        /// With "retry": after a call whose outcome is unknown, at most so many more of a message's calls may
+        /// end so; then it becomes a dead letter of reason `unknown`. A 2xx answer that cannot be read counts,
+        /// a call that failed for certain does not, and a replay begins anew. 0 to 1000.
+        unknown_tries: u32 = 2, whole(0..=1_000);
+
+        /// Topics that are parked even so, such as "Payment/*".
+        park: Vec<TopicPattern> = [], list(Scalar::Refused, pattern);
+
+        /// Provider codes that mean something else for you than by default: "retry", "throttled", "unknown"
+        /// or "refused", as in { SomeCode = "retry" }. They come before the header x-acs-retry-after, which
+        /// else makes any error "throttled"; a "throttled" one waits for as long as that header asks.
+        /// "tollgate check" shows the whole order.
+        codes: Codes = {}, value(codes);
+    }
+    check base_within_cap(base, cap);
+}
+
+fn base_within_cap(r: &mut Reader<'_>, base: Option<&Duration>, cap: Option<&Duration>) {
+    r.not_longer(("retry.base", base), ("retry.cap", cap), "write a shorter one");
+}
+
+pub(super) fn retry(r: &mut Reader<'_>) -> Option<Retry> {
+    let rows = RetryRows::read(r)?;
+    Some(Retry {
+        batch: rows.batch,
+        base: rows.base,
+        cap: rows.cap,
+        max_age: rows.max_age,
+        unknown_tries: rows.unknown_tries,
+        park: match rows.unknown {
+            Unknown::Retry => rows.park,
+            Unknown::Park => vec![TopicPattern::new("*")],
+        },
+        codes: rows.codes,
+    })
+}
+
+/// `{ SomeCode = "retry" }`, or `SomeCode=retry, …` outside a file: what codes are to mean.
+fn codes(raw: &Raw) -> Result<Codes, ValueError> {
+    const REMEDY: &str =
+        "write { SomeCode = \"retry\" }, or \"throttled\", \"unknown\" or \"refused\"";
+    let wrong = || ValueError::new("does not say what codes mean", REMEDY);
+    let rule = |code: &str, means: &str| {
+        let means = match means.trim() {
+            "retry" => Verdict::Failed,
+            "throttled" => Verdict::Throttled { retry_after: None },
+            "unknown" => Verdict::Unknown,
+            "refused" => Verdict::Refused,
+            _ => return Err(wrong()),
+        };
+        let code = code.trim();
+        let plain = !code.is_empty() && code.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
+        if plain { Ok((code.into(), means)) } else { Err(wrong()) }
+    };
+    if let Value::Dict(_, codes) = &raw.value {
+        let rules = codes.iter().map(|(code, means)| rule(code, means.as_str().ok_or_else(wrong)?));
+        return Ok(Codes::new(rules.collect::<Result<_, _>>()?));
+    }
+    let text = raw.text()?.trim().trim_start_matches('{').trim_end_matches('}');
+    let rules = text.split(',').filter(|rule| !rule.trim().is_empty());
+    let bare = |text: &str| text.trim().trim_matches('"').to_owned();
+    let rules = rules.map(|text| {
+        let (code, means) = text.split_once('=').ok_or_else(wrong)?;
+        rule(&bare(code), &bare(means))
+    });
+    Ok(Codes::new(rules.collect::<Result<_, _>>()?))
+}

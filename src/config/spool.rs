@@ -1,0 +1,79 @@
+//! `[spool]` and `[idempotency]`: what is kept, and for how long.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::checks::{HOUR, SHORTEST, path};
+use super::read::{Reader, choice, duration, size, value, whole};
+use super::table::section;
+
+/// Where messages are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// On the disk, by each sidecar for itself.
+    Disk,
+    /// In the fleet's Redis, by all sidecars of the account together.
+    Redis,
+}
+
+/// `[spool]`: what is kept.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    /// Where.
+    pub store: Store,
+    /// The folder; the ledger is there, too.
+    pub path: PathBuf,
+    /// The most bytes.
+    pub max_bytes: u64,
+    /// The most messages, dead letters and receipts.
+    pub max_messages: usize,
+    /// How long one can ask what became of a delivered message.
+    pub keep_receipts: Duration,
+}
+
+const STORES: [(&str, Option<Store>); 3] =
+    [("disk", Some(Store::Disk)), ("redis", Some(Store::Redis)), ("none", None)];
+
+section! {
+    pub(super) struct SpoolRows [spool] {
+        /// Where messages are kept that are not delivered yet: "disk"; "redis", the Redis of [fleet], where
+        /// other sidecars of the account deliver what a dead one has left (docs/shared-spool.md); or "none"
+        /// (then 202 is never answered, and a failed message is its caller's). It does not start with "redis"
+        /// as long as the folder holds messages of "disk".
+        store: Option<Store> = "disk", choice(&STORES);
+
+        /// The folder. One process holds it; put it on a volume that outlives the container. With "redis" it
+        /// holds the ledger only, and the sidecar's name there.
+        path: PathBuf = "/var/lib/tollgate/spool", value(path);
+
+        /// The most bytes of messages, dead letters and receipts; the newest are refused with 503 over it.
+        /// The folder may need twice as much, and 32 MiB. 1MiB to 1TiB. With "redis" this and max_messages
+        /// hold for all sidecars of the account together.
+        max_bytes: u64 = "256MiB", size(bytesize::MIB..=bytesize::TIB);
+
+        /// The most messages, dead letters and receipts: each takes about 250 bytes of memory.
+        max_messages: usize = 200000, whole(1..=10_000_000);
+
+        /// How long GET /messages/<Id> knows of a delivered message, unless new messages need the room sooner.
+        keep_receipts: Duration = "10m", duration(SHORTEST..=HOUR * 24);
+    }
+}
+
+#[expect(clippy::option_option, reason = "outside: is it right; inside: is there one")]
+pub(super) fn spool(r: &mut Reader<'_>) -> Option<Option<Spool>> {
+    let SpoolRows { store, path, max_bytes, max_messages, keep_receipts } = SpoolRows::read(r)?;
+    Some(store.map(|store| Spool { store, path, max_bytes, max_messages, keep_receipts }))
+}
+
+section! {
+    /// `[idempotency]`
+    #[derive(Debug, Clone)]
+    pub struct Idempotency [idempotency] {
+        /// How long an Idempotency-Key is remembered after its message has ended: was delivered, dropped, or
+        /// became a dead letter. As long as the message is queued, it is remembered anyway. What is remembered
+        /// gives way to nothing: where a spool or max_keys is full, new messages are refused with 503. But it
+        /// stays on its disk when drain.handoff hands over the rest.
+        keep: Duration = "10m", duration(SHORTEST..=HOUR * 24);
+        max_keys: usize = 100000, whole(1..=10_000_000);
+    }
+}
