@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{HeldPermits, Limiter, Whose};
-use crate::ceiling::unanswered::{Bounds, SETTLE};
+use crate::ceiling::unanswered::{Bounds, CATCH_UP};
 use crate::ceiling::{Left, reserve};
 use crate::config;
 
@@ -43,7 +43,7 @@ impl Limiter {
                 let sent = now.checked_sub(left.ago).unwrap_or(now);
                 // The later answer may have come a moment ago.
                 let due =
-                    if left.later_answered { (sent + min).max(now + SETTLE) } else { sent + max };
+                    if left.later_answered { (sent + min).max(now + CATCH_UP) } else { sent + max };
                 self.hold(ceiling, sent, min, due, calls);
             }
         }
