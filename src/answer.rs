@@ -1,6 +1,8 @@
 //! What an upstream answer means. [`TABLE`] is the only place that knows the provider's codes;
 //! everything else asks [`Answer::verdict`].
 
+mod errors;
+
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -8,6 +10,8 @@ use http::HeaderMap;
 use http::header::DATE;
 use jiff::Timestamp;
 use serde_json::Value;
+
+pub use errors::{AccessDenied, TransportError};
 
 /// What decides the meaning of an HTTP answer: the first of these that applies. The same order as in
 /// [`Answer::verdict`].
@@ -73,88 +77,6 @@ impl Codes {
     }
 }
 
-/// Why there is no answer, in the order in which a call proceeds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TransportError {
-    /// The endpoint's name did not resolve.
-    Resolve,
-    /// No connection of this egress address became free in time.
-    NoConnection,
-    /// The connection was refused, reset or unreachable.
-    Connect,
-    /// The connection did not open in time.
-    ConnectTimeout,
-    /// The TLS handshake failed.
-    Tls,
-    /// The connection was gone before the first byte of the request was written.
-    Unwritten,
-    /// There is no key to sign with.
-    NoKey,
-    /// Its caller's wait ended before it could be sent.
-    TooLate,
-    /// Its body is no UTF-8, and bodies are sent as they are (`upstream.payload`): it was accepted
-    /// when they were not.
-    NotText,
-    /// Bytes were written, then the connection ended.
-    Closed,
-    /// Bytes were written, and no answer came in time.
-    Timeout,
-    /// What came is not an HTTP answer, or is too large to be one of the provider's.
-    Garbled,
-}
-
-impl TransportError {
-    /// All, in order.
-    pub const ALL: [Self; 12] = [
-        Self::Resolve,
-        Self::NoConnection,
-        Self::Connect,
-        Self::ConnectTimeout,
-        Self::Tls,
-        Self::Unwritten,
-        Self::NoKey,
-        Self::TooLate,
-        Self::NotText,
-        Self::Closed,
-        Self::Timeout,
-        Self::Garbled,
-    ];
-
-    /// Whether the provider cannot have seen the call.
-    pub const fn nothing_sent(self) -> bool {
-        match self {
-            Self::Resolve
-            | Self::NoConnection
-            | Self::Connect
-            | Self::ConnectTimeout
-            | Self::Tls
-            | Self::Unwritten
-            | Self::NoKey
-            | Self::TooLate
-            | Self::NotText => true,
-            Self::Closed | Self::Timeout | Self::Garbled => false,
-        }
-    }
-
-    /// The word for it in metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Resolve => "resolve",
-            Self::NoConnection => "no_connection",
-            Self::Connect => "connect",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::Tls => "tls",
-            Self::Unwritten => "unwritten",
-            Self::NoKey => "no_key",
-            Self::TooLate => "too_late",
-            Self::NotText => "not_text",
-            Self::Closed => "closed",
-            Self::Timeout => "timeout",
-            Self::Garbled => "garbled",
-        }
-    }
-}
-
 /// What an answer means for the message and for us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -173,19 +95,6 @@ pub enum Verdict {
     Failed,
     /// May have been accepted, and billed.
     Unknown,
-}
-
-/// What keeps us out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessDenied {
-    /// The access key, its secret or its token. A newer key may help.
-    Key,
-    /// Our clock. The provider's `Date` tells by how much.
-    Clock,
-    /// What the key's owner may do.
-    Permission,
-    /// The endpoint or what it supports.
-    Endpoint,
 }
 
 /// How a row's code is compared.
