@@ -212,9 +212,9 @@ async fn every_state_of_a_sidecar() {
     page.says("headline", "All is well").await;
     page.until("document.getElementById('queued').innerText < 50").await;
 
-    // The provider does not let us in.
+    // The provider denies access.
     fault(&emulator, r#"[{"code":"SignatureDoesNotMatch"}]"#).await;
-    page.says("concerns", "The provider refuses our key").await;
+    page.says("concerns", "The provider rejects the access key").await;
     page.says("concerns", "Check that the key is active").await;
     page.says("outcomes", "Failed").await;
     look(&page, "5-barred").await;
@@ -280,15 +280,15 @@ fn everything() -> Value {
     let error = |code: &str, count: u64, last: &str| {
         json!({
             "code": code, "count": count, "last": last,
-            "words": "The provider takes fewer calls than we make.",
-            "todo": "tollgate slows down by itself. If it stays, buy more."
+            "words": "The provider accepts fewer calls than tollgate makes.",
+            "todo": "tollgate slows down by itself. If it persists, buy more."
         })
     };
     let concern = |level: &str, title: &str| {
         json!({
             "level": level, "title": title,
             "detail": "At 740 messages a second it is reached in 2 h.",
-            "todo": "Find the topic that costs most below; raise the budget if it is right so."
+            "todo": "Find the topic that costs most; raise the budget if this spend is expected."
         })
     };
     let members: Vec<_> = (0..20)

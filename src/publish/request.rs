@@ -1,4 +1,4 @@
-//! From an HTTP request to a message and its caller's patience.
+//! From an HTTP request to a message and how its caller wants it published.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topi
 use crate::server::Problem;
 use crate::spool::Claim;
 
-/// Longer paths are not decoded: the longest topic with every character escaped is well below.
+/// Longer paths are not decoded: the longest topic with every character escaped is far shorter.
 const MAX_PATH: usize = 1_024;
 
-/// What a request asks for.
-pub(super) struct Asked {
+/// A request to publish one message.
+pub(super) struct Submission {
     pub(super) message: Message,
-    pub(super) wanted: PublishOptions,
-    /// `Preference-Applied`
+    pub(super) options: PublishOptions,
+    /// The value of `Preference-Applied`.
     pub(super) applied: Option<String>,
 }
 
@@ -34,11 +34,11 @@ pub(super) struct Reader {
     publish: config::Publish,
     upstream: config::Upstream,
     topics: config::Topics,
-    /// Whether messages are kept.
+    /// Whether there is a spool.
     keeps: bool,
 }
 
-/// The trace that a caller's request belongs to, if it says.
+/// The trace of a request's `traceparent` header, if it has one.
 pub(super) fn trace(headers: &HeaderMap) -> Option<TraceId> {
     TraceId::of(headers.get("traceparent")?.to_str().ok()?)
 }
@@ -53,12 +53,12 @@ impl Reader {
         }
     }
 
-    /// Everything that can be wrong with a request is found before anything is done.
+    /// Validates a request completely before anything is done for it.
     pub(super) async fn read(
         &self,
         topic: &str,
         request: Request<Incoming>,
-    ) -> Result<Asked, Problem> {
+    ) -> Result<Submission, Problem> {
         if request.uri().query().is_some() {
             return Err(malformed("the path has a query; a \"?\" is not part of any topic"));
         }
@@ -69,10 +69,10 @@ impl Reader {
         let body = self.body(request, limit).await?;
         let claim = key::claim(&headers, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(body)?;
-        let (wanted, applied) = self.wanted(prefer, claim);
+        let (options, applied) = self.options(prefer, claim);
         let trace = trace(&headers);
         let message = Message { id: MessageId::new(), instance, topic, payload, trace };
-        Ok(Asked { message, wanted, applied })
+        Ok(Submission { message, options, applied })
     }
 
     pub(super) fn payload(&self, body: Bytes) -> Result<Payload, Problem> {
@@ -88,14 +88,14 @@ impl Reader {
         })
     }
 
-    /// What a caller wants, and what of its preferences is honoured.
-    pub(super) fn wanted(
+    /// The options that a caller's preferences ask for, and which of these are applied.
+    pub(super) fn options(
         &self,
         prefer: Prefer,
         claim: Option<Claim>,
     ) -> (PublishOptions, Option<String>) {
         let wait = prefer.wait.map(|wait| wait.min(MAX_WAIT));
-        // Without a spool there is nothing to answer before the outcome.
+        // Without a spool, nothing can be accepted before its outcome is known.
         let respond_async = prefer.respond_async && self.keeps;
         let patience = match wait {
             Some(wait) => wait,
@@ -177,7 +177,7 @@ impl Reader {
                 "Body did not arrive in time",
                 format!(
                     "The body was not complete after {:?} (publish.body_timeout). Nothing was \
-                     sent; send it again over a better connection.",
+                     sent; send it again over a faster connection.",
                     self.publish.body_timeout
                 ),
             )
@@ -223,7 +223,10 @@ fn forbidden(detail: String) -> Problem {
 }
 
 fn too_large(limit: usize) -> Problem {
-    let detail = format!("A body may have {limit} bytes. Nothing was sent.");
+    let detail = format!(
+        "At most {limit} bytes are allowed in a body (publish.max_payload, upstream.payload). Nothing \
+         was sent."
+    );
     invalid(StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", "Body is too large", detail)
 }
 
