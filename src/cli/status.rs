@@ -202,6 +202,6 @@ fn members(fleet: &Fleet, to: &mut impl Write) -> io::Result<()> {
     }
     match fleet.size.saturating_sub(fleet.members.len()) {
         0 => Ok(()),
-        more => writeln!(to, "and {more} more"),
+        unlisted => writeln!(to, "and {unlisted} more"),
     }
 }
