@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 use super::client::SidecarClient;
-use super::run::{Failure, block_on, print, write_json};
+use super::run::{VerbError, block_on, print, write_json};
 use crate::config::{Config, Flags, Period};
 use crate::control::bill_query;
 use crate::meter::{Bill, By, Meter, Query, Row};
@@ -46,9 +46,9 @@ enum BillFormat {
     Csv,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let config = args.flags.load()?.config;
-    let query = query(args, &config.billing.time_zone).map_err(Failure::Usage)?;
+    let query = query(args, &config.billing.time_zone).map_err(VerbError::Usage)?;
     let bill = block_on(bill(query, &config))?;
     print(|to| match args.output {
         BillFormat::Table => table(&bill, to),

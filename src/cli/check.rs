@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use super::run::{Failure, finish, print};
+use super::run::{VerbError, finish, print};
 use crate::config::{Flags, explain};
 
 /// Validate the configuration, and print all of it with the origin of each value
@@ -18,7 +18,7 @@ pub struct Args {
 /// Exits with 0 for a valid configuration, and with 4 for an invalid one, with all its errors on stderr.
 #[expect(clippy::needless_pass_by_value, reason = "every verb takes its arguments")]
 pub fn run(args: Args) -> ExitCode {
-    let loaded = args.flags.load().map_err(Failure::from);
+    let loaded = args.flags.load().map_err(VerbError::from);
     let printed = loaded.and_then(|loaded| print(|to| to.write_all(explain(&loaded).as_bytes())));
     finish("check", printed)
 }

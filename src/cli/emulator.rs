@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::Stop;
-use super::run::{Failure, runtime};
+use super::run::{VerbError, runtime};
 use crate::emulator::{
     DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorError, Fault, KeyPair, MqttPayload, Options,
     Over, parse_duration,
@@ -118,16 +118,16 @@ impl EmulatorArgs {
 }
 
 /// Runs until a signal ends it.
-pub(super) fn run(args: EmulatorArgs) -> Result<(), Failure> {
+pub(super) fn run(args: EmulatorArgs) -> Result<(), VerbError> {
     let faults = args.faults.as_deref().map_or_else(|| Ok(Vec::new()), read_faults)?;
     runtime(1)?.block_on(emulate(args.into_options(faults)))
 }
 
-async fn emulate(options: Options) -> Result<(), Failure> {
+async fn emulate(options: Options) -> Result<(), VerbError> {
     let mut stop = Stop::listen()?;
     let emulator = Emulator::start(options.clone()).map_err(|error| match error {
-        EmulatorError::Mqtt(_) => Failure::Usage(error.to_string()),
-        _ => Failure::Runtime(error.to_string()),
+        EmulatorError::Mqtt(_) => VerbError::Usage(error.to_string()),
+        _ => VerbError::Runtime(error.to_string()),
     })?;
     // It works as well if standard output is closed.
     std::io::stdout().write_all(screen(&emulator.url(), &options).as_bytes()).ok();
@@ -136,10 +136,10 @@ async fn emulate(options: Options) -> Result<(), Failure> {
     Ok(())
 }
 
-fn read_faults(file: &Path) -> Result<Vec<Fault>, Failure> {
+fn read_faults(file: &Path) -> Result<Vec<Fault>, VerbError> {
     let json = std::fs::read(file).map_err(|error| error.to_string());
     let faults = json.and_then(|json| Fault::parse_list(&json).map_err(|error| error.to_string()));
-    faults.map_err(|error| Failure::File(format!("{}: {error}", file.display())))
+    faults.map_err(|error| VerbError::File(format!("{}: {error}", file.display())))
 }
 
 /// A key without its secret, unless it is the demo's published one.

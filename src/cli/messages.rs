@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::age;
 use super::client::SidecarClient;
-use super::run::{Failure, block_on, print};
+use super::run::{VerbError, block_on, print};
 use crate::config::{Config, Flags, Fleet, Store};
 use crate::control::{Changed, Listing, MAX_LISTED};
 use crate::message::MessageId;
@@ -115,10 +115,10 @@ impl From<Selected> for Selection {
     }
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
+pub(super) fn run(args: Args) -> Result<(), VerbError> {
     let config = args.flags.load()?.config;
     // Before a sidecar is looked for: the same error, whether one runs or not.
-    args.action.check().map_err(Failure::Usage)?;
+    args.action.check().map_err(VerbError::Usage)?;
     let done = block_on(carry_out(args.action, &config))?;
     print(|to| write(&done, args.output, to))
 }

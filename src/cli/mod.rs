@@ -22,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TOLLGATE_COMMIT"), ")");
 
 const ABOUT: &str = "Between your services and Alibaba Cloud ApsaraMQ for MQTT: a service POSTs raw \
-                     bytes, tollgate signs the call, keeps under the provider's ceilings and \
+                     bytes, tollgate signs the call, stays under the provider's ceilings and \
                      counts what is billed.";
 
 const EXAMPLES: &str = "\

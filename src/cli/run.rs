@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::config::ConfigErrors;
 
 /// Why a verb fails. Its exit code is in `--help`.
-pub(super) enum Failure {
+pub(super) enum VerbError {
     /// At run time.
     Runtime(String),
     /// At run time, and already in the log.
@@ -22,7 +22,7 @@ pub(super) enum Failure {
     Config(ConfigErrors),
 }
 
-impl Failure {
+impl VerbError {
     const fn exit_code(&self) -> u8 {
         match self {
             Self::Runtime(_) | Self::Logged => 1,
@@ -33,35 +33,35 @@ impl Failure {
     }
 }
 
-impl From<String> for Failure {
+impl From<String> for VerbError {
     fn from(error: String) -> Self {
         Self::Runtime(error)
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for VerbError {
     fn from(error: io::Error) -> Self {
         Self::Runtime(error.to_string())
     }
 }
 
-impl From<ConfigErrors> for Failure {
+impl From<ConfigErrors> for VerbError {
     fn from(errors: ConfigErrors) -> Self {
         Self::Config(errors)
     }
 }
 
 /// Prints why a verb failed, and turns that into its exit code.
-pub(super) fn finish(verb: &str, done: Result<(), Failure>) -> ExitCode {
-    let Err(failure) = done else { return ExitCode::SUCCESS };
-    match &failure {
-        Failure::Runtime(error) | Failure::Usage(error) | Failure::File(error) => {
-            eprintln!("tollgate {verb}: {error}");
+pub(super) fn finish(verb: &str, done: Result<(), VerbError>) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    match &error {
+        VerbError::Runtime(text) | VerbError::Usage(text) | VerbError::File(text) => {
+            eprintln!("tollgate {verb}: {text}");
         }
-        Failure::Config(errors) => eprintln!("{errors}"),
-        Failure::Logged => {}
+        VerbError::Config(errors) => eprintln!("{errors}"),
+        VerbError::Logged => {}
     }
-    failure.exit_code().into()
+    error.exit_code().into()
 }
 
 /// A runtime with this many threads.
@@ -79,14 +79,14 @@ pub(super) fn runtime(threads: usize) -> io::Result<Runtime> {
 }
 
 /// Runs a future on one thread.
-pub(super) fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, Failure> {
+pub(super) fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, VerbError> {
     Ok(runtime(1)?.block_on(future)?)
 }
 
 /// Writes to standard output. A reader that closes it early, such as `head`, is no error.
 pub(super) fn print(
     write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>,
-) -> Result<(), Failure> {
+) -> Result<(), VerbError> {
     match write(&mut io::stdout().lock()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),

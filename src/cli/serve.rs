@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::logging::SetLevel;
-use super::run::{Failure, runtime};
+use super::run::{VerbError, runtime};
 use super::{Stop, logging, raise_open_files};
 use crate::ceiling::Start;
 use crate::config::{Flags, Loaded};
@@ -28,7 +28,7 @@ pub(super) struct Args {
     flags: Flags,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     // Before it is loaded: a change in between is then found as a later one.
     let contents = args.flags.config.as_ref().and_then(|path| std::fs::read(path).ok());
     let loaded = args.flags.load()?;
@@ -46,7 +46,7 @@ async fn serve(
     loaded: Loaded,
     contents: Option<Vec<u8>>,
     set_level: SetLevel,
-) -> Result<(), Failure> {
+) -> Result<(), VerbError> {
     let config = &loaded.config;
     if config.ceilings.above_published {
         tracing::warn!(
@@ -88,9 +88,9 @@ async fn serve(
 }
 
 /// The log is where the operator looks for what a sidecar fails with.
-fn logged(error: &dyn Display) -> Failure {
+fn logged(error: &dyn Display) -> VerbError {
     tracing::error!(%error, "tollgate does not start");
-    Failure::Logged
+    VerbError::Logged
 }
 
 /// Reloads the configuration at SIGHUP and when its file has changed. Contents are compared:

@@ -9,10 +9,10 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::client::SidecarClient;
-use super::run::{Failure, block_on, print, write_json};
+use super::run::{VerbError, block_on, print, write_json};
 use super::{age, count};
 use crate::config::Flags;
-use crate::telemetry::{Concern, Fleet, Level, Member, Status};
+use crate::telemetry::{Concern, FleetView, Level, MemberView, SidecarStatus};
 
 /// How long Redis may take to list the members of a fleet.
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,12 +45,12 @@ enum StatusFormat {
     Json,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let at = match args.at {
         Some(at) => at,
         None => local(args.flags.load()?.config.listen.telemetry),
     };
-    let (body, status) = block_on(fetch(at, args.fleet))?;
+    let (body, status) = block_on(fetch(at, args))?;
     match (args.output, &status.fleet) {
         (StatusFormat::Json, _) => {
             let status: Value = serde_json::from_slice(&body).map_err(io::Error::other)?;
@@ -72,20 +72,22 @@ fn local(mut at: SocketAddr) -> SocketAddr {
     at
 }
 
-/// The status, also as it was sent. `members`: it must have a fleet, and lists its members.
-async fn fetch(at: SocketAddr, members: bool) -> Result<(Bytes, Status), String> {
+/// The status, also as it was sent. With `--fleet`, it has a fleet with its members.
+async fn fetch(at: SocketAddr, args: &Args) -> Result<(Bytes, SidecarStatus), String> {
     let silent = |error| format!("no tollgate answers at {at}: {error}");
     let mut sidecar = SidecarClient::at(at).await.map_err(silent)?;
     let begun = Instant::now();
     loop {
         let body = sidecar.get("/status.json").await.map_err(silent)?;
-        let status: Status = sidecar.read(&body)?;
+        let status: SidecarStatus = sidecar.read(&body)?;
         match &status.fleet {
-            None if members => {
+            None if args.fleet => {
                 return Err("this sidecar does not share its ceilings (fleet.url)".to_owned());
             }
             // A request makes it ask Redis for the members; a later one has them.
-            Some(fleet) if members && fleet.at.is_none() && begun.elapsed() < MEMBERS_TIMEOUT => {
+            Some(fleet)
+                if args.fleet && fleet.at.is_none() && begun.elapsed() < MEMBERS_TIMEOUT =>
+            {
                 sleep(Duration::from_millis(50)).await;
             }
             _ => return Ok((body, status)),
@@ -93,8 +95,8 @@ async fn fetch(at: SocketAddr, members: bool) -> Result<(Bytes, Status), String>
     }
 }
 
-fn screen(status: &Status, to: &mut impl Write) -> io::Result<()> {
-    let Status { version, endpoint, started, .. } = status;
+fn screen(status: &SidecarStatus, to: &mut impl Write) -> io::Result<()> {
+    let SidecarStatus { version, endpoint, started, .. } = status;
     writeln!(to, "tollgate {version} -> {endpoint}, up {}", age(*started))?;
     if status.concerns.is_empty() {
         writeln!(to, "All is well")?;
@@ -111,7 +113,7 @@ fn screen(status: &Status, to: &mut impl Write) -> io::Result<()> {
 }
 
 /// The lines below the concerns, each with its name.
-fn figures(status: &Status) -> Vec<(&str, String)> {
+fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
     let plan = status.plan_tps.map(|plan| format!(", {plan} bought")).unwrap_or_default();
     let mut lines =
         vec![("message TPS", format!("{}, peak {}{plan}", status.tps, status.tps_peak))];
@@ -172,7 +174,7 @@ fn figures(status: &Status) -> Vec<(&str, String)> {
 }
 
 /// All sidecars of a fleet.
-fn members(fleet: &Fleet, to: &mut impl Write) -> io::Result<()> {
+fn members(fleet: &FleetView, to: &mut impl Write) -> io::Result<()> {
     let (mode, size) = (fleet.mode.as_str(), count(fleet.size as u64, "sidecar"));
     writeln!(to, "Account {}: {size}; this one is {mode}", fleet.account)?;
     if fleet.opens_in_seconds > 0.0 {
@@ -190,7 +192,7 @@ fn members(fleet: &Fleet, to: &mut impl Write) -> io::Result<()> {
         "SIDECAR", "SHARE", "USED", "WAITING", "LONGEST", "SEEN"
     )?;
     for member in &fleet.members {
-        let Member { name, share, used, waiting, egress_group, .. } = member;
+        let MemberView { name, share, used, waiting, egress_group, .. } = member;
         let longest = format!("{:.1}s", member.longest_wait_seconds);
         let starved = if member.starved { "STARVED" } else { "" };
         let seen = age(member.seen);

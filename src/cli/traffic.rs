@@ -24,11 +24,11 @@ struct SecondCounts {
     unanswered: u64,
 }
 
-type Connection = SendRequest<Full<Bytes>>;
+type CallerConnection = SendRequest<Full<Bytes>>;
 
 struct Callers {
     address: String,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<CallerConnection>>,
     counts: Mutex<SecondCounts>,
     at_once: Arc<tokio::sync::Semaphore>,
 }
@@ -101,7 +101,7 @@ impl Callers {
         Some((status, retry_after))
     }
 
-    async fn connection(&self) -> Option<Connection> {
+    async fn connection(&self) -> Option<CallerConnection> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(mut connection) = idle else { break };

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::key;
 use super::outcome::Answered;
 use super::prefer::Prefer;
-use super::request::{Reader, bad_key, invalid};
+use super::request::{RequestReader, bad_key, invalid};
 use crate::delivery::PublishOptions;
 use crate::message::{Message, MessageId, TraceId};
 use crate::server::Problem;
@@ -66,7 +66,7 @@ pub(super) fn lines(body: &Bytes) -> Result<Vec<(usize, Bytes)>, Problem> {
 
 /// Reads line `number` as if it were a request of its own.
 pub(super) fn read(
-    reader: &Reader,
+    reader: &RequestReader,
     number: usize,
     line: &[u8],
     prefer: Prefer,

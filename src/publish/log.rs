@@ -14,13 +14,13 @@ pub(super) const MAX_LINES: u64 = 50;
 const MAX_TOPIC: usize = 80;
 
 /// What identifies a request in the log.
-pub(super) struct Context {
+pub(super) struct LogContext {
     request_id: Option<String>,
     trace: Option<TraceId>,
     topic: String,
 }
 
-impl Context {
+impl LogContext {
     pub(super) fn of<B>(request: &Request<B>, topic: &str) -> Self {
         let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
         Self {
@@ -33,7 +33,7 @@ impl Context {
 
 pub(super) fn failure(
     limiter: &LogLimiter,
-    context: &Context,
+    context: &LogContext,
     published: Published,
     failure: &NotDelivered,
 ) {
@@ -44,7 +44,7 @@ pub(super) fn failure(
             "more messages were not delivered; their log lines were suppressed"
         );
     }
-    let Context { request_id, trace, topic } = context;
+    let LogContext { request_id, trace, topic } = context;
     let trace_id = trace.map(tracing::field::display);
     tracing::warn!(
         request_id,

@@ -33,7 +33,7 @@ use crate::server::{Problem, Reply, reply};
 use crate::spool::{Durability, Spool};
 use crate::upstream::HttpUpstream;
 use outcome::Answered;
-use request::{Reader, Submission};
+use request::{RequestReader, Submission};
 
 /// `Retry-After` of a stopping sidecar: another takes its place soon.
 const DRAIN_RETRY: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub struct Publish {
 
 struct Inner {
     /// Reads requests by the current configuration; replaced by a reload.
-    reader: RwLock<Arc<Reader>>,
+    reader: RwLock<Arc<RequestReader>>,
     ratelimit_headers: bool,
     delivery: Delivery<HttpUpstream>,
     ceiling: Ceiling,
@@ -71,7 +71,7 @@ impl Publish {
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
-                reader: RwLock::new(Arc::new(Reader::new(config))),
+                reader: RwLock::new(Arc::new(RequestReader::new(config))),
                 ratelimit_headers: config.publish.ratelimit_headers,
                 delivery,
                 ceiling,
@@ -85,7 +85,7 @@ impl Publish {
 
     /// Reads requests by this configuration from now on.
     pub fn reload(&self, config: &config::Config) {
-        let reader = Arc::new(Reader::new(config));
+        let reader = Arc::new(RequestReader::new(config));
         *self.inner.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
     }
 
@@ -119,7 +119,7 @@ impl Publish {
 impl Inner {
     async fn publish(&self, topic: &str, request: Request<Incoming>) -> Reply {
         let start = Instant::now();
-        let context = log::Context::of(&request, topic);
+        let context = log::LogContext::of(&request, topic);
         let mut parent = None;
         let submission = if self.draining() {
             Err((Published::Draining, stopping()))
@@ -148,7 +148,7 @@ impl Inner {
     /// Answers a batch: a message per line. Its status depends on every message, so it is sent when
     /// all outcomes are known.
     async fn publish_batch(&self, request: Request<Incoming>) -> Reply {
-        let context = log::Context::of(&request, "");
+        let context = log::LogContext::of(&request, "");
         // Held until the reply is complete.
         let slot = self.batches.try_acquire();
         let read = match slot {
@@ -194,7 +194,8 @@ impl Inner {
         let prefer = prefer::Prefer::read(request.headers());
         let trace = request::trace(request.headers());
         let (_, applied) = reader.options(prefer, None);
-        let body = reader.body(request, batch::MAX_BODY).await.map_err(invalid)?;
+        let body =
+            reader.body(request, batch::MAX_BODY, "the limit of a batch").await.map_err(invalid)?;
         let lines = batch::lines(&body).map_err(invalid)?;
         if self.draining() {
             return Err((Published::Draining, stopping()));
@@ -206,7 +207,7 @@ impl Inner {
 
     /// Begins all lines in their order, so that the first of two with the same key wins. Then waits for
     /// all outcomes; the reply has them in the same order.
-    async fn answer_batch(&self, reads: Vec<batch::Read>, context: &log::Context) -> Reply {
+    async fn answer_batch(&self, reads: Vec<batch::Read>, context: &log::LogContext) -> Reply {
         let start = Instant::now();
         let mut answers = Vec::with_capacity(reads.len());
         for read in reads {
@@ -240,7 +241,7 @@ impl Inner {
         topic: Option<&Topic>,
         answered: &Answered,
         took: Duration,
-        context: &log::Context,
+        context: &log::LogContext,
     ) {
         self.meter.published(topic.map(Topic::parent), answered.published, took);
         if let Some(failure) = &answered.failure {

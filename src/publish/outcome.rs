@@ -65,7 +65,7 @@ const UNKNOWN: &str = "It is not known whether the message was delivered";
 /// The reply's body for a message that was delivered.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Receipt<'a> {
+struct DeliveredBody<'a> {
     msg_id: &'a str,
     request_id: &'a str,
     attempts: u32,
@@ -74,7 +74,7 @@ struct Receipt<'a> {
 /// The reply's body for a message that is kept.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Accepted<'a> {
+struct AcceptedBody<'a> {
     id: String,
     status: &'a str,
     durability: &'a str,
@@ -188,7 +188,7 @@ fn answer_of(answer: &Answer, calls: u32) -> Answered {
 }
 
 fn receipt(http: &HttpAnswer, attempts: u32) -> Reply {
-    let receipt = Receipt {
+    let receipt = DeliveredBody {
         msg_id: http.msg_id.as_deref().unwrap_or_default(),
         request_id: http.request_id.as_deref().unwrap_or_default(),
         attempts,
@@ -198,7 +198,7 @@ fn receipt(http: &HttpAnswer, attempts: u32) -> Reply {
 
 /// The message is kept, and this is its `status` now.
 fn accepted(id: MessageId, status: &str, published: Published, durability: Durability) -> Answered {
-    let body = Accepted { id: id.to_string(), status, durability: durability.as_str() };
+    let body = AcceptedBody { id: id.to_string(), status, durability: durability.as_str() };
     let mut reply = json_reply(StatusCode::ACCEPTED, &body);
     if let Ok(location) = HeaderValue::try_from(format!("/messages/{id}")) {
         reply.headers_mut().insert(LOCATION, location);

@@ -21,6 +21,9 @@ use crate::spool::Claim;
 /// Longer paths are not decoded: the longest topic with every character escaped is far shorter.
 const MAX_PATH: usize = 1_024;
 
+/// The keys that limit a message's body.
+const PAYLOAD_LIMIT: &str = "publish.max_payload, upstream.payload";
+
 /// A request to publish one message.
 pub(super) struct Submission {
     pub(super) message: Message,
@@ -30,7 +33,7 @@ pub(super) struct Submission {
 }
 
 /// Reads requests by the configuration's rules.
-pub(super) struct Reader {
+pub(super) struct RequestReader {
     publish: config::Publish,
     upstream: config::Upstream,
     topics: config::Topics,
@@ -43,7 +46,7 @@ pub(super) fn trace(headers: &HeaderMap) -> Option<TraceId> {
     TraceId::of(headers.get("traceparent")?.to_str().ok()?)
 }
 
-impl Reader {
+impl RequestReader {
     pub(super) fn new(config: &config::Config) -> Self {
         Self {
             publish: config.publish.clone(),
@@ -66,7 +69,7 @@ impl Reader {
         let prefer = Prefer::read(request.headers());
         let headers = request.headers().clone();
         let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
-        let body = self.body(request, limit).await?;
+        let body = self.body(request, limit, PAYLOAD_LIMIT).await?;
         let claim = key::claim(&headers, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(body)?;
         let (options, applied) = self.options(prefer, claim);
@@ -78,7 +81,7 @@ impl Reader {
     pub(super) fn payload(&self, body: Bytes) -> Result<Payload, Problem> {
         let limit = self.publish.max_payload;
         Payload::new(body, self.upstream.payload, limit).map_err(|e| match e {
-            PayloadError::TooLarge { limit } => too_large(limit),
+            PayloadError::TooLarge { limit } => too_large(limit, PAYLOAD_LIMIT),
             PayloadError::NotUtf8 => invalid(
                 StatusCode::BAD_REQUEST,
                 "invalid-payload",
@@ -148,22 +151,25 @@ impl Reader {
         }
     }
 
-    /// The whole body, of at most `limit` bytes.
+    /// The whole body, of at most `limit` bytes; `limited_by` is named where it is larger.
     pub(super) async fn body(
         &self,
         request: Request<Incoming>,
         limit: usize,
+        limited_by: &str,
     ) -> Result<Bytes, Problem> {
         if declared(request.headers()).is_some_and(|length| length > limit as u64)
             || request.body().size_hint().lower() > limit as u64
         {
             // The body is not read, so the connection cannot serve another request.
-            return Err(too_large(limit).close());
+            return Err(too_large(limit, limited_by).close());
         }
         let body = Limited::new(request.into_body(), limit);
         match timeout(self.publish.body_timeout, body.collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit).close()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                Err(too_large(limit, limited_by).close())
+            }
             Ok(Err(_)) => Err(invalid(
                 StatusCode::BAD_REQUEST,
                 "incomplete-body",
@@ -222,11 +228,9 @@ fn forbidden(detail: String) -> Problem {
     invalid(StatusCode::FORBIDDEN, "forbidden-topic", "Forbidden topic", detail)
 }
 
-fn too_large(limit: usize) -> Problem {
-    let detail = format!(
-        "At most {limit} bytes are allowed in a body (publish.max_payload, upstream.payload). Nothing \
-         was sent."
-    );
+fn too_large(limit: usize, limited_by: &str) -> Problem {
+    let detail =
+        format!("At most {limit} bytes are allowed in a body ({limited_by}). Nothing was sent.");
     invalid(StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", "Body is too large", detail)
 }
 

@@ -1,10 +1,12 @@
-//! What is wrong now and what an operator can do, derived from the [`Status`]; worst first.
+//! What is wrong now and what an operator can do, derived from the [`SidecarStatus`]; worst first.
 
 mod ceilings;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::view::{Budget, Ceiling, Concern, Error, Level, OnExceed, Status, Unit};
+use super::view::{
+    BudgetView, CallError, CeilingView, Concern, Level, OnExceed, SidecarStatus, Unit,
+};
 use crate::answer::{self, AccessDenied, Verdict};
 use crate::ceiling::Mode;
 use crate::config::grouped;
@@ -31,7 +33,7 @@ const JUST_NOW: SignedDuration = SignedDuration::from_secs(2);
 const NAMES: usize = 3;
 
 /// Everything that is wrong. `uncertain`: messages of the last 15 minutes that may have been billed.
-pub(super) fn of(status: &Status, uncertain: u64) -> Vec<Concern> {
+pub(super) fn of(status: &SidecarStatus, uncertain: u64) -> Vec<Concern> {
     let mut concerns = Concerns::default();
     concerns.stopping(status);
     concerns.key(status);
@@ -59,7 +61,7 @@ impl Concerns {
         self.0.push(Concern { level, title: title.into(), detail, remedy: remedy.to_owned() });
     }
 
-    fn stopping(&mut self, status: &Status) {
+    fn stopping(&mut self, status: &SidecarStatus) {
         if status.draining {
             self.add(
                 Level::Bad,
@@ -70,7 +72,7 @@ impl Concerns {
         }
     }
 
-    fn key(&mut self, status: &Status) {
+    fn key(&mut self, status: &SidecarStatus) {
         const SOURCE: &str = "Check the key's source (section [keys] of the configuration). A new key \
                               is used without a restart, except one from the environment.";
         let key = &status.key;
@@ -100,9 +102,9 @@ impl Concerns {
         }
     }
 
-    fn access(&mut self, status: &Status) {
+    fn access(&mut self, status: &SidecarStatus) {
         for denied in AccessDenied::ALL {
-            let means = |error: &&Error| {
+            let means = |error: &&CallError| {
                 answer::meaning(&error.code) == Some(Verdict::Denied(denied))
                     && persists(error, status)
             };
@@ -117,10 +119,10 @@ impl Concerns {
         }
     }
 
-    fn failing(&mut self, status: &Status) {
+    fn failing(&mut self, status: &SidecarStatus) {
         const WAIT: &str = "Nothing yet: delivery resumes by itself. If it persists, see the provider's \
                             status page, and check the network to it.";
-        let fails = |error: &&Error| {
+        let fails = |error: &&CallError| {
             let meaning = answer::meaning(&error.code);
             let fails = matches!(meaning, None | Some(Verdict::Failed | Verdict::Unknown));
             fails && persists(error, status)
@@ -144,16 +146,17 @@ impl Concerns {
             );
         }
         // A single failure among many successes is no concern.
-        let since = |error: &Error, delivered| error.last.duration_since(delivered) > JUST_NOW;
-        let all_fail =
-            |error: &&Error| status.last_delivered.is_none_or(|delivered| since(error, delivered));
+        let since = |error: &CallError, delivered| error.last.duration_since(delivered) > JUST_NOW;
+        let all_fail = |error: &&CallError| {
+            status.last_delivered.is_none_or(|delivered| since(error, delivered))
+        };
         if let Some(error) = last.filter(all_fail) {
             let detail = format!("{latest}No message was delivered since.");
             self.add(Level::Bad, "Nothing is delivered", detail, &error.remedy);
         }
     }
 
-    fn blocked(&mut self, status: &Status) {
+    fn blocked(&mut self, status: &SidecarStatus) {
         let (blocked, all) = (status.blocked.len(), status.egress.len());
         if blocked > 0 {
             let level = if blocked >= all { Level::Bad } else { Level::Warn };
@@ -167,7 +170,7 @@ impl Concerns {
         }
     }
 
-    fn fleet(&mut self, status: &Status) {
+    fn fleet(&mut self, status: &SidecarStatus) {
         const REDIS: &str = "Check Redis (fleet.url) and the network to it; the log has its errors. \
                              tollgate reconnects by itself.";
         let Some(fleet) = &status.fleet else { return };
@@ -209,7 +212,7 @@ impl Concerns {
         }
     }
 
-    fn spool(&mut self, status: &Status) {
+    fn spool(&mut self, status: &SidecarStatus) {
         let Some(kept) = &status.kept else { return };
         if let Some(failure) = &kept.failure {
             let detail = format!(
@@ -236,7 +239,7 @@ impl Concerns {
         }
     }
 
-    fn ledger(&mut self, status: &Status) {
+    fn ledger(&mut self, status: &SidecarStatus) {
         let Some(error) = &status.ledger_failure else { return };
         self.add(
             Level::Warn,
@@ -246,7 +249,7 @@ impl Concerns {
         );
     }
 
-    fn budgets(&mut self, status: &Status) {
+    fn budgets(&mut self, status: &SidecarStatus) {
         for budget in &status.spend.budgets {
             let used = share(budget.used + budget.reserved, Some(budget.limit));
             let refuses = budget.on_exceed == OnExceed::Refuse;
@@ -268,7 +271,7 @@ impl Concerns {
         }
     }
 
-    fn plan(&mut self, status: &Status) {
+    fn plan(&mut self, status: &SidecarStatus) {
         let Some(plan) = status.plan_tps else { return };
         let used = share(status.tps_peak as f64, Some(plan.into()));
         if used >= NEARLY {
@@ -284,7 +287,7 @@ impl Concerns {
         }
     }
 
-    fn clock(&mut self, status: &Status) {
+    fn clock(&mut self, status: &SidecarStatus) {
         let skew = status.clock_skew_seconds.abs();
         if skew > SKEW {
             let refused = skew >= 3.0 * SKEW;
@@ -300,7 +303,7 @@ impl Concerns {
         }
     }
 
-    fn backlog(&mut self, status: &Status) {
+    fn backlog(&mut self, status: &SidecarStatus) {
         if let Some(kept) = &status.kept {
             let age = kept.oldest.map(|at| status.now.duration_since(at));
             if let Some(age) = age.filter(|age| *age > OLD) {
@@ -346,7 +349,7 @@ struct Lanes<'a> {
 }
 
 impl<'a> Lanes<'a> {
-    fn of(status: &'a Status, denied: Option<AccessDenied>) -> Self {
+    fn of(status: &'a SidecarStatus, denied: Option<AccessDenied>) -> Self {
         let paused = status.paused.iter().filter(|paused| paused.denied == denied);
         Self {
             topics: paused.clone().count(),
@@ -370,14 +373,14 @@ impl<'a> Lanes<'a> {
 }
 
 /// Whether an error is still a concern.
-fn persists(error: &Error, status: &Status) -> bool {
+fn persists(error: &CallError, status: &SidecarStatus) -> bool {
     let age = status.now.duration_since(error.last);
     let delivered_since = status.last_delivered.is_some_and(|delivered| delivered >= error.last);
     age < if delivered_since { AMONG_SUCCESSES } else { WITHOUT_SUCCESS }
 }
 
 /// The latest of these errors in a sentence; nothing where there is none.
-fn latest<'a>(mut errors: impl Iterator<Item = &'a Error>, now: Timestamp) -> String {
+fn latest<'a>(mut errors: impl Iterator<Item = &'a CallError>, now: Timestamp) -> String {
     errors.next().map_or_else(String::new, |error| {
         let age = now.duration_since(error.last);
         let seen = if age < JUST_NOW { "just now".to_owned() } else { span(age) + " ago" };
@@ -385,7 +388,7 @@ fn latest<'a>(mut errors: impl Iterator<Item = &'a Error>, now: Timestamp) -> St
     })
 }
 
-/// The first of so many names.
+/// The first of these names, and how many more there are of `of`.
 fn listed<'a>(names: impl Iterator<Item = &'a str>, of: usize) -> String {
     let names: Vec<_> = names.take(NAMES).collect();
     let more = of.saturating_sub(names.len());
@@ -393,7 +396,7 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>, of: usize) -> String {
     if more == 0 { names } else { format!("{names} and {} more", grouped(more as u64)) }
 }
 
-fn of_budget(budget: &Budget) -> String {
+fn of_budget(budget: &BudgetView) -> String {
     let figure = |n: f64| match &budget.unit {
         // Whole messages, of which there are fewer than a float can count.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -404,7 +407,7 @@ fn of_budget(budget: &Budget) -> String {
     format!("{} of {}{unit}", figure(budget.used + budget.reserved), figure(budget.limit))
 }
 
-fn limit(ceiling: &Ceiling) -> String {
+fn limit(ceiling: &CeilingView) -> String {
     ceiling.limit.map_or_else(|| "any number of".to_owned(), |limit| grouped(limit.into()))
 }
 

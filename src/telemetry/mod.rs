@@ -25,7 +25,7 @@ use crate::server::{Problem, Reply, json_reply, reply};
 use crate::spool::Spool;
 use crate::upstream::HttpUpstream;
 use metrics::Format;
-pub(crate) use view::{Concern, Fleet, Level, Member, Status};
+pub(crate) use view::{Concern, FleetView, Level, MemberView, SidecarStatus};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -78,7 +78,7 @@ impl Telemetry {
             "/metrics" => self.metrics(request),
             "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
             "/startupz" => self.startup(),
-            "/readyz" => self.ready(request.uri().query() == Some("verbose")),
+            "/readyz" => self.ready(request.uri().query()),
             "/status.json" => self.status(request.uri().query().and_then(since)),
             path if let Some(reply) = page::answer(path, request.headers()) => reply,
             other => Problem::not_found(
@@ -106,13 +106,13 @@ impl Telemetry {
 
     /// An outage of the upstream does not make it unready: the provider would fail for every other pod,
     /// too.
-    fn ready(&self, verbose: bool) -> Reply {
+    fn ready(&self, query: Option<&str>) -> Reply {
         let draining = self.sources.draining.load(Ordering::Relaxed);
         let key = self.sources.keys.current();
         let ready = !draining && key.is_ok();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let word = if ready { "ok" } else { "not ready" };
-        if !verbose {
+        if query != Some("verbose") {
             return text(status, format!("{word}\n"));
         }
         let key = key.map_or_else(|error| format!("no: {error}"), |_| "yes".to_owned());
@@ -130,7 +130,7 @@ impl Telemetry {
     }
 
     fn status(&self, since: Option<i64>) -> Reply {
-        let status = Status::of(&self.sources, since);
+        let status = SidecarStatus::of(&self.sources, since);
         uncached(json_reply(StatusCode::OK, &status))
     }
 }

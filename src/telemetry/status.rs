@@ -1,4 +1,4 @@
-//! Collects the [`Status`] of a running sidecar.
+//! Collects the [`SidecarStatus`] of a running sidecar.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::view::{
-    Budget, Ceiling, Error, Fleet, Kept, Key, Member, OnExceed, Paused, SpendView, Status, Today,
-    TopicSpend, Unit,
+    BudgetView, CallError, CeilingView, FleetView, KeptView, KeyView, MemberView, OnExceed,
+    PausedTopic, SidecarStatus, SpendView, Today, TopicSpend, Unit,
 };
 use super::{Sources, concerns, explanations};
 use crate::ceiling;
@@ -20,13 +20,13 @@ use crate::spool::{Share, Spool};
 /// The most paused topics that are listed: those with the most messages.
 const MAX_PAUSED: usize = 50;
 
-impl Fleet {
+impl FleetView {
     fn of(ceiling: &ceiling::Ceiling, status: &ceiling::Status) -> Option<Self> {
         let fleet = ceiling.fleet()?;
         let now = Timestamp::now();
         let ago = |ago: Duration| SignedDuration::try_from(ago).map_or(now, |ago| now - ago);
         let narrowest = status.ceilings.iter().filter(|c| c.shared).filter_map(|c| c.limit).min();
-        let member = |member: ceiling::Member| Member {
+        let member = |member: ceiling::Member| MemberView {
             starved: is_starved(&member, fleet.size, narrowest),
             name: member.name,
             version: member.version,
@@ -91,12 +91,12 @@ impl SpendView {
     }
 }
 
-fn budget(status: &BudgetStatus, currency: &str) -> Budget {
+fn budget(status: &BudgetStatus, currency: &str) -> BudgetView {
     let (unit, limit) = match status.budget.limit {
         Limit::Messages(messages) => (Unit::Messages, messages as f64),
         Limit::Spend(spend) => (Unit::Money(currency.to_owned()), spend),
     };
-    Budget {
+    BudgetView {
         name: status.budget.name.clone(),
         unit,
         limit,
@@ -108,7 +108,7 @@ fn budget(status: &BudgetStatus, currency: &str) -> Budget {
     }
 }
 
-impl Status {
+impl SidecarStatus {
     /// The status now, with the history after `since`, a Unix second.
     pub(super) fn of(sources: &Sources, since: Option<i64>) -> Self {
         let counts = sources.meter.snapshot();
@@ -152,7 +152,7 @@ impl Status {
             ceilings: ceiling
                 .ceilings
                 .iter()
-                .map(|c| Ceiling {
+                .map(|c| CeilingView {
                     name: c.kind.as_str().into(),
                     limit: c.limit,
                     used: c.used,
@@ -169,7 +169,7 @@ impl Status {
             outcomes: Published::ALL.iter().map(outcome).collect(),
             topics,
             spend,
-            key: Key {
+            key: KeyView {
                 source: key.source.into(),
                 loaded: key.loaded_at,
                 expires: key.expires_at,
@@ -179,7 +179,7 @@ impl Status {
             last_delivered: failures.delivered,
             clock_skew_seconds: upstream.clock_skew.as_secs_f64(),
             errors: failures.latest.iter().map(error).collect(),
-            fleet: Fleet::of(&sources.ceiling, &ceiling),
+            fleet: FleetView::of(&sources.ceiling, &ceiling),
         };
         let recent = sources.meter.past(None).uncertain.into_iter().map(u64::from).sum();
         // Before the list of paused topics is cut.
@@ -189,7 +189,7 @@ impl Status {
     }
 }
 
-fn kept(spool: &Spool) -> Kept {
+fn kept(spool: &Spool) -> KeptView {
     let usage = spool.usage();
     // Receipts are dropped first, so they do not count as full.
     let (queued, dead) = (usage.queued, usage.dead);
@@ -200,7 +200,7 @@ fn kept(spool: &Spool) -> Kept {
     });
     let messages = used.messages as f64 / usage.max.messages as f64;
     let bytes = used.bytes as f64 / usage.max.bytes as f64;
-    Kept {
+    KeptView {
         queued: queued.messages,
         dead: dead.messages,
         bytes: queued.bytes + dead.bytes + usage.receipts.bytes,
@@ -211,8 +211,8 @@ fn kept(spool: &Spool) -> Kept {
     }
 }
 
-fn paused(paused: &delivery::Paused) -> Paused {
-    Paused {
+fn paused(paused: &delivery::Paused) -> PausedTopic {
+    PausedTopic {
         instance: paused.lane.instance.to_string(),
         topic: paused.lane.parent.to_string(),
         why: super::pause_reason(paused.bar).into(),
@@ -221,9 +221,9 @@ fn paused(paused: &delivery::Paused) -> Paused {
     }
 }
 
-fn error(failure: &Failure) -> Error {
+fn error(failure: &Failure) -> CallError {
     let explanation = explanations::of(&failure.code);
-    Error {
+    CallError {
         code: failure.code.to_string(),
         count: failure.count,
         last: failure.last,

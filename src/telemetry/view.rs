@@ -12,7 +12,7 @@ use crate::meter::Past;
 
 /// Everything that `/status.json` has. `tollgate status` and the page read it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Status {
+pub(crate) struct SidecarStatus {
     pub(crate) version: Cow<'static, str>,
     pub(crate) commit: Cow<'static, str>,
     pub(crate) endpoint: String,
@@ -35,12 +35,12 @@ pub(crate) struct Status {
     pub(crate) waiting: usize,
     pub(crate) longest_wait_seconds: f64,
     /// `null`: there is no spool.
-    pub(crate) kept: Option<Kept>,
+    pub(crate) kept: Option<KeptView>,
     /// Topics whose kept messages are not delivered now.
-    pub(crate) paused: Vec<Paused>,
+    pub(crate) paused: Vec<PausedTopic>,
     /// How many topics are paused; `paused` may list fewer.
     pub(crate) paused_topics: usize,
-    pub(crate) ceilings: Vec<Ceiling>,
+    pub(crate) ceilings: Vec<CeilingView>,
     /// Names of all egress addresses.
     pub(crate) egress: Vec<String>,
     /// Egress addresses that the provider probably blocks.
@@ -48,15 +48,15 @@ pub(crate) struct Status {
     pub(crate) outcomes: BTreeMap<Cow<'static, str>, u64>,
     pub(crate) topics: BTreeMap<String, u64>,
     pub(crate) spend: SpendView,
-    pub(crate) key: Key,
+    pub(crate) key: KeyView,
     pub(crate) last_answer: Option<Timestamp>,
     /// When a call last delivered.
     pub(crate) last_delivered: Option<Timestamp>,
     pub(crate) clock_skew_seconds: f64,
     /// Errors of calls, the latest first.
-    pub(crate) errors: Vec<Error>,
+    pub(crate) errors: Vec<CallError>,
     /// How the ceilings are shared among sidecars; `null`: they are not.
-    pub(crate) fleet: Option<Fleet>,
+    pub(crate) fleet: Option<FleetView>,
 }
 
 /// How severe a concern is.
@@ -81,7 +81,7 @@ pub(crate) struct Concern {
 
 /// Sidecars that share the ceilings.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Fleet {
+pub(crate) struct FleetView {
     #[serde(with = "mode")]
     pub(crate) mode: Mode,
     pub(crate) account: String,
@@ -93,12 +93,12 @@ pub(crate) struct Fleet {
     /// triggers a new listing.
     pub(crate) at: Option<Timestamp>,
     /// At most a few hundred.
-    pub(crate) members: Vec<Member>,
+    pub(crate) members: Vec<MemberView>,
 }
 
 /// A sidecar's own report of itself.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Member {
+pub(crate) struct MemberView {
     pub(crate) name: String,
     pub(crate) version: String,
     #[serde(skip_serializing_if = "String::is_empty", default)]
@@ -115,7 +115,7 @@ pub(crate) struct Member {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Ceiling {
+pub(crate) struct CeilingView {
     pub(crate) name: Cow<'static, str>,
     pub(crate) limit: Option<u32>,
     pub(crate) used: usize,
@@ -127,7 +127,7 @@ pub(crate) struct Ceiling {
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Kept {
+pub(crate) struct KeptView {
     pub(crate) queued: u64,
     pub(crate) dead: u64,
     pub(crate) bytes: u64,
@@ -140,7 +140,7 @@ pub(crate) struct Kept {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Paused {
+pub(crate) struct PausedTopic {
     pub(crate) instance: String,
     pub(crate) topic: String,
     pub(crate) why: Cow<'static, str>,
@@ -151,7 +151,7 @@ pub(crate) struct Paused {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Key {
+pub(crate) struct KeyView {
     pub(crate) source: Cow<'static, str>,
     pub(crate) loaded: Option<Timestamp>,
     pub(crate) expires: Option<Timestamp>,
@@ -159,7 +159,7 @@ pub(crate) struct Key {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Error {
+pub(crate) struct CallError {
     pub(crate) code: String,
     pub(crate) count: u64,
     pub(crate) last: Timestamp,
@@ -179,7 +179,7 @@ pub(crate) struct SpendView {
     pub(crate) time_zone: String,
     pub(crate) today: Today,
     pub(crate) topics: Vec<TopicSpend>,
-    pub(crate) budgets: Vec<Budget>,
+    pub(crate) budgets: Vec<BudgetView>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -199,7 +199,7 @@ pub(crate) struct TopicSpend {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Budget {
+pub(crate) struct BudgetView {
     pub(crate) name: String,
     pub(crate) unit: Unit,
     pub(crate) limit: f64,

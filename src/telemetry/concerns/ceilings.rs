@@ -2,14 +2,14 @@
 
 use super::{Concerns, NEAR_CEILING, QUEUE, limit, share};
 use crate::config::grouped;
-use crate::telemetry::view::{Ceiling, Level, Status};
+use crate::telemetry::view::{CeilingView, Level, SidecarStatus};
 
 /// From this part of a ceiling on, unanswered calls are a concern.
 const MANY_UNANSWERED: f64 = 0.1;
 
 impl Concerns {
-    pub(super) fn ceilings(&mut self, status: &Status) {
-        let parked = |ceiling: &&Ceiling| ceiling.parked > 0;
+    pub(super) fn ceilings(&mut self, status: &SidecarStatus) {
+        let parked = |ceiling: &&CeilingView| ceiling.parked > 0;
         if let Some(ceiling) = status.ceilings.iter().find(parked) {
             let (parked, of) = (grouped(ceiling.parked as u64), limit(ceiling));
             let detail = format!(
@@ -20,7 +20,7 @@ impl Concerns {
             self.add(Level::Warn, "The provider pushes back", detail, remedy);
         }
         let unanswered =
-            |ceiling: &Ceiling| share(ceiling.unanswered as f64, ceiling.limit.map(f64::from));
+            |ceiling: &CeilingView| share(ceiling.unanswered as f64, ceiling.limit.map(f64::from));
         let most = status.ceilings.iter().max_by(|a, b| unanswered(a).total_cmp(&unanswered(b)));
         if let Some(ceiling) = most.filter(|ceiling| unanswered(ceiling) >= MANY_UNANSWERED) {
             let detail = format!(
@@ -34,7 +34,7 @@ impl Concerns {
                           with the stall.";
             self.add(Level::Warn, "Calls get no answer", detail, remedy);
         }
-        let used = |ceiling: &Ceiling| share(ceiling.used as f64, ceiling.limit.map(f64::from));
+        let used = |ceiling: &CeilingView| share(ceiling.used as f64, ceiling.limit.map(f64::from));
         let tightest = status.ceilings.iter().max_by(|a, b| used(a).total_cmp(&used(b)));
         let Some(ceiling) = tightest.filter(|ceiling| ceiling.limit.is_some()) else { return };
         let at_it = used(ceiling) >= NEAR_CEILING;

@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::meter::Past;
 use crate::telemetry::explanations;
-use crate::telemetry::view::{Fleet, Kept, Key, Member, Paused, SpendView, Today};
+use crate::telemetry::view::{
+    FleetView, KeptView, KeyView, MemberView, PausedTopic, SpendView, Today,
+};
 
 const NOW: &str = "2026-11-23T03:00:00Z";
 
@@ -13,8 +15,8 @@ fn at(seconds_ago: i64) -> Timestamp {
 }
 
 /// Nothing is wrong.
-fn well() -> Status {
-    let ceiling = |name: &'static str, limit| Ceiling {
+fn well() -> SidecarStatus {
+    let ceiling = |name: &'static str, limit| CeilingView {
         name: name.into(),
         limit,
         used: 0,
@@ -23,7 +25,7 @@ fn well() -> Status {
         refused: 0,
     };
     let today = Today { messages: 0, uncertain: 0, spend: 0.0 };
-    Status {
+    SidecarStatus {
         version: "0".into(),
         commit: "0".into(),
         endpoint: "provider".to_owned(),
@@ -40,7 +42,7 @@ fn well() -> Status {
         ledger_failure: None,
         waiting: 0,
         longest_wait_seconds: 0.0,
-        kept: Some(Kept::default()),
+        kept: Some(KeptView::default()),
         paused: Vec::new(),
         paused_topics: 0,
         ceilings: vec![ceiling("account", Some(1_000)), ceiling("egress_ip", None)],
@@ -56,7 +58,7 @@ fn well() -> Status {
             topics: Vec::new(),
             budgets: Vec::new(),
         },
-        key: Key { source: "env".into(), loaded: Some(at(3_600)), expires: None, error: None },
+        key: KeyView { source: "env".into(), loaded: Some(at(3_600)), expires: None, error: None },
         last_answer: Some(at(1)),
         last_delivered: Some(at(1)),
         clock_skew_seconds: 0.0,
@@ -65,8 +67,8 @@ fn well() -> Status {
     }
 }
 
-fn fleet(mode: Mode) -> Fleet {
-    let member = |name: &str| Member {
+fn fleet(mode: Mode) -> FleetView {
+    let member = |name: &str| MemberView {
         name: name.to_owned(),
         version: "0.1.0".to_owned(),
         egress_group: String::new(),
@@ -79,12 +81,12 @@ fn fleet(mode: Mode) -> Fleet {
     };
     let members = ["a", "b"].map(member).into();
     let account = "default".to_owned();
-    Fleet { mode, account, size: 2, opens_in_seconds: 0.0, at: Some(at(1)), members }
+    FleetView { mode, account, size: 2, opens_in_seconds: 0.0, at: Some(at(1)), members }
 }
 
-fn error(code: &str, seconds_ago: i64) -> Error {
+fn error(code: &str, seconds_ago: i64) -> CallError {
     let explanation = explanations::of(code);
-    Error {
+    CallError {
         code: code.to_owned(),
         count: 3,
         last: at(seconds_ago),
@@ -93,25 +95,34 @@ fn error(code: &str, seconds_ago: i64) -> Error {
     }
 }
 
-fn paused(topic: &str, denied: Option<AccessDenied>, messages: usize) -> Paused {
+fn paused(topic: &str, denied: Option<AccessDenied>, messages: usize) -> PausedTopic {
     let (instance, topic) = ("post-cn-1".to_owned(), topic.to_owned());
-    Paused { instance, topic, why: "".into(), denied, messages }
+    PausedTopic { instance, topic, why: "".into(), denied, messages }
 }
 
-fn budget(used: f64, on_exceed: OnExceed) -> Budget {
+fn budget(used: f64, on_exceed: OnExceed) -> BudgetView {
     let remaining_ratio = 1.0 - (used + 5.0) / 100.0;
     let (name, unit) = ("daily".to_owned(), Unit::Money("CNY".to_owned()));
     let resets_at = at(-7_200);
-    Budget { name, unit, limit: 100.0, used, reserved: 5.0, remaining_ratio, resets_at, on_exceed }
+    BudgetView {
+        name,
+        unit,
+        limit: 100.0,
+        used,
+        reserved: 5.0,
+        remaining_ratio,
+        resets_at,
+        on_exceed,
+    }
 }
 
-fn kept(change: impl FnOnce(&mut Kept)) -> Kept {
-    let mut kept = Kept::default();
+fn kept(change: impl FnOnce(&mut KeptView)) -> KeptView {
+    let mut kept = KeptView::default();
     change(&mut kept);
     kept
 }
 
-type Case = (&'static str, fn(&mut Status), &'static [(Level, &'static str)]);
+type Case = (&'static str, fn(&mut SidecarStatus), &'static [(Level, &'static str)]);
 
 use Level::{Bad, Warn};
 
@@ -158,7 +169,7 @@ const CASES: &[Case] = &[
     ("a fleet", |s| s.fleet = Some(fleet(Mode::Shared)), &[]),
     ("cut off", |s| s.fleet = Some(fleet(Mode::CutOff)), &[(Warn, "Redis does not answer")]),
     ("for long", |s| s.fleet = Some(fleet(Mode::Closed)), &[(Bad, "Cut off from the fleet")]),
-    ("a new Redis", |s| s.fleet = Some(Fleet { opens_in_seconds: 12.3, ..fleet(Mode::Shared) }), &[(Warn, "Redis is learning which permits are in use")]),
+    ("a new Redis", |s| s.fleet = Some(FleetView { opens_in_seconds: 12.3, ..fleet(Mode::Shared) }), &[(Warn, "Redis is learning which permits are in use")]),
     ("starved", |s| { let mut fleet = fleet(Mode::Shared); fleet.members[1].starved = true; s.fleet = Some(fleet); },
         &[(Warn, "Sidecars get too few permits")]),
 
@@ -234,4 +245,20 @@ fn whole_sentences() {
              delivered and billed.",
         ]
     );
+}
+
+/// `tollgate status` reads what the sidecar writes.
+#[test]
+fn the_status_is_read_back() {
+    let mut status = well();
+    status.errors = vec![error("Throttling.User", 4)];
+    status.paused = vec![paused("TopicA", None, 3)];
+    status.fleet = Some(fleet(Mode::CutOff));
+    status.spend.budgets = vec![budget(95.0, OnExceed::Warn), budget(5.0, OnExceed::Refuse)];
+    status.spend.budgets[0].unit = Unit::Messages;
+    status.concerns = of(&status, 1);
+    let written = serde_json::to_string(&status).unwrap();
+    let read: SidecarStatus = serde_json::from_str(&written).unwrap();
+    assert_eq!(serde_json::to_string(&read).unwrap(), written);
+    assert_eq!(read.concerns, status.concerns);
 }
