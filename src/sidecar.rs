@@ -1,4 +1,4 @@
-//! Builds the house from a configuration, opens its doors, drains and closes them in order.
+//! Builds a sidecar from a configuration, starts its listeners, drains and stops them in order.
 
 use std::io;
 use std::path::PathBuf;
@@ -24,33 +24,34 @@ use crate::spool::{self, OpenError, Spool};
 use crate::telemetry::{Sources, Telemetry};
 use crate::upstream::{HttpUpstream, TlsError};
 
-/// What the doors bear that callers do not use: a scraper, a kubelet, a few browsers and operators.
+/// Limits of the listeners for telemetry and control: a scraper, a kubelet, a few browsers and
+/// operators.
 const SMALL: Limits = Limits {
     max_connections: 64,
     max_header: 16 * 1024,
     header_timeout: Duration::from_secs(5),
     idle_timeout: Duration::from_secs(75),
 };
-/// How long slices of the rest begin to be handed to the fleet's spool, and what all of it may take:
-/// what is given up in the middle of a slice may be delivered from both.
+/// For how long new slices of the remaining messages are handed to the fleet's spool, and the limit
+/// for all of it. The difference lets a slice finish: one given up half-way may be delivered twice.
 const BEGIN_HAND_OVER: Duration = Duration::from_secs(6);
 const HAND_OVER: Duration = Duration::from_secs(10);
-/// What leaving a fleet's spool may take.
+/// Time limit for closing the spool.
 const LEAVE: Duration = Duration::from_secs(5);
-/// What recording the outcome of a call that has ended may take.
-const LAST_WORDS: Duration = Duration::from_millis(2_500);
-/// How long an answer may take to leave once everything else has ended.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Time limit for recording the outcome of the last call.
+const LAST_RECORDS: Duration = Duration::from_millis(2_500);
+/// Time limit for sending the last replies, once everything else has ended.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
 
 /// Why a sidecar does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address cannot be listened at.
+    /// A listener cannot be bound.
     #[error("cannot listen at {address}: {error}")]
     Bind {
         /// The address as it is configured.
         address: String,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
     /// The key source is unusable.
@@ -69,14 +70,14 @@ pub enum StartError {
 
 /// A running sidecar.
 pub struct Sidecar {
-    publish: Publish<HttpUpstream>,
+    publish: Publish,
     delivery: Delivery<HttpUpstream>,
     ceiling: Ceiling,
     meter: Meter,
-    spool: Option<Rest>,
-    /// Set first: not ready any more.
+    spool: Option<Remainder>,
+    /// Set first: `/readyz` fails from now on.
     ending: Arc<AtomicBool>,
-    /// Set then: no message is taken any more.
+    /// Set after `drain.accept_for`: new messages are refused from now on.
     draining: Arc<AtomicBool>,
     drain: config::Drain,
     call_timeout: Duration,
@@ -161,32 +162,32 @@ impl Sidecar {
         });
 
         let tasks = TaskTracker::new();
-        let door = HttpServer::new(Limits {
+        let publish_service = publish.clone();
+        let limits = Limits {
             max_connections: config.publish.max_connections,
             max_header: config.publish.max_header,
             header_timeout: config.publish.header_timeout,
             idle_timeout: config.publish.idle_timeout,
-        });
+        };
+        let service = tower::service_fn(move |request| publish_service.clone().answer(request));
+        let server = HttpServer::new(limits, service);
         for listener in publish_listeners {
-            let (door, publish, stop) = (door.clone(), publish.clone(), stop.clone());
-            let service = tower::service_fn(move |request| publish.clone().answer(request));
-            tasks.spawn(async move { door.serve(listener, service, stop, LAST_ANSWERS).await });
+            let (server, stop) = (server.clone(), stop.clone());
+            tasks.spawn(async move { server.serve(listener, stop, LAST_REPLIES).await });
         }
         let service = tower::service_fn(move |request| {
             std::future::ready(telemetry.clone().answer(&request))
         });
-        let (door, token) = (HttpServer::new(SMALL), stop.clone());
-        tasks.spawn(async move {
-            door.serve(telemetry_listener, service, token, LAST_ANSWERS).await;
-        });
+        let (server, token) = (HttpServer::new(SMALL, service), stop.clone());
+        tasks.spawn(async move { server.serve(telemetry_listener, token, LAST_REPLIES).await });
         if let Some(listener) = bind_control(config).await {
             let control = Control::new(delivery.clone(), meter.clone());
             let service = tower::service_fn(move |request| control.clone().answer(request));
-            let (door, token) = (HttpServer::new(SMALL), stop.clone());
-            tasks.spawn(async move { door.serve(listener, service, token, LAST_ANSWERS).await });
+            let (server, token) = (HttpServer::new(SMALL, service), stop.clone());
+            tasks.spawn(async move { server.serve(listener, token, LAST_REPLIES).await });
         }
         tasks.close();
-        let spool = spool.map(|spool| Rest { spool, to: hand_over_to(config) });
+        let spool = spool.map(|spool| Remainder { spool, to: hand_over_to(config) });
         let drain = config.drain.clone();
         Ok(Self {
             publish,
@@ -204,12 +205,12 @@ impl Sidecar {
         })
     }
 
-    /// Where it listens.
+    /// Where it listens; with the port that the system chose where the configuration has 0.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
     }
 
-    /// Takes up what may change while running: ceilings, without forgetting what was spent, and
+    /// Applies what may change while running: ceilings (permits already spent stay spent), prices, and
     /// how requests are read.
     pub fn reload(&self, config: &Config) {
         self.ceiling.resize(&config.ceilings);
@@ -217,12 +218,12 @@ impl Sidecar {
         self.publish.reload(config);
     }
 
-    /// Is not ready any more; after `drain.accept_for` takes no more messages, finishes those on their way
-    /// within `drain.grace`, and closes the doors. `hurry` ends both. Returns how many messages were
-    /// left.
+    /// Stops: `/readyz` fails at once; after `drain.accept_for` new messages are refused; messages on
+    /// their way finish within `drain.grace`; then the listeners close. `hurry` ends both waits.
+    /// Returns how many messages did not finish.
     ///
-    /// No call begins that could not end in time: a call takes `upstream.call_timeout` at most, and so
-    /// long before the end of the grace, or half of a shorter one, the last call begins.
+    /// Every call must be able to end within the grace, so the last one begins `upstream.call_timeout`
+    /// before its end, or at half of a shorter grace.
     pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
         self.ending.store(true, Ordering::Relaxed);
         if let Some(rest) = &self.spool {
@@ -242,8 +243,8 @@ impl Sidecar {
                 self.delivery.drain(Duration::ZERO).await;
             }
         }
-        // While the doors are open: a caller whose call ends now is answered.
-        let left = self.delivery.close(self.call_timeout + LAST_WORDS).await;
+        // While the listeners are open: a caller whose call ends now still gets its reply.
+        let left = self.delivery.close(self.call_timeout + LAST_RECORDS).await;
         let uncertain = self.meter.uncertain() - uncertain;
         if uncertain > 0 {
             tracing::warn!(
@@ -262,15 +263,15 @@ impl Sidecar {
     }
 }
 
-/// What is kept when a sidecar ends.
-struct Rest {
+/// The messages that are still kept when a sidecar ends.
+struct Remainder {
     spool: Spool,
-    /// Where a disk's rest goes, if anywhere.
+    /// The fleet's spool, which takes over those of a disk (`drain.handoff`).
     to: Option<(config::Fleet, spool::Options)>,
 }
 
-impl Rest {
-    /// Leaves it to others, where there are some.
+impl Remainder {
+    /// Hands the messages over, or closes the spool with them.
     async fn leave(self) {
         let Some((fleet, options)) = &self.to else {
             if timeout(LEAVE, self.spool.close()).await.is_err() {
@@ -283,13 +284,20 @@ impl Rest {
         let left = usage.queued.messages + usage.dead.messages;
         match handed {
             Ok(Ok(messages)) if left == 0 => {
-                tracing::info!(messages, "handed over to the fleet's spool");
+                tracing::info!(messages, "kept messages were handed over to the fleet's spool");
             }
             Ok(Err(error)) => {
-                tracing::warn!(error, left, "not all was handed over: the rest stays on the disk");
+                tracing::warn!(
+                    error,
+                    left,
+                    "not all kept messages were handed over: the rest stays on the disk"
+                );
             }
             Ok(Ok(_)) | Err(_) => {
-                tracing::warn!(left, "not all was handed over in time: the rest stays on the disk");
+                tracing::warn!(
+                    left,
+                    "not all kept messages were handed over in time: the rest stays on the disk"
+                );
             }
         }
     }
@@ -325,8 +333,8 @@ async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError
     }
 }
 
-/// Counting is kept beside the spool. Where it cannot be, it goes on in memory: a full disk at the
-/// start must not keep messages from being sent.
+/// Opens the ledger beside the spool. If that fails, messages are counted in memory: a full disk must
+/// not keep a sidecar from starting.
 async fn meter(config: &Config, instances: Vec<InstanceId>) -> Result<Meter, StartError> {
     let (topics, billing) = (config.telemetry.max_topics, config.billing.clone());
     let folder = config.spool.as_ref().map(ledger_folder);
@@ -340,8 +348,8 @@ async fn meter(config: &Config, instances: Vec<InstanceId>) -> Result<Meter, Sta
     opened.map_err(|error| StartError::Meter(error.to_string()))
 }
 
-/// What the ledger knows of calls that the process before this one made. Without one of that process,
-/// nothing is known.
+/// The unanswered calls of the process before this one, as the ledger has them. Without that ledger
+/// any number is possible.
 fn after_others(meter: &Meter, config: &Config) -> Start {
     let within = config.ceilings.unanswered.max;
     let call_timeout = config.upstream.call_timeout;
@@ -354,12 +362,12 @@ fn after_others(meter: &Meter, config: &Config) -> Start {
     Start::After { left: left.collect(), call_timeout }
 }
 
-/// Where the ledger is.
+/// The ledger's folder, in that of the spool.
 pub fn ledger_folder(spool: &config::Spool) -> PathBuf {
     spool.path.join("ledger")
 }
 
-/// How a spool is opened.
+/// The configuration of a spool, as the spool takes it.
 pub fn spool_options(config: &config::Spool, idempotency: &config::Idempotency) -> spool::Options {
     spool::Options {
         path: config.path.clone(),
@@ -371,7 +379,7 @@ pub fn spool_options(config: &config::Spool, idempotency: &config::Idempotency) 
     }
 }
 
-/// Where the operators' door may be, best first: a container may not write `/run`.
+/// Where the control socket may be, best first: a container may not be allowed to write `/run`.
 pub fn control_sockets(config: &Config) -> Vec<PathBuf> {
     let Some(configured) = &config.listen.control else { return Vec::new() };
     let beside = config.spool.as_ref().map(|spool| spool.path.join("control.sock"));

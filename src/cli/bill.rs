@@ -1,15 +1,14 @@
 //! `tollgate bill`: what was sent and what it costs, from the ledger.
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use clap::ValueEnum;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-use super::asking::Asking;
-use super::{exit, runtime};
+use super::client::SidecarClient;
+use super::run::{VerbError, block_on, print, write_json};
 use crate::config::{Config, Flags, Period};
 use crate::control::bill_query;
 use crate::meter::{Bill, By, Meter, Query, Row};
@@ -21,68 +20,50 @@ use crate::sidecar;
     tollgate bill --config tollgate.toml\n  \
     tollgate bill --from 2026-11-01 --to 2026-12-01 --by topic\n  \
     tollgate bill --from 24h --by hour -o csv\n\n\
-    Asks a running sidecar over its control socket, or opens the ledger of a stopped one. It knows \
-    this sidecar's own calls; deliveries to subscribers are billed by the provider, too.")]
+    Asks a running sidecar over its control socket, or opens the ledger of a stopped one. The ledger \
+    has this sidecar's own calls; the provider also bills deliveries to subscribers.")]
 pub(super) struct Args {
     #[command(flatten)]
     flags: Flags,
-    /// From this day, time, or so long ago; without it, from the first of the month
+    /// Start: a day, a time, or how long ago [default: the first of the month]
     #[arg(long, value_name = "WHEN")]
     from: Option<String>,
-    /// Up to, and without, this day, time, or so long ago; without it, now
+    /// End, which is not included: a day, a time, or how long ago [default: now]
     #[arg(long, value_name = "WHEN")]
     to: Option<String>,
-    /// What rows stand for
+    /// One row for each of these
     #[arg(long, value_enum, default_value = "day")]
     by: By,
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
-    output: Output,
+    output: BillFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
+enum BillFormat {
     Table,
     Json,
     Csv,
 }
 
-pub(super) fn run(args: &Args) -> ExitCode {
-    let config = match args.flags.load() {
-        Ok(loaded) => loaded.config,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return exit::BAD_CONFIG.into();
-        }
-    };
-    let query = match query(args, &config.billing.time_zone) {
-        Ok(query) => query,
-        Err(mistake) => {
-            eprintln!("tollgate bill: {mistake}");
-            return exit::USAGE.into();
-        }
-    };
-    let output = args.output;
-    let done = runtime(1)
-        .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(bill(query, &config)))
-        .and_then(|bill| print(&bill, output));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("tollgate bill: {problem}");
-            exit::FAILED.into()
-        }
-    }
+pub(super) fn run(args: &Args) -> Result<(), VerbError> {
+    let config = args.flags.load()?.config;
+    let query = query(args, &config.billing.time_zone).map_err(VerbError::Usage)?;
+    let bill = block_on(bill(query, &config))?;
+    print(|to| match args.output {
+        BillFormat::Table => table(&bill, to),
+        BillFormat::Csv => csv(&bill, to),
+        BillFormat::Json => write_json(&bill, to),
+    })
 }
 
 async fn bill(query: Query, config: &Config) -> Result<Bill, String> {
-    if let Some(mut sidecar) = Asking::connect(config).await? {
+    if let Some(mut sidecar) = SidecarClient::connect(config).await? {
         let body = sidecar.get(&format!("/bill?{}", bill_query(&query))).await?;
         return sidecar.read(&body);
     }
     let Some(spool) = &config.spool else {
-        return Err("no sidecar runs, and nothing was kept (spool.store = \"none\")".to_owned());
+        return Err("no sidecar runs, and it keeps no ledger (spool.store = \"none\")".to_owned());
     };
     let folder = sidecar::ledger_folder(spool);
     if !folder.exists() {
@@ -107,7 +88,7 @@ fn query(args: &Args, zone: &TimeZone) -> Result<Query, String> {
     let to = when(&args.to)?.unwrap_or(now);
     let month = || crate::meter::start_of(Period::Month, to, zone);
     let from = when(&args.from)?.unwrap_or_else(month);
-    // Whole minutes are what is kept for ninety days.
+    // The ledger has whole minutes for ninety days, and nothing finer.
     let query = Query {
         from: from.as_second().div_euclid(60),
         to: to.as_second().div_euclid(60) + i64::from(to.as_second().rem_euclid(60) > 0),
@@ -129,30 +110,14 @@ fn when(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timestamp, String
     }
     let at = text.parse::<DateTime>().or_else(|_| text.parse::<Date>().map(DateTime::from));
     let at = at.map_err(|_| {
-        format!("{text:?} is no day (2026-11-01), time (2026-11-01T12:00:00Z) or duration (24h)")
+        format!("{text:?} is neither a day (2026-11-01), a time (2026-11-01T12:00:00Z) nor a duration (24h)")
     })?;
     at.to_zoned(zone.clone()).map(|at| at.timestamp()).map_err(|error| error.to_string())
 }
 
 // === printing ===
 
-/// Whoever reads may have seen enough: that is no error.
-fn print(bill: &Bill, output: Output) -> Result<(), String> {
-    let mut to = io::stdout().lock();
-    let written = match output {
-        Output::Table => table(bill, &mut to),
-        Output::Csv => csv(bill, &mut to),
-        Output::Json => serde_json::to_string_pretty(bill)
-            .map_err(io::Error::other)
-            .and_then(|text| writeln!(to, "{text}")),
-    };
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
-        _ => Ok(()),
-    }
-}
-
-/// What a row is of: a time, or whose.
+/// A row's first column: a time, an instance or a topic.
 fn subject(row: &Row) -> String {
     let parts = [&row.start, &row.instance, &row.topic];
     let parts: Vec<_> = parts.into_iter().flatten().map(String::as_str).collect();
@@ -197,7 +162,7 @@ fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// No field has a comma or a quote in it: times, ids, topics and numbers.
+/// Fields need no quotes: times, ids, topics and numbers have neither commas nor quotes.
 fn csv(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
     writeln!(to, "start,instance,topic,messages,uncertain,peak_tps,spend,currency")?;
     for row in &bill.rows {

@@ -1,14 +1,12 @@
-//! `tollgate check`: is the configuration right, and what does it say?
+//! `tollgate check`: validates the configuration and prints it.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
+use super::run::{VerbError, finish, print};
 use crate::config::{Flags, explain};
 
-/// The contract's code for a configuration that is not valid.
-const INVALID: u8 = 4;
-
-/// Reads and validates the configuration, and prints it whole with the origin of each value.
+/// Validate the configuration, and print all of it with the origin of each value
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  tollgate check --config /etc/tollgate/tollgate.toml")]
 pub struct Args {
@@ -17,16 +15,10 @@ pub struct Args {
     pub flags: Flags,
 }
 
-/// Exits 0 for a valid configuration, 4 for an invalid one, with every mistake on stderr.
+/// Exits with 0 for a valid configuration, and with 4 for an invalid one, with all its errors on stderr.
 #[expect(clippy::needless_pass_by_value, reason = "every verb takes its arguments")]
 pub fn run(args: Args) -> ExitCode {
-    let written = match args.flags.load() {
-        Ok(loaded) => {
-            io::stdout().lock().write_all(explain(&loaded).as_bytes()).map(|()| ExitCode::SUCCESS)
-        }
-        Err(mistakes) => {
-            writeln!(io::stderr().lock(), "{mistakes}").map(|()| ExitCode::from(INVALID))
-        }
-    };
-    written.unwrap_or(ExitCode::FAILURE)
+    let loaded = args.flags.load().map_err(VerbError::from);
+    let printed = loaded.and_then(|loaded| print(|to| to.write_all(explain(&loaded).as_bytes())));
+    finish("check", printed)
 }

@@ -2,10 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{Stop, exit, logging, raise_open_files, runtime, traffic};
+use super::run::{VerbError, runtime};
+use super::{Stop, logging, raise_open_files, traffic};
 use crate::ceiling::Start;
 use crate::config::{self, Config};
 use crate::emulator::{self, DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator};
@@ -14,16 +14,16 @@ use crate::sidecar::Sidecar;
 
 /// The latency of a provider in the same region.
 const LATENCY: Duration = Duration::from_millis(5);
-/// Egress addresses: four times 300 is more than the account's 1,000.
-const ADDRESSES: u8 = 4;
+/// The most egress addresses: four times 300 is more than the account's 1,000.
+const MAX_ADDRESSES: u8 = 4;
 
 /// Try tollgate: the provider, the sidecar and its page in one process, with nothing to set up
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  tollgate demo --traffic 1500\n\n\
-    Watch 1,000 messages a second go through, the account's ceiling, and the rest be refused with \
+    1,000 messages a second are delivered, which is the account's ceiling; the others are refused with \
     Retry-After.")]
 pub(super) struct Args {
-    /// Publish this many messages a second by itself
+    /// Also publish this many messages a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20_000))]
     traffic: Option<u32>,
     /// Where to listen for messages
@@ -34,43 +34,36 @@ pub(super) struct Args {
     telemetry: SocketAddr,
 }
 
-pub(super) fn run(args: &Args) -> ExitCode {
+pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     raise_open_files();
-    let ran = runtime(2).map_err(|error| error.to_string());
-    match ran.and_then(|runtime| runtime.block_on(demo(args))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("tollgate demo: {problem}");
-            exit::FAILED.into()
-        }
-    }
+    Ok(runtime(2)?.block_on(demo(args))?)
 }
 
 async fn demo(args: &Args) -> Result<(), String> {
     let mut stop = Stop::listen().map_err(|error| error.to_string())?;
-    let several = several_addresses();
+    let addresses = addresses();
     let options = emulator::Options {
         listen: (Ipv4Addr::LOCALHOST, 0).into(),
         latency: LATENCY,
-        egress_ip_qps: if several { 300 } else { 0 },
+        egress_ip_qps: if addresses > 1 { 300 } else { 0 },
         ..emulator::Options::default()
     };
     let provider = Emulator::start(options).map_err(|error| error.to_string())?;
-    let folder = Folder::new();
-    let config = configuration(args, &provider.url(), several, &folder)?;
+    let folder = TempFolder::new();
+    let config = configuration(args, &provider.url(), addresses, &folder)?;
     let _level_stays = logging::start(&config.telemetry);
     let key = Key::new(DEMO_KEY_ID, DEMO_KEY_SECRET.into(), None, None);
     let keys = Keys::fixed(key.map_err(|error| error.to_string())?);
-    // The provider has just been started: nobody can have used its ceilings.
+    // The emulated provider has just started: its ceilings are unused.
     let sidecar = Sidecar::start(&config, keys, Start::Alone, fastrand::u64(..)).await;
     let sidecar = sidecar
         .map_err(|error| format!("{error}\nChoose other ports with --publish and --telemetry."))?;
 
     let publish = sidecar.addresses().publish.join(", ");
     let telemetry = sidecar.addresses().telemetry.clone();
-    introduce(&publish, &telemetry, &provider.url(), several);
+    introduce(&publish, &telemetry, &provider.url(), addresses);
     tokio::select! {
-        () = stop.asked() => {}
+        () = stop.received() => {}
         () = generate(args.traffic, publish, &provider) => {}
     }
     println!("\nStopping.");
@@ -79,19 +72,19 @@ async fn demo(args: &Args) -> Result<(), String> {
     Ok(())
 }
 
-/// The demo's spool, gone with it.
-struct Folder(PathBuf);
+/// The folder of the demo's spool; removed at its end.
+struct TempFolder(PathBuf);
 
-impl Folder {
+impl TempFolder {
     fn new() -> Self {
         let name = format!("tollgate-demo-{}", std::process::id());
         Self(std::env::temp_dir().join(name))
     }
 }
 
-impl Drop for Folder {
+impl Drop for TempFolder {
     fn drop(&mut self) {
-        // Whatever cannot be removed is in the system's folder for such things.
+        // What cannot be removed stays in the system's folder for temporary files.
         drop(std::fs::remove_dir_all(&self.0));
     }
 }
@@ -103,18 +96,19 @@ async fn generate(rate: Option<u32>, publish: String, provider: &Emulator) {
     }
 }
 
-/// Whether this system sends from 127.0.0.2 and the like without being asked to (Linux does).
-fn several_addresses() -> bool {
-    (2..=ADDRESSES).all(|last| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), 0)).is_ok())
+/// How many egress addresses there are: where 127.0.0.2 and the like can be used without
+/// configuration, as on Linux, several.
+fn addresses() -> u8 {
+    let bindable = |last| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), 0)).is_ok();
+    if (2..=MAX_ADDRESSES).all(bindable) { MAX_ADDRESSES } else { 1 }
 }
 
 fn configuration(
     args: &Args,
     endpoint: &str,
-    several: bool,
-    folder: &Folder,
+    addresses: u8,
+    folder: &TempFolder,
 ) -> Result<Config, String> {
-    let addresses: Vec<_> = (1..=ADDRESSES).map(|last| format!("127.0.0.{last}")).collect();
     let mut flags = vec![
         ("listen.publish", args.publish.to_string()),
         ("listen.telemetry", args.telemetry.to_string()),
@@ -127,8 +121,9 @@ fn configuration(
         ("telemetry.log", "text".to_owned()),
         ("telemetry.level", if args.traffic.is_some() { "error" } else { "warn" }.to_owned()),
     ];
-    if several {
-        flags.push(("upstream.egress_addresses", addresses.join(", ")));
+    if addresses > 1 {
+        let names: Vec<_> = (1..=addresses).map(|last| format!("127.0.0.{last}")).collect();
+        flags.push(("upstream.egress_addresses", names.join(", ")));
         flags.push(("ceilings.egress_ip", "300".to_owned()));
     }
     let flags: Vec<_> = flags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
@@ -138,8 +133,8 @@ fn configuration(
     }
 }
 
-fn introduce(publish: &str, telemetry: &str, provider: &str, several: bool) {
-    let ceilings = if several {
+fn introduce(publish: &str, telemetry: &str, provider: &str, addresses: u8) {
+    let ceilings = if addresses > 1 {
         "1,000 calls/s for the account, 300 for each of four egress addresses"
     } else {
         "1,000 calls/s for the account"

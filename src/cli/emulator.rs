@@ -1,24 +1,20 @@
-//! `tollgate emulator`: the provider on this machine.
+//! `tollgate emulator`: an emulated provider on this machine.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
 
+use super::Stop;
+use super::run::{VerbError, runtime};
 use crate::emulator::{
     DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorError, Fault, KeyPair, MqttPayload, Options,
     Over, parse_duration,
 };
 
-const FAILED: u8 = 1;
-const USAGE: u8 = 2;
-const INVALID: u8 = 4;
-
-/// Plays ApsaraMQ for MQTT on this machine.
+/// Emulate ApsaraMQ for MQTT on this machine
 ///
 /// Serves `SendMessage` the way the provider does: both signatures, its limits, its errors. An
 /// address that goes over its ceiling is blocked until POST /_emulator/reset.
@@ -32,11 +28,11 @@ pub(super) struct EmulatorArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9460")]
     listen: SocketAddr,
 
-    /// Calls a second in all, beyond which calls are throttled; 0 for no limit
+    /// Ceiling of all calls a second; calls over it are throttled; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 1000)]
     account_qps: u32,
 
-    /// Calls a second from one address, beyond which it is blocked; 0 for no limit
+    /// Ceiling of calls a second from one address; it is blocked beyond it; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 300)]
     egress_ip_qps: u32,
 
@@ -60,7 +56,7 @@ pub(super) struct EmulatorArgs {
     #[arg(long, value_enum, default_value_t = OverArg::ThrottlingUser)]
     over: OverArg,
 
-    /// JSON list of faults to play from the start, as for POST /_emulator/faults
+    /// JSON list of faults to inject from the start, as for POST /_emulator/faults
     #[arg(long, value_name = "FILE")]
     faults: Option<PathBuf>,
 
@@ -121,49 +117,32 @@ impl EmulatorArgs {
     }
 }
 
-/// Runs until interrupted.
-#[expect(clippy::print_stderr, reason = "verbs talk to people")]
-pub(super) async fn run(args: EmulatorArgs) -> ExitCode {
-    let faults = match &args.faults {
-        None => Vec::new(),
-        Some(file) => match read_faults(file) {
-            Ok(faults) => faults,
-            Err(error) => {
-                eprintln!("tollgate emulator: {}: {error}", file.display());
-                return ExitCode::from(INVALID);
-            }
-        },
-    };
-    let options = args.into_options(faults);
-    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
-        eprintln!("tollgate emulator: cannot listen for signals");
-        return ExitCode::from(FAILED);
-    };
-    let emulator = match Emulator::start(options.clone()) {
-        Ok(emulator) => emulator,
-        Err(error) => {
-            eprintln!("tollgate emulator: {error}");
-            let is_mistake = matches!(error, EmulatorError::Mqtt(_));
-            return ExitCode::from(if is_mistake { USAGE } else { FAILED });
-        }
-    };
-    // it works as well when nobody reads this
+/// Runs until a signal ends it.
+pub(super) fn run(args: EmulatorArgs) -> Result<(), VerbError> {
+    let faults = args.faults.as_deref().map_or_else(|| Ok(Vec::new()), read_faults)?;
+    runtime(1)?.block_on(emulate(args.into_options(faults)))
+}
+
+async fn emulate(options: Options) -> Result<(), VerbError> {
+    let mut stop = Stop::listen()?;
+    let emulator = Emulator::start(options.clone()).map_err(|error| match error {
+        EmulatorError::Mqtt(_) => VerbError::Usage(error.to_string()),
+        _ => VerbError::Runtime(error.to_string()),
+    })?;
+    // It works as well if standard output is closed.
     std::io::stdout().write_all(screen(&emulator.url(), &options).as_bytes()).ok();
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    stop.received().await;
     emulator.stop().await;
-    ExitCode::SUCCESS
+    Ok(())
 }
 
-fn read_faults(file: &PathBuf) -> Result<Vec<Fault>, String> {
-    let json = std::fs::read(file).map_err(|error| error.to_string())?;
-    Fault::parse_list(&json).map_err(|error| error.to_string())
+fn read_faults(file: &Path) -> Result<Vec<Fault>, VerbError> {
+    let json = std::fs::read(file).map_err(|error| error.to_string());
+    let faults = json.and_then(|json| Fault::parse_list(&json).map_err(|error| error.to_string()));
+    faults.map_err(|error| VerbError::File(format!("{}: {error}", file.display())))
 }
 
-/// A key without its secret, unless that is no secret.
+/// A key without its secret, unless it is the demo's published one.
 fn line_of(key: &KeyPair) -> String {
     let is_demo = key.id == DEMO_KEY_ID && key.secret == DEMO_KEY_SECRET;
     let secret = if is_demo { DEMO_KEY_SECRET } else { "(as given)" };
@@ -177,12 +156,12 @@ fn screen(url: &str, options: &Options) -> String {
     let keys = keys.join("\n            ");
     let limit = |qps: u32, beyond: &str| match qps {
         0 => "no limit".to_owned(),
-        _ => format!("{qps} calls/s, beyond: {beyond}"),
+        _ => format!("{qps} calls/s; beyond it {beyond}"),
     };
-    let account = limit(options.account_qps, "throttled");
+    let account = limit(options.account_qps, "calls are throttled");
     let egress_ip = limit(options.egress_ip_qps, "the address is blocked");
     format!(
-        "ApsaraMQ for MQTT is played at {url}
+        "Emulating ApsaraMQ for MQTT at {url}
   keys      {keys}
   account   {account}
   address   {egress_ip}

@@ -1,13 +1,13 @@
-//! `tollgate messages`: what is kept, of a running sidecar or of a stopped one.
+//! `tollgate messages`: the kept messages of a running or a stopped sidecar.
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
 use jiff::Timestamp;
 
-use super::asking::Asking;
-use super::{age, exit, runtime};
+use super::age;
+use super::client::SidecarClient;
+use super::run::{VerbError, block_on, print};
 use crate::config::{Config, Flags, Fleet, Store};
 use crate::control::{Changed, Listing, MAX_LISTED};
 use crate::message::MessageId;
@@ -25,22 +25,22 @@ use crate::spool::{
     Asks a running sidecar over its control socket, or opens the spool of a stopped one.")]
 pub(super) struct Args {
     #[command(subcommand)]
-    verb: Verb,
+    action: Action,
     #[command(flatten)]
     flags: Flags,
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table", global = true)]
-    output: Output,
+    output: MessagesFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
+enum MessagesFormat {
     Table,
     Json,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Action {
     /// List messages, oldest first
     #[command(after_help = "Example:\n  tollgate messages list --state dead --topic 'Alarm/*'")]
     List {
@@ -53,7 +53,7 @@ enum Verb {
         /// Dead letters of this reason
         #[arg(long, value_enum)]
         reason: Option<Reason>,
-        /// At most so many
+        /// The most messages
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
@@ -64,13 +64,13 @@ enum Verb {
         /// Its id
         id: String,
     },
-    /// Try dead letters once more
+    /// Send dead letters again
     #[command(after_help = "Example:\n  tollgate messages replay --reason refused")]
     Replay {
         #[command(flatten)]
         which: Selected,
     },
-    /// Drop dead letters, or queued messages that are named or asked for with --state queued
+    /// Drop dead letters, or queued messages given by id or with --state queued
     #[command(after_help = "Example:\n  tollgate messages drop --reason expired --topic 'Alarm/*'")]
     Drop {
         #[command(flatten)]
@@ -78,13 +78,13 @@ enum Verb {
     },
 }
 
-impl Verb {
-    /// Whether it could mean any message.
+impl Action {
+    /// Whether its selection is valid.
     fn check(&self) -> Result<(), String> {
         let selection = match self {
             Self::List { topic, .. } => Selection { topic: topic.clone(), ..Selection::default() },
             Self::Show { id } => Selection { ids: vec![id.clone()], ..Selection::default() },
-            Self::Replay { which } | Self::Drop { which } => some(which.clone())?,
+            Self::Replay { which } | Self::Drop { which } => not_empty(which.clone())?,
         };
         selection.pick().map(drop).map_err(|error| error.to_string())
     }
@@ -115,49 +115,32 @@ impl From<Selected> for Selection {
     }
 }
 
-pub(super) fn run(args: Args) -> ExitCode {
-    let config = match args.flags.load() {
-        Ok(loaded) => loaded.config,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return exit::BAD_CONFIG.into();
-        }
-    };
-    // A mistake is one whether a sidecar runs or not.
-    if let Err(mistake) = args.verb.check() {
-        eprintln!("tollgate messages: {mistake}");
-        return exit::USAGE.into();
-    }
-    let done = runtime(1)
-        .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(carry_out(args.verb, &config)))
-        .and_then(|said| print(&said, args.output));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("tollgate messages: {problem}");
-            exit::FAILED.into()
-        }
-    }
+pub(super) fn run(args: Args) -> Result<(), VerbError> {
+    let config = args.flags.load()?.config;
+    // Before a sidecar is looked for: the same error, whether one runs or not.
+    args.action.check().map_err(VerbError::Usage)?;
+    let done = block_on(carry_out(args.action, &config))?;
+    print(|to| write(&done, args.output, to))
 }
 
-/// What there is to print.
-enum Said {
-    Messages(Vec<Listed>),
-    Message(Box<Listed>),
+/// What an action results in.
+enum Done {
+    Listed(Vec<Listed>),
+    Shown(Box<Listed>),
+    /// "replayed" or "dropped", and how many.
     Changed(&'static str, usize),
 }
 
-async fn carry_out(verb: Verb, config: &Config) -> Result<Said, String> {
-    if let Some(sidecar) = Asking::connect(config).await? {
-        return running(verb, sidecar).await;
+async fn carry_out(action: Action, config: &Config) -> Result<Done, String> {
+    if let Some(sidecar) = SidecarClient::connect(config).await? {
+        return running(action, sidecar).await;
     }
     let Some(spool) = &config.spool else {
         return Err("nothing is kept (spool.store = \"none\")".to_owned());
     };
     let options = sidecar::spool_options(spool, &config.idempotency);
     if let (Store::Redis, Some(fleet)) = (spool.store, &config.fleet) {
-        return shared(verb, fleet, options).await;
+        return shared(action, fleet, options).await;
     }
     if !spool.path.exists() {
         return Err(format!("there is no spool at {}", spool.path.display()));
@@ -169,70 +152,70 @@ async fn carry_out(verb: Verb, config: &Config) -> Result<Said, String> {
         }
         error => error.to_string(),
     })?;
-    let said = stopped(verb, &spool).await;
+    let done = stopped(action, &spool).await;
     spool.flush().await;
-    said
+    done
 }
 
 // === a stopped sidecar ===
 
-async fn stopped(verb: Verb, spool: &Spool) -> Result<Said, String> {
-    match verb {
-        Verb::List { state, topic, reason, limit } => {
+async fn stopped(action: Action, spool: &Spool) -> Result<Done, String> {
+    match action {
+        Action::List { state, topic, reason, limit } => {
             let selection = Selection { topic, reason, state, ..Selection::default() };
             let picked = selection.pick().map_err(|error| error.to_string())?;
-            Ok(Said::Messages(spool.select(&picked, None, limit)))
+            Ok(Done::Listed(spool.select(&picked, None, limit)))
         }
-        Verb::Show { id } => {
+        Action::Show { id } => {
             let id: MessageId = id.parse().map_err(|_| format!("{id:?} is no message id"))?;
-            let found = spool.show(id).await.ok_or("no message of this id is kept")?;
-            Ok(Said::Message(Box::new(found)))
+            let found = spool.show(id).await.ok_or("no message with this id is kept")?;
+            Ok(Done::Shown(Box::new(found)))
         }
-        Verb::Replay { which } => {
-            let picked = some(which)?.pick().map_err(|error| error.to_string())?;
+        Action::Replay { which } => {
+            let picked = not_empty(which)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_dead(brief);
             let again = |brief: &Brief| spool.note(brief.id, Change::Replayed(Timestamp::now()));
-            Ok(Said::Changed("replayed", spool.change(&meant, &again, &|_, _| ()).await))
+            Ok(Done::Changed("replayed", spool.change(&meant, &again, &|_, _| ()).await))
         }
-        Verb::Drop { which } => {
-            let picked = some(which)?.pick().map_err(|error| error.to_string())?;
+        Action::Drop { which } => {
+            let picked = not_empty(which)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_droppable(brief);
             // A call for a queued message may have been under way when its sidecar ended.
             let doubt = |brief: &Brief| matches!(brief.state, State::Queued { .. });
             let note = |brief: &Brief| spool.note(brief.id, Spool::dropped(brief, doubt(brief)));
-            Ok(Said::Changed("dropped", spool.change(&meant, &note, &|_, _| ()).await))
+            Ok(Done::Changed("dropped", spool.change(&meant, &note, &|_, _| ()).await))
         }
     }
 }
 
-/// The same in Redis: all that the account keeps may be looked at, and what nobody has any more may be
+/// The same in Redis: all messages of the account can be shown, and those whose sidecar has ended can be
 /// changed.
-async fn shared(verb: Verb, fleet: &Fleet, options: Options) -> Result<Said, String> {
-    if matches!(verb, Verb::List { .. } | Verb::Show { .. }) {
+async fn shared(action: Action, fleet: &Fleet, options: Options) -> Result<Done, String> {
+    if matches!(action, Action::List { .. } | Action::Show { .. }) {
         let spool = Spool::look(fleet, options).await.map_err(|error| error.to_string())?;
-        let said = stopped(verb, &spool).await;
+        let done = stopped(action, &spool).await;
         spool.close().await;
-        return said;
+        return done;
     }
-    eprintln!("looking which sidecars are no more: up to 17 s");
+    eprintln!("checking which sidecars have ended: up to 17 s");
     let taken = Spool::take_over(fleet, options).await;
     let (spool, held) = taken.map_err(|error| error.to_string())?;
-    let said = stopped(verb, &spool).await;
+    let done = stopped(action, &spool).await;
     spool.close().await;
-    match said {
-        Ok(Said::Changed(done, 0)) if held > 0 => {
-            Err(format!("0 {done}: other sidecars are running and hold {held} messages; ask them"))
-        }
-        said => said,
+    match done {
+        Ok(Done::Changed(change, 0)) if held > 0 => Err(format!(
+            "0 {change}: running sidecars own {held} messages; run the command on those"
+        )),
+        done => done,
     }
 }
 
-/// Whoever means everything says so.
-fn some(which: Selected) -> Result<Selection, String> {
+/// An empty selection is refused, so that all are never changed by mistake.
+fn not_empty(which: Selected) -> Result<Selection, String> {
     let selection = Selection::from(which);
     if selection.is_empty() {
         return Err(
-            "nothing is selected: name ids, --topic, --reason, --state, or --all".to_owned()
+            "nothing is selected: give ids, --topic, --reason, --state, or --all".to_owned()
         );
     }
     Ok(selection)
@@ -240,29 +223,29 @@ fn some(which: Selected) -> Result<Selection, String> {
 
 // === a running one ===
 
-async fn running(verb: Verb, mut sidecar: Asking) -> Result<Said, String> {
+async fn running(action: Action, mut sidecar: SidecarClient) -> Result<Done, String> {
     let sidecar = &mut sidecar;
-    match verb {
-        Verb::List { state, topic, reason, limit } => {
+    match action {
+        Action::List { state, topic, reason, limit } => {
             let selection = Selection { topic, reason, state, ..Selection::default() };
-            list(sidecar, selection, limit).await.map(Said::Messages)
+            list(sidecar, selection, limit).await.map(Done::Listed)
         }
-        Verb::Show { id } => {
+        Action::Show { id } => {
             let body = sidecar.get(&format!("/messages/{id}")).await?;
-            Ok(Said::Message(Box::new(sidecar.read(&body)?)))
+            Ok(Done::Shown(Box::new(sidecar.read(&body)?)))
         }
-        Verb::Replay { which } => {
-            Ok(Said::Changed("replayed", change(sidecar, "/messages/replay", which).await?))
+        Action::Replay { which } => {
+            Ok(Done::Changed("replayed", change(sidecar, "/messages/replay", which).await?))
         }
-        Verb::Drop { which } => {
-            Ok(Said::Changed("dropped", change(sidecar, "/messages/drop", which).await?))
+        Action::Drop { which } => {
+            Ok(Done::Changed("dropped", change(sidecar, "/messages/drop", which).await?))
         }
     }
 }
 
-/// A page at a time, until there are enough or no more.
+/// Page by page, until there are enough or no more.
 async fn list(
-    sidecar: &mut Asking,
+    sidecar: &mut SidecarClient,
     selection: Selection,
     limit: usize,
 ) -> Result<Vec<Listed>, String> {
@@ -283,30 +266,24 @@ async fn list(
     Ok(found)
 }
 
-async fn change(sidecar: &mut Asking, path: &str, which: Selected) -> Result<usize, String> {
-    let body = serde_json::to_string(&some(which)?).map_err(|error| error.to_string())?;
-    let body = sidecar.ask("POST", path, body).await?;
+async fn change(sidecar: &mut SidecarClient, path: &str, which: Selected) -> Result<usize, String> {
+    let body = serde_json::to_string(&not_empty(which)?).map_err(|error| error.to_string())?;
+    let body = sidecar.send("POST", path, body).await?;
     sidecar.read(&body).map(|changed: Changed| changed.messages)
 }
 
 // === printing ===
 
-/// Whoever reads may have seen enough: that is no error.
-fn print(said: &Said, output: Output) -> Result<(), String> {
-    match write(said, output, &mut io::stdout().lock()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
-        _ => Ok(()),
-    }
-}
-
-fn write(said: &Said, output: Output, to: &mut impl Write) -> io::Result<()> {
-    match (said, output) {
-        (Said::Messages(messages), Output::Json) => {
+fn write(done: &Done, output: MessagesFormat, to: &mut impl Write) -> io::Result<()> {
+    match (done, output) {
+        (Done::Listed(messages), MessagesFormat::Json) => {
             messages.iter().try_for_each(|listed| json(listed, to))
         }
-        (Said::Message(listed), Output::Json) => json(listed, to),
-        (Said::Changed(_, messages), Output::Json) => writeln!(to, "{{\"Messages\":{messages}}}"),
-        (Said::Messages(messages), Output::Table) => {
+        (Done::Shown(listed), MessagesFormat::Json) => json(listed, to),
+        (Done::Changed(_, messages), MessagesFormat::Json) => {
+            writeln!(to, "{{\"Messages\":{messages}}}")
+        }
+        (Done::Listed(messages), MessagesFormat::Table) => {
             writeln!(
                 to,
                 "{:32}  {:9}  {:20}  {:>5}  {:>4}  REASON",
@@ -314,7 +291,7 @@ fn write(said: &Said, output: Output, to: &mut impl Write) -> io::Result<()> {
             )?;
             messages.iter().try_for_each(|listed| row(listed, to))
         }
-        (Said::Message(listed), Output::Table) => {
+        (Done::Shown(listed), MessagesFormat::Table) => {
             let shown = serde_json::to_value(&**listed).unwrap_or_default();
             let fields = shown.as_object().into_iter().flatten();
             fields.into_iter().try_for_each(|(name, value)| {
@@ -322,7 +299,9 @@ fn write(said: &Said, output: Output, to: &mut impl Write) -> io::Result<()> {
                 writeln!(to, "{name:14} {text}")
             })
         }
-        (Said::Changed(done, messages), Output::Table) => writeln!(to, "{messages} {done}"),
+        (Done::Changed(change, messages), MessagesFormat::Table) => {
+            writeln!(to, "{messages} {change}")
+        }
     }
 }
 
@@ -338,7 +317,7 @@ fn row(listed: &Listed, to: &mut impl Write) -> io::Result<()> {
         Which::Delivered => "delivered",
         Which::Dropped => "dropped",
     };
-    // The provider's code says more than that it refuses.
+    // The provider's code says more than "refused".
     let why = match (listed.reason, listed.code.as_deref()) {
         (Some(Reason::Refused), Some(code)) => code.to_owned(),
         (Some(Reason::Refused), None) => "refused".to_owned(),
@@ -353,7 +332,7 @@ fn row(listed: &Listed, to: &mut impl Write) -> io::Result<()> {
     writeln!(to, "{}", line.trim_end())
 }
 
-/// What fits into a column; the whole is in `-o json`.
+/// Cut to the width of a column; `-o json` has the whole text.
 fn cut(text: &str) -> String {
     const COLUMN: usize = 20;
     if text.chars().count() <= COLUMN {

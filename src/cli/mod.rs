@@ -1,15 +1,16 @@
-//! The verbs. The only place that prints.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where tollgate speaks")]
+//! The verbs of the command line. The only module that prints.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "verbs print")]
 
-mod asking;
 mod bill;
 pub mod check;
+mod client;
 #[cfg(feature = "emulator")]
 mod demo;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod logging;
 mod messages;
+mod run;
 mod serve;
 mod status;
 #[cfg(feature = "emulator")]
@@ -21,18 +22,10 @@ use clap::{Parser, Subcommand};
 use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Exit codes; `--help` has them in words.
-mod exit {
-    pub(super) const FAILED: u8 = 1;
-    /// As clap says it.
-    pub(super) const USAGE: u8 = 2;
-    pub(super) const BAD_CONFIG: u8 = 4;
-}
-
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TOLLGATE_COMMIT"), ")");
 
 const ABOUT: &str = "Between your services and Alibaba Cloud ApsaraMQ for MQTT: a service POSTs raw \
-                     bytes, tollgate signs the call, keeps under the provider's ceilings and \
+                     bytes, tollgate signs the call, stays under the provider's ceilings and \
                      counts what is billed.";
 
 const TRY_IT: &str = "\
@@ -79,25 +72,19 @@ fn after_help() -> String {
 /// Parses the command line and runs its verb.
 pub fn main() -> ExitCode {
     match Cli::parse().verb {
-        Verb::Serve(args) => serve::run(&args),
+        Verb::Serve(args) => run::finish("serve", serve::run(&args)),
         #[cfg(feature = "emulator")]
-        Verb::Demo(args) => demo::run(&args),
+        Verb::Demo(args) => run::finish("demo", demo::run(&args)),
         Verb::Check(args) => check::run(args),
-        Verb::Messages(args) => messages::run(args),
-        Verb::Bill(args) => bill::run(&args),
-        Verb::Status(args) => status::run(&args),
+        Verb::Messages(args) => run::finish("messages", messages::run(args)),
+        Verb::Bill(args) => run::finish("bill", bill::run(&args)),
+        Verb::Status(args) => run::finish("status", status::run(&args)),
         #[cfg(feature = "emulator")]
-        Verb::Emulator(args) => match runtime(1) {
-            Ok(runtime) => runtime.block_on(emulator::run(args)),
-            Err(error) => {
-                eprintln!("tollgate emulator: the runtime does not start: {error}");
-                exit::FAILED.into()
-            }
-        },
+        Verb::Emulator(args) => run::finish("emulator", emulator::run(args)),
     }
 }
 
-/// How long ago it was, in few characters.
+/// How long ago that was, in a few characters.
 fn age(at: Timestamp) -> String {
     match Timestamp::now().duration_since(at).as_secs().max(0) {
         seconds @ ..120 => format!("{seconds}s"),
@@ -105,17 +92,6 @@ fn age(at: Timestamp) -> String {
         seconds @ 7_200..172_800 => format!("{}h", seconds / 3_600),
         seconds => format!("{}d", seconds / 86_400),
     }
-}
-
-/// A runtime with this many threads.
-fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
-    let mut builder = if threads <= 1 {
-        // A second thread costs more than it brings where there is one core.
-        tokio::runtime::Builder::new_current_thread()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-    };
-    builder.worker_threads(threads.max(1)).enable_all().build()
 }
 
 /// Raises the soft limit of open files to the hard one: each waiting caller holds a connection.
@@ -128,8 +104,13 @@ fn raise_open_files() {
     }
 }
 
-/// SIGTERM and ctrl-c. Made before anything is announced: until then either ends the process at
-/// once, whatever it is doing.
+/// `1 sidecar`, `2 sidecars`.
+fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// SIGTERM and Ctrl-C. Created before a verb prints that it runs: until then either ends the process at
+/// once.
 struct Stop {
     term: Signal,
     interrupt: Signal,
@@ -141,8 +122,8 @@ impl Stop {
         Ok(Self { term, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Resolves at the next of them.
-    async fn asked(&mut self) {
+    /// Waits for the next of them.
+    async fn received(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.interrupt.recv() => {}

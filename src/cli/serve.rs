@@ -1,23 +1,23 @@
 //! `tollgate serve`
 
-use std::process::ExitCode;
+use std::fmt::Display;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
-
-use super::logging::SetLevel;
-use super::{Stop, exit, logging, raise_open_files, runtime};
 use tokio_util::sync::CancellationToken;
 
+use super::logging::SetLevel;
+use super::run::{VerbError, runtime};
+use super::{Stop, logging, raise_open_files};
 use crate::ceiling::Start;
 use crate::config::{Flags, Loaded};
 use crate::keys::Keys;
-use crate::sidecar::Sidecar;
+use crate::sidecar::{Sidecar, StartError};
 
-/// How often the configuration file is compared.
-const LOOK: Duration = Duration::from_secs(2);
-/// What the disk may take for what was still being written at the end.
+/// How often the configuration file is checked for changes.
+const POLL: Duration = Duration::from_secs(2);
+/// Time limit for writes to the disk that are still under way at the end.
 const LAST_WRITES: Duration = Duration::from_secs(1);
 
 /// Run the sidecar
@@ -28,29 +28,17 @@ pub(super) struct Args {
     flags: Flags,
 }
 
-pub(super) fn run(args: &Args) -> ExitCode {
-    // Before it is read: a change in between is taken up as a later one.
+pub(super) fn run(args: &Args) -> Result<(), VerbError> {
+    // Before it is loaded: a change in between is then found as a later one.
     let contents = args.flags.config.as_ref().and_then(|path| std::fs::read(path).ok());
-    let loaded = match args.flags.load() {
-        Ok(loaded) => loaded,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return exit::BAD_CONFIG.into();
-        }
-    };
+    let loaded = args.flags.load()?;
     let set_level = logging::start(&loaded.config.telemetry);
     raise_open_files();
-    let runtime = match runtime(loaded.config.runtime.threads) {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "the runtime does not start");
-            return exit::FAILED.into();
-        }
-    };
-    let code = runtime.block_on(serve(&args.flags, loaded, contents, set_level));
-    // A thread that waits for a disk that hangs would be waited for.
+    let runtime = runtime(loaded.config.runtime.threads).map_err(|error| logged(&error))?;
+    let served = runtime.block_on(serve(&args.flags, loaded, contents, set_level));
+    // Without a limit, a thread that waits for a hung disk would keep the process from ending.
     runtime.shutdown_timeout(LAST_WRITES);
-    code
+    served
 }
 
 async fn serve(
@@ -58,35 +46,23 @@ async fn serve(
     loaded: Loaded,
     contents: Option<Vec<u8>>,
     set_level: SetLevel,
-) -> ExitCode {
+) -> Result<(), VerbError> {
     let config = &loaded.config;
     if config.ceilings.above_published {
         tracing::warn!(
             account = config.ceilings.account,
             egress_ip = config.ceilings.egress_ip,
             "ceilings above the provider's published ones, as ceilings.allow_above_published asks: \
-             the account may be throttled and this address blocked"
+             the provider may throttle the account and block this address"
         );
     }
     let signals = Stop::listen().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?)));
-    let (mut stop, hangup) = match signals {
-        Ok(signals) => signals,
-        Err(error) => {
-            tracing::error!(%error, "signals cannot be listened for");
-            return exit::FAILED.into();
-        }
-    };
+    let (mut stop, hangup) = signals.map_err(|error| logged(&error))?;
     let started = async {
         let keys = Keys::start(&config.keys, CancellationToken::new())?;
         Sidecar::start(config, keys, Start::AfterOthers, fastrand::u64(..)).await
     };
-    let sidecar = match started.await {
-        Ok(sidecar) => sidecar,
-        Err(error) => {
-            tracing::error!(%error, "tollgate does not start");
-            return exit::FAILED.into();
-        }
-    };
+    let sidecar = started.await.map_err(|error: StartError| logged(&error))?;
     let addresses = sidecar.addresses();
     tracing::info!(
         version = super::VERSION,
@@ -98,22 +74,28 @@ async fn serve(
         "tollgate is serving"
     );
     tokio::select! {
-        () = stop.asked() => {}
-        () = take_up_changes(flags, &loaded, contents, &sidecar, hangup, set_level) => {}
+        () = stop.received() => {}
+        () = reload_changes(flags, &loaded, contents, &sidecar, hangup, set_level) => {}
     }
     tracing::info!(grace = ?config.drain.grace, "stopping: finishing messages on their way");
-    let left = sidecar.drain(stop.asked()).await;
+    let left = sidecar.drain(stop.received()).await;
     if left > 0 {
-        // None of them was accepted: their callers were told nothing.
-        tracing::warn!(messages = left, "stopped with messages on their way");
+        // None of them was accepted: their callers got no reply.
+        tracing::warn!(messages = left, "stopped before all messages on their way finished");
     }
     tracing::info!("stopped");
-    ExitCode::SUCCESS
+    Ok(())
+}
+
+/// The log is where the operator looks for what a sidecar fails with.
+fn logged(error: &dyn Display) -> VerbError {
+    tracing::error!(%error, "tollgate does not start");
+    VerbError::Logged
 }
 
 /// Reloads the configuration at SIGHUP and when its file has changed. Contents are compared:
 /// a `ConfigMap` changes by a swap of links that fools file watchers.
-async fn take_up_changes(
+async fn reload_changes(
     flags: &Flags,
     started: &Loaded,
     mut contents: Option<Vec<u8>>,
@@ -121,14 +103,14 @@ async fn take_up_changes(
     mut hangup: Signal,
     set_level: SetLevel,
 ) {
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut polls = interval(POLL);
+    polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = hangup.recv() => {}
-            _ = looks.tick() => {
+            _ = polls.tick() => {
                 let now = self::contents(flags).await;
-                // While the file is being replaced there is none for a moment.
+                // There may be no file for a moment while it is being replaced.
                 if now.is_none() || now == contents {
                     continue;
                 }
@@ -146,7 +128,7 @@ async fn take_up_changes(
                     "configuration reloaded"
                 );
                 if !waiting.is_empty() {
-                    tracing::warn!(keys = waiting.join(", "), "these changes wait for a restart");
+                    tracing::warn!(keys = waiting.join(", "), "these changes need a restart");
                 }
             }
             Err(mistakes) => {
@@ -156,7 +138,7 @@ async fn take_up_changes(
     }
 }
 
-/// The configuration file's bytes; read where a slow disk holds nobody.
+/// The configuration file's bytes, read on a thread where a slow disk delays nothing else.
 async fn contents(flags: &Flags) -> Option<Vec<u8>> {
     let path = flags.config.clone()?;
     tokio::task::spawn_blocking(move || std::fs::read(path).ok()).await.ok()?

@@ -1,20 +1,21 @@
-//! `tollgate status`: one screen of a running sidecar, from what its page shows.
+//! `tollgate status`: one screen of a running sidecar, from its `/status.json`.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::process::ExitCode;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::asking::Asking;
-use super::{age, exit, runtime};
+use super::client::SidecarClient;
+use super::run::{VerbError, block_on, print, write_json};
+use super::{age, count};
 use crate::config::Flags;
+use crate::telemetry::{Concern, FleetView, Level, MemberView, SidecarStatus};
 
-/// What Redis may take to name the members of a fleet.
-const MEMBERS: Duration = Duration::from_secs(5);
+/// How long Redis may take to list the members of a fleet.
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Show a running sidecar on one screen: ceilings, backlog, spend, key, and what is wrong
 #[derive(Debug, clap::Args)]
@@ -22,54 +23,46 @@ const MEMBERS: Duration = Duration::from_secs(5);
     tollgate status --config tollgate.toml\n  \
     tollgate status --at 127.0.0.1:9464 -o json\n  \
     tollgate status --fleet\n\n\
-    Asks its telemetry listener, which has all of this as a page, too. Exits with 1 if it does not \
-    answer.")]
+    Asks the sidecar's telemetry listener, which also serves all of this as a page. Exits with 1 if \
+    the sidecar does not answer.")]
 pub(super) struct Args {
     #[command(flatten)]
     flags: Flags,
-    /// Where its telemetry listener is; without it, listen.telemetry of the configuration
+    /// Address of the telemetry listener [default: listen.telemetry of the configuration]
     #[arg(long, value_name = "ADDRESS")]
     at: Option<SocketAddr>,
-    /// Show all sidecars that share its ceilings: permits, calls, who waits
+    /// Show all sidecars that share its ceilings: their permits, calls and waiting messages
     #[arg(long)]
     fleet: bool,
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    output: StatusFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
+enum StatusFormat {
     Text,
     Json,
 }
 
-pub(super) fn run(args: &Args) -> ExitCode {
+pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let at = match args.at {
         Some(at) => at,
-        None => match args.flags.load() {
-            Ok(loaded) => here(loaded.config.listen.telemetry),
-            Err(mistakes) => {
-                eprintln!("{mistakes}");
-                return exit::BAD_CONFIG.into();
-            }
-        },
+        None => local(args.flags.load()?.config.listen.telemetry),
     };
-    let done = runtime(1)
-        .map_err(|error| error.to_string())
-        .and_then(|runtime| runtime.block_on(ask(at, args.fleet)))
-        .and_then(|status| print(&status, args));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("tollgate status: {problem}");
-            exit::FAILED.into()
+    let (body, status) = block_on(fetch(at, args))?;
+    match (args.output, &status.fleet) {
+        (StatusFormat::Json, _) => {
+            let status: Value = serde_json::from_slice(&body).map_err(io::Error::other)?;
+            print(|to| write_json(if args.fleet { &status["fleet"] } else { &status }, to))
         }
+        (StatusFormat::Text, Some(fleet)) if args.fleet => print(|to| members(fleet, to)),
+        (StatusFormat::Text, _) => print(|to| screen(&status, to)),
     }
 }
 
-/// A listener on all addresses is one on this machine's own.
-fn here(mut at: SocketAddr) -> SocketAddr {
+/// A listener on all addresses is reached at the loopback address.
+fn local(mut at: SocketAddr) -> SocketAddr {
     if at.ip().is_unspecified() {
         at.set_ip(match at.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -79,181 +72,138 @@ fn here(mut at: SocketAddr) -> SocketAddr {
     at
 }
 
-async fn ask(at: SocketAddr, fleet: bool) -> Result<Value, String> {
-    let hidden = |error| format!("no sidecar is to be seen: {error}");
-    let mut sidecar = Asking::at(at).await.map_err(hidden)?;
+/// The status, also as it was sent. With `--fleet`, it has a fleet with its members.
+async fn fetch(at: SocketAddr, args: &Args) -> Result<(Bytes, SidecarStatus), String> {
+    let silent = |error| format!("no tollgate answers at {at}: {error}");
+    let mut sidecar = SidecarClient::at(at).await.map_err(silent)?;
     let begun = Instant::now();
     loop {
-        let body = sidecar.get("/status.json").await.map_err(hidden)?;
-        let status: Value = sidecar.read(&body)?;
-        // It asks Redis for the others when it is asked, and knows them a moment later.
-        let shares = !status["fleet"].is_null();
-        let knows = !status["fleet"]["at"].is_null() || begun.elapsed() >= MEMBERS;
-        match (fleet, shares, knows) {
-            (true, false, _) => {
-                return Err("this sidecar shares its ceilings with nobody (fleet.url)".to_owned());
+        let body = sidecar.get("/status.json").await.map_err(silent)?;
+        let status: SidecarStatus = sidecar.read(&body)?;
+        match &status.fleet {
+            None if args.fleet => {
+                return Err("this sidecar does not share its ceilings (fleet.url)".to_owned());
             }
-            (true, true, false) => sleep(Duration::from_millis(50)).await,
-            _ => return Ok(status),
+            // A request makes it ask Redis for the members; a later one has them.
+            Some(fleet)
+                if args.fleet && fleet.at.is_none() && begun.elapsed() < MEMBERS_TIMEOUT =>
+            {
+                sleep(Duration::from_millis(50)).await;
+            }
+            _ => return Ok((body, status)),
         }
     }
 }
 
-/// Whoever reads may have seen enough: that is no error.
-fn print(status: &Value, args: &Args) -> Result<(), String> {
-    let status = if args.fleet { &status["fleet"] } else { status };
-    let mut to = io::stdout().lock();
-    let written = match args.output {
-        Output::Json => serde_json::to_string_pretty(status)
-            .map_err(io::Error::other)
-            .and_then(|text| writeln!(to, "{text}")),
-        Output::Text if args.fleet => members(status, &mut to),
-        Output::Text => screen(status, &mut to),
-    };
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
-        _ => Ok(()),
+fn screen(status: &SidecarStatus, to: &mut impl Write) -> io::Result<()> {
+    let SidecarStatus { version, endpoint, started, .. } = status;
+    writeln!(to, "tollgate {version} -> {endpoint}, up {}", age(*started))?;
+    if status.concerns.is_empty() {
+        writeln!(to, "All is well")?;
     }
-}
-
-fn screen(status: &Value, to: &mut impl Write) -> io::Result<()> {
-    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-    let (version, endpoint) = (text(&status["version"]), text(&status["endpoint"]));
-    let up = since(&status["started"]);
-    writeln!(to, "tollgate {version} -> {endpoint}, up {up}")?;
-    match status["concerns"].as_array().map(Vec::as_slice) {
-        Some([]) | None => writeln!(to, "All is well")?,
-        Some(concerns) => {
-            for concern in concerns {
-                let mark = if concern["level"] == "bad" { "WRONG" } else { "MIND" };
-                let (title, detail) = (text(&concern["title"]), text(&concern["detail"]));
-                writeln!(
-                    to,
-                    "{mark:5}  {title}\n       {detail}\n       {}",
-                    text(&concern["todo"])
-                )?;
-            }
-        }
+    for Concern { level, title, detail, remedy } in &status.concerns {
+        let mark = if *level == Level::Bad { "WRONG" } else { "WATCH" };
+        writeln!(to, "{mark}  {title}\n       {detail}\n       {remedy}")?;
     }
     writeln!(to)?;
-    let mut line = |name: &str, words: String| writeln!(to, "{name:14}{words}");
-    let plan = status["plan_tps"].as_u64().map(|plan| format!(", {plan} bought"));
-    let (tps, peak) = (&status["tps"], &status["tps_peak"]);
-    line("message TPS", format!("{tps}, peak {peak}{}", plan.unwrap_or_default()))?;
-    for ceiling in status["ceilings"].as_array().into_iter().flatten() {
-        let limit =
-            ceiling["limit"].as_u64().map_or("no ceiling".to_owned(), |n| format!("of {n}"));
-        let parked = match ceiling["parked"].as_u64() {
-            Some(parked) if parked > 0 => format!(", {parked} withheld after push-back"),
-            _ => String::new(),
-        };
-        let unanswered = match ceiling["unanswered"].as_u64() {
-            Some(unanswered) if unanswered > 0 => format!(", {unanswered} without an answer"),
-            _ => String::new(),
-        };
-        let used = &ceiling["used"];
-        line(&text(&ceiling["name"]), format!("{used} {limit}{unanswered}{parked}"))?;
-    }
-    if let Some(mode) = status["fleet"]["mode"].as_str() {
-        line(
-            "fleet",
-            format!("{mode}, {} sidecars (--fleet shows them)", status["fleet"]["size"]),
-        )?;
-    }
-    line("waiting", format!("{} for a permit", status["waiting"]))?;
-    let kept = &status["kept"];
-    let words = if kept.is_null() {
-        "nothing (spool.store = \"none\")".to_owned()
-    } else {
-        let oldest = if kept["oldest"].is_null() {
-            String::new()
-        } else {
-            format!(", the oldest for {}", since(&kept["oldest"]))
-        };
-        format!("{} to deliver{oldest}, {} dead letters", kept["queued"], kept["dead"])
-    };
-    line("kept", words)?;
-    for paused in status["paused"].as_array().into_iter().flatten().take(10) {
-        let (topic, why) = (text(&paused["topic"]), text(&paused["why"]));
-        line("paused", format!("{topic}: {why}, {} wait", paused["messages"]))?;
-    }
-    let spend = &status["spend"];
-    let today = &spend["today"];
-    let money = match (spend["priced"].as_bool(), today["spend"].as_f64()) {
-        (Some(true), Some(money)) => format!(", {money:.2} {}", text(&spend["currency"])),
-        _ => String::new(),
-    };
-    line("today", format!("{} billed, {} perhaps{money}", today["messages"], today["uncertain"]))?;
-    for budget in spend["budgets"].as_array().into_iter().flatten() {
-        let left = budget["remaining_ratio"].as_f64().unwrap_or_default() * 100.0;
-        line("budget", format!("{}: {left:.0} % left", text(&budget["name"])))?;
-    }
-    let key = &status["key"];
-    let expires = if key["expires"].is_null() {
-        "does not expire".to_owned()
-    } else {
-        format!("expires {}", text(&key["expires"]))
-    };
-    line(
-        "key",
-        format!("{}, taken up {} ago, {expires}", text(&key["source"]), since(&key["loaded"])),
-    )?;
-    line("last answer", format!("{} ago", since(&status["last_answer"])))?;
-    for error in status["errors"].as_array().into_iter().flatten().take(5) {
-        let (code, words) = (text(&error["code"]), text(&error["words"]));
-        line(
-            "error",
-            format!(
-                "{code}, {} times, last {} ago: {words}",
-                error["count"],
-                since(&error["last"])
-            ),
-        )?;
+    for (name, text) in figures(status) {
+        writeln!(to, "{name:14}{text}")?;
     }
     Ok(())
 }
 
-/// All sidecars of a fleet.
-fn members(fleet: &Value, to: &mut impl Write) -> io::Result<()> {
-    let (mode, account) = (&fleet["mode"], &fleet["account"]);
-    writeln!(to, "Account {account}: {} sidecars; this one is {mode}", fleet["size"])?;
-    if let Some(seconds) = fleet["opens_in_seconds"].as_f64().filter(|seconds| *seconds > 0.0) {
-        writeln!(to, "Redis learns which permits are out, for {:.0} s more", seconds.ceil())?;
+/// The lines below the concerns, each with its name.
+fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
+    let plan = status.plan_tps.map(|plan| format!(", {plan} bought")).unwrap_or_default();
+    let mut lines =
+        vec![("message TPS", format!("{}, peak {}{plan}", status.tps, status.tps_peak))];
+    for ceiling in &status.ceilings {
+        let limit = ceiling.limit.map_or("no ceiling".to_owned(), |limit| format!("of {limit}"));
+        let part = |n: usize, what: &str| match n {
+            0 => String::new(),
+            _ => format!(", {n} {what}"),
+        };
+        let unanswered = part(ceiling.unanswered, "without an answer");
+        let parked = part(ceiling.parked, "withheld after push-back");
+        lines.push((&ceiling.name, format!("{} {limit}{unanswered}{parked}", ceiling.used)));
     }
-    let Some(members) = fleet["members"].as_array().filter(|members| !members.is_empty()) else {
-        return writeln!(to, "Redis does not say who they are");
+    if let Some(fleet) = &status.fleet {
+        let size = match fleet.size {
+            0 => String::new(),
+            size => format!(", {} (--fleet shows them)", count(size as u64, "sidecar")),
+        };
+        lines.push(("fleet", format!("{}{size}", fleet.mode.as_str())));
+    }
+    lines.push(("waiting", format!("{} for a permit", status.waiting)));
+    let kept = status.kept.as_ref().map_or("nothing (spool.store = \"none\")".to_owned(), |kept| {
+        let oldest = kept.oldest.map(|at| format!(", the oldest for {}", age(at)));
+        let (oldest, dead) = (oldest.unwrap_or_default(), count(kept.dead, "dead letter"));
+        format!("{} to deliver{oldest}, {dead}", kept.queued)
+    });
+    lines.push(("kept", kept));
+    for paused in status.paused.iter().take(10) {
+        let text = format!("{}: {}, {} kept", paused.topic, paused.why, paused.messages);
+        lines.push(("paused", text));
+    }
+    let (spend, today) = (&status.spend, &status.spend.today);
+    let money = if spend.priced {
+        format!(", {:.2} {}", today.spend, spend.currency)
+    } else {
+        String::new()
     };
-    let width = members.iter().filter_map(|member| member["name"].as_str().map(str::len));
-    let width = width.max().unwrap_or(0).clamp(7, 60);
+    let text = format!("{} billed, {} uncertain{money}", today.messages, today.uncertain);
+    lines.push(("today", text));
+    for budget in &spend.budgets {
+        let left = budget.remaining_ratio * 100.0;
+        lines.push(("budget", format!("{}: {left:.0} % left", budget.name)));
+    }
+    let key = &status.key;
+    let loaded = key.loaded.map_or("not loaded yet".to_owned(), |at| {
+        let expires = key.expires.map(|at| format!("expires {at}"));
+        format!("loaded {} ago, {}", age(at), expires.as_deref().unwrap_or("does not expire"))
+    });
+    lines.push(("key", format!("{}, {loaded}", key.source)));
+    let answer = status.last_answer.map_or("none yet".to_owned(), |at| format!("{} ago", age(at)));
+    lines.push(("last answer", answer));
+    for error in status.errors.iter().take(5) {
+        let (times, last) = (count(error.count, "time"), age(error.last));
+        let text = format!("{}, {times}, last {last} ago: {}", error.code, error.explanation);
+        lines.push(("error", text));
+    }
+    lines
+}
+
+/// All sidecars of a fleet.
+fn members(fleet: &FleetView, to: &mut impl Write) -> io::Result<()> {
+    let (mode, size) = (fleet.mode.as_str(), count(fleet.size as u64, "sidecar"));
+    writeln!(to, "Account {}: {size}; this one is {mode}", fleet.account)?;
+    if fleet.opens_in_seconds > 0.0 {
+        let seconds = fleet.opens_in_seconds.ceil();
+        writeln!(to, "Redis is learning which permits are in use, for {seconds:.0} s more")?;
+    }
+    if fleet.members.is_empty() {
+        return writeln!(to, "Redis does not list them");
+    }
+    let width = fleet.members.iter().map(|member| member.name.len()).max().unwrap_or(0);
+    let width = width.clamp(7, 60);
     writeln!(
         to,
         "\n{:width$}  {:>6}  {:>6}  {:>7}  {:>7}  {:>5}",
         "SIDECAR", "SHARE", "USED", "WAITING", "LONGEST", "SEEN"
     )?;
-    for member in members {
-        let name = member["name"].as_str().unwrap_or("-");
-        // A `Value` is printed without its width.
-        let [share, used, waiting] =
-            [&member["share"], &member["used"], &member["waiting"]].map(ToString::to_string);
-        let longest = format!("{:.1}s", member["longest_wait_seconds"].as_f64().unwrap_or(0.0));
-        let group = member["egress_group"].as_str().unwrap_or_default();
-        let starved = if member["starved"] == true { "STARVED" } else { "" };
-        let seen = since(&member["seen"]);
+    for member in &fleet.members {
+        let MemberView { name, share, used, waiting, egress_group, .. } = member;
+        let longest = format!("{:.1}s", member.longest_wait_seconds);
+        let starved = if member.starved { "STARVED" } else { "" };
+        let seen = age(member.seen);
         let line = format!(
-            "{name:width$}  {share:>6}  {used:>6}  {waiting:>7}  {longest:>7}  {seen:>5}  {group} \
-             {starved}"
+            "{name:width$}  {share:>6}  {used:>6}  {waiting:>7}  {longest:>7}  {seen:>5}  \
+             {egress_group} {starved}"
         );
         writeln!(to, "{}", line.trim_end())?;
     }
-    let (all, shown) = (fleet["size"].as_u64().unwrap_or(0), members.len() as u64);
-    if all > shown {
-        writeln!(to, "and {} more", all - shown)?;
+    match fleet.size.saturating_sub(fleet.members.len()) {
+        0 => Ok(()),
+        unlisted => writeln!(to, "and {unlisted} more"),
     }
-    Ok(())
-}
-
-/// How long ago.
-fn since(at: &Value) -> String {
-    let at = at.as_str().and_then(|at| at.parse::<Timestamp>().ok());
-    at.map_or_else(|| "-".to_owned(), age)
 }

@@ -1,4 +1,4 @@
-//! The demo's own callers: so many messages a second, whatever becomes of them.
+//! The demo's own callers, which publish at a constant rate.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,26 +14,26 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 const TICK: Duration = Duration::from_millis(10);
-/// Callers at once; more demand than that is not made.
+/// The most callers at once; beyond it, messages are skipped.
 const MAX_CALLERS: usize = 8_192;
 
 #[derive(Default)]
-struct Counts {
+struct SecondCounts {
     statuses: BTreeMap<u16, u64>,
     retry_after: Option<String>,
-    lost: u64,
+    unanswered: u64,
 }
 
-type Connection = SendRequest<Full<Bytes>>;
+type CallerConnection = SendRequest<Full<Bytes>>;
 
 struct Callers {
     address: String,
-    idle: Mutex<Vec<Connection>>,
-    counts: Mutex<Counts>,
+    idle: Mutex<Vec<CallerConnection>>,
+    counts: Mutex<SecondCounts>,
     at_once: Arc<tokio::sync::Semaphore>,
 }
 
-/// Publishes `rate` messages a second and says each second what became of them. `worst` is the
+/// Publishes `rate` messages a second and prints each second what became of them. `worst` is the
 /// provider's own count: the most calls that arrived in any sliding second.
 pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> usize) {
     let callers = Arc::new(Callers {
@@ -42,7 +42,7 @@ pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> usize) {
         counts: Mutex::default(),
         at_once: Arc::new(tokio::sync::Semaphore::new(MAX_CALLERS)),
     });
-    println!("{rate} messages a second are published:\n");
+    println!("Publishing {rate} messages a second:\n");
     println!("second  delivered  kept  refused  retry-after  worst sliding second at the provider");
     let start = Instant::now();
     let mut ticks = interval(TICK);
@@ -50,7 +50,7 @@ pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> usize) {
     let (mut made, mut second) = (0, 1);
     loop {
         let now = ticks.tick().await;
-        // Whole messages by now, so that no rate is rounded away.
+        // All that are due since the start, so that rounding does not add up.
         let elapsed = u64::try_from((now - start).as_millis()).unwrap_or(u64::MAX);
         let due = elapsed.saturating_mul(u64::from(rate)) / 1_000;
         for _ in made..due {
@@ -79,7 +79,7 @@ impl Callers {
                 *counts.statuses.entry(status).or_default() += 1;
                 counts.retry_after = retry_after.or(counts.retry_after.take());
             }
-            None => counts.lost += 1,
+            None => counts.unanswered += 1,
         }
     }
 
@@ -101,7 +101,7 @@ impl Callers {
         Some((status, retry_after))
     }
 
-    async fn connection(&self) -> Option<Connection> {
+    async fn connection(&self) -> Option<CallerConnection> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(mut connection) = idle else { break };
@@ -122,10 +122,12 @@ impl Callers {
         let (delivered, kept) = (of(200), of(202));
         let refused = counts.statuses.values().sum::<u64>() - delivered - kept;
         let retry_after = counts.retry_after.map_or_else(|| "–".to_owned(), |s| format!("{s} s"));
-        let lost =
-            if counts.lost > 0 { format!("  ({} lost)", counts.lost) } else { String::new() };
+        let unanswered = match counts.unanswered {
+            0 => String::new(),
+            n => format!("  ({n} without a reply)"),
+        };
         println!(
-            "{second:>6}  {delivered:>9}  {kept:>4}  {refused:>7}  {retry_after:>11}  {worst}{lost}"
+            "{second:>6}  {delivered:>9}  {kept:>4}  {refused:>7}  {retry_after:>11}  {worst}{unanswered}"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The operators' door: a Unix socket behind `tollgate messages`.
+//! The HTTP API for operators: a Unix socket, which `tollgate messages` and `tollgate bill` use.
 
 mod query;
 
@@ -6,10 +6,8 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -17,19 +15,19 @@ use tokio::time::timeout;
 use crate::delivery::Delivery;
 use crate::message::MessageId;
 use crate::meter::Meter;
-use crate::server::{Problem, Reply};
+use crate::server::{Problem, Reply, json_reply, reply};
 use crate::spool::{Listed, Picked, Selection, Spool};
-use crate::upstream::Upstream;
+use crate::upstream::HttpUpstream;
 pub use query::{Listing, bill_query};
 
-/// The most messages of one answer; the rest is asked for with `after`.
+/// The most messages of one reply; the next page is asked for with `after`.
 pub const MAX_LISTED: usize = 1_000;
-/// The messages of an answer where the request does not say.
+/// The messages of a reply where the request has no `limit`.
 const LISTED: usize = 100;
 const MAX_BODY: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which sidecar this is. Several on one machine may be given the same socket.
+/// Which sidecar this is: several on one machine may be configured with the same socket.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Identity {
@@ -38,7 +36,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whoever has this spool.
+    /// The sidecar with this spool.
     pub fn of(spool: Option<&Path>) -> Self {
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         Self { spool: spool.map(real) }
@@ -49,40 +47,35 @@ impl Identity {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Changed {
-    /// So many.
+    /// Their number.
     pub messages: usize,
 }
 
-/// The operators' door. Cheap to clone.
-pub struct Control<U> {
-    delivery: Delivery<U>,
+/// The HTTP API for operators. Cheap to clone.
+#[derive(Clone)]
+pub struct Control {
+    delivery: Delivery<HttpUpstream>,
     meter: Meter,
 }
 
-impl<U> Clone for Control<U> {
-    fn clone(&self) -> Self {
-        Self { delivery: self.delivery.clone(), meter: self.meter.clone() }
-    }
-}
-
-impl<U: Upstream> Control<U> {
-    /// A door to what `delivery` keeps and `meter` has counted.
-    pub fn new(delivery: Delivery<U>, meter: Meter) -> Self {
+impl Control {
+    /// Shows and changes what `delivery` keeps, and shows what `meter` has counted.
+    pub fn new(delivery: Delivery<HttpUpstream>, meter: Meter) -> Self {
         Self { delivery, meter }
     }
 
     /// Answers one request.
     pub async fn answer(self, request: Request<Incoming>) -> Result<Reply, Infallible> {
-        Ok(self.reply(request).await.unwrap_or_else(Problem::into_response))
+        Ok(self.handle(request).await.unwrap_or_else(Problem::into_response))
     }
 
-    async fn reply(&self, request: Request<Incoming>) -> Result<Reply, Problem> {
+    async fn handle(&self, request: Request<Incoming>) -> Result<Reply, Problem> {
         if request.uri().path() == "/bill" && request.method() == Method::GET {
             let query = query::bill(request.uri().query().unwrap_or_default()).map_err(bad)?;
-            return self.meter.bill(query).await.map(|bill| json(&bill)).map_err(unreadable);
+            return self.meter.bill(query).await.map(|bill| ok(&bill)).map_err(unreadable);
         }
         if request.uri().path() == "/sidecar" && request.method() == Method::GET {
-            return Ok(json(&Identity::of(self.delivery.spool().map(Spool::path))));
+            return Ok(ok(&Identity::of(self.delivery.spool().map(Spool::path))));
         }
         let Some(spool) = self.delivery.spool() else {
             let detail = "This sidecar keeps no messages (spool.store = \"none\").".to_owned();
@@ -120,22 +113,23 @@ fn unreadable(reason: String) -> Problem {
     Problem::new(status, "ledger", "The ledger cannot be read", reason)
 }
 
-/// A change goes on to its end when nobody waits for its answer any more: a dead letter that is
-/// noted as replayed must get into its lane, too.
+/// A task of its own, so that the change completes even if the client disconnects: a dead letter that
+/// is noted as replayed must get into its lane, too.
 async fn changed(change: impl Future<Output = usize> + Send + 'static) -> Result<Reply, Problem> {
     let messages = tokio::spawn(change).await.map_err(|error| {
-        tracing::error!(%error, "a change of messages did not end");
+        tracing::error!(%error, "a change of messages did not complete");
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        let detail = "The change did not end; list the messages to see how far it got.".to_owned();
+        let detail =
+            "The change did not complete; list the messages to see how far it got.".to_owned();
         Problem::new(status, "unfinished", "Unfinished change", detail)
     })?;
-    Ok(json(&Changed { messages }))
+    Ok(ok(&Changed { messages }))
 }
 
 async fn show(spool: &Spool, name: &str) -> Result<Reply, Problem> {
     let found = spool.show(id(name)?).await;
-    found.map(|listed| json(&listed)).ok_or_else(|| {
-        let detail = "No message of this id is kept.".to_owned();
+    found.map(|listed| ok(&listed)).ok_or_else(|| {
+        let detail = "No message with this id is kept.".to_owned();
         Problem::new(StatusCode::NOT_FOUND, "no-such-message", "No such message", detail)
     })
 }
@@ -148,11 +142,13 @@ fn bad(detail: String) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "malformed-selection", "Malformed selection", detail)
 }
 
-/// Whoever means everything says so.
+/// The selected messages; an empty selection is refused, so that all are never dropped by mistake.
 async fn picked(request: Request<Incoming>) -> Result<Picked, Problem> {
     let selection: Selection = read(request).await?;
     if selection.is_empty() {
-        return Err(bad("Nothing is selected. To mean everything, say \"all\": true.".to_owned()));
+        return Err(
+            bad("Nothing is selected. To select everything, set \"all\": true.".to_owned()),
+        );
     }
     selection.pick().map_err(|error| bad(error.to_string()))
 }
@@ -165,27 +161,19 @@ async fn read<T: for<'de> Deserialize<'de>>(request: Request<Incoming>) -> Resul
         Err(_) => return Err(bad("The body did not arrive in time.".to_owned()).close()),
     };
     serde_json::from_slice(&body)
-        .map_err(|error| bad(format!("The body is not a request: {error}")))
+        .map_err(|error| bad(format!("The body is not a valid selection: {error}")))
 }
 
-fn json(body: &impl Serialize) -> Reply {
-    // Strings, numbers and times: there is nothing that could not be serialised.
-    reply(serde_json::to_vec(body).unwrap_or_default(), "application/json")
+fn ok(body: &impl Serialize) -> Reply {
+    json_reply(StatusCode::OK, body)
 }
 
-/// One message a line.
+/// One message per line.
 fn lines(listed: &[Listed]) -> Reply {
     let mut body = Vec::new();
     for listed in listed {
         body.extend(serde_json::to_vec(listed).unwrap_or_default());
         body.push(b'\n');
     }
-    reply(body, "application/x-ndjson")
-}
-
-fn reply(body: Vec<u8>, kind: &'static str) -> Reply {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    let kind = HeaderValue::from_static(kind);
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
+    reply(StatusCode::OK, "application/x-ndjson", body)
 }

@@ -9,19 +9,19 @@ use crate::message::MessageId;
 use crate::meter::Query;
 use crate::spool::Selection;
 
-/// Which messages are to be listed. Its selection has no ids: there is `GET /messages/<Id>`.
+/// Which messages to list. Its selection has no ids: `GET /messages/<Id>` shows a single message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
     /// Which messages.
     pub selection: Selection,
     /// From the first after this id.
     pub after: Option<MessageId>,
-    /// At most so many, and no more than [`MAX_LISTED`].
+    /// The most messages, up to [`MAX_LISTED`].
     pub limit: usize,
 }
 
 impl Listing {
-    /// Reads a query. What nobody reads in it is a mistake.
+    /// Parses a query. An unknown parameter is an error.
     pub fn parse(query: &str) -> Result<Self, String> {
         let mut listing = Self { selection: Selection::default(), after: None, limit: LISTED };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -29,8 +29,8 @@ impl Listing {
             let value = percent_decode_str(value).decode_utf8();
             let value = value.map_err(|_| format!("{name} is not UTF-8"))?.into_owned();
             match name {
-                "state" => listing.selection.state = Some(word(name, value)?),
-                "reason" => listing.selection.reason = Some(word(name, value)?),
+                "state" => listing.selection.state = Some(parse_word(name, value)?),
+                "reason" => listing.selection.reason = Some(parse_word(name, value)?),
                 "topic" => listing.selection.topic = Some(value),
                 "after" => {
                     let after = value.parse();
@@ -51,7 +51,7 @@ impl Listing {
         Ok(listing)
     }
 
-    /// Writes it as a query.
+    /// The listing as a query.
     pub fn query(&self) -> String {
         let word = |value: Value| value.as_str().map(str::to_owned);
         let json = |value: Result<Value, serde_json::Error>| value.ok().and_then(word);
@@ -70,7 +70,7 @@ impl Listing {
     }
 }
 
-/// Reads the query of `GET /bill`.
+/// Parses the query of `GET /bill`.
 pub(super) fn bill(query: &str) -> Result<Query, String> {
     let (mut from, mut to, mut by) = (None, None, None);
     for pair in query.split('&') {
@@ -79,7 +79,7 @@ pub(super) fn bill(query: &str) -> Result<Query, String> {
         match name {
             "from" => from = Some(minute()?),
             "to" => to = Some(minute()?),
-            "by" => by = Some(word(name, value.to_owned())?),
+            "by" => by = Some(parse_word(name, value.to_owned())?),
             _ => return Err(format!("{name:?} is not one of from, to, by")),
         }
     }
@@ -89,13 +89,13 @@ pub(super) fn bill(query: &str) -> Result<Query, String> {
     }
 }
 
-/// Writes it.
+/// The query of `GET /bill` for this bill.
 pub fn bill_query(query: &Query) -> String {
     let by = serde_json::to_value(query.by).unwrap_or_default();
     format!("from={}&to={}&by={}", query.from, query.to, by.as_str().unwrap_or_default())
 }
 
-fn word<T: DeserializeOwned>(name: &str, value: String) -> Result<T, String> {
+fn parse_word<T: DeserializeOwned>(name: &str, value: String) -> Result<T, String> {
     serde_json::from_value(Value::String(value)).map_err(|error| format!("{name}: {error}"))
 }
 
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told() {
+    fn mistakes_are_refused() {
         for wrong in
             ["limit=0", "limit=1001", "limit=x", "state=gone", "after=x", "stat=dead", "topic=%ff"]
         {

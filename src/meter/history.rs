@@ -31,7 +31,7 @@ struct Second {
 }
 
 /// Whole seconds up to `end`, the oldest first.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Past {
     /// The last whole Unix second.
     pub end: i64,

@@ -1,4 +1,4 @@
-//! `POST /publish`: many messages in one request, a line each, and a line of answer for each.
+//! `POST /publish`: many messages in one request, one per line; the reply has one line for each.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,21 +10,20 @@ use serde_json::{Map, Value};
 use super::key;
 use super::outcome::Answered;
 use super::prefer::Prefer;
-use super::request::{Reader, bad_key, invalid};
+use super::request::{RequestReader, bad_key, invalid};
 use crate::delivery::PublishOptions;
 use crate::message::{Message, MessageId, TraceId};
 use crate::server::Problem;
 
-/// Messages of one request.
+/// The most messages in one request.
 const MAX_LINES: usize = 1_000;
-/// Bytes of one request.
+/// The most bytes in one request.
 pub(super) const MAX_BODY: usize = 8 << 20;
 pub(super) const CONTENT_TYPE: &str = "application/x-ndjson";
 
-/// One line.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct BatchItem {
     topic: String,
     payload: Option<String>,
     #[serde(rename = "payloadBase64")]
@@ -32,18 +31,19 @@ struct Line {
     key: Option<String>,
 }
 
-/// A line as it was understood.
+/// A line's message and options, or what is wrong with it.
 pub(super) type Read = Result<(Message, PublishOptions), Problem>;
 
-/// Splits a body into its lines; blank ones count for nothing.
+/// Splits a body into its lines, numbered from 1; blank ones are skipped.
 ///
 /// # Errors
 /// Too many of them, or none.
-pub(super) fn lines(body: &Bytes) -> Result<Vec<Bytes>, Problem> {
+pub(super) fn lines(body: &Bytes) -> Result<Vec<(usize, Bytes)>, Problem> {
     let lines: Vec<_> = body
         .split(|byte| *byte == b'\n')
-        .filter(|line| !line.trim_ascii().is_empty())
-        .map(|line| body.slice_ref(line))
+        .zip(1..)
+        .filter(|(line, _)| !line.trim_ascii().is_empty())
+        .map(|(line, number)| (number, body.slice_ref(line)))
         .take(MAX_LINES + 1)
         .collect();
     match lines.len() {
@@ -58,50 +58,65 @@ pub(super) fn lines(body: &Bytes) -> Result<Vec<Bytes>, Problem> {
             StatusCode::PAYLOAD_TOO_LARGE,
             "too-many-messages",
             "Too many messages",
-            format!("A request may have {MAX_LINES} lines. Nothing was sent."),
+            format!("At most {MAX_LINES} lines are allowed in a request. Nothing was sent."),
         )),
         _ => Ok(lines),
     }
 }
 
-/// Reads one line as if it were a request of its own.
-pub(super) fn read(reader: &Reader, line: &[u8], prefer: Prefer, trace: Option<TraceId>) -> Read {
+/// Reads line `number` as if it were a request of its own.
+pub(super) fn read(
+    reader: &RequestReader,
+    number: usize,
+    line: &[u8],
+    prefer: Prefer,
+    trace: Option<TraceId>,
+) -> Read {
     let malformed = |why: String| {
         let detail = format!(
-            "{why}. This message was not sent. A line looks like {{\"topic\":\"TopicA\",\
-             \"payload\":\"hello\"}}, or has payloadBase64; it may have a key."
+            "Line {number} is not a valid message: {why}. It was not sent. A line looks like \
+             {{\"topic\":\"TopicA\",\"payload\":\"hello\"}}; it may have payloadBase64 instead of \
+             payload, and a key."
         );
         invalid(StatusCode::BAD_REQUEST, "malformed-line", "Malformed line", detail)
     };
-    let line: Line =
-        serde_json::from_slice(line).map_err(|e| malformed(format!("The line is none: {e}")))?;
-    let body = match (line.payload, line.payload_base64) {
+    let item: BatchItem = serde_json::from_slice(line).map_err(|e| malformed(json_error(&e)))?;
+    let body = match (item.payload, item.payload_base64) {
         (Some(text), None) => Bytes::from(text),
         (None, Some(encoded)) => match STANDARD.decode(encoded) {
             Ok(bytes) => Bytes::from(bytes),
-            Err(error) => return Err(malformed(format!("payloadBase64 is no Base64: {error}"))),
+            Err(error) => {
+                return Err(malformed(format!("payloadBase64 cannot be decoded: {error}")));
+            }
         },
         _ => {
-            let why = "A line has either payload or payloadBase64";
+            let why = "it needs either payload or payloadBase64";
             return Err(malformed(why.to_owned()));
         }
     };
-    let (topic, instance) = reader.place(&line.topic)?;
-    let claim = line.key.map(|key| key::of(&key, &topic, &body).map_err(bad_key)).transpose()?;
+    let (topic, instance) = reader.place(&item.topic)?;
+    let claim = item.key.map(|key| key::of(&key, &topic, &body).map_err(bad_key)).transpose()?;
     let payload = reader.payload(body)?;
-    let (wanted, _) = reader.wanted(prefer, claim);
+    let (options, _) = reader.options(prefer, claim);
     let id = MessageId::new();
-    Ok((Message { id, instance, topic, payload, trace }, wanted))
+    Ok((Message { id, instance, topic, payload, trace }, options))
 }
 
-/// Whether a request's body is lines.
+/// Only the column of serde's position: its line is always 1.
+fn json_error(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or_default();
+    format!("{what} at column {}", error.column())
+}
+
+/// Whether a request's body is NDJSON.
 pub(super) fn is_lines(headers: &HeaderMap) -> bool {
     let kind = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
     kind.trim().eq_ignore_ascii_case(CONTENT_TYPE)
 }
 
-/// An answer as a line: what it would say alone, with its status.
+/// The reply's line for one message: the body that a request of its own would get, with the status.
 pub(super) fn line(answered: &Answered, body: &[u8]) -> Vec<u8> {
     let mut fields: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
     fields.insert("status".to_owned(), answered.reply.status().as_u16().into());
@@ -110,7 +125,7 @@ pub(super) fn line(answered: &Answered, body: &[u8]) -> Vec<u8> {
     line
 }
 
-/// The status of them all.
+/// The status of a batch: that of its messages where all were delivered or all were kept, else 207.
 pub(super) fn status(all: &[StatusCode]) -> StatusCode {
     match all.first() {
         Some(&first @ (StatusCode::OK | StatusCode::ACCEPTED))

@@ -1,5 +1,5 @@
-//! `Idempotency-Key`: a structured-field string (RFC 9651), as the IETF draft asks; a bare token is
-//! taken, too, since many clients send one.
+//! `Idempotency-Key`: a structured-field string (RFC 9651), as the IETF draft requires. A bare token is
+//! accepted, too, since many clients send one.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -8,13 +8,13 @@ use sha2::{Digest, Sha256};
 use crate::message::Topic;
 use crate::spool::Claim;
 
-/// Longer ones are nobody's key.
+/// The most bytes of a key.
 const MAX_KEY: usize = 256;
 
-/// The claim that a request makes with its key, if it has one.
+/// The claim of a request's `Idempotency-Key`, if it has one.
 ///
 /// # Errors
-/// A header that is no key.
+/// The header is not a valid key.
 pub(super) fn claim(
     headers: &HeaderMap,
     topic: &Topic,
@@ -30,10 +30,10 @@ pub(super) fn claim(
     of(&key, topic, body).map(Some)
 }
 
-/// The claim of a key that is at hand.
+/// The claim of this key for this topic and body.
 ///
 /// # Errors
-/// One that is empty or too long.
+/// The key is empty or too long.
 pub(super) fn of(key: &str, topic: &Topic, body: &Bytes) -> Result<Claim, &'static str> {
     if key.is_empty() || key.len() > MAX_KEY {
         return Err("the Idempotency-Key must have 1 to 256 characters");
@@ -45,7 +45,7 @@ pub(super) fn of(key: &str, topic: &Topic, body: &Bytes) -> Result<Claim, &'stat
     })
 }
 
-/// Half of SHA-256: whoever finds two of the same has better things to do.
+/// The first half of SHA-256: 128 bits make a collision as good as impossible.
 fn digest(parts: &[&[u8]]) -> u128 {
     let mut hash = Sha256::new();
     for part in parts {

@@ -1,26 +1,26 @@
-//! One line a message that was not delivered, and not more of them than a log can bear.
+//! One log line per message that was not delivered, with a limit per second.
 
 use http::Request;
 
-use super::outcome::Failure;
+use super::outcome::NotDelivered;
 use super::request::trace;
 use crate::log_limiter::LogLimiter;
 use crate::message::TraceId;
 use crate::meter::Published;
 
-/// Log lines in one second.
+/// The most log lines in one second.
 pub(super) const MAX_LINES: u64 = 50;
-/// Of a path that may be no topic.
+/// Characters logged of a topic: the path may be anything.
 const MAX_TOPIC: usize = 80;
 
-/// Who asked for what.
-pub(super) struct Context {
+/// What identifies a request in the log.
+pub(super) struct LogContext {
     request_id: Option<String>,
     trace: Option<TraceId>,
     topic: String,
 }
 
-impl Context {
+impl LogContext {
     pub(super) fn of<B>(request: &Request<B>, topic: &str) -> Self {
         let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
         Self {
@@ -31,18 +31,20 @@ impl Context {
     }
 }
 
-/// Logs a message that was not delivered.
 pub(super) fn failure(
-    lines: &LogLimiter,
-    context: &Context,
+    limiter: &LogLimiter,
+    context: &LogContext,
     published: Published,
-    failure: &Failure,
+    failure: &NotDelivered,
 ) {
-    let Some(suppressed) = lines.next() else { return };
+    let Some(suppressed) = limiter.next() else { return };
     if suppressed > 0 {
-        tracing::warn!(suppressed, "more messages were not delivered than lines are logged");
+        tracing::warn!(
+            suppressed,
+            "more messages were not delivered; their log lines were suppressed"
+        );
     }
-    let Context { request_id, trace, topic } = context;
+    let LogContext { request_id, trace, topic } = context;
     let trace_id = trace.map(tracing::field::display);
     tracing::warn!(
         request_id,

@@ -1,7 +1,7 @@
-//! The callers' door: `POST /publish/<topic>`.
+//! The HTTP API for callers: `POST /publish/<topic>`, `POST /publish`, `GET /messages/<Id>`.
 //!
-//! A request is read once, here, into a message and its caller's patience; an outcome becomes an
-//! answer once, here.
+//! `request` turns a request into a message and its options, `outcome` an outcome into a reply; both
+//! only here.
 
 mod batch;
 mod key;
@@ -29,69 +29,64 @@ use crate::delivery::Delivery;
 use crate::log_limiter::LogLimiter;
 use crate::message::Topic;
 use crate::meter::{Meter, Published};
-use crate::server::{Problem, Reply};
+use crate::server::{Problem, Reply, reply};
 use crate::spool::{Durability, Spool};
-use crate::upstream::Upstream;
+use crate::upstream::HttpUpstream;
 use outcome::Answered;
-use request::{Asked, Reader};
+use request::{RequestReader, Submission};
 
-/// What a caller who meets a stopping sidecar should wait: its successor is soon there.
+/// `Retry-After` of a stopping sidecar: another takes its place soon.
 const DRAIN_RETRY: Duration = Duration::from_secs(1);
 
-/// Requests with many messages at once: 128 MiB of bodies.
-const MAX_MANY: usize = 16;
+/// Batch requests at once: 128 MiB of bodies.
+const MAX_BATCHES: usize = 16;
 
-/// The callers' door. Cheap to clone.
-pub struct Publish<U> {
-    shared: Arc<Shared<U>>,
+/// The HTTP API for callers. Cheap to clone.
+#[derive(Clone)]
+pub struct Publish {
+    inner: Arc<Inner>,
 }
 
-impl<U> Clone for Publish<U> {
-    fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
-    }
-}
-
-struct Shared<U> {
-    /// By the configuration of now.
-    reader: RwLock<Arc<Reader>>,
+struct Inner {
+    /// Reads requests by the current configuration; replaced by a reload.
+    reader: RwLock<Arc<RequestReader>>,
     ratelimit_headers: bool,
-    delivery: Delivery<U>,
+    delivery: Delivery<HttpUpstream>,
     ceiling: Ceiling,
     meter: Meter,
     draining: Arc<AtomicBool>,
-    lines: LogLimiter,
-    /// Requests with many messages each have their body in memory.
-    many: Semaphore,
+    log_limiter: LogLimiter,
+    /// A batch has its whole body in memory, so their number is limited.
+    batches: Semaphore,
 }
 
-impl<U: Upstream> Publish<U> {
-    /// A door that hands messages to `delivery`, and refuses them once `draining` is set.
+impl Publish {
+    /// Hands messages to `delivery`, and refuses them once `draining` is set.
     pub fn new(
         config: &config::Config,
-        delivery: Delivery<U>,
+        delivery: Delivery<HttpUpstream>,
         ceiling: Ceiling,
         meter: Meter,
         draining: Arc<AtomicBool>,
     ) -> Self {
         Self {
-            shared: Arc::new(Shared {
-                reader: RwLock::new(Arc::new(Reader::new(config))),
+            inner: Arc::new(Inner {
+                reader: RwLock::new(Arc::new(RequestReader::new(config))),
                 ratelimit_headers: config.publish.ratelimit_headers,
                 delivery,
                 ceiling,
                 meter,
                 draining,
-                lines: LogLimiter::new(log::MAX_LINES),
-                many: Semaphore::new(MAX_MANY),
+                log_limiter: LogLimiter::new(log::MAX_LINES),
+                batches: Semaphore::new(MAX_BATCHES),
             }),
         }
     }
 
     /// Reads requests by this configuration from now on.
     pub fn reload(&self, config: &config::Config) {
-        let reader = Arc::new(Reader::new(config));
-        *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
+        let reader = Arc::new(RequestReader::new(config));
+        *self.inner.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
     }
 
     /// Answers one request.
@@ -101,13 +96,13 @@ impl<U: Upstream> Publish<U> {
             if request.method() != Method::GET {
                 return Ok(wrong_method(request.method(), "GET shows one", "GET"));
             }
-            return Ok(receipts::answer(id, &self.shared.delivery));
+            return Ok(receipts::answer(id, &self.inner.delivery));
         }
         if path == "/publish" {
             if request.method() != Method::POST {
                 return Ok(wrong_method(request.method(), "POST publishes many", "POST"));
             }
-            return Ok(self.shared.publish_many(request).await);
+            return Ok(self.inner.publish_batch(request).await);
         }
         let Some(topic) = path.strip_prefix("/publish/") else {
             let paths = "POST /publish/<topic>, POST /publish and GET /messages/<Id>";
@@ -117,27 +112,27 @@ impl<U: Upstream> Publish<U> {
             return Ok(wrong_method(request.method(), "POST publishes one", "POST"));
         }
         let topic = topic.to_owned();
-        Ok(self.shared.publish(&topic, request).await)
+        Ok(self.inner.publish(&topic, request).await)
     }
 }
 
-impl<U: Upstream> Shared<U> {
+impl Inner {
     async fn publish(&self, topic: &str, request: Request<Incoming>) -> Reply {
         let start = Instant::now();
-        let context = log::Context::of(&request, topic);
+        let context = log::LogContext::of(&request, topic);
         let mut parent = None;
-        let asked = if self.draining() {
+        let submission = if self.draining() {
             Err((Published::Draining, stopping()))
         } else {
             let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
             reader.read(topic, request).await.map_err(|problem| (Published::Invalid, problem))
         };
-        let answered = match asked {
-            // A body may have been on its way for long.
+        let answered = match submission {
+            // Again: reading a slow body may have taken long.
             Ok(_) if self.draining() => Answered::problem(Published::Draining, stopping()),
-            Ok(Asked { message, wanted, applied }) => {
+            Ok(Submission { message, options, applied }) => {
                 parent = Some(message.topic.clone());
-                let outcome = self.delivery.publish(message, wanted).await;
+                let outcome = self.delivery.publish(message, options).await;
                 outcome::answer(outcome, self.durability(), applied)
             }
             Err((published, problem)) => Answered::problem(published, problem),
@@ -150,19 +145,19 @@ impl<U: Upstream> Shared<U> {
         reply
     }
 
-    /// Answers a request with a message a line. Its status depends on all of them, so that it is
-    /// known when all are.
-    async fn publish_many(&self, request: Request<Incoming>) -> Reply {
-        let context = log::Context::of(&request, "");
-        // Held until the answer is whole.
-        let room = self.many.try_acquire();
-        let read = match room {
-            Ok(_) => self.read_many(request).await,
-            Err(_) => Err((Published::Full, too_many())),
+    /// Answers a batch: a message per line. Its status depends on every message, so it is sent when
+    /// all outcomes are known.
+    async fn publish_batch(&self, request: Request<Incoming>) -> Reply {
+        let context = log::LogContext::of(&request, "");
+        // Held until the reply is complete.
+        let slot = self.batches.try_acquire();
+        let read = match slot {
+            Ok(_) => self.read_batch(request).await,
+            Err(_) => Err((Published::Full, too_many_batches())),
         };
         let mut reply = match read {
             Ok((reads, applied)) => {
-                let mut reply = self.answer_many(reads, &context).await;
+                let mut reply = self.answer_batch(reads, &context).await;
                 if let Some(value) = applied.and_then(|a| HeaderValue::try_from(a).ok()) {
                     reply.headers_mut().insert("preference-applied", value);
                 }
@@ -180,7 +175,7 @@ impl<U: Upstream> Shared<U> {
         reply
     }
 
-    async fn read_many(
+    async fn read_batch(
         &self,
         request: Request<Incoming>,
     ) -> Result<(Vec<batch::Read>, Option<String>), (Published, Problem)> {
@@ -189,33 +184,36 @@ impl<U: Upstream> Shared<U> {
             return Err((Published::Draining, stopping()));
         }
         if !batch::is_lines(request.headers()) {
-            let detail = format!("POST /publish takes {}: a message a line.", batch::CONTENT_TYPE);
+            let detail =
+                format!("POST /publish takes {}: one message per line.", batch::CONTENT_TYPE);
             let (status, slug) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type");
-            let problem = Problem::new(status, slug, "ValueError content type", detail);
+            let problem = Problem::new(status, slug, "Wrong content type", detail);
             return Err(invalid(problem.outcome("not-sent").close()));
         }
         let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
         let prefer = prefer::Prefer::read(request.headers());
         let trace = request::trace(request.headers());
-        let (_, applied) = reader.wanted(prefer, None);
-        let body = reader.body(request, batch::MAX_BODY).await.map_err(invalid)?;
+        let (_, applied) = reader.options(prefer, None);
+        let body =
+            reader.body(request, batch::MAX_BODY, "the limit of a batch").await.map_err(invalid)?;
         let lines = batch::lines(&body).map_err(invalid)?;
         if self.draining() {
             return Err((Published::Draining, stopping()));
         }
-        let read = |line: &Bytes| batch::read(&reader, line, prefer, trace);
+        let read =
+            |(number, line): &(usize, Bytes)| batch::read(&reader, *number, line, prefer, trace);
         Ok((lines.iter().map(read).collect(), applied))
     }
 
-    /// Begins all lines in their order, so that the first of two with one key wins; their outcomes
-    /// are then waited for together, and answered in the same order.
-    async fn answer_many(&self, reads: Vec<batch::Read>, context: &log::Context) -> Reply {
+    /// Begins all lines in their order, so that the first of two with the same key wins. Then waits for
+    /// all outcomes; the reply has them in the same order.
+    async fn answer_batch(&self, reads: Vec<batch::Read>, context: &log::LogContext) -> Reply {
         let start = Instant::now();
         let mut answers = Vec::with_capacity(reads.len());
         for read in reads {
-            answers.push(read.map(|(message, wanted)| {
+            answers.push(read.map(|(message, options)| {
                 let topic = message.topic.clone();
-                (topic, self.delivery.begin(message, wanted))
+                (topic, self.delivery.begin(message, options))
             }));
         }
         let (mut body, mut statuses) = (Vec::new(), Vec::new());
@@ -228,17 +226,13 @@ impl<U: Upstream> Shared<U> {
                 Err(problem) => (None, Answered::problem(Published::Invalid, problem)),
             };
             self.note(topic.as_ref(), &answered, start.elapsed(), context);
-            let said = std::mem::take(answered.reply.body_mut());
-            // It is whole in memory: there is nothing to wait for, and nothing that fails.
-            let said = said.collect().await.map(http_body_util::Collected::to_bytes);
-            body.extend(batch::line(&answered, &said.unwrap_or_default()));
+            let alone = std::mem::take(answered.reply.body_mut());
+            // It is whole in memory: collecting neither waits nor fails.
+            let alone = alone.collect().await.map(http_body_util::Collected::to_bytes);
+            body.extend(batch::line(&answered, &alone.unwrap_or_default()));
             statuses.push(answered.reply.status());
         }
-        let mut reply = Reply::new(body.into());
-        *reply.status_mut() = batch::status(&statuses);
-        let kind = HeaderValue::from_static(batch::CONTENT_TYPE);
-        reply.headers_mut().insert(http::header::CONTENT_TYPE, kind);
-        reply
+        reply(batch::status(&statuses), batch::CONTENT_TYPE, body)
     }
 
     /// Counts and logs one answer.
@@ -247,11 +241,11 @@ impl<U: Upstream> Shared<U> {
         topic: Option<&Topic>,
         answered: &Answered,
         took: Duration,
-        context: &log::Context,
+        context: &log::LogContext,
     ) {
         self.meter.published(topic.map(Topic::parent), answered.published, took);
         if let Some(failure) = &answered.failure {
-            log::failure(&self.lines, context, answered.published, failure);
+            log::failure(&self.log_limiter, context, answered.published, failure);
         }
     }
 
@@ -287,16 +281,16 @@ impl<U: Upstream> Shared<U> {
 fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply {
     let detail = format!("{method} is not for messages; {instead}.");
     let status = StatusCode::METHOD_NOT_ALLOWED;
-    Problem::new(status, "method-not-allowed", "ValueError method", detail)
+    Problem::new(status, "method-not-allowed", "Wrong method", detail)
         .outcome("not-sent")
         .allow(allowed)
         .into_response()
 }
 
-fn too_many() -> Problem {
+fn too_many_batches() -> Problem {
     let detail = format!(
-        "{MAX_MANY} requests with many messages are being answered, and no more are read at once. \
-         Nothing was sent; send it again."
+        "{MAX_BATCHES} batches are already being answered, which is the limit. Nothing was sent; send \
+         this one again."
     );
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", "Too many at once", detail)
         .outcome("not-sent")

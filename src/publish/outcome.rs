@@ -1,11 +1,9 @@
-//! From an outcome to an answer: the one place that chooses statuses.
+//! From an outcome to a reply: the one place that chooses HTTP statuses.
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
-use http::{HeaderName, Response, StatusCode};
-use http_body_util::Full;
+use http::header::{HeaderValue, LOCATION};
+use http::{HeaderName, StatusCode};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -14,25 +12,25 @@ use crate::ceiling::Refused;
 use crate::delivery::{Disposition, Outcome, Settled};
 use crate::message::MessageId;
 use crate::meter::{OverBudget, Published};
-use crate::server::{Problem, Reply};
+use crate::server::{Problem, Reply, json_reply};
 use crate::spool::{Durability, KeepError};
 
-/// What a caller waits at least when the provider names no time.
+/// `Retry-After` where the provider names no time.
 const THROTTLE_RETRY: Duration = Duration::from_secs(1);
 
-/// What a caller waits whose message found no room in the spool.
+/// `Retry-After` where the spool does not take a message.
 const FULL_RETRY: Duration = Duration::from_secs(5);
 
-/// An answer, and what is noted about it.
+/// A reply, and what is counted and logged of it.
 pub(super) struct Answered {
     pub(super) reply: Reply,
     pub(super) published: Published,
-    /// For the log; nothing is said of a message that was delivered.
-    pub(super) failure: Option<Failure>,
+    /// `None`: there is nothing to log, since the message was delivered or kept.
+    pub(super) failure: Option<NotDelivered>,
 }
 
-/// What the log says of a message that was not delivered.
-pub(super) struct Failure {
+/// The log line of a message that was not delivered.
+pub(super) struct NotDelivered {
     pub(super) status: u16,
     pub(super) problem: String,
     pub(super) calls: u32,
@@ -42,7 +40,7 @@ pub(super) struct Failure {
 
 impl Answered {
     pub(super) fn problem(published: Published, problem: Problem) -> Self {
-        let failure = Failure {
+        let failure = NotDelivered {
             status: problem.status(),
             problem: problem.slug().to_owned(),
             calls: 0,
@@ -52,7 +50,7 @@ impl Answered {
         Self { published, failure: Some(failure), reply: problem.into_response() }
     }
 
-    /// With the calls that were made, for the log.
+    /// Sets how many calls were made, for the log.
     fn with_calls(mut self, calls: u32) -> Self {
         if let Some(failure) = &mut self.failure {
             failure.calls = calls;
@@ -61,19 +59,29 @@ impl Answered {
     }
 }
 
-/// The title of a call whose outcome is unknown.
-const UNKNOWN: &str = "Nobody knows whether it was delivered";
+/// The title of the problem `unknown`.
+const UNKNOWN: &str = "It is not known whether the message was delivered";
 
+/// The reply's body for a message that was delivered.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Receipt<'a> {
+struct DeliveredBody<'a> {
     msg_id: &'a str,
     request_id: &'a str,
     attempts: u32,
 }
 
-/// The answer to a caller who waited. `durability`: of what is kept; `applied`: what became of its
-/// preference.
+/// The reply's body for a message that is kept.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct AcceptedBody<'a> {
+    id: String,
+    status: &'a str,
+    durability: &'a str,
+}
+
+/// The reply to the caller. `durability`: of kept messages; `applied`: the value of
+/// `Preference-Applied`.
 pub(super) fn answer(
     outcome: Outcome,
     durability: Durability,
@@ -97,33 +105,38 @@ pub(super) fn answer(
         Disposition::Unresolved(id) => unresolved(id, calls),
         Disposition::Dropped { id, doubt } => dropped(id, doubt, calls),
         Disposition::NotKept(error) => not_kept(&error, calls),
-        Disposition::Denied(bar) => barred_before(bar),
-        Disposition::OtherRequest => key_problem(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "key-reused",
-            "The key was used for another message",
-            "A message with this Idempotency-Key and another topic or body was published before. \
-             Nothing was sent; every message needs a key of its own.",
-            false,
+        Disposition::Denied(denied) => denied_before(denied),
+        Disposition::OtherRequest => Answered::problem(
+            Published::Invalid,
+            key_problem(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "key-reused",
+                "The key was used for another message",
+                "A message with this Idempotency-Key and another topic or body was published before. \
+                 Nothing was sent; every message needs a key of its own.",
+            ),
         ),
-        Disposition::SameUnderWay => key_problem(
-            StatusCode::CONFLICT,
-            "key-in-flight",
-            "The same request is being answered",
-            "A request with this Idempotency-Key is still being answered. This one was not sent \
-             again; ask once more after Retry-After.",
-            true,
+        Disposition::SameUnderWay => Answered::problem(
+            Published::Invalid,
+            key_problem(
+                StatusCode::CONFLICT,
+                "key-in-flight",
+                "The same request is being answered",
+                "A request with this Idempotency-Key is still being answered. This one was not sent \
+                 again; repeat it after Retry-After.",
+            )
+            .retry_after(THROTTLE_RETRY),
         ),
-        Disposition::TooManyKeys => {
-            let answered = key_problem(
+        Disposition::TooManyKeys => Answered::problem(
+            Published::Full,
+            key_problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "keys-full",
                 "Too many keys",
-                "As many keys are remembered as may be (idempotency.max_keys). Nothing was sent.",
-                true,
-            );
-            Answered { published: Published::Full, ..answered }
-        }
+                "The limit of remembered keys is reached (idempotency.max_keys). Nothing was sent.",
+            )
+            .retry_after(THROTTLE_RETRY),
+        ),
         Disposition::Stopping => Answered::problem(Published::Draining, super::stopping()),
     };
     if replayed {
@@ -146,20 +159,20 @@ fn answer_of(answer: &Answer, calls: u32) -> Answered {
             failure: None,
         };
     }
-    let said = said(answer);
+    let reason = reason(answer);
     let (published, problem) = match verdict {
         Verdict::Delivered | Verdict::Unknown => {
-            (Published::Unknown, unknown(&format!("The call was sent to the upstream, and {said}")))
+            (Published::Unknown, unknown(&format!("The call was sent. {reason}")))
         }
-        Verdict::Refused => (Published::Refused, refused(&said)),
-        Verdict::Denied(bar) => (Published::Failed, barred(bar, &said)),
+        Verdict::Refused => (Published::Refused, refused(&reason)),
+        Verdict::Denied(denied) => (Published::Failed, access_denied(denied, &reason)),
         Verdict::Throttled { retry_after } => {
-            (Published::OverCeiling, throttled(retry_after, &said))
+            (Published::OverCeiling, throttled(retry_after, &reason))
         }
         Verdict::Failed if *answer == Answer::TransportError(TransportError::TooLate) => {
             (Published::Failed, timeout())
         }
-        Verdict::Failed => (Published::Failed, failed(answer, &said)),
+        Verdict::Failed => (Published::Failed, failed(answer, &reason)),
     };
     let mut problem = problem.attempts(calls);
     if let Some(HttpAnswer { status, request_id, code, .. }) = answer.http() {
@@ -175,35 +188,25 @@ fn answer_of(answer: &Answer, calls: u32) -> Answered {
 }
 
 fn receipt(http: &HttpAnswer, attempts: u32) -> Reply {
-    let receipt = Receipt {
+    let receipt = DeliveredBody {
         msg_id: http.msg_id.as_deref().unwrap_or_default(),
         request_id: http.request_id.as_deref().unwrap_or_default(),
         attempts,
     };
-    // Two strings and a number: there is nothing that could not be serialised.
-    let body = serde_json::to_vec(&receipt).unwrap_or_default();
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
-    response
+    json_reply(StatusCode::OK, &receipt)
 }
 
-/// It is ours, and this is its `status` now.
+/// The message is kept, and this is its `status` now.
 fn accepted(id: MessageId, status: &str, published: Published, durability: Durability) -> Answered {
-    let durability = durability.as_str();
-    let body =
-        format!("{{\"Id\":\"{id}\",\"Status\":\"{status}\",\"Durability\":\"{durability}\"}}");
-    let mut reply = Response::new(Full::new(Bytes::from(body)));
-    *reply.status_mut() = StatusCode::ACCEPTED;
-    let headers = reply.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let body = AcceptedBody { id: id.to_string(), status, durability: durability.as_str() };
+    let mut reply = json_reply(StatusCode::ACCEPTED, &body);
     if let Ok(location) = HeaderValue::try_from(format!("/messages/{id}")) {
-        headers.insert(LOCATION, location);
+        reply.headers_mut().insert(LOCATION, location);
     }
     Answered { reply, published, failure: None }
 }
 
-/// It is a dead letter, since a call may have delivered it.
+/// The message is a dead letter, since a call may have delivered it.
 fn unresolved(id: MessageId, calls: u32) -> Answered {
     let detail = format!(
         "A call was sent to the upstream, and its outcome is unknown: the message may have been \
@@ -219,10 +222,10 @@ fn unresolved(id: MessageId, calls: u32) -> Answered {
     Answered::problem(Published::Unknown, problem).with_calls(calls)
 }
 
-/// An operator dropped it.
+/// An operator dropped the message. `doubt`: a call may have delivered it.
 fn dropped(id: MessageId, doubt: bool, calls: u32) -> Answered {
     let (done, outcome, published) = if doubt {
-        let done = "A call for it may have delivered it, and no other will be made";
+        let done = "A call may have delivered it before, and no other will be made";
         (done, "unknown", Published::Unknown)
     } else {
         ("It was not delivered, and will not be", "not-sent", Published::Failed)
@@ -243,19 +246,19 @@ fn not_kept(error: &KeepError, calls: u32) -> Answered {
         KeepError::Full => (
             "spool-full",
             "The spool is full",
-            "As much is kept as may be (spool.max_bytes, spool.max_messages). The message was not \
-             accepted and nothing was sent.",
+            "The limit of kept messages is reached (spool.max_bytes, spool.max_messages). The message \
+             was not accepted and nothing was sent.",
         ),
         KeepError::Disk(_) | KeepError::Unsure(_) => (
             "spool-unavailable",
-            "The spool does not take it",
-            "The spool's disk is full or does not write. The message was not accepted and nothing \
+            "The spool cannot be written",
+            "The spool's disk is full or cannot be written. The message was not accepted and nothing \
              was sent.",
         ),
         KeepError::Redis(_) | KeepError::Already => (
             "spool-unavailable",
-            "The spool does not take it",
-            "Redis, which holds the spool, is full, does not write or does not answer. The message \
+            "The spool cannot be written",
+            "Redis, which holds the spool, is full, cannot be written or does not answer. The message \
              was not accepted and nothing was sent.",
         ),
     };
@@ -266,55 +269,29 @@ fn not_kept(error: &KeepError, calls: u32) -> Answered {
     Answered::problem(Published::Full, problem)
 }
 
-/// No call is made while a probe finds out whether we are let in.
-fn barred_before(bar: AccessDenied) -> Answered {
-    let problem = barred(bar, "it refused the last call for this topic").outcome("not-sent");
+/// No call was made: while access is denied, only probes are sent.
+fn denied_before(denied: AccessDenied) -> Answered {
+    let problem = access_denied(denied, "No call was made: the last one for this topic failed.")
+        .outcome("not-sent");
     Answered::problem(Published::Failed, problem)
 }
 
-fn key_problem(
-    status: StatusCode,
-    slug: &str,
-    title: &'static str,
-    detail: &str,
-    again: bool,
-) -> Answered {
-    let mut problem = problem(status, slug, title, detail.to_owned()).outcome("not-sent");
-    if again {
-        problem = problem.retry_after(THROTTLE_RETRY);
-    }
-    Answered::problem(Published::Invalid, problem)
+fn key_problem(status: StatusCode, slug: &str, title: &'static str, detail: &str) -> Problem {
+    problem(status, slug, title, detail.to_owned()).outcome("not-sent")
 }
 
 fn problem(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Problem {
     Problem::new(status, slug, title, detail)
 }
 
-/// What the upstream said, in words.
-fn said(answer: &Answer) -> String {
+/// Why the call did not deliver the message: one sentence.
+fn reason(answer: &Answer) -> String {
     match answer {
-        Answer::TransportError(lost) => match lost {
-            TransportError::Resolve => "its name did not resolve".to_owned(),
-            TransportError::NoConnection => "all connections to it are in use".to_owned(),
-            TransportError::Connect => "it refused the connection".to_owned(),
-            TransportError::ConnectTimeout => "it did not take the connection in time".to_owned(),
-            TransportError::Tls => "the TLS handshake with it failed".to_owned(),
-            TransportError::Unwritten => "it closed the connection".to_owned(),
-            TransportError::NoKey => "there is no access key to sign with".to_owned(),
-            TransportError::TooLate => {
-                "the wait ended before a connection to it was ready".to_owned()
-            }
-            TransportError::NotText => {
-                "bodies are sent as text (upstream.payload), which it is not".to_owned()
-            }
-            TransportError::Closed => "it closed the connection without an answer".to_owned(),
-            TransportError::Timeout => "it did not answer in time".to_owned(),
-            TransportError::Garbled => "its answer is not HTTP".to_owned(),
-        },
+        Answer::TransportError(error) => error.explanation().to_owned(),
         Answer::Http(http) => match &http.code {
-            Some(code) => format!("it answered {} ({})", code, http.status),
-            None if http.status < 300 => "it answered without a MsgId".to_owned(),
-            None => format!("it answered {}", http.status),
+            Some(code) => format!("The upstream answered {code} ({}).", http.status),
+            None if http.status < 300 => "The upstream answered without a MsgId.".to_owned(),
+            None => format!("The upstream answered {}.", http.status),
         },
     }
 }
@@ -325,7 +302,7 @@ fn unknown(why: &str) -> Problem {
         "unknown",
         UNKNOWN,
         format!(
-            "{why}. The message may have been, or may yet be, delivered and billed. It was not \
+            "{why} The message may have been, or may yet be, delivered and billed. It was not \
              accepted here: sending it again may deliver it twice."
         ),
     )
@@ -333,45 +310,41 @@ fn unknown(why: &str) -> Problem {
     .retryable()
 }
 
-fn refused(said: &str) -> Problem {
+fn refused(reason: &str) -> Problem {
     problem(
         StatusCode::UNPROCESSABLE_ENTITY,
         "refused",
         "The upstream refuses this message",
         format!(
-            "The upstream refuses this message: {said}. It was not delivered, and would not be if \
-             it were sent again. Look at its topic and body."
+            "The upstream refuses this message. {reason} It was not delivered, and would not be if it \
+             were sent again. Check its topic and body."
         ),
     )
     .outcome("refused")
 }
 
-fn barred(bar: AccessDenied, said: &str) -> Problem {
-    let remedy = match bar {
-        AccessDenied::Key => "Check the access key that tollgate is given.",
-        AccessDenied::Clock => "Check this machine's clock.",
-        AccessDenied::Permission => {
-            "Check what the access key's owner may do (mq:SendMessage, the instance, the topic)."
-        }
-        AccessDenied::Endpoint => "Check upstream.endpoint and upstream.signature.",
-    };
+fn access_denied(denied: AccessDenied, reason: &str) -> Problem {
+    let (explanation, remedy) = (denied.explanation(), denied.remedy());
     problem(
         StatusCode::BAD_GATEWAY,
         "barred",
-        "The upstream does not let us in",
-        format!("The upstream refuses tollgate, not this message: {said}. It was not delivered. {remedy}"),
+        "The upstream denies access",
+        format!(
+            "{explanation} {reason} That concerns tollgate, not this message, which was not \
+             delivered. {remedy}"
+        ),
     )
     .outcome("refused")
     .retryable()
 }
 
-fn throttled(retry_after: Option<Duration>, said: &str) -> Problem {
+fn throttled(retry_after: Option<Duration>, reason: &str) -> Problem {
     problem(
         StatusCode::TOO_MANY_REQUESTS,
         "throttled",
         "The upstream throttles the account",
         format!(
-            "The upstream takes fewer calls than it is sent: {said}. The message was not \
+            "The upstream accepts fewer calls than it is sent. {reason} The message was not \
              delivered; send it again after Retry-After."
         ),
     )
@@ -379,14 +352,14 @@ fn throttled(retry_after: Option<Duration>, said: &str) -> Problem {
     .retry_after(retry_after.unwrap_or(THROTTLE_RETRY))
 }
 
-fn failed(answer: &Answer, said: &str) -> Problem {
-    let sent = !matches!(answer, Answer::TransportError(lost) if lost.nothing_sent());
+fn failed(answer: &Answer, reason: &str) -> Problem {
+    let sent = !matches!(answer, Answer::TransportError(error) if error.nothing_sent());
     problem(
         StatusCode::BAD_GATEWAY,
         "failed",
         "The upstream failed",
         format!(
-            "The upstream could not take the message: {said}. It was not delivered; send it again."
+            "The upstream did not take the message. {reason} It was not delivered; send it again."
         ),
     )
     .outcome(if sent { "refused" } else { "not-sent" })
@@ -402,8 +375,8 @@ fn no_permit(refused: Refused) -> Answered {
                 "over-ceiling",
                 "Over the ceiling",
                 format!(
-                    "As many messages wait as the {} ceiling lets through in {:.1} s, which is \
-                     longer than this request waits. Nothing was sent.",
+                    "The queue for the {} ceiling is {:.1} s long, which is longer than this request \
+                     waits. Nothing was sent.",
                     ceiling.as_str(),
                     wait.as_secs_f64()
                 ),
@@ -415,8 +388,9 @@ fn no_permit(refused: Refused) -> Answered {
             problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "full",
-                "The waiting room is full",
-                "As many messages wait as may (publish.max_waiting). Nothing was sent.".to_owned(),
+                "The queue is full",
+                "The limit of waiting messages is reached (publish.max_waiting). Nothing was sent."
+                    .to_owned(),
             )
             .retry_after(retry_after),
         ),
@@ -426,7 +400,7 @@ fn no_permit(refused: Refused) -> Answered {
 }
 
 fn over_budget(over: &OverBudget, calls: u32) -> Answered {
-    // A call that was made has failed for certain, or there would be no second.
+    // A call before this one failed for certain, or there would be no retry.
     let (done, outcome) = match calls {
         0 => ("Nothing was sent", "not-sent"),
         _ => ("It was not delivered, and is not tried again", "refused"),
@@ -445,8 +419,8 @@ fn over_budget(over: &OverBudget, calls: u32) -> Answered {
 }
 
 fn timeout() -> Problem {
-    let detail = "The wait ended before the message could be sent. Nothing was sent; send it again, \
-                  or wait longer (Prefer: wait=<seconds>).";
+    let detail = "The caller's wait expired before the message could be sent. Nothing was sent; send \
+                  it again, or wait longer (Prefer: wait=<seconds>).";
     problem(StatusCode::GATEWAY_TIMEOUT, "timeout", "Not sent in time", detail.to_owned())
         .outcome("not-sent")
         .retryable()
@@ -454,9 +428,9 @@ fn timeout() -> Problem {
 
 fn unanswered(calls: u32) -> Answered {
     let why = match calls {
-        // What the spool has not said to have may still be in it after a crash.
-        0 => "The spool does not say whether it has the message",
-        _ => "The call was sent to the upstream, and the wait ended before its answer",
+        // A write that the spool has not confirmed may still be there after a crash.
+        0 => "The spool has not confirmed whether it has the message.",
+        _ => "The call was sent, and the caller's wait expired before its answer.",
     };
     let problem = unknown(why).attempts(calls);
     Answered::problem(Published::Unknown, problem).with_calls(calls)

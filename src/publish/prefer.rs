@@ -7,7 +7,7 @@ use http::HeaderMap;
 /// The longest wait that is granted.
 pub(super) const MAX_WAIT: Duration = Duration::from_mins(1);
 
-/// What a caller prefers, as far as we know the preference. Others are ignored, as RFC 7240 asks.
+/// A caller's preferences. Unknown ones are ignored, as RFC 7240 requires.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Prefer {
     /// `wait=<seconds>`
@@ -22,7 +22,7 @@ impl Prefer {
         let mut prefer = Self::default();
         let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
         for preference in values.flat_map(|value| value.split(',')) {
-            // Parameters of a preference follow a semicolon; none of ours has any.
+            // Parameters follow a semicolon; these preferences have none.
             let preference = preference.split(';').next().unwrap_or_default();
             let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
             let value = value.trim().trim_matches('"');

@@ -1,21 +1,18 @@
 //! `GET /messages/<Id>`: what became of a message that was accepted.
 
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Response, StatusCode};
-use http_body_util::Full;
+use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::delivery::Delivery;
 use crate::message::MessageId;
-use crate::server::{Problem, Reply};
+use crate::server::{Problem, Reply, json_reply};
 use crate::spool::{Brief, Reason, State};
-use crate::upstream::Upstream;
+use crate::upstream::HttpUpstream;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Shown<'a> {
+struct MessageStatus<'a> {
     id: String,
     status: &'static str,
     topic: &'a str,
@@ -27,25 +24,20 @@ struct Shown<'a> {
     accepted_at: Timestamp,
 }
 
-/// The answer for an id as it stands in the path.
-pub(super) fn answer<U: Upstream>(id: &str, delivery: &Delivery<U>) -> Reply {
+/// The reply for the id in the path, which may be none.
+pub(super) fn answer(id: &str, delivery: &Delivery<HttpUpstream>) -> Reply {
     let known = id.parse().ok().and_then(|id: MessageId| delivery.find(id));
     let Some(brief) = known else {
-        let detail = "No message of this id is kept: it was never accepted here, or was dropped, \
-                      or was delivered longer ago than receipts are kept (spool.keep_receipts).";
+        let detail = "No message with this id is kept. It was never accepted here, or it was dropped, \
+                      or it was delivered longer ago than receipts are kept (spool.keep_receipts).";
         let status = StatusCode::NOT_FOUND;
         let problem = Problem::new(status, "no-such-message", "No such message", detail.to_owned());
         return problem.into_response();
     };
-    // Strings, numbers and a time: there is nothing that could not be serialised.
-    let body = serde_json::to_vec(&shown(&brief)).unwrap_or_default();
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
-    response
+    json_reply(StatusCode::OK, &status_of(&brief))
 }
 
-fn shown(brief: &Brief) -> Shown<'_> {
+fn status_of(brief: &Brief) -> MessageStatus<'_> {
     let (status, msg_id, reason) = match &brief.state {
         State::Queued { .. } => ("queued", None, None),
         State::Delivered(receipt) => ("delivered", Some(&*receipt.msg_id), None),
@@ -58,5 +50,5 @@ fn shown(brief: &Brief) -> Shown<'_> {
     };
     let (id, attempts, accepted_at) = (brief.id.to_string(), brief.attempts, brief.kept_at);
     let topic = brief.topic.as_str();
-    Shown { id, status, topic, attempts, msg_id, reason, accepted_at }
+    MessageStatus { id, status, topic, attempts, msg_id, reason, accepted_at }
 }

@@ -1,4 +1,4 @@
-//! From an HTTP request to a message and its caller's patience.
+//! From an HTTP request to a message and how its caller wants it published.
 
 use std::time::Duration;
 
@@ -18,32 +18,35 @@ use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topi
 use crate::server::Problem;
 use crate::spool::Claim;
 
-/// Longer paths are not decoded: the longest topic with every character escaped is well below.
+/// Longer paths are not decoded: the longest topic with every character escaped is far shorter.
 const MAX_PATH: usize = 1_024;
 
-/// What a request asks for.
-pub(super) struct Asked {
+/// The keys that limit a message's body.
+const PAYLOAD_LIMIT: &str = "publish.max_payload, upstream.payload";
+
+/// A request to publish one message.
+pub(super) struct Submission {
     pub(super) message: Message,
-    pub(super) wanted: PublishOptions,
-    /// `Preference-Applied`
+    pub(super) options: PublishOptions,
+    /// The value of `Preference-Applied`.
     pub(super) applied: Option<String>,
 }
 
 /// Reads requests by the configuration's rules.
-pub(super) struct Reader {
+pub(super) struct RequestReader {
     publish: config::Publish,
     upstream: config::Upstream,
     topics: config::Topics,
-    /// Whether messages are kept.
+    /// Whether there is a spool.
     keeps: bool,
 }
 
-/// The trace that a caller's request belongs to, if it says.
+/// The trace of a request's `traceparent` header, if it has one.
 pub(super) fn trace(headers: &HeaderMap) -> Option<TraceId> {
     TraceId::of(headers.get("traceparent")?.to_str().ok()?)
 }
 
-impl Reader {
+impl RequestReader {
     pub(super) fn new(config: &config::Config) -> Self {
         Self {
             publish: config.publish.clone(),
@@ -53,12 +56,12 @@ impl Reader {
         }
     }
 
-    /// Everything that can be wrong with a request is found before anything is done.
+    /// Validates a request completely before anything is done for it.
     pub(super) async fn read(
         &self,
         topic: &str,
         request: Request<Incoming>,
-    ) -> Result<Asked, Problem> {
+    ) -> Result<Submission, Problem> {
         if request.uri().query().is_some() {
             return Err(malformed("the path has a query; a \"?\" is not part of any topic"));
         }
@@ -66,19 +69,19 @@ impl Reader {
         let prefer = Prefer::read(request.headers());
         let headers = request.headers().clone();
         let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
-        let body = self.body(request, limit).await?;
+        let body = self.body(request, limit, PAYLOAD_LIMIT).await?;
         let claim = key::claim(&headers, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(body)?;
-        let (wanted, applied) = self.wanted(prefer, claim);
+        let (options, applied) = self.options(prefer, claim);
         let trace = trace(&headers);
         let message = Message { id: MessageId::new(), instance, topic, payload, trace };
-        Ok(Asked { message, wanted, applied })
+        Ok(Submission { message, options, applied })
     }
 
     pub(super) fn payload(&self, body: Bytes) -> Result<Payload, Problem> {
         let limit = self.publish.max_payload;
         Payload::new(body, self.upstream.payload, limit).map_err(|e| match e {
-            PayloadError::TooLarge { limit } => too_large(limit),
+            PayloadError::TooLarge { limit } => too_large(limit, PAYLOAD_LIMIT),
             PayloadError::NotUtf8 => invalid(
                 StatusCode::BAD_REQUEST,
                 "invalid-payload",
@@ -88,14 +91,14 @@ impl Reader {
         })
     }
 
-    /// What a caller wants, and what of its preferences is honoured.
-    pub(super) fn wanted(
+    /// The options that a caller's preferences ask for, and which of these are applied.
+    pub(super) fn options(
         &self,
         prefer: Prefer,
         claim: Option<Claim>,
     ) -> (PublishOptions, Option<String>) {
         let wait = prefer.wait.map(|wait| wait.min(MAX_WAIT));
-        // Without a spool there is nothing to answer before the outcome.
+        // Without a spool, nothing can be accepted before its outcome is known.
         let respond_async = prefer.respond_async && self.keeps;
         let patience = match wait {
             Some(wait) => wait,
@@ -148,22 +151,25 @@ impl Reader {
         }
     }
 
-    /// The whole body, of at most `limit` bytes.
+    /// The whole body, of at most `limit` bytes; `limited_by` is named where it is larger.
     pub(super) async fn body(
         &self,
         request: Request<Incoming>,
         limit: usize,
+        limited_by: &str,
     ) -> Result<Bytes, Problem> {
         if declared(request.headers()).is_some_and(|length| length > limit as u64)
             || request.body().size_hint().lower() > limit as u64
         {
             // The body is not read, so the connection cannot serve another request.
-            return Err(too_large(limit).close());
+            return Err(too_large(limit, limited_by).close());
         }
         let body = Limited::new(request.into_body(), limit);
         match timeout(self.publish.body_timeout, body.collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit).close()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                Err(too_large(limit, limited_by).close())
+            }
             Ok(Err(_)) => Err(invalid(
                 StatusCode::BAD_REQUEST,
                 "incomplete-body",
@@ -177,7 +183,7 @@ impl Reader {
                 "Body did not arrive in time",
                 format!(
                     "The body was not complete after {:?} (publish.body_timeout). Nothing was \
-                     sent; send it again over a better connection.",
+                     sent; send it again over a faster connection.",
                     self.publish.body_timeout
                 ),
             )
@@ -222,8 +228,9 @@ fn forbidden(detail: String) -> Problem {
     invalid(StatusCode::FORBIDDEN, "forbidden-topic", "Forbidden topic", detail)
 }
 
-fn too_large(limit: usize) -> Problem {
-    let detail = format!("A body may have {limit} bytes. Nothing was sent.");
+fn too_large(limit: usize, limited_by: &str) -> Problem {
+    let detail =
+        format!("At most {limit} bytes are allowed in a body ({limited_by}). Nothing was sent.");
     invalid(StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", "Body is too large", detail)
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,57 +23,54 @@ use tower_http::request_id::{
 
 use super::listener::Listener;
 use super::problem::Problem;
-use super::watched::{Patience, Phase, Watched};
-
-/// An answer.
-pub type Reply = Response<Full<Bytes>>;
+use super::reply::Reply;
+use super::watched::{Phase, Timeouts, Watched};
 
 const REQUEST_ID: &str = "x-request-id";
-/// A longer one is replaced.
+/// Bytes of a caller's request id; a longer one is replaced.
 const MAX_REQUEST_ID: usize = 128;
-/// The rest after an accept that failed, which the next would too: no file is free.
+/// Pause after a failed accept: it fails when no file descriptor is free, and so would the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// More header lines are answered 431.
+/// Header lines of a request; more are answered 431.
 const MAX_HEADERS: usize = 64;
 
-/// What a door bears.
+/// Limits of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Connections at once; more wait to be accepted.
     pub max_connections: usize,
     /// Bytes of a request's head; more are answered 431.
     pub max_header: usize,
-    /// From a head's first byte to its last.
+    /// Time from the first byte of a request's head to its last.
     pub header_timeout: Duration,
-    /// Without a request.
+    /// Time without a request.
     pub idle_timeout: Duration,
 }
 
-/// Connections of one room, over all its addresses.
+/// One service with its limits, on any number of listeners. `service` may be wrapped in layers of
+/// its own (`tower::ServiceBuilder`), such as authentication: they run inside the request id and the
+/// panic handler that all servers have, and hold for this server's listeners only.
 #[derive(Debug, Clone)]
-pub struct HttpServer {
+pub struct HttpServer<S> {
     limits: Limits,
+    service: S,
+    /// Free connections, over all listeners.
     slots: Arc<Semaphore>,
 }
 
-impl HttpServer {
-    /// A door with these limits.
-    pub fn new(limits: Limits) -> Self {
-        Self { limits, slots: Arc::new(Semaphore::new(limits.max_connections)) }
+impl<S> HttpServer<S>
+where
+    S: Service<Request<Incoming>, Response = Reply, Error = Infallible>,
+    S: Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    /// A server of `service`.
+    pub fn new(limits: Limits, service: S) -> Self {
+        Self { limits, service, slots: Arc::new(Semaphore::new(limits.max_connections)) }
     }
 
-    /// Serves until `stop`, then lets requests under way end for at most `grace`.
-    pub async fn serve<S>(
-        &self,
-        listener: Listener,
-        service: S,
-        stop: CancellationToken,
-        grace: Duration,
-    ) where
-        S: Service<Request<Incoming>, Response = Reply, Error = Infallible>,
-        S: Clone + Send + Sync + 'static,
-        S::Future: Send,
-    {
+    /// Accepts on `listener` until `stop`, then lets requests under way end for at most `grace`.
+    pub async fn serve(&self, listener: Listener, stop: CancellationToken, grace: Duration) {
         let graceful = GracefulShutdown::new();
         loop {
             let next = async {
@@ -94,10 +90,10 @@ impl HttpServer {
                 }
             };
             let phase = Phase::default();
-            let patience =
-                Patience { idle: self.limits.idle_timeout, head: self.limits.header_timeout };
-            let io = TokioIo::new(Watched::new(stream, phase.clone(), patience));
-            let service = TowerToHyperService::new(layers(service.clone(), phase));
+            let timeouts =
+                Timeouts { idle: self.limits.idle_timeout, head: self.limits.header_timeout };
+            let io = TokioIo::new(Watched::new(stream, phase.clone(), timeouts));
+            let service = TowerToHyperService::new(layers(self.service.clone(), phase));
             let connection = self.http().serve_connection(io, service);
             let connection = graceful.watch(connection);
             tokio::spawn(async move {
@@ -108,14 +104,14 @@ impl HttpServer {
             });
         }
         drop(listener);
-        // A client that never ends its request must not hold us.
+        // A client that never ends its request must not delay the shutdown.
         drop(timeout_at(Instant::now() + grace, graceful.shutdown()).await);
     }
 
     fn http(&self) -> http1::Builder {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
-            // `Watched` has the timers.
+            // `Watched` has timers of its own.
             .header_read_timeout(None)
             // A caller that has ended its side still gets its answer, and one that hangs up is still
             // counted and logged: its message goes on.
@@ -127,8 +123,8 @@ impl HttpServer {
     }
 }
 
-/// What happens around each request, outermost first. Nothing here ends a request by dropping it:
-/// a message may be on its way.
+/// The layers of every server, outermost first. None of them may drop a request's future: its
+/// message may be on its way.
 fn layers<S>(
     service: S,
     phase: Phase,
@@ -153,43 +149,43 @@ where
         }
     });
     ServiceBuilder::new()
-        .map_request(forget_odd_id)
-        // Kept or made, always answered.
-        .layer(SetRequestIdLayer::x_request_id(Made))
+        .map_request(drop_invalid_id)
+        // The caller's id or a new one; on every response and log line.
+        .layer(SetRequestIdLayer::x_request_id(NewRequestId))
         .layer(PropagateRequestIdLayer::x_request_id())
-        // Innermost, so that even this answer has an id.
+        // Innermost, so that the reply to a panic has an id, too.
         .layer(CatchPanicLayer::custom(panicked))
         .service(watched)
 }
 
-/// An id that is too long or not printable is nobody's; another is made.
-fn forget_odd_id(mut request: Request<Incoming>) -> Request<Incoming> {
-    let odd = |id: &HeaderValue| {
+/// Drops a request id that is too long or not printable; `NewRequestId` makes another.
+fn drop_invalid_id(mut request: Request<Incoming>) -> Request<Incoming> {
+    let invalid = |id: &HeaderValue| {
         id.is_empty()
             || id.len() > MAX_REQUEST_ID
             || !id.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    if request.headers().get(REQUEST_ID).is_some_and(odd) {
+    if request.headers().get(REQUEST_ID).is_some_and(invalid) {
         request.headers_mut().remove(REQUEST_ID);
     }
     request
 }
 
 #[derive(Clone, Copy)]
-struct Made;
+struct NewRequestId;
 
-impl MakeRequestId for Made {
+impl MakeRequestId for NewRequestId {
     fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
         let id = uuid::Uuid::now_v7().simple().to_string();
         HeaderValue::try_from(id).ok().map(RequestId::new)
     }
 }
 
-/// A bug of ours: the process serves on.
+/// A panic is a bug of tollgate's; the process goes on serving.
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Reply {
-    tracing::error!("a request made us panic: this is a bug");
-    let detail = "tollgate met a bug of its own. The message was not accepted; it may have been \
-                  sent. Please report the request id and the log line.";
+    tracing::error!("a request caused a panic: this is a bug");
+    let detail = "A bug in tollgate. The message was not accepted, but it may have been sent. Please \
+                  report the request id and the log line.";
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "Internal error", detail.to_owned())
         .outcome("unknown")
         .into_response()

@@ -1,4 +1,4 @@
-//! A place to listen at: a TCP port or a Unix socket.
+//! A bound address: a TCP port or a Unix socket.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -35,12 +35,12 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 
 impl Listener {
-    /// Binds an address. A Unix socket that nobody listens at any more is taken over.
+    /// Binds an address. A Unix socket whose process no longer listens is replaced.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
-            // The pod's other containers may run as other users; who may reach the folder may
-            // publish.
+            // The pod's other containers may run as other users. The folder's permissions decide
+            // which of them can publish.
             Address::Unix(path) => bind_unix(path, 0o666).await,
         }
     }
@@ -50,7 +50,7 @@ impl Listener {
         bind_unix(path, 0o600).await
     }
 
-    /// The address as one would write it in the configuration.
+    /// The address as the configuration writes it.
     pub fn address(&self) -> String {
         match self {
             Self::Tcp(listener) => {

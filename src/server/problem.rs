@@ -1,13 +1,14 @@
-//! An error as its caller sees it: RFC 9457.
+//! Errors as callers get them: problem details (RFC 9457).
 
-use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{HeaderName, Response, StatusCode};
-use http_body_util::Full;
-use serde::Serialize;
 use std::time::Duration;
 
-/// One problem: what happened, what we did, what the reader can do.
+use http::header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER};
+use http::{HeaderName, StatusCode};
+use serde::Serialize;
+
+use super::reply::{Reply, json, reply};
+
+/// One problem: what happened, what became of the message, what the caller can do.
 #[derive(Debug, Clone, Serialize)]
 pub struct Problem {
     #[serde(rename = "type")]
@@ -22,7 +23,7 @@ pub struct Problem {
     #[serde(flatten)]
     message: Option<Box<KeptMessage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    upstream: Option<Box<UpstreamSaid>>,
+    upstream: Option<Box<UpstreamAnswer>>,
     #[serde(skip)]
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -35,7 +36,7 @@ struct KeptMessage {
 }
 
 #[derive(Debug, Clone, Serialize)]
-struct UpstreamSaid {
+struct UpstreamAnswer {
     #[serde(rename = "Code", skip_serializing_if = "Option::is_none")]
     code: Option<Box<str>>,
     #[serde(rename = "RequestId", skip_serializing_if = "Option::is_none")]
@@ -75,7 +76,7 @@ impl Problem {
         self
     }
 
-    /// Calls that were made.
+    /// How many calls to the upstream were made.
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
@@ -89,7 +90,7 @@ impl Problem {
         self
     }
 
-    /// What the upstream said.
+    /// The upstream's error code, request id and HTTP status.
     #[must_use]
     pub fn upstream(
         mut self,
@@ -97,7 +98,7 @@ impl Problem {
         request_id: Option<Box<str>>,
         status: Option<u16>,
     ) -> Self {
-        self.upstream = Some(Box::new(UpstreamSaid { code, request_id, status }));
+        self.upstream = Some(Box::new(UpstreamAnswer { code, request_id, status }));
         self
     }
 
@@ -108,27 +109,27 @@ impl Problem {
         self.retryable()
     }
 
-    /// The methods that would do.
+    /// `Allow`: the methods that this path has.
     #[must_use]
     pub fn allow(mut self, methods: &'static str) -> Self {
         self.headers.push((ALLOW, HeaderValue::from_static(methods)));
         self
     }
 
-    /// The connection is closed after the answer.
+    /// `Connection: close`, where the rest of the request is not read.
     #[must_use]
     pub fn close(mut self) -> Self {
         self.headers.push((CONNECTION, HeaderValue::from_static("close")));
         self
     }
 
-    /// Nothing is at this path.
+    /// 404 for a path that this server does not have; `paths` names those that it has.
     pub fn not_found(path: &str, paths: &str) -> Self {
-        let detail = format!("There is nothing at {path:?}. This door answers {paths}.");
+        let detail = format!("There is nothing at {path:?}. This listener serves {paths}.");
         Self::new(StatusCode::NOT_FOUND, "not-found", "No such path", detail)
     }
 
-    /// The HTTP status.
+    /// Its HTTP status.
     pub fn status(&self) -> u16 {
         self.status
     }
@@ -138,20 +139,16 @@ impl Problem {
         self.kind.rsplit(':').next().unwrap_or_default()
     }
 
-    /// The answer.
-    pub fn into_response(self) -> Response<Full<Bytes>> {
-        // Strings, numbers and booleans: there is nothing that could not be serialised.
-        let body = serde_json::to_vec(&self).unwrap_or_default();
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() =
-            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.extend(self.headers);
-        response
+    /// The problem as a reply.
+    pub fn into_response(self) -> Reply {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut reply = reply(status, "application/problem+json", json(&self));
+        reply.headers_mut().extend(self.headers);
+        reply
     }
 }
 
+/// Whole seconds, rounded up, at least 1: a caller that is asked to wait 0 s would not wait.
 fn seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }

@@ -1,8 +1,8 @@
 //! A connection that ends when its client is too slow.
 //!
 //! hyper has one timer for an idle connection and a slow request head together. A caller's idle
-//! keep-alive connection should live for minutes and a head should take seconds, so they are told
-//! apart here, where bytes pass.
+//! keep-alive connection should live for minutes and a head should take seconds, so the two are
+//! distinguished here, where bytes pass.
 
 use std::io;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ const IDLE: u8 = 0;
 const HEAD: u8 = 1;
 const BUSY: u8 = 2;
 
-/// What a connection is doing, told by the service and by the bytes.
+/// What a connection is doing: idle, reading a head, or answering. The service and the bytes set it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Phase(Arc<AtomicU8>);
 
@@ -38,9 +38,9 @@ impl Drop for Busy {
     }
 }
 
-/// How slow is too slow.
+/// How long a slow client may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct Timeouts {
     /// Without a request; also for an answer that is not read.
     pub(super) idle: Duration,
     /// From a head's first byte to its last.
@@ -50,7 +50,7 @@ pub(super) struct Patience {
 pub(super) struct Watched<S> {
     stream: S,
     phase: Phase,
-    patience: Patience,
+    timeouts: Timeouts,
     /// The phase that the read timer was set for.
     timed: u8,
     read_timer: Pin<Box<Sleep>>,
@@ -59,17 +59,17 @@ pub(super) struct Watched<S> {
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: S, phase: Phase, patience: Patience) -> Self {
-        let read_timer = Box::pin(sleep_until(Instant::now() + patience.idle));
-        Self { stream, phase, patience, timed: IDLE, read_timer, write_timer: None }
+    pub(super) fn new(stream: S, phase: Phase, timeouts: Timeouts) -> Self {
+        let read_timer = Box::pin(sleep_until(Instant::now() + timeouts.idle));
+        Self { stream, phase, timeouts, timed: IDLE, read_timer, write_timer: None }
     }
 
     fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let phase = self.phase.0.load(Ordering::Relaxed);
         if phase != self.timed {
             self.timed = phase;
-            let patience = if phase == HEAD { self.patience.head } else { self.patience.idle };
-            self.read_timer.as_mut().reset(Instant::now() + patience);
+            let timeout = if phase == HEAD { self.timeouts.head } else { self.timeouts.idle };
+            self.read_timer.as_mut().reset(Instant::now() + timeout);
         }
         if phase == BUSY {
             return Poll::Pending;
@@ -88,7 +88,7 @@ impl<S> Watched<S> {
             self.write_timer = None;
             return written;
         }
-        let until = Instant::now() + self.patience.idle;
+        let until = Instant::now() + self.timeouts.idle;
         let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))

@@ -1,61 +1,43 @@
-//! What is wrong now, in words, and what a person can do: derived from the facts, worst first.
+//! What is wrong now and what an operator can do, derived from the [`SidecarStatus`]; worst first.
 
 mod ceilings;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
 
-use super::advice::{self, Advice};
-use super::status::{Budget, Ceiling, Error, OnExceed, Status, Unit};
+use super::view::{
+    BudgetView, CallError, CeilingView, Concern, Level, OnExceed, SidecarStatus, Unit,
+};
 use crate::answer::{self, AccessDenied, Verdict};
 use crate::ceiling::Mode;
 use crate::config::grouped;
 
-/// An error is news for this long even though other calls get through; with none that does, for
-/// [`UNTIL_DELIVERED`].
-const NEWS: SignedDuration = SignedDuration::from_secs(15);
-const UNTIL_DELIVERED: SignedDuration = SignedDuration::from_mins(15);
-/// The provider refuses a clock that is off by three times this.
+/// For how long an error is a concern: while other calls succeed, and while none does.
+const AMONG_SUCCESSES: SignedDuration = SignedDuration::from_secs(15);
+const WITHOUT_SUCCESS: SignedDuration = SignedDuration::from_mins(15);
+/// A clock that is off by so many seconds is a concern. The provider refuses three times as much.
 const SKEW: f64 = 5.0 * 60.0;
-/// A key is renewed when half its life, or 15 minutes of it, are left.
+/// A key is a concern when so little of its life is left: it should have been renewed at half of its
+/// life, or with 15 minutes left.
 const KEY_ENDS: SignedDuration = SignedDuration::from_mins(10);
-/// Kept messages are older than this only in trouble.
+/// Kept messages get older than this only during an outage.
 const OLD: SignedDuration = SignedDuration::from_mins(5);
-/// From here on a ceiling is near, and a budget, a plan or the spool is nearly used up.
+/// From this part on, a ceiling is near; from `NEARLY` on, a budget, the plan or the spool is nearly
+/// used up.
 const NEAR_CEILING: f64 = 0.95;
 const NEARLY: f64 = 0.8;
-/// A wait for a permit that is more than the spacing of calls, seconds.
+/// A wait for a permit, in seconds, that is longer than the spacing of calls.
 const QUEUE: f64 = 0.1;
-/// Nobody reads "0 s ago".
+/// Below this, "just now" reads better than "0 s ago".
 const JUST_NOW: SignedDuration = SignedDuration::from_secs(2);
 /// The most names in one sentence.
 const NAMES: usize = 3;
 
-/// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Level {
-    /// Messages are not delivered or not taken.
-    Bad,
-    /// They soon may be not, or cost more than they should.
-    Warn,
-}
-
-/// Something that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Concern {
-    pub(super) level: Level,
-    pub(super) title: String,
-    pub(super) detail: String,
-    pub(super) todo: String,
-}
-
-/// Everything that is wrong.
-pub(super) fn of(status: &Status) -> Vec<Concern> {
+/// Everything that is wrong. `uncertain`: messages of the last 15 minutes that may have been billed.
+pub(super) fn of(status: &SidecarStatus, uncertain: u64) -> Vec<Concern> {
     let mut concerns = Concerns::default();
     concerns.stopping(status);
     concerns.key(status);
-    concerns.barred(status);
+    concerns.access(status);
     concerns.spool(status);
     concerns.failing(status);
     concerns.blocked(status);
@@ -65,7 +47,8 @@ pub(super) fn of(status: &Status) -> Vec<Concern> {
     concerns.plan(status);
     concerns.clock(status);
     concerns.ledger(status);
-    concerns.left_behind(status);
+    concerns.backlog(status);
+    concerns.uncertain(uncertain);
     concerns.0.sort_by_key(|concern| concern.level);
     concerns.0
 }
@@ -74,27 +57,27 @@ pub(super) fn of(status: &Status) -> Vec<Concern> {
 struct Concerns(Vec<Concern>);
 
 impl Concerns {
-    fn add(&mut self, level: Level, title: impl Into<String>, detail: String, todo: &str) {
-        self.0.push(Concern { level, title: title.into(), detail, todo: todo.to_owned() });
+    fn add(&mut self, level: Level, title: impl Into<String>, detail: String, remedy: &str) {
+        self.0.push(Concern { level, title: title.into(), detail, remedy: remedy.to_owned() });
     }
 
-    fn stopping(&mut self, status: &Status) {
+    fn stopping(&mut self, status: &SidecarStatus) {
         if status.draining {
             self.add(
                 Level::Bad,
                 "tollgate is stopping",
                 "New messages are refused (503); those on their way are finished.".to_owned(),
-                "Nothing if the stop was meant. Else find out who sent SIGTERM.",
+                "Nothing, if the stop is expected. Otherwise find out what sent SIGTERM.",
             );
         }
     }
 
-    fn key(&mut self, status: &Status) {
-        const SOURCE: &str = "Look at the key's source (section [keys] of the configuration); a \
-                              new key is taken up without a restart, except from the environment.";
+    fn key(&mut self, status: &SidecarStatus) {
+        const SOURCE: &str = "Check the key's source (section [keys] of the configuration). A new key \
+                              is used without a restart, except one from the environment.";
         let key = &status.key;
         let error = key.error.as_deref();
-        let why = error.map(|error| format!(" The source says: {error}.")).unwrap_or_default();
+        let why = error.map(|error| format!(" Its source fails: {error}.")).unwrap_or_default();
         if key.loaded.is_none() {
             self.add(Level::Bad, "No access key", format!("Nothing can be sent.{why}"), SOURCE);
             return;
@@ -102,60 +85,56 @@ impl Concerns {
         if let Some(at) = key.expires {
             let left = at.duration_since(status.now);
             if left <= SignedDuration::ZERO {
-                let detail = format!("It ended {} ago; nothing can be sent.{why}", span(-left));
+                let detail = format!("It expired {} ago. Nothing can be sent.{why}", span(-left));
                 return self.add(Level::Bad, "The access key has expired", detail, SOURCE);
             }
-            // A key that lives for minutes is renewed with minutes left.
+            // A key that is valid for minutes only is renewed with minutes left.
             let life = key.loaded.map_or(SignedDuration::MAX, |from| at.duration_since(from));
             if left < KEY_ENDS.min(life / 5) {
                 let level = if error.is_some() { Level::Bad } else { Level::Warn };
-                let detail = format!("It ends in {} and was not renewed yet.{why}", span(left));
-                return self.add(level, "The access key ends soon", detail, SOURCE);
+                let detail = format!("It expires in {} and was not renewed yet.{why}", span(left));
+                return self.add(level, "The access key expires soon", detail, SOURCE);
             }
         }
         if let Some(error) = error {
-            let detail = format!("The one in use still works. The source says: {error}.");
-            self.add(Level::Warn, "The access key's source fails", detail, SOURCE);
+            let detail = format!("The key in use still works. Its source fails: {error}.");
+            self.add(Level::Warn, "The access key cannot be renewed", detail, SOURCE);
         }
     }
 
-    fn barred(&mut self, status: &Status) {
-        for bar in [
-            AccessDenied::Key,
-            AccessDenied::Clock,
-            AccessDenied::Permission,
-            AccessDenied::Endpoint,
-        ] {
-            let means = |error: &&Error| {
-                answer::meaning(&error.code) == Some(Verdict::Denied(bar)) && lasts(error, status)
+    fn access(&mut self, status: &SidecarStatus) {
+        for denied in AccessDenied::ALL {
+            let means = |error: &&CallError| {
+                answer::meaning(&error.code) == Some(Verdict::Denied(denied))
+                    && persists(error, status)
             };
-            let lanes = Lanes::of(status, Some(bar));
-            let said = said(status.errors.iter().filter(means), status.now);
-            if lanes.topics == 0 && said.is_empty() {
+            let lanes = Lanes::of(status, Some(denied));
+            let latest = latest(status.errors.iter().filter(means), status.now);
+            if lanes.topics == 0 && latest.is_empty() {
                 continue;
             }
-            let Advice { words, todo } = advice::of_bar(bar);
-            let detail = format!("{said}{}New messages are answered 502.", lanes.wait());
-            self.add(Level::Bad, words.trim_end_matches('.'), detail, todo);
+            let title = denied.explanation().trim_end_matches('.');
+            let detail = format!("{latest}{}New messages get 502.", lanes.wait());
+            self.add(Level::Bad, title, detail, denied.remedy());
         }
     }
 
-    fn failing(&mut self, status: &Status) {
-        const WAIT: &str = "Nothing at once: delivery goes on by itself. If it lasts, see the \
-                            provider's status page, and the network from here to it.";
-        let fails = |error: &&Error| {
+    fn failing(&mut self, status: &SidecarStatus) {
+        const WAIT: &str = "Nothing yet: delivery resumes by itself. If it persists, see the provider's \
+                            status page, and check the network to it.";
+        let fails = |error: &&CallError| {
             let meaning = answer::meaning(&error.code);
             let fails = matches!(meaning, None | Some(Verdict::Failed | Verdict::Unknown));
-            fails && lasts(error, status)
+            fails && persists(error, status)
         };
         let lanes = Lanes::of(status, None);
         let errors = status.errors.iter().filter(fails);
-        let latest = errors.clone().next();
-        let words = latest.map(|error| format!("{} ", error.words)).unwrap_or_default();
-        let said = words + &said(errors, status.now);
+        let last = errors.clone().next();
+        let explanation = last.map(|error| format!("{} ", error.explanation)).unwrap_or_default();
+        let latest = explanation + &latest(errors, status.now);
         if lanes.topics > 0 {
             let detail = format!(
-                "{said}{} {}. One at a time finds out when it works again; new ones are kept (202).",
+                "{latest}{} {}. tollgate probes with one at a time; new messages are kept (202).",
                 messages(lanes.messages),
                 waits(lanes.messages),
             );
@@ -166,53 +145,55 @@ impl Concerns {
                 WAIT,
             );
         }
-        // One that failed among many that pass is no news.
-        let since = |error: &Error, delivered| error.last.duration_since(delivered) > JUST_NOW;
-        let all_fail =
-            |error: &&Error| status.last_delivered.is_none_or(|delivered| since(error, delivered));
-        if let Some(error) = latest.filter(all_fail) {
-            let detail = format!("{said}No call was delivered since.");
-            self.add(Level::Bad, "Nothing gets through", detail, error.todo);
+        // A single failure among many successes is no concern.
+        let since = |error: &CallError, delivered| error.last.duration_since(delivered) > JUST_NOW;
+        let all_fail = |error: &&CallError| {
+            status.last_delivered.is_none_or(|delivered| since(error, delivered))
+        };
+        if let Some(error) = last.filter(all_fail) {
+            let detail = format!("{latest}No message was delivered since.");
+            self.add(Level::Bad, "Nothing is delivered", detail, &error.remedy);
         }
     }
 
-    fn blocked(&mut self, status: &Status) {
+    fn blocked(&mut self, status: &SidecarStatus) {
         let (blocked, all) = (status.blocked.len(), status.egress.len());
         if blocked > 0 {
             let level = if blocked >= all { Level::Bad } else { Level::Warn };
             let which = listed(status.blocked.iter().map(String::as_str), blocked);
             let detail = format!(
-                "{blocked} of {all} ({which}). Each rests for five minutes, then one call finds out."
+                "{blocked} of {all} ({which}). Each is not used for 5 min; then one call probes it."
             );
-            let todo = "Let nobody else send from these addresses, check ceilings.egress_ip, and \
-                        ask the provider to lift the block.";
-            self.add(level, "Egress addresses seem to be blocked", detail, todo);
+            let remedy = "Check that no other client sends from these addresses, check \
+                          ceilings.egress_ip, and ask the provider to lift the block.";
+            self.add(level, "Egress addresses are probably blocked", detail, remedy);
         }
     }
 
-    fn fleet(&mut self, status: &Status) {
-        const REDIS: &str = "Look at Redis (fleet.url) and at the network between; the log says what \
-                             it answers. Then all goes on by itself.";
+    fn fleet(&mut self, status: &SidecarStatus) {
+        const REDIS: &str = "Check Redis (fleet.url) and the network to it; the log has its errors. \
+                             tollgate reconnects by itself.";
         let Some(fleet) = &status.fleet else { return };
         match fleet.mode {
             Mode::Closed => {
-                let detail = "Redis does not answer, and no permit is held any more. Nothing is \
-                              sent: what callers wait for is kept, or refused.";
+                let detail = "Redis does not answer, and this sidecar has no permit left. Nothing is \
+                              sent: new messages are kept, or refused.";
                 self.add(Level::Bad, "Cut off from the fleet", detail.to_owned(), REDIS);
             }
             Mode::CutOff => {
-                let detail = "Redis does not answer. Calls go on with the permits that are held, until \
-                              their leases end: in half a minute at most.";
+                let detail = "Redis does not answer. This sidecar goes on with the permits that it has, \
+                              until their leases expire: in 30 s at most.";
                 self.add(Level::Warn, "Redis does not answer", detail.to_owned(), REDIS);
             }
             Mode::Alone | Mode::Shared if fleet.opens_in_seconds > 0.0 => {
                 let detail = format!(
-                    "It is new, or has lost its keys: for {:.0} s more it gives out only what \
-                     sidecars bring back to it.",
+                    "It is new, or has lost its data. For {:.0} s more it gives out only permits that \
+                     sidecars return to it.",
                     fleet.opens_in_seconds.ceil()
                 );
-                let todo = "Nothing: it is over then. If it comes again, see why Redis restarts.";
-                self.add(Level::Warn, "Redis learns which permits are out", detail, todo);
+                let remedy = "Nothing: it ends by itself. If it happens again, find out why Redis \
+                              restarts.";
+                self.add(Level::Warn, "Redis is learning which permits are in use", detail, remedy);
             }
             Mode::Alone | Mode::Shared => {}
         }
@@ -220,55 +201,55 @@ impl Concerns {
         if !starved.is_empty() {
             let names = listed(starved.iter().map(|member| &*member.name), starved.len());
             let detail = format!(
-                "{} of {} sidecars ({names}) have messages that wait for more than a second, and hold \
-                 less than half of an equal part.",
+                "{} of {} sidecars ({names}) have messages that wait for more than 1 s, and less than \
+                 half of an equal share.",
                 starved.len(),
                 fleet.size.max(starved.len())
             );
-            let todo = "See whether Redis is slow for them (their CPU, the network), and set \
-                        fleet.expected_sidecars to how many there are.";
-            self.add(Level::Warn, "Sidecars get too few permits", detail, todo);
+            let remedy = "Check whether Redis is slow for them (their CPU, the network), and set \
+                          fleet.expected_sidecars to the number of sidecars.";
+            self.add(Level::Warn, "Sidecars get too few permits", detail, remedy);
         }
     }
 
-    fn spool(&mut self, status: &Status) {
+    fn spool(&mut self, status: &SidecarStatus) {
         let Some(kept) = &status.kept else { return };
         if let Some(failure) = &kept.failure {
             let detail = format!(
-                "It says: {failure}. What is not delivered at once cannot be kept and is refused."
+                "The error: {failure}. Messages that are not delivered at once are refused."
             );
-            let title = "The spool takes no writes";
-            let todo = if kept.durability.starts_with("redis") {
-                "See that the Redis of fleet.url runs, can be reached and has memory. It is tried again."
+            let title = "The spool cannot be written";
+            let remedy = if kept.durability.starts_with("redis") {
+                "Check that the Redis of fleet.url runs, is reachable and has memory. tollgate retries."
             } else {
-                "Make room on the disk of spool.path, or mend it. It is tried again by itself."
+                "Free space on the disk of spool.path, or repair it. tollgate retries by itself."
             };
-            self.add(Level::Bad, title, detail, todo);
+            self.add(Level::Bad, title, detail, remedy);
         }
         if kept.full >= NEARLY {
             let full = kept.full >= NEAR_CEILING;
             let level = if full { Level::Bad } else { Level::Warn };
             let detail = format!(
-                "{} of it is used. When it is full, what is not delivered at once is refused (503).",
+                "{} is used. When it is full, messages that are not delivered at once are refused (503).",
                 percent(kept.full)
             );
-            let todo = "Drop or replay dead letters (tollgate messages), or raise spool.max_bytes \
-                        and spool.max_messages.";
-            self.add(level, "The spool is nearly full", detail, todo);
+            let remedy = "Drop or replay dead letters (tollgate messages), or raise spool.max_bytes \
+                          and spool.max_messages.";
+            self.add(level, "The spool is nearly full", detail, remedy);
         }
     }
 
-    fn ledger(&mut self, status: &Status) {
+    fn ledger(&mut self, status: &SidecarStatus) {
         let Some(error) = &status.ledger_failure else { return };
         self.add(
             Level::Warn,
-            "The ledger is not written",
-            format!("Messages are counted in memory only. The disk says: {error}."),
-            "Look at the disk of spool.path; counting goes on by itself when it takes the ledger.",
+            "The ledger cannot be written",
+            format!("Messages are counted in memory only. The disk's error: {error}."),
+            "Check the disk of spool.path. tollgate retries by itself.",
         );
     }
 
-    fn budgets(&mut self, status: &Status) {
+    fn budgets(&mut self, status: &SidecarStatus) {
         for budget in &status.spend.budgets {
             let used = share(budget.used + budget.reserved, Some(budget.limit));
             let refuses = budget.on_exceed == OnExceed::Refuse;
@@ -280,53 +261,57 @@ impl Concerns {
             } else {
                 continue;
             };
-            let then = if refuses { "messages over it are refused" } else { "nothing is refused" };
+            let then =
+                if refuses { "messages over it are refused" } else { "no message is refused" };
             let left = span(budget.resets_at.duration_since(status.now));
-            let detail = format!("{}; {then}. It begins anew in {left}.", of_budget(budget));
-            let todo = "Find the topic that costs most below; raise the budget if it is right so.";
-            self.add(level, title, detail, todo);
+            let detail = format!("{}; {then}. It resets in {left}.", of_budget(budget));
+            let remedy =
+                "Find the topic that costs most; raise the budget if this spend is expected.";
+            self.add(level, title, detail, remedy);
         }
     }
 
-    fn plan(&mut self, status: &Status) {
+    fn plan(&mut self, status: &SidecarStatus) {
         let Some(plan) = status.plan_tps else { return };
         let used = share(status.tps_peak as f64, Some(plan.into()));
         if used >= NEARLY {
             let title = if used > 1.0 { "Over the bought TPS" } else { "Near the bought TPS" };
             let detail = format!(
-                "The largest second of this minute had {} messages, {} of the {} that were bought.",
+                "The busiest second of this minute had {} messages, {} of the {} that were bought.",
                 grouped(status.tps_peak),
                 percent(used),
                 grouped(plan.into()),
             );
-            let todo = "Buy a larger instance before the provider throttles, or publish less.";
-            self.add(Level::Warn, title, detail, todo);
+            let remedy = "Buy a larger instance before the provider throttles, or publish less.";
+            self.add(Level::Warn, title, detail, remedy);
         }
     }
 
-    fn clock(&mut self, status: &Status) {
+    fn clock(&mut self, status: &SidecarStatus) {
         let skew = status.clock_skew_seconds.abs();
         if skew > SKEW {
             let refused = skew >= 3.0 * SKEW;
             let level = if refused { Level::Bad } else { Level::Warn };
-            // Seconds of a clock: far from what an integer holds.
+            // The skew of a clock fits into an integer by far.
             let by = span(SignedDuration::try_from_secs_f64(skew).unwrap_or(SignedDuration::MAX));
             let side = if status.clock_skew_seconds > 0.0 { "behind" } else { "ahead of" };
-            let detail = format!("It is {by} {side} the provider's, which refuses 15 min.");
-            self.add(level, "This machine's clock is off", detail, "Set it: NTP on this machine.");
+            let detail = format!(
+                "It is {by} {side} the provider's, which refuses calls when it is off by 15 min."
+            );
+            let remedy = AccessDenied::Clock.remedy();
+            self.add(level, "This machine's clock is off", detail, remedy);
         }
     }
 
-    /// What others have to look after.
-    fn left_behind(&mut self, status: &Status) {
+    fn backlog(&mut self, status: &SidecarStatus) {
         if let Some(kept) = &status.kept {
             let age = kept.oldest.map(|at| status.now.duration_since(at));
             if let Some(age) = age.filter(|age| *age > OLD) {
                 let (n, s) = (grouped(kept.queued), plural(kept.queued));
-                let detail = format!("{n} message{s}, the oldest waits for {}.", span(age));
-                let todo = "See which topics are paused, and why. After retry.max_age they become \
-                            dead letters.";
-                self.add(Level::Warn, "Kept messages are old", detail, todo);
+                let detail = format!("{n} message{s}, the oldest since {}.", span(age));
+                let remedy = "Check which topics are paused, and why. After retry.max_age messages \
+                              become dead letters.";
+                self.add(Level::Warn, "Kept messages are old", detail, remedy);
             }
             if kept.dead > 0 {
                 let title = if kept.dead == 1 {
@@ -334,19 +319,24 @@ impl Concerns {
                 } else {
                     format!("{} dead letters", grouped(kept.dead))
                 };
-                let detail = "Kept, but no longer tried: refused, too old, or parked.".to_owned();
-                let todo = "tollgate messages list --state dead, then replay or drop them.";
-                self.add(Level::Warn, title, detail, todo);
+                let detail = "Kept, but not sent again: refused, too old, or of unknown outcome.";
+                let remedy = "List them (tollgate messages list --state dead), then replay or drop \
+                              them.";
+                self.add(Level::Warn, title, detail.to_owned(), remedy);
             }
         }
-        if status.uncertain_lately > 0 {
-            let (n, s) = (grouped(status.uncertain_lately), plural(status.uncertain_lately));
+    }
+
+    fn uncertain(&mut self, messages: u64) {
+        if messages > 0 {
+            let (n, s) = (grouped(messages), plural(messages));
             let detail = format!(
-                "{n} call{s} in the last 15 min ended without a clear answer: the message may have \
-                 been delivered, and billed, without our knowing."
+                "{n} call{s} of the last 15 min ended without a clear answer. The message may have been \
+                 delivered and billed."
             );
-            let todo = "Subscribers should bear duplicates; retry.unknown = \"park\" avoids them.";
-            self.add(Level::Warn, "Some outcomes are unknown", detail, todo);
+            let remedy = "Let subscribers tolerate duplicates, or avoid them with retry.unknown = \
+                          \"park\".";
+            self.add(Level::Warn, "Some outcomes are unknown", detail, remedy);
         }
     }
 }
@@ -359,8 +349,8 @@ struct Lanes<'a> {
 }
 
 impl<'a> Lanes<'a> {
-    fn of(status: &'a Status, bar: Option<AccessDenied>) -> Self {
-        let paused = status.paused.iter().filter(|paused| paused.bar == bar);
+    fn of(status: &'a SidecarStatus, denied: Option<AccessDenied>) -> Self {
+        let paused = status.paused.iter().filter(|paused| paused.denied == denied);
         Self {
             topics: paused.clone().count(),
             messages: paused.clone().map(|paused| paused.messages).sum(),
@@ -382,15 +372,15 @@ impl<'a> Lanes<'a> {
     }
 }
 
-/// Whether an error is still what is wrong.
-fn lasts(error: &Error, status: &Status) -> bool {
+/// Whether an error is still a concern.
+fn persists(error: &CallError, status: &SidecarStatus) -> bool {
     let age = status.now.duration_since(error.last);
     let delivered_since = status.last_delivered.is_some_and(|delivered| delivered >= error.last);
-    age < if delivered_since { NEWS } else { UNTIL_DELIVERED }
+    age < if delivered_since { AMONG_SUCCESSES } else { WITHOUT_SUCCESS }
 }
 
 /// The latest of these errors in a sentence; nothing where there is none.
-fn said<'a>(mut errors: impl Iterator<Item = &'a Error>, now: Timestamp) -> String {
+fn latest<'a>(mut errors: impl Iterator<Item = &'a CallError>, now: Timestamp) -> String {
     errors.next().map_or_else(String::new, |error| {
         let age = now.duration_since(error.last);
         let seen = if age < JUST_NOW { "just now".to_owned() } else { span(age) + " ago" };
@@ -398,7 +388,7 @@ fn said<'a>(mut errors: impl Iterator<Item = &'a Error>, now: Timestamp) -> Stri
     })
 }
 
-/// The first of so many names.
+/// The first of these names, and how many more there are of `of`.
 fn listed<'a>(names: impl Iterator<Item = &'a str>, of: usize) -> String {
     let names: Vec<_> = names.take(NAMES).collect();
     let more = of.saturating_sub(names.len());
@@ -406,7 +396,7 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>, of: usize) -> String {
     if more == 0 { names } else { format!("{names} and {} more", grouped(more as u64)) }
 }
 
-fn of_budget(budget: &Budget) -> String {
+fn of_budget(budget: &BudgetView) -> String {
     let figure = |n: f64| match &budget.unit {
         // Whole messages, of which there are fewer than a float can count.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -417,11 +407,11 @@ fn of_budget(budget: &Budget) -> String {
     format!("{} of {}{unit}", figure(budget.used + budget.reserved), figure(budget.limit))
 }
 
-fn limit(ceiling: &Ceiling) -> String {
+fn limit(ceiling: &CeilingView) -> String {
     ceiling.limit.map_or_else(|| "any number of".to_owned(), |limit| grouped(limit.into()))
 }
 
-/// A part of a whole that there may not be.
+/// A part of a whole; 0 where there is no whole.
 fn share(part: f64, whole: Option<f64>) -> f64 {
     whole.filter(|whole| *whole > 0.0).map_or(0.0, |whole| part / whole)
 }
@@ -446,7 +436,7 @@ fn times(n: u64) -> String {
     if n == 1 { "once".to_owned() } else { format!("{} times", grouped(n)) }
 }
 
-/// A length of time as one says it.
+/// A length of time in its largest useful unit.
 fn span(length: SignedDuration) -> String {
     let seconds = length.as_secs().max(0);
     match seconds {

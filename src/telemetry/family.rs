@@ -1,4 +1,4 @@
-//! One metric with its series, from facts that are kept elsewhere.
+//! One metric with its series, from values that other modules keep.
 
 use prometheus::core::Metric as _;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
@@ -54,7 +54,7 @@ impl Family {
         self
     }
 
-    /// The finished metric; `None` without any series.
+    /// The finished metric; `None` if it has no series.
     pub(super) fn done(mut self) -> Option<MetricFamily> {
         if self.metrics.is_empty() {
             return None;

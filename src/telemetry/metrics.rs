@@ -12,7 +12,7 @@ use crate::keys::KeyStatus;
 use crate::meter::{Billed, Published, Snapshot};
 use crate::spool::Spool;
 
-/// In which text metrics are asked for.
+/// The text format that a scraper asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Prometheus,
@@ -46,17 +46,17 @@ impl Format {
     }
 }
 
-pub(super) fn text(facts: &Sources, format: Format) -> String {
-    let snapshot = facts.meter.snapshot();
+pub(super) fn text(sources: &Sources, format: Format) -> String {
+    let snapshot = sources.meter.snapshot();
     let mut families: Vec<_> = [
         messages(&snapshot),
-        billing(facts, &snapshot),
-        histograms(facts),
-        ceilings(facts),
-        retries(facts),
-        facts.spool.as_ref().map(spool).unwrap_or_default(),
-        process(facts),
-        keys(&facts.keys.status()),
+        billing(sources, &snapshot),
+        histograms(sources),
+        ceilings(sources),
+        retries(sources),
+        sources.spool.as_ref().map(spool).unwrap_or_default(),
+        process(sources),
+        keys(&sources.keys.status()),
     ]
     .into_iter()
     .flatten()
@@ -108,8 +108,10 @@ fn messages(snapshot: &Snapshot) -> Families {
             published = published.value(&labels, *count as f64);
         }
     }
-    let mut calls =
-        Family::counter("tollgate_upstream_calls_total", "Calls by kind and what came back");
+    let mut calls = Family::counter(
+        "tollgate_upstream_calls_total",
+        "Calls by kind and by the provider's code or the transport error",
+    );
     for ((kind, code), count) in &snapshot.calls {
         calls = calls.value(&[("kind", kind.as_str()), ("code", code)], *count as f64);
     }
@@ -119,7 +121,7 @@ fn messages(snapshot: &Snapshot) -> Families {
     );
     let mut uncertain = Family::counter(
         "tollgate_uncertain_messages_total",
-        "Messages that may have been billed: nobody knows whether the call arrived",
+        "Messages that may have been billed: it is not known whether the call arrived",
     );
     let mut spend = Family::counter(
         "tollgate_spend_total",
@@ -137,7 +139,7 @@ fn messages(snapshot: &Snapshot) -> Families {
         Family::gauge("tollgate_billable_tps", "Billable messages in the last whole second");
     let mut peak = Family::gauge(
         "tollgate_billable_tps_peak",
-        "The largest second since the last whole minute began",
+        "The busiest second since the last whole minute began",
     );
     for (instance, (last, largest)) in &snapshot.tps {
         tps = tps.value(&[("instance", instance)], *last as f64);
@@ -146,23 +148,23 @@ fn messages(snapshot: &Snapshot) -> Families {
     [published, calls, billable, uncertain, spend, tps, peak].map(Family::done).into()
 }
 
-fn billing(facts: &Sources, snapshot: &Snapshot) -> Families {
+fn billing(sources: &Sources, snapshot: &Snapshot) -> Families {
     let mut left = Family::gauge(
         "tollgate_budget_remaining_ratio",
-        "What is left of a budget in its period, 0 to 1",
+        "The part of a budget that is left in its period, 0 to 1",
     );
     for status in &snapshot.budgets {
         left = left.value(&[("budget", &status.budget.name)], status.remaining);
     }
     let mut plan = Family::gauge(
         "tollgate_plan_tps",
-        "Message TPS that were bought; 0: billing.plan_tps is not set",
+        "The bought message TPS; 0: billing.plan_tps is not set",
     );
     let mut used = Family::gauge(
         "tollgate_plan_used_ratio",
-        "The largest second since the last whole minute began, as a part of the bought TPS",
+        "The busiest second since the last whole minute began, as a part of the bought TPS",
     );
-    let bought = facts.meter.billing().plan_tps;
+    let bought = sources.meter.billing().plan_tps;
     for (instance, (_, largest)) in &snapshot.tps {
         let labels = [("instance", &**instance)];
         plan = plan.value(&labels, bought.map_or(0.0, f64::from));
@@ -170,14 +172,14 @@ fn billing(facts: &Sources, snapshot: &Snapshot) -> Families {
     }
     let failing = Family::gauge(
         "tollgate_ledger_failing",
-        "1 while the disk does not take the ledger: what is billed is counted in memory only",
+        "1 while the ledger cannot be written: billed messages are counted in memory only",
     )
-    .value(&[], f64::from(u8::from(facts.meter.failure().is_some())));
+    .value(&[], f64::from(u8::from(sources.meter.failure().is_some())));
     [left, plan, used, failing].map(Family::done).into()
 }
 
-fn histograms(facts: &Sources) -> Families {
-    let histograms = facts.meter.histograms();
+fn histograms(sources: &Sources) -> Families {
+    let histograms = sources.meter.histograms();
     let mut publish = Family::histogram(
         "tollgate_publish_duration_seconds",
         "From a request to its answer, by outcome",
@@ -200,15 +202,15 @@ fn histograms(facts: &Sources) -> Families {
     [publish, call, wait].map(Family::done).into()
 }
 
-fn ceilings(facts: &Sources) -> Families {
-    let status = facts.ceiling.status();
+fn ceilings(sources: &Sources) -> Families {
+    let status = sources.ceiling.status();
     let mut limit = Family::gauge(
         "tollgate_ceiling_calls_per_second",
-        "The ceiling; +Inf: there is none. Of all egress addresses together",
+        "The ceiling, summed over egress addresses; +Inf: there is none",
     );
     let mut share = Family::gauge(
         "tollgate_ceiling_share_calls_per_second",
-        "What this sidecar may use of it now",
+        "The part of the ceiling that this sidecar may use now",
     );
     let mut used = Family::gauge(
         "tollgate_ceiling_used_calls",
@@ -216,15 +218,15 @@ fn ceilings(facts: &Sources) -> Families {
     );
     let mut unanswered = Family::gauge(
         "tollgate_ceiling_unanswered_calls",
-        "Calls that ended without an answer and still count, since the provider may read them yet",
+        "Calls that ended without an answer and still count, since the provider may still read them",
     );
     let mut parked = Family::gauge(
         "tollgate_ceiling_parked_permits",
-        "Permits withheld since the provider pushed back",
+        "Permits withheld because the provider pushed back",
     );
     let mut decisions = Family::counter(
         "tollgate_ceiling_decisions_total",
-        "What became of requests for a permit, by the ceiling that decided",
+        "Requests for a permit, by the ceiling that decided and its decision",
     );
     for ceiling in &status.ceilings {
         let name = ceiling.kind.as_str();
@@ -245,9 +247,9 @@ fn ceilings(facts: &Sources) -> Families {
     }
     let mut blocked = Family::gauge(
         "tollgate_egress_blocked",
-        "1 where the provider seems to block this egress address",
+        "1 if the provider probably blocks this egress address",
     );
-    for (egress, suspected) in facts.egress.iter().zip(&status.blocked) {
+    for (egress, suspected) in sources.egress.iter().zip(&status.blocked) {
         blocked = blocked.value(&[("egress", egress)], f64::from(u8::from(*suspected)));
     }
     let mut mode = Family::gauge("tollgate_fleet_mode", "How the ceilings are shared");
@@ -259,7 +261,7 @@ fn ceilings(facts: &Sources) -> Families {
         "tollgate_fleet_sidecars",
         "Sidecars that share the ceilings; 0: not known, or none",
     )
-    .value(&[], facts.ceiling.fleet_size() as f64);
+    .value(&[], sources.ceiling.fleet_size() as f64);
     let waiting = Family::gauge("tollgate_waiting_messages", "Messages that wait for a permit")
         .value(&[], status.waiting as f64);
     [limit, share, used, unanswered, parked, decisions, blocked, mode, sidecars, waiting]
@@ -267,21 +269,21 @@ fn ceilings(facts: &Sources) -> Families {
         .into()
 }
 
-fn retries(facts: &Sources) -> Families {
-    let batch = facts.meter.histograms().batch;
+fn retries(sources: &Sources) -> Families {
+    let batch = sources.meter.histograms().batch;
     let batches = Family::counter("tollgate_retry_batches_total", "Groups of kept messages tried")
         .value(&[], batch.get_sample_count() as f64);
     let messages =
         Family::histogram("tollgate_retry_batch_messages", "Kept messages tried together")
             .series(&[], batch);
-    let paused = facts.delivery.paused();
-    let count = |barred: bool| paused.iter().filter(|p| p.bar.is_some() == barred).count() as f64;
+    let paused = sources.delivery.paused();
+    let denied = paused.iter().filter(|paused| paused.bar.is_some()).count();
     let lanes = Family::gauge(
         "tollgate_paused_topics",
-        "Parent topics whose kept messages wait for a probe: the provider fails, or bars us",
+        "Parent topics whose kept messages wait for a probe: the provider fails, or denies access",
     )
-    .value(&[("reason", "failing")], count(false))
-    .value(&[("reason", "barred")], count(true));
+    .value(&[("reason", "failing")], (paused.len() - denied) as f64)
+    .value(&[("reason", "barred")], denied as f64);
     [batches, messages, lanes].map(Family::done).into()
 }
 
@@ -298,7 +300,7 @@ fn spool(spool: &Spool) -> Families {
     let age = usage.oldest.map_or(0.0, |at| Timestamp::now().duration_since(at).as_secs_f64());
     let oldest = Family::gauge(
         "tollgate_spool_oldest_age_seconds",
-        "How long the oldest message that is to be delivered has been kept",
+        "Age of the oldest message that is to be delivered",
     )
     .value(&[], age.max(0.0));
     let commits = Family::histogram(
@@ -313,14 +315,14 @@ fn spool(spool: &Spool) -> Families {
     .value(&[], usage.damaged as f64);
     let max_messages = Family::gauge(
         "tollgate_spool_max_messages",
-        "The most messages, dead letters and receipts; receipts give way to what comes",
+        "The limit of messages, dead letters and receipts; receipts are dropped first",
     )
     .value(&[], usage.max.messages as f64);
-    let max_bytes = Family::gauge("tollgate_spool_max_bytes", "The most bytes of them")
+    let max_bytes = Family::gauge("tollgate_spool_max_bytes", "The limit of their bytes")
         .value(&[], usage.max.bytes as f64);
     let failing = Family::gauge(
         "tollgate_spool_failing",
-        "1 while the disk, or Redis, does not take what is written",
+        "1 while the spool cannot be written to its disk or Redis",
     )
     .value(&[], f64::from(u8::from(usage.failure.is_some())));
     [messages, bytes, oldest, commits, damaged, max_messages, max_bytes, failing]
@@ -328,14 +330,14 @@ fn spool(spool: &Spool) -> Families {
         .into()
 }
 
-fn process(facts: &Sources) -> Families {
-    let upstream = facts.upstream.status();
+fn process(sources: &Sources) -> Families {
+    let upstream = sources.upstream.status();
     let skew = Family::gauge(
         "tollgate_clock_skew_seconds",
         "The provider's clock minus ours, by its last answer; it refuses 15 minutes",
     )
     .value(&[], upstream.clock_skew.as_secs_f64());
-    let build = Family::gauge("tollgate_build_info", "What runs here")
+    let build = Family::gauge("tollgate_build_info", "The version and the commit")
         .value(&[("version", env!("CARGO_PKG_VERSION")), ("commit", env!("TOLLGATE_COMMIT"))], 1.0);
     [skew, build].map(Family::done).into()
 }
@@ -348,13 +350,17 @@ fn keys(status: &KeyStatus) -> Families {
         expiry = expiry.value(&source, at.as_second() as f64);
     }
     let mut loaded =
-        Family::gauge("tollgate_key_loaded_timestamp_seconds", "When the key was taken up");
+        Family::gauge("tollgate_key_loaded_timestamp_seconds", "When the key was loaded");
     if let Some(at) = status.loaded_at {
         loaded = loaded.value(&source, at.as_second() as f64);
     }
-    let reloads = Family::counter("tollgate_key_reloads_total", "Looks at the source, by result")
-        .value(&[("source", status.source), ("result", "ok")], status.reloads_ok as f64)
-        .value(&[("source", status.source), ("result", "failed")], status.reloads_failed as f64);
+    let reloads =
+        Family::counter("tollgate_key_reloads_total", "Reads of the key's source, by result")
+            .value(&[("source", status.source), ("result", "ok")], status.reloads_ok as f64)
+            .value(
+                &[("source", status.source), ("result", "failed")],
+                status.reloads_failed as f64,
+            );
     [expiry, loaded, reloads].map(Family::done).into()
 }
 

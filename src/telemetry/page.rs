@@ -1,17 +1,15 @@
-//! The page's files, as they were built in. Nothing on it comes from anywhere else.
+//! The page's files, which are built into the binary. The page loads nothing from anywhere else.
 
 use std::sync::LazyLock;
 
-use bytes::Bytes;
+use http::StatusCode;
 use http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
-    IF_NONE_MATCH, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH,
+    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{Response, StatusCode};
-use http_body_util::Full;
 use sha2::{Digest, Sha256};
 
-use crate::server::Reply;
+use crate::server::{Reply, reply};
 use crate::signing::encode;
 
 /// Only what this origin serves, nothing inline, and no markup made from strings.
@@ -24,7 +22,7 @@ const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// Path, kind, bytes.
+/// Path, content type, text.
 const FILES: [(&str, &str, &str); 9] = [
     ("/", HTML, include_str!("page/index.html")),
     ("/page/icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
@@ -32,31 +30,29 @@ const FILES: [(&str, &str, &str); 9] = [
     ("/page/page.js", SCRIPT, include_str!("page/page.js")),
     ("/page/chart.js", SCRIPT, include_str!("page/chart.js")),
     ("/page/words.js", SCRIPT, include_str!("page/words.js")),
-    // uPlot 1.6.32, MIT: whoever gets a copy gets its licence.
+    // uPlot 1.6.32, MIT: its licence must go with every copy.
     ("/page/uplot.LICENSE", "text/plain; charset=utf-8", include_str!("page/uplot.LICENSE")),
     ("/page/uplot.min.css", STYLE, include_str!("page/uplot.min.css")),
     ("/page/uplot.min.js", SCRIPT, include_str!("page/uplot.min.js")),
 ];
 
-/// What each file is known by: its own hash, so that a new release is taken up at once.
+/// The entity tag of each file: its hash, so that browsers load a new release's files at once.
 static TAGS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let tag = |text: &str| format!("\"{}\"", encode::hex(&Sha256::digest(text)[..8]));
     FILES.iter().map(|(.., text)| tag(text)).collect()
 });
 
 /// The page or one of its files; `None`: there is no such file.
-pub(super) fn answer(path: &str, asked: &HeaderMap) -> Option<Reply> {
+pub(super) fn answer(path: &str, request: &HeaderMap) -> Option<Reply> {
     let at = FILES.iter().position(|(name, ..)| *name == path)?;
     let ((_, kind, text), tag) = (FILES[at], &TAGS[at]);
-    let known = asked.get(IF_NONE_MATCH).and_then(|tags| tags.to_str().ok());
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
-    if known.is_some_and(|tags| tags.split(',').any(|known| known.trim() == tag)) {
-        *response.body_mut() = Full::default();
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-    }
-    let headers = response.headers_mut();
+    let known = request.get(IF_NONE_MATCH).and_then(|tags| tags.to_str().ok());
+    let unchanged = known.is_some_and(|tags| tags.split(',').any(|known| known.trim() == tag));
+    let (status, text) =
+        if unchanged { (StatusCode::NOT_MODIFIED, "") } else { (StatusCode::OK, text) };
+    let mut reply = reply(status, kind, text);
+    let headers = reply.headers_mut();
     for (name, value) in [
-        (CONTENT_TYPE, kind),
         (CACHE_CONTROL, "no-cache"),
         (CONTENT_SECURITY_POLICY, POLICY),
         (REFERRER_POLICY, "no-referrer"),
@@ -64,15 +60,17 @@ pub(super) fn answer(path: &str, asked: &HeaderMap) -> Option<Reply> {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    // Quotes and hexadecimal digits are always a header's value.
+    // It cannot fail: quotes and hexadecimal digits are valid in a header.
     if let Ok(tag) = HeaderValue::from_str(tag) {
         headers.insert(ETAG, tag);
     }
-    Some(response)
+    Some(reply)
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header::CONTENT_TYPE;
+
     use super::*;
 
     #[test]

@@ -354,7 +354,7 @@ async fn a_bill() {
     assert_eq!(lines[0], "start,instance,topic,messages,uncertain,peak_tps,spend,currency");
     assert!(lines[1].starts_with(&format!(",{},,5,0,", support::INSTANCE)), "{csv}");
     for (args, words) in
-        [(["--from", "yesterday"], "no day"), (["--from", "2999-01-01"], "is not before")]
+        [(["--from", "yesterday"], "neither a day"), (["--from", "2999-01-01"], "is not before")]
     {
         let wrong = bill(&args).await;
         assert_eq!(wrong.code, 2, "wrong usage");

@@ -43,7 +43,7 @@ async fn are_mistakes(verb: &Verb) {
     let nobody = "0".repeat(32);
     for (wrong, told, code) in [
         (&["show", "x"][..], "no message id", 2),
-        (&["show", &nobody], "No message of this id", 1),
+        (&["show", &nobody], "No message with this id", 1),
         (&["drop"], "othing is selected", 2),
         (&["replay"], "othing is selected", 2),
         (&["drop", "x"], "no message id", 2),

@@ -466,7 +466,11 @@ async fn an_operator_sees_and_drops_what_stopped_sidecars_have_left() {
     assert!(STANDARD.decode(shown["PayloadBase64"].as_str().unwrap()).unwrap().starts_with(b"x-"));
     let refused = messages(&stranger, &["drop", "--all"]).await;
     assert_eq!(refused.code, 1);
-    assert!(refused.stderr.contains("hold 3 messages; ask them"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("own 3 messages; run the command on those"),
+        "{}",
+        refused.stderr
+    );
 
     pod.signal(Signal::TERM);
     pod.ended().await;

@@ -210,9 +210,9 @@ async fn every_state_of_a_sidecar() {
     page.says("headline", "All is well").await;
     page.until("document.getElementById('queued').innerText < 50").await;
 
-    // The provider does not let us in.
+    // The provider denies access.
     fault(&emulator, r#"[{"code":"SignatureDoesNotMatch"}]"#).await;
-    page.says("concerns", "The provider refuses our key").await;
+    page.says("concerns", "The provider rejects the access key").await;
     page.says("concerns", "Check that the key is active").await;
     page.says("outcomes", "Failed").await;
     look(&page, "5-barred").await;
@@ -225,13 +225,13 @@ async fn every_state_of_a_sidecar() {
     let path = "/publish/%3Cimg%20src=x%20onerror=alert(1)%3E";
     assert_eq!(post(&sidecar.publish, path, &[], b"x").await.status, 400);
     page.says("errors", "other").await;
-    page.says("outcomes", "Not a message").await;
+    page.says("outcomes", "Invalid request").await;
 
     // tollgate is gone, and comes back.
     drop(traffic);
     drop(sidecar);
     page.says("headline", "Disconnected since").await;
-    page.says("headline-more", "It cannot be reached").await;
+    page.says("headline-more", "tollgate cannot be reached").await;
     look(&page, "6-disconnected").await;
     let sidecar = serve(origin.clone()).await;
     page.says("headline", "All is well").await;
@@ -278,15 +278,15 @@ fn everything() -> Value {
     let error = |code: &str, count: u64, last: &str| {
         json!({
             "code": code, "count": count, "last": last,
-            "words": "The provider takes fewer calls than we make.",
-            "todo": "tollgate slows down by itself. If it stays, buy more."
+            "words": "The provider accepts fewer calls than tollgate makes.",
+            "todo": "tollgate slows down by itself. If it persists, buy more."
         })
     };
     let concern = |level: &str, title: &str| {
         json!({
             "level": level, "title": title,
             "detail": "At 740 messages a second it is reached in 2 h.",
-            "todo": "Find the topic that costs most below; raise the budget if it is right so."
+            "todo": "Find the topic that costs most; raise the budget if this spend is expected."
         })
     };
     let members: Vec<_> = (0..20)
@@ -338,15 +338,15 @@ async fn spend_budgets_plan_and_fleet() {
         ("topics", "14.00"),
         ("topics", "0.0006"),
         ("budgets", "57.25 CNY left (11 %)"),
-        ("budgets", "430.25 used and 12.50 reserved of 500.00; then it is only said."),
+        ("budgets", "430.25 used and 12.50 reserved of 500.00; then only a warning."),
         (
             "budgets",
             "7,654,321 used and 100,000 reserved of 20,000,000; then messages are refused.",
         ),
-        ("budgets", "1.00 used of 1.00; messages are refused. Begins anew in 21 h"),
+        ("budgets", "1.00 used of 1.00; messages are refused. Resets in 21 h"),
         ("peak", "800 of 900 bought"),
         ("legend", "Bought TPS 900"),
-        ("provider", "perhaps blocked: 10.0.0.3"),
+        ("provider", "probably blocked: 10.0.0.3"),
         ("provider", "in 40 min"),
         ("fleet", "Ceilings are shared; 20 sidecars of account default"),
         ("members", "starved"),
@@ -378,9 +378,10 @@ async fn spend_budgets_plan_and_fleet() {
     look(&page, "8-nothing").await;
 
     // Answers that are none.
-    for (code, body, words) in
-        [(500, "", "It answers 500."), (200, "<html>", "What it answers cannot be read.")]
-    {
+    for (code, body, words) in [
+        (500, "", "tollgate answers with status 500."),
+        (200, "<html>", "The response cannot be read."),
+    ] {
         stage.answer(code, body);
         page.says("headline-more", words).await;
     }

@@ -2,7 +2,10 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::meter::Past;
-use crate::telemetry::status::{Fleet, Kept, Key, Member, Paused, SpendView, Today};
+use crate::telemetry::explanations;
+use crate::telemetry::view::{
+    FleetView, KeptView, KeyView, MemberView, PausedTopic, SpendView, Today,
+};
 
 const NOW: &str = "2026-11-23T03:00:00Z";
 
@@ -12,13 +15,19 @@ fn at(seconds_ago: i64) -> Timestamp {
 }
 
 /// Nothing is wrong.
-fn well() -> Status {
-    let ceiling =
-        |name, limit| Ceiling { name, limit, used: 0, unanswered: 0, parked: 0, refused: 0 };
+fn well() -> SidecarStatus {
+    let ceiling = |name: &'static str, limit| CeilingView {
+        name: name.into(),
+        limit,
+        used: 0,
+        unanswered: 0,
+        parked: 0,
+        refused: 0,
+    };
     let today = Today { messages: 0, uncertain: 0, spend: 0.0 };
-    Status {
-        version: "0",
-        commit: "0",
+    SidecarStatus {
+        version: "0".into(),
+        commit: "0".into(),
         endpoint: "provider".to_owned(),
         started: at(3_600),
         now: at(0),
@@ -30,11 +39,10 @@ fn well() -> Status {
         history: Past::default(),
         billable: 0,
         uncertain: 0,
-        uncertain_lately: 0,
         ledger_failure: None,
         waiting: 0,
         longest_wait_seconds: 0.0,
-        kept: Some(Kept::default()),
+        kept: Some(KeptView::default()),
         paused: Vec::new(),
         paused_topics: 0,
         ceilings: vec![ceiling("account", Some(1_000)), ceiling("egress_ip", None)],
@@ -50,7 +58,7 @@ fn well() -> Status {
             topics: Vec::new(),
             budgets: Vec::new(),
         },
-        key: Key { source: "env", loaded: Some(at(3_600)), expires: None, error: None },
+        key: KeyView { source: "env".into(), loaded: Some(at(3_600)), expires: None, error: None },
         last_answer: Some(at(1)),
         last_delivered: Some(at(1)),
         clock_skew_seconds: 0.0,
@@ -59,8 +67,8 @@ fn well() -> Status {
     }
 }
 
-fn fleet(mode: Mode) -> Fleet {
-    let member = |name: &str| Member {
+fn fleet(mode: Mode) -> FleetView {
+    let member = |name: &str| MemberView {
         name: name.to_owned(),
         version: "0.1.0".to_owned(),
         egress_group: String::new(),
@@ -73,37 +81,52 @@ fn fleet(mode: Mode) -> Fleet {
     };
     let members = ["a", "b"].map(member).into();
     let account = "default".to_owned();
-    Fleet { mode, account, size: 2, opens_in_seconds: 0.0, at: Some(at(1)), members }
+    FleetView { mode, account, size: 2, opens_in_seconds: 0.0, at: Some(at(1)), members }
 }
 
-fn error(code: &str, seconds_ago: i64) -> Error {
-    let Advice { words, todo } = advice::of(code);
-    Error { code: code.to_owned(), count: 3, last: at(seconds_ago), words, todo }
+fn error(code: &str, seconds_ago: i64) -> CallError {
+    let explanation = explanations::of(code);
+    CallError {
+        code: code.to_owned(),
+        count: 3,
+        last: at(seconds_ago),
+        explanation: explanation.what.into(),
+        remedy: explanation.remedy.into(),
+    }
 }
 
-fn paused(topic: &str, bar: Option<AccessDenied>, messages: usize) -> Paused {
+fn paused(topic: &str, denied: Option<AccessDenied>, messages: usize) -> PausedTopic {
     let (instance, topic) = ("post-cn-1".to_owned(), topic.to_owned());
-    Paused { instance, topic, why: "", bar, messages }
+    PausedTopic { instance, topic, why: "".into(), denied, messages }
 }
 
-fn budget(used: f64, on_exceed: OnExceed) -> Budget {
+fn budget(used: f64, on_exceed: OnExceed) -> BudgetView {
     let remaining_ratio = 1.0 - (used + 5.0) / 100.0;
     let (name, unit) = ("daily".to_owned(), Unit::Money("CNY".to_owned()));
     let resets_at = at(-7_200);
-    Budget { name, unit, limit: 100.0, used, reserved: 5.0, remaining_ratio, resets_at, on_exceed }
+    BudgetView {
+        name,
+        unit,
+        limit: 100.0,
+        used,
+        reserved: 5.0,
+        remaining_ratio,
+        resets_at,
+        on_exceed,
+    }
 }
 
-fn kept(change: impl FnOnce(&mut Kept)) -> Kept {
-    let mut kept = Kept::default();
+fn kept(change: impl FnOnce(&mut KeptView)) -> KeptView {
+    let mut kept = KeptView::default();
     change(&mut kept);
     kept
 }
 
-type Case = (&'static str, fn(&mut Status), &'static [(Level, &'static str)]);
+type Case = (&'static str, fn(&mut SidecarStatus), &'static [(Level, &'static str)]);
 
 use Level::{Bad, Warn};
 
-/// What is so, and what is said, worst first.
+/// A status, and its concerns, worst first.
 #[rustfmt::skip]
 const CASES: &[Case] = &[
     ("all is well", |_| {}, &[]),
@@ -113,23 +136,23 @@ const CASES: &[Case] = &[
     ("no key", |s| s.key.loaded = None, &[(Bad, "No access key")]),
     ("an expired key", |s| s.key.expires = Some(at(5)), &[(Bad, "The access key has expired")]),
     ("a key of an hour, renewed soon", |s| s.key.expires = Some(at(-900)), &[]),
-    ("that was not renewed", |s| s.key.expires = Some(at(-500)), &[(Warn, "The access key ends soon")]),
+    ("that was not renewed", |s| s.key.expires = Some(at(-500)), &[(Warn, "The access key expires soon")]),
     ("since its source fails", |s| { s.key.expires = Some(at(-500)); s.key.error = Some("x".into()); },
-        &[(Bad, "The access key ends soon")]),
+        &[(Bad, "The access key expires soon")]),
     ("a key of five minutes, at its half", |s| { s.key.loaded = Some(at(150)); s.key.expires = Some(at(-150)); }, &[]),
-    ("a source that fails in time", |s| s.key.error = Some("x".into()), &[(Warn, "The access key's source fails")]),
+    ("a source that fails in time", |s| s.key.error = Some("x".into()), &[(Warn, "The access key cannot be renewed")]),
 
     ("a wrong key", |s| { s.last_delivered = None; s.errors = vec![error("SignatureDoesNotMatch", 100)]; },
-        &[(Bad, "The provider refuses our key")]),
+        &[(Bad, "The provider rejects the access key")]),
     ("that is over", |s| s.errors = vec![error("SignatureDoesNotMatch", 100)], &[]),
     ("one topic is barred, others pass", |s| s.errors = vec![error("PermissionCheckFailed", 9)],
         &[(Bad, "The provider denies permission")]),
     ("a barred lane without an error", |s| s.paused = vec![paused("TopicA", Some(AccessDenied::Clock), 7)],
-        &[(Bad, "The provider refuses our clock")]),
+        &[(Bad, "The provider rejects this machine's clock")]),
     ("a lane and its error are one concern", |s| {
         s.paused = vec![paused("TopicA", Some(AccessDenied::Endpoint), 7)];
         s.errors = vec![error("ApiNotSupport", 2)];
-    }, &[(Bad, "The provider does not know the call")]),
+    }, &[(Bad, "The provider's endpoint does not support the call")]),
     ("an error of a quarter of an hour ago", |s| { s.last_delivered = None; s.errors = vec![error("Forbidden.RAM", 1_000)]; }, &[]),
 
     ("a failing lane", |s| s.paused = vec![paused("TopicA", None, 9)], &[(Bad, "Delivery fails for TopicA")]),
@@ -137,16 +160,16 @@ const CASES: &[Case] = &[
         &[(Bad, "Delivery fails for T0, T1, T2 and 6 more")]),
     ("now and then a failure", |s| s.errors = vec![error("SendMessageFailed", 3), error("timeout", 4)], &[]),
     ("nothing but failures", |s| { s.last_delivered = Some(at(60)); s.errors = vec![error("connect", 3)]; },
-        &[(Bad, "Nothing gets through")]),
+        &[(Bad, "Nothing is delivered")]),
     ("a refused message is its caller's", |s| { s.last_delivered = None; s.errors = vec![error("ParameterCheckFailed", 3)]; }, &[]),
 
-    ("one address is blocked", |s| s.blocked = vec!["10.0.0.1".into()], &[(Warn, "Egress addresses seem to be blocked")]),
-    ("all are", |s| s.blocked = s.egress.clone(), &[(Bad, "Egress addresses seem to be blocked")]),
+    ("one address is blocked", |s| s.blocked = vec!["10.0.0.1".into()], &[(Warn, "Egress addresses are probably blocked")]),
+    ("all are", |s| s.blocked = s.egress.clone(), &[(Bad, "Egress addresses are probably blocked")]),
 
     ("a fleet", |s| s.fleet = Some(fleet(Mode::Shared)), &[]),
     ("cut off", |s| s.fleet = Some(fleet(Mode::CutOff)), &[(Warn, "Redis does not answer")]),
     ("for long", |s| s.fleet = Some(fleet(Mode::Closed)), &[(Bad, "Cut off from the fleet")]),
-    ("a new Redis", |s| s.fleet = Some(Fleet { opens_in_seconds: 12.3, ..fleet(Mode::Shared) }), &[(Warn, "Redis learns which permits are out")]),
+    ("a new Redis", |s| s.fleet = Some(FleetView { opens_in_seconds: 12.3, ..fleet(Mode::Shared) }), &[(Warn, "Redis is learning which permits are in use")]),
     ("starved", |s| { let mut fleet = fleet(Mode::Shared); fleet.members[1].starved = true; s.fleet = Some(fleet); },
         &[(Warn, "Sidecars get too few permits")]),
 
@@ -160,16 +183,15 @@ const CASES: &[Case] = &[
     ("a stall", |s| s.ceilings[0].unanswered = 100, &[(Warn, "Calls get no answer")]),
     ("parked permits", |s| s.ceilings[0].parked = 1, &[(Warn, "The provider pushes back")]),
 
-    ("the disk fails", |s| s.kept = Some(kept(|k| k.failure = Some("No space left".into()))), &[(Bad, "The spool takes no writes")]),
-    ("Redis fails", |s| s.kept = Some(kept(|k| (k.failure, k.durability) = (Some("OOM".into()), "redis-memory"))), &[(Bad, "The spool takes no writes")]),
+    ("the disk fails", |s| s.kept = Some(kept(|k| k.failure = Some("No space left".into()))), &[(Bad, "The spool cannot be written")]),
+    ("Redis fails", |s| s.kept = Some(kept(|k| (k.failure, k.durability) = (Some("OOM".into()), "redis-memory".into()))), &[(Bad, "The spool cannot be written")]),
     ("the spool fills", |s| s.kept = Some(kept(|k| k.full = 0.8)), &[(Warn, "The spool is nearly full")]),
     ("the spool is full", |s| s.kept = Some(kept(|k| k.full = 0.96)), &[(Bad, "The spool is nearly full")]),
     ("young", |s| s.kept = Some(kept(|k| k.oldest = Some(at(299)))), &[]),
     ("old", |s| s.kept = Some(kept(|k| k.oldest = Some(at(301)))), &[(Warn, "Kept messages are old")]),
     ("a dead letter", |s| s.kept = Some(kept(|k| k.dead = 1)), &[(Warn, "1 dead letter")]),
     ("dead letters", |s| s.kept = Some(kept(|k| k.dead = 1_234)), &[(Warn, "1,234 dead letters")]),
-    ("counted in memory", |s| s.ledger_failure = Some("No space left".into()), &[(Warn, "The ledger is not written")]),
-    ("nobody knows", |s| s.uncertain_lately = 1, &[(Warn, "Some outcomes are unknown")]),
+    ("counted in memory", |s| s.ledger_failure = Some("No space left".into()), &[(Warn, "The ledger cannot be written")]),
 
     ("a clock", |s| s.clock_skew_seconds = -300.0, &[]),
     ("off", |s| s.clock_skew_seconds = -301.0, &[(Warn, "This machine's clock is off")]),
@@ -178,29 +200,28 @@ const CASES: &[Case] = &[
     ("a budget", |s| s.spend.budgets = vec![budget(74.0, OnExceed::Refuse)], &[]),
     ("with what is reserved", |s| s.spend.budgets = vec![budget(75.0, OnExceed::Refuse)], &[(Warn, "Budget daily is nearly used up")]),
     ("used up", |s| s.spend.budgets = vec![budget(95.0, OnExceed::Refuse)], &[(Bad, "Budget daily is used up")]),
-    ("and only said", |s| s.spend.budgets = vec![budget(95.0, OnExceed::Warn)], &[(Warn, "Budget daily is used up")]),
+    ("and only a warning", |s| s.spend.budgets = vec![budget(95.0, OnExceed::Warn)], &[(Warn, "Budget daily is used up")]),
     ("a plan", |s| { s.plan_tps = Some(500); s.tps_peak = 399; }, &[]),
     ("nearly", |s| { s.plan_tps = Some(500); s.tps_peak = 400; }, &[(Warn, "Near the bought TPS")]),
     ("over", |s| { s.plan_tps = Some(500); s.tps_peak = 501; }, &[(Warn, "Over the bought TPS")]),
 
     ("the worst first", |s| {
         s.ceilings[0].parked = 1;
-        s.uncertain_lately = 1;
         s.paused = vec![paused("TopicA", None, 9)];
-    }, &[(Bad, "Delivery fails for TopicA"), (Warn, "The provider pushes back"), (Warn, "Some outcomes are unknown")]),
+    }, &[(Bad, "Delivery fails for TopicA"), (Warn, "The provider pushes back")]),
 ];
 
 #[test]
-fn what_is_said() {
+fn each_status_has_its_concerns() {
     for (case, change, expected) in CASES {
         let mut status = well();
         change(&mut status);
-        let concerns = of(&status);
-        let said: Vec<_> = concerns.iter().map(|c| (c.level, &*c.title)).collect();
-        assert_eq!(said, *expected, "{case}");
+        let concerns = of(&status, 0);
+        let titles: Vec<_> = concerns.iter().map(|c| (c.level, &*c.title)).collect();
+        assert_eq!(titles, *expected, "{case}");
         for concern in concerns {
-            let Concern { detail, todo, .. } = &concern;
-            assert!(detail.ends_with('.') && todo.ends_with('.'), "{case}: {concern:?}");
+            let Concern { detail, remedy, .. } = &concern;
+            assert!(detail.ends_with('.') && remedy.ends_with('.'), "{case}: {concern:?}");
             assert!(!detail.contains("  ") && !detail.contains(".."), "{case}: {detail}");
         }
     }
@@ -213,13 +234,31 @@ fn whole_sentences() {
     status.errors = vec![error("SignatureDoesNotMatch", 4)];
     status.paused = vec![paused("TopicA", Some(AccessDenied::Key), 1_200)];
     status.spend.budgets = vec![budget(95.0, OnExceed::Refuse)];
-    let details: Vec<_> = of(&status).into_iter().map(|concern| concern.detail).collect();
+    let details: Vec<_> = of(&status, 2).into_iter().map(|concern| concern.detail).collect();
     assert_eq!(
         details,
         [
             "Code SignatureDoesNotMatch, 3 times since the start, last 4 s ago. 1,200 messages of \
-             TopicA wait. New messages are answered 502.",
-            "100.00 CNY of 100.00 CNY; messages over it are refused. It begins anew in 2 h.",
+             TopicA wait. New messages get 502.",
+            "100.00 CNY of 100.00 CNY; messages over it are refused. It resets in 2 h.",
+            "2 calls of the last 15 min ended without a clear answer. The message may have been \
+             delivered and billed.",
         ]
     );
+}
+
+/// `tollgate status` reads what the sidecar writes.
+#[test]
+fn the_status_is_read_back() {
+    let mut status = well();
+    status.errors = vec![error("Throttling.User", 4)];
+    status.paused = vec![paused("TopicA", None, 3)];
+    status.fleet = Some(fleet(Mode::CutOff));
+    status.spend.budgets = vec![budget(95.0, OnExceed::Warn), budget(5.0, OnExceed::Refuse)];
+    status.spend.budgets[0].unit = Unit::Messages;
+    status.concerns = of(&status, 1);
+    let written = serde_json::to_string(&status).unwrap();
+    let read: SidecarStatus = serde_json::from_str(&written).unwrap();
+    assert_eq!(serde_json::to_string(&read).unwrap(), written);
+    assert_eq!(read.concerns, status.concerns);
 }

@@ -5,7 +5,7 @@ import { number } from './words.js';
 const SECONDS = 900;
 // In the order in which they are drawn: messages over calls.
 const COLUMNS = ['calls', 'billable', 'pushed_back', 'uncertain'];
-// Ceilings further above the traffic than this would press it flat.
+// Ceilings that are higher than so many times the traffic are not drawn: they would flatten it.
 const APART = 4;
 
 /** Whole seconds as the sidecar counted them. */
@@ -14,7 +14,7 @@ export class History {
   #seconds = new Map();
   end = null;
 
-  /** What to ask for: only what is not here yet. */
+  /** The query for the seconds that are not here yet. */
   get query() {
     return this.end === null ? '' : '?since=' + this.end;
   }
@@ -38,7 +38,7 @@ export class History {
     return true;
   }
 
-  /** Seconds and columns for uPlot; what nobody counted is null. */
+  /** Seconds and columns for uPlot; null for seconds before the start. */
   columns() {
     const seconds = Array.from({ length: SECONDS }, (_, i) => this.end - SECONDS + 1 + i);
     const at = column => seconds.map(second => this.#seconds.get(second)?.[column] ?? null);
@@ -69,14 +69,14 @@ const LINES = [
   { key: 'pushed', name: 'Pushed back', color: '--bad', width: 2, dash: [2, 2] },
   { key: 'perhaps', name: 'Perhaps billed', color: '--odd', width: 2, dash: [6, 2, 2, 2] },
 ];
-// Lines are told apart by their dashes as well as by their colour; page.css has the same for the legend.
+// Lines differ by their dashes as well as by their colour; page.css has the same for the legend.
 const LIMITS = [
   { key: 'account', name: 'Account ceiling', color: '--limit', width: 1.5, dash: [10, 5] },
   { key: 'egress_ip', name: 'Egress ceiling', color: '--limit-2', width: 1.5, dash: [3, 4] },
   { key: 'plan', name: 'Bought TPS', color: '--ok', width: 1.5, dash: [14, 4, 3, 4] },
 ];
 
-/** What is nearly always 0 is drawn only where it is not. */
+/** Lines that are nearly always 0 are drawn only where they are not. */
 const bumps = column => column.map((n, i) => n === 0 && !column[i - 1] && !column[i + 1] ? null : n);
 
 export class Chart {
@@ -148,13 +148,13 @@ export class Chart {
     return LIMITS.filter(({ key }, i) => limits[key] !== null && drawn[i] === null).map(({ name }) => name);
   }
 
-  /** What the legend says: of the second under the cursor, else of the last. */
+  /** The legend's values, of the second under the cursor, else of the last. */
   legend(columns, index) {
     const at = index ?? columns[0].length - 1;
     const value = n => n === null || n === undefined ? '–' : number(n);
-    const said = LINES.map(({ key, name }, i) => ({ key, name, value: value(columns[i + 1][at]) }));
+    const lines = LINES.map(({ key, name }, i) => ({ key, name, value: value(columns[i + 1][at]) }));
     const limits = LIMITS.filter(({ key }) => this.#limits[key] !== null)
       .map(({ key, name }) => ({ key, name, value: value(this.#limits[key]) }));
-    return [...said, ...limits];
+    return [...lines, ...limits];
   }
 }

@@ -1,23 +1,23 @@
-// Asks for the figures once a second and shows them. Whatever comes from outside is set as text.
+// Fetches /status.json once a second and shows it. All values are set as text, never as markup.
 
 import { Chart, History } from './chart.js';
 import { age, ago, bytes, clock, moment, money, number, percent, plural, rate, span, until } from './words.js';
 
 const SECOND = 1000, PATIENCE = 5000, LONGEST = 10_000;
-// More rows than this are nobody's overview.
+// The most rows of each list.
 const TOPICS = 10, PAUSED = 8, CONCERNS = 6, MEMBERS = 12;
 
 const $ = id => document.getElementById(id);
 
 // === showing ===
 
-/** Sets text only where it differs: selections stay, and screen readers hear what is new. */
-function say(node, text) {
+/** Sets text only where it differs: selections stay, and screen readers announce only changes. */
+function setText(node, text) {
   text = String(text ?? '');
   if (node.textContent !== text) node.textContent = text;
 }
 
-const show = (id, text) => say($(id), text);
+const show = (id, text) => setText($(id), text);
 const hide = (id, hidden) => { $(id).hidden = hidden; };
 
 /** Each item in a copy of the list's template; rows are used again. */
@@ -32,9 +32,9 @@ function repeat(id, items, more) {
       list.append(row);
     }
     for (const field of row.querySelectorAll('[data-f]')) {
-      if (field.dataset.f in item) say(field, item[field.dataset.f]);
+      if (field.dataset.f in item) setText(field, item[field.dataset.f]);
     }
-    if (row.dataset.f in item) say(row, item[row.dataset.f]);
+    if (row.dataset.f in item) setText(row, item[row.dataset.f]);
     if (item.level) row.dataset.level = item.level;
     more?.(row, item);
   });
@@ -62,14 +62,14 @@ function state(concerns, lost) {
   const level = lost || bad ? 'bad' : warn ? 'warn' : 'ok';
   const count = [bad && plural(bad, 'thing is wrong', 'things are wrong'), warn && plural(warn, 'thing to watch', 'things to watch')].filter(Boolean).join(', ');
   $('state').dataset.level = level;
-  // One thing is its own headline.
+  // A single concern is its own headline.
   $('state').dataset.count = lost ? 0 : concerns.length;
   show('headline-words', lost ?? (count || 'All is well'));
-  // Seen below; a screen reader hears it at once.
+  // Visible below; this lets a screen reader announce it with the headline.
   show('headline-worst', lost || !concerns.length ? '' : ': ' + concerns[0].title);
   document.title = (lost ? 'Disconnected – ' : concerns.length ? `${count} – ` : '') + 'tollgate';
   const shown = lost ? [] : concerns.slice(0, CONCERNS);
-  repeat('concerns', shown, (row, c) => say(row.querySelector('.tag'), LEVELS[c.level] ?? c.level));
+  repeat('concerns', shown, (row, c) => setText(row.querySelector('.tag'), LEVELS[c.level] ?? c.level));
   hide('concerns-more', lost || concerns.length <= CONCERNS);
   show('concerns-more', `and ${concerns.length - CONCERNS} more in /status.json`);
 }
@@ -126,12 +126,12 @@ function figures(s) {
 const OUTCOMES = {
   delivered: ['Delivered', '200', 'ok'], queued: ['Kept for later', '202', 'ok'],
   over_ceiling: ['Over a ceiling', '429', 'warn'], refused: ['Message refused', '422', 'bad'],
-  failed: ['Failed', '502', 'bad'], unknown: ['Perhaps delivered', '504', 'bad'],
-  invalid: ['Not a message', '4xx', 'warn'], draining: ['While stopping', '503', 'warn'],
-  full: ['No room', '503', 'bad'],
+  failed: ['Failed', '502', 'bad'], unknown: ['Outcome unknown', '504', 'bad'],
+  invalid: ['Invalid request', '4xx', 'warn'], draining: ['While stopping', '503', 'warn'],
+  full: ['Queue or spool full', '503', 'bad'],
 };
 
-/** Rates are those of the last few seconds: one second alone jumps. */
+/** Rates are means of the last few seconds: those of a single second vary too much. */
 function outcomes(s) {
   const at = Date.parse(s.now);
   samples = samples.filter(sample => at - sample.at < 6 * SECOND && sample.at < at);
@@ -153,7 +153,7 @@ function backlog(s) {
       ['Oldest of them', s.kept.oldest && s.kept.queued ? age(s.kept.oldest, s.now) : '–'],
       ['Dead letters', number(s.kept.dead)],
       ['Spool in use', `${percent(s.kept.full)}, ${bytes(s.kept.bytes)}`]);
-    if (s.kept.failure) rows.push([String(s.kept.durability).startsWith('redis') ? 'Redis says' : 'The disk says', s.kept.failure]);
+    if (s.kept.failure) rows.push([String(s.kept.durability).startsWith('redis') ? 'Error of Redis' : 'Error of the disk', s.kept.failure]);
   } else {
     rows.push(['Kept', 'nothing: spool.store is "none"']);
   }
@@ -173,13 +173,13 @@ function spend(s) {
   show('spend-title', priced ? 'Spend today' : 'Billed today');
   show('spend', priced ? money(today.spend, '').trim() : number(today.messages));
   show('spend-unit', priced ? currency : 'messages');
-  show('spend-words', [priced && plural(today.messages, 'message', 'messages'), today.uncertain && `${number(today.uncertain)} perhaps`, !priced && 'no price configured'].filter(Boolean).join(', '));
+  show('spend-words', [priced && plural(today.messages, 'message', 'messages'), today.uncertain && `${number(today.uncertain)} uncertain`, !priced && 'no price configured'].filter(Boolean).join(', '));
 
   const several = new Set(topics.map(t => t.instance)).size > 1;
   const cost = t => priced ? money(t.spend, '').trim() : '';
   show('topics-spend', 'Spend, ' + currency);
   const row = t => ({ topic: t.topic, instance: several ? t.instance : '', messages: number(t.messages), uncertain: number(t.uncertain), spend: cost(t) });
-  // What the sidecar itself calls "other" stands last, with what has no place here.
+  // The last row sums topics that do not fit here, and those that the sidecar itself counts as "other".
   const named = topics.filter(t => t.topic !== 'other').sort((a, b) => b.spend - a.spend || b.messages - a.messages);
   const rest = [...named.slice(TOPICS), ...topics.filter(t => t.topic === 'other')];
   const rows = named.slice(0, TOPICS).map(row);
@@ -195,10 +195,10 @@ function spend(s) {
     const figure = n => b.unit === 'messages' ? number(n) : money(n, '').trim();
     const unit = b.unit === 'messages' ? 'messages' : b.unit, share = b.limit > 0 ? b.used / b.limit : 1;
     const held = b.limit > 0 ? b.reserved / b.limit : 0, over = b.used + b.reserved >= b.limit;
-    const then = b.on_exceed === 'refuse' ? (over ? 'messages are refused' : 'then messages are refused') : over ? 'nothing is refused, only said' : 'then it is only said';
+    const then = b.on_exceed === 'refuse' ? (over ? 'messages are refused' : 'then messages are refused') : over ? 'no message is refused' : 'then only a warning';
     return { name: b.name, share, held,
       left: `${figure(Math.max(0, b.limit - b.used - b.reserved))} ${unit} left (${percent(Math.max(0, b.remaining_ratio))})`,
-      words: `${figure(b.used)} used${b.reserved ? ` and ${figure(b.reserved)} reserved` : ''} of ${figure(b.limit)}; ${then}. Begins anew in ${until(b.resets_at, s.now)}, ${moment(b.resets_at, s.now)}.` };
+      words: `${figure(b.used)} used${b.reserved ? ` and ${figure(b.reserved)} reserved` : ''} of ${figure(b.limit)}; ${then}. Resets in ${until(b.resets_at, s.now)}, ${moment(b.resets_at, s.now)}.` };
   }), (row, b) => {
     const bar = row.querySelector('.bar');
     bar.setAttribute('aria-label', 'Budget ' + b.name);
@@ -211,17 +211,17 @@ function spend(s) {
 function provider(s) {
   const { key } = s, skew = Math.abs(s.clock_skew_seconds);
   const rows = [
-    ['Key from', key.source], ['Key taken up', key.loaded ? ago(key.loaded, s.now) : 'not yet'],
+    ['Key from', key.source], ['Key loaded', key.loaded ? ago(key.loaded, s.now) : 'not yet'],
     ['Key expires', key.expires ? (Date.parse(key.expires) > Date.parse(s.now) ? `in ${until(key.expires, s.now)} (${moment(key.expires, s.now)})` : `expired ${ago(key.expires, s.now)}`) : 'never'],
   ];
-  if (key.error) rows.push(['Its source says', key.error]);
+  if (key.error) rows.push(['Error of its source', key.error]);
   rows.push(['Last answer', ago(s.last_answer, s.now)], ['Last delivery', ago(s.last_delivered, s.now)],
     ['Clock skew', skew < 1 ? 'under 1 s' : `${span(skew)} ${s.clock_skew_seconds > 0 ? 'behind' : 'ahead'}`],
-    ['Egress addresses', s.egress.length + (s.blocked.length ? `, perhaps blocked: ${s.blocked.slice(0, 4).join(', ')}` + (s.blocked.length > 4 ? ` and ${s.blocked.length - 4} more` : '') : ', none blocked')]);
+    ['Egress addresses', s.egress.length + (s.blocked.length ? `, probably blocked: ${s.blocked.slice(0, 4).join(', ')}` + (s.blocked.length > 4 ? ` and ${s.blocked.length - 4} more` : '') : ', none blocked')]);
   repeat('provider', rows.map(([name, value]) => ({ name, value })));
 }
 
-const MODES = { alone: 'Alone', shared: 'Ceilings are shared', cut_off: 'Cut off: living on its leases', closed: 'Cut off, and its leases have ended' };
+const MODES = { alone: 'Not shared', shared: 'Ceilings are shared', cut_off: 'Redis does not answer: using leased permits', closed: 'Redis does not answer, and all leases have expired' };
 
 function fleet(f, now) {
   hide('fleet', !f);
@@ -249,9 +249,9 @@ function everything(s) {
   repeat('errors', s.errors.map(e => ({ ...e, count: number(e.count), last: ago(e.last, s.now) })));
 }
 
-// === asking ===
+// === fetching ===
 
-let failures = 0, lastGood = null, timer = null, asking = false;
+let failures = 0, lastGood = null, timer = null, polling = false;
 
 function connected(s) {
   failures = 0;
@@ -273,36 +273,36 @@ function disconnected(why, wait) {
   hide('headline-more', false);
   hide('headline-do', false);
   state([], lastGood ? `Disconnected since ${clock(lastGood)}` : 'Not connected: tollgate does not answer');
-  show('headline-more', `${why} Asking again every ${span(wait / SECOND)}.` + (lastGood ? ' What is below is old.' : ''));
+  show('headline-more', `${why} Retrying every ${span(wait / SECOND)}.` + (lastGood ? ' The figures below are old.' : ''));
 }
 
-/** The figures, or why there are none. */
-async function fetched() {
+/** The status, or why there is none. */
+async function fetchStatus() {
   try {
     const answer = await fetch('status.json' + history.query, { cache: 'no-store', signal: AbortSignal.timeout(PATIENCE) });
-    return answer.ok ? [await answer.json(), null] : [null, `It answers ${answer.status}.`];
+    return answer.ok ? [await answer.json(), null] : [null, `tollgate answers with status ${answer.status}.`];
   } catch (error) {
-    if (error.name === 'TimeoutError') return [null, 'It does not answer in time.'];
-    return [null, error instanceof SyntaxError ? 'What it answers cannot be read.' : 'It cannot be reached.'];
+    if (error.name === 'TimeoutError') return [null, 'tollgate does not answer in time.'];
+    return [null, error instanceof SyntaxError ? 'The response cannot be read.' : 'tollgate cannot be reached.'];
   }
 }
 
-async function ask() {
-  if (asking) return;
-  asking = true;
+async function poll() {
+  if (polling) return;
+  polling = true;
   clearTimeout(timer);
-  const [s, why] = await fetched();
-  asking = false;
+  const [s, why] = await fetchStatus();
+  polling = false;
   let wait = SECOND;
   if (why) {
     wait = Math.min(LONGEST, SECOND * 2 ** Math.min(10, failures));
     failures += 1;
   } else if (!history.take(s.started, s.history)) {
-    // Another process, or a clock that was set back: once more, for all of it.
+    // Another process, or its clock was set back: fetch the whole history again.
     wait = 0;
     samples = [];
   }
-  if (!document.hidden) timer = setTimeout(ask, wait);
+  if (!document.hidden) timer = setTimeout(poll, wait);
   if (why) disconnected(why, wait);
   else if (wait) connected(s);
 }
@@ -313,6 +313,6 @@ $('zoom').addEventListener('click', event => {
   event.currentTarget.setAttribute('aria-pressed', chart.fitted);
   if (latest) draw(latest);
 });
-$('retry').addEventListener('click', ask);
-document.addEventListener('visibilitychange', () => { document.hidden ? clearTimeout(timer) : ask(); });
-ask();
+$('retry').addEventListener('click', poll);
+document.addEventListener('visibilitychange', () => { document.hidden ? clearTimeout(timer) : poll(); });
+poll();

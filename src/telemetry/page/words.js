@@ -1,4 +1,4 @@
-// How figures and times are said. Ages are by the sidecar's clock, not the browser's.
+// Formats of figures and times. Ages are by the sidecar's clock, not the browser's.
 
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
 const tenth = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });
@@ -28,7 +28,7 @@ export function span(seconds) {
 }
 
 const between = (from, to) => Math.max(0, (Date.parse(to) - Date.parse(from)) / 1000);
-/** Since when, in whole seconds: nobody reads milliseconds that change all the time. */
+/** Time since then, in whole seconds: milliseconds would change all the time. */
 export const age = (at, now) => { const s = between(at, now); return s < 1 ? 'under 1 s' : span(s < 10 ? Math.floor(s) : s); };
 export const ago = (at, now) => at ? age(at, now) + ' ago' : 'never';
 export const until = (at, now) => span(Math.ceil(between(now, at)));

@@ -1,0 +1,100 @@
+//! What all verbs share: how they fail and exit, the runtime, printing.
+
+use std::io::{self, StdoutLock, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::config::ConfigErrors;
+
+/// Why a verb fails. Its exit code is in `--help`.
+pub(super) enum VerbError {
+    /// At run time.
+    Runtime(String),
+    /// At run time, and already in the log.
+    Logged,
+    /// The command line is wrong in a way that clap cannot see.
+    Usage(String),
+    /// A file that the command line names is invalid.
+    File(String),
+    /// The configuration is invalid.
+    Config(ConfigErrors),
+}
+
+impl VerbError {
+    const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Runtime(_) | Self::Logged => 1,
+            // The same as clap's.
+            Self::Usage(_) => 2,
+            Self::File(_) | Self::Config(_) => 4,
+        }
+    }
+}
+
+impl From<String> for VerbError {
+    fn from(error: String) -> Self {
+        Self::Runtime(error)
+    }
+}
+
+impl From<io::Error> for VerbError {
+    fn from(error: io::Error) -> Self {
+        Self::Runtime(error.to_string())
+    }
+}
+
+impl From<ConfigErrors> for VerbError {
+    fn from(errors: ConfigErrors) -> Self {
+        Self::Config(errors)
+    }
+}
+
+/// Prints why a verb failed, and turns that into its exit code.
+pub(super) fn finish(verb: &str, done: Result<(), VerbError>) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    match &error {
+        VerbError::Runtime(text) | VerbError::Usage(text) | VerbError::File(text) => {
+            eprintln!("tollgate {verb}: {text}");
+        }
+        VerbError::Config(errors) => eprintln!("{errors}"),
+        VerbError::Logged => {}
+    }
+    error.exit_code().into()
+}
+
+/// A runtime with this many threads.
+pub(super) fn runtime(threads: usize) -> io::Result<Runtime> {
+    let mut builder = if threads <= 1 {
+        // A second thread costs more than it brings where there is one core.
+        Builder::new_current_thread()
+    } else {
+        Builder::new_multi_thread()
+    };
+    let builder = builder.worker_threads(threads.max(1)).enable_all();
+    builder
+        .build()
+        .map_err(|error| io::Error::other(format!("the runtime does not start: {error}")))
+}
+
+/// Runs a future on one thread.
+pub(super) fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, VerbError> {
+    Ok(runtime(1)?.block_on(future)?)
+}
+
+/// Writes to standard output. A reader that closes it early, such as `head`, is no error.
+pub(super) fn print(
+    write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>,
+) -> Result<(), VerbError> {
+    match write(&mut io::stdout().lock()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a value as JSON for a person.
+pub(super) fn write_json(value: &impl Serialize, to: &mut impl Write) -> io::Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(io::Error::other)?;
+    writeln!(to, "{text}")
+}

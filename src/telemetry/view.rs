@@ -1,0 +1,261 @@
+//! `/status.json`: its types, which `tollgate status` reads, too.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::answer::AccessDenied;
+use crate::ceiling::Mode;
+use crate::meter::Past;
+
+/// Everything that `/status.json` has. `tollgate status` and the page read it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SidecarStatus {
+    pub(crate) version: Cow<'static, str>,
+    pub(crate) commit: Cow<'static, str>,
+    pub(crate) endpoint: String,
+    pub(crate) started: Timestamp,
+    pub(crate) now: Timestamp,
+    pub(crate) draining: bool,
+    /// What is wrong now, worst first.
+    pub(crate) concerns: Vec<Concern>,
+    /// Billable messages in the last whole second, over all instances.
+    pub(crate) tps: u64,
+    /// The largest second since the last whole minute began.
+    pub(crate) tps_peak: u64,
+    /// The bought message TPS; `null`: not configured.
+    pub(crate) plan_tps: Option<u32>,
+    pub(crate) history: Past,
+    pub(crate) billable: u64,
+    pub(crate) uncertain: u64,
+    /// Why the ledger cannot be written; `null`: it can.
+    pub(crate) ledger_failure: Option<String>,
+    pub(crate) waiting: usize,
+    pub(crate) longest_wait_seconds: f64,
+    /// `null`: there is no spool.
+    pub(crate) kept: Option<KeptView>,
+    /// Topics whose kept messages are not delivered now.
+    pub(crate) paused: Vec<PausedTopic>,
+    /// How many topics are paused; `paused` may list fewer.
+    pub(crate) paused_topics: usize,
+    pub(crate) ceilings: Vec<CeilingView>,
+    /// Names of all egress addresses.
+    pub(crate) egress: Vec<String>,
+    /// Egress addresses that the provider probably blocks.
+    pub(crate) blocked: Vec<String>,
+    pub(crate) outcomes: BTreeMap<Cow<'static, str>, u64>,
+    pub(crate) topics: BTreeMap<String, u64>,
+    pub(crate) spend: SpendView,
+    pub(crate) key: KeyView,
+    pub(crate) last_answer: Option<Timestamp>,
+    /// When a call last delivered.
+    pub(crate) last_delivered: Option<Timestamp>,
+    pub(crate) clock_skew_seconds: f64,
+    /// Errors of calls, the latest first.
+    pub(crate) errors: Vec<CallError>,
+    /// How the ceilings are shared among sidecars; `null`: they are not.
+    pub(crate) fleet: Option<FleetView>,
+}
+
+/// How severe a concern is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Level {
+    /// Messages are not delivered, or not accepted.
+    Bad,
+    /// That may happen soon, or messages cost more than they should.
+    Warn,
+}
+
+/// Something that is wrong, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Concern {
+    pub(crate) level: Level,
+    pub(crate) title: String,
+    pub(crate) detail: String,
+    #[serde(rename = "todo")]
+    pub(crate) remedy: String,
+}
+
+/// Sidecars that share the ceilings.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FleetView {
+    #[serde(with = "mode")]
+    pub(crate) mode: Mode,
+    pub(crate) account: String,
+    /// How many sidecars there are; 0: not known.
+    pub(crate) size: usize,
+    /// For so long Redis gives out no new permits, since it is learning which are in use.
+    pub(crate) opens_in_seconds: f64,
+    /// When Redis listed the members; `null`: not yet, or it does not answer. A request for the status
+    /// triggers a new listing.
+    pub(crate) at: Option<Timestamp>,
+    /// At most a few hundred.
+    pub(crate) members: Vec<MemberView>,
+}
+
+/// A sidecar's own report of itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct MemberView {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub(crate) egress_group: String,
+    /// Permits that it holds.
+    pub(crate) share: usize,
+    /// Calls in its last second.
+    pub(crate) used: usize,
+    pub(crate) waiting: usize,
+    pub(crate) longest_wait_seconds: f64,
+    /// It has messages that wait, and less than half of an equal share.
+    pub(crate) starved: bool,
+    pub(crate) seen: Timestamp,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CeilingView {
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) limit: Option<u32>,
+    pub(crate) used: usize,
+    /// Calls that ended without an answer and still count.
+    pub(crate) unanswered: usize,
+    pub(crate) parked: usize,
+    /// Requests that were refused because of it.
+    pub(crate) refused: u64,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct KeptView {
+    pub(crate) queued: u64,
+    pub(crate) dead: u64,
+    pub(crate) bytes: u64,
+    /// The part of the spool's limits that messages and dead letters use, 0 to 1.
+    pub(crate) full: f64,
+    pub(crate) oldest: Option<Timestamp>,
+    pub(crate) failure: Option<String>,
+    /// How durable kept messages are, as in the reply to their callers.
+    pub(crate) durability: Cow<'static, str>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PausedTopic {
+    pub(crate) instance: String,
+    pub(crate) topic: String,
+    pub(crate) why: Cow<'static, str>,
+    /// `None`: access is not denied, the provider fails.
+    #[serde(skip)]
+    pub(crate) denied: Option<AccessDenied>,
+    pub(crate) messages: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct KeyView {
+    pub(crate) source: Cow<'static, str>,
+    pub(crate) loaded: Option<Timestamp>,
+    pub(crate) expires: Option<Timestamp>,
+    pub(crate) error: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CallError {
+    pub(crate) code: String,
+    pub(crate) count: u64,
+    pub(crate) last: Timestamp,
+    #[serde(rename = "words")]
+    pub(crate) explanation: Cow<'static, str>,
+    #[serde(rename = "todo")]
+    pub(crate) remedy: Cow<'static, str>,
+}
+
+/// What was spent today, and the budgets.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SpendView {
+    pub(crate) currency: String,
+    /// Whether a price is configured; without one, every `spend` is 0.
+    pub(crate) priced: bool,
+    /// The time zone that decides when today began.
+    pub(crate) time_zone: String,
+    pub(crate) today: Today,
+    pub(crate) topics: Vec<TopicSpend>,
+    pub(crate) budgets: Vec<BudgetView>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Today {
+    pub(crate) messages: u64,
+    pub(crate) uncertain: u64,
+    pub(crate) spend: f64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TopicSpend {
+    pub(crate) instance: String,
+    pub(crate) topic: String,
+    pub(crate) messages: u64,
+    pub(crate) uncertain: u64,
+    pub(crate) spend: f64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct BudgetView {
+    pub(crate) name: String,
+    pub(crate) unit: Unit,
+    pub(crate) limit: f64,
+    pub(crate) used: f64,
+    pub(crate) reserved: f64,
+    pub(crate) remaining_ratio: f64,
+    pub(crate) resets_at: Timestamp,
+    pub(crate) on_exceed: OnExceed,
+}
+
+/// What a budget limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Messages,
+    Money(String),
+}
+
+impl<'de> Deserialize<'de> for Unit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let unit = String::deserialize(deserializer)?;
+        Ok(if unit == "messages" { Self::Messages } else { Self::Money(unit) })
+    }
+}
+
+impl Serialize for Unit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            Self::Messages => "messages",
+            Self::Money(currency) => currency,
+        })
+    }
+}
+
+/// What happens to messages over a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnExceed {
+    Warn,
+    Refuse,
+}
+
+/// [`Mode`] as its word.
+mod mode {
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    use super::Mode;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde requires a reference")]
+    pub(super) fn serialize<S: Serializer>(mode: &Mode, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(mode.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Mode, D::Error> {
+        let word = String::deserialize(from)?;
+        let mode = Mode::ALL.into_iter().find(|mode| mode.as_str() == word);
+        mode.ok_or_else(|| D::Error::custom(format!("{word:?} is no fleet mode")))
+    }
+}
