@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Room and floor. Words that all share are below the ground.
-const FLOORS: [(&str, i8); 20] = [
+const FLOORS: [(&str, i8); 21] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
@@ -23,6 +23,7 @@ const FLOORS: [(&str, i8); 20] = [
     ("log_limiter", 0),
     ("redis_client", 0),
     ("deadline", 0),
+    ("backoff", 0),
     ("message", -1),
     ("answer", -1),
     ("config", -1),
