@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::kept::DISK;
+use super::kept::MAX_WRITE;
 use super::{Delivery, Disposition, Outcome, PublishOptions};
 use crate::answer::{Answer, HttpAnswer, TransportError};
 use crate::ceiling::{Ceiling, Permit, Start};
@@ -142,7 +142,7 @@ async fn what_a_disk_that_hangs_does_not_say() {
     let begun = Instant::now();
     let told = delivery.publish(message("TopicA"), claimed).await;
     assert_eq!(told, Outcome::new(0, Disposition::Unanswered));
-    assert!(begun.elapsed() >= DISK);
+    assert!(begun.elapsed() >= MAX_WRITE);
     assert!(spool.usage().failure.is_some(), "it is said");
     assert_eq!(delivery.publish(message("TopicA"), claimed).await.ended, Disposition::SameUnderWay);
     drop(held);
@@ -380,8 +380,8 @@ async fn a_dead_letter_that_is_replayed_more_than_once() {
     let all = Selection::default().pick().unwrap();
     let (one, other) = tokio::join!(delivery.replay(&all), delivery.replay(&all));
     assert_eq!((one + other, delivery.replay(&all).await), (1, 0));
-    let kept = delivery.shared.kept.as_ref().unwrap();
-    assert_eq!((kept.batches.len(), provider.called().len()), (1, 1));
+    let kept = delivery.intake.kept.as_ref().unwrap();
+    assert_eq!((kept.queue.len(), provider.called().len()), (1, 1));
     provider.says(200);
     until("it is delivered", || spool.usage().queued.messages == 0).await;
     assert_eq!(provider.called().len(), 2);

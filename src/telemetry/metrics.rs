@@ -275,7 +275,9 @@ fn retries(facts: &Sources) -> Families {
         Family::histogram("tollgate_retry_batch_messages", "Kept messages tried together")
             .series(&[], batch);
     let paused = facts.delivery.paused();
-    let count = |barred: bool| paused.iter().filter(|p| p.bar.is_some() == barred).count() as f64;
+    let count = |barred: bool| {
+        paused.iter().filter(|p| p.reason.denied().is_some() == barred).count() as f64
+    };
     let lanes = Family::gauge(
         "tollgate_paused_topics",
         "Parent topics whose kept messages wait for a probe: the provider fails, or bars us",

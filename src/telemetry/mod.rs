@@ -122,7 +122,7 @@ impl Telemetry {
             lines.extend([format!("spool: {spool}\nkept: {queued}\ndead letters: {dead}\n")]);
         }
         for paused in self.facts.delivery.paused() {
-            let (topic, why) = (&paused.lane.parent, why(paused.bar));
+            let (topic, why) = (&paused.lane.parent, why(paused.reason.denied()));
             lines.extend([format!("paused: {topic} ({why}), {} messages kept\n", paused.waiting)]);
         }
         text(status, lines)

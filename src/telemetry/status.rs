@@ -418,12 +418,12 @@ fn kept(spool: &Spool) -> Kept {
     }
 }
 
-fn paused(paused: &delivery::Paused) -> Paused {
+fn paused(paused: &delivery::PausedLane) -> Paused {
     Paused {
         instance: paused.lane.instance.to_string(),
         topic: paused.lane.parent.to_string(),
-        why: super::why(paused.bar),
-        bar: paused.bar,
+        why: super::why(paused.reason.denied()),
+        bar: paused.reason.denied(),
         messages: paused.waiting,
     }
 }

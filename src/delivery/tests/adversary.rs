@@ -256,17 +256,17 @@ impl Run {
             assert!(Instant::now() < end, "stuck: {:?}", self.process.spool.usage());
             sleep(Duration::from_millis(100)).await;
         }
-        let kept = self.process.delivery.shared.kept.clone().unwrap();
+        let kept = self.process.delivery.intake.kept.clone().unwrap();
         // What was dropped is in its lane until its turn.
         sleep(Duration::from_secs(5)).await;
-        assert!(kept.batches.is_quiet(), "{:?}", kept.batches);
+        assert!(kept.queue.is_quiet(), "{:?}", kept.queue);
         let begun = Instant::now();
         self.process.delivery.drain(Duration::from_mins(2)).await;
-        assert!(begun.elapsed() < Duration::from_mins(2), "{} in lanes", kept.batches.len());
+        assert!(begun.elapsed() < Duration::from_mins(2), "{} in lanes", kept.queue.len());
         assert_eq!(self.process.delivery.close(Duration::from_secs(1)).await, 0);
         for (key, print) in (0..6).flat_map(|key| [(key, key), (key, key + 1)]) {
             let claim = Claim { key, print };
-            let told = self.process.delivery.shared.keys.claim(claim);
+            let told = self.process.delivery.intake.keys.claim(claim);
             assert!(
                 !matches!(&told, Err(told) if told.ended == End::SameUnderWay),
                 "key {key} is taken for ever"

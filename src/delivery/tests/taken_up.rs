@@ -66,7 +66,7 @@ fn delivers(spool: &Spool, provider: &Slow, unknown: &str) -> Delivery<Slow> {
 }
 
 fn in_lanes<U: Upstream>(delivery: &Delivery<U>) -> usize {
-    delivery.shared.kept.as_ref().unwrap().batches.len()
+    delivery.intake.kept.as_ref().unwrap().queue.len()
 }
 
 /// A way to Redis that loses the answer to the first `take`, with its connection.
@@ -191,7 +191,7 @@ async fn a_sidecar_that_was_taken_for_dead() {
         let under_way = keep(&spool, 1).await[0];
         let provider = Slow::new(under_way);
         let delivery = delivers(&spool, &provider, unknown);
-        let lanes = delivery.shared.kept.as_ref().unwrap();
+        let lanes = delivery.intake.kept.as_ref().unwrap();
         until("its call is under way", || provider.calls(under_way) > 0).await;
         until("it is alone", || in_lanes(&delivery) == 1).await;
         spool.flush().await;
@@ -234,7 +234,7 @@ async fn a_fresh_call_that_is_under_way_meanwhile() {
     assert_eq!((told.ended, provider.calls(id)), (Disposition::Kept(id), 1));
     taken_and_given_back(&redis, &spool, async |_| {}).await;
     let later = keep(&spool, 1).await[0];
-    delivery.shared.kept.as_ref().unwrap().enqueue(&spool.find(later).unwrap());
+    delivery.intake.kept.as_ref().unwrap().enqueue(&spool.find(later).unwrap());
     let called = || provider.calls(later) > 0 || provider.calls(id) > 1;
     until("a later one is called", called).await;
     provider.let_go.cancel();
