@@ -101,7 +101,7 @@ impl Repeat {
 
 /// What an answer asks for next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum NextStep {
     /// Nothing: the provider has the message.
     Delivered,
     /// Nothing: the provider will never take the message.
@@ -114,7 +114,7 @@ pub(super) enum Next {
     Retry(Option<Duration>),
 }
 
-impl Next {
+impl NextStep {
     /// `unknown`: how many earlier calls for the message had an unknown outcome.
     pub(super) fn of(answer: &Answer, repeat: Repeat, unknown: u32) -> Self {
         match answer.verdict() {

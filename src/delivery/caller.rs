@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::idempotency::First;
+use super::idempotency::FirstRequest;
 use super::outcome::Outcome;
 use crate::spool::Claim;
 
@@ -25,14 +25,14 @@ pub(super) struct Caller {
     to: Option<oneshot::Sender<Outcome>>,
     pub(super) deadline: Instant,
     /// Its key is taken as long as this is here.
-    first: Option<First>,
+    first: Option<FirstRequest>,
 }
 
 impl Caller {
     pub(super) fn new(
         to: oneshot::Sender<Outcome>,
         deadline: Instant,
-        first: Option<First>,
+        first: Option<FirstRequest>,
     ) -> Self {
         Self { to: Some(to), deadline, first }
     }

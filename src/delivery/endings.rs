@@ -4,8 +4,8 @@
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use super::attempt::{Next, Repeat};
-use super::kept::{Kept, MAX_WRITE};
+use super::attempt::{NextStep, Repeat};
+use super::kept::{KeptMessages, MAX_WRITE};
 use super::outcome::{Disposition, Outcome};
 use super::signal::{Requeue, Signal};
 use crate::answer::{AccessDenied, Answer, Verdict};
@@ -17,7 +17,7 @@ use crate::upstream::Upstream;
 const TOO_MANY_UNKNOWN: &str =
     "the outcome of as many calls is unknown as may be (retry.unknown_tries)";
 
-impl<U: Upstream> Kept<U> {
+impl<U: Upstream> KeptMessages<U> {
     /// Records the answer to a call for a kept message, `attempts` calls in all.
     pub(super) async fn record(
         &self,
@@ -33,20 +33,20 @@ impl<U: Upstream> Kept<U> {
         }
         let brief = self.queued(id);
         let unknown = brief.as_ref().map_or(0, |brief| brief.unknown);
-        match Next::of(answer, repeat, unknown) {
-            Next::Delivered => self.delivered(message, attempts, answer).await,
+        match NextStep::of(answer, repeat, unknown) {
+            NextStep::Delivered => self.delivered(message, attempts, answer).await,
             _ if brief.is_none() => self.decide_drop(id, is_unknown),
-            Next::Refused => self.refused(id, attempts, answer).await,
-            Next::Uncertain => {
+            NextStep::Refused => self.refused(id, attempts, answer).await,
+            NextStep::Uncertain => {
                 let why = (repeat != Repeat::Never).then_some(TOO_MANY_UNKNOWN);
                 self.dead_letter(id, attempts, death(Reason::Unknown, Some(answer)), why).await;
             }
-            next @ (Next::Access(_) | Next::Retry(_)) => {
+            next @ (NextStep::Access(_) | NextStep::Retry(_)) => {
                 // Before a key is waited for: otherwise a crash here would make the definite failure
                 // look like a call under way.
                 let tries = Tries { calls: attempts, unknown: unknown + u32::from(is_unknown) };
                 drop(self.spool.note(id, Change::Tried(tries)));
-                if next == Next::Access(AccessDenied::Key) {
+                if next == NextStep::Access(AccessDenied::Key) {
                     let renewed = self.dispatcher.upstream.renew_key();
                     self.dispatcher.stop.run_until_cancelled(renewed).await;
                 }

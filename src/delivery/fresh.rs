@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::attempt::{Dispatcher, Next, Repeat};
+use super::attempt::{Dispatcher, NextStep, Repeat};
 use super::caller::{Caller, PublishOptions};
-use super::idempotency::Keys;
-use super::kept::Kept;
+use super::idempotency::IdempotencyKeys;
+use super::kept::KeptMessages;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::PauseReason;
 use super::signal::{Requeue, Signal};
@@ -31,8 +31,8 @@ const BACKOFF: Backoff =
 #[derive(Debug)]
 pub(super) struct Intake<U> {
     pub(super) dispatcher: Arc<Dispatcher<U>>,
-    pub(super) keys: Arc<Keys>,
-    pub(super) kept: Option<Arc<Kept<U>>>,
+    pub(super) keys: Arc<IdempotencyKeys>,
+    pub(super) kept: Option<Arc<KeptMessages<U>>>,
     pub(super) jitter: Mutex<fastrand::Rng>,
 }
 
@@ -41,7 +41,7 @@ pub(super) enum Plan<U> {
     /// With a call, as soon as there is a permit.
     Call(Ticket),
     /// In the spool.
-    Keep(Arc<Kept<U>>),
+    Keep(Arc<KeptMessages<U>>),
 }
 
 impl<U: Upstream> Intake<U> {
@@ -58,7 +58,7 @@ impl<U: Upstream> Intake<U> {
         }
         let admitted = meter.admits(&message.instance, message.topic.parent());
         admitted.map_err(Disposition::OverBudget)?;
-        let keep = |kept: &Arc<Kept<U>>| Plan::Keep(Arc::clone(kept));
+        let keep = |kept: &Arc<KeptMessages<U>>| Plan::Keep(Arc::clone(kept));
         if let Some(kept) = &self.kept {
             match kept.queue.pause_reason(&message.lane()) {
                 Some(PauseReason::Denied(why)) if !wanted.keep => {
@@ -106,7 +106,7 @@ impl<U: Upstream> Intake<U> {
     /// Keeps a message and answers its caller what becomes of it. If it cannot be kept, the `answer` to
     /// its last call is what became of it.
     async fn keep(
-        kept: &Arc<Kept<U>>,
+        kept: &Arc<KeptMessages<U>>,
         message: &Message,
         claim: Option<Claim>,
         calls: u32,
@@ -159,11 +159,11 @@ impl<U: Upstream> Intake<U> {
             // Of a call whose caller was already answered `unknown` we did not accept the message: it is
             // neither called for again nor kept.
             let is_answered = caller.is_answered();
-            let next = Next::of(&answer, repeat, 0);
+            let next = NextStep::of(&answer, repeat, 0);
             let again = match next {
                 _ if is_answered || calls == MAX_CALLS => false,
-                Next::Access(why) => self.regains_access(why, calls, caller).await,
-                Next::Retry(after) if self.kept.is_none() => {
+                NextStep::Access(why) => self.regains_access(why, calls, caller).await,
+                NextStep::Retry(after) if self.kept.is_none() => {
                     self.pauses(after, calls, caller).await
                 }
                 _ => false,
@@ -174,7 +174,7 @@ impl<U: Upstream> Intake<U> {
                 continue;
             }
             return match (next, &self.kept) {
-                (Next::Retry(_), Some(kept)) if !is_answered => {
+                (NextStep::Retry(_), Some(kept)) if !is_answered => {
                     Self::keep(kept, message, None, calls, Some(answer), caller).await;
                 }
                 _ => caller.respond(Outcome::new(calls, Disposition::Answered(answer))),
@@ -185,7 +185,7 @@ impl<U: Upstream> Intake<U> {
     /// The caller's wait has expired while a call is on its way: the message is kept before the outcome
     /// is known, and that is recorded when the answer comes.
     async fn outlast(
-        kept: &Arc<Kept<U>>,
+        kept: &Arc<KeptMessages<U>>,
         message: &Message,
         calls: u32,
         call: impl Future<Output = Answer>,

@@ -9,10 +9,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::attempt::Dispatcher;
 use super::caller::Caller;
-use super::idempotency::Keys;
-use super::lane::Item;
+use super::idempotency::IdempotencyKeys;
+use super::lane::RetryItem;
 use super::outcome::{Disposition, Outcome};
-use super::registry::Waiter;
+use super::registry::TakenWaiter;
 use super::retry_queue::RetryQueue;
 use super::signal::Signal;
 use crate::answer::Answer;
@@ -30,15 +30,15 @@ pub(super) const MAX_LINES: u64 = 20;
 
 /// Keeps messages, and delivers them later.
 #[derive(Debug)]
-pub(super) struct Kept<U> {
+pub(super) struct KeptMessages<U> {
     pub(super) spool: Spool,
-    pub(super) keys: Arc<Keys>,
+    pub(super) keys: Arc<IdempotencyKeys>,
     pub(super) queue: RetryQueue,
     pub(super) dispatcher: Arc<Dispatcher<U>>,
     pub(super) log: LogLimiter,
 }
 
-impl<U: Upstream> Kept<U> {
+impl<U: Upstream> KeptMessages<U> {
     pub(super) fn find_state(&self, id: MessageId) -> Option<State> {
         self.spool.find(id).map(|brief| brief.state)
     }
@@ -70,7 +70,7 @@ impl<U: Upstream> Kept<U> {
         let age = Timestamp::now().duration_since(brief.kept_at);
         let age = Duration::try_from(age).unwrap_or_default();
         let expires = now + self.queue.retry().max_age.saturating_sub(age);
-        let item = Item { id: brief.id, attempts: brief.attempts, expires, probe: false };
+        let item = RetryItem { id: brief.id, attempts: brief.attempts, expires, probe: false };
         self.queue.push(brief.lane.clone(), item, due);
     }
 
@@ -157,7 +157,7 @@ impl<U: Upstream> Kept<U> {
     }
 
     /// What a waiting caller is answered now.
-    pub(super) fn outcome_now(&self, id: MessageId, waiter: &Waiter) -> Outcome {
+    pub(super) fn outcome_now(&self, id: MessageId, waiter: &TakenWaiter) -> Outcome {
         match self.spool.find(id) {
             Some(Brief { state: State::Queued { .. }, .. }) => Outcome::kept(id),
             Some(Brief { state: State::Dropped(_), attempts, .. }) => waiter.dropped(id, attempts),

@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// A message that waits for its next try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Item {
+pub(super) struct RetryItem {
     pub(super) id: MessageId,
     /// Calls that were made for it.
     pub(super) attempts: u32,
@@ -40,7 +40,7 @@ pub(super) struct Item {
 }
 
 #[derive(Debug)]
-struct Trouble {
+struct LaneTrouble {
     since: Instant,
     /// Probes that failed.
     level: u32,
@@ -50,20 +50,20 @@ struct Trouble {
 
 /// The kept messages of one lane, and how the provider treats them.
 #[derive(Debug, Default)]
-pub(super) struct Lane {
+pub(super) struct LaneQueue {
     /// By when they are due.
-    waiting: BTreeMap<(Instant, MessageId), Item>,
+    waiting: BTreeMap<(Instant, MessageId), RetryItem>,
     /// Calls that were handed out.
     under_way: usize,
     /// The most that go together.
     group: usize,
     /// Messages that failed since one passed; no more than make trouble.
     failing: Vec<MessageId>,
-    trouble: Option<Trouble>,
+    trouble: Option<LaneTrouble>,
 }
 
-impl Lane {
-    pub(super) fn push(&mut self, item: Item, due: Instant) {
+impl LaneQueue {
+    pub(super) fn push(&mut self, item: RetryItem, due: Instant) {
         self.waiting.insert((due, item.id), item);
     }
 
@@ -92,19 +92,19 @@ impl Lane {
     }
 
     /// What to call now, at most `room`.
-    pub(super) fn take(&mut self, now: Instant, room: usize) -> Vec<Item> {
+    pub(super) fn take(&mut self, now: Instant, room: usize) -> Vec<RetryItem> {
         if let Some(trouble) = &self.trouble {
             if self.under_way > 0 || now < trouble.next || room == 0 {
                 return Vec::new();
             }
-            // The least tried, since one that fails by itself says nothing of the others.
+            // The least tried, since the failure of a much tried message may be its own.
             let probe = self.waiting.iter().min_by_key(|(_, item)| item.attempts);
             let Some((key, item)) = probe.map(|(key, item)| (*key, *item)) else {
                 return Vec::new();
             };
             self.waiting.remove(&key);
             self.under_way += 1;
-            return vec![Item { probe: true, ..item }];
+            return vec![RetryItem { probe: true, ..item }];
         }
         let group = self.group.max(1);
         if self.under_way * 4 > group {
@@ -134,7 +134,7 @@ impl Lane {
     /// The try of a message that was handed out has ended. `random` is from 0 to 1.
     pub(super) fn ended(
         &mut self,
-        item: Item,
+        item: RetryItem,
         signal: Signal,
         requeue: Requeue,
         now: Instant,
@@ -149,7 +149,7 @@ impl Lane {
                 Signal::Postpone(wait) => wait,
                 _ => retry_wait(retry, item.attempts, random).max(signal.retry_after()),
             };
-            self.push(Item { probe: false, ..item }, now + wait);
+            self.push(RetryItem { probe: false, ..item }, now + wait);
         }
     }
 
@@ -211,12 +211,12 @@ impl Lane {
                 trouble.next = now + at_least.max(wait);
                 trouble.denied = denied;
             }
-            // A call that left before the trouble was known says nothing new, but may ask for more time.
+            // A call that left before the trouble was known is no news, but may ask for more time.
             Some(trouble) => trouble.next = trouble.next.max(now + at_least),
             None if denied.is_some() || self.failing.len() >= TROUBLE => {
                 self.group = 1;
                 let next = now + at_least.max(retry_wait(retry, 1, random));
-                self.trouble = Some(Trouble { since: now, level: 0, next, denied });
+                self.trouble = Some(LaneTrouble { since: now, level: 0, next, denied });
             }
             None => {}
         }

@@ -49,8 +49,8 @@ pub use begun::Begun;
 use caller::Caller;
 pub use caller::PublishOptions;
 use fresh::Intake;
-use idempotency::Keys;
-use kept::Kept;
+use idempotency::IdempotencyKeys;
+use kept::KeptMessages;
 pub use outcome::{Disposition, Outcome, Settled};
 use retry_queue::RetryQueue;
 pub use retry_queue::{PauseReason, PausedLane};
@@ -79,9 +79,9 @@ impl<U: Upstream> Delivery<U> {
     ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let dispatcher = Arc::new(Dispatcher { upstream, ceiling, meter, tasks, stop });
-        let keys = Arc::new(Keys::new(&config.idempotency, spool.as_ref()));
+        let keys = Arc::new(IdempotencyKeys::new(&config.idempotency, spool.as_ref()));
         let kept = spool.map(|spool| {
-            let kept = Arc::new(Kept {
+            let kept = Arc::new(KeptMessages {
                 spool,
                 keys: Arc::clone(&keys),
                 queue: RetryQueue::new(config.retry.clone(), seed),

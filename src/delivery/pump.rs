@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::kept::Kept;
+use super::kept::KeptMessages;
 use crate::upstream::Upstream;
 
 /// The longest time between two looks, in case a wake-up is missed.
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 
 /// Hands out what is due, until the delivery is dropped or stops.
-pub(super) async fn run<U: Upstream>(kept: Weak<Kept<U>>) {
+pub(super) async fn run<U: Upstream>(kept: Weak<KeptMessages<U>>) {
     let Some((stop, changed)) =
         kept.upgrade().map(|kept| (kept.dispatcher.stop.clone(), Arc::clone(&kept.queue.changed)))
     else {

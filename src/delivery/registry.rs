@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::lane::Item;
+use super::lane::RetryItem;
 use super::outcome::Outcome;
 use super::signal::Requeue;
 use crate::message::{self, MessageId};
@@ -22,17 +22,17 @@ use crate::spool::Effect;
 /// No entry stays once its message neither waits nor is called for, and its caller is gone.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    entries: HashMap<MessageId, Entry>,
+    entries: HashMap<MessageId, MessageEntry>,
     /// No caller may wait any more.
     is_dismissed: bool,
 }
 
 /// What is to wait in a lane, and until when.
-pub(super) type Push = (message::Lane, Item, Instant);
+pub(super) type Push = (message::Lane, RetryItem, Instant);
 
 #[derive(Debug, Default)]
-struct Entry {
-    place: Place,
+struct MessageEntry {
+    position: Position,
     /// This process's own call is under way, or about to leave.
     is_calling: bool,
     /// A call whose outcome is unknown may have arrived: an own one, or an earlier process's or a peer's
@@ -44,12 +44,12 @@ struct Entry {
 }
 
 #[derive(Debug, Default)]
-enum Place {
+enum Position {
     /// In no lane.
     #[default]
     Elsewhere,
     /// In its lane. `newer`: what a later push knows of it.
-    Waits { newer: Option<Item> },
+    Waits { newer: Option<RetryItem> },
     /// Handed out, or a fresh call for it is under way. `next`: it was pushed meanwhile.
     UnderWay { next: Option<Box<Push>> },
 }
@@ -72,13 +72,13 @@ enum DropState {
 /// A caller that was taken out of the registry, to be answered now.
 #[derive(Debug)]
 #[must_use = "a caller that is taken is answered"]
-pub(super) struct Waiter {
-    pub(super) to: oneshot::Sender<Outcome>,
+pub(super) struct TakenWaiter {
+    to: oneshot::Sender<Outcome>,
     drop: DropState,
     may_have_arrived: bool,
 }
 
-impl Waiter {
+impl TakenWaiter {
     /// The answer to a caller whose message was dropped.
     pub(super) fn dropped(&self, id: MessageId, calls: u32) -> Outcome {
         // A crash may undo what is not durable, and then a call follows.
@@ -102,49 +102,49 @@ impl Waiter {
     }
 }
 
-impl Entry {
+impl MessageEntry {
     fn is_done(&self) -> bool {
-        matches!(self.place, Place::Elsewhere) && self.caller.is_none()
+        matches!(self.position, Position::Elsewhere) && self.caller.is_none()
     }
 
     fn is_dropped_for_good(&self) -> bool {
         self.caller.as_ref().is_some_and(|caller| caller.drop == DropState::Durable)
     }
 
-    fn take_waiter(&mut self) -> Option<Waiter> {
+    fn take_waiter(&mut self) -> Option<TakenWaiter> {
         let WaitingCaller { to, drop } = self.caller.take()?;
-        Some(Waiter { to, drop, may_have_arrived: self.is_uncertain || self.is_calling })
+        Some(TakenWaiter { to, drop, may_have_arrived: self.is_uncertain || self.is_calling })
     }
 }
 
 impl Registry {
     fn remove_if_done(&mut self, id: MessageId) {
-        if self.entries.get(&id).is_some_and(Entry::is_done) {
+        if self.entries.get(&id).is_some_and(MessageEntry::is_done) {
             self.entries.remove(&id);
         }
     }
 
-    // === places ===
+    // === positions ===
 
     /// Returns what is to go into its lane now: nothing, if the message is there or under way.
     pub(super) fn push(&mut self, push: Push) -> Option<Push> {
         let item = push.1;
-        match &mut self.entries.entry(item.id).or_default().place {
-            place @ Place::Elsewhere => {
-                *place = Place::Waits { newer: None };
+        match &mut self.entries.entry(item.id).or_default().position {
+            position @ Position::Elsewhere => {
+                *position = Position::Waits { newer: None };
                 return Some(push);
             }
-            Place::Waits { newer } => *newer = Some(item),
-            Place::UnderWay { next } => *next = Some(Box::new(push)),
+            Position::Waits { newer } => *newer = Some(item),
+            Position::UnderWay { next } => *next = Some(Box::new(push)),
         }
         None
     }
 
     /// A lane hands a message out. Returns the newest of what is known of it.
-    pub(super) fn hand_out(&mut self, item: Item) -> Item {
-        let place = &mut self.entries.entry(item.id).or_default().place;
-        match std::mem::replace(place, Place::UnderWay { next: None }) {
-            Place::Waits { newer: Some(newer) } => Item { probe: item.probe, ..newer },
+    pub(super) fn hand_out(&mut self, item: RetryItem) -> RetryItem {
+        let position = &mut self.entries.entry(item.id).or_default().position;
+        match std::mem::replace(position, Position::UnderWay { next: None }) {
+            Position::Waits { newer: Some(newer) } => RetryItem { probe: item.probe, ..newer },
             _ => item,
         }
     }
@@ -152,18 +152,18 @@ impl Registry {
     /// A fresh call for this message is under way, and the message is about to be kept.
     pub(super) fn reserve(&mut self, id: MessageId) {
         let entry = self.entries.entry(id).or_default();
-        entry.place = Place::UnderWay { next: None };
+        entry.position = Position::UnderWay { next: None };
         entry.is_calling = true;
     }
 
     /// The try of what was handed out has ended. Returns what was pushed meanwhile and is to go into its
     /// lane now.
-    pub(super) fn ended(&mut self, item: Item, requeue: Requeue, end: TryEnd) -> Option<Push> {
+    pub(super) fn ended(&mut self, item: RetryItem, requeue: Requeue, end: TryEnd) -> Option<Push> {
         let pushed = match requeue {
             Requeue::Yes => {
                 let entry = self.entries.get_mut(&item.id)?;
-                if let Place::UnderWay { next } = std::mem::take(&mut entry.place) {
-                    entry.place = Place::Waits { newer: next.map(|next| next.1) };
+                if let Position::UnderWay { next } = std::mem::take(&mut entry.position) {
+                    entry.position = Position::Waits { newer: next.map(|next| next.1) };
                 }
                 None
             }
@@ -184,8 +184,8 @@ impl Registry {
     fn leave(&mut self, id: MessageId) -> Option<Push> {
         let entry = self.entries.get_mut(&id)?;
         entry.dropped_during_call = false;
-        match std::mem::take(&mut entry.place) {
-            Place::UnderWay { next: Some(next) } => self.push(*next),
+        match std::mem::take(&mut entry.position) {
+            Position::UnderWay { next: Some(next) } => self.push(*next),
             _ => None,
         }
     }
@@ -208,14 +208,14 @@ impl Registry {
     /// lane.
     pub(super) fn forget(&mut self, id: MessageId) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else { return false };
-        let waited = match &mut entry.place {
-            Place::Elsewhere => false,
-            place @ Place::Waits { .. } => {
-                *place = Place::Elsewhere;
+        let waited = match &mut entry.position {
+            Position::Elsewhere => false,
+            position @ Position::Waits { .. } => {
+                *position = Position::Elsewhere;
                 entry.dropped_during_call = false;
                 true
             }
-            Place::UnderWay { next } => {
+            Position::UnderWay { next } => {
                 *next = None;
                 false
             }
@@ -303,14 +303,14 @@ impl Registry {
     }
 
     /// The caller of this message, if it still waits. The code that takes it answers it.
-    pub(super) fn take_waiter(&mut self, id: MessageId) -> Option<Waiter> {
+    pub(super) fn take_waiter(&mut self, id: MessageId) -> Option<TakenWaiter> {
         let waiter = self.entries.get_mut(&id)?.take_waiter();
         self.remove_if_done(id);
         waiter
     }
 
     /// The caller of this message, if it can be answered that no call has arrived.
-    pub(super) fn take_waiter_if_certain(&mut self, id: MessageId) -> Option<Waiter> {
+    pub(super) fn take_waiter_if_certain(&mut self, id: MessageId) -> Option<TakenWaiter> {
         if self.entries.get(&id)?.is_uncertain { None } else { self.take_waiter(id) }
     }
 
@@ -332,8 +332,8 @@ impl Registry {
     /// Messages that wait or are under way.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        let places = self.entries.values().map(|entry| &entry.place);
-        places.filter(|place| !matches!(place, Place::Elsewhere)).count()
+        let places = self.entries.values().map(|entry| &entry.position);
+        places.filter(|place| !matches!(place, Position::Elsewhere)).count()
     }
 
     #[cfg(test)]

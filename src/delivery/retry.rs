@@ -8,8 +8,8 @@ use tokio::time::{Instant, timeout};
 
 use super::attempt::Repeat;
 use super::endings::death;
-use super::kept::{Kept, MAX_WRITE};
-use super::lane::Item;
+use super::kept::{KeptMessages, MAX_WRITE};
+use super::lane::RetryItem;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::{MayCall, RetryQueue};
 use super::signal::{Requeue, Signal};
@@ -29,22 +29,22 @@ const LOCAL_FAILURE: Signal = Signal::Postpone(Duration::from_secs(1));
 /// After a bug, and at most while a budget is used up.
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
-/// What a try says of its lane, and whether its message waits on.
-type Tried = (Signal, Requeue);
+/// The signal of a try, and whether its message waits on.
+type TryResult = (Signal, Requeue);
 
 /// A message that was handed out comes back, also from a try that panics.
 struct HandedOut<'a> {
     queue: &'a RetryQueue,
     lane: message::Lane,
-    item: Item,
-    tried: Tried,
+    item: RetryItem,
+    tried: TryResult,
 }
 
 impl Drop for HandedOut<'_> {
     fn drop(&mut self) {
         let (signal, requeue) = self.tried;
         let attempts = self.item.attempts + u32::from(!signal.is_without_call());
-        self.queue.ended(&self.lane, Item { attempts, ..self.item }, signal, requeue);
+        self.queue.ended(&self.lane, RetryItem { attempts, ..self.item }, signal, requeue);
     }
 }
 
@@ -54,9 +54,9 @@ fn wait_for(over: &OverBudget) -> Duration {
     Duration::try_from(left).unwrap_or_default().clamp(Duration::from_secs(1), LOOK_AGAIN)
 }
 
-impl<U: Upstream> Kept<U> {
+impl<U: Upstream> KeptMessages<U> {
     /// One try.
-    pub(super) async fn try_again(self: Arc<Self>, lane: message::Lane, item: Item) {
+    pub(super) async fn try_again(self: Arc<Self>, lane: message::Lane, item: RetryItem) {
         let tried = (Signal::Postpone(LOOK_AGAIN), Requeue::Yes);
         let mut handed_out = HandedOut { queue: &self.queue, lane, item, tried };
         let (Ok(tried) | Err(tried)) = self.try_once(&handed_out.lane, item).await;
@@ -71,7 +71,11 @@ impl<U: Upstream> Kept<U> {
     }
 
     /// `Err`: no call was made.
-    async fn try_once(&self, lane: &message::Lane, item: Item) -> Result<Tried, Tried> {
+    async fn try_once(
+        &self,
+        lane: &message::Lane,
+        item: RetryItem,
+    ) -> Result<TryResult, TryResult> {
         let message = self.ready(lane, item).await?;
         let permit = self.permit(item).await?;
         let repeat = Repeat::of(self.queue.retry(), &message.topic);
@@ -83,8 +87,8 @@ impl<U: Upstream> Kept<U> {
             }
         };
         let kind = match item {
-            Item { probe: true, .. } => CallKind::Probe,
-            Item { attempts: 0, .. } => CallKind::First,
+            RetryItem { probe: true, .. } => CallKind::Probe,
+            RetryItem { attempts: 0, .. } => CallKind::First,
             _ => CallKind::Retry,
         };
         let attempt = self.dispatcher.attempt(&message, permit, kind).await.map_err(|over| {
@@ -96,7 +100,7 @@ impl<U: Upstream> Kept<U> {
     }
 
     /// The message, if it is to be tried now.
-    async fn ready(&self, lane: &message::Lane, item: Item) -> Result<Message, Tried> {
+    async fn ready(&self, lane: &message::Lane, item: RetryItem) -> Result<Message, TryResult> {
         let gone = (Signal::NoCall, Requeue::No);
         let id = item.id;
         if self.queued(id).is_none() {
@@ -145,7 +149,7 @@ impl<U: Upstream> Kept<U> {
         }
     }
 
-    async fn permit(&self, item: Item) -> Result<Permit, Tried> {
+    async fn permit(&self, item: RetryItem) -> Result<Permit, TryResult> {
         let class = if item.attempts == 0 { Class::Fresh } else { Class::Retry };
         let ticket = self.dispatcher.ceiling.request(class, Instant::now() + MAX_WAIT);
         let ticket = ticket.map_err(|_| (LOCAL_FAILURE, Requeue::Yes))?;
@@ -157,9 +161,9 @@ impl<U: Upstream> Kept<U> {
     async fn prepare(
         &self,
         message: &Message,
-        item: Item,
+        item: RetryItem,
         repeat: Repeat,
-    ) -> Result<Instant, Tried> {
+    ) -> Result<Instant, TryResult> {
         let id = item.id;
         let no_call = (Signal::NoCall, Requeue::Yes);
         // The ownership deadline is read before the lookup: a peer can claim the message only after it.
@@ -200,7 +204,7 @@ impl<U: Upstream> Kept<U> {
     }
 
     /// Notes that a call which was about to leave did not.
-    fn uncall(&self, item: Item) {
+    fn uncall(&self, item: RetryItem) {
         let unknown = self.spool.find(item.id).map_or(0, |brief| brief.unknown);
         let tries = Tries { calls: item.attempts, unknown };
         drop(self.spool.note(item.id, Change::Tried(tries)));

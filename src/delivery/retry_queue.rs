@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::lane::{Item, Lane, retry_wait};
+use super::lane::{LaneQueue, RetryItem, retry_wait};
 use super::outcome::Outcome;
-use super::registry::{Registry, TryEnd, Waiter};
+use super::registry::{Registry, TakenWaiter, TryEnd};
 use super::signal::{Requeue, Signal};
 use crate::answer::AccessDenied;
 use crate::config::Retry;
@@ -30,14 +30,14 @@ pub(super) struct RetryQueue {
 
 #[derive(Debug)]
 struct Queued {
-    lanes: HashMap<message::Lane, Lane>,
+    lanes: HashMap<message::Lane, LaneQueue>,
     registry: Registry,
     under_way: usize,
     jitter: fastrand::Rng,
 }
 
 /// Messages of one lane, to be tried together.
-pub(super) type Group = (message::Lane, Vec<Item>);
+pub(super) type Group = (message::Lane, Vec<RetryItem>);
 
 /// A lane that waits for a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl PauseReason {
         }
     }
 
-    fn of(lane: &Lane) -> Option<Self> {
+    fn of(lane: &LaneQueue) -> Option<Self> {
         let pauses = lane.in_trouble() && !lane.is_idle();
         pauses.then(|| lane.denied().map_or(Self::Failing, Self::Denied))
     }
@@ -108,7 +108,7 @@ impl RetryQueue {
 
     /// A message that is kept waits from now on. One that waits already waits on as it does; one that
     /// is under way waits when that has ended, unless it goes back by itself.
-    pub(super) fn push(&self, lane: message::Lane, item: Item, due: Instant) {
+    pub(super) fn push(&self, lane: message::Lane, item: RetryItem, due: Instant) {
         let mut state = self.state();
         let Queued { lanes, registry, .. } = &mut *state;
         if let Some((lane, item, due)) = registry.push((lane, item, due)) {
@@ -139,7 +139,7 @@ impl RetryQueue {
         Reserved { queue: self, id }
     }
 
-    /// What a fresh message's call says of its lane.
+    /// A fresh message of this lane was called for.
     pub(super) fn observe(&self, lane: message::Lane, id: MessageId, signal: Signal) {
         let mut state = self.state();
         let random = state.jitter.f64();
@@ -173,7 +173,7 @@ impl RetryQueue {
 
     /// Messages that wait or are under way.
     pub(super) fn len(&self) -> usize {
-        self.state().lanes.values().map(Lane::len).sum()
+        self.state().lanes.values().map(LaneQueue::len).sum()
     }
 
     /// No caller waits, and nothing was handed out.
@@ -240,7 +240,7 @@ impl RetryQueue {
         self.state().registry.drop_ends(id, calls, effect);
     }
 
-    /// Whether the end of an own call says whether a message has arrived that was dropped meanwhile.
+    /// Whether the end of an own call decides if a message that was dropped meanwhile has arrived.
     pub(super) fn takes_decision(&self, id: MessageId) -> bool {
         self.state().registry.takes_decision(id)
     }
@@ -251,11 +251,11 @@ impl RetryQueue {
         self.state().registry.wait_for(id)
     }
 
-    pub(super) fn take_waiter(&self, id: MessageId) -> Option<Waiter> {
+    pub(super) fn take_waiter(&self, id: MessageId) -> Option<TakenWaiter> {
         self.state().registry.take_waiter(id)
     }
 
-    pub(super) fn take_waiter_if_certain(&self, id: MessageId) -> Option<Waiter> {
+    pub(super) fn take_waiter_if_certain(&self, id: MessageId) -> Option<TakenWaiter> {
         self.state().registry.take_waiter_if_certain(id)
     }
 
@@ -290,7 +290,13 @@ impl RetryQueue {
     }
 
     /// The try of a message that was handed out has ended.
-    pub(super) fn ended(&self, lane: &message::Lane, item: Item, signal: Signal, requeue: Requeue) {
+    pub(super) fn ended(
+        &self,
+        lane: &message::Lane,
+        item: RetryItem,
+        signal: Signal,
+        requeue: Requeue,
+    ) {
         let mut state = self.state();
         state.under_way = state.under_way.saturating_sub(1);
         let random = state.jitter.f64();

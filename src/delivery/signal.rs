@@ -1,10 +1,10 @@
-//! What one try says of its lane, and whether its message waits for another.
+//! What the lane of a message learns from one try, and whether the message waits for another.
 
 use std::time::Duration;
 
 use crate::answer::{AccessDenied, Answer, TransportError, Verdict};
 
-/// What a try says of the provider, and so of all messages of its lane.
+/// How the provider treated a call, and so treats all messages of its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signal {
     /// The provider works: it took or refused the message.

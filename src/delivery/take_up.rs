@@ -4,11 +4,11 @@
 use std::sync::Weak;
 
 use super::endings::death;
-use super::kept::Kept;
+use super::kept::KeptMessages;
 use crate::spool::{Adoptions, Brief, Reason, State};
 use crate::upstream::Upstream;
 
-impl<U: Upstream> Kept<U> {
+impl<U: Upstream> KeptMessages<U> {
     /// Takes up what the spool holds at the start.
     pub(super) fn recover(&self) {
         let mut wanted = |brief: &Brief| is_queued(brief) || brief.claim.is_some();
@@ -49,7 +49,7 @@ fn is_queued(brief: &Brief) -> bool {
 }
 
 /// Takes up what the spool hands over, until the delivery is dropped.
-pub(super) async fn adopt<U: Upstream>(kept: Weak<Kept<U>>, mut adoptions: Adoptions) {
+pub(super) async fn adopt<U: Upstream>(kept: Weak<KeptMessages<U>>, mut adoptions: Adoptions) {
     while let Some(briefs) = adoptions.next().await {
         let Some(kept) = kept.upgrade() else { return };
         kept.take_up(&briefs);

@@ -17,21 +17,21 @@ fn retry() -> Retry {
     }
 }
 
-fn item(attempts: u32, now: Instant) -> Item {
+fn item(attempts: u32, now: Instant) -> RetryItem {
     let expires = now + Duration::from_hours(1);
-    Item { id: MessageId::new(), attempts, expires, probe: false }
+    RetryItem { id: MessageId::new(), attempts, expires, probe: false }
 }
 
 const FAILS: Signal = Signal::Fails { retry_after: None };
 
 /// A fresh message with a new id was called for.
-fn observe(lane: &mut Lane, signal: Signal, now: Instant) {
+fn observe(lane: &mut LaneQueue, signal: Signal, now: Instant) {
     lane.observe(MessageId::new(), signal, now, &retry(), 0.5);
 }
 
 #[test]
 fn trouble_is_different_messages_that_fail() {
-    let (mut lane, now) = (Lane::default(), Instant::now());
+    let (mut lane, now) = (LaneQueue::default(), Instant::now());
     let stubborn = MessageId::new();
     for _ in 0..3 * TROUBLE {
         lane.observe(stubborn, FAILS, now, &retry(), 0.5);
@@ -53,14 +53,14 @@ fn trouble_is_different_messages_that_fail() {
 
 #[test]
 fn all_are_due_when_trouble_ends() {
-    let (mut lane, now) = (Lane::default(), Instant::now());
+    let (mut lane, now) = (LaneQueue::default(), Instant::now());
     for far in 1..=4 {
         lane.push(item(9, now), now + Duration::from_mins(far));
     }
     (0..TROUBLE).for_each(|_| observe(&mut lane, FAILS, now));
     let probed = now + Duration::from_secs(30);
     let probe = lane.take(probed, 100);
-    assert!(matches!(probe[..], [Item { probe: true, .. }]), "{probe:?}");
+    assert!(matches!(probe[..], [RetryItem { probe: true, .. }]), "{probe:?}");
     assert!(lane.take(probed, 100).is_empty(), "one probe at a time");
     lane.ended(probe[0], Signal::Works, Requeue::No, probed, &retry(), 0.5);
     assert_eq!(lane.next(), Some(probed), "and not in a minute");
@@ -78,7 +78,7 @@ fn all_are_due_when_trouble_ends() {
 
 #[test]
 fn the_least_tried_is_the_probe() {
-    let (mut lane, now) = (Lane::default(), Instant::now());
+    let (mut lane, now) = (LaneQueue::default(), Instant::now());
     let fresh = item(0, now);
     for attempts in [7, 3, 5] {
         lane.push(item(attempts, now), now);
@@ -86,7 +86,7 @@ fn the_least_tried_is_the_probe() {
     lane.push(fresh, now + Duration::from_secs(9));
     observe(&mut lane, Signal::Denied(AccessDenied::Permission), now);
     let probe = lane.take(now + Duration::from_mins(1), 100);
-    assert_eq!(probe, [Item { probe: true, ..fresh }]);
+    assert_eq!(probe, [RetryItem { probe: true, ..fresh }]);
 }
 
 #[derive(Debug, Clone)]
@@ -129,7 +129,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     /// Whatever happens: no message is lost or handed out twice, trouble has one probe, groups
-    /// keep to their bounds, and a lane in which something waits says when to look again or has
+    /// keep to their bounds, and a lane in which something waits has a time to look again or has
     /// calls under way.
     #[test]
     fn nothing_is_lost_and_nothing_sleeps(
@@ -137,8 +137,8 @@ proptest! {
         random in 0.0..1.0,
     ) {
         let retry = retry();
-        let (mut lane, mut now) = (Lane::default(), Instant::now());
-        let (mut waiting, mut out) = (BTreeSet::new(), Vec::<Item>::new());
+        let (mut lane, mut now) = (LaneQueue::default(), Instant::now());
+        let (mut waiting, mut out) = (BTreeSet::new(), Vec::<RetryItem>::new());
         for step in steps {
             match step {
                 Step::Push { attempts, due } => {
@@ -193,10 +193,10 @@ proptest! {
 fn the_first_wait_is_at_most_the_base() {
     let (retry, now) = (retry(), Instant::now());
     for (attempts, ms) in [(1, 200), (2, 400), (3, 800), (9, 30_000)] {
-        let mut lane = Lane::default();
+        let mut lane = LaneQueue::default();
         lane.push(item(attempts - 1, now), now);
         let tried = lane.take(now, 1)[0];
-        lane.ended(Item { attempts, ..tried }, FAILS, Requeue::Yes, now, &retry, 1.0);
+        lane.ended(RetryItem { attempts, ..tried }, FAILS, Requeue::Yes, now, &retry, 1.0);
         assert_eq!(lane.next(), Some(now + Duration::from_millis(ms)), "{attempts}");
         assert_eq!(retry_wait(&retry, attempts, 1.0), Duration::from_millis(ms));
     }

@@ -15,9 +15,9 @@ fn far() -> Instant {
     Instant::now() + Duration::from_hours(1)
 }
 
-fn item(id: u8, attempts: u32) -> Item {
+fn item(id: u8, attempts: u32) -> RetryItem {
     let expires = Instant::now() + Duration::from_hours(24);
-    Item { id: MessageId::from_u128(id.into()), attempts, expires, probe: false }
+    RetryItem { id: MessageId::from_u128(id.into()), attempts, expires, probe: false }
 }
 
 fn lane(id: u8) -> message::Lane {
@@ -80,9 +80,9 @@ proptest! {
     fn a_message_is_in_its_lane_once(steps in prop::collection::vec(step(), 1..120)) {
         let queue = RetryQueue::new(retry(), 7);
         let mut model: BTreeMap<u8, Model> = (0..IDS).map(|id| (id, Model::default())).collect();
-        let mut out: Vec<(message::Lane, Item)> = Vec::new();
+        let mut out: Vec<(message::Lane, RetryItem)> = Vec::new();
         let mut fresh: BTreeMap<u8, Reserved<'_>> = BTreeMap::new();
-        let name = |item: &Item| u8::try_from(item.id.as_u128()).unwrap();
+        let name = |item: &RetryItem| u8::try_from(item.id.as_u128()).unwrap();
         let ends = |one: &mut Model, again: bool| {
             one.waits = again || one.pushed;
             (one.out, one.pushed) = (false, false);
@@ -167,7 +167,7 @@ fn what_is_known_last_counts() {
     queue.push(lane(1), item(1, 0), due + Duration::from_mins(30));
     let handed_out: Vec<_> =
         queue.take_due(due).0.into_iter().flat_map(|(_, items)| items).collect();
-    assert!(matches!(handed_out[..], [Item { attempts: 0, .. }]), "{handed_out:?}");
+    assert!(matches!(handed_out[..], [RetryItem { attempts: 0, .. }]), "{handed_out:?}");
 }
 
 /// A call sets out only for a message that is queued, and a drop finds it under way until it has ended.
@@ -204,7 +204,7 @@ fn a_push_during_a_try_counts() {
     let expires = Instant::now() + Duration::from_hours(48);
     queue.push(lane(1), item(1, 0), Instant::now());
     let (lane, items) = queue.take_due(far()).0.pop().unwrap();
-    queue.push(lane.clone(), Item { expires, ..item(1, 1) }, far());
+    queue.push(lane.clone(), RetryItem { expires, ..item(1, 1) }, far());
     queue.ended(&lane, items[0], Signal::NoCall, Requeue::Yes);
     let next = queue.take_due(far()).0.pop().map(|(_, items)| items[0].expires);
     assert_eq!(next, Some(expires));

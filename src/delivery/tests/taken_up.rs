@@ -84,7 +84,7 @@ async fn loses_an_answer(port: u16) -> u16 {
 }
 
 async fn carry(mut near: TcpStream, mut far: TcpStream, loses: Arc<AtomicBool>) {
-    let (mut asked, mut told) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let (mut asked, mut replied) = (vec![0; 1 << 16], vec![0; 1 << 16]);
     let mut lost = false;
     loop {
         tokio::select! {
@@ -93,8 +93,8 @@ async fn carry(mut near: TcpStream, mut far: TcpStream, loses: Arc<AtomicBool>) 
                 lost = lost || takes && loses.swap(false, Ordering::Relaxed);
                 far.write_all(&asked[..n]).await.unwrap();
             }
-            Ok(n @ 1..) = far.read(&mut told) => {
-                if lost || near.write_all(&told[..n]).await.is_err() {
+            Ok(n @ 1..) = far.read(&mut replied) => {
+                if lost || near.write_all(&replied[..n]).await.is_err() {
                     return;
                 }
             }
@@ -230,8 +230,8 @@ async fn a_fresh_call_that_is_under_way_meanwhile() {
     let provider = Slow::new(id);
     let delivery = delivers(&spool, &provider, "retry");
     let wanted = PublishOptions { patience: Duration::from_millis(200), ..ASYNC };
-    let told = delivery.publish(fresh, wanted).await;
-    assert_eq!((told.ended, provider.calls(id)), (Disposition::Kept(id), 1));
+    let outcome = delivery.publish(fresh, wanted).await;
+    assert_eq!((outcome.ended, provider.calls(id)), (Disposition::Kept(id), 1));
     taken_and_given_back(&redis, &spool, async |_| {}).await;
     let later = keep(&spool, 1).await[0];
     delivery.intake.kept.as_ref().unwrap().enqueue(&spool.find(later).unwrap());
