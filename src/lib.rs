@@ -14,7 +14,7 @@
 //! | 3 | [`publish`], [`telemetry`], [`control`] | doors: for callers; for Prometheus, the kubelet, a browser; for operators |
 //! | 2 | [`delivery`] | what happens to a message from acceptance to its end |
 //! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | engines: permits; one call; what is kept; what was sent |
-//! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`] | the key; pure signatures; what all doors share; how much is logged; the way to Redis; deadlines of a process that may stand still |
+//! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`] | the key; pure signatures; what all doors share; how much is logged; the way to Redis; deadlines of a process that may stand still; waits between tries |
 //! | G | [`message`], [`answer`], [`config`] | words that all share; they know nobody |
 //! | annex | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] knows it |
 //!
@@ -34,6 +34,7 @@
 //! 6. Back up the same stairs, once.
 
 pub mod answer;
+pub mod backoff;
 pub mod ceiling;
 pub mod cli;
 pub mod config;

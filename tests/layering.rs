@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer. Types that all modules share are below layer 0.
-const LAYERS: [(&str, i8); 20] = [
+const LAYERS: [(&str, i8); 21] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
@@ -23,6 +23,7 @@ const LAYERS: [(&str, i8); 20] = [
     ("log_limiter", 0),
     ("redis_client", 0),
     ("deadline", 0),
+    ("backoff", 0),
     ("message", -1),
     ("answer", -1),
     ("config", -1),

@@ -14,10 +14,11 @@ use tokio::time::{Instant, sleep};
 use super::leases::Leases;
 use super::script_client::{ClientError, ScriptClient, connect};
 use super::{CeilingInner, Kind};
+use crate::backoff::Backoff;
 use crate::config;
 
-/// Between two tries to connect, and as much again at random.
-const AGAIN: Duration = Duration::from_millis(250);
+/// Between two tries to connect.
+const RECONNECT: Backoff = Backoff::steady(Duration::from_millis(250));
 /// How often what is held is looked at, at most and at least: calls that end do not wake this task.
 const SOONEST: Duration = Duration::from_millis(2);
 const LATEST: Duration = Duration::from_millis(25);
@@ -75,7 +76,7 @@ pub(super) async fn run(
                 if emptied == Some(true) {
                     wakeup.done.notify_one();
                 }
-                sleep(AGAIN + AGAIN.mul_f64(fastrand::f64())).await;
+                sleep(RECONNECT.after(1, fastrand::f64())).await;
             }
         }
     }

@@ -1,120 +1,164 @@
-//! How a kept message ends, and what its waiting caller and its key are answered.
+//! What a call for a kept message came to: what the spool notes of it, and what the waiting caller and
+//! the key of the message are answered.
 
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use super::kept::{DISK, Kept};
+use super::attempt::{NextStep, Repeat};
+use super::kept::{KeptMessages, MAX_WRITE};
 use super::outcome::{Disposition, Outcome};
-use super::waiters::Waiter;
-use crate::answer::Answer;
+use super::signal::{Requeue, Signal};
+use crate::answer::{AccessDenied, Answer, Verdict};
 use crate::message::{Message, MessageId};
-use crate::spool::{Brief, Change, Death, Effect, Noted, Reason, Receipt, State};
+use crate::spool::{Brief, Change, Death, Effect, Noted, Reason, Receipt, State, Tries};
 use crate::upstream::Upstream;
 
 /// Why a message is a dead letter that may be sent again, but not for ever.
-pub(super) const TOO_MANY_UNKNOWN: &str =
+const TOO_MANY_UNKNOWN: &str =
     "the outcome of as many calls is unknown as may be (retry.unknown_tries)";
 
-impl<U: Upstream> Kept<U> {
-    /// What a waiting caller is answered now.
-    pub(super) fn now(&self, id: MessageId, waiter: &Waiter) -> Outcome {
-        match self.spool.find(id) {
-            Some(Brief { state: State::Queued { .. }, .. }) => Outcome::kept(id),
-            Some(Brief { state: State::Dropped(_), attempts, .. }) => waiter.dropped(id, attempts),
-            Some(brief) => Outcome::of(&brief),
-            None if waiter.is_dropped() => waiter.dropped(id, 0),
-            // Another sidecar has taken it over.
-            None => Outcome::kept(id),
+impl<U: Upstream> KeptMessages<U> {
+    /// Records the answer to a call for a kept message, `attempts` calls in all.
+    pub(super) async fn record(
+        &self,
+        message: &Message,
+        attempts: u32,
+        answer: &Answer,
+        repeat: Repeat,
+    ) -> (Signal, Requeue) {
+        let (id, signal) = (message.id, Signal::of(answer));
+        let is_unknown = answer.verdict() == Verdict::Unknown;
+        if is_unknown {
+            self.queue.mark_uncertain(id);
         }
+        let brief = self.queued(id);
+        let unknown = brief.as_ref().map_or(0, |brief| brief.unknown);
+        match NextStep::of(answer, repeat, unknown) {
+            NextStep::Delivered => self.delivered(message, attempts, answer).await,
+            _ if brief.is_none() => self.decide_drop(id, is_unknown),
+            NextStep::Refused => self.refused(id, attempts, answer).await,
+            NextStep::Uncertain => {
+                let why = (repeat != Repeat::Never).then_some(TOO_MANY_UNKNOWN);
+                self.dead_letter(id, attempts, death(Reason::Unknown, Some(answer)), why).await;
+            }
+            next @ (NextStep::Access(_) | NextStep::Retry(_)) => {
+                // Before a key is waited for: otherwise a crash here would make the definite failure
+                // look like a call under way.
+                let tries = Tries { calls: attempts, unknown: unknown + u32::from(is_unknown) };
+                drop(self.spool.note(id, Change::Tried(tries)));
+                if next == NextStep::Access(AccessDenied::Key) {
+                    let renewed = self.dispatcher.upstream.renew_key();
+                    self.dispatcher.stop.run_until_cancelled(renewed).await;
+                }
+                return (signal, Requeue::Yes);
+            }
+        }
+        (signal, Requeue::No)
     }
 
-    /// An operator has dropped a message, unless it had ended before, or is a peer's.
-    pub(super) fn dropped(&self, before: &Brief, effect: Effect) {
-        self.batches.waiters.drop_ends(before.id, before.attempts, effect);
-        let is_made = effect == Effect::Made;
-        if let Some(brief) = self.spool.find(before.id).filter(|_| is_made) {
-            self.keys.ended(&brief);
-        }
-    }
-
-    pub(super) async fn delivered(&self, message: &Message, attempts: u32, answer: &Answer) {
+    async fn delivered(&self, message: &Message, attempts: u32, answer: &Answer) {
         let id = message.id;
-        let caller = self.batches.waiters.take(id);
+        let waiter = self.queue.take_waiter(id);
         let text = |text: Option<&Box<str>>| text.cloned().unwrap_or_default();
         let receipt = Receipt {
             msg_id: text(answer.http().and_then(|http| http.msg_id.as_ref())),
             request_id: text(answer.http().and_then(|http| http.request_id.as_ref())),
             at: Timestamp::now(),
-            accepted: caller.is_none(),
+            accepted: waiter.is_none(),
         };
         let noted = self.spool.note(id, Change::Delivered(attempts, receipt));
-        if let Some(brief) = self.spool.find(id) {
-            self.keys.ended(&brief);
-        }
-        let Some(caller) = caller else { return };
-        // Durable before it is told: else a crash now would deliver again what is known to be
-        // delivered. A disk that takes nothing keeps nobody waiting.
-        drop(timeout(DISK, noted).await);
-        drop(caller.to.send(Outcome::new(attempts, Disposition::Answered(answer.clone()))));
+        self.key_ends(id);
+        let Some(waiter) = waiter else { return };
+        // Durable before it is answered: else a crash now would deliver again what is known to be
+        // delivered. A hung disk delays no caller for longer.
+        drop(timeout(MAX_WRITE, noted).await);
+        waiter.respond(Outcome::new(attempts, Disposition::Answered(answer.clone())));
     }
 
-    /// A call has ended whose message was dropped meanwhile, and did not deliver it for certain.
-    /// `doubt`: it may have.
-    pub(super) fn dropped_meanwhile(&self, id: MessageId, doubt: bool) {
-        let decides = self.batches.decides(id);
-        let Some(Brief { state: State::Dropped(_), doubt: before, .. }) = self.spool.find(id)
-        else {
-            return;
+    /// The provider will never take the message. A caller who waits, and is certain to have had no call
+    /// that arrived, learns that: then the message was never accepted, also not after a crash.
+    async fn refused(&self, id: MessageId, attempts: u32, answer: &Answer) {
+        let Some(waiter) = self.queue.take_waiter_if_certain(id) else {
+            let death = death(Reason::Refused, Some(answer));
+            return self.dead_letter(id, attempts, death, None).await;
         };
-        if doubt != before && (doubt || decides) {
-            drop(self.spool.note(id, Change::Decided { doubt }));
-            if let Some(brief) = self.spool.find(id) {
-                self.keys.ended(&brief);
-            }
-        }
+        let forgotten = self.spool.note(id, Change::Forgotten);
+        let ended = match timeout(MAX_WRITE, forgotten).await {
+            Ok(Effect::Made | Effect::Unchanged) => Disposition::Answered(answer.clone()),
+            // What is not forgotten is tried again, by a peer or the next process.
+            Ok(Effect::TransportError) | Err(_) => Disposition::Unanswered,
+        };
+        waiter.respond(Outcome::new(attempts, ended));
     }
 
     /// A message becomes a dead letter, and its waiting caller is answered so. `why`: for the log,
     /// where the reason does not say it all.
-    pub(super) async fn bury(
+    pub(super) async fn dead_letter(
         &self,
         id: MessageId,
         attempts: u32,
         mut death: Death,
         why: Option<&str>,
     ) {
-        let waiter = self.batches.waiters.take(id);
+        let waiter = self.queue.take_waiter(id);
         death.accepted = waiter.is_none();
-        let noted = self.dead(id, attempts, death, why);
+        let noted = self.note_dead(id, attempts, death, why);
         let Some(waiter) = waiter else { return };
-        let mut outcome = self.now(id, &waiter);
+        let mut outcome = self.outcome_now(id, &waiter);
         // Durable before it is answered: else a crash now would send again what is answered to be
-        // at its end. A disk that takes nothing keeps no caller waiting.
-        if timeout(DISK, noted).await == Ok(Effect::TransportError) {
+        // at its end. A hung disk delays no caller for longer.
+        if timeout(MAX_WRITE, noted).await == Ok(Effect::TransportError) {
             // A peer goes on with it.
             outcome = Outcome::new(attempts, Disposition::Unanswered);
         }
-        drop(waiter.to.send(outcome));
+        waiter.respond(outcome);
     }
 
     /// A message becomes a dead letter.
-    pub(super) fn dead(
+    pub(super) fn note_dead(
         &self,
         id: MessageId,
         attempts: u32,
         death: Death,
         why: Option<&str>,
     ) -> Noted {
-        if let Some(suppressed) = self.lines.next() {
+        if let Some(suppressed) = self.log.next() {
             let (reason, code) = (death.reason, death.code.as_deref());
             let trace_id = self.trace(id).map(tracing::field::display);
             tracing::warn!(%id, trace_id, ?reason, why, attempts, code, suppressed, "a message is a dead letter");
         }
         let noted = self.spool.note(id, Change::Dead(attempts, death));
+        self.key_ends(id);
+        noted
+    }
+
+    /// An operator has dropped a message, unless it had ended before, or is a peer's.
+    pub(super) fn dropped(&self, before: &Brief, effect: Effect) {
+        self.queue.drop_ends(before.id, before.attempts, effect);
+        if effect == Effect::Made {
+            self.key_ends(before.id);
+        }
+    }
+
+    /// A try has ended whose message was dropped meanwhile, and did not deliver it for certain.
+    /// `doubt`: its call may have arrived.
+    pub(super) fn decide_drop(&self, id: MessageId, doubt: bool) {
+        let decides = self.queue.takes_decision(id);
+        let Some(Brief { state: State::Dropped(_), doubt: before, .. }) = self.spool.find(id)
+        else {
+            return;
+        };
+        if doubt != before && (doubt || decides) {
+            drop(self.spool.note(id, Change::Decided { doubt }));
+            self.key_ends(id);
+        }
+    }
+
+    /// From now on the key of this message is taken for as long as ended messages' are.
+    fn key_ends(&self, id: MessageId) {
         if let Some(brief) = self.spool.find(id) {
             self.keys.ended(&brief);
         }
-        noted
     }
 }
 

@@ -1,8 +1,8 @@
-//! Requests that were made before: the same `Idempotency-Key` gets what became of the first one.
+//! Repeated requests: one with the same `Idempotency-Key` gets the outcome of the first.
 //!
 //! A key is taken as long as its message is queued, and for `idempotency.keep` after its end: after it
-//! was delivered, dropped or became a dead letter. Where more keys would have to be remembered than
-//! may be, new ones are refused; none is forgotten for them.
+//! was delivered, dropped or became a dead letter. At `idempotency.max_keys`, new keys are refused; none is
+//! forgotten for them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,19 +16,19 @@ use crate::config;
 use crate::message::MessageId;
 use crate::spool::{Brief, Claim, Spool, State};
 
-/// What is known of a key.
+/// Where the first request of a key stands.
 #[derive(Debug)]
-enum Slot {
-    /// Its first request is being answered. Should that not hold the key, this kept message does.
-    UnderWay(Option<(Claim, Known)>),
-    /// Its first request was answered.
-    Answered(Known),
+enum KeyState {
+    /// It is under way. If its answer does not hold the key, this kept message does.
+    UnderWay(Option<(Claim, KeyOutcome)>),
+    /// It was answered.
+    Answered(KeyOutcome),
 }
 
 /// What became of a key's first request, as far as is known.
 #[derive(Debug)]
-struct Known {
-    /// The answer, unless the spool knows better.
+struct KeyOutcome {
+    /// The answer, unless the spool has a newer one.
     outcome: Outcome,
     /// Its message has ended.
     ended: bool,
@@ -36,7 +36,7 @@ struct Known {
     until: Instant,
 }
 
-impl Known {
+impl KeyOutcome {
     /// Whether this message holds the key rather than the `other` one: one that is queued, else the
     /// last.
     fn is_better_than(&self, other: &Self) -> bool {
@@ -49,33 +49,33 @@ impl Known {
 }
 
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(super) struct IdempotencyKeys {
     keep: Duration,
     max: usize,
     spool: Option<Spool>,
-    slots: Mutex<Slots>,
+    slots: Mutex<KeyTable>,
 }
 
 #[derive(Debug, Default)]
-struct Slots {
-    by_key: HashMap<u128, (Claim, Slot)>,
-    /// Answered keys, by [`Known::until`].
+struct KeyTable {
+    by_key: HashMap<u128, (Claim, KeyState)>,
+    /// Answered keys, by [`KeyOutcome::until`].
     due: BTreeSet<(Instant, u128)>,
 }
 
-/// The first request of a key. Dropped without an answer that holds the key, the key is free again.
+/// The first request of a key. Dropped without an answer that holds the key, it frees the key.
 #[derive(Debug)]
-pub(super) struct First {
-    keys: Arc<Keys>,
+pub(super) struct FirstRequest {
+    keys: Arc<IdempotencyKeys>,
     pub(super) claim: Claim,
     answered: bool,
 }
 
-impl Slots {
-    fn set(&mut self, claim: Claim, known: Known) {
+impl KeyTable {
+    fn set(&mut self, claim: Claim, known: KeyOutcome) {
         self.due.insert((known.until, claim.key));
-        let before = self.by_key.insert(claim.key, (claim, Slot::Answered(known)));
-        if let Some((_, Slot::Answered(before))) = before
+        let before = self.by_key.insert(claim.key, (claim, KeyState::Answered(known)));
+        if let Some((_, KeyState::Answered(before))) = before
             && self.until(claim.key) != Some(before.until)
         {
             self.due.remove(&(before.until, claim.key));
@@ -83,16 +83,16 @@ impl Slots {
     }
 
     /// The kept message that holds a key whose first request does not.
-    fn take_then(&mut self, key: u128) -> Option<(Claim, Known)> {
+    fn take_then(&mut self, key: u128) -> Option<(Claim, KeyOutcome)> {
         match self.by_key.get_mut(&key) {
-            Some((_, Slot::UnderWay(then))) => then.take(),
+            Some((_, KeyState::UnderWay(then))) => then.take(),
             _ => None,
         }
     }
 
-    fn answered(&self, key: u128) -> Option<&Known> {
+    fn answered(&self, key: u128) -> Option<&KeyOutcome> {
         match self.by_key.get(&key) {
-            Some((_, Slot::Answered(known))) => Some(known),
+            Some((_, KeyState::Answered(known))) => Some(known),
             _ => None,
         }
     }
@@ -107,13 +107,13 @@ impl Slots {
             && until <= now
         {
             self.due.remove(&(until, key));
-            let Some((_, Slot::Answered(known))) = self.by_key.get_mut(&key) else { continue };
+            let Some((_, KeyState::Answered(known))) = self.by_key.get_mut(&key) else { continue };
             if known.ended {
                 self.by_key.remove(&key);
                 continue;
             }
             let brief = known.outcome.id().and_then(find);
-            // Its end may have come without a word, as when another sidecar has taken it over.
+            // Its end may not have been reported here, as when another sidecar has taken it over.
             known.ended = !brief.as_ref().is_some_and(is_queued);
             if let Some(brief) = brief {
                 known.outcome = Outcome::of(&brief);
@@ -128,14 +128,14 @@ fn is_queued(brief: &Brief) -> bool {
     matches!(brief.state, State::Queued { .. })
 }
 
-impl Keys {
+impl IdempotencyKeys {
     /// Knows no key yet.
     pub(super) fn new(config: &config::Idempotency, spool: Option<&Spool>) -> Self {
         let (keep, max, slots) = (config.keep, config.max_keys, Mutex::default());
         Self { keep, max, spool: spool.cloned(), slots }
     }
 
-    fn slots(&self) -> MutexGuard<'_, Slots> {
+    fn slots(&self) -> MutexGuard<'_, KeyTable> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -156,19 +156,19 @@ impl Keys {
                 self.keep.saturating_sub(age)
             });
             let outcome = Outcome::of(&brief);
-            let known = Known { outcome, ended: ended_at.is_some(), until: now + keep };
+            let known = KeyOutcome { outcome, ended: ended_at.is_some(), until: now + keep };
             if keep.is_zero() {
                 continue;
             }
             match slots.by_key.get_mut(&claim.key) {
                 None => slots.set(claim, known),
-                Some((_, Slot::UnderWay(then))) => {
+                Some((_, KeyState::UnderWay(then))) => {
                     if then.as_ref().is_none_or(|(_, other)| known.is_better_than(other)) {
                         *then = Some((claim, known));
                     }
                 }
                 // A key that was used again.
-                Some((_, Slot::Answered(other))) => {
+                Some((_, KeyState::Answered(other))) => {
                     if known.is_better_than(other) {
                         slots.set(claim, known);
                     }
@@ -192,33 +192,33 @@ impl Keys {
     fn changed(&self, brief: &Brief, may_take: bool) {
         let Some(claim) = brief.claim else { return };
         let until = Instant::now() + self.keep;
-        let known = Known { outcome: Outcome::of(brief), ended: !is_queued(brief), until };
-        let takes = |other: &Known| {
+        let known = KeyOutcome { outcome: Outcome::of(brief), ended: !is_queued(brief), until };
+        let takes = |other: &KeyOutcome| {
             other.outcome.id() == Some(brief.id) || may_take && known.is_better_than(other)
         };
         let mut slots = self.slots();
         match slots.by_key.get_mut(&claim.key) {
             // Its caller is answered soon, and the key is settled then.
-            Some((_, Slot::UnderWay(then))) => {
+            Some((_, KeyState::UnderWay(then))) => {
                 if then.as_ref().map_or(may_take, |(_, other)| takes(other)) {
                     *then = Some((claim, known));
                 }
             }
-            Some((_, Slot::Answered(other))) if !takes(other) => {}
+            Some((_, KeyState::Answered(other))) if !takes(other) => {}
             None if !may_take => {}
-            Some((_, Slot::Answered(_))) | None => slots.set(claim, known),
+            Some((_, KeyState::Answered(_))) | None => slots.set(claim, known),
         }
     }
 
     /// The first request of a key goes on; any other has its answer.
-    pub(super) fn claim(self: &Arc<Self>, claim: Claim) -> Result<First, Outcome> {
+    pub(super) fn claim(self: &Arc<Self>, claim: Claim) -> Result<FirstRequest, Outcome> {
         let mut slots = self.slots();
         slots.expire(Instant::now(), self.keep, &|id| self.find(id));
         if let Some((first, slot)) = slots.by_key.get(&claim.key) {
             return Err(match slot {
                 _ if first.print != claim.print => Outcome::new(0, Disposition::OtherRequest),
-                Slot::UnderWay(_) => Outcome::new(0, Disposition::SameUnderWay),
-                Slot::Answered(known) => {
+                KeyState::UnderWay(_) => Outcome::new(0, Disposition::SameUnderWay),
+                KeyState::Answered(known) => {
                     let now = known.outcome.id().and_then(|id| self.find(id));
                     let outcome = now.map_or_else(|| known.outcome.clone(), |b| Outcome::of(&b));
                     Outcome { replayed: true, ..outcome }
@@ -228,12 +228,12 @@ impl Keys {
         if slots.by_key.len() >= self.max {
             return Err(Outcome::new(0, Disposition::TooManyKeys));
         }
-        slots.by_key.insert(claim.key, (claim, Slot::UnderWay(None)));
-        Ok(First { keys: Arc::clone(self), claim, answered: false })
+        slots.by_key.insert(claim.key, (claim, KeyState::UnderWay(None)));
+        Ok(FirstRequest { keys: Arc::clone(self), claim, answered: false })
     }
 }
 
-impl First {
+impl FirstRequest {
     /// The request was answered so. Only an answer that holds the key is remembered: anything else
     /// may be asked for again.
     pub(super) fn answered(mut self, outcome: &Outcome) {
@@ -247,7 +247,7 @@ impl First {
         let is_queued = |id| keys.find(id).as_ref().is_some_and(is_queued);
         let ended = !outcome.id().is_some_and(is_queued);
         let until = Instant::now() + keys.keep;
-        let known = Known { outcome: outcome.clone(), ended, until };
+        let known = KeyOutcome { outcome: outcome.clone(), ended, until };
         match slots.take_then(self.claim.key) {
             Some((claim, then)) if then.is_better_than(&known) => slots.set(claim, then),
             _ => slots.set(self.claim, known),
@@ -255,7 +255,7 @@ impl First {
     }
 }
 
-impl Drop for First {
+impl Drop for FirstRequest {
     fn drop(&mut self) {
         if !self.answered {
             let mut slots = self.keys.slots();
@@ -309,11 +309,11 @@ mod tests {
         brief(key, State::Dead(Death { reason, code: None, request_id: None, at, accepted: true }))
     }
 
-    fn keys(max_keys: usize) -> Arc<Keys> {
-        Arc::new(Keys::new(&config::Idempotency { keep: KEEP, max_keys }, None))
+    fn keys(max_keys: usize) -> Arc<IdempotencyKeys> {
+        Arc::new(IdempotencyKeys::new(&config::Idempotency { keep: KEEP, max_keys }, None))
     }
 
-    fn ask(keys: &Arc<Keys>, key: u128) -> Option<MessageId> {
+    fn ask(keys: &Arc<IdempotencyKeys>, key: u128) -> Option<MessageId> {
         match keys.claim(Claim { key, print: 0 }) {
             Err(outcome) if outcome.replayed => outcome.id(),
             Err(outcome) => panic!("{outcome:?}"),
@@ -344,17 +344,17 @@ mod tests {
     /// A message that is queued holds its key, also against one of the same key that has ended.
     #[tokio::test(start_paused = true)]
     async fn a_queued_message_holds_its_key() {
-        let slots = &mut Slots::default();
+        let slots = &mut KeyTable::default();
         let queued = brief(1, State::Queued { calling: false });
         let outcome = Outcome::of(&queued);
         let until = Instant::now() + KEEP;
-        slots.set(queued.claim.unwrap(), Known { outcome, ended: false, until });
+        slots.set(queued.claim.unwrap(), KeyOutcome { outcome, ended: false, until });
         for _ in 0..100 {
             tokio::time::advance(KEEP).await;
             slots.expire(Instant::now(), KEEP, &|_| Some(queued.clone()));
             assert_eq!((slots.by_key.len(), slots.due.len()), (1, 1));
         }
-        // Its end came without a word.
+        // Its end was not reported.
         tokio::time::advance(KEEP).await;
         slots.expire(Instant::now(), KEEP, &|_| None);
         tokio::time::advance(NEARLY).await;

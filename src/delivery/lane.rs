@@ -1,33 +1,35 @@
 //! One lane: messages of one instance and parent topic, which fail and recover together.
 //!
-//! Failures are systemic: a storage exception hits a topic, an overflow everyone. So a lane in
+//! Failures are systemic: a storage exception hits one topic, an overflow hits all. So a lane in
 //! trouble probes with one message; when it passes, the others follow in groups that double; when
-//! it fails, all wait longer. One message that fails alone is not trouble and holds nobody.
+//! it fails, all wait longer. One message that fails alone is not trouble and delays no others.
 //!
-//! Pure: it is told the time and what became of calls, and says what to call and when to look again.
+//! Pure: time, random numbers and the signals of calls come from outside.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::signal::{Requeue, Signal};
 use crate::answer::AccessDenied;
+use crate::backoff::Backoff;
 use crate::config::Retry;
 use crate::message::MessageId;
 
-/// So many messages that failed one after another, without one that passed, are trouble.
+/// This many different messages that fail, with none that passes between them, are trouble.
 const TROUBLE: usize = 5;
 /// The end of trouble is noticed within this, or a thirtieth of how long it lasted: with a probe
 /// for each of these moments, ten minutes cost about two hundred calls.
 const NOTICE: Duration = Duration::from_millis(3_500);
 const NOTICE_PART: u32 = 30;
 
-/// Before a message is handed out again that was not called after all.
+/// Before a message is handed out again for which no call was made after all.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A message that waits for its next try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Item {
+pub(super) struct RetryItem {
     pub(super) id: MessageId,
     /// Calls that were made for it.
     pub(super) attempts: u32,
@@ -37,46 +39,31 @@ pub(super) struct Item {
     pub(super) probe: bool,
 }
 
-/// What a call says of its lane.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Said {
-    /// The provider works: it took or refused the message.
-    Works,
-    /// It does not, and asks to wait so long.
-    Fails(Option<Duration>),
-    /// It does not let us in.
-    Bars(AccessDenied),
-    /// Nothing: there was no call.
-    Nothing,
-    /// Nothing, and there is to be none before so long.
-    Waits(Duration),
-}
-
 #[derive(Debug)]
-struct Trouble {
+struct LaneTrouble {
     since: Instant,
     /// Probes that failed.
     level: u32,
     next: Instant,
-    bar: Option<AccessDenied>,
+    denied: Option<AccessDenied>,
 }
 
-/// Messages of one lane that are kept, and what is known of it.
+/// The kept messages of one lane, and how the provider treats them.
 #[derive(Debug, Default)]
-pub(super) struct Lane {
+pub(super) struct LaneQueue {
     /// By when they are due.
-    waiting: BTreeMap<(Instant, MessageId), Item>,
+    waiting: BTreeMap<(Instant, MessageId), RetryItem>,
     /// Calls that were handed out.
     under_way: usize,
     /// The most that go together.
     group: usize,
     /// Messages that failed since one passed; no more than make trouble.
     failing: Vec<MessageId>,
-    trouble: Option<Trouble>,
+    trouble: Option<LaneTrouble>,
 }
 
-impl Lane {
-    pub(super) fn push(&mut self, item: Item, due: Instant) {
+impl LaneQueue {
+    pub(super) fn push(&mut self, item: RetryItem, due: Instant) {
         self.waiting.insert((due, item.id), item);
     }
 
@@ -90,11 +77,12 @@ impl Lane {
         self.trouble.is_some()
     }
 
-    pub(super) fn barred(&self) -> Option<AccessDenied> {
-        self.trouble.as_ref().and_then(|trouble| trouble.bar)
+    /// Why the provider lets no message of this lane in, if that is its trouble.
+    pub(super) fn denied(&self) -> Option<AccessDenied> {
+        self.trouble.as_ref().and_then(|trouble| trouble.denied)
     }
 
-    /// Nothing waits, nothing is under way, and nothing is to be remembered.
+    /// Nothing waits and nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.under_way == 0
     }
@@ -104,19 +92,19 @@ impl Lane {
     }
 
     /// What to call now, at most `room`.
-    pub(super) fn take(&mut self, now: Instant, room: usize) -> Vec<Item> {
+    pub(super) fn take(&mut self, now: Instant, room: usize) -> Vec<RetryItem> {
         if let Some(trouble) = &self.trouble {
             if self.under_way > 0 || now < trouble.next || room == 0 {
                 return Vec::new();
             }
-            // The least tried, since one that fails by itself says nothing of the others.
+            // The least tried, since the failure of a much tried message may be its own.
             let probe = self.waiting.iter().min_by_key(|(_, item)| item.attempts);
             let Some((key, item)) = probe.map(|(key, item)| (*key, *item)) else {
                 return Vec::new();
             };
             self.waiting.remove(&key);
             self.under_way += 1;
-            return vec![Item { probe: true, ..item }];
+            return vec![RetryItem { probe: true, ..item }];
         }
         let group = self.group.max(1);
         if self.under_way * 4 > group {
@@ -143,64 +131,72 @@ impl Lane {
         }
     }
 
-    /// A call that was handed out has ended, and what it says. `again`: its message waits on.
-    /// `random` is from 0 to 1.
+    /// The try of a message that was handed out has ended. `random` is from 0 to 1.
     pub(super) fn ended(
         &mut self,
-        item: Item,
-        said: &Said,
-        again: bool,
+        item: RetryItem,
+        signal: Signal,
+        requeue: Requeue,
         now: Instant,
         retry: &Retry,
         random: f64,
     ) {
         self.under_way = self.under_way.saturating_sub(1);
-        self.heard(item.id, item.probe, said, now, retry, random);
-        if again {
-            let wait = match said {
-                Said::Nothing => PAUSE,
-                Said::Waits(wait) => *wait,
-                Said::Fails(Some(at_least)) => {
-                    (*at_least).max(back_off(retry, item.attempts, retry.cap, random))
-                }
-                _ => back_off(retry, item.attempts, retry.cap, random),
+        self.react(item.id, item.probe, signal, now, retry, random);
+        if requeue == Requeue::Yes {
+            let wait = match signal {
+                Signal::NoCall => PAUSE,
+                Signal::Postpone(wait) => wait,
+                _ => retry_wait(retry, item.attempts, random).max(signal.retry_after()),
             };
-            self.push(Item { probe: false, ..item }, now + wait);
+            self.push(RetryItem { probe: false, ..item }, now + wait);
         }
     }
 
-    /// What a call says of the lane, be it one of the lane's own or a fresh message's.
-    pub(super) fn heard(
+    /// A fresh message of this lane was called for.
+    pub(super) fn observe(
         &mut self,
         id: MessageId,
-        probe: bool,
-        said: &Said,
+        signal: Signal,
         now: Instant,
         retry: &Retry,
         random: f64,
     ) {
-        let (bar, at_least) = match said {
-            Said::Nothing | Said::Waits(_) => {
+        self.react(id, false, signal, now, retry, random);
+    }
+
+    fn react(
+        &mut self,
+        id: MessageId,
+        probe: bool,
+        signal: Signal,
+        now: Instant,
+        retry: &Retry,
+        random: f64,
+    ) {
+        let denied = match signal {
+            Signal::NoCall | Signal::Postpone(_) => {
                 if let Some(trouble) = self.trouble.as_mut().filter(|_| probe) {
                     // Another probe, but not at once.
-                    let wait = if let Said::Waits(wait) = said { *wait } else { PAUSE };
+                    let wait = if let Signal::Postpone(wait) = signal { wait } else { PAUSE };
                     trouble.next = trouble.next.max(now + wait);
                 }
                 return;
             }
-            Said::Works => {
+            Signal::Works => {
                 self.failing.clear();
                 self.group = (self.group.max(1) + 1).min(retry.batch);
                 if self.trouble.take().is_some() {
-                    // That they failed was not their fault: all may go.
+                    // The trouble was the lane's, not theirs: all may go.
                     let all = std::mem::take(&mut self.waiting);
                     self.waiting = all.into_values().map(|item| ((now, item.id), item)).collect();
                 }
                 return;
             }
-            Said::Fails(at_least) => (None, at_least.unwrap_or_default()),
-            Said::Bars(bar) => (Some(*bar), Duration::ZERO),
+            Signal::Fails { .. } => None,
+            Signal::Denied(why) => Some(why),
         };
+        let at_least = signal.retry_after();
         if !self.failing.contains(&id) {
             self.failing.push(id);
             self.failing.truncate(TROUBLE);
@@ -210,15 +206,17 @@ impl Lane {
                 let lasted = now.duration_since(trouble.since);
                 let cap = retry.cap.min(NOTICE.max(lasted / NOTICE_PART));
                 trouble.level = trouble.level.saturating_add(1);
-                trouble.next = now + at_least.max(back_off(retry, trouble.level, cap, random));
-                trouble.bar = bar;
+                let backoff = Backoff::exponential(retry.base, cap);
+                let wait = backoff.after(trouble.level.saturating_add(1), random);
+                trouble.next = now + at_least.max(wait);
+                trouble.denied = denied;
             }
-            // What left before trouble was known says nothing new, but may ask for more time.
+            // A call that left before the trouble was known is no news, but may ask for more time.
             Some(trouble) => trouble.next = trouble.next.max(now + at_least),
-            None if bar.is_some() || self.failing.len() >= TROUBLE => {
+            None if denied.is_some() || self.failing.len() >= TROUBLE => {
                 self.group = 1;
-                let next = now + at_least.max(back_off(retry, 0, retry.cap, random));
-                self.trouble = Some(Trouble { since: now, level: 0, next, bar });
+                let next = now + at_least.max(retry_wait(retry, 1, random));
+                self.trouble = Some(LaneTrouble { since: now, level: 0, next, denied });
             }
             None => {}
         }
@@ -228,10 +226,9 @@ impl Lane {
 /// The last of all ids.
 const MAX_ID: MessageId = MessageId::MAX;
 
-/// Full jitter over a wait that doubles from `base`.
-pub(super) fn back_off(retry: &Retry, times: u32, cap: Duration, random: f64) -> Duration {
-    let most = retry.base.saturating_mul(1 << times.min(20)).min(cap).min(retry.cap);
-    most.mul_f64(random)
+/// How long a message waits after so many calls: up to `retry.base` after the first.
+pub(super) fn retry_wait(retry: &Retry, attempts: u32, random: f64) -> Duration {
+    Backoff::exponential(retry.base, retry.cap).after(attempts, random)
 }
 
 #[cfg(test)]

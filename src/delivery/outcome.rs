@@ -6,21 +6,21 @@ use crate::message::MessageId;
 use crate::meter::OverBudget;
 use crate::spool::{Brief, Death, KeepError, Reason, State};
 
-/// What became of a message.
+/// What became of a message, and after how many calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// Calls that were made for it.
     pub calls: u32,
-    /// How it ended.
+    /// What became of it.
     pub ended: Disposition,
     /// The request of an earlier caller with the same key had this outcome.
     pub replayed: bool,
 }
 
-/// How it ended.
+/// How a message ended, or what holds it up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Disposition {
-    /// The last answer decides; its verdict says what it means.
+    /// The answer to its last call; its verdict is what the caller is answered.
     Answered(Answer),
     /// It is kept and will be delivered.
     Kept(MessageId),
@@ -30,7 +30,7 @@ pub enum Disposition {
     Unresolved(MessageId),
     /// An operator dropped it before a call had delivered it for certain.
     Dropped {
-        /// Which.
+        /// The message that was dropped.
         id: MessageId,
         /// A call may have delivered it.
         doubt: bool,
@@ -43,8 +43,8 @@ pub enum Disposition {
     Denied(AccessDenied),
     /// Nothing was sent: a budget is used up.
     OverBudget(OverBudget),
-    /// The caller's patience ended while a call was on its way, or the disk did not answer: nobody
-    /// knows yet.
+    /// The caller's patience ended while a call was on its way, or before the disk finished: the outcome
+    /// is not known yet.
     Unanswered,
     /// A request with the same key and another topic or body was made before.
     OtherRequest,

@@ -4,11 +4,11 @@
 use std::sync::Weak;
 
 use super::endings::death;
-use super::kept::Kept;
+use super::kept::KeptMessages;
 use crate::spool::{Adoptions, Brief, Reason, State};
 use crate::upstream::Upstream;
 
-impl<U: Upstream> Kept<U> {
+impl<U: Upstream> KeptMessages<U> {
     /// Takes up what the spool holds at the start.
     pub(super) fn recover(&self) {
         let mut wanted = |brief: &Brief| is_queued(brief) || brief.claim.is_some();
@@ -25,20 +25,21 @@ impl<U: Upstream> Kept<U> {
     fn take_up(&self, found: &[Brief]) {
         self.keys.remember(found.iter().filter(|brief| brief.claim.is_some()).cloned().collect());
         let queued = found.iter().filter(|brief| is_queued(brief));
-        let (called, waits): (Vec<_>, Vec<_>) = queued.partition(|brief| self.was_called(brief.id));
+        let was_called =
+            |brief: &&Brief| self.queue.was_called_by_other(brief.id, || self.find_state(brief.id));
+        let (called, waits): (Vec<_>, Vec<_>) = queued.partition(was_called);
         // No lane hands out what is about to become a dead letter.
-        self.batches.forget(&called.iter().map(|brief| brief.id).collect());
+        self.queue.forget(&called.iter().map(|brief| brief.id).collect());
         for brief in called {
             // A call may have left, and the topic is not to be delivered twice. The ledger has
             // counted it, like all that were under way.
             let death = death(Reason::Unknown, None);
-            drop(self.dead(brief.id, brief.attempts + 1, death, None));
+            drop(self.note_dead(brief.id, brief.attempts + 1, death, None));
         }
         for brief in waits {
             self.enqueue(brief);
-            // Of a call of a topic that may be delivered twice nothing is noted before its end.
-            self.batches.doubt(brief.id);
-            self.batches.waiters.doubt(brief.id);
+            // A call of a topic that may be delivered twice is not noted before its end.
+            self.queue.mark_uncertain(brief.id);
         }
     }
 }
@@ -47,8 +48,8 @@ fn is_queued(brief: &Brief) -> bool {
     matches!(brief.state, State::Queued { .. })
 }
 
-/// Takes up what the spool hands over, as long as there is a `kept`.
-pub(super) async fn adopt<U: Upstream>(kept: Weak<Kept<U>>, mut adoptions: Adoptions) {
+/// Takes up what the spool hands over, until the delivery is dropped.
+pub(super) async fn adopt<U: Upstream>(kept: Weak<KeptMessages<U>>, mut adoptions: Adoptions) {
     while let Some(briefs) = adoptions.next().await {
         let Some(kept) = kept.upgrade() else { return };
         kept.take_up(&briefs);

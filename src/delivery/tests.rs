@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::kept::DISK;
+use super::kept::MAX_WRITE;
 use super::{Delivery, Disposition, Outcome, PublishOptions};
 use crate::answer::{Answer, HttpAnswer, TransportError};
 use crate::ceiling::{Ceiling, Permit, Start};
@@ -22,10 +22,10 @@ use crate::spool::tests::{Double, open, options};
 use crate::spool::{Brief, Claim, Selection, Spool, State};
 use crate::upstream::{SendGate, Upstream};
 
-/// The provider. It takes no connection until it is told what to answer.
+/// The provider. It takes no connection until [`Self::answers`].
 #[derive(Clone, Default)]
 struct Provider {
-    says: Arc<Mutex<Option<HttpAnswer>>>,
+    answers: Arc<Mutex<Option<HttpAnswer>>>,
     /// How long a connection takes, or another key.
     takes: Duration,
     called: Arc<Mutex<Vec<MessageId>>>,
@@ -35,7 +35,7 @@ struct Provider {
 const BUG: u16 = 0;
 
 impl Provider {
-    fn says(&self, status: u16) {
+    fn answers(&self, status: u16) {
         let (msg_id, request_id) = (Some("M".into()), Some("R".into()));
         let code = match status {
             400 => Some("ParameterCheckFailed".into()),
@@ -43,7 +43,7 @@ impl Provider {
             _ => None,
         };
         let answer = HttpAnswer { status, msg_id, request_id, code, ..HttpAnswer::default() };
-        *self.says.lock().unwrap() = Some(answer);
+        *self.answers.lock().unwrap() = Some(answer);
     }
 
     fn called(&self) -> Vec<MessageId> {
@@ -53,7 +53,7 @@ impl Provider {
 
 impl Upstream for Provider {
     async fn send(&self, message: &Message, permit: Permit, departure: &SendGate) -> Answer {
-        let Some(answer) = self.says.lock().unwrap().clone() else {
+        let Some(answer) = self.answers.lock().unwrap().clone() else {
             permit.unsent();
             return Answer::TransportError(TransportError::Connect);
         };
@@ -132,29 +132,29 @@ async fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Nobody is kept waiting; a message of which nobody can say whether it is durable is not ours, and
-/// its key is free once that is certain.
+/// No caller is kept waiting; a message that may or may not be durable is not ours, and its key is free
+/// once that is certain.
 #[tokio::test]
-async fn what_a_disk_that_hangs_does_not_say() {
+async fn a_disk_that_hangs_delays_no_caller() {
     let (disk, provider) = (Double::default(), Provider::default());
     let (delivery, spool) = start(&disk, &provider).await;
     let claimed = PublishOptions { claim: Some(Claim { key: 1, print: 2 }), ..ASYNC };
     let held = hold(&disk);
     let begun = Instant::now();
-    let told = delivery.publish(message("TopicA"), claimed).await;
-    assert_eq!(told, Outcome::new(0, Disposition::Unanswered));
-    assert!(begun.elapsed() >= DISK);
-    assert!(spool.usage().failure.is_some(), "it is said");
+    let outcome = delivery.publish(message("TopicA"), claimed).await;
+    assert_eq!(outcome, Outcome::new(0, Disposition::Unanswered));
+    assert!(begun.elapsed() >= MAX_WRITE);
+    assert!(spool.usage().failure.is_some(), "the usage shows the failure");
     assert_eq!(delivery.publish(message("TopicA"), claimed).await.ended, Disposition::SameUnderWay);
     drop(held);
-    let mut told = Outcome::new(0, Disposition::SameUnderWay);
-    while told.ended == Disposition::SameUnderWay {
+    let mut outcome = Outcome::new(0, Disposition::SameUnderWay);
+    while outcome.ended == Disposition::SameUnderWay {
         sleep(Duration::from_millis(5)).await;
-        told = delivery.publish(message("TopicA"), claimed).await;
+        outcome = delivery.publish(message("TopicA"), claimed).await;
     }
-    let Disposition::Kept(id) = told.ended else { panic!("{told:?}") };
+    let Disposition::Kept(id) = outcome.ended else { panic!("{outcome:?}") };
     assert_eq!(spool.usage().queued.messages, 1);
-    provider.says(200);
+    provider.answers(200);
     until("it is delivered", || spool.usage().queued.messages == 0).await;
     assert_eq!(provider.called(), [id]);
     assert!(spool.usage().failure.is_none());
@@ -172,13 +172,13 @@ async fn a_disk_that_hangs_holds_no_permits() {
         assert!(delivery.publish(message, ASYNC).await.is_accepted());
     }
     let held = hold(&disk);
-    provider.says(200);
+    provider.answers(200);
     until("it hangs", || spool.usage().failure.is_some()).await;
     let patient = PublishOptions { patience: Duration::from_secs(20), ..ASYNC };
     let direct = PublishOptions { keep: false, ..patient };
     for _ in 0..5 {
-        let told = delivery.publish(message("Other"), direct).await;
-        assert!(matches!(told.ended, Disposition::Answered(_)), "{told:?}");
+        let outcome = delivery.publish(message("Other"), direct).await;
+        assert!(matches!(outcome.ended, Disposition::Answered(_)), "{outcome:?}");
     }
     drop(held);
     until("all are delivered", || spool.usage().queued.messages == 0).await;
@@ -201,7 +201,7 @@ async fn a_stop_while_a_connection_opens() {
     let takes = Duration::from_millis(500);
     let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
     let (delivery, spool) = start(&disk, &provider).await;
-    provider.says(200);
+    provider.answers(200);
     let wanted = [ASYNC, PATIENT, PublishOptions { claim: None, ..PATIENT }];
     let asked = wanted.map(|wanted| {
         let delivery = delivery.clone();
@@ -209,9 +209,9 @@ async fn a_stop_while_a_connection_opens() {
     });
     sleep(Duration::from_millis(100)).await;
     delivery.drain(Duration::ZERO).await;
-    for told in asked {
-        let told = told.await.unwrap();
-        assert!(matches!(told.ended, Disposition::Kept(_)), "{told:?}");
+    for outcome in asked {
+        let outcome = outcome.await.unwrap();
+        assert!(matches!(outcome.ended, Disposition::Kept(_)), "{outcome:?}");
     }
     assert_eq!(delivery.close(Duration::from_secs(1)).await, 0);
     assert_eq!((provider.called(), spool.usage().queued.messages), (vec![], 3));
@@ -235,13 +235,13 @@ async fn a_stop_while_a_disk_hangs() {
     assert!(stopped.elapsed() < Duration::from_mins(1), "{:?}", stopped.elapsed());
 }
 
-/// A key that is long in coming holds nobody who waits when the grace ends.
+/// A key that is long in coming delays no waiting caller when the grace ends.
 #[tokio::test(start_paused = true)]
 async fn a_stop_while_a_key_is_looked_for() {
     let takes = Duration::from_millis(500);
     let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
     let (delivery, _spool) = start(&disk, &provider).await;
-    provider.says(403);
+    provider.answers(403);
     let asked = tokio::spawn({
         let delivery = delivery.clone();
         let wanted = PublishOptions { claim: None, ..PATIENT };
@@ -251,20 +251,23 @@ async fn a_stop_while_a_key_is_looked_for() {
     sleep(takes / 4).await;
     let stopped = Instant::now();
     delivery.drain(Duration::ZERO).await;
-    let told = asked.await.unwrap();
-    assert!(matches!(told.ended, Disposition::Answered(_)) && !told.is_accepted(), "{told:?}");
-    assert!(stopped.elapsed() < takes / 2, "{:?} {told:?}", stopped.elapsed());
+    let outcome = asked.await.unwrap();
+    assert!(
+        matches!(outcome.ended, Disposition::Answered(_)) && !outcome.is_accepted(),
+        "{outcome:?}"
+    );
+    assert!(stopped.elapsed() < takes / 2, "{:?} {outcome:?}", stopped.elapsed());
 }
 
-/// Nor does it make a call that was refused one of which nobody knows.
+/// Nor does it make the outcome of a refused call unknown.
 #[tokio::test(start_paused = true)]
 async fn a_crash_while_a_key_is_looked_for() {
     let takes = Duration::from_millis(500);
     let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
     let (delivery, spool) = start(&disk, &provider).await;
-    provider.says(403);
-    let told = delivery.publish(message("TopicA"), ASYNC).await;
-    let Disposition::Kept(id) = told.ended else { panic!("{told:?}") };
+    provider.answers(403);
+    let outcome = delivery.publish(message("TopicA"), ASYNC).await;
+    let Disposition::Kept(id) = outcome.ended else { panic!("{outcome:?}") };
     until("it is refused", || !provider.called().is_empty()).await;
     sleep(takes / 4).await;
     spool.flush().await;
@@ -280,10 +283,10 @@ async fn a_crash_while_a_key_is_looked_for() {
 async fn a_try_that_panics() {
     let (disk, provider) = (Double::default(), Provider::default());
     let (delivery, spool) = start(&disk, &provider).await;
-    provider.says(BUG);
+    provider.answers(BUG);
     assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
     sleep(Duration::from_secs(1)).await;
-    provider.says(200);
+    provider.answers(200);
     assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
     sleep(Duration::from_secs(5)).await;
     assert_eq!((provider.called().len(), spool.usage().queued.messages), (1, 1));
@@ -293,28 +296,31 @@ async fn a_try_that_panics() {
     assert_eq!((provider.called().len(), left), (1, (0, 1)));
 }
 
-/// Whoever is told that a message is refused has not had it accepted: it is not there after a crash.
+/// A message whose caller was answered that it is refused is not there after a crash.
 #[tokio::test]
 async fn a_refused_message_does_not_come_back() {
     let (disk, provider) = (Double::default(), Provider::default());
     let (delivery, spool) = start(&disk, &provider).await;
-    provider.says(400);
-    let told = delivery.publish(message("TopicA"), PATIENT).await;
-    assert!(matches!(told.ended, Disposition::Answered(_)) && !told.is_accepted(), "{told:?}");
+    provider.answers(400);
+    let outcome = delivery.publish(message("TopicA"), PATIENT).await;
+    assert!(
+        matches!(outcome.ended, Disposition::Answered(_)) && !outcome.is_accepted(),
+        "{outcome:?}"
+    );
     disk.crash(&mut fastrand::Rng::with_seed(1));
     drop((delivery, spool));
     let again = open(&disk, &options(Path::new("/nowhere"))).await;
     assert!(again.list(None, 10, &mut |_| true).is_empty());
 }
 
-/// A refused message that the disk does not forget may be delivered by the next process: nobody is
-/// told that it never will be.
+/// A refused message that the disk does not forget may be delivered by the next process: no
+/// caller is answered that it never will be.
 #[tokio::test(start_paused = true)]
 async fn a_refused_message_that_is_not_forgotten() {
     let takes = Duration::from_millis(500);
     let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
     let (delivery, spool) = start(&disk, &provider).await;
-    provider.says(400);
+    provider.answers(400);
     let asked = tokio::spawn({
         let delivery = delivery.clone();
         async move { delivery.publish(message("TopicA"), PATIENT).await }
@@ -327,16 +333,16 @@ async fn a_refused_message_that_is_not_forgotten() {
     assert_eq!(provider.called().len(), 1);
 }
 
-/// What a disk neither took nor took back may be found by the next process: nobody is told that it is
-/// not kept.
+/// What a disk neither took nor took back may be found by the next process: no caller is answered that it
+/// is not kept.
 #[tokio::test(start_paused = true)]
 async fn a_message_that_a_disk_may_have() {
     let (disk, provider) = (Double::default(), Provider::default());
     let (delivery, spool) = start(&disk, &provider).await;
     assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
     disk.state().broken = true;
-    let told = delivery.publish(message("TopicA"), ASYNC).await;
-    assert_eq!(told, Outcome::new(0, Disposition::Unanswered));
+    let outcome = delivery.publish(message("TopicA"), ASYNC).await;
+    assert_eq!(outcome, Outcome::new(0, Disposition::Unanswered));
     drop((delivery, spool));
     drop(disk.mount());
     disk.state().broken = false;
@@ -344,10 +350,10 @@ async fn a_message_that_a_disk_may_have() {
     assert_eq!(again.usage().queued.messages, 2);
 }
 
-/// A message whose bytes change on the disk while its caller waits was lost, and is not said to be
-/// kept.
+/// A message whose bytes change on the disk while its caller waits was lost, and its caller is not
+/// answered that it is kept.
 #[tokio::test]
-async fn a_damaged_message_is_not_said_to_be_kept() {
+async fn a_damaged_message_is_not_answered_as_kept() {
     let (disk, provider) = (Double::default(), Provider::default());
     let (delivery, spool) = start(&disk, &provider).await;
     let asked = tokio::spawn({
@@ -363,8 +369,8 @@ async fn a_damaged_message_is_not_said_to_be_kept() {
             file.bytes[at] ^= 1;
         }
     }
-    let told = asked.await.unwrap();
-    assert_eq!(told.ended, Disposition::Unanswered);
+    let outcome = asked.await.unwrap();
+    assert_eq!(outcome.ended, Disposition::Unanswered);
     assert_eq!(spool.usage().damaged, 1);
 }
 
@@ -373,17 +379,17 @@ async fn a_damaged_message_is_not_said_to_be_kept() {
 async fn a_dead_letter_that_is_replayed_more_than_once() {
     let (disk, provider) = (Double::default(), Provider::default());
     let (delivery, spool) = start(&disk, &provider).await;
-    provider.says(400);
+    provider.answers(400);
     assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
     until("it is a dead letter", || spool.usage().dead.messages == 1).await;
     // Nothing gets through: it stays queued.
-    *provider.says.lock().unwrap() = None;
+    *provider.answers.lock().unwrap() = None;
     let all = Selection::default().pick().unwrap();
     let (one, other) = tokio::join!(delivery.replay(&all), delivery.replay(&all));
     assert_eq!((one + other, delivery.replay(&all).await), (1, 0));
-    let kept = delivery.shared.kept.as_ref().unwrap();
-    assert_eq!((kept.batches.len(), provider.called().len()), (1, 1));
-    provider.says(200);
+    let kept = delivery.intake.kept.as_ref().unwrap();
+    assert_eq!((kept.queue.len(), provider.called().len()), (1, 1));
+    provider.answers(200);
     until("it is delivered", || spool.usage().queued.messages == 0).await;
     assert_eq!(provider.called().len(), 2);
 }

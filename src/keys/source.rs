@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::error::KeyError;
 use super::key::Key;
+use crate::backoff::Backoff;
 
 /// Somewhere a key comes from.
 pub trait Source: Send + 'static {
@@ -49,9 +50,8 @@ const LEAD: Duration = Duration::from_mins(15);
 const LEAD_JITTER: Duration = Duration::from_mins(5);
 const SHORT_LIFE: Duration = Duration::from_hours(1);
 
-/// The first failure is followed by a wait of up to twice this, then four times, …
-const BACKOFF_BASE: Duration = Duration::from_secs(1);
-const BACKOFF_CAP: Duration = Duration::from_secs(30);
+/// Full jitter, so that a fleet does not ask as one when its source works again.
+const BACKOFF: Backoff = Backoff::exponential(Duration::from_secs(2), Duration::from_secs(30));
 
 impl Pace {
     pub(super) fn after_success(
@@ -76,15 +76,10 @@ impl Pace {
         }
     }
 
-    /// Full jitter, so that a fleet whose source comes back doesn't hit it as one.
     pub(super) fn after_failure(self, failures: u32, rng: &mut fastrand::Rng) -> Due {
         match self {
             Self::Every(poll) => Due::In(poll.max(MIN_POLL)),
-            Self::BeforeExpiry => {
-                let ceiling =
-                    BACKOFF_BASE.saturating_mul(2_u32.saturating_pow(failures)).min(BACKOFF_CAP);
-                Due::In(ceiling.mul_f64(rng.f64()).max(MIN_GAP))
-            }
+            Self::BeforeExpiry => Due::In(BACKOFF.after(failures, rng.f64()).max(MIN_GAP)),
         }
     }
 }

@@ -277,7 +277,7 @@ fn retries(sources: &Sources) -> Families {
         Family::histogram("tollgate_retry_batch_messages", "Kept messages tried together")
             .series(&[], batch);
     let paused = sources.delivery.paused();
-    let denied = paused.iter().filter(|paused| paused.bar.is_some()).count();
+    let denied = paused.iter().filter(|paused| paused.reason.denied().is_some()).count();
     let lanes = Family::gauge(
         "tollgate_paused_topics",
         "Parent topics whose kept messages wait for a probe: the provider fails, or denies access",

@@ -123,7 +123,7 @@ impl Telemetry {
             lines.extend([format!("spool: {spool}\nkept: {queued}\ndead letters: {dead}\n")]);
         }
         for paused in self.sources.delivery.paused() {
-            let (topic, why) = (&paused.lane.parent, pause_reason(paused.bar));
+            let (topic, why) = (&paused.lane.parent, pause_reason(paused.reason.denied()));
             lines.extend([format!("paused: {topic} ({why}), {} messages kept\n", paused.waiting)]);
         }
         text(status, lines)

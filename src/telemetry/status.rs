@@ -211,12 +211,12 @@ fn kept(spool: &Spool) -> KeptView {
     }
 }
 
-fn paused(paused: &delivery::Paused) -> PausedTopic {
+fn paused(paused: &delivery::PausedLane) -> PausedTopic {
     PausedTopic {
         instance: paused.lane.instance.to_string(),
         topic: paused.lane.parent.to_string(),
-        why: super::pause_reason(paused.bar).into(),
-        denied: paused.bar,
+        why: super::pause_reason(paused.reason.denied()).into(),
+        denied: paused.reason.denied(),
         messages: paused.waiting,
     }
 }

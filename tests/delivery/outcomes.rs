@@ -368,7 +368,9 @@ async fn a_caller_waits_for_a_message_that_dies() {
         let first = if answer == fails() { fails() } else { unknown() };
         let provider =
             Provider::new(move |_, _, nth| if nth == 0 { first.clone() } else { answer.clone() });
-        let sidecar = sidecar(folder.path(), &provider, &[("retry.max_age", "2s")]).await;
+        // Its age is looked at before each try: the next one is never long in coming.
+        let flags = [("retry.max_age", "2s"), ("retry.cap", "500ms")];
+        let sidecar = sidecar(folder.path(), &provider, &flags).await;
         let got = sidecar.publish("x", wanted).await;
         let dead = Disposition::Settled(only(&sidecar), Settled::Dead);
         assert!(got.ended == dead && got.is_accepted(), "{got:?}");

@@ -17,50 +17,52 @@ fn retry() -> Retry {
     }
 }
 
-fn item(attempts: u32, now: Instant) -> Item {
+fn item(attempts: u32, now: Instant) -> RetryItem {
     let expires = now + Duration::from_hours(1);
-    Item { id: MessageId::new(), attempts, expires, probe: false }
+    RetryItem { id: MessageId::new(), attempts, expires, probe: false }
 }
 
-/// What is said of a fresh message with a new id.
-fn heard(lane: &mut Lane, said: &Said, now: Instant) {
-    lane.heard(MessageId::new(), false, said, now, &retry(), 0.5);
+const FAILS: Signal = Signal::Fails { retry_after: None };
+
+/// A fresh message with a new id was called for.
+fn observe(lane: &mut LaneQueue, signal: Signal, now: Instant) {
+    lane.observe(MessageId::new(), signal, now, &retry(), 0.5);
 }
 
 #[test]
 fn trouble_is_different_messages_that_fail() {
-    let (mut lane, now) = (Lane::default(), Instant::now());
+    let (mut lane, now) = (LaneQueue::default(), Instant::now());
     let stubborn = MessageId::new();
     for _ in 0..3 * TROUBLE {
-        lane.heard(stubborn, false, &Said::Fails(None), now, &retry(), 0.5);
+        lane.observe(stubborn, FAILS, now, &retry(), 0.5);
     }
     assert!(!lane.in_trouble(), "one message fails by itself");
     for _ in 1..TROUBLE {
         assert!(!lane.in_trouble());
-        heard(&mut lane, &Said::Fails(None), now);
+        observe(&mut lane, FAILS, now);
     }
     assert!(lane.in_trouble());
-    heard(&mut lane, &Said::Works, now);
+    observe(&mut lane, Signal::Works, now);
     assert!(!lane.in_trouble());
     // The count starts again.
-    heard(&mut lane, &Said::Fails(None), now);
+    observe(&mut lane, FAILS, now);
     assert!(!lane.in_trouble());
-    heard(&mut lane, &Said::Bars(AccessDenied::Key), now);
-    assert_eq!(lane.barred(), Some(AccessDenied::Key), "a bar needs no second failure");
+    observe(&mut lane, Signal::Denied(AccessDenied::Key), now);
+    assert_eq!(lane.denied(), Some(AccessDenied::Key), "a denial needs no second failure");
 }
 
 #[test]
 fn all_are_due_when_trouble_ends() {
-    let (mut lane, now) = (Lane::default(), Instant::now());
+    let (mut lane, now) = (LaneQueue::default(), Instant::now());
     for far in 1..=4 {
         lane.push(item(9, now), now + Duration::from_mins(far));
     }
-    (0..TROUBLE).for_each(|_| heard(&mut lane, &Said::Fails(None), now));
+    (0..TROUBLE).for_each(|_| observe(&mut lane, FAILS, now));
     let probed = now + Duration::from_secs(30);
     let probe = lane.take(probed, 100);
-    assert!(matches!(probe[..], [Item { probe: true, .. }]), "{probe:?}");
+    assert!(matches!(probe[..], [RetryItem { probe: true, .. }]), "{probe:?}");
     assert!(lane.take(probed, 100).is_empty(), "one probe at a time");
-    lane.ended(probe[0], &Said::Works, false, probed, &retry(), 0.5);
+    lane.ended(probe[0], Signal::Works, Requeue::No, probed, &retry(), 0.5);
     assert_eq!(lane.next(), Some(probed), "and not in a minute");
     let mut delivered = 1;
     while delivered < 4 {
@@ -68,7 +70,7 @@ fn all_are_due_when_trouble_ends() {
         assert!(!group.is_empty());
         delivered += group.len();
         for item in group {
-            lane.ended(item, &Said::Works, false, probed, &retry(), 0.5);
+            lane.ended(item, Signal::Works, Requeue::No, probed, &retry(), 0.5);
         }
     }
     assert!(lane.is_idle());
@@ -76,54 +78,58 @@ fn all_are_due_when_trouble_ends() {
 
 #[test]
 fn the_least_tried_is_the_probe() {
-    let (mut lane, now) = (Lane::default(), Instant::now());
+    let (mut lane, now) = (LaneQueue::default(), Instant::now());
     let fresh = item(0, now);
     for attempts in [7, 3, 5] {
         lane.push(item(attempts, now), now);
     }
     lane.push(fresh, now + Duration::from_secs(9));
-    heard(&mut lane, &Said::Bars(AccessDenied::Permission), now);
+    observe(&mut lane, Signal::Denied(AccessDenied::Permission), now);
     let probe = lane.take(now + Duration::from_mins(1), 100);
-    assert_eq!(probe, [Item { probe: true, ..fresh }]);
+    assert_eq!(probe, [RetryItem { probe: true, ..fresh }]);
 }
 
 #[derive(Debug, Clone)]
 enum Step {
     Push { attempts: u32, due: u64 },
     Take { room: usize },
-    End { nth: usize, said: Said, again: bool },
-    Fresh(Said),
+    End { nth: usize, signal: Signal, requeue: Requeue },
+    Fresh(Signal),
     Wait(u64),
 }
 
-fn said() -> impl Strategy<Value = Said> {
+fn signal() -> impl Strategy<Value = Signal> {
     prop_oneof![
-        3 => Just(Said::Works),
-        3 => Just(Said::Fails(None)),
-        1 => (0..60_u64).prop_map(|s| Said::Fails(Some(Duration::from_secs(s)))),
-        1 => Just(Said::Bars(AccessDenied::Key)),
-        1 => Just(Said::Nothing),
-        1 => (1..60_u64).prop_map(|s| Said::Waits(Duration::from_secs(s))),
+        3 => Just(Signal::Works),
+        3 => Just(FAILS),
+        1 => (0..60_u64).prop_map(|s| Signal::Fails { retry_after: Some(Duration::from_secs(s)) }),
+        1 => Just(Signal::Denied(AccessDenied::Key)),
+        1 => Just(Signal::NoCall),
+        1 => (1..60_u64).prop_map(|s| Signal::Postpone(Duration::from_secs(s))),
     ]
+}
+
+fn requeue() -> impl Strategy<Value = Requeue> {
+    prop_oneof![Just(Requeue::Yes), Just(Requeue::No)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (0..5_u32, 0..60_u64).prop_map(|(attempts, due)| Step::Push { attempts, due }),
         (0..20_usize).prop_map(|room| Step::Take { room }),
-        (any::<usize>(), said(), any::<bool>()).prop_map(|(nth, said, again)| Step::End {
+        (any::<usize>(), signal(), requeue()).prop_map(|(nth, signal, requeue)| Step::End {
             nth,
-            said,
-            again
+            signal,
+            requeue
         }),
-        said().prop_map(Step::Fresh),
+        signal().prop_map(Step::Fresh),
         (0..40_000_u64).prop_map(Step::Wait),
     ]
 }
 
 proptest! {
     /// Whatever happens: no message is lost or handed out twice, trouble has one probe, groups
-    /// keep to their bounds, and a lane in which something waits says when to look again or has
+    /// keep to their bounds, and a lane in which something waits has a time to look again or has
     /// calls under way.
     #[test]
     fn nothing_is_lost_and_nothing_sleeps(
@@ -131,8 +137,8 @@ proptest! {
         random in 0.0..1.0,
     ) {
         let retry = retry();
-        let (mut lane, mut now) = (Lane::default(), Instant::now());
-        let (mut waiting, mut out) = (BTreeSet::new(), Vec::<Item>::new());
+        let (mut lane, mut now) = (LaneQueue::default(), Instant::now());
+        let (mut waiting, mut out) = (BTreeSet::new(), Vec::<RetryItem>::new());
         for step in steps {
             match step {
                 Step::Push { attempts, due } => {
@@ -153,15 +159,15 @@ proptest! {
                         out.push(item);
                     }
                 }
-                Step::End { nth, said, again } if !out.is_empty() => {
+                Step::End { nth, signal, requeue } if !out.is_empty() => {
                     let item = out.swap_remove(nth % out.len());
-                    lane.ended(item, &said, again, now, &retry, random);
-                    if again {
+                    lane.ended(item, signal, requeue, now, &retry, random);
+                    if requeue == Requeue::Yes {
                         waiting.insert(item.id);
                     }
                 }
                 Step::End { .. } => {}
-                Step::Fresh(said) => heard(&mut lane, &said, now),
+                Step::Fresh(signal) => observe(&mut lane, signal, now),
                 Step::Wait(ms) => now += Duration::from_millis(ms),
             }
             prop_assert_eq!(lane.len(), waiting.len() + out.len());
@@ -175,9 +181,23 @@ proptest! {
             out.extend(lane.take(now, 7));
             for item in out.drain(..) {
                 waiting.remove(&item.id);
-                lane.ended(item, &Said::Works, false, now, &retry, random);
+                lane.ended(item, Signal::Works, Requeue::No, now, &retry, random);
             }
         }
         prop_assert!(waiting.is_empty());
+    }
+}
+
+/// `retry.base` bounds the wait after a kept message's first failed call, and doubles from there.
+#[test]
+fn the_first_wait_is_at_most_the_base() {
+    let (retry, now) = (retry(), Instant::now());
+    for (attempts, ms) in [(1, 200), (2, 400), (3, 800), (9, 30_000)] {
+        let mut lane = LaneQueue::default();
+        lane.push(item(attempts - 1, now), now);
+        let tried = lane.take(now, 1)[0];
+        lane.ended(RetryItem { attempts, ..tried }, FAILS, Requeue::Yes, now, &retry, 1.0);
+        assert_eq!(lane.next(), Some(now + Duration::from_millis(ms)), "{attempts}");
+        assert_eq!(retry_wait(&retry, attempts, 1.0), Duration::from_millis(ms));
     }
 }

@@ -25,7 +25,7 @@ use crate::spool::{Claim, Options, Picked, Selection, Spool, Usage};
 use world::{End, Provider, Request, World};
 
 const SEEDS: std::ops::Range<u64> = 0..100;
-/// The longest that anybody waits beyond its patience: a disk that hangs, twice.
+/// The longest that a caller waits beyond its patience: a disk that hangs, twice.
 const BOUND: Duration = Duration::from_millis(4_500);
 const STEP: Duration = Duration::from_millis(20);
 const ACCOUNT: u32 = 40;
@@ -100,7 +100,7 @@ impl Run {
             wanted,
             process: self.process.number,
             asked: self.world.now(),
-            told: None,
+            answered: None,
         });
         let mut body = format!("{number} ").into_bytes();
         body.resize(body.len() + random.usize(..3_000), b'x');
@@ -108,7 +108,7 @@ impl Run {
         let (delivery, world) = (self.process.delivery.clone(), Arc::clone(&self.world));
         self.process.callers.push(tokio::spawn(async move {
             let outcome = delivery.publish(message, wanted).await;
-            world.told(number, outcome);
+            world.answered(number, outcome);
         }));
     }
 
@@ -163,7 +163,7 @@ impl Run {
         self.world.disk_fails(false);
     }
 
-    /// The process ends at once. What its callers were not told, they are not told.
+    /// The process ends at once. Callers that were not answered are never answered.
     async fn end(&mut self, power_fails: bool, start: Start) {
         let number = self.process.number;
         self.process.dead.cancel();
@@ -217,7 +217,7 @@ impl Run {
             self.pass(STEP).await;
         }
         assert_eq!(closed.await.unwrap(), 0);
-        self.world.everybody_was_told(number);
+        self.world.all_were_answered(number);
         self.end(false, Start::AfterOthers).await;
     }
 
@@ -256,25 +256,25 @@ impl Run {
             assert!(Instant::now() < end, "stuck: {:?}", self.process.spool.usage());
             sleep(Duration::from_millis(100)).await;
         }
-        let kept = self.process.delivery.shared.kept.clone().unwrap();
+        let kept = self.process.delivery.intake.kept.clone().unwrap();
         // What was dropped is in its lane until its turn.
         sleep(Duration::from_secs(5)).await;
-        assert!(kept.batches.is_quiet(), "{:?}", kept.batches);
+        assert!(kept.queue.is_quiet(), "{:?}", kept.queue);
         let begun = Instant::now();
         self.process.delivery.drain(Duration::from_mins(2)).await;
-        assert!(begun.elapsed() < Duration::from_mins(2), "{} in lanes", kept.batches.len());
+        assert!(begun.elapsed() < Duration::from_mins(2), "{} in lanes", kept.queue.len());
         assert_eq!(self.process.delivery.close(Duration::from_secs(1)).await, 0);
         for (key, print) in (0..6).flat_map(|key| [(key, key), (key, key + 1)]) {
             let claim = Claim { key, print };
-            let told = self.process.delivery.shared.keys.claim(claim);
+            let claimed = self.process.delivery.intake.keys.claim(claim);
             assert!(
-                !matches!(&told, Err(told) if told.ended == End::SameUnderWay),
+                !matches!(&claimed, Err(outcome) if outcome.ended == End::SameUnderWay),
                 "key {key} is taken for ever"
             );
         }
         // It is found out within a second that the disk works.
         sleep(Duration::from_secs(2)).await;
-        // What is said to be there is there, and as large as it is said.
+        // What the spool lists is there after a restart, and as large as it counts.
         let usage = self.process.spool.usage();
         let all = self.process.spool.list(None, usize::MAX, &mut |_| true);
         let again = open(&self.disk, &self.options).await;

@@ -66,7 +66,7 @@ fn delivers(spool: &Spool, provider: &Slow, unknown: &str) -> Delivery<Slow> {
 }
 
 fn in_lanes<U: Upstream>(delivery: &Delivery<U>) -> usize {
-    delivery.shared.kept.as_ref().unwrap().batches.len()
+    delivery.intake.kept.as_ref().unwrap().queue.len()
 }
 
 /// A way to Redis that loses the answer to the first `take`, with its connection.
@@ -84,7 +84,7 @@ async fn loses_an_answer(port: u16) -> u16 {
 }
 
 async fn carry(mut near: TcpStream, mut far: TcpStream, loses: Arc<AtomicBool>) {
-    let (mut asked, mut told) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let (mut asked, mut replied) = (vec![0; 1 << 16], vec![0; 1 << 16]);
     let mut lost = false;
     loop {
         tokio::select! {
@@ -93,8 +93,8 @@ async fn carry(mut near: TcpStream, mut far: TcpStream, loses: Arc<AtomicBool>) 
                 lost = lost || takes && loses.swap(false, Ordering::Relaxed);
                 far.write_all(&asked[..n]).await.unwrap();
             }
-            Ok(n @ 1..) = far.read(&mut told) => {
-                if lost || near.write_all(&told[..n]).await.is_err() {
+            Ok(n @ 1..) = far.read(&mut replied) => {
+                if lost || near.write_all(&replied[..n]).await.is_err() {
                     return;
                 }
             }
@@ -191,7 +191,7 @@ async fn a_sidecar_that_was_taken_for_dead() {
         let under_way = keep(&spool, 1).await[0];
         let provider = Slow::new(under_way);
         let delivery = delivers(&spool, &provider, unknown);
-        let lanes = delivery.shared.kept.as_ref().unwrap();
+        let lanes = delivery.intake.kept.as_ref().unwrap();
         until("its call is under way", || provider.calls(under_way) > 0).await;
         until("it is alone", || in_lanes(&delivery) == 1).await;
         spool.flush().await;
@@ -230,11 +230,11 @@ async fn a_fresh_call_that_is_under_way_meanwhile() {
     let provider = Slow::new(id);
     let delivery = delivers(&spool, &provider, "retry");
     let wanted = PublishOptions { patience: Duration::from_millis(200), ..ASYNC };
-    let told = delivery.publish(fresh, wanted).await;
-    assert_eq!((told.ended, provider.calls(id)), (Disposition::Kept(id), 1));
+    let outcome = delivery.publish(fresh, wanted).await;
+    assert_eq!((outcome.ended, provider.calls(id)), (Disposition::Kept(id), 1));
     taken_and_given_back(&redis, &spool, async |_| {}).await;
     let later = keep(&spool, 1).await[0];
-    delivery.shared.kept.as_ref().unwrap().enqueue(&spool.find(later).unwrap());
+    delivery.intake.kept.as_ref().unwrap().enqueue(&spool.find(later).unwrap());
     let called = || provider.calls(later) > 0 || provider.calls(id) > 1;
     until("a later one is called", called).await;
     provider.let_go.cancel();

@@ -1,4 +1,4 @@
-//! What is outside: the provider, what callers asked and were told, and what must be true of it all.
+//! What is outside: the provider, what callers asked and were answered, and what must be true of it all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -25,7 +25,7 @@ pub(super) struct Request {
     pub(super) wanted: PublishOptions,
     pub(super) process: usize,
     pub(super) asked: Duration,
-    pub(super) told: Option<(Duration, Outcome)>,
+    pub(super) answered: Option<(Duration, Outcome)>,
 }
 
 /// What became of a call that has left.
@@ -33,7 +33,7 @@ pub(super) struct Request {
 enum Known {
     Delivered,
     Not,
-    Nobody,
+    Unclear,
 }
 
 #[derive(Debug, Clone)]
@@ -94,12 +94,12 @@ impl World {
         state.requests.len() - 1
     }
 
-    pub(super) fn told(&self, number: usize, outcome: Outcome) {
+    pub(super) fn answered(&self, number: usize, outcome: Outcome) {
         let now = self.now();
         let request = &mut self.state.lock().unwrap().requests[number];
         let took = now.checked_sub(request.asked).unwrap();
         assert!(took <= request.wanted.patience + BOUND, "{number} waited {took:?}: {outcome:?}");
-        request.told = Some((now, outcome));
+        request.answered = Some((now, outcome));
     }
 
     /// All dead letters are, from now on.
@@ -148,19 +148,19 @@ impl World {
         *self.mood.lock().unwrap() = Mood { fail, way, slow };
     }
 
-    /// Whoever waits when its process stops is told, unless its call is on its way or the disk does
+    /// A caller that waits when its process stops is answered, unless its call is on its way or the disk does
     /// not work.
-    pub(super) fn everybody_was_told(&self, process: usize) {
+    pub(super) fn all_were_answered(&self, process: usize) {
         let state = self.state.lock().unwrap();
         if state.forgets(process, self.now().saturating_sub(Duration::from_secs(6)), self.now()) {
             return;
         }
         for (number, request) in state.requests.iter().enumerate() {
             let calls = || state.calls.iter().any(|c| c.number == number && c.ended.is_none());
-            if request.process == process && request.told.is_none() && !calls() {
+            if request.process == process && request.answered.is_none() && !calls() {
                 let calls: Vec<_> = state.calls.iter().filter(|c| c.number == number).collect();
                 panic!(
-                    "{number} was not told anything: {:?} {:?} {calls:?} {:?} {:?}",
+                    "{number} was not answered: {:?} {:?} {calls:?} {:?} {:?}",
                     request.wanted,
                     request.asked,
                     state.stopped,
@@ -186,7 +186,7 @@ impl World {
             match call.ended.unwrap().1 {
                 Known::Delivered => billable += 1,
                 Known::Not => {}
-                Known::Nobody => uncertain += 1,
+                Known::Unclear => uncertain += 1,
             }
         }
         let counted = meter.snapshot().messages;
@@ -201,8 +201,8 @@ impl World {
         for (number, request) in state.requests.iter().enumerate() {
             let calls: Vec<_> = state.calls.iter().filter(|call| call.number == number).collect();
             let about = || {
-                let Request { wanted, told, parked, process, asked, .. } = request;
-                format!("{number} {parked} {process} {asked:?} {wanted:?} {told:?} {calls:?}")
+                let Request { wanted, answered, parked, process, asked, .. } = request;
+                format!("{number} {parked} {process} {asked:?} {wanted:?} {answered:?} {calls:?}")
             };
             for pair in calls.windows(2) {
                 assert!(state.may_follow(request, pair[0], pair[1]), "called twice: {}", about());
@@ -210,7 +210,7 @@ impl World {
             // The count of a process that ended before the disk knew is not the next one's.
             for (n, call) in calls.iter().enumerate() {
                 let unknown = |c: &&&Called| {
-                    c.process == call.process && matches!(c.ended, Some((_, Known::Nobody)))
+                    c.process == call.process && matches!(c.ended, Some((_, Known::Unclear)))
                 };
                 let same = calls[n..].iter().filter(unknown);
                 let same = same.take_while(|c| !state.replays_between(call.at, c.at));
@@ -221,26 +221,26 @@ impl World {
                 let stopped = state.stopped.get(&call.process);
                 assert!(!stopped.is_some_and(late), "called after {stopped:?}: {}", about());
             }
-            let Some((told_at, told)) = &request.told else { continue };
+            let Some((answered_at, answered)) = &request.answered else { continue };
             let taken = calls.iter().any(|call| call.taken);
             let is_there = || find(request.id).is_some() || state.dropped.contains(&request.id);
-            let later = |c: &&Called| c.process == request.process && c.at > *told_at;
-            if told.replayed {
+            let later = |c: &&Called| c.process == request.process && c.at > *answered_at;
+            if answered.replayed {
                 assert!(calls.is_empty(), "a second call for a key: {}", about());
-            } else if let End::Kept(id) | End::Settled(id, _) = told.ended {
+            } else if let End::Kept(id) | End::Settled(id, _) = answered.ended {
                 assert!(id == request.id && (taken || is_there()), "lost: {}", about());
-            } else if let End::Unresolved(id) = told.ended {
+            } else if let End::Unresolved(id) = answered.ended {
                 assert!(id == request.id && (taken || is_there()), "lost: {}", about());
                 let later = calls.iter().copied().filter(later);
-                let unasked = later.filter(|c| !state.replays_between(*told_at, c.at)).count();
+                let unasked = later.filter(|c| !state.replays_between(*answered_at, c.at)).count();
                 assert_eq!(unasked, 0, "a dead letter is sent: {}", about());
-            } else if let End::Dropped { id, doubt } = told.ended {
+            } else if let End::Dropped { id, doubt } = answered.ended {
                 assert!(id == request.id && state.dropped.contains(&id), "kept: {}", about());
                 assert!(doubt || !taken, "delivered after all: {}", about());
                 assert!(!calls.iter().any(later), "a dropped message is sent: {}", about());
-            } else if told.is_accepted() {
+            } else if answered.is_accepted() {
                 assert!(taken, "not delivered: {}", about());
-            } else if is_unknown(told) {
+            } else if is_unknown(answered) {
                 assert!(!calls.iter().any(later), "it is not ours: {}", about());
             } else {
                 assert!(!taken, "delivered after all: {}", about());
@@ -250,8 +250,8 @@ impl World {
     }
 }
 
-fn is_unknown(told: &Outcome) -> bool {
-    match &told.ended {
+fn is_unknown(answered: &Outcome) -> bool {
+    match &answered.ended {
         End::Unanswered => true,
         End::Answered(answer) => answer.verdict() == Verdict::Unknown,
         _ => false,
@@ -280,21 +280,22 @@ impl State {
                 let forgotten = end <= at || self.forgets(first.process, at, end);
                 first.process != second.process && forgotten && (!request.parked || replayed)
             }
-            Some((_, Known::Nobody)) | None => !request.parked || replayed,
+            Some((_, Known::Unclear)) | None => !request.parked || replayed,
         }
     }
 
     fn keys_hold(&self) {
         let mut keys = BTreeMap::<_, Vec<_>>::new();
         for (number, request) in self.requests.iter().enumerate() {
-            let (Some(claim), Some((_, told))) = (request.wanted.claim, &request.told) else {
+            let (Some(claim), Some((_, answered))) = (request.wanted.claim, &request.answered)
+            else {
                 continue;
             };
-            if !told.holds_key() {
+            if !answered.holds_key() {
                 continue;
             }
-            let meant = match &told.ended {
-                _ if told.id().is_some() => told.id().unwrap(),
+            let meant = match &answered.ended {
+                _ if answered.id().is_some() => answered.id().unwrap(),
                 End::Answered(answer) => {
                     let name = answer.http().and_then(|http| http.msg_id.as_deref());
                     name.unwrap().parse().unwrap()
@@ -316,10 +317,10 @@ impl State {
                     eprintln!("{:?} {:?} {:?}", self.faults, self.ended, self.dropped);
                     both.into_iter()
                         .map(|(n, request)| {
-                            let Request { wanted, told, process, asked, .. } = request;
+                            let Request { wanted, answered, process, asked, .. } = request;
                             let calls = self.calls.iter().filter(|c| c.number == n);
                             let calls: Vec<_> = calls.collect();
-                            format!("{n} {process} {asked:?} {wanted:?} {told:?} {calls:?}")
+                            format!("{n} {process} {asked:?} {wanted:?} {answered:?} {calls:?}")
                         })
                         .collect::<Vec<_>>()
                 };
@@ -329,7 +330,7 @@ impl State {
     }
 }
 
-/// What a failing provider says, and whether it took the message.
+/// What a failing provider answers, and whether it took the message.
 const WAYS: u8 = 13;
 
 #[derive(Clone)]
@@ -419,7 +420,7 @@ impl Upstream for Provider {
         let verdict = answer.verdict();
         let known = match verdict {
             Verdict::Delivered => Known::Delivered,
-            Verdict::Unknown => Known::Nobody,
+            Verdict::Unknown => Known::Unclear,
             _ => Known::Not,
         };
         world.state.lock().unwrap().calls[place].ended = Some((world.now(), known));

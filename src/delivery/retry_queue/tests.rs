@@ -15,9 +15,9 @@ fn far() -> Instant {
     Instant::now() + Duration::from_hours(1)
 }
 
-fn item(id: u8, attempts: u32) -> Item {
+fn item(id: u8, attempts: u32) -> RetryItem {
     let expires = Instant::now() + Duration::from_hours(24);
-    Item { id: MessageId::from_u128(id.into()), attempts, expires, probe: false }
+    RetryItem { id: MessageId::from_u128(id.into()), attempts, expires, probe: false }
 }
 
 fn lane(id: u8) -> message::Lane {
@@ -35,8 +35,8 @@ enum Step {
     Take,
     End {
         nth: usize,
-        said: Said,
-        again: bool,
+        signal: Signal,
+        requeue: Requeue,
     },
     Forget(u8),
     /// A fresh call begins, or ends.
@@ -46,18 +46,18 @@ enum Step {
 const IDS: u8 = 6;
 
 fn step() -> impl Strategy<Value = Step> {
-    let said = prop_oneof![
-        4 => Just(Said::Works),
-        2 => Just(Said::Fails(None)),
-        1 => Just(Said::Bars(AccessDenied::Key)),
-        1 => Just(Said::Nothing),
+    let signal = prop_oneof![
+        4 => Just(Signal::Works),
+        2 => Just(Signal::Fails { retry_after: None }),
+        1 => Just(Signal::Denied(AccessDenied::Key)),
+        1 => Just(Signal::NoCall),
     ];
     prop_oneof![
         5 => (0..IDS, 0..3_u32, 0..60_u64)
             .prop_map(|(id, attempts, due)| Step::Push { id, attempts, due }),
         3 => Just(Step::Take),
-        4 => (any::<usize>(), said, any::<bool>())
-            .prop_map(|(nth, said, again)| Step::End { nth, said, again }),
+        4 => (any::<usize>(), signal, prop_oneof![Just(Requeue::Yes), Just(Requeue::No)])
+            .prop_map(|(nth, signal, requeue)| Step::End { nth, signal, requeue }),
         1 => (0..IDS).prop_map(Step::Forget),
         1 => (0..IDS).prop_map(Step::Fresh),
     ]
@@ -78,11 +78,11 @@ proptest! {
     /// never again for the same push, none is lost, and nothing stays behind of those that ended.
     #[test]
     fn a_message_is_in_its_lane_once(steps in prop::collection::vec(step(), 1..120)) {
-        let batches = Batches::new(retry(), 7);
+        let queue = RetryQueue::new(retry(), 7);
         let mut model: BTreeMap<u8, Model> = (0..IDS).map(|id| (id, Model::default())).collect();
-        let mut out: Vec<(message::Lane, Item)> = Vec::new();
+        let mut out: Vec<(message::Lane, RetryItem)> = Vec::new();
         let mut fresh: BTreeMap<u8, Reserved<'_>> = BTreeMap::new();
-        let name = |item: &Item| u8::try_from(item.id.as_u128()).unwrap();
+        let name = |item: &RetryItem| u8::try_from(item.id.as_u128()).unwrap();
         let ends = |one: &mut Model, again: bool| {
             one.waits = again || one.pushed;
             (one.out, one.pushed) = (false, false);
@@ -93,10 +93,10 @@ proptest! {
                     let one = model.get_mut(&id).unwrap();
                     if one.out { one.pushed = true } else { one.waits = true }
                     let due = Instant::now() + Duration::from_secs(due);
-                    batches.push(lane(id), item(id, attempts), due);
+                    queue.push(lane(id), item(id, attempts), due);
                 }
                 Step::Take => {
-                    for (lane, items) in batches.take(far()).0 {
+                    for (lane, items) in queue.take_due(far()).0 {
                         for item in items {
                             let one = model.get_mut(&name(&item)).unwrap();
                             prop_assert!(!one.out, "{item:?} is handed out twice at once");
@@ -106,16 +106,16 @@ proptest! {
                         }
                     }
                 }
-                Step::End { nth, said, again } if !out.is_empty() => {
+                Step::End { nth, signal, requeue } if !out.is_empty() => {
                     let (lane, item) = out.swap_remove(nth % out.len());
-                    ends(model.get_mut(&name(&item)).unwrap(), again);
-                    batches.ended(&lane, item, &said, again);
+                    ends(model.get_mut(&name(&item)).unwrap(), requeue == Requeue::Yes);
+                    queue.ended(&lane, item, signal, requeue);
                 }
                 Step::End { .. } => {}
                 Step::Forget(id) => {
                     let one = model.get_mut(&id).unwrap();
                     (one.waits, one.pushed) = (false, false);
-                    batches.forget(&[item(id, 0).id].into());
+                    queue.forget(&[item(id, 0).id].into());
                 }
                 Step::Fresh(id) => {
                     let one = model.get_mut(&id).unwrap();
@@ -123,13 +123,13 @@ proptest! {
                         ends(one, false);
                     } else if !one.waits && !one.out {
                         one.out = true;
-                        fresh.insert(id, batches.reserve(item(id, 0).id));
+                        fresh.insert(id, queue.reserve(item(id, 0).id));
                     }
                 }
             }
             let held = model.values().filter(|one| one.waits || one.out).count();
-            prop_assert_eq!(batches.state().held.len(), held);
-            prop_assert_eq!(batches.len() + fresh.len(), held);
+            prop_assert_eq!(queue.state().registry.len(), held);
+            prop_assert_eq!(queue.len() + fresh.len(), held);
         }
         for id in fresh.keys() {
             ends(model.get_mut(id).unwrap(), false);
@@ -139,9 +139,9 @@ proptest! {
         loop {
             for (lane, item) in out.drain(..) {
                 ends(model.get_mut(&name(&item)).unwrap(), false);
-                batches.ended(&lane, item, &Said::Works, false);
+                queue.ended(&lane, item, Signal::Works, Requeue::No);
             }
-            for (lane, items) in batches.take(far()).0 {
+            for (lane, items) in queue.take_due(far()).0 {
                 out.extend(items.into_iter().map(|item| (lane.clone(), item)));
             }
             if out.is_empty() {
@@ -154,43 +154,44 @@ proptest! {
             }
         }
         prop_assert!(model.values().all(|one| !one.waits), "{model:?} are lost");
-        prop_assert_eq!((batches.len(), batches.state().held.len()), (0, 0));
+        prop_assert_eq!((queue.len(), queue.state().registry.len()), (0, 0));
     }
 }
 
 /// A message that is pushed again while it waits goes as it is known last, when it was to go.
 #[test]
 fn what_is_known_last_counts() {
-    let batches = Batches::new(retry(), 7);
+    let queue = RetryQueue::new(retry(), 7);
     let due = Instant::now();
-    batches.push(lane(1), item(1, 7), due);
-    batches.push(lane(1), item(1, 0), due + Duration::from_mins(30));
-    let handed_out: Vec<_> = batches.take(due).0.into_iter().flat_map(|(_, items)| items).collect();
-    assert!(matches!(handed_out[..], [Item { attempts: 0, .. }]), "{handed_out:?}");
+    queue.push(lane(1), item(1, 7), due);
+    queue.push(lane(1), item(1, 0), due + Duration::from_mins(30));
+    let handed_out: Vec<_> =
+        queue.take_due(due).0.into_iter().flat_map(|(_, items)| items).collect();
+    assert!(matches!(handed_out[..], [RetryItem { attempts: 0, .. }]), "{handed_out:?}");
 }
 
 /// A call sets out only for a message that is queued, and a drop finds it under way until it has ended.
 #[test]
 fn a_call_and_a_drop() {
     let queued = || Some(spool::State::Queued { calling: false });
-    let batches = Batches::new(retry(), 7);
-    let drops = |id: u8| batches.drops(item(id, 0).id, || None, |doubt| doubt);
+    let queue = RetryQueue::new(retry(), 7);
+    let drops = |id: u8| queue.drop_begins(item(id, 0).id, || None, |doubt| doubt);
     for id in 1..=3 {
-        batches.push(lane(1), item(id, 0), Instant::now());
+        queue.push(lane(1), item(id, 0), Instant::now());
     }
     assert!(!drops(1), "no call was made");
-    batches.doubt(item(2, 0).id);
+    queue.mark_uncertain(item(2, 0).id);
     assert!(drops(2), "an earlier process may have made one");
-    while batches.state().held.len() > 0 {
-        for (lane, items) in batches.take(far()).0 {
+    while queue.state().registry.len() > 0 {
+        for (lane, items) in queue.take_due(far()).0 {
             for item in items {
-                assert_eq!(batches.sets_out(item.id, || None), SetsOut::Gone);
-                assert_eq!(batches.sets_out(item.id, queued), SetsOut::Yes);
-                let doubt = batches.drops(item.id, || None, |doubt| doubt);
+                assert_eq!(queue.call_begins(item.id, || None), MayCall::Gone);
+                assert_eq!(queue.call_begins(item.id, queued), MayCall::Yes);
+                let doubt = queue.drop_begins(item.id, || None, |doubt| doubt);
                 // Its own call decides, unless there may have been another.
                 let decides = item.id != self::item(2, 0).id;
-                assert!(doubt && batches.decides(item.id) == decides, "{item:?}");
-                batches.ended(&lane, item, &Said::Works, false);
+                assert!(doubt && queue.takes_decision(item.id) == decides, "{item:?}");
+                queue.ended(&lane, item, Signal::Works, Requeue::No);
             }
         }
     }
@@ -199,12 +200,12 @@ fn a_call_and_a_drop() {
 /// What was pushed during a try counts for the next, also where the message goes back by itself.
 #[test]
 fn a_push_during_a_try_counts() {
-    let batches = Batches::new(retry(), 7);
+    let queue = RetryQueue::new(retry(), 7);
     let expires = Instant::now() + Duration::from_hours(48);
-    batches.push(lane(1), item(1, 0), Instant::now());
-    let (lane, items) = batches.take(far()).0.pop().unwrap();
-    batches.push(lane.clone(), Item { expires, ..item(1, 1) }, far());
-    batches.ended(&lane, items[0], &Said::Nothing, true);
-    let next = batches.take(far()).0.pop().map(|(_, items)| items[0].expires);
+    queue.push(lane(1), item(1, 0), Instant::now());
+    let (lane, items) = queue.take_due(far()).0.pop().unwrap();
+    queue.push(lane.clone(), RetryItem { expires, ..item(1, 1) }, far());
+    queue.ended(&lane, items[0], Signal::NoCall, Requeue::Yes);
+    let next = queue.take_due(far()).0.pop().map(|(_, items)| items[0].expires);
     assert_eq!(next, Some(expires));
 }

@@ -1,0 +1,132 @@
+//! One call for a message, be it fresh, kept or a probe: its permit, its entry in the meter, the call
+//! itself, and what its answer asks for next.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::outcome::Disposition;
+use crate::answer::{AccessDenied, Answer, Verdict};
+use crate::ceiling::{Ceiling, Permit, Ticket};
+use crate::config::Retry;
+use crate::message::{Message, Topic};
+use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
+use crate::upstream::{SendGate, Upstream};
+
+/// What makes calls.
+#[derive(Debug)]
+pub(super) struct Dispatcher<U> {
+    pub(super) upstream: U,
+    pub(super) ceiling: Ceiling,
+    pub(super) meter: Meter,
+    /// The tasks that carry messages.
+    pub(super) tasks: TaskTracker,
+    /// Cancelled: no more calls are made.
+    pub(super) stop: CancellationToken,
+}
+
+/// A call that has its permit and its entry in the meter.
+#[must_use = "an attempt that is dropped counts as a call without an answer"]
+pub(super) struct Attempt<'a, U> {
+    upstream: &'a U,
+    message: &'a Message,
+    permit: Permit,
+    entry: Call,
+}
+
+impl<U: Upstream> Dispatcher<U> {
+    /// A permit, unless no more calls are made.
+    pub(super) async fn permit(&self, ticket: Ticket) -> Result<Permit, Disposition> {
+        let permit = self.stop.run_until_cancelled(ticket.permit()).await;
+        let permit = permit.ok_or(Disposition::Stopping)?.map_err(Disposition::NoPermit)?;
+        if let Some((ceiling, wait)) = permit.waited() {
+            self.meter.waited(ceiling as usize, wait);
+        }
+        Ok(permit)
+    }
+
+    /// Enters a call in the meter, before it leaves. Over a budget, the permit is given back.
+    pub(super) async fn attempt<'a>(
+        &'a self,
+        message: &'a Message,
+        permit: Permit,
+        kind: CallKind,
+    ) -> Result<Attempt<'a, U>, OverBudget> {
+        match self.meter.begin(message, kind).await {
+            Ok(entry) => Ok(Attempt { upstream: &self.upstream, message, permit, entry }),
+            Err(over) => {
+                permit.unsent();
+                Err(over)
+            }
+        }
+    }
+}
+
+impl<U: Upstream> Attempt<'_, U> {
+    /// Makes the call, as long as `gate` lets it leave.
+    pub(super) async fn send(self, gate: &SendGate) -> Answer {
+        let Self { upstream, message, permit, entry } = self;
+        let start = Instant::now();
+        let answer = upstream.send(message, permit, gate).await;
+        let took = start.elapsed();
+        let trace_id = message.trace.map(tracing::field::display);
+        tracing::debug!(id = %message.id, trace_id, topic = %message.topic, code = %answer.label(), ?took, "called");
+        let billed = match answer.verdict() {
+            Verdict::Delivered => Billed::Yes,
+            Verdict::Unknown => Billed::Uncertain,
+            _ => Billed::No,
+        };
+        entry.ended(&answer.label(), billed, took);
+        answer
+    }
+}
+
+/// Whether a message may be sent again after a call of unknown outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// At most once: no call follows one of unknown outcome.
+    Never,
+    /// At least once: as long as no more of its calls than this have an unknown outcome.
+    UpTo(u32),
+}
+
+impl Repeat {
+    /// For a kept message of this topic.
+    pub(super) fn of(retry: &Retry, topic: &Topic) -> Self {
+        if retry.may_repeat(topic) { Self::UpTo(retry.unknown_tries) } else { Self::Never }
+    }
+}
+
+/// What an answer asks for next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextStep {
+    /// Nothing: the provider has the message.
+    Delivered,
+    /// Nothing: the provider will never take the message.
+    Refused,
+    /// Nothing: the call may have arrived, and the message is not to be sent again.
+    Uncertain,
+    /// Another call, once the provider lets us in.
+    Access(AccessDenied),
+    /// Another call, after the time that the provider asks for.
+    Retry(Option<Duration>),
+}
+
+impl NextStep {
+    /// `unknown`: how many earlier calls for the message had an unknown outcome.
+    pub(super) fn of(answer: &Answer, repeat: Repeat, unknown: u32) -> Self {
+        match answer.verdict() {
+            Verdict::Delivered => Self::Delivered,
+            Verdict::Refused => Self::Refused,
+            Verdict::Unknown => match repeat {
+                Repeat::UpTo(most) if unknown < most => Self::Retry(None),
+                _ => Self::Uncertain,
+            },
+            Verdict::Denied(why) => Self::Access(why),
+            Verdict::Throttled { retry_after } => Self::Retry(retry_after),
+            Verdict::Failed => Self::Retry(None),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The caller of a fresh message: what it asked for, and its one response.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::idempotency::FirstRequest;
+use super::outcome::Outcome;
+use crate::spool::Claim;
+
+/// What a caller asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct PublishOptions {
+    /// How long it waits for the outcome.
+    pub patience: Duration,
+    /// It would rather have its message kept than be refused because of a ceiling.
+    pub keep: bool,
+    /// The claim of its `Idempotency-Key`.
+    pub claim: Option<Claim>,
+}
+
+/// The caller of a message, and until when it waits.
+pub(super) struct Caller {
+    to: Option<oneshot::Sender<Outcome>>,
+    pub(super) deadline: Instant,
+    /// Its key is taken as long as this is here.
+    first: Option<FirstRequest>,
+}
+
+impl Caller {
+    pub(super) fn new(
+        to: oneshot::Sender<Outcome>,
+        deadline: Instant,
+        first: Option<FirstRequest>,
+    ) -> Self {
+        Self { to: Some(to), deadline, first }
+    }
+
+    /// Responds at most once. If the message is accepted after the response, the next request with the
+    /// same `Idempotency-Key` gets that outcome.
+    pub(super) fn respond(&mut self, outcome: Outcome) {
+        if outcome.holds_key()
+            && let Some(first) = self.first.take()
+        {
+            first.answered(&outcome);
+        }
+        if let Some(to) = self.to.take() {
+            // The caller may have hung up.
+            drop(to.send(outcome));
+        }
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.to.is_none()
+    }
+}

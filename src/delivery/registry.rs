@@ -1,0 +1,415 @@
+//! One entry for each message that waits in a lane, is called for, or has a caller who waits: it decides
+//! who may answer the caller, and whether a call may have arrived.
+//!
+//! A caller is answered once, by the code that takes it out of here. When an operator drops a message
+//! while a call for it is under way, the call's outcome decides what the caller is answered.
+//!
+//! A message is in a lane once, however often it is pushed: a spool in Redis lists messages that it hands
+//! over again after a reconnect, and a message may come back from a peer while its call here is still
+//! under way.
+
+use std::collections::HashMap;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::lane::RetryItem;
+use super::outcome::Outcome;
+use super::signal::Requeue;
+use crate::message::{self, MessageId};
+use crate::spool::Effect;
+
+/// No entry stays once its message neither waits nor is called for, and its caller is gone.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    entries: HashMap<MessageId, MessageEntry>,
+    /// No caller may wait any more.
+    is_dismissed: bool,
+}
+
+/// What is to wait in a lane, and until when.
+pub(super) type Push = (message::Lane, RetryItem, Instant);
+
+#[derive(Debug, Default)]
+struct MessageEntry {
+    position: Position,
+    /// This process's own call is under way, or about to leave.
+    is_calling: bool,
+    /// A call whose outcome is unknown may have arrived: an own one, or an earlier process's or a peer's
+    /// that the spool need not know of.
+    is_uncertain: bool,
+    /// It was dropped during its call, and only that call leaves open whether it arrived.
+    dropped_during_call: bool,
+    caller: Option<WaitingCaller>,
+}
+
+#[derive(Debug, Default)]
+enum Position {
+    /// In no lane.
+    #[default]
+    Elsewhere,
+    /// In its lane. `newer`: what a later push knows of it.
+    Waits { newer: Option<RetryItem> },
+    /// Handed out, or a fresh call for it is under way. `next`: it was pushed meanwhile.
+    UnderWay { next: Option<Box<Push>> },
+}
+
+#[derive(Debug)]
+struct WaitingCaller {
+    to: oneshot::Sender<Outcome>,
+    drop: DropState,
+}
+
+/// How far an operator's drop of a message has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DropState {
+    None,
+    /// The drop is written, and may not be durable.
+    Begun,
+    Durable,
+}
+
+/// A caller that was taken out of the registry, to be answered now.
+#[derive(Debug)]
+#[must_use = "a caller that is taken is answered"]
+pub(super) struct TakenWaiter {
+    to: oneshot::Sender<Outcome>,
+    drop: DropState,
+    may_have_arrived: bool,
+}
+
+impl TakenWaiter {
+    /// The answer to a caller whose message was dropped.
+    pub(super) fn dropped(&self, id: MessageId, calls: u32) -> Outcome {
+        // A crash may undo what is not durable, and then a call follows.
+        let doubt = self.may_have_arrived || self.drop != DropState::Durable;
+        Outcome::dropped(id, calls, doubt)
+    }
+
+    /// Whether an operator drops its message, or has dropped it.
+    pub(super) fn is_dropped(&self) -> bool {
+        self.drop != DropState::None
+    }
+
+    /// The caller may have hung up.
+    pub(super) fn respond(self, outcome: Outcome) {
+        drop(self.to.send(outcome));
+    }
+
+    fn respond_dropped(self, id: MessageId, calls: u32) {
+        let outcome = self.dropped(id, calls);
+        self.respond(outcome);
+    }
+}
+
+impl MessageEntry {
+    fn is_done(&self) -> bool {
+        matches!(self.position, Position::Elsewhere) && self.caller.is_none()
+    }
+
+    fn is_dropped_for_good(&self) -> bool {
+        self.caller.as_ref().is_some_and(|caller| caller.drop == DropState::Durable)
+    }
+
+    fn take_waiter(&mut self) -> Option<TakenWaiter> {
+        let WaitingCaller { to, drop } = self.caller.take()?;
+        Some(TakenWaiter { to, drop, may_have_arrived: self.is_uncertain || self.is_calling })
+    }
+}
+
+impl Registry {
+    fn remove_if_done(&mut self, id: MessageId) {
+        if self.entries.get(&id).is_some_and(MessageEntry::is_done) {
+            self.entries.remove(&id);
+        }
+    }
+
+    // === positions ===
+
+    /// Returns what is to go into its lane now: nothing, if the message is there or under way.
+    pub(super) fn push(&mut self, push: Push) -> Option<Push> {
+        let item = push.1;
+        match &mut self.entries.entry(item.id).or_default().position {
+            position @ Position::Elsewhere => {
+                *position = Position::Waits { newer: None };
+                return Some(push);
+            }
+            Position::Waits { newer } => *newer = Some(item),
+            Position::UnderWay { next } => *next = Some(Box::new(push)),
+        }
+        None
+    }
+
+    /// A lane hands a message out. Returns the newest of what is known of it.
+    pub(super) fn hand_out(&mut self, item: RetryItem) -> RetryItem {
+        let position = &mut self.entries.entry(item.id).or_default().position;
+        match std::mem::replace(position, Position::UnderWay { next: None }) {
+            Position::Waits { newer: Some(newer) } => RetryItem { probe: item.probe, ..newer },
+            _ => item,
+        }
+    }
+
+    /// A fresh call for this message is under way, and the message is about to be kept.
+    pub(super) fn reserve(&mut self, id: MessageId) {
+        let entry = self.entries.entry(id).or_default();
+        entry.position = Position::UnderWay { next: None };
+        entry.is_calling = true;
+    }
+
+    /// The try of what was handed out has ended. Returns what was pushed meanwhile and is to go into its
+    /// lane now.
+    pub(super) fn ended(&mut self, item: RetryItem, requeue: Requeue, end: TryEnd) -> Option<Push> {
+        let pushed = match requeue {
+            Requeue::Yes => {
+                let entry = self.entries.get_mut(&item.id)?;
+                if let Position::UnderWay { next } = std::mem::take(&mut entry.position) {
+                    entry.position = Position::Waits { newer: next.map(|next| next.1) };
+                }
+                None
+            }
+            Requeue::No => self.leave(item.id),
+        };
+        self.call_ends(item.id, item.attempts, end);
+        pushed
+    }
+
+    /// A fresh call for a message has ended. Returns what was pushed meanwhile and is to go into its
+    /// lane now.
+    pub(super) fn release(&mut self, id: MessageId, end: TryEnd) -> Option<Push> {
+        let pushed = self.leave(id);
+        self.call_ends(id, 1, end);
+        pushed
+    }
+
+    fn leave(&mut self, id: MessageId) -> Option<Push> {
+        let entry = self.entries.get_mut(&id)?;
+        entry.dropped_during_call = false;
+        match std::mem::take(&mut entry.position) {
+            Position::UnderWay { next: Some(next) } => self.push(*next),
+            _ => None,
+        }
+    }
+
+    /// A call has ended, or was not made: if the message was dropped meanwhile, its caller is answered
+    /// so. What the spool notes of a call is no longer an own one's.
+    fn call_ends(&mut self, id: MessageId, attempts: u32, end: TryEnd) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.is_uncertain |= entry.is_calling && end == TryEnd::Panicked;
+        entry.is_calling = false;
+        if entry.is_dropped_for_good()
+            && let Some(waiter) = entry.take_waiter()
+        {
+            waiter.respond_dropped(id, attempts);
+        }
+        self.remove_if_done(id);
+    }
+
+    /// A message is kept no more. One that is under way ends as it does. Returns whether it waited in a
+    /// lane.
+    pub(super) fn forget(&mut self, id: MessageId) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else { return false };
+        let waited = match &mut entry.position {
+            Position::Elsewhere => false,
+            position @ Position::Waits { .. } => {
+                *position = Position::Elsewhere;
+                entry.dropped_during_call = false;
+                true
+            }
+            Position::UnderWay { next } => {
+                *next = None;
+                false
+            }
+        };
+        self.remove_if_done(id);
+        waited
+    }
+
+    // === what is known of calls ===
+
+    /// Whether a call that the spool notes for this message is this process's own.
+    pub(super) fn is_calling(&self, id: MessageId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.is_calling)
+    }
+
+    /// A call for what was handed out is about to be noted.
+    pub(super) fn call_begins(&mut self, id: MessageId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.is_calling = true;
+        }
+    }
+
+    /// A call that may have arrived is known of this message.
+    pub(super) fn mark_uncertain(&mut self, id: MessageId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.is_uncertain = true;
+        }
+    }
+
+    // === drops ===
+
+    /// An operator drops this message. `noted`: the spool knows of a call that may have arrived.
+    /// Returns whether any may have.
+    pub(super) fn drop_begins(&mut self, id: MessageId, noted: bool) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else { return noted };
+        // Another operator's drop may be durable already.
+        if let Some(caller) = &mut entry.caller
+            && caller.drop == DropState::None
+        {
+            caller.drop = DropState::Begun;
+        }
+        entry.dropped_during_call = entry.is_calling && !entry.is_uncertain && !noted;
+        entry.is_calling || entry.is_uncertain || noted
+    }
+
+    /// The drop is durable, or has changed nothing: then another operator's counts, or the message has
+    /// ended or is a peer's. A call that is under way decides what the caller is answered.
+    pub(super) fn drop_ends(&mut self, id: MessageId, calls: u32, effect: Effect) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(caller) = &mut entry.caller else { return };
+        match effect {
+            Effect::Made => caller.drop = DropState::Durable,
+            Effect::Unchanged => {}
+            Effect::TransportError => caller.drop = DropState::None,
+        }
+        if effect == Effect::Made
+            && !entry.is_calling
+            && let Some(waiter) = entry.take_waiter()
+        {
+            waiter.respond_dropped(id, calls);
+            self.remove_if_done(id);
+        }
+    }
+
+    /// Whether this message was dropped during its call, and only that call leaves open whether it
+    /// arrived. The call's end decides once.
+    pub(super) fn takes_decision(&mut self, id: MessageId) -> bool {
+        let entry = self.entries.get_mut(&id);
+        entry.is_some_and(|entry| std::mem::take(&mut entry.dropped_during_call))
+    }
+
+    // === callers ===
+
+    /// The caller of this message waits from now on.
+    pub(super) fn wait_for(&mut self, id: MessageId) -> oneshot::Receiver<Outcome> {
+        let (to, outcome) = oneshot::channel();
+        if self.is_dismissed {
+            // The caller has the other end.
+            drop(to.send(Outcome::kept(id)));
+        } else {
+            let caller = WaitingCaller { to, drop: DropState::None };
+            self.entries.entry(id).or_default().caller = Some(caller);
+        }
+        outcome
+    }
+
+    /// The caller of this message, if it still waits. The code that takes it answers it.
+    pub(super) fn take_waiter(&mut self, id: MessageId) -> Option<TakenWaiter> {
+        let waiter = self.entries.get_mut(&id)?.take_waiter();
+        self.remove_if_done(id);
+        waiter
+    }
+
+    /// The caller of this message, if it can be answered that no call has arrived.
+    pub(super) fn take_waiter_if_certain(&mut self, id: MessageId) -> Option<TakenWaiter> {
+        if self.entries.get(&id)?.is_uncertain { None } else { self.take_waiter(id) }
+    }
+
+    /// No more calls are made: every waiting caller is answered what its message is now.
+    pub(super) fn dismiss(&mut self) {
+        self.is_dismissed = true;
+        self.entries.retain(|id, entry| {
+            if let Some(waiter) = entry.take_waiter() {
+                if waiter.is_dropped() {
+                    waiter.respond_dropped(*id, 0);
+                } else {
+                    waiter.respond(Outcome::kept(*id));
+                }
+            }
+            !entry.is_done()
+        });
+    }
+
+    /// Messages that wait or are under way.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        let places = self.entries.values().map(|entry| &entry.position);
+        places.filter(|place| !matches!(place, Position::Elsewhere)).count()
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_waiters(&self) -> bool {
+        self.entries.values().any(|entry| entry.caller.is_some())
+    }
+}
+
+/// How a try has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TryEnd {
+    /// What became of its call is noted.
+    Noted,
+    /// Its call may have left, and its end is not noted.
+    Panicked,
+}
+
+impl TryEnd {
+    /// As it is where this thread unwinds, or not.
+    pub(super) fn now() -> Self {
+        if std::thread::panicking() { Self::Panicked } else { Self::Noted }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may")]
+mod tests {
+    use super::*;
+
+    /// Two operators drop the same message, in whatever order, and a peer has another.
+    #[test]
+    fn a_drop_counts_once() {
+        let id = MessageId::new();
+        for steps in [[0, 1, 2, 3], [0, 2, 1, 3], [0, 2, 3, 1]] {
+            let mut registry = Registry::default();
+            let mut outcome = registry.wait_for(id);
+            registry.call_begins(id);
+            for step in steps {
+                match step {
+                    0 | 1 => drop(registry.drop_begins(id, false)),
+                    2 => registry.drop_ends(id, 1, Effect::Made),
+                    _ => registry.drop_ends(id, 1, Effect::Unchanged),
+                }
+            }
+            assert!(outcome.try_recv().is_err(), "the call decides");
+            assert_eq!(registry.release(id, TryEnd::Noted), None);
+            assert_eq!(outcome.try_recv().unwrap(), Outcome::dropped(id, 1, false));
+            assert!(registry.entries.is_empty());
+        }
+        let mut registry = Registry::default();
+        let mut outcome = registry.wait_for(id);
+        registry.drop_begins(id, false);
+        registry.drop_ends(id, 0, Effect::TransportError);
+        assert!(outcome.try_recv().is_err() && !registry.take_waiter(id).unwrap().is_dropped());
+        assert!(registry.entries.is_empty());
+    }
+
+    /// A call that panicked may have arrived: its caller is not answered that none did.
+    #[test]
+    fn a_call_that_panicked_may_have_arrived() {
+        let id = MessageId::new();
+        for dropped in [false, true] {
+            let mut registry = Registry::default();
+            let mut outcome = registry.wait_for(id);
+            registry.call_begins(id);
+            if dropped {
+                registry.drop_begins(id, false);
+                registry.drop_ends(id, 1, Effect::Made);
+            }
+            assert_eq!(registry.release(id, TryEnd::Panicked), None);
+            if dropped {
+                assert_eq!(outcome.try_recv().unwrap(), Outcome::dropped(id, 1, true));
+            } else {
+                assert!(registry.take_waiter_if_certain(id).is_none());
+                assert!(registry.take_waiter(id).is_some());
+            }
+        }
+    }
+}

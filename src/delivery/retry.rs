@@ -1,0 +1,212 @@
+//! One more try for a kept message, be it a probe or not: from its lane to its call and back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout};
+
+use super::attempt::Repeat;
+use super::endings::death;
+use super::kept::{KeptMessages, MAX_WRITE};
+use super::lane::RetryItem;
+use super::outcome::{Disposition, Outcome};
+use super::retry_queue::{MayCall, RetryQueue};
+use super::signal::{Requeue, Signal};
+use crate::ceiling::{Class, Permit};
+use crate::message::{self, Message};
+use crate::meter::{CallKind, OverBudget};
+use crate::spool::{Change, Effect, KeepError, ReadError, Reason, Record, Tries};
+use crate::upstream::{SendGate, Upstream};
+
+/// A kept message waits this long for a permit, and then for its call to leave: no caller's patience
+/// bounds it.
+const MAX_WAIT: Duration = Duration::from_mins(10);
+
+/// After a failure of this machine. No call was made.
+const LOCAL_FAILURE: Signal = Signal::Postpone(Duration::from_secs(1));
+
+/// After a bug, and at most while a budget is used up.
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
+
+/// The signal of a try, and whether its message waits on.
+type TryResult = (Signal, Requeue);
+
+/// A message that was handed out comes back, also from a try that panics.
+struct HandedOut<'a> {
+    queue: &'a RetryQueue,
+    lane: message::Lane,
+    item: RetryItem,
+    tried: TryResult,
+}
+
+impl Drop for HandedOut<'_> {
+    fn drop(&mut self) {
+        let (signal, requeue) = self.tried;
+        let attempts = self.item.attempts + u32::from(!signal.is_without_call());
+        self.queue.ended(&self.lane, RetryItem { attempts, ..self.item }, signal, requeue);
+    }
+}
+
+/// How long a message waits whose budget is used up: to its next period, but budgets may change.
+fn wait_for(over: &OverBudget) -> Duration {
+    let left = over.until.duration_since(Timestamp::now());
+    Duration::try_from(left).unwrap_or_default().clamp(Duration::from_secs(1), LOOK_AGAIN)
+}
+
+impl<U: Upstream> KeptMessages<U> {
+    /// One try.
+    pub(super) async fn try_again(self: Arc<Self>, lane: message::Lane, item: RetryItem) {
+        let tried = (Signal::Postpone(LOOK_AGAIN), Requeue::Yes);
+        let mut handed_out = HandedOut { queue: &self.queue, lane, item, tried };
+        let (Ok(tried) | Err(tried)) = self.try_once(&handed_out.lane, item).await;
+        handed_out.tried = tried;
+        // An operator may have dropped it meanwhile.
+        if self.queued(item.id).is_none() {
+            handed_out.tried.1 = Requeue::No;
+            if tried.0.is_without_call() {
+                self.decide_drop(item.id, false);
+            }
+        }
+    }
+
+    /// `Err`: no call was made.
+    async fn try_once(
+        &self,
+        lane: &message::Lane,
+        item: RetryItem,
+    ) -> Result<TryResult, TryResult> {
+        let message = self.ready(lane, item).await?;
+        let permit = self.permit(item).await?;
+        let repeat = Repeat::of(self.queue.retry(), &message.topic);
+        let closes = match self.prepare(&message, item, repeat).await {
+            Ok(closes) => closes,
+            Err(tried) => {
+                permit.unsent();
+                return Err(tried);
+            }
+        };
+        let kind = match item {
+            RetryItem { probe: true, .. } => CallKind::Probe,
+            RetryItem { attempts: 0, .. } => CallKind::First,
+            _ => CallKind::Retry,
+        };
+        let attempt = self.dispatcher.attempt(&message, permit, kind).await.map_err(|over| {
+            self.uncall(item);
+            (Signal::Postpone(wait_for(&over)), Requeue::Yes)
+        })?;
+        let answer = attempt.send(&SendGate::new(closes, &self.dispatcher.stop)).await;
+        Ok(self.record(&message, item.attempts + 1, &answer, repeat).await)
+    }
+
+    /// The message, if it is to be tried now.
+    async fn ready(&self, lane: &message::Lane, item: RetryItem) -> Result<Message, TryResult> {
+        let gone = (Signal::NoCall, Requeue::No);
+        let id = item.id;
+        if self.queued(id).is_none() {
+            return Err(gone);
+        }
+        if Instant::now() >= item.expires {
+            self.dead_letter(id, item.attempts, death(Reason::Expired, None), None).await;
+            return Err(gone);
+        }
+        if let Err(over) = self.dispatcher.meter.admits(&lane.instance, &lane.parent) {
+            return Err((Signal::Postpone(wait_for(&over)), Requeue::Yes));
+        }
+        if self.spool.is_ours().is_err() {
+            return Err((LOCAL_FAILURE, Requeue::Yes));
+        }
+        match self.spool.read(id).await {
+            Ok(Record { message, .. }) => {
+                // Its call is to be noted before it leaves: no permit for what cannot be.
+                let repeat = Repeat::of(self.queue.retry(), &message.topic);
+                if repeat == Repeat::Never && self.spool.usage().failure.is_some() {
+                    return Err((LOCAL_FAILURE, Requeue::Yes));
+                }
+                Ok(message)
+            }
+            Err(ReadError::Absent) => Err(gone),
+            Err(error @ ReadError::Damaged) => {
+                let trace_id = self.trace(id).map(tracing::field::display);
+                tracing::error!(%id, trace_id, %error, "an accepted message is lost");
+                if let Some(waiter) = self.queue.take_waiter(id) {
+                    let ended = match item.attempts {
+                        0 => Disposition::NotKept(KeepError::Disk(error.to_string().into())),
+                        _ => Disposition::Unanswered,
+                    };
+                    waiter.respond(Outcome::new(item.attempts, ended));
+                }
+                Err(gone)
+            }
+            Err(ReadError::Disk(error) | ReadError::Redis(error)) => {
+                if let Some(suppressed) = self.log.next() {
+                    let error = &*error;
+                    let trace_id = self.trace(id).map(tracing::field::display);
+                    tracing::warn!(%id, trace_id, error, suppressed, "the spool cannot be read");
+                }
+                Err((LOCAL_FAILURE, Requeue::Yes))
+            }
+        }
+    }
+
+    async fn permit(&self, item: RetryItem) -> Result<Permit, TryResult> {
+        let class = if item.attempts == 0 { Class::Fresh } else { Class::Retry };
+        let ticket = self.dispatcher.ceiling.request(class, Instant::now() + MAX_WAIT);
+        let ticket = ticket.map_err(|_| (LOCAL_FAILURE, Requeue::Yes))?;
+        self.dispatcher.permit(ticket).await.map_err(|_| (Signal::NoCall, Requeue::Yes))
+    }
+
+    /// Looks at the message once more, since its permit may have been long in coming, and notes the call
+    /// where none may follow it. Returns until when the call may leave.
+    async fn prepare(
+        &self,
+        message: &Message,
+        item: RetryItem,
+        repeat: Repeat,
+    ) -> Result<Instant, TryResult> {
+        let id = item.id;
+        let no_call = (Signal::NoCall, Requeue::Yes);
+        // The ownership deadline is read before the lookup: a peer can claim the message only after it.
+        let ours = self.spool.is_ours().map_err(|_| (LOCAL_FAILURE, Requeue::Yes))?;
+        let latest = Instant::now() + MAX_WAIT;
+        let closes = ours.map_or(latest, |ours| ours.min(latest));
+        let other_probes = !item.probe && self.queue.pause_reason(&message.lane()).is_some();
+        if self.dispatcher.stop.is_cancelled() || other_probes {
+            return Err(no_call);
+        }
+        match self.queue.call_begins(id, || self.find_state(id)) {
+            MayCall::Yes => {}
+            MayCall::Gone => return Err(no_call),
+            MayCall::CalledByOther => {
+                // A peer had the message meanwhile and has called. Its outcome is unknown.
+                let death = death(Reason::Unknown, None);
+                self.dead_letter(id, item.attempts + 1, death, None).await;
+                return Err((Signal::NoCall, Requeue::No));
+            }
+        }
+        if repeat == Repeat::Never {
+            // Durable before it leaves, or a crash would repeat it.
+            let noted = self.spool.note(id, Change::Calling);
+            if !noted.changed {
+                // It has ended since it was looked for.
+                return Err(no_call);
+            }
+            match timeout(MAX_WRITE, noted).await {
+                Ok(Effect::TransportError) => return Err(no_call),
+                Ok(_) => {}
+                Err(_) => {
+                    self.uncall(item);
+                    return Err((LOCAL_FAILURE, Requeue::Yes));
+                }
+            }
+        }
+        Ok(closes)
+    }
+
+    /// Notes that a call which was about to leave did not.
+    fn uncall(&self, item: RetryItem) {
+        let unknown = self.spool.find(item.id).map_or(0, |brief| brief.unknown);
+        let tries = Tries { calls: item.attempts, unknown };
+        drop(self.spool.note(item.id, Change::Tried(tries)));
+    }
+}

@@ -1,0 +1,335 @@
+//! Kept messages between their tries: the lanes they wait in, and who may answer their callers.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::lane::{LaneQueue, RetryItem, retry_wait};
+use super::outcome::Outcome;
+use super::registry::{Registry, TakenWaiter, TryEnd};
+use super::signal::{Requeue, Signal};
+use crate::answer::AccessDenied;
+use crate::config::Retry;
+use crate::message::{self, MessageId};
+use crate::spool::{self, Effect};
+
+/// Kept messages that are read and tried at once, over all lanes: each has its body in memory.
+const MAX_TOGETHER: usize = 1_000;
+
+/// The lanes and the registry are changed together, under one lock.
+#[derive(Debug)]
+pub(super) struct RetryQueue {
+    retry: Retry,
+    state: Mutex<Queued>,
+    /// Wakes the task that hands out.
+    pub(super) changed: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Queued {
+    lanes: HashMap<message::Lane, LaneQueue>,
+    registry: Registry,
+    under_way: usize,
+    jitter: fastrand::Rng,
+}
+
+/// Messages of one lane, to be tried together.
+pub(super) type Group = (message::Lane, Vec<RetryItem>);
+
+/// A lane that waits for a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PausedLane {
+    /// The instance and parent topic of its messages.
+    pub lane: message::Lane,
+    /// Why it waits.
+    pub reason: PauseReason,
+    /// Messages that wait.
+    pub waiting: usize,
+}
+
+/// Why the messages of a lane wait for a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PauseReason {
+    /// The provider fails.
+    Failing,
+    /// The provider does not let us in.
+    Denied(AccessDenied),
+}
+
+impl PauseReason {
+    /// What keeps us out, if the provider does not just fail.
+    pub fn denied(self) -> Option<AccessDenied> {
+        match self {
+            Self::Failing => None,
+            Self::Denied(why) => Some(why),
+        }
+    }
+
+    fn of(lane: &LaneQueue) -> Option<Self> {
+        let pauses = lane.in_trouble() && !lane.is_idle();
+        pauses.then(|| lane.denied().map_or(Self::Failing, Self::Denied))
+    }
+}
+
+/// Whether a call for a kept message may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MayCall {
+    Yes,
+    /// The message is not queued any more.
+    Gone,
+    /// The spool notes a call that is not this process's own.
+    CalledByOther,
+}
+
+impl RetryQueue {
+    pub(super) fn new(retry: Retry, seed: u64) -> Self {
+        let jitter = fastrand::Rng::with_seed(seed);
+        let (lanes, registry) = (HashMap::new(), Registry::default());
+        let state = Mutex::new(Queued { lanes, registry, under_way: 0, jitter });
+        Self { retry, state, changed: Arc::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Queued> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn retry(&self) -> &Retry {
+        &self.retry
+    }
+
+    /// How long a message waits after this many calls for it have failed.
+    pub(super) fn wait(&self, attempts: u32) -> Duration {
+        let random = self.state().jitter.f64();
+        retry_wait(&self.retry, attempts, random)
+    }
+
+    /// A message that is kept waits from now on. One that waits already waits on as it does; one that
+    /// is under way waits when that has ended, unless it goes back by itself.
+    pub(super) fn push(&self, lane: message::Lane, item: RetryItem, due: Instant) {
+        let mut state = self.state();
+        let Queued { lanes, registry, .. } = &mut *state;
+        if let Some((lane, item, due)) = registry.push((lane, item, due)) {
+            lanes.entry(lane).or_default().push(item, due);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Messages that are kept no more wait no more.
+    pub(super) fn forget(&self, gone: &HashSet<MessageId>) {
+        let mut state = self.state();
+        let Queued { lanes, registry, .. } = &mut *state;
+        let waited: HashSet<_> = gone.iter().copied().filter(|id| registry.forget(*id)).collect();
+        if !waited.is_empty() {
+            for lane in lanes.values_mut() {
+                lane.forget(&waited);
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Until this is dropped a fresh call for the message is under way: what pushes the message
+    /// meanwhile makes it wait afterwards.
+    pub(super) fn reserve(&self, id: MessageId) -> Reserved<'_> {
+        self.state().registry.reserve(id);
+        Reserved { queue: self, id }
+    }
+
+    /// A fresh message of this lane was called for.
+    pub(super) fn observe(&self, lane: message::Lane, id: MessageId, signal: Signal) {
+        let mut state = self.state();
+        let random = state.jitter.f64();
+        let lane = match signal {
+            // A lane in which nothing waits has nothing to learn from a call that passed.
+            Signal::Works | Signal::NoCall | Signal::Postpone(_) => state.lanes.get_mut(&lane),
+            Signal::Fails { .. } | Signal::Denied(_) => Some(state.lanes.entry(lane).or_default()),
+        };
+        let Some(lane) = lane else { return };
+        let was = lane.in_trouble();
+        lane.observe(id, signal, Instant::now(), &self.retry, random);
+        // What waits may go at once, or its next probe is due before anything else would be.
+        if lane.in_trouble() != was {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Whether, and why, new messages of this lane wait for a probe.
+    pub(super) fn pause_reason(&self, lane: &message::Lane) -> Option<PauseReason> {
+        self.state().lanes.get(lane).and_then(PauseReason::of)
+    }
+
+    pub(super) fn paused(&self) -> Vec<PausedLane> {
+        let state = self.state();
+        let paused = state.lanes.iter().filter_map(|(name, lane)| {
+            let reason = PauseReason::of(lane)?;
+            Some(PausedLane { lane: name.clone(), reason, waiting: lane.len() })
+        });
+        paused.collect()
+    }
+
+    /// Messages that wait or are under way.
+    pub(super) fn len(&self) -> usize {
+        self.state().lanes.values().map(LaneQueue::len).sum()
+    }
+
+    /// No caller waits, and nothing was handed out.
+    #[cfg(test)]
+    pub(super) fn is_quiet(&self) -> bool {
+        let state = self.state();
+        state.under_way == 0 && !state.registry.has_waiters()
+    }
+
+    // === calls and drops: the spool is asked while no own call can begin or end ===
+
+    /// Whether the spool notes a call for this message that is not this process's own.
+    pub(super) fn was_called_by_other(
+        &self,
+        id: MessageId,
+        find: impl FnOnce() -> Option<spool::State>,
+    ) -> bool {
+        let state = self.state();
+        !state.registry.is_calling(id) && find() == Some(spool::State::Queued { calling: true })
+    }
+
+    /// A call for what was handed out is about to be noted, if it may be made. Afterwards a drop finds
+    /// it under way.
+    pub(super) fn call_begins(
+        &self,
+        id: MessageId,
+        find: impl FnOnce() -> Option<spool::State>,
+    ) -> MayCall {
+        let mut state = self.state();
+        let registry = &mut state.registry;
+        match find() {
+            Some(spool::State::Queued { calling: true }) if !registry.is_calling(id) => {
+                registry.mark_uncertain(id);
+                MayCall::CalledByOther
+            }
+            Some(spool::State::Queued { .. }) => {
+                registry.call_begins(id);
+                MayCall::Yes
+            }
+            _ => MayCall::Gone,
+        }
+    }
+
+    /// A call for this message may have arrived, and its outcome is unknown: its caller is not answered
+    /// that none did.
+    pub(super) fn mark_uncertain(&self, id: MessageId) {
+        self.state().registry.mark_uncertain(id);
+    }
+
+    /// An operator drops a message. `note` notes the drop, and is given whether a call may have arrived.
+    pub(super) fn drop_begins<T>(
+        &self,
+        id: MessageId,
+        find: impl FnOnce() -> Option<spool::Brief>,
+        note: impl FnOnce(bool) -> T,
+    ) -> T {
+        let mut state = self.state();
+        let noted = find().is_some_and(|brief| brief.doubt);
+        note(state.registry.drop_begins(id, noted))
+    }
+
+    /// A drop has had this effect.
+    pub(super) fn drop_ends(&self, id: MessageId, calls: u32, effect: Effect) {
+        self.state().registry.drop_ends(id, calls, effect);
+    }
+
+    /// Whether the end of an own call decides if a message that was dropped meanwhile has arrived.
+    pub(super) fn takes_decision(&self, id: MessageId) -> bool {
+        self.state().registry.takes_decision(id)
+    }
+
+    // === callers ===
+
+    pub(super) fn wait_for(&self, id: MessageId) -> oneshot::Receiver<Outcome> {
+        self.state().registry.wait_for(id)
+    }
+
+    pub(super) fn take_waiter(&self, id: MessageId) -> Option<TakenWaiter> {
+        self.state().registry.take_waiter(id)
+    }
+
+    pub(super) fn take_waiter_if_certain(&self, id: MessageId) -> Option<TakenWaiter> {
+        self.state().registry.take_waiter_if_certain(id)
+    }
+
+    /// No more calls are made: every waiting caller is answered.
+    pub(super) fn dismiss(&self) {
+        self.state().registry.dismiss();
+    }
+
+    // === handing out ===
+
+    /// What to try now, and when to ask again: `None` when something has changed.
+    pub(super) fn take_due(&self, now: Instant) -> (Vec<Group>, Option<Instant>) {
+        let mut state = self.state();
+        let mut room = MAX_TOGETHER.saturating_sub(state.under_way);
+        let mut groups = Vec::new();
+        let mut next = None::<Instant>;
+        let Queued { lanes, registry, .. } = &mut *state;
+        lanes.retain(|_, lane| !lane.is_idle());
+        for (name, lane) in lanes {
+            let items = lane.take(now, room);
+            let items: Vec<_> = items.into_iter().map(|item| registry.hand_out(item)).collect();
+            room -= items.len();
+            if let Some(at) = lane.next() {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+            if !items.is_empty() {
+                groups.push((name.clone(), items));
+            }
+        }
+        state.under_way += groups.iter().map(|(_, items)| items.len()).sum::<usize>();
+        (groups, if room == 0 { None } else { next })
+    }
+
+    /// The try of a message that was handed out has ended.
+    pub(super) fn ended(
+        &self,
+        lane: &message::Lane,
+        item: RetryItem,
+        signal: Signal,
+        requeue: Requeue,
+    ) {
+        let mut state = self.state();
+        state.under_way = state.under_way.saturating_sub(1);
+        let random = state.jitter.f64();
+        let Queued { lanes, registry, .. } = &mut *state;
+        let pushed = registry.ended(item, requeue, TryEnd::now());
+        // A lane stays as long as something of it is under way.
+        let lane = lanes.entry(lane.clone()).or_default();
+        lane.ended(item, signal, requeue, Instant::now(), &self.retry, random);
+        if let Some((lane, item, due)) = pushed {
+            lanes.entry(lane).or_default().push(item, due);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+/// A fresh call for a message that is about to be kept.
+pub(super) struct Reserved<'a> {
+    queue: &'a RetryQueue,
+    id: MessageId,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut state = self.queue.state();
+        let Queued { lanes, registry, .. } = &mut *state;
+        if let Some((lane, item, due)) = registry.release(self.id, TryEnd::now()) {
+            lanes.entry(lane).or_default().push(item, due);
+            drop(state);
+            self.queue.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
