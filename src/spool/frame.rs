@@ -58,14 +58,14 @@ impl Kind {
 
 /// A frame that is to be written.
 #[derive(Debug, Clone)]
-pub(super) struct Draft {
+pub(super) struct PendingRecord {
     pub(super) kind: Kind,
     pub(super) id: MessageId,
     pub(super) meta: Vec<u8>,
     pub(super) body: Bytes,
 }
 
-impl Draft {
+impl PendingRecord {
     /// A frame that says nothing but its kind.
     pub(super) fn bare(kind: Kind, id: MessageId) -> Self {
         Self { kind, id, meta: Vec::new(), body: Bytes::new() }

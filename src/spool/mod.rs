@@ -1,54 +1,55 @@
-//! Accepted messages that survive: on this machine's disk, or in the Redis of a fleet (`streams`).
+//! Accepted messages that survive: on this machine's disk, or in the Redis of a fleet.
+//!
+//! `core` has the index and the queue; `writer` makes what waits durable through a `backend`, which is
+//! `disk` or `redis`; `open` is the only place that knows which.
 //!
 //! [`Spool::keep`] returns once a message is durable, and concurrent calls share one write to the
 //! disk. What becomes of a message afterwards is noted with [`Spool::note`].
 
-mod commit;
-mod damaged;
+mod backend;
+mod core;
+mod destination;
 mod disk;
+mod facts;
 mod fleet;
 mod frame;
+mod handover;
 mod index;
-mod log;
 mod meta;
-mod place;
-mod read;
+mod open;
+mod ownership;
+mod queue;
 mod record;
-mod recover;
-mod scan;
+mod redis;
 mod selection;
-mod shared;
-mod store;
-mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
-mod tidy;
+mod view;
+mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::task::spawn_blocking;
 
 pub use fleet::{Adoptions, NotOurs};
+pub use ownership::Durability;
 pub use record::{Brief, Change, Claim, Death, Reason, Receipt, Record, State, Tries};
 pub use selection::{Listed, Picked, Selection, SelectionError, Which};
-pub use streams::Durability;
 
 use crate::message::{Message, MessageId};
-use commit::Op;
-use disk::Folder;
-use frame::{Draft, Kind};
+use backend::BodyError;
+use frame::{Kind, PendingRecord};
 use index::{Entry, Index};
-use shared::Shared;
-use store::Store;
+use queue::WriteOp;
+use writer::Engine;
 
 /// Where and how much is kept.
 #[derive(Debug, Clone)]
@@ -209,42 +210,16 @@ impl Future for Noted {
 /// The spool. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Spool {
-    shared: Arc<Shared>,
+    engine: Arc<Engine>,
 }
 
 /// The longest frame: far more than a message can have.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
 
-/// How long to wait for whoever holds the folder, about.
-const TAKEN: Duration = Duration::from_millis(500);
 /// How many messages are looked at without letting others have a look.
 const LISTED: usize = 256;
 
 impl Spool {
-    /// Opens a spool, and recovers whatever a crash has left of it.
-    pub async fn open(options: Options) -> Result<Self, OpenError> {
-        let mut wait = Duration::from_millis(1);
-        loop {
-            let (runtime, again) = (Handle::current(), options.clone());
-            let opened = tokio::task::spawn_blocking(move || {
-                let folder = Folder::take(&again.path)?;
-                Shared::open(Arc::new(folder), again, runtime)
-            });
-            match opened.await {
-                // Whoever had it may be at its end: the last write goes on when nobody waits.
-                Ok(Err(OpenError::Taken(_))) if wait < TAKEN => {
-                    sleep(wait).await;
-                    wait *= 2;
-                }
-                Ok(opened) => return opened.map(|shared| Self { shared }),
-                Err(error) => {
-                    let error = io::Error::other(error);
-                    return Err(OpenError::Io { path: options.path, error });
-                }
-            }
-        }
-    }
-
     /// Keeps a message. Durable once this returns; once it has failed, the message is not kept.
     /// Goes on to its end if it is dropped.
     pub async fn keep(&self, message: &Message, claim: Option<Claim>) -> Result<(), KeepError> {
@@ -259,8 +234,8 @@ impl Spool {
         tries: Tries,
     ) -> Result<(), KeepError> {
         let done = self.submit(message, claim, tries)?;
-        self.shared.kick();
-        let stopped = || self.shared.store.refusal("it was stopped".into());
+        self.engine.wake();
+        let stopped = || self.engine.backend.refusal("it was stopped".into());
         done.await.unwrap_or_else(|_| Err(stopped()))
     }
 
@@ -273,7 +248,7 @@ impl Spool {
         if message.payload.as_bytes().len() > MAX_FRAME {
             return Err(KeepError::Full);
         }
-        let mut index = self.shared.index();
+        let mut index = self.engine.core.index();
         let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
         let entry = Entry {
             attempts: tries.calls,
@@ -281,7 +256,7 @@ impl Spool {
             doubt: tries.unknown > 0,
             claim: claim.map(Box::new),
             trace: message.trace.map(Box::new),
-            ..Entry::new(index.places.get(instance, topic), Timestamp::now())
+            ..Entry::new(index.destinations.get(instance, topic), Timestamp::now())
         };
         self.enqueue(&mut index, message, entry)
     }
@@ -293,20 +268,19 @@ impl Spool {
         mut entry: Entry,
     ) -> Result<oneshot::Receiver<Result<(), KeepError>>, KeepError> {
         let body = Bytes::copy_from_slice(message.payload.as_bytes());
-        let draft = meta::whole(message.id, &entry, body);
-        entry.size = draft.len();
-        index.expire(self.shared.options.keep_receipts, Timestamp::now());
-        self.make_room(index, Share { messages: 1, bytes: draft.len().into() }, None)?;
-        index.reserved.messages += 1;
-        index.reserved.bytes += u64::from(draft.len());
-        let (done, told) = oneshot::channel();
-        self.shared.queue().ops.push_back(Op::Keep { draft, entry, done });
-        Ok(told)
+        let record = meta::whole(message.id, &entry, body);
+        entry.size = record.len();
+        index.expire(self.engine.core.options.keep_receipts, Timestamp::now());
+        self.evict_for(index, Share { messages: 1, bytes: record.len().into() }, None)?;
+        index.reserve(record.len());
+        let (done, kept) = oneshot::channel();
+        self.engine.core.queue().ops.push_back(WriteOp::Keep { record, entry, done });
+        Ok(kept)
     }
 
     /// Receipts give way to what comes, oldest first, but for that of `but`, and those whose claims
     /// are to be known. None of them does if all would not be enough.
-    fn make_room(
+    fn evict_for(
         &self,
         index: &mut Index,
         more: Share,
@@ -335,14 +309,14 @@ impl Spool {
         if fits || but.is_some() {
             for id in gone {
                 index.remove(id);
-                self.shared.queue().forget(id);
+                self.engine.core.queue().delete(id);
             }
         }
         if fits { Ok(()) } else { Err(KeepError::Full) }
     }
 
     fn max(&self) -> Share {
-        let options = &self.shared.options;
+        let options = &self.engine.core.options;
         Share { messages: options.max_messages as u64, bytes: options.max_bytes }
     }
 
@@ -352,54 +326,64 @@ impl Spool {
     #[allow(clippy::needless_pass_by_value, reason = "a change is said once")]
     pub fn note(&self, id: MessageId, change: Change) -> Noted {
         let (done, durable) = oneshot::channel();
-        let store = &self.shared.store;
-        let mut index = self.shared.index();
-        let mut draft = (change == Change::Forgotten).then(|| Draft::bare(Kind::Forgotten, id));
-        let changed =
-            index.change(id, &change, |entry| draft.insert(store.draft(id, &change, entry)).len());
-        let op = match (draft, changed) {
-            (_, false) => Op::Fence { done },
-            (Some(draft), true) => Op::Note { draft, done: Some(done) },
-            (None, true) => match index.get(id) {
-                Some(entry) => {
-                    Op::Note { draft: store.draft(id, &change, entry), done: Some(done) }
-                }
-                None => Op::Fence { done },
-            },
+        let backend = &self.engine.backend;
+        let mut index = self.engine.core.index();
+        let mut record =
+            (change == Change::Forgotten).then(|| PendingRecord::bare(Kind::Forgotten, id));
+        let changed = index
+            .change(id, &change, |entry| record.insert(backend.record(id, &change, entry)).len());
+        if changed && record.is_none() {
+            record = index.get(id).map(|entry| backend.record(id, &change, entry));
+        }
+        let op = match record {
+            Some(record) if changed => WriteOp::Note { record, done: Some(done) },
+            _ => WriteOp::Fence { done },
         };
-        self.shared.queue().ops.push_back(op);
+        self.engine.core.queue().ops.push_back(op);
         if matches!(change, Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. })
         {
             // A receipt may be longer than what it replaces; it is not refused, so others go.
-            drop(self.make_room(&mut index, Share::default(), Some(id)));
+            drop(self.evict_for(&mut index, Share::default(), Some(id)));
         }
         drop(index);
-        self.shared.kick();
+        self.engine.wake();
         Noted { changed, durable }
     }
 
     /// A kept message, whole.
     pub async fn read(&self, id: MessageId) -> Result<Record, ReadError> {
-        let shared = Arc::clone(&self.shared);
-        let disk = match &self.shared.store {
-            Store::Disk(disk) => Arc::clone(disk),
-            Store::Redis(streams) => return shared.fetch(streams, id).await,
-        };
-        let read = tokio::task::spawn_blocking(move || shared.read(&*disk, id));
-        match read.await {
-            Ok(read) => {
-                if matches!(read, Err(ReadError::Damaged)) {
-                    self.shared.kick();
-                }
-                read
+        let Engine { core, backend, .. } = &*self.engine;
+        let mut before = None;
+        loop {
+            let entry = core.index().get(id).cloned().ok_or(ReadError::Absent)?;
+            if entry.is_receipt() {
+                return Ok(entry.record(id, Bytes::new()));
             }
-            Err(error) => Err(ReadError::Disk(error.to_string().into())),
+            match backend.body(id, entry.location).await {
+                Ok(body) => return Ok(entry.record(id, body)),
+                Err(BodyError::Absent) => return Err(ReadError::Absent),
+                // Then it lies elsewhere now.
+                Err(BodyError::Moved) if before != Some(entry.location) => {
+                    before = Some(entry.location);
+                }
+                Err(BodyError::Moved) => {
+                    return Err(backend.unreadable("its file is not there".into()));
+                }
+                Err(BodyError::Damaged) => {
+                    let engine = Arc::clone(&self.engine);
+                    let lost = spawn_blocking(move || engine.lose(id, entry.location));
+                    drop(lost.await);
+                    self.engine.wake();
+                    return Err(ReadError::Damaged);
+                }
+                Err(BodyError::Failed(error)) => return Err(backend.unreadable(error)),
+            }
         }
     }
 
     /// What is known of a message without reading it.
     pub fn find(&self, id: MessageId) -> Option<Brief> {
-        self.fresh().get(id).map(|entry| entry.brief(id))
+        self.engine.core.fresh_index().get(id).map(|entry| entry.brief(id))
     }
 
     /// At most `limit` messages that `wanted` takes, in the order in which they were made, from
@@ -413,7 +397,7 @@ impl Spool {
         let (mut after, mut found) = (after, Vec::new());
         while found.len() < limit {
             // A few at a time: `wanted` may take long, or ask the spool.
-            let index = self.fresh();
+            let index = self.engine.core.fresh_index();
             let few = index.after(after).take(LISTED).map(|(id, entry)| entry.brief(*id));
             let few: Vec<_> = few.collect();
             drop(index);
@@ -427,12 +411,10 @@ impl Spool {
 
     /// What is kept now.
     pub fn usage(&self) -> Usage {
-        let account = match &self.shared.store {
-            Store::Disk(_) => None,
-            Store::Redis(streams) => Some(streams.account()),
-        };
-        let mut usage = Usage { max: self.max(), account, ..self.fresh().usage() };
-        if usage.failure.is_none() && self.shared.queue().hangs() {
+        let core = &self.engine.core;
+        let account = core.ownership.as_ref().map(|ownership| ownership.account());
+        let mut usage = Usage { max: self.max(), account, ..core.fresh_index().usage() };
+        if usage.failure.is_none() && core.queue().hangs() {
             usage.failure = Some("it does not answer".into());
         }
         usage
@@ -440,26 +422,19 @@ impl Spool {
 
     /// The folder.
     pub fn path(&self) -> &Path {
-        &self.shared.options.path
+        &self.engine.core.options.path
     }
 
     /// How long commits took.
     pub fn commits(&self) -> &prometheus::Histogram {
-        &self.shared.commits
+        &self.engine.core.commits
     }
 
     /// Waits until everything noted is durable.
     pub async fn flush(&self) {
-        let (done, told) = oneshot::channel();
-        self.shared.queue().ops.push_back(Op::Fence { done });
-        self.shared.kick();
-        drop(told.await);
-    }
-
-    /// The index without receipts that have ended.
-    fn fresh(&self) -> MutexGuard<'_, Index> {
-        let mut index = self.shared.index();
-        index.expire(self.shared.options.keep_receipts, Timestamp::now());
-        index
+        let (done, written) = oneshot::channel();
+        self.engine.core.queue().ops.push_back(WriteOp::Fence { done });
+        self.engine.wake();
+        drop(written.await);
     }
 }

@@ -4,6 +4,9 @@ use jiff::Timestamp;
 
 use crate::message::{Lane, Message, MessageId, Topic, TraceId};
 
+/// Stands for the provider's words where damage has hit a record.
+pub(super) const DAMAGED_CODE: &str = "damaged";
+
 /// Whether and how a message has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::disk::Disk;
-use super::frame::{HEAD, Head, Kind, MAGIC};
+use super::files::Disk;
+use crate::spool::frame::{HEAD, Head, Kind, MAGIC};
 
 /// How much is read at a time. Only a longer frame takes more memory.
 const CHUNK: u64 = 256 * 1024;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::disk::{DAMAGED, Disk};
+use super::files::{DAMAGED, Disk};
 
 /// The most files that are set aside; the oldest go first.
 const MAX_FILES: usize = 64;
