@@ -76,8 +76,8 @@ impl Spool {
             State::Delivered(receipt) => Stage::Delivered(Box::new(receipt.clone())),
             State::Dropped(at) => Stage::Dropped(Box::new(*at)),
         };
-        let mut index = self.engine.core.index();
         let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
+        let destination = self.engine.core.index().destinations.get(instance, topic);
         let entry = Entry {
             attempts: brief.attempts,
             unknown: brief.unknown,
@@ -85,8 +85,8 @@ impl Spool {
             claim: brief.claim.map(Box::new),
             trace: brief.trace.map(Box::new),
             stage,
-            ..Entry::new(index.destinations.get(instance, topic), brief.kept_at)
+            ..Entry::new(destination, brief.kept_at)
         };
-        self.enqueue(&mut index, message, entry)
+        self.enqueue(message, entry)
     }
 }

@@ -248,30 +248,29 @@ impl Spool {
         if message.payload.as_bytes().len() > MAX_FRAME {
             return Err(KeepError::Full);
         }
-        let mut index = self.engine.core.index();
         let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
+        let destination = self.engine.core.index().destinations.get(instance, topic);
         let entry = Entry {
             attempts: tries.calls,
             unknown: tries.unknown,
             doubt: tries.unknown > 0,
             claim: claim.map(Box::new),
             trace: message.trace.map(Box::new),
-            ..Entry::new(index.destinations.get(instance, topic), Timestamp::now())
+            ..Entry::new(destination, Timestamp::now())
         };
-        self.enqueue(&mut index, message, entry)
+        self.enqueue(message, entry)
     }
 
     fn enqueue(
         &self,
-        index: &mut Index,
         message: &Message,
         mut entry: Entry,
     ) -> Result<oneshot::Receiver<Result<(), KeepError>>, KeepError> {
-        let body = Bytes::copy_from_slice(message.payload.as_bytes());
-        let record = meta::whole(message.id, &entry, body);
+        // The body is shared, and nothing is encoded under the lock.
+        let record = meta::whole(message.id, &entry, message.payload.clone().into_bytes());
         entry.size = record.len();
-        index.expire(self.engine.core.options.keep_receipts, Timestamp::now());
-        self.evict_for(index, Share { messages: 1, bytes: record.len().into() }, None)?;
+        let mut index = self.engine.core.fresh_index();
+        self.evict_for(&mut index, Share { messages: 1, bytes: record.len().into() }, None)?;
         index.reserve(record.len());
         let (done, kept) = oneshot::channel();
         self.engine.core.queue().ops.push_back(WriteOp::Keep { record, entry, done });
