@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::facts::{Outcome, Progress, WriteResult};
+use super::facts::{Progress, Reported, WriteResult};
 use super::frame::PendingRecord;
 use super::index::{Entry, Location};
 use super::queue::BatchLimits;
@@ -34,9 +34,9 @@ pub(super) trait Backend: Debug + Send + Sync {
     /// The record of a change; `entry` is the message after it.
     fn record(&self, id: MessageId, change: &Change, entry: &Entry) -> PendingRecord;
     /// Makes a batch durable, all or nothing. A store may refuse a record for itself.
-    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Outcome<Vec<WriteResult>>;
+    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>>;
     /// Does what is due besides writing.
-    fn maintain(&self, view: &IndexView) -> Outcome<Progress>;
+    fn maintain(&self, view: &IndexView) -> Reported<Progress>;
     /// Reads the body of a message.
     fn body(&self, id: MessageId, at: Location) -> Job<'_, Result<Bytes, BodyError>>;
     /// Sets damaged bytes aside, once the index has no message there. Blocks.
@@ -44,9 +44,9 @@ pub(super) trait Backend: Debug + Send + Sync {
         let _ = at;
     }
     /// Leaves all messages to the peers. Nothing is written after that.
-    fn leave(&self, view: &IndexView) -> Outcome<()> {
+    fn leave(&self, view: &IndexView) -> Reported<()> {
         let _ = view;
-        Outcome { facts: Vec::new(), result: Ok(()) }
+        Reported { facts: Vec::new(), result: Ok(()) }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::message::{InstanceId, Lane, Topic};
 
-/// Destinations that nobody needs are let go when there are this many more than at the last look.
+/// Unused destinations are dropped when there are this many more than at the last sweep.
 const SPARE: usize = 1_024;
 
 /// Where a message goes.
@@ -15,7 +15,7 @@ pub(super) struct Destination {
     pub(super) topic: Topic,
 }
 
-/// The destinations in use.
+/// The destinations in use, shared by their messages.
 #[derive(Debug, Default)]
 pub(super) struct Destinations {
     lanes: BTreeSet<Lane>,

@@ -61,10 +61,10 @@ pub(super) enum Residue {
     Possible,
 }
 
-/// What a backend found out, and how its work ended. The facts hold whatever the result is, and
+/// How a backend's work ended, and what it found out. The facts hold whatever the result is, and
 /// are applied before the backend is called again.
 #[derive(Debug)]
-pub(super) struct Outcome<T> {
+pub(super) struct Reported<T> {
     pub(super) facts: Vec<Fact>,
     pub(super) result: Result<T, WriteError>,
 }

@@ -15,7 +15,7 @@ use crate::message::{MessageId, Topic, TraceId};
 
 /// Of a kept message: all that is known. Of one that was delivered or dropped: all that is left.
 #[derive(Serialize, Deserialize)]
-struct Whole<'a> {
+struct FullRecord<'a> {
     #[serde(borrow)]
     instance: Cow<'a, str>,
     #[serde(borrow)]
@@ -44,20 +44,20 @@ struct Whole<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Tried {
+struct TriedMeta {
     attempts: u32,
     #[serde(default, skip_serializing_if = "is_default")]
     unknown: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Dead<'a> {
+struct DeadMeta<'a> {
     attempts: u32,
     death: Cow<'a, Death>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Replayed {
+struct ReplayedMeta {
     at: Timestamp,
 }
 
@@ -87,7 +87,7 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord 
         }
     }
     let is_receipt = receipt.is_some();
-    let meta = json(&Whole {
+    let meta = json(&FullRecord {
         instance: Cow::Borrowed(&entry.destination.lane.instance),
         topic: Cow::Borrowed(entry.destination.topic.as_str()),
         kept_at: entry.kept_at,
@@ -128,20 +128,20 @@ pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> PendingRe
             return whole(id, entry, Bytes::new());
         }
         Change::Tried(Tries { calls, unknown }) => {
-            (Kind::Tried, json(&Tried { attempts: *calls, unknown: *unknown }))
+            (Kind::Tried, json(&TriedMeta { attempts: *calls, unknown: *unknown }))
         }
         Change::Dead(attempts, death) => {
-            (Kind::Dead, json(&Dead { attempts: *attempts, death: Cow::Borrowed(death) }))
+            (Kind::Dead, json(&DeadMeta { attempts: *attempts, death: Cow::Borrowed(death) }))
         }
-        Change::Replayed(at) => (Kind::Replayed, json(&Replayed { at: *at })),
+        Change::Replayed(at) => (Kind::Replayed, json(&ReplayedMeta { at: *at })),
     };
     PendingRecord { kind, id, meta, body: Bytes::new() }
 }
 
 /// What a frame says.
-pub(super) enum Said {
+pub(super) enum Decoded {
     /// All of a message.
-    Whole(Entry),
+    Full(Entry),
     /// What became of it.
     Change(Change),
 }
@@ -152,26 +152,26 @@ pub(super) fn read(
     meta: &[u8],
     location: Location,
     destinations: &mut Destinations,
-) -> Option<Said> {
+) -> Option<Decoded> {
     let change = match kind {
         Kind::Kept | Kind::Delivered => {
             let entry = entry(meta, location, destinations)?;
             let fits = entry.is_receipt() == (kind == Kind::Delivered);
-            return fits.then_some(Said::Whole(entry));
+            return fits.then_some(Decoded::Full(entry));
         }
         Kind::Calling => Change::Calling,
         Kind::Forgotten => Change::Forgotten,
         Kind::Tried => {
-            let Tried { attempts: calls, unknown } = serde_json::from_slice(meta).ok()?;
+            let TriedMeta { attempts: calls, unknown } = serde_json::from_slice(meta).ok()?;
             Change::Tried(Tries { calls, unknown })
         }
         Kind::Dead => {
-            let dead: Dead<'_> = serde_json::from_slice(meta).ok()?;
+            let dead: DeadMeta<'_> = serde_json::from_slice(meta).ok()?;
             Change::Dead(dead.attempts, dead.death.into_owned())
         }
-        Kind::Replayed => Change::Replayed(serde_json::from_slice::<Replayed>(meta).ok()?.at),
+        Kind::Replayed => Change::Replayed(serde_json::from_slice::<ReplayedMeta>(meta).ok()?.at),
     };
-    Some(Said::Change(change))
+    Some(Decoded::Change(change))
 }
 
 /// Reads all that is known of a message.
@@ -180,7 +180,7 @@ pub(super) fn entry(
     location: Location,
     destinations: &mut Destinations,
 ) -> Option<Entry> {
-    let words: Whole<'_> = serde_json::from_slice(meta).ok()?;
+    let words: FullRecord<'_> = serde_json::from_slice(meta).ok()?;
     let topic = Topic::parse(&words.topic).ok()?;
     let stage = match (words.death, words.receipt) {
         (None, None) => Stage::Queued { calling: words.calling },
@@ -226,7 +226,7 @@ mod tests {
         let Stage::Dead(death) = dead.stage else { panic!("{:?}", dead.stage) };
         assert!(death.accepted, "its caller was answered 202");
         let destinations = &mut Destinations::default();
-        let Some(Said::Change(tried)) =
+        let Some(Decoded::Change(tried)) =
             read(Kind::Tried, br#"{"attempts":4}"#, LOCATION, destinations)
         else {
             panic!("it is readable")

@@ -76,7 +76,7 @@ pub enum OpenError {
     /// Redis is not to be used as it is.
     #[error("the spool in Redis cannot be used: {0}")]
     Redis(String),
-    /// Messages are to be kept in Redis, and there are some on the disk, which nobody would deliver.
+    /// Messages are to be kept in Redis, and there are some on the disk, which would never be delivered.
     #[error("the disk's spool at {path} still holds {messages} messages")]
     Left {
         /// Where.
@@ -89,7 +89,7 @@ pub enum OpenError {
     Io {
         /// The folder or file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
 }
@@ -109,8 +109,8 @@ impl OpenError {
     }
 }
 
-/// Why a message was not kept. It is not kept then, also not after a restart, unless that was
-/// left open.
+/// Why a message was not kept. Except for [`Unsure`](Self::Unsure), the message is guaranteed
+/// absent, even after a restart.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeepError {
     /// `spool.max_bytes` or `spool.max_messages` is reached.
@@ -122,11 +122,10 @@ pub enum KeepError {
     /// Redis has no room, does not write or does not answer.
     #[error("Redis does not take it: {0}")]
     Redis(Arc<str>),
-    /// It failed while the message was written, and what there is of it could not be taken back: until
-    /// it works again, a restart, or another sidecar, may find the message.
-    #[error("nobody says whether it was taken: {0}")]
+    /// The write failed and could not be rolled back; a restart or a peer may still find the message.
+    #[error("it is unknown whether it was written: {0}")]
     Unsure(Arc<str>),
-    /// It is in Redis, and another sidecar's perhaps.
+    /// It is in Redis, and may belong to another sidecar.
     #[error("it is kept already")]
     Already,
 }
@@ -161,7 +160,7 @@ pub struct Usage {
     pub oldest: Option<Timestamp>,
     /// Damaged records found since the start.
     pub damaged: u64,
-    /// What the disk said to the last write, if it did not take it, or that it does not answer.
+    /// The error of the last write, if it failed, or that the store does not answer.
     pub failure: Option<Arc<str>>,
     /// The most that may be kept of all together.
     pub max: Share,
@@ -193,7 +192,7 @@ pub enum Effect {
     Made,
     /// The message had ended before.
     Unchanged,
-    /// Redis has refused it: the message is a peer's by now.
+    /// Redis has refused it: the message belongs to a peer by now.
     TransportError,
 }
 
@@ -322,7 +321,7 @@ impl Spool {
     /// Notes what became of a kept message; resolves once that is durable. [`Spool::find`] knows of
     /// it at once. Goes on to its end if it is dropped: what the disk does not take is written when
     /// it does. What comes too late, after an end that is final, changes nothing.
-    #[allow(clippy::needless_pass_by_value, reason = "a change is said once")]
+    #[allow(clippy::needless_pass_by_value, reason = "a change is noted once")]
     pub fn note(&self, id: MessageId, change: Change) -> Noted {
         let (done, durable) = oneshot::channel();
         let backend = &self.engine.backend;

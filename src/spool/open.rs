@@ -68,7 +68,7 @@ impl Spool {
         options: Options,
         times: Times,
     ) -> Result<Self, OpenError> {
-        let (shared, begun) = Shared::begin(fleet, folder, options, times).await?;
+        let (shared, begun) = SharedSpool::begin(fleet, folder, options, times).await?;
         match begun {
             Err(error) if error.may_pass() => {
                 tracing::warn!(%error, "nothing can be kept until Redis takes it");
@@ -94,9 +94,9 @@ impl Spool {
 
     /// All that the account's sidecars keep: to be shown, not to be changed.
     pub async fn look(fleet: &Fleet, options: Options) -> Result<Self, OpenError> {
-        let (shared, begun) = Shared::begin(fleet, None, options, Times::default()).await?;
+        let (shared, begun) = SharedSpool::begin(fleet, None, options, Times::default()).await?;
         begun.map_err(failed)?;
-        let Shared { engine, backend, .. } = shared;
+        let SharedSpool { engine, backend, .. } = shared;
         let spool = Self { engine: Arc::clone(&engine) };
         let read = spawn_blocking(move || engine.run(|_| backend.read_all()));
         read.await.map_err(failed)?.map_err(|failed| refused(&failed))?;
@@ -107,7 +107,7 @@ impl Spool {
     /// living have. To be closed.
     pub async fn take_over(fleet: &Fleet, options: Options) -> Result<(Self, u64), OpenError> {
         let times = Times::default();
-        let (shared, begun) = Shared::begin(fleet, None, options, times).await?;
+        let (shared, begun) = SharedSpool::begin(fleet, None, options, times).await?;
         begun.map_err(failed)?;
         loop {
             let (engine, backend) = (Arc::clone(&shared.engine), Arc::clone(&shared.backend));
@@ -163,13 +163,13 @@ async fn nothing_is_left(path: &Path, options: &Options) -> Result<(), OpenError
 }
 
 /// A spool in Redis that is being opened.
-struct Shared {
+struct SharedSpool {
     engine: Arc<Engine>,
     backend: Arc<RedisBackend>,
     ownership: Arc<Ownership>,
 }
 
-impl Shared {
+impl SharedSpool {
     /// Connects, and takes up what a predecessor has left.
     async fn begin(
         fleet: &Fleet,

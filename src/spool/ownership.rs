@@ -39,7 +39,7 @@ impl Durability {
 /// What this process owns of a shared store.
 #[derive(Debug)]
 pub(super) struct Ownership {
-    lease: Mutex<Lease>,
+    state: Mutex<OwnershipState>,
     takes_over: AtomicBool,
     /// Wakes the task that takes up messages: there are some, or this is the end.
     taken_over: Notify,
@@ -48,7 +48,7 @@ pub(super) struct Ownership {
 }
 
 #[derive(Debug)]
-struct Lease {
+struct OwnershipState {
     /// Until when calls may begin; `None`: not now.
     owned_until: Option<Instant>,
     durability: Durability,
@@ -61,7 +61,7 @@ struct Lease {
 
 impl Default for Ownership {
     fn default() -> Self {
-        let lease = Lease {
+        let state = OwnershipState {
             owned_until: None,
             // Until Redis's configuration is known, the weakest.
             durability: Durability::RedisMemory,
@@ -70,7 +70,7 @@ impl Default for Ownership {
             closed: false,
         };
         Self {
-            lease: Mutex::new(lease),
+            state: Mutex::new(state),
             takes_over: AtomicBool::new(false),
             taken_over: Notify::new(),
             more: Notify::new(),
@@ -79,34 +79,34 @@ impl Default for Ownership {
 }
 
 impl Ownership {
-    fn lease(&self) -> MutexGuard<'_, Lease> {
-        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, OwnershipState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn owned_until(&self) -> Option<Instant> {
-        self.lease().owned_until
+        self.state().owned_until
     }
 
     /// `None`: no calls may begin.
     pub(super) fn set_owned_until(&self, until: Option<Instant>) {
-        self.lease().owned_until = until;
+        self.state().owned_until = until;
     }
 
     pub(super) fn durability(&self) -> Durability {
-        self.lease().durability
+        self.state().durability
     }
 
     /// Returns what it was before.
     pub(super) fn set_durability(&self, durability: Durability) -> Durability {
-        std::mem::replace(&mut self.lease().durability, durability)
+        std::mem::replace(&mut self.state().durability, durability)
     }
 
     pub(super) fn account(&self) -> Share {
-        self.lease().account
+        self.state().account
     }
 
     pub(super) fn set_account(&self, account: Share) {
-        self.lease().account = account;
+        self.state().account = account;
     }
 
     pub(super) fn start_taking_over(&self) {
@@ -123,13 +123,13 @@ impl Ownership {
     }
 
     pub(super) fn announce(&self, ids: Vec<MessageId>) {
-        self.lease().taken_over.extend(ids);
+        self.state().taken_over.extend(ids);
         self.taken_over.notify_one();
     }
 
     /// What was taken over since the last call.
     pub(super) fn drain(&self) -> Vec<MessageId> {
-        std::mem::take(&mut self.lease().taken_over)
+        std::mem::take(&mut self.state().taken_over)
     }
 
     /// What was taken over since the last call, at least one; `None`: there will be no more.
@@ -137,12 +137,12 @@ impl Ownership {
         loop {
             let notified = self.taken_over.notified();
             {
-                let mut lease = self.lease();
-                if lease.closed {
+                let mut state = self.state();
+                if state.closed {
                     return None;
                 }
-                if !lease.taken_over.is_empty() {
-                    return Some(std::mem::take(&mut lease.taken_over));
+                if !state.taken_over.is_empty() {
+                    return Some(std::mem::take(&mut state.taken_over));
                 }
             }
             notified.await;
@@ -151,7 +151,7 @@ impl Ownership {
 
     pub(super) fn close(&self) {
         self.stop_taking_over();
-        self.lease().closed = true;
+        self.state().closed = true;
         self.taken_over.notify_one();
     }
 

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::KeepError;
 use super::backend::Backend;
 use super::core::{Core, refuse_keeps};
-use super::facts::{Fact, Outcome, Progress, Residue, WriteError, WriteResult};
+use super::facts::{Fact, Progress, Reported, Residue, WriteError, WriteResult};
 use super::frame::{Kind, PendingRecord};
 use super::index::Location;
 use super::queue::{WriteOp, WriteQueue};
@@ -54,7 +54,8 @@ impl Engine {
             queue.writing = true;
             drop(queue);
             let engine = Arc::clone(self);
-            self.runtime.spawn_blocking(move || Writer { engine: &engine, stopped: false }.run());
+            self.runtime
+                .spawn_blocking(move || GroupCommit { engine: &engine, stopped: false }.run());
         }
     }
 
@@ -76,13 +77,13 @@ impl Engine {
     /// Blocks.
     pub(super) fn run<T>(
         &self,
-        job: impl FnOnce(&IndexView) -> Outcome<T>,
+        job: impl FnOnce(&IndexView) -> Reported<T>,
     ) -> Result<T, WriteError> {
         let _writer = self.writer();
         self.apply(job(&self.view))
     }
 
-    fn apply<T>(&self, outcome: Outcome<T>) -> Result<T, WriteError> {
+    fn apply<T>(&self, outcome: Reported<T>) -> Result<T, WriteError> {
         for fact in outcome.facts {
             match fact {
                 Fact::Damaged { id, at } => self.lose(id, at),
@@ -116,12 +117,12 @@ impl Engine {
 }
 
 /// The one that writes, from when something waits until nothing does.
-struct Writer<'a> {
+struct GroupCommit<'a> {
     engine: &'a Arc<Engine>,
     stopped: bool,
 }
 
-impl Drop for Writer<'_> {
+impl Drop for GroupCommit<'_> {
     /// Should writing ever panic, the next operation starts another writer.
     fn drop(&mut self) {
         if !self.stopped {
@@ -130,7 +131,7 @@ impl Drop for Writer<'_> {
     }
 }
 
-impl Writer<'_> {
+impl GroupCommit<'_> {
     fn stop(&mut self, queue: &mut WriteQueue) {
         (queue.writing, queue.since) = (false, None);
         self.stopped = true;

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::DiskWriter;
-use super::reader::Reader;
+use super::reader::SegmentReader;
 use super::segments::name;
 use crate::message::MessageId;
 use crate::spool::backend::BodyError;
-use crate::spool::facts::{Fact, Outcome, Progress, WriteError};
+use crate::spool::facts::{Fact, Progress, Reported, WriteError};
 use crate::spool::frame::PendingRecord;
 use crate::spool::index::{Entry, Location};
 use crate::spool::meta;
@@ -25,7 +25,7 @@ const SPARE: u64 = 4;
 impl DiskWriter {
     /// Deletes what is not needed, and moves a bit of what is needed out of the oldest segment if
     /// too much is kept around it.
-    pub(super) fn tidy(&mut self, view: &IndexView) -> Outcome<Progress> {
+    pub(super) fn tidy(&mut self, view: &IndexView) -> Reported<Progress> {
         let mut facts = Vec::new();
         let result = match self.delete(view) {
             Ok(_) => match self.oldest_to_compact(view) {
@@ -34,7 +34,7 @@ impl DiskWriter {
             },
             Err(error) => Ok(later(&error)),
         };
-        Outcome { facts, result }
+        Reported { facts, result }
     }
 
     fn oldest_to_compact(&self, view: &IndexView) -> Option<u32> {
@@ -105,7 +105,7 @@ impl DiskWriter {
 }
 
 /// The whole record of a message, to be written elsewhere.
-fn copy(reader: &Reader, id: MessageId, entry: &Entry) -> Result<PendingRecord, BodyError> {
+fn copy(reader: &SegmentReader, id: MessageId, entry: &Entry) -> Result<PendingRecord, BodyError> {
     let body = if entry.is_receipt() { Bytes::new() } else { reader.body(id, entry.location)? };
     Ok(meta::whole(id, entry, body))
 }

@@ -1,4 +1,4 @@
-//! Damaged bytes are set aside, for whoever wants to know what they were.
+//! Damaged bytes are set aside, for an operator who wants to know what they were.
 
 use std::io;
 

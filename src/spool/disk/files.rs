@@ -10,7 +10,7 @@ use crate::spool::OpenError;
 
 /// Where damaged bytes are set aside.
 pub(in crate::spool) const DAMAGED: &str = "damaged";
-/// Whoever holds it holds the folder. It is there wherever there was a spool.
+/// The process that locks it has the folder. It is there wherever there was a spool.
 pub(in crate::spool) const LOCK: &str = "lock";
 
 /// A folder of files that are appended to. A name may have [`DAMAGED`] before it.
@@ -21,7 +21,7 @@ pub(in crate::spool) trait Disk: Debug + Send + Sync {
     fn create(&self, name: &str) -> io::Result<Box<dyn Tail>>;
     /// Fills the buffer from a place in a file.
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-    /// Makes durable what a file has, whoever wrote it.
+    /// Makes durable what a file has, also what an earlier process wrote.
     fn sync(&self, name: &str) -> io::Result<()>;
     /// Puts bytes over others, durably.
     fn overwrite(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;

@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::backend::{Backend, BodyError, Job};
-use super::facts::{Fact, Outcome, Progress, Residue, WriteError, WriteResult};
+use super::facts::{Fact, Progress, Reported, Residue, WriteError, WriteResult};
 use super::frame::PendingRecord;
 use super::index::{Entry, Index, Location};
 use super::queue::BatchLimits;
@@ -30,7 +30,7 @@ use damaged::Range;
 pub(super) use files::Tail;
 pub(super) use files::{Disk, Folder, LOCK};
 use log::{AppendError, Log};
-use reader::Reader;
+use reader::SegmentReader;
 use segments::Segments;
 
 /// A segment is this part of all that may be kept, within bounds.
@@ -44,7 +44,7 @@ const BATCH: u64 = 4 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct DiskBackend {
     segment_size: u64,
-    reader: Arc<Reader>,
+    reader: Arc<SegmentReader>,
     writer: Mutex<DiskWriter>,
 }
 
@@ -55,11 +55,11 @@ struct DiskWriter {
     segment_size: u64,
     disk: Arc<dyn Disk>,
     segments: Arc<Segments>,
-    reader: Arc<Reader>,
+    reader: Arc<SegmentReader>,
 }
 
 /// What a start has found in the folder.
-pub(super) struct Found {
+pub(super) struct Opened {
     pub(super) index: Index,
     /// Written anew, because damage has hit what says so.
     pub(super) repairs: Vec<PendingRecord>,
@@ -72,13 +72,14 @@ pub(super) struct Damage(Vec<(String, Range)>);
 
 impl DiskBackend {
     /// Reads all that is there. Blocks.
-    pub(super) fn open(disk: &Arc<dyn Disk>, options: &Options) -> io::Result<(Self, Found)> {
+    pub(super) fn open(disk: &Arc<dyn Disk>, options: &Options) -> io::Result<(Self, Opened)> {
         let recovered = recover::recover(&**disk)?;
         let segments = Arc::new(recovered.segments);
         let segment_size = (options.max_bytes / PART).clamp(MIN_SEGMENT, MAX_SEGMENT);
         let segments = &segments;
         let log = Log::new(Arc::clone(disk), Arc::clone(segments), segment_size, recovered.next);
-        let reader = Arc::new(Reader { disk: Arc::clone(disk), segments: Arc::clone(segments) });
+        let reader =
+            Arc::new(SegmentReader { disk: Arc::clone(disk), segments: Arc::clone(segments) });
         let writer = DiskWriter {
             log,
             segment_size,
@@ -90,7 +91,7 @@ impl DiskBackend {
         let repairs = recovered.repairs.iter();
         let repairs =
             repairs.filter_map(|(id, change)| Some(meta::change(*id, change, index.get(*id)?)));
-        let found = Found { repairs: repairs.collect(), index, damage: Damage(recovered.damage) };
+        let found = Opened { repairs: repairs.collect(), index, damage: Damage(recovered.damage) };
         Ok((Self { segment_size, reader, writer: Mutex::new(writer) }, found))
     }
 
@@ -124,17 +125,17 @@ impl Backend for DiskBackend {
         meta::change(id, change, entry)
     }
 
-    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Outcome<Vec<WriteResult>> {
+    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>> {
         let begun = Instant::now();
         let appended =
             self.writer.lock().unwrap_or_else(PoisonError::into_inner).append(batch, view);
         let facts = appended.iter().map(|_| Fact::Wrote(begun.elapsed())).collect();
         let result =
             appended.map(|locations| locations.into_iter().map(WriteResult::Stored).collect());
-        Outcome { facts, result }
+        Reported { facts, result }
     }
 
-    fn maintain(&self, view: &IndexView) -> Outcome<Progress> {
+    fn maintain(&self, view: &IndexView) -> Reported<Progress> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner).tidy(view)
     }
 

@@ -15,12 +15,12 @@ use crate::spool::index::Location;
 
 /// Reads while the writer writes, and deletes.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct SegmentReader {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) segments: Arc<Segments>,
 }
 
-impl Reader {
+impl SegmentReader {
     /// The body of the record at a location.
     pub(super) fn body(&self, id: MessageId, at: Location) -> Result<Bytes, BodyError> {
         let salt = self.segments.get(at.segment).ok_or(BodyError::Moved)?.salt;

@@ -7,12 +7,12 @@ use jiff::Timestamp;
 
 use super::damaged::Range;
 use super::files::Disk;
-use super::scan::{File, Found, scan};
+use super::scan::{File, Scanned, scan};
 use super::segments::{Segments, parse};
 use crate::message::MessageId;
 use crate::spool::frame::{Head, Kind};
 use crate::spool::index::{Index, Location};
-use crate::spool::meta::{self, Said};
+use crate::spool::meta::{self, Decoded};
 use crate::spool::record::{Change, DAMAGED_CODE, Death, Reason, Receipt};
 
 /// What was found.
@@ -54,10 +54,10 @@ pub(super) fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
         recovered.segments.insert(segment, salt, len);
         let file = File { disk, name: &name, salt, len };
         scan(file, &mut |found| match found {
-            Found::Frame { kind, head, offset, meta } => {
+            Scanned::Frame { kind, head, offset, meta } => {
                 recovered.frame(segment, kind, head, offset, meta)
             }
-            Found::Damage { head, offset, len } => {
+            Scanned::Damage { head, offset, len } => {
                 recovered.index.damaged += 1;
                 recovered.damage.push((name.clone(), Range { offset, len }));
                 if let Some(head) = head {
@@ -79,8 +79,8 @@ impl Recovered {
         let id = head.id;
         match meta::read(kind, meta, location, &mut self.index.destinations) {
             None => return false,
-            Some(Said::Whole(entry)) => self.index.insert(id, entry),
-            Some(Said::Change(change)) => {
+            Some(Decoded::Full(entry)) => self.index.insert(id, entry),
+            Some(Decoded::Change(change)) => {
                 self.index.replay(id, &change, |_| len);
             }
         }

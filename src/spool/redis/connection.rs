@@ -41,7 +41,7 @@ const REFUSALS: &[&str] = &[
 
 /// Where Redis is, and the account's keys there.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(super) struct SpoolEndpoint {
     fleet: Fleet,
     keys: [String; 6],
 }
@@ -98,7 +98,7 @@ impl SpoolRedisError {
     }
 }
 
-impl Endpoint {
+impl SpoolEndpoint {
     pub(super) fn new(fleet: &Fleet) -> Self {
         let base = format!("tollgate:{{{}}}:spool", fleet.account);
         let keys = ["", ":words", ":receipts", ":totals", ":owners", ":spare"]
@@ -132,7 +132,7 @@ impl std::fmt::Debug for SpoolConnection {
 
 impl SpoolConnection {
     /// Connects to the node that has the account's keys.
-    pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, SpoolRedisError> {
+    pub(super) async fn open(endpoint: &SpoolEndpoint) -> Result<Self, SpoolRedisError> {
         let opened = bounded(BEGIN, async {
             let document = "docs/shared-spool.md";
             let wanted = Requirements { keys: &endpoint.keys, access: ACCESS, document };
@@ -151,7 +151,7 @@ impl SpoolConnection {
     /// Runs the script.
     pub(super) async fn call<T: FromRedisValue>(
         &mut self,
-        endpoint: &Endpoint,
+        endpoint: &SpoolEndpoint,
         memory: Memory,
         arguments: impl FnOnce(&mut redis::Cmd),
     ) -> Result<T, SpoolRedisError> {

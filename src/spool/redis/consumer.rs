@@ -10,7 +10,7 @@ use std::time::Duration;
 use redis::{Cmd, FromRedisValue};
 use tokio::time::Instant;
 
-use super::connection::{Endpoint, Memory, SpoolConnection, SpoolRedisError};
+use super::connection::{Memory, SpoolConnection, SpoolEndpoint, SpoolRedisError};
 use super::peer_state::PeerState;
 use super::{Times, identity, reply};
 use crate::message::MessageId;
@@ -52,7 +52,7 @@ pub(super) enum Owned {
 /// A consumer in Redis.
 #[derive(Debug)]
 pub(super) struct Consumer {
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<SpoolEndpoint>,
     options: Options,
     pub(super) times: Times,
     pub(super) ownership: Arc<Ownership>,
@@ -82,7 +82,7 @@ pub(super) struct Consumer {
 impl Consumer {
     /// `folder`: where this machine remembers its consumer.
     pub(super) fn new(
-        endpoint: Arc<Endpoint>,
+        endpoint: Arc<SpoolEndpoint>,
         folder: Option<&Path>,
         options: Options,
         times: Times,
@@ -361,18 +361,18 @@ impl Consumer {
         if self.left {
             return Err(failed(
                 &SpoolRedisError::Again("its messages were left to peers".into()),
-                Sent::No,
+                BatchSent::No,
             ));
         }
         let begun = Instant::now();
         let mut dropped = None;
         for attempt in [Attempt::First, Attempt::Last] {
             if let Err(error) = self.ready(batch, view).await {
-                let sent = if attempt == Attempt::First { Sent::No } else { Sent::Yes };
+                let sent = if attempt == Attempt::First { BatchSent::No } else { BatchSent::Yes };
                 return Err(failed(&dropped.take().unwrap_or(error), sent));
             }
             if let Some(error) = dropped.take_if(|_| self.last_call != LastCall::Undone) {
-                return Err(failed(&error, Sent::Yes));
+                return Err(failed(&error, BatchSent::Yes));
             }
             match self.send(batch).await {
                 Ok(results) if results.len() == batch.len() => {
@@ -383,17 +383,17 @@ impl Consumer {
                     let results = results.iter().zip(batch);
                     return Ok(results.map(|(word, record)| result(word, record.len())).collect());
                 }
-                Ok(_) => return Err(failed(&SpoolRedisError::Malformed, Sent::Yes)),
+                Ok(_) => return Err(failed(&SpoolRedisError::Malformed, BatchSent::Yes)),
                 // A peer took us for dead: once more, in an epoch that counts.
                 Err(error) if error.code() == Some("STALE") && attempt == Attempt::First => {}
                 // A connection that ended while it was idle says nothing about Redis.
                 Err(error) if error.is_dropped() && attempt == Attempt::First => {
                     dropped = Some(error);
                 }
-                Err(error) => return Err(failed(&error, Sent::Yes)),
+                Err(error) => return Err(failed(&error, BatchSent::Yes)),
             }
         }
-        Err(failed(&SpoolRedisError::Malformed, Sent::Yes))
+        Err(failed(&SpoolRedisError::Malformed, BatchSent::Yes))
     }
 
     async fn send(&mut self, batch: &[&PendingRecord]) -> Result<Vec<String>, SpoolRedisError> {
@@ -442,13 +442,13 @@ enum Attempt {
 
 /// Whether the batch was sent before the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
+enum BatchSent {
     No,
     Yes,
 }
 
-fn failed(error: &SpoolRedisError, sent: Sent) -> WriteError {
-    let possible = sent == Sent::Yes && !error.is_refused();
+fn failed(error: &SpoolRedisError, sent: BatchSent) -> WriteError {
+    let possible = sent == BatchSent::Yes && !error.is_refused();
     let residue = if possible { Residue::Possible } else { Residue::None };
     WriteError { error: error.to_string().into(), residue }
 }

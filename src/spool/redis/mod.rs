@@ -38,7 +38,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::backend::{Backend, BodyError, Job};
-use super::facts::{Outcome, Progress, Residue, WriteError, WriteResult};
+use super::facts::{Progress, Reported, Residue, WriteError, WriteResult};
 use super::frame::{Kind, PendingRecord};
 use super::index::{Entry, Location};
 use super::ownership::Ownership;
@@ -48,11 +48,11 @@ use super::view::IndexView;
 use super::{KeepError, Options, ReadError, meta};
 use crate::config::Fleet;
 use crate::message::MessageId;
-use connection::Endpoint;
+use connection::SpoolEndpoint;
 pub(super) use connection::SpoolRedisError;
 use consumer::Consumer;
 pub(super) use peers::Peers;
-use reader::Reader;
+use reader::BodyReader;
 
 /// How long things take. The same for all of an account, but in tests.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +88,7 @@ const LIMITS: BatchLimits = BatchLimits { bytes: 256 * 1024, records: 128 };
 #[derive(Debug)]
 pub(super) struct RedisBackend {
     runtime: Handle,
-    reader: Reader,
+    reader: BodyReader,
     consumer: Mutex<Consumer>,
 }
 
@@ -102,33 +102,36 @@ impl RedisBackend {
         ownership: &Arc<Ownership>,
         runtime: Handle,
     ) -> Self {
-        let endpoint = Arc::new(Endpoint::new(fleet));
-        let reader = Reader::new(Arc::clone(&endpoint));
+        let endpoint = Arc::new(SpoolEndpoint::new(fleet));
+        let reader = BodyReader::new(Arc::clone(&endpoint));
         let consumer =
             Consumer::new(endpoint, folder, options.clone(), times, Arc::clone(ownership));
         Self { runtime, reader, consumer: Mutex::new(consumer) }
     }
 
     /// Lets the consumer do something, and returns what it has found out. Blocks.
-    fn with<T>(&self, act: impl AsyncFnOnce(&mut Consumer) -> Result<T, WriteError>) -> Outcome<T> {
+    fn with<T>(
+        &self,
+        act: impl AsyncFnOnce(&mut Consumer) -> Result<T, WriteError>,
+    ) -> Reported<T> {
         let mut consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
         consumer.confirm();
         let result = self.runtime.block_on(act(&mut consumer));
-        Outcome { facts: consumer.take_facts(), result }
+        Reported { facts: consumer.take_facts(), result }
     }
 
     /// Connects, and takes over what the predecessor in the folder has left.
-    pub(super) fn begin(&self, view: &IndexView) -> Outcome<Result<(), SpoolRedisError>> {
+    pub(super) fn begin(&self, view: &IndexView) -> Reported<Result<(), SpoolRedisError>> {
         self.with(async |consumer| Ok(consumer.begin(view).await))
     }
 
     /// Takes over what dead peers have left, and returns how the others stand.
-    pub(super) fn take_over(&self, view: &IndexView) -> Outcome<Peers> {
+    pub(super) fn take_over(&self, view: &IndexView) -> Reported<Peers> {
         self.with(async |consumer| consumer.take_all(view).await.map_err(unsent))
     }
 
     /// Reports all messages of the account, to be shown to an operator.
-    pub(super) fn read_all(&self) -> Outcome<()> {
+    pub(super) fn read_all(&self) -> Reported<()> {
         self.with(async |consumer| consumer.read_all().await.map_err(unsent))
     }
 }
@@ -158,11 +161,11 @@ impl Backend for RedisBackend {
         }
     }
 
-    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Outcome<Vec<WriteResult>> {
+    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>> {
         self.with(async |consumer| consumer.commit(batch, view).await)
     }
 
-    fn maintain(&self, view: &IndexView) -> Outcome<Progress> {
+    fn maintain(&self, view: &IndexView) -> Reported<Progress> {
         self.with(async |consumer| {
             consumer.maintain(view).await.map(|()| Progress::Done).map_err(unsent)
         })
@@ -175,7 +178,7 @@ impl Backend for RedisBackend {
         })
     }
 
-    fn leave(&self, view: &IndexView) -> Outcome<()> {
+    fn leave(&self, view: &IndexView) -> Reported<()> {
         self.with(async |consumer| consumer.leave(view).await.map_err(unsent))
     }
 }

@@ -91,7 +91,7 @@ impl Consumer {
     pub(super) async fn take_over(&mut self) -> Result<bool, SpoolRedisError> {
         if let Some(predecessor) = self.predecessor.clone() {
             let (messages, rest) = self.claim(&predecessor, "*").await?;
-            if rest == Rest::None {
+            if rest == Remainder::None {
                 self.predecessor = None;
             }
             self.report(Fact::TakenOver(messages));
@@ -103,7 +103,7 @@ impl Consumer {
             return Ok(false);
         };
         let (messages, rest) = self.claim(&name, &epoch).await?;
-        if rest == Rest::None {
+        if rest == Remainder::None {
             self.peers.remove(&name);
         }
         if !messages.is_empty() {
@@ -122,14 +122,14 @@ impl Consumer {
         &mut self,
         peer: &str,
         epoch: &str,
-    ) -> Result<(Vec<StoredMessage>, Rest), SpoolRedisError> {
+    ) -> Result<(Vec<StoredMessage>, Remainder), SpoolRedisError> {
         self.owned = Owned::More;
         let taken = self.call("take", Memory::Shrinks, |command| {
             command.arg(peer).arg(epoch).arg(PAGE);
         });
         let (head, messages) = reply::page(taken.await?)?;
         self.owned = Owned::Known;
-        Ok((messages, if head == "more" { Rest::Some } else { Rest::None }))
+        Ok((messages, if head == "more" { Remainder::Some } else { Remainder::None }))
     }
 
     /// Reports what all consumers own: to be shown, not to be changed.
@@ -151,7 +151,7 @@ impl Consumer {
 
 /// What a peer owns after a slice was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rest {
+enum Remainder {
     None,
     Some,
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
-use super::connection::{Endpoint, Memory, SpoolConnection, SpoolRedisError};
+use super::connection::{Memory, SpoolConnection, SpoolEndpoint, SpoolRedisError};
 use crate::message::MessageId;
 
 /// Bodies that are read at once: together far below what a connection carries before a call is
@@ -17,8 +17,8 @@ const AT_ONCE: usize = 32;
 const PAUSE: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
-pub(super) struct Reader {
-    endpoint: Arc<Endpoint>,
+pub(super) struct BodyReader {
+    endpoint: Arc<SpoolEndpoint>,
     permits: Semaphore,
     connection: Mutex<ReadConnection>,
 }
@@ -31,8 +31,8 @@ struct ReadConnection {
     failed: Option<(Instant, Arc<str>)>,
 }
 
-impl Reader {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+impl BodyReader {
+    pub(super) fn new(endpoint: Arc<SpoolEndpoint>) -> Self {
         Self { endpoint, permits: Semaphore::new(AT_ONCE), connection: Mutex::default() }
     }
 
