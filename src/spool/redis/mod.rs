@@ -36,6 +36,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use super::backend::{Backend, BodyError, Job};
 use super::facts::{Progress, Reported, Residue, WriteError, WriteResult};
@@ -116,7 +117,24 @@ impl RedisBackend {
     ) -> Reported<T> {
         let mut consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
         consumer.confirm();
-        let result = self.runtime.block_on(act(&mut consumer));
+        // Dropped with the runtime: a call that is under way then ends here, and not in a timer that
+        // is gone.
+        let (alive, stopped) = oneshot::channel::<()>();
+        let guard = self.runtime.spawn(async move {
+            let _alive = alive;
+            std::future::pending::<()>().await;
+        });
+        let result = self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = stopped => Err(WriteError {
+                    error: "it was stopped".into(),
+                    residue: Residue::Possible,
+                }),
+                result = act(&mut consumer) => result,
+            }
+        });
+        guard.abort();
         Reported { facts: consumer.take_facts(), result }
     }
 
