@@ -16,7 +16,7 @@
 //!
 //! Both checksums begin with the salt of the segment and the place in it. Payloads are written by
 //! strangers: one may hold the bytes of a frame, and after damage the search for the next frame
-//! goes through payloads. Nobody outside knows the salt, so a forged frame does not pass, and
+//! goes through payloads. The salt is known to no caller, so a forged frame does not pass, and
 //! neither does a true one that was copied from elsewhere.
 
 use bytes::Bytes;
@@ -58,14 +58,14 @@ impl Kind {
 
 /// A frame that is to be written.
 #[derive(Debug, Clone)]
-pub(super) struct Draft {
+pub(super) struct PendingRecord {
     pub(super) kind: Kind,
     pub(super) id: MessageId,
     pub(super) meta: Vec<u8>,
     pub(super) body: Bytes,
 }
 
-impl Draft {
+impl PendingRecord {
     /// A frame that says nothing but its kind.
     pub(super) fn bare(kind: Kind, id: MessageId) -> Self {
         Self { kind, id, meta: Vec::new(), body: Bytes::new() }
@@ -166,7 +166,7 @@ fn word(bytes: &[u8; HEAD], at: usize) -> u32 {
     u32::from_le_bytes(word)
 }
 
-/// Frames are bounded far below four gigabytes by whoever makes them.
+/// Frames are bounded far below four gigabytes by the bounds of a message.
 fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }

@@ -1,23 +1,23 @@
 //! What is known of every message without touching the disk.
 //!
-//! Callers see a change here as soon as it is noted. Where its bytes lie, [`Spot`], follows when it
+//! Callers see a change here as soon as it is noted. Where its bytes lie, [`Location`], follows when it
 //! is durable: until then what it replaces must not be given up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::disk::DAMAGED;
-use super::place::{Place, Places};
-use super::record::{Brief, Change, Claim, Death, Reason, Receipt, State};
+use super::destination::{Destination, Destinations};
+use super::record::{Brief, Change, Claim, DAMAGED_CODE, Death, Reason, Receipt, Record, State};
 use super::{Share, Usage};
-use crate::message::{MessageId, TraceId};
+use crate::message::{Message, MessageId, Payload, TraceId};
 
 /// Where a frame lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Spot {
+pub(super) struct Location {
     pub(super) segment: u32,
     pub(super) offset: u32,
     pub(super) len: u32,
@@ -26,7 +26,7 @@ pub(super) struct Spot {
 /// One message. There may be many: this is small.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) place: Arc<Place>,
+    pub(super) destination: Arc<Destination>,
     pub(super) kept_at: Timestamp,
     pub(super) attempts: u32,
     /// Calls whose outcome is unknown.
@@ -35,7 +35,7 @@ pub(super) struct Entry {
     pub(super) doubt: bool,
     /// The bytes it takes, as soon as all that was noted is durable.
     pub(super) size: u32,
-    pub(super) spot: Spot,
+    pub(super) location: Location,
     pub(super) claim: Option<Box<Claim>>,
     pub(super) trace: Option<Box<TraceId>>,
     pub(super) stage: Stage,
@@ -52,15 +52,15 @@ pub(super) enum Stage {
 
 impl Entry {
     /// A message that nothing has happened to yet.
-    pub(super) fn new(place: Arc<Place>, kept_at: Timestamp) -> Self {
+    pub(super) fn new(destination: Arc<Destination>, kept_at: Timestamp) -> Self {
         Self {
-            place,
+            destination,
             kept_at,
             attempts: 0,
             unknown: 0,
             doubt: false,
             size: 0,
-            spot: Spot { segment: 0, offset: 0, len: 0 },
+            location: Location { segment: 0, offset: 0, len: 0 },
             claim: None,
             trace: None,
             stage: Stage::Queued { calling: false },
@@ -71,8 +71,8 @@ impl Entry {
     pub(super) fn brief(&self, id: MessageId) -> Brief {
         Brief {
             id,
-            lane: self.place.lane.clone(),
-            topic: self.place.topic.clone(),
+            lane: self.destination.lane.clone(),
+            topic: self.destination.topic.clone(),
             kept_at: self.kept_at,
             attempts: self.attempts,
             unknown: self.unknown,
@@ -86,6 +86,23 @@ impl Entry {
                 Stage::Dropped(at) => State::Dropped(**at),
             },
         }
+    }
+
+    /// The message, with its body where it still has one.
+    pub(super) fn record(&self, id: MessageId, body: Bytes) -> Record {
+        let message = Message {
+            id,
+            instance: self.destination.lane.instance.clone(),
+            topic: self.destination.topic.clone(),
+            payload: Payload::kept(body),
+            trace: self.trace.as_deref().copied(),
+        };
+        Record { message, brief: self.brief(id) }
+    }
+
+    /// What the store holds of the message, as soon as all that was noted is durable.
+    pub(super) fn content(&self) -> Content {
+        if self.is_receipt() { Content::Receipt } else { Content::Message }
     }
 
     /// Whether only a receipt is left: of a message that was delivered or dropped.
@@ -133,7 +150,7 @@ impl Entry {
             Change::Dead(attempts, death) => {
                 self.attempts = *attempts;
                 // Of what damage has hit, only the record is in doubt.
-                let damaged = death.code.as_deref() == Some(DAMAGED);
+                let damaged = death.code.as_deref() == Some(DAMAGED_CODE);
                 self.doubt |= death.reason == Reason::Unknown && !damaged;
                 self.stage = Stage::Dead(Box::new(death.clone()));
             }
@@ -156,15 +173,22 @@ impl Entry {
     }
 }
 
-/// A file of the log.
+/// What a record holds that says all about its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// The message with its body.
+    Message,
+    /// The receipt that is left of it.
+    Receipt,
+}
+
+/// What entries need of a segment of the log. Its file is known to the disk alone.
 #[derive(Debug, Default)]
-pub(super) struct Segment {
-    pub(super) salt: u64,
-    pub(super) len: u64,
+struct Occupancy {
     /// Bytes in it that are still needed.
-    pub(super) live: u64,
-    /// Whose frames in it were needed when they were written.
-    pub(super) ids: Vec<MessageId>,
+    live: u64,
+    /// Messages whose records in it were needed when they were written.
+    ids: Vec<MessageId>,
 }
 
 /// All messages.
@@ -181,15 +205,53 @@ pub(super) struct Index {
     keep_claims: Duration,
     /// Queued, dead, delivered.
     shares: [Share; 3],
-    pub(super) segments: BTreeMap<u32, Segment>,
-    pub(super) places: Places,
+    /// By segment; `None` where the store has none.
+    segments: Option<BTreeMap<u32, Occupancy>>,
+    pub(super) destinations: Destinations,
     /// What is being written.
-    pub(super) reserved: Share,
+    reserved: Share,
     pub(super) damaged: u64,
     pub(super) failure: Option<Arc<str>>,
 }
 
 impl Index {
+    /// An index of records that lie in segments.
+    pub(super) fn of_segments() -> Self {
+        Self { segments: Some(BTreeMap::new()), ..Self::default() }
+    }
+
+    /// Bytes of a segment that are still needed.
+    pub(super) fn live_bytes(&self, segment: u32) -> u64 {
+        self.segments.as_ref().and_then(|all| all.get(&segment)).map_or(0, |found| found.live)
+    }
+
+    /// Bytes of all segments that are still needed.
+    pub(super) fn all_live_bytes(&self) -> u64 {
+        self.segments.iter().flat_map(BTreeMap::values).map(|segment| segment.live).sum()
+    }
+
+    /// Messages whose record lies in the segment, until they have about so many bytes.
+    pub(super) fn entries_in(&mut self, segment: u32, bytes: u64) -> Vec<(MessageId, Entry)> {
+        let Some(occupancy) = self.segments.as_mut().and_then(|all| all.get_mut(&segment)) else {
+            return Vec::new();
+        };
+        let mut found = BTreeMap::new();
+        let mut size = 0;
+        while size < bytes
+            && let Some(id) = occupancy.ids.pop()
+        {
+            let entry = self.entries.get(&id).filter(|entry| entry.location.segment == segment);
+            if let Some(entry) = entry
+                && found.insert(id, entry.clone()).is_none()
+            {
+                size += u64::from(entry.location.len);
+            }
+        }
+        // They stay here until they have moved.
+        occupancy.ids.extend(found.keys());
+        found.into_iter().collect()
+    }
+
     /// Receipts of messages with a claim do not give way for `keep_claims` after their end.
     pub(super) fn set_keep_claims(&mut self, keep_claims: Duration) {
         let all: Vec<_> = self.receipts.iter().map(|(_, id)| *id).collect();
@@ -216,14 +278,14 @@ impl Index {
     /// A message whose frame is durable.
     pub(super) fn insert(&mut self, id: MessageId, entry: Entry) {
         self.remove(id);
-        self.hold(id, entry.spot);
+        self.hold(id, entry.location);
         self.put(id, entry);
     }
 
     /// Nothing of it is needed any more.
     pub(super) fn remove(&mut self, id: MessageId) -> Option<Entry> {
         let entry = self.take(id)?;
-        self.release(entry.spot);
+        self.release(entry.location);
         Some(entry)
     }
 
@@ -236,12 +298,12 @@ impl Index {
         size: impl FnOnce(&Entry) -> u32,
     ) -> bool {
         self.entries.get(&id).is_some_and(|entry| entry.takes(change))
-            && self.retell(id, change, size)
+            && self.replay(id, change, size)
     }
 
-    /// Tells again what was noted once: it was right then, whatever damage has hidden since of
-    /// what was before it. Only of a receipt nothing else becomes.
-    pub(super) fn retell(
+    /// Replays a logged change without checking the transition, because earlier records may be lost
+    /// to corruption. A receipt stays one.
+    pub(super) fn replay(
         &mut self,
         id: MessageId,
         change: &Change,
@@ -263,16 +325,15 @@ impl Index {
         true
     }
 
-    /// The frame with all that is known of a message is durable at a new place. `receipt`: whether
-    /// the frame is one.
-    pub(super) fn settle(&mut self, id: MessageId, spot: Spot, receipt: bool) {
+    /// A record with all that is known of a message is durable at a new location.
+    pub(super) fn relocate(&mut self, id: MessageId, location: Location, content: Content) {
         let Some(mut entry) = self.take(id) else { return };
-        self.release(entry.spot);
-        entry.spot = spot;
-        if entry.is_receipt() == receipt {
-            entry.size = spot.len;
+        self.release(entry.location);
+        entry.location = location;
+        if entry.content() == content {
+            entry.size = location.len;
         }
-        self.hold(id, spot);
+        self.hold(id, location);
         self.put(id, entry);
     }
 
@@ -316,6 +377,17 @@ impl Index {
         total
     }
 
+    /// Holds room for a record of this length until it is written, or refused.
+    pub(super) fn reserve(&mut self, len: u32) {
+        self.reserved.messages += 1;
+        self.reserved.bytes += u64::from(len);
+    }
+
+    pub(super) fn unreserve(&mut self, len: u32) {
+        self.reserved.messages -= 1;
+        self.reserved.bytes -= u64::from(len);
+    }
+
     pub(super) fn usage(&self) -> Usage {
         let [queued, dead, receipts] = self.shares;
         Usage {
@@ -330,17 +402,21 @@ impl Index {
         }
     }
 
-    fn hold(&mut self, id: MessageId, spot: Spot) {
-        // In Redis there are no segments.
-        if let Some(segment) = self.segments.get_mut(&spot.segment) {
-            segment.live += u64::from(spot.len);
+    fn hold(&mut self, id: MessageId, location: Location) {
+        if let Some(segments) = &mut self.segments {
+            let segment = segments.entry(location.segment).or_default();
+            segment.live += u64::from(location.len);
             segment.ids.push(id);
         }
     }
 
-    fn release(&mut self, spot: Spot) {
-        if let Some(segment) = self.segments.get_mut(&spot.segment) {
-            segment.live -= u64::from(spot.len);
+    fn release(&mut self, location: Location) {
+        let Some(segments) = &mut self.segments else { return };
+        if let Some(segment) = segments.get_mut(&location.segment) {
+            segment.live -= u64::from(location.len);
+            if segment.live == 0 {
+                segments.remove(&location.segment);
+            }
         }
     }
 

@@ -7,15 +7,15 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::frame::{Draft, Kind};
-use super::index::{Entry, Spot, Stage};
-use super::place::Places;
+use super::destination::Destinations;
+use super::frame::{Kind, PendingRecord};
+use super::index::{Entry, Location, Stage};
 use super::record::{Change, Claim, Death, Receipt, Tries};
 use crate::message::{MessageId, Topic, TraceId};
 
 /// Of a kept message: all that is known. Of one that was delivered or dropped: all that is left.
 #[derive(Serialize, Deserialize)]
-struct Whole<'a> {
+struct FullRecord<'a> {
     #[serde(borrow)]
     instance: Cow<'a, str>,
     #[serde(borrow)]
@@ -44,20 +44,20 @@ struct Whole<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Tried {
+struct TriedMeta {
     attempts: u32,
     #[serde(default, skip_serializing_if = "is_default")]
     unknown: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Dead<'a> {
+struct DeadMeta<'a> {
     attempts: u32,
     death: Cow<'a, Death>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Replayed {
+struct ReplayedMeta {
     at: Timestamp,
 }
 
@@ -74,7 +74,7 @@ fn json<T: Serialize>(words: &T) -> Vec<u8> {
 }
 
 /// The frame that says all that is known of a message. A receipt has no body.
-pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> Draft {
+pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord {
     let (mut calling, mut death, mut receipt, mut dropped) = (false, None, None, false);
     match &entry.stage {
         Stage::Queued { calling: now } => calling = *now,
@@ -87,9 +87,9 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> Draft {
         }
     }
     let is_receipt = receipt.is_some();
-    let meta = json(&Whole {
-        instance: Cow::Borrowed(&entry.place.lane.instance),
-        topic: Cow::Borrowed(entry.place.topic.as_str()),
+    let meta = json(&FullRecord {
+        instance: Cow::Borrowed(&entry.destination.lane.instance),
+        topic: Cow::Borrowed(entry.destination.topic.as_str()),
         kept_at: entry.kept_at,
         attempts: entry.attempts,
         unknown: entry.unknown,
@@ -102,76 +102,85 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> Draft {
         dropped,
     });
     if is_receipt {
-        Draft { kind: Kind::Delivered, id, meta, body: Bytes::new() }
+        PendingRecord { kind: Kind::Delivered, id, meta, body: Bytes::new() }
     } else {
-        Draft { kind: Kind::Kept, id, meta, body }
+        PendingRecord { kind: Kind::Kept, id, meta, body }
     }
 }
 
 /// The same without its body, for where that is already.
-pub(super) fn now(id: MessageId, entry: &Entry) -> Draft {
+pub(super) fn now(id: MessageId, entry: &Entry) -> PendingRecord {
     let kind = match &entry.stage {
         Stage::Queued { calling: true } => Kind::Calling,
         Stage::Queued { calling: false } => Kind::Tried,
         Stage::Dead(_) => Kind::Dead,
         Stage::Delivered(_) | Stage::Dropped(_) => Kind::Delivered,
     };
-    Draft { kind, ..whole(id, entry, Bytes::new()) }
+    PendingRecord { kind, ..whole(id, entry, Bytes::new()) }
 }
 
 /// The frame of a change; `entry` is the message after it.
-pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> Draft {
+pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> PendingRecord {
     let (kind, meta) = match change {
-        Change::Calling => return Draft::bare(Kind::Calling, id),
-        Change::Forgotten => return Draft::bare(Kind::Forgotten, id),
+        Change::Calling => return PendingRecord::bare(Kind::Calling, id),
+        Change::Forgotten => return PendingRecord::bare(Kind::Forgotten, id),
         Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. } => {
             return whole(id, entry, Bytes::new());
         }
         Change::Tried(Tries { calls, unknown }) => {
-            (Kind::Tried, json(&Tried { attempts: *calls, unknown: *unknown }))
+            (Kind::Tried, json(&TriedMeta { attempts: *calls, unknown: *unknown }))
         }
         Change::Dead(attempts, death) => {
-            (Kind::Dead, json(&Dead { attempts: *attempts, death: Cow::Borrowed(death) }))
+            (Kind::Dead, json(&DeadMeta { attempts: *attempts, death: Cow::Borrowed(death) }))
         }
-        Change::Replayed(at) => (Kind::Replayed, json(&Replayed { at: *at })),
+        Change::Replayed(at) => (Kind::Replayed, json(&ReplayedMeta { at: *at })),
     };
-    Draft { kind, id, meta, body: Bytes::new() }
+    PendingRecord { kind, id, meta, body: Bytes::new() }
 }
 
 /// What a frame says.
-pub(super) enum Said {
+pub(super) enum Decoded {
     /// All of a message.
-    Whole(Entry),
+    Full(Entry),
     /// What became of it.
     Change(Change),
 }
 
 /// Reads the words of a frame; `None` if they are not the ones of its kind.
-pub(super) fn read(kind: Kind, meta: &[u8], spot: Spot, places: &mut Places) -> Option<Said> {
+pub(super) fn read(
+    kind: Kind,
+    meta: &[u8],
+    location: Location,
+    destinations: &mut Destinations,
+) -> Option<Decoded> {
     let change = match kind {
         Kind::Kept | Kind::Delivered => {
-            let entry = entry(meta, spot, places)?;
+            let entry = entry(meta, location, destinations)?;
             let fits = entry.is_receipt() == (kind == Kind::Delivered);
-            return fits.then_some(Said::Whole(entry));
+            return fits.then_some(Decoded::Full(entry));
         }
         Kind::Calling => Change::Calling,
         Kind::Forgotten => Change::Forgotten,
         Kind::Tried => {
-            let Tried { attempts: calls, unknown } = serde_json::from_slice(meta).ok()?;
+            let TriedMeta { attempts: calls, unknown } = serde_json::from_slice(meta).ok()?;
             Change::Tried(Tries { calls, unknown })
         }
         Kind::Dead => {
-            let dead: Dead<'_> = serde_json::from_slice(meta).ok()?;
+            let dead: DeadMeta<'_> = serde_json::from_slice(meta).ok()?;
             Change::Dead(dead.attempts, dead.death.into_owned())
         }
-        Kind::Replayed => Change::Replayed(serde_json::from_slice::<Replayed>(meta).ok()?.at),
+        Kind::Replayed => Change::Replayed(serde_json::from_slice::<ReplayedMeta>(meta).ok()?.at),
     };
-    Some(Said::Change(change))
+    Some(Decoded::Change(change))
 }
 
 /// Reads all that is known of a message.
-pub(super) fn entry(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entry> {
-    let words: Whole<'_> = serde_json::from_slice(meta).ok()?;
+pub(super) fn entry(
+    meta: &[u8],
+    location: Location,
+    destinations: &mut Destinations,
+) -> Option<Entry> {
+    let words: FullRecord<'_> = serde_json::from_slice(meta).ok()?;
     let topic = Topic::parse(&words.topic).ok()?;
     let stage = match (words.death, words.receipt) {
         (None, None) => Stage::Queued { calling: words.calling },
@@ -181,13 +190,13 @@ pub(super) fn entry(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entr
         (Some(_), Some(_)) => return None,
     };
     Some(Entry {
-        place: places.get(Arc::from(&*words.instance), topic),
+        destination: destinations.get(Arc::from(&*words.instance), topic),
         kept_at: words.kept_at,
         attempts: words.attempts,
         unknown: words.unknown,
         doubt: words.doubt,
-        size: spot.len,
-        spot,
+        size: location.len,
+        location,
         claim: words.claim.map(Box::new),
         trace: words.trace.map(Box::new),
         stage,
@@ -199,10 +208,10 @@ pub(super) fn entry(meta: &[u8], spot: Spot, places: &mut Places) -> Option<Entr
 mod tests {
     use super::*;
 
-    const SPOT: Spot = Spot { segment: 0, offset: 0, len: 9 };
+    const LOCATION: Location = Location { segment: 0, offset: 0, len: 9 };
 
     fn entry_of(words: &str) -> Entry {
-        entry(words.as_bytes(), SPOT, &mut Places::default()).unwrap()
+        entry(words.as_bytes(), LOCATION, &mut Destinations::default()).unwrap()
     }
 
     /// What older sidecars have written.
@@ -216,8 +225,9 @@ mod tests {
         let dead = entry_of(&words.replace('}', death));
         let Stage::Dead(death) = dead.stage else { panic!("{:?}", dead.stage) };
         assert!(death.accepted, "its caller was answered 202");
-        let places = &mut Places::default();
-        let Some(Said::Change(tried)) = read(Kind::Tried, br#"{"attempts":4}"#, SPOT, places)
+        let destinations = &mut Destinations::default();
+        let Some(Decoded::Change(tried)) =
+            read(Kind::Tried, br#"{"attempts":4}"#, LOCATION, destinations)
         else {
             panic!("it is readable")
         };
@@ -232,15 +242,15 @@ mod tests {
             receipt: Option<Receipt>,
         }
         let topic = Topic::parse("abc/d").unwrap();
-        let place = Places::default().get("i".into(), topic);
+        let destination = Destinations::default().get("i".into(), topic);
         let at = "2026-01-01T00:00:00Z".parse().unwrap();
         let stage = Stage::Dropped(Box::new(at));
-        let dropped = Entry { stage, doubt: true, ..Entry::new(place, at) };
+        let dropped = Entry { stage, doubt: true, ..Entry::new(destination, at) };
         let draft = now(MessageId::new(), &dropped);
         assert_eq!(draft.kind, Kind::Delivered);
         let older: Older = serde_json::from_slice(&draft.meta).unwrap();
         assert!(older.receipt.is_some_and(|receipt| receipt.at == at && receipt.accepted));
-        let newer = entry(&draft.meta, SPOT, &mut Places::default()).unwrap();
+        let newer = entry(&draft.meta, LOCATION, &mut Destinations::default()).unwrap();
         assert!(newer.doubt && matches!(newer.stage, Stage::Dropped(found) if *found == at));
     }
 }

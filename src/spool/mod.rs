@@ -1,54 +1,55 @@
-//! Accepted messages that survive: on this machine's disk, or in the Redis of a fleet (`streams`).
+//! Accepted messages that survive: on this machine's disk, or in the Redis of a fleet.
+//!
+//! `core` has the index and the queue; `writer` makes what waits durable through a `backend`, which is
+//! `disk` or `redis`; `open` is the only place that knows which.
 //!
 //! [`Spool::keep`] returns once a message is durable, and concurrent calls share one write to the
 //! disk. What becomes of a message afterwards is noted with [`Spool::note`].
 
-mod commit;
-mod damaged;
+mod backend;
+mod core;
+mod destination;
 mod disk;
+mod facts;
 mod fleet;
 mod frame;
+mod handover;
 mod index;
-mod log;
 mod meta;
-mod place;
-mod read;
+mod open;
+mod ownership;
+mod queue;
 mod record;
-mod recover;
-mod scan;
+mod redis;
 mod selection;
-mod shared;
-mod store;
-mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
-mod tidy;
+mod view;
+mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::task::spawn_blocking;
 
 pub use fleet::{Adoptions, NotOurs};
+pub use ownership::Durability;
 pub use record::{Brief, Change, Claim, Death, Reason, Receipt, Record, State, Tries};
 pub use selection::{Listed, Picked, Selection, SelectionError, Which};
-pub use streams::Durability;
 
 use crate::message::{Message, MessageId};
-use commit::Op;
-use disk::Folder;
-use frame::{Draft, Kind};
+use backend::BodyError;
+use frame::{Kind, PendingRecord};
 use index::{Entry, Index};
-use shared::Shared;
-use store::Store;
+use queue::WriteOp;
+use writer::Engine;
 
 /// Where and how much is kept.
 #[derive(Debug, Clone)]
@@ -75,7 +76,7 @@ pub enum OpenError {
     /// Redis is not to be used as it is.
     #[error("the spool in Redis cannot be used: {0}")]
     Redis(String),
-    /// Messages are to be kept in Redis, and there are some on the disk, which nobody would deliver.
+    /// Messages are to be kept in Redis, and there are some on the disk, which would never be delivered.
     #[error("the disk's spool at {path} still holds {messages} messages")]
     Left {
         /// Where.
@@ -88,7 +89,7 @@ pub enum OpenError {
     Io {
         /// The folder or file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
 }
@@ -108,8 +109,8 @@ impl OpenError {
     }
 }
 
-/// Why a message was not kept. It is not kept then, also not after a restart, unless that was
-/// left open.
+/// Why a message was not kept. Except for [`Unsure`](Self::Unsure), the message is guaranteed
+/// absent, even after a restart.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeepError {
     /// `spool.max_bytes` or `spool.max_messages` is reached.
@@ -121,11 +122,10 @@ pub enum KeepError {
     /// Redis has no room, does not write or does not answer.
     #[error("Redis does not take it: {0}")]
     Redis(Arc<str>),
-    /// It failed while the message was written, and what there is of it could not be taken back: until
-    /// it works again, a restart, or another sidecar, may find the message.
-    #[error("nobody says whether it was taken: {0}")]
+    /// The write failed and could not be rolled back; a restart or a peer may still find the message.
+    #[error("it is unknown whether it was written: {0}")]
     Unsure(Arc<str>),
-    /// It is in Redis, and another sidecar's perhaps.
+    /// It is in Redis, and may belong to another sidecar.
     #[error("it is kept already")]
     Already,
 }
@@ -160,7 +160,7 @@ pub struct Usage {
     pub oldest: Option<Timestamp>,
     /// Damaged records found since the start.
     pub damaged: u64,
-    /// What the disk said to the last write, if it did not take it, or that it does not answer.
+    /// The error of the last write, if it failed, or that the store does not answer.
     pub failure: Option<Arc<str>>,
     /// The most that may be kept of all together.
     pub max: Share,
@@ -192,7 +192,7 @@ pub enum Effect {
     Made,
     /// The message had ended before.
     Unchanged,
-    /// Redis has refused it: the message is a peer's by now.
+    /// Redis has refused it: the message belongs to a peer by now.
     TransportError,
 }
 
@@ -209,42 +209,16 @@ impl Future for Noted {
 /// The spool. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Spool {
-    shared: Arc<Shared>,
+    engine: Arc<Engine>,
 }
 
 /// The longest frame: far more than a message can have.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
 
-/// How long to wait for whoever holds the folder, about.
-const TAKEN: Duration = Duration::from_millis(500);
 /// How many messages are looked at without letting others have a look.
 const LISTED: usize = 256;
 
 impl Spool {
-    /// Opens a spool, and recovers whatever a crash has left of it.
-    pub async fn open(options: Options) -> Result<Self, OpenError> {
-        let mut wait = Duration::from_millis(1);
-        loop {
-            let (runtime, again) = (Handle::current(), options.clone());
-            let opened = tokio::task::spawn_blocking(move || {
-                let folder = Folder::take(&again.path)?;
-                Shared::open(Arc::new(folder), again, runtime)
-            });
-            match opened.await {
-                // Whoever had it may be at its end: the last write goes on when nobody waits.
-                Ok(Err(OpenError::Taken(_))) if wait < TAKEN => {
-                    sleep(wait).await;
-                    wait *= 2;
-                }
-                Ok(opened) => return opened.map(|shared| Self { shared }),
-                Err(error) => {
-                    let error = io::Error::other(error);
-                    return Err(OpenError::Io { path: options.path, error });
-                }
-            }
-        }
-    }
-
     /// Keeps a message. Durable once this returns; once it has failed, the message is not kept.
     /// Goes on to its end if it is dropped.
     pub async fn keep(&self, message: &Message, claim: Option<Claim>) -> Result<(), KeepError> {
@@ -259,8 +233,8 @@ impl Spool {
         tries: Tries,
     ) -> Result<(), KeepError> {
         let done = self.submit(message, claim, tries)?;
-        self.shared.kick();
-        let stopped = || self.shared.store.refusal("it was stopped".into());
+        self.engine.wake();
+        let stopped = || self.engine.backend.refusal("it was stopped".into());
         done.await.unwrap_or_else(|_| Err(stopped()))
     }
 
@@ -273,40 +247,38 @@ impl Spool {
         if message.payload.as_bytes().len() > MAX_FRAME {
             return Err(KeepError::Full);
         }
-        let mut index = self.shared.index();
         let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
+        let destination = self.engine.core.index().destinations.get(instance, topic);
         let entry = Entry {
             attempts: tries.calls,
             unknown: tries.unknown,
             doubt: tries.unknown > 0,
             claim: claim.map(Box::new),
             trace: message.trace.map(Box::new),
-            ..Entry::new(index.places.get(instance, topic), Timestamp::now())
+            ..Entry::new(destination, Timestamp::now())
         };
-        self.enqueue(&mut index, message, entry)
+        self.enqueue(message, entry)
     }
 
     fn enqueue(
         &self,
-        index: &mut Index,
         message: &Message,
         mut entry: Entry,
     ) -> Result<oneshot::Receiver<Result<(), KeepError>>, KeepError> {
-        let body = Bytes::copy_from_slice(message.payload.as_bytes());
-        let draft = meta::whole(message.id, &entry, body);
-        entry.size = draft.len();
-        index.expire(self.shared.options.keep_receipts, Timestamp::now());
-        self.make_room(index, Share { messages: 1, bytes: draft.len().into() }, None)?;
-        index.reserved.messages += 1;
-        index.reserved.bytes += u64::from(draft.len());
-        let (done, told) = oneshot::channel();
-        self.shared.queue().ops.push_back(Op::Keep { draft, entry, done });
-        Ok(told)
+        // The body is shared, and nothing is encoded under the lock.
+        let record = meta::whole(message.id, &entry, message.payload.clone().into_bytes());
+        entry.size = record.len();
+        let mut index = self.engine.core.fresh_index();
+        self.evict_for(&mut index, Share { messages: 1, bytes: record.len().into() }, None)?;
+        index.reserve(record.len());
+        let (done, kept) = oneshot::channel();
+        self.engine.core.queue().ops.push_back(WriteOp::Keep { record, entry, done });
+        Ok(kept)
     }
 
     /// Receipts give way to what comes, oldest first, but for that of `but`, and those whose claims
     /// are to be known. None of them does if all would not be enough.
-    fn make_room(
+    fn evict_for(
         &self,
         index: &mut Index,
         more: Share,
@@ -335,71 +307,81 @@ impl Spool {
         if fits || but.is_some() {
             for id in gone {
                 index.remove(id);
-                self.shared.queue().forget(id);
+                self.engine.core.queue().delete(id);
             }
         }
         if fits { Ok(()) } else { Err(KeepError::Full) }
     }
 
     fn max(&self) -> Share {
-        let options = &self.shared.options;
+        let options = &self.engine.core.options;
         Share { messages: options.max_messages as u64, bytes: options.max_bytes }
     }
 
     /// Notes what became of a kept message; resolves once that is durable. [`Spool::find`] knows of
     /// it at once. Goes on to its end if it is dropped: what the disk does not take is written when
     /// it does. What comes too late, after an end that is final, changes nothing.
-    #[allow(clippy::needless_pass_by_value, reason = "a change is said once")]
+    #[allow(clippy::needless_pass_by_value, reason = "a change is noted once")]
     pub fn note(&self, id: MessageId, change: Change) -> Noted {
         let (done, durable) = oneshot::channel();
-        let store = &self.shared.store;
-        let mut index = self.shared.index();
-        let mut draft = (change == Change::Forgotten).then(|| Draft::bare(Kind::Forgotten, id));
-        let changed =
-            index.change(id, &change, |entry| draft.insert(store.draft(id, &change, entry)).len());
-        let op = match (draft, changed) {
-            (_, false) => Op::Fence { done },
-            (Some(draft), true) => Op::Note { draft, done: Some(done) },
-            (None, true) => match index.get(id) {
-                Some(entry) => {
-                    Op::Note { draft: store.draft(id, &change, entry), done: Some(done) }
-                }
-                None => Op::Fence { done },
-            },
+        let backend = &self.engine.backend;
+        let mut index = self.engine.core.index();
+        let mut record =
+            (change == Change::Forgotten).then(|| PendingRecord::bare(Kind::Forgotten, id));
+        let changed = index
+            .change(id, &change, |entry| record.insert(backend.record(id, &change, entry)).len());
+        if changed && record.is_none() {
+            record = index.get(id).map(|entry| backend.record(id, &change, entry));
+        }
+        let op = match record {
+            Some(record) if changed => WriteOp::Note { record, done: Some(done) },
+            _ => WriteOp::Fence { done },
         };
-        self.shared.queue().ops.push_back(op);
+        self.engine.core.queue().ops.push_back(op);
         if matches!(change, Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. })
         {
             // A receipt may be longer than what it replaces; it is not refused, so others go.
-            drop(self.make_room(&mut index, Share::default(), Some(id)));
+            drop(self.evict_for(&mut index, Share::default(), Some(id)));
         }
         drop(index);
-        self.shared.kick();
+        self.engine.wake();
         Noted { changed, durable }
     }
 
     /// A kept message, whole.
     pub async fn read(&self, id: MessageId) -> Result<Record, ReadError> {
-        let shared = Arc::clone(&self.shared);
-        let disk = match &self.shared.store {
-            Store::Disk(disk) => Arc::clone(disk),
-            Store::Redis(streams) => return shared.fetch(streams, id).await,
-        };
-        let read = tokio::task::spawn_blocking(move || shared.read(&*disk, id));
-        match read.await {
-            Ok(read) => {
-                if matches!(read, Err(ReadError::Damaged)) {
-                    self.shared.kick();
-                }
-                read
+        let Engine { core, backend, .. } = &*self.engine;
+        let mut before = None;
+        loop {
+            let entry = core.index().get(id).cloned().ok_or(ReadError::Absent)?;
+            if entry.is_receipt() {
+                return Ok(entry.record(id, Bytes::new()));
             }
-            Err(error) => Err(ReadError::Disk(error.to_string().into())),
+            match backend.body(id, entry.location).await {
+                Ok(body) => return Ok(entry.record(id, body)),
+                Err(BodyError::Absent) => return Err(ReadError::Absent),
+                // Then it lies elsewhere now.
+                Err(BodyError::Moved) if before != Some(entry.location) => {
+                    before = Some(entry.location);
+                }
+                Err(BodyError::Moved) => {
+                    return Err(backend.unreadable("its file is not there".into()));
+                }
+                Err(BodyError::Damaged) => {
+                    let engine = Arc::clone(&self.engine);
+                    let lost = spawn_blocking(move || engine.lose(id, entry.location));
+                    drop(lost.await);
+                    self.engine.wake();
+                    return Err(ReadError::Damaged);
+                }
+                Err(BodyError::Failed(error)) => return Err(backend.unreadable(error)),
+            }
         }
     }
 
     /// What is known of a message without reading it.
     pub fn find(&self, id: MessageId) -> Option<Brief> {
-        self.fresh().get(id).map(|entry| entry.brief(id))
+        self.engine.core.fresh_index().get(id).map(|entry| entry.brief(id))
     }
 
     /// At most `limit` messages that `wanted` takes, in the order in which they were made, from
@@ -413,7 +395,7 @@ impl Spool {
         let (mut after, mut found) = (after, Vec::new());
         while found.len() < limit {
             // A few at a time: `wanted` may take long, or ask the spool.
-            let index = self.fresh();
+            let index = self.engine.core.fresh_index();
             let few = index.after(after).take(LISTED).map(|(id, entry)| entry.brief(*id));
             let few: Vec<_> = few.collect();
             drop(index);
@@ -427,12 +409,10 @@ impl Spool {
 
     /// What is kept now.
     pub fn usage(&self) -> Usage {
-        let account = match &self.shared.store {
-            Store::Disk(_) => None,
-            Store::Redis(streams) => Some(streams.account()),
-        };
-        let mut usage = Usage { max: self.max(), account, ..self.fresh().usage() };
-        if usage.failure.is_none() && self.shared.queue().hangs() {
+        let core = &self.engine.core;
+        let account = core.ownership.as_ref().map(|ownership| ownership.account());
+        let mut usage = Usage { max: self.max(), account, ..core.fresh_index().usage() };
+        if usage.failure.is_none() && core.queue().hangs() {
             usage.failure = Some("it does not answer".into());
         }
         usage
@@ -440,26 +420,19 @@ impl Spool {
 
     /// The folder.
     pub fn path(&self) -> &Path {
-        &self.shared.options.path
+        &self.engine.core.options.path
     }
 
     /// How long commits took.
     pub fn commits(&self) -> &prometheus::Histogram {
-        &self.shared.commits
+        &self.engine.core.commits
     }
 
     /// Waits until everything noted is durable.
     pub async fn flush(&self) {
-        let (done, told) = oneshot::channel();
-        self.shared.queue().ops.push_back(Op::Fence { done });
-        self.shared.kick();
-        drop(told.await);
-    }
-
-    /// The index without receipts that have ended.
-    fn fresh(&self) -> MutexGuard<'_, Index> {
-        let mut index = self.shared.index();
-        index.expire(self.shared.options.keep_receipts, Timestamp::now());
-        index
+        let (done, written) = oneshot::channel();
+        self.engine.core.queue().ops.push_back(WriteOp::Fence { done });
+        self.engine.wake();
+        drop(written.await);
     }
 }

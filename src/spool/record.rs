@@ -4,6 +4,9 @@ use jiff::Timestamp;
 
 use crate::message::{Lane, Message, MessageId, Topic, TraceId};
 
+/// Stands for the provider's words where damage has hit a record.
+pub(super) const DAMAGED_CODE: &str = "damaged";
+
 /// Whether and how a message has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -12,7 +15,7 @@ pub enum State {
         /// A call for it was about to leave when this was written: it may have arrived.
         calling: bool,
     },
-    /// It will not be tried again unless somebody asks for it.
+    /// It will not be tried again unless an operator replays it.
     Dead(Death),
     /// It was delivered.
     Delivered(Receipt),
@@ -58,7 +61,7 @@ pub enum Reason {
     Refused,
     /// It grew older than `retry.max_age`.
     Expired,
-    /// Nobody knows whether it was delivered, and its topic is not to be delivered twice.
+    /// It is unknown whether it was delivered, and its topic is not to be delivered twice.
     Unknown,
 }
 
@@ -91,7 +94,7 @@ pub struct Receipt {
     pub request_id: Box<str>,
     /// When.
     pub at: Timestamp,
-    /// Its caller was told 202 before: it stopped waiting.
+    /// Its caller was answered 202 before: it stopped waiting.
     pub accepted: bool,
 }
 
@@ -123,9 +126,9 @@ impl From<u32> for Tries {
 /// A message that is kept, without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Brief {
-    /// Its name.
+    /// The message's id, as its caller got it.
     pub id: MessageId,
-    /// What it fails and recovers with.
+    /// The messages with which it fails and recovers.
     pub lane: Lane,
     /// Where it goes.
     pub topic: Topic,

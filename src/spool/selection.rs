@@ -42,7 +42,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Whether nothing is said of any message.
+    /// Whether no condition is given.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

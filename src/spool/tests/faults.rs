@@ -6,25 +6,26 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 
-use super::super::frame::{Draft, Kind};
-use super::super::shared::Shared;
+use super::super::disk::Disk;
+use super::super::frame::{Kind, PendingRecord};
+use super::super::open::on_disk;
 use super::super::{Brief, Change, KeepError, Options, ReadError, Spool, State};
 use super::double::Double;
 use super::{claim, death, message, options, receipt};
 use crate::message::MessageId;
 
 pub(crate) async fn open(disk: &Double, options: &Options) -> Spool {
-    let (disk, options) = (Arc::new(disk.mount()), options.clone());
+    let (disk, options): (Arc<dyn Disk>, _) = (Arc::new(disk.mount()), options.clone());
     let runtime = Handle::current();
-    let opened = tokio::task::spawn_blocking(move || Shared::open(disk, options, runtime)).await;
-    let spool = Spool { shared: opened.unwrap().unwrap() };
+    let opened = tokio::task::spawn_blocking(move || on_disk(&disk, options, runtime)).await;
+    let spool = Spool { engine: opened.unwrap().unwrap() };
     spool.flush().await;
     spool
 }
 
 /// Whether nothing goes on that will not wait for the disk.
 pub(crate) fn settled(spool: &Spool, disk: &Double) -> bool {
-    disk.waits() || !spool.shared.queue().is_led()
+    disk.waits() || !spool.engine.core.queue().writing
 }
 
 fn small() -> Options {
@@ -137,7 +138,7 @@ async fn a_frame_in_a_payload_is_not_taken_for_one() {
     let mut body = Vec::new();
     for salt in 0..20 {
         for offset in 0..20 {
-            let forged = Draft::bare(Kind::Forgotten, MessageId::new());
+            let forged = PendingRecord::bare(Kind::Forgotten, MessageId::new());
             forged.encode(salt, offset, &mut body);
         }
     }
@@ -309,7 +310,7 @@ async fn of_many_tries_the_last_is_noted() {
     drop(spool.note(ended.id, Change::Dead(1_000, death())));
     drop(spool.note(ended.id, Change::Replayed(Timestamp::now())));
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert!(spool.shared.queue().ops.len() <= 4);
+    assert!(spool.engine.core.queue().ops.len() <= 4);
     disk.state().broken = false;
     spool.flush().await;
     drop(spool);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::Commands;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::streams::Times;
+use super::super::redis::Times;
 use super::super::{
     Change, Durability, Effect, KeepError, NotOurs, OpenError, Options, ReadError, Spool, State,
 };
@@ -16,15 +16,15 @@ use crate::redis_client::server::Redis;
 
 /// Nobody is taken for dead.
 pub(super) const CALM: Times = Times {
-    beat: Duration::from_millis(50),
-    silent: Duration::from_hours(1),
-    calls: Duration::from_secs(1),
+    heartbeat: Duration::from_millis(50),
+    lease_timeout: Duration::from_hours(1),
+    longest_call: Duration::from_secs(1),
     pace: Duration::from_millis(1),
     config: Duration::from_millis(100),
 };
 /// Whoever is dead is known to be so soon.
 pub(super) const QUICK: Times =
-    Times { silent: Duration::from_millis(500), calls: Duration::ZERO, ..CALM };
+    Times { lease_timeout: Duration::from_millis(500), longest_call: Duration::ZERO, ..CALM };
 
 /// The server with this port.
 pub(super) fn at(port: u16, tls: bool) -> config::Redis {
@@ -155,18 +155,22 @@ async fn what_becomes_of_a_message_is_known_to_whoever_takes_it_over() {
 async fn who_is_silent_loses_its_messages_to_one_other_and_learns_so() {
     let redis = Redis::start();
     // Nothing but its beat is missing: a machine that stands still for less is no death.
-    let times = Times { silent: Duration::from_secs(5), calls: Duration::from_secs(1), ..CALM };
-    let silent = share(&redis, "a", Times { beat: Duration::from_hours(1), ..times }).await;
+    let times = Times {
+        lease_timeout: Duration::from_secs(5),
+        longest_call: Duration::from_secs(1),
+        ..CALM
+    };
+    let silent = share(&redis, "a", Times { heartbeat: Duration::from_hours(1), ..times }).await;
     let [first, second] = std::array::from_fn(|_| message("abc", "x"));
     silent.keep(&first, None).await.unwrap();
     silent.keep(&second, None).await.unwrap();
     let kept = Instant::now();
-    assert!(silent.is_ours().unwrap().unwrap() <= kept + times.silent - times.calls);
+    assert!(silent.is_ours().unwrap().unwrap() <= kept + times.lease_timeout - times.longest_call);
     let other = share(&redis, "a", times).await;
     holds(&other, 2).await;
     // Only after the first may make no more calls.
     assert_eq!(silent.is_ours(), Err(NotOurs));
-    assert!(kept.elapsed() >= times.silent);
+    assert!(kept.elapsed() >= times.lease_timeout);
 
     // It does not know yet. What it says does not count, and it learns of it.
     let noted = silent.note(first.id, Change::Delivered(1, receipt()));
@@ -186,12 +190,16 @@ async fn who_is_silent_loses_its_messages_to_one_other_and_learns_so() {
 #[tokio::test]
 async fn who_lives_keeps_what_it_has() {
     let redis = Redis::start();
-    let times = Times { silent: Duration::from_secs(2), calls: Duration::ZERO, ..CALM };
+    let times =
+        Times { lease_timeout: Duration::from_secs(2), longest_call: Duration::ZERO, ..CALM };
     let (one, other) = (share(&redis, "a", times).await, share(&redis, "a", times).await);
     let mut adoptions = other.adoptions().unwrap();
     let kept = message("abc", "x");
     one.keep(&kept, None).await.unwrap();
-    assert!(timeout(times.silent * 2, adoptions.next()).await.is_err(), "taken from the living");
+    assert!(
+        timeout(times.lease_timeout * 2, adoptions.next()).await.is_err(),
+        "taken from the living"
+    );
     assert!(one.find(kept.id).is_some() && one.is_ours().unwrap().is_some());
 }
 

@@ -1,4 +1,4 @@
-//! Who we are, and who was here before us.
+//! The name of this process in Redis, and the name of its predecessor in the folder.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -9,7 +9,7 @@ const FILE: &str = "owner";
 /// The most that is read back.
 const LONGEST: u64 = 256;
 
-/// A name that nobody else has, with the host's for people who look.
+/// A unique name, with the host's in it for an operator.
 pub(super) fn name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let fit = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
@@ -18,9 +18,9 @@ pub(super) fn name() -> String {
     format!("{host}-{random:016x}")
 }
 
-/// Writes our name into the folder, and returns whose was there: this kernel lets go of its lock when
-/// its process ends, however it ends, so it is dead. What another machine wrote, or what is in a copy
-/// of the file, proves nothing. `None`: without a folder it takes longer to know who is dead.
+/// Writes `name` into the folder, and returns the predecessor's: the kernel releases a lock when its
+/// process ends, however it ends, so the predecessor is dead. What another machine wrote, or what is
+/// in a copy of the file, proves nothing. `None`: without a folder a death is noticed later.
 pub(super) fn claim(folder: &Path, name: &str) -> Option<(File, Option<String>)> {
     match lock(folder, name) {
         Ok(claimed) => Some(claimed),

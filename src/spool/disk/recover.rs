@@ -1,39 +1,31 @@
-//! What the files say, told again from the beginning.
+//! Replays all files from the beginning.
 
 use std::collections::BTreeMap;
 use std::io;
 
-use super::damaged::Range;
-use super::disk::{DAMAGED, Disk};
-use super::frame::{Head, Kind};
-use super::index::{Index, Segment, Spot};
-use super::meta::{self, Said};
-use super::record::{Change, Death, Reason, Receipt};
-use super::scan::{File, Found, scan};
-use crate::message::MessageId;
 use jiff::Timestamp;
 
+use super::damaged::Range;
+use super::files::Disk;
+use super::scan::{File, Scanned, scan};
+use super::segments::{Segments, parse};
+use crate::message::MessageId;
+use crate::spool::frame::{Head, Kind};
+use crate::spool::index::{Index, Location};
+use crate::spool::meta::{self, Decoded};
+use crate::spool::record::{Change, DAMAGED_CODE, Death, Reason, Receipt};
+
 /// What was found.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Recovered {
     pub(super) index: Index,
+    pub(super) segments: Segments,
     /// The first number that no segment has.
     pub(super) next: u32,
     /// Damage, by file.
     pub(super) damage: Vec<(String, Range)>,
-    /// Notes whose words are lost, but not what they were about: to be written anew.
-    pub(super) amends: BTreeMap<MessageId, Change>,
-}
-
-/// The name of a segment. Its salt is in the name, so that no damaged byte can spoil it.
-pub(super) fn name(segment: u32, salt: u64) -> String {
-    format!("{segment:08x}-{salt:016x}.log")
-}
-
-fn parse(name: &str) -> Option<(u32, u64)> {
-    let (segment, salt) = name.strip_suffix(".log")?.split_once('-')?;
-    let found = (u32::from_str_radix(segment, 16).ok()?, u64::from_str_radix(salt, 16).ok()?);
-    (self::name(found.0, found.1) == name).then_some(found)
+    /// Changes whose body is corrupt but whose header is intact; rewritten on open.
+    pub(super) repairs: BTreeMap<MessageId, Change>,
 }
 
 /// Reads all segments, oldest first.
@@ -50,21 +42,26 @@ pub(super) fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
     if let Err(error) = synced.and_then(|()| disk.sync_folder()) {
         tracing::warn!(%error, "what was found in the spool may not survive a power failure");
     }
-    let mut recovered = Recovered::default();
+    let mut recovered = Recovered {
+        index: Index::of_segments(),
+        segments: Segments::default(),
+        next: 0,
+        damage: Vec::new(),
+        repairs: BTreeMap::new(),
+    };
     for (segment, salt, name, len) in files {
         recovered.next = segment.saturating_add(1);
-        let about = Segment { salt, len, ..Segment::default() };
-        recovered.index.segments.insert(segment, about);
+        recovered.segments.insert(segment, salt, len);
         let file = File { disk, name: &name, salt, len };
         scan(file, &mut |found| match found {
-            Found::Frame { kind, head, offset, meta } => {
+            Scanned::Frame { kind, head, offset, meta } => {
                 recovered.frame(segment, kind, head, offset, meta)
             }
-            Found::Damage { head, offset, len } => {
+            Scanned::Damage { head, offset, len } => {
                 recovered.index.damaged += 1;
                 recovered.damage.push((name.clone(), Range { offset, len }));
                 if let Some(head) = head {
-                    recovered.amend(head);
+                    recovered.repair(head);
                 }
                 true
             }
@@ -78,38 +75,38 @@ impl Recovered {
         let (Ok(offset), Ok(len)) = (u32::try_from(offset), u32::try_from(head.len())) else {
             return false;
         };
-        let spot = Spot { segment, offset, len };
+        let location = Location { segment, offset, len };
         let id = head.id;
-        match meta::read(kind, meta, spot, &mut self.index.places) {
+        match meta::read(kind, meta, location, &mut self.index.destinations) {
             None => return false,
-            Some(Said::Whole(entry)) => self.index.insert(id, entry),
-            Some(Said::Change(change)) => {
-                self.index.retell(id, &change, |_| len);
+            Some(Decoded::Full(entry)) => self.index.insert(id, entry),
+            Some(Decoded::Change(change)) => {
+                self.index.replay(id, &change, |_| len);
             }
         }
-        self.amends.remove(&id);
+        self.repairs.remove(&id);
         true
     }
 
     /// A frame has lost its words, but its head says what it was about. Its message must not be
     /// sent once more because of that, and its claim must stand.
-    fn amend(&mut self, head: Head) {
+    fn repair(&mut self, head: Head) {
         let id = head.id;
         let Some(entry) = self.index.get(id) else { return };
         let (attempts, at) = (entry.attempts, Timestamp::now());
         let change = match head.kind {
             Some(Kind::Delivered) => {
-                let (msg_id, request_id) = (DAMAGED.into(), DAMAGED.into());
+                let (msg_id, request_id) = (DAMAGED_CODE.into(), DAMAGED_CODE.into());
                 Change::Delivered(attempts, Receipt { msg_id, request_id, at, accepted: true })
             }
             Some(Kind::Dead) => {
-                let (reason, code) = (Reason::Unknown, Some(DAMAGED.into()));
+                let (reason, code) = (Reason::Unknown, Some(DAMAGED_CODE.into()));
                 Change::Dead(attempts, Death { reason, code, request_id: None, at, accepted: true })
             }
             _ => return,
         };
         if self.index.change(id, &change, |entry| meta::change(id, &change, entry).len()) {
-            self.amends.insert(id, change);
+            self.repairs.insert(id, change);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Damaged bytes are set aside, for whoever wants to know what they were.
+//! Damaged bytes are set aside, for an operator who wants to know what they were.
 
 use std::io;
 
-use super::disk::{DAMAGED, Disk};
+use super::files::{DAMAGED, Disk};
 
 /// The most files that are set aside; the oldest go first.
 const MAX_FILES: usize = 64;

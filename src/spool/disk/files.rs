@@ -6,22 +6,22 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::OpenError;
+use crate::spool::OpenError;
 
 /// Where damaged bytes are set aside.
-pub(super) const DAMAGED: &str = "damaged";
-/// Whoever holds it holds the folder. It is there wherever there was a spool.
-pub(super) const LOCK: &str = "lock";
+pub(in crate::spool) const DAMAGED: &str = "damaged";
+/// The process that locks it has the folder. It is there wherever there was a spool.
+pub(in crate::spool) const LOCK: &str = "lock";
 
 /// A folder of files that are appended to. A name may have [`DAMAGED`] before it.
-pub(super) trait Disk: Debug + Send + Sync {
+pub(in crate::spool) trait Disk: Debug + Send + Sync {
     /// Names and lengths of the files in the folder, or in one of its folders.
     fn list(&self, folder: &str) -> io::Result<Vec<(String, u64)>>;
     /// A new file; durable after [`Disk::sync_folder`].
     fn create(&self, name: &str) -> io::Result<Box<dyn Tail>>;
     /// Fills the buffer from a place in a file.
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-    /// Makes durable what a file has, whoever wrote it.
+    /// Makes durable what a file has, also what an earlier process wrote.
     fn sync(&self, name: &str) -> io::Result<()>;
     /// Puts bytes over others, durably.
     fn overwrite(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
@@ -32,7 +32,7 @@ pub(super) trait Disk: Debug + Send + Sync {
 }
 
 /// A file at its end.
-pub(super) trait Tail: Debug + Send {
+pub(in crate::spool) trait Tail: Debug + Send {
     /// Writes all of it, or fails with any part of it written.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Makes durable what was appended.
@@ -43,7 +43,7 @@ pub(super) trait Tail: Debug + Send {
 
 /// A folder of the file system.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(in crate::spool) struct Folder {
     path: PathBuf,
     /// Held as long as we live; the kernel lets go of it when the process ends, however it ends.
     _lock: File,
@@ -51,7 +51,7 @@ pub(super) struct Folder {
 
 impl Folder {
     /// Makes the folder if need be, and takes it.
-    pub(super) fn take(path: &Path) -> Result<Self, OpenError> {
+    pub(in crate::spool) fn take(path: &Path) -> Result<Self, OpenError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |error| OpenError::Io { path, error }

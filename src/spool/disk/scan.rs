@@ -2,14 +2,14 @@
 
 use std::io;
 
-use super::disk::Disk;
-use super::frame::{HEAD, Head, Kind, MAGIC};
+use super::files::Disk;
+use crate::spool::frame::{HEAD, Head, Kind, MAGIC};
 
 /// How much is read at a time. Only a longer frame takes more memory.
 const CHUNK: u64 = 256 * 1024;
 
 /// What lies in a segment.
-pub(super) enum Found<'a> {
+pub(super) enum Scanned<'a> {
     /// A frame as it was written.
     Frame { kind: Kind, head: Head, offset: u64, meta: &'a [u8] },
     /// Bytes that are not what was written; their head, if that much is left.
@@ -27,13 +27,13 @@ pub(super) struct File<'a> {
 
 /// Calls `found` for each thing in the file, in order; it says whether it understood the frame.
 /// Zeros between frames are none: damage that was set aside, or room that was never written.
-pub(super) fn scan(file: File<'_>, found: &mut dyn FnMut(Found<'_>) -> bool) -> io::Result<()> {
-    let mut window = Window { file, base: 0, bytes: Vec::new() };
+pub(super) fn scan(file: File<'_>, found: &mut dyn FnMut(Scanned<'_>) -> bool) -> io::Result<()> {
+    let mut window = FileWindow { file, base: 0, bytes: Vec::new() };
     let mut at = 0;
     // Where bytes began that belong to no frame.
     let mut lost: Option<u64> = None;
-    let damage = |head, offset, len, found: &mut dyn FnMut(Found<'_>) -> bool| {
-        found(Found::Damage { head, offset, len });
+    let damage = |head, offset, len, found: &mut dyn FnMut(Scanned<'_>) -> bool| {
+        found(Scanned::Damage { head, offset, len });
     };
     while at < file.len {
         if lost.is_none() {
@@ -57,7 +57,7 @@ pub(super) fn scan(file: File<'_>, found: &mut dyn FnMut(Found<'_>) -> bool) -> 
         let frame = window.get(at, len)?.unwrap_or_default();
         let content = head.content(frame, file.salt, at);
         let understood = match (head.kind, content) {
-            (Some(kind), Some((meta, _))) => found(Found::Frame { kind, head, offset: at, meta }),
+            (Some(kind), Some((meta, _))) => found(Scanned::Frame { kind, head, offset: at, meta }),
             _ => false,
         };
         if !understood {
@@ -72,13 +72,13 @@ pub(super) fn scan(file: File<'_>, found: &mut dyn FnMut(Found<'_>) -> bool) -> 
 }
 
 /// The part of a file that is in memory.
-struct Window<'a> {
+struct FileWindow<'a> {
     file: File<'a>,
     base: u64,
     bytes: Vec<u8>,
 }
 
-impl Window<'_> {
+impl FileWindow<'_> {
     /// The bytes at a place; `None` if the file ends before.
     fn get(&mut self, at: u64, len: u64) -> io::Result<Option<&[u8]>> {
         let end = at + len;

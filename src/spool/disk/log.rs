@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use super::disk::{Disk, Tail};
-use super::frame::Draft;
-use super::index::Spot;
-use super::recover::name;
+use super::files::{Disk, Tail};
+use super::segments::{Segments, name};
+use crate::spool::facts::Residue;
+use crate::spool::frame::PendingRecord;
+use crate::spool::index::Location;
 
 /// The segment that is written.
 #[derive(Debug)]
@@ -26,30 +27,20 @@ pub(super) struct Log {
     size: u64,
     next: u32,
     active: Option<Active>,
-    /// Segments that were made since somebody asked, with their salts: the ones that hold nothing
-    /// but failures, too, since they must not outlive what forgets these.
-    pub(super) made: Vec<(u32, u64)>,
+    /// All files, the ones that hold nothing but failures, too: these must not outlive what
+    /// deletes their messages.
+    segments: Arc<Segments>,
 }
 
-/// What a write has changed about the files.
+/// Why nothing was written.
 #[derive(Debug)]
-pub(super) struct Written {
-    pub(super) segment: u32,
-    /// The segment's length.
-    pub(super) len: u64,
-    /// Where each frame lies.
-    pub(super) spots: Vec<Spot>,
-}
-
-/// Nothing was written.
-#[derive(Debug)]
-pub(super) struct Failed {
+pub(super) struct AppendError {
     pub(super) error: io::Error,
     /// Bytes of it may be found after a crash all the same.
-    pub(super) traces: bool,
+    pub(super) residue: Residue,
 }
 
-impl Failed {
+impl AppendError {
     /// There was no room.
     pub(super) fn is_full(&self) -> bool {
         matches!(self.error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -57,9 +48,10 @@ impl Failed {
 }
 
 impl Log {
-    /// Goes on after what was found. An old segment is never appended to: how it ends is not ours.
-    pub(super) fn new(disk: Arc<dyn Disk>, size: u64, next: u32) -> Self {
-        Self { disk, size, next, active: None, made: Vec::new() }
+    /// Goes on after what was found. An old segment is never appended to: this process did not write
+    /// its end.
+    pub(super) fn new(disk: Arc<dyn Disk>, segments: Arc<Segments>, size: u64, next: u32) -> Self {
+        Self { disk, size, next, active: None, segments }
     }
 
     /// The segment that is written, if there is one.
@@ -73,39 +65,44 @@ impl Log {
     }
 
     /// Writes frames, all or none, and makes them durable.
-    pub(super) fn append(&mut self, drafts: &[&Draft]) -> Result<Written, Failed> {
-        let total: u64 = drafts.iter().map(|draft| u64::from(draft.len())).sum();
+    pub(super) fn append(
+        &mut self,
+        batch: &[&PendingRecord],
+    ) -> Result<Vec<Location>, AppendError> {
+        let total: u64 = batch.iter().map(|record| u64::from(record.len())).sum();
         if self.active.as_ref().is_some_and(|a| a.len > 0 && a.len + total > self.size) {
             self.seal();
         }
         let active = match self.active.take() {
             Some(active) => active,
-            None => self.create().map_err(|error| Failed { error, traces: false })?,
+            None => self.create().map_err(|error| AppendError { error, residue: Residue::None })?,
         };
         let active = self.active.insert(active);
         let mut bytes = Vec::with_capacity(usize::try_from(total).unwrap_or(0));
-        let mut spots = Vec::with_capacity(drafts.len());
-        for draft in drafts {
+        let mut locations = Vec::with_capacity(batch.len());
+        for record in batch {
             let offset = active.len + bytes.len() as u64;
             let at = u32::try_from(offset).unwrap_or(u32::MAX);
-            spots.push(Spot { segment: active.segment, offset: at, len: draft.len() });
-            draft.encode(active.salt, offset, &mut bytes);
+            locations.push(Location { segment: active.segment, offset: at, len: record.len() });
+            record.encode(active.salt, offset, &mut bytes);
         }
         let appended = active.tail.append(&bytes);
         let whole = appended.is_ok();
         match appended.and_then(|()| active.tail.sync_data()) {
             Ok(()) => {
                 active.len += total;
-                Ok(Written { segment: active.segment, len: active.len, spots })
+                self.segments.set_len(active.segment, active.len);
+                Ok(locations)
             }
             Err(error) => {
                 let cut = active.tail.truncate(active.len).is_ok();
-                // After a failed sync nobody knows which pages the kernel has given up: what we
-                // would append after them might stand behind a hole.
-                if whole || !cut {
+                // After a failed sync it is unknown which pages the kernel has dropped: what is
+                // appended after them might stand behind a hole.
+                let residue = if whole || !cut { Residue::Possible } else { Residue::None };
+                if residue == Residue::Possible {
                     self.abandon();
                 }
-                Err(Failed { error, traces: whole || !cut })
+                Err(AppendError { error, residue })
             }
         }
     }
@@ -115,7 +112,7 @@ impl Log {
         let segment = self.next;
         let tail = self.disk.create(&name(segment, salt))?;
         self.next += 1;
-        self.made.push((segment, salt));
+        self.segments.insert(segment, salt, 0);
         let active = Active { segment, salt, tail, len: 0 };
         if let Err(error) = self.disk.sync_folder() {
             self.active = Some(active);
@@ -131,7 +128,7 @@ impl Log {
             return;
         }
         match self.disk.remove(&name(active.segment, active.salt)) {
-            Ok(()) => self.made.retain(|(segment, _)| *segment != active.segment),
+            Ok(()) => self.segments.remove(active.segment),
             Err(error) => tracing::debug!(%error, "an abandoned segment is still there"),
         }
     }

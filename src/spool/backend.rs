@@ -1,0 +1,64 @@
+//! What the core needs of a store. `disk` and `redis` are the two there are.
+
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::facts::{Progress, Reported, WriteResult};
+use super::frame::PendingRecord;
+use super::index::{Entry, Location};
+use super::queue::BatchLimits;
+use super::record::Change;
+use super::view::IndexView;
+use super::{KeepError, ReadError};
+use crate::message::MessageId;
+
+/// The future of a method that a trait object has.
+pub(super) type Job<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Where records are written, and bodies are read from.
+///
+/// [`commit`](Self::commit), [`maintain`](Self::maintain) and [`leave`](Self::leave) are called by
+/// the writer alone, one after the other, and the facts of each are applied before the next.
+pub(super) trait Backend: Debug + Send + Sync {
+    /// The store, for the log.
+    fn name(&self) -> &'static str;
+    /// The error of a message that the store did not take.
+    fn refusal(&self, error: Arc<str>) -> KeepError;
+    /// The error of a message that the store did not read.
+    fn unreadable(&self, error: Arc<str>) -> ReadError;
+    /// The most that one commit may have.
+    fn limits(&self) -> BatchLimits;
+    /// The record of a change; `entry` is the message after it.
+    fn record(&self, id: MessageId, change: &Change, entry: &Entry) -> PendingRecord;
+    /// Makes a batch durable, all or nothing. A store may refuse a record for itself.
+    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>>;
+    /// Does what is due besides writing.
+    fn maintain(&self, view: &IndexView) -> Reported<Progress>;
+    /// Reads the body of a message.
+    fn body(&self, id: MessageId, at: Location) -> Job<'_, Result<Bytes, BodyError>>;
+    /// Sets damaged bytes aside, once the index has no message there. Blocks.
+    fn quarantine(&self, at: Location) {
+        let _ = at;
+    }
+    /// Leaves all messages to the peers. Nothing is written after that.
+    fn leave(&self, view: &IndexView) -> Reported<()> {
+        let _ = view;
+        Reported { facts: Vec::new(), result: Ok(()) }
+    }
+}
+
+/// Why a body was not read.
+#[derive(Debug)]
+pub(super) enum BodyError {
+    /// The store has no such message.
+    Absent,
+    /// Its segment was deleted, perhaps because the record was moved.
+    Moved,
+    /// Its bytes are not what was written.
+    Damaged,
+    /// The store did not read; it may later.
+    Failed(Arc<str>),
+}

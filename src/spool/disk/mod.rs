@@ -1,0 +1,180 @@
+//! The store of one process: a log in segments on this machine's disk.
+
+mod compact;
+mod damaged;
+mod files;
+mod log;
+mod reader;
+mod recover;
+mod scan;
+mod segments;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+
+use super::backend::{Backend, BodyError, Job};
+use super::facts::{Fact, Progress, Reported, Residue, WriteError, WriteResult};
+use super::frame::PendingRecord;
+use super::index::{Entry, Index, Location};
+use super::queue::BatchLimits;
+use super::record::Change;
+use super::view::IndexView;
+use super::{KeepError, Options, ReadError, meta};
+use crate::message::MessageId;
+use damaged::Range;
+#[cfg(test)]
+pub(super) use files::Tail;
+pub(super) use files::{Disk, Folder, LOCK};
+use log::{AppendError, Log};
+use reader::SegmentReader;
+use segments::Segments;
+
+/// A segment is this part of all that may be kept, within bounds.
+const PART: u64 = 32;
+const MIN_SEGMENT: u64 = 64 * 1024;
+const MAX_SEGMENT: u64 = 8 * 1024 * 1024;
+/// The most bytes of one batch.
+const BATCH: u64 = 4 * 1024 * 1024;
+
+/// Messages in a folder of files.
+#[derive(Debug)]
+pub(super) struct DiskBackend {
+    segment_size: u64,
+    reader: Arc<SegmentReader>,
+    writer: Mutex<DiskWriter>,
+}
+
+/// What only the writer uses.
+#[derive(Debug)]
+struct DiskWriter {
+    log: Log,
+    segment_size: u64,
+    disk: Arc<dyn Disk>,
+    segments: Arc<Segments>,
+    reader: Arc<SegmentReader>,
+}
+
+/// What a start has found in the folder.
+pub(super) struct Opened {
+    pub(super) index: Index,
+    /// Written anew, because damage has hit what says so.
+    pub(super) repairs: Vec<PendingRecord>,
+    /// To be set aside once the repairs are durable.
+    pub(super) damage: Damage,
+}
+
+/// Damaged bytes, by file.
+pub(super) struct Damage(Vec<(String, Range)>);
+
+impl DiskBackend {
+    /// Reads all that is there. Blocks.
+    pub(super) fn open(disk: &Arc<dyn Disk>, options: &Options) -> io::Result<(Self, Opened)> {
+        let recovered = recover::recover(&**disk)?;
+        let segments = Arc::new(recovered.segments);
+        let segment_size = (options.max_bytes / PART).clamp(MIN_SEGMENT, MAX_SEGMENT);
+        let segments = &segments;
+        let log = Log::new(Arc::clone(disk), Arc::clone(segments), segment_size, recovered.next);
+        let reader =
+            Arc::new(SegmentReader { disk: Arc::clone(disk), segments: Arc::clone(segments) });
+        let writer = DiskWriter {
+            log,
+            segment_size,
+            disk: Arc::clone(disk),
+            segments: Arc::clone(segments),
+            reader: Arc::clone(&reader),
+        };
+        let index = recovered.index;
+        let repairs = recovered.repairs.iter();
+        let repairs =
+            repairs.filter_map(|(id, change)| Some(meta::change(*id, change, index.get(*id)?)));
+        let found = Opened { repairs: repairs.collect(), index, damage: Damage(recovered.damage) };
+        Ok((Self { segment_size, reader, writer: Mutex::new(writer) }, found))
+    }
+
+    /// Sets aside what was damaged at the start: it says nothing at the next one. Blocks.
+    pub(super) fn set_aside(&self, damage: &Damage) {
+        for (file, range) in &damage.0 {
+            damaged::set_aside(&*self.reader.disk, file, *range);
+        }
+    }
+}
+
+impl Backend for DiskBackend {
+    fn name(&self) -> &'static str {
+        "the disk"
+    }
+
+    fn refusal(&self, error: Arc<str>) -> KeepError {
+        KeepError::Disk(error)
+    }
+
+    fn unreadable(&self, error: Arc<str>) -> ReadError {
+        ReadError::Disk(error)
+    }
+
+    fn limits(&self) -> BatchLimits {
+        BatchLimits { bytes: BATCH.min(self.segment_size), records: usize::MAX }
+    }
+
+    /// A log is read from its beginning: the change is enough.
+    fn record(&self, id: MessageId, change: &Change, entry: &Entry) -> PendingRecord {
+        meta::change(id, change, entry)
+    }
+
+    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>> {
+        let begun = Instant::now();
+        let appended =
+            self.writer.lock().unwrap_or_else(PoisonError::into_inner).append(batch, view);
+        let facts = appended.iter().map(|_| Fact::Wrote(begun.elapsed())).collect();
+        let result =
+            appended.map(|locations| locations.into_iter().map(WriteResult::Stored).collect());
+        Reported { facts, result }
+    }
+
+    fn maintain(&self, view: &IndexView) -> Reported<Progress> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).tidy(view)
+    }
+
+    fn body(&self, id: MessageId, at: Location) -> Job<'_, Result<Bytes, BodyError>> {
+        let reader = Arc::clone(&self.reader);
+        Box::pin(async move {
+            let read = spawn_blocking(move || reader.body(id, at)).await;
+            read.unwrap_or_else(|error| Err(BodyError::Failed(error.to_string().into())))
+        })
+    }
+
+    fn quarantine(&self, at: Location) {
+        self.reader.quarantine(at);
+    }
+}
+
+impl DiskWriter {
+    /// Writes records, all or none, and makes them durable.
+    fn append(
+        &mut self,
+        batch: &[&PendingRecord],
+        view: &IndexView,
+    ) -> Result<Vec<Location>, WriteError> {
+        let mut result = self.log.append(batch);
+        // Room may be found by deleting, which needs none.
+        if let Err(first) = &result
+            && first.is_full()
+        {
+            let residue = first.residue;
+            if self.free_room(view) {
+                result = self.log.append(batch).map_err(|second| match residue {
+                    Residue::None => second,
+                    Residue::Possible => AppendError { residue, ..second },
+                });
+            }
+        }
+        result.map_err(|AppendError { error, residue }| WriteError {
+            error: error.to_string().into(),
+            residue,
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! The store of a fleet: what sidecars of an account keep lies in Redis, and outlives them.
+//!
+//! **Exactly one owner.** A message is pending in the stream's consumer group for one consumer: its
+//! owner. Every change to it is made by the script (`kept.lua`) in one step that checks whether the
+//! caller still is the owner, so nothing that a former owner writes counts. Calls to the provider are
+//! not made by Redis, so they need a lease:
+//!
+//! 1. Each call of an owner raises its epoch, at the latest every [`heartbeat`](Times::heartbeat).
+//! 2. A peer takes over its messages only after it has seen the epoch unchanged for
+//!    [`lease_timeout`](Times::lease_timeout) by the peer's own monotonic clock, counted from when it
+//!    first had seen this epoch. The script hands them over only if the epoch is still this one.
+//! 3. An owner begins calls only until [`lease_timeout`](Times::lease_timeout) −
+//!    [`longest_call`](Times::longest_call) after it *sent* what raised its epoch last, by its own
+//!    monotonic clock; it checks again right before a call's bytes are written. The peer cannot have
+//!    seen that epoch before it was sent, and a call ends within `longest_call`.
+//!
+//! So this rests on: both clocks run equally fast, within a second in fifteen (what they show does
+//! not matter, nor Redis's own clock); a call ends within `upstream.call_timeout`, at most 5 s in a
+//! fleet; and Redis has one history. Where a fail-over or a restart takes back what was answered, the
+//! epoch is not the one that the owner knows: it makes no calls until it has read anew what it owns
+//! ([`Consumer`]). Not covered: a process that stands still for longer than all this
+//! between its last check and the write of the bytes, some microseconds; a machine that is suspended
+//! with its clock.
+
+mod connection;
+mod consumer;
+mod identity;
+mod peer_state;
+mod peers;
+mod reader;
+mod reply;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::backend::{Backend, BodyError, Job};
+use super::facts::{Progress, Reported, Residue, WriteError, WriteResult};
+use super::frame::{Kind, PendingRecord};
+use super::index::{Entry, Location};
+use super::ownership::Ownership;
+use super::queue::BatchLimits;
+use super::record::Change;
+use super::view::IndexView;
+use super::{KeepError, Options, ReadError, meta};
+use crate::config::Fleet;
+use crate::message::MessageId;
+use connection::SpoolEndpoint;
+pub(super) use connection::SpoolRedisError;
+use consumer::Consumer;
+pub(super) use peers::Peers;
+use reader::BodyReader;
+
+/// How long things take. The same for all of an account, but in tests.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// How often an owner raises its epoch, and looks at its peers'.
+    pub(super) heartbeat: Duration,
+    /// An owner whose epoch is unchanged for so long loses its messages to the first peer.
+    pub(super) lease_timeout: Duration,
+    /// So long before that it begins no more calls: the longest call of a fleet, and a second.
+    pub(super) longest_call: Duration,
+    /// Between two slices of what a dead peer has left, so that other peers get some, too.
+    pub(super) pace: Duration,
+    /// How often durability is re-read; a 202 may be stale for this long.
+    pub(super) config: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(2),
+            lease_timeout: Duration::from_secs(15),
+            longest_call: Duration::from_secs(6),
+            pace: Duration::from_millis(100),
+            config: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Redis does nothing else while it takes one batch: a millisecond or two.
+const LIMITS: BatchLimits = BatchLimits { bytes: 256 * 1024, records: 128 };
+
+/// The messages of one consumer in Redis.
+#[derive(Debug)]
+pub(super) struct RedisBackend {
+    runtime: Handle,
+    reader: BodyReader,
+    consumer: Mutex<Consumer>,
+}
+
+impl RedisBackend {
+    /// `folder`: where this machine remembers its consumer.
+    pub(super) fn new(
+        fleet: &Fleet,
+        folder: Option<&Path>,
+        options: &Options,
+        times: Times,
+        ownership: &Arc<Ownership>,
+        runtime: Handle,
+    ) -> Self {
+        let endpoint = Arc::new(SpoolEndpoint::new(fleet));
+        let reader = BodyReader::new(Arc::clone(&endpoint));
+        let consumer =
+            Consumer::new(endpoint, folder, options.clone(), times, Arc::clone(ownership));
+        Self { runtime, reader, consumer: Mutex::new(consumer) }
+    }
+
+    /// Lets the consumer do something, and returns what it has found out. Blocks.
+    fn with<T>(
+        &self,
+        act: impl AsyncFnOnce(&mut Consumer) -> Result<T, WriteError>,
+    ) -> Reported<T> {
+        let mut consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
+        consumer.confirm();
+        // Dropped with the runtime: a call that is under way then ends here, and not in a timer that
+        // is gone.
+        let (alive, stopped) = oneshot::channel::<()>();
+        let guard = self.runtime.spawn(async move {
+            let _alive = alive;
+            std::future::pending::<()>().await;
+        });
+        let result = self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = stopped => Err(WriteError {
+                    error: "it was stopped".into(),
+                    residue: Residue::Possible,
+                }),
+                result = act(&mut consumer) => result,
+            }
+        });
+        guard.abort();
+        Reported { facts: consumer.take_facts(), result }
+    }
+
+    /// Connects, and takes over what the predecessor in the folder has left.
+    pub(super) fn begin(&self, view: &IndexView) -> Reported<Result<(), SpoolRedisError>> {
+        self.with(async |consumer| Ok(consumer.begin(view).await))
+    }
+
+    /// Takes over what dead peers have left, and returns how the others stand.
+    pub(super) fn take_over(&self, view: &IndexView) -> Reported<Peers> {
+        self.with(async |consumer| consumer.take_all(view).await.map_err(unsent))
+    }
+
+    /// Reports all messages of the account, to be shown to an operator.
+    pub(super) fn read_all(&self) -> Reported<()> {
+        self.with(async |consumer| consumer.read_all().await.map_err(unsent))
+    }
+}
+
+impl Backend for RedisBackend {
+    fn name(&self) -> &'static str {
+        "Redis"
+    }
+
+    fn refusal(&self, error: Arc<str>) -> KeepError {
+        KeepError::Redis(error)
+    }
+
+    fn unreadable(&self, error: Arc<str>) -> ReadError {
+        ReadError::Redis(error)
+    }
+
+    fn limits(&self) -> BatchLimits {
+        LIMITS
+    }
+
+    /// Redis has the latest words on a message only.
+    fn record(&self, id: MessageId, change: &Change, entry: &Entry) -> PendingRecord {
+        match change {
+            Change::Forgotten => PendingRecord::bare(Kind::Forgotten, id),
+            _ => meta::now(id, entry),
+        }
+    }
+
+    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>> {
+        self.with(async |consumer| consumer.commit(batch, view).await)
+    }
+
+    fn maintain(&self, view: &IndexView) -> Reported<Progress> {
+        self.with(async |consumer| {
+            consumer.maintain(view).await.map(|()| Progress::Done).map_err(unsent)
+        })
+    }
+
+    fn body(&self, id: MessageId, _: Location) -> Job<'_, Result<Bytes, BodyError>> {
+        Box::pin(async move {
+            // It was deleted meanwhile, here or by the peer that has taken it over.
+            self.reader.body(id).await.map_err(BodyError::Failed)?.ok_or(BodyError::Absent)
+        })
+    }
+
+    fn leave(&self, view: &IndexView) -> Reported<()> {
+        self.with(async |consumer| consumer.leave(view).await.map_err(unsent))
+    }
+}
+
+/// The error of a call that writes no records.
+#[expect(clippy::needless_pass_by_value, reason = "it maps an error")]
+fn unsent(error: SpoolRedisError) -> WriteError {
+    WriteError { error: error.to_string().into(), residue: Residue::None }
+}
