@@ -1,7 +1,7 @@
 #!/bin/sh
 # Packs the image without a daemon or a registry, from this machine's release binary: pack.sh FILE writes
-# an OCI archive with the same content as deploy/Dockerfile, and the same bytes for the same binary and
-# commit. Needs only Debian's package buildah.
+# an OCI archive. The same as deploy/Dockerfile makes, and the same bytes for the same binary and commit.
+# Debian's package buildah is enough.
 set -eu
 file=$1
 binary=${2:-target/release/tollgate}
@@ -13,7 +13,7 @@ deploy/image/root.sh "$binary" "$work/root"
 store() { buildah --storage-driver vfs --root "$work/store" --runroot "$work/run" "$@"; }
 container=$(store from scratch)
 store copy --quiet --chown 0:0 "$container" "$work/root" / >/dev/null
-# only folders that tollgate writes belong to its user
+# only what it writes belongs to the user it runs as
 for folder in run/tollgate var/lib/tollgate; do
     store copy --quiet --chown 65532:65532 "$container" "$work/root/$folder" "/$folder" >/dev/null
 done

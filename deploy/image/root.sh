@@ -1,6 +1,6 @@
 #!/bin/sh
-# Creates the image's root folder: root.sh BINARY FOLDER. It holds the binary, the four libraries that it
-# is linked with, and a software bill of materials (CycloneDX) for scanners. There is no shell and no
+# Lays out the image's root: root.sh BINARY FOLDER. The binary, the four libraries that it is linked
+# with, and a list of all that is in it (CycloneDX), which scanners read. There is no shell and no
 # package manager. Name resolution is inside libc, and time zones and certificates are in the binary.
 set -eu
 binary=$1
@@ -8,7 +8,7 @@ root=$2
 
 mkdir -p "$root/run/tollgate" "$root/var/lib/tollgate/spool" "$root/lib64" "$root/usr/share/sbom"
 install -D -m 0755 "$binary" "$root/usr/bin/tollgate"
-# ldd prints the loader alone on its line, a library after "name =>"
+# the loader stands alone on its line, a library behind "name =>"
 files=$(ldd "$binary" | awk '$2 == "=>" { print $3 } $1 ~ /^\// { print $1 }')
 for file in $files; do
     install -D -m 0755 "$file" "$root$file"
@@ -18,7 +18,7 @@ done
     cargo tree --locked -e normal --prefix none --format '{p}' |
         awk '{ sub("^v", "", $2); print "cargo", $1, $2 }'
     for file in $files; do
-        # dpkg may list a library under its path from before /usr was merged
+        # dpkg may know a library by its other name, from before /usr was merged
         dpkg-query -S "$(readlink -f "$file")" "*${file#/usr}" 2>/dev/null | head -n 1 | cut -d : -f 1
     done | sort -u | xargs dpkg-query -W -f 'deb/debian ${Package} ${Version}\n'
 } | LC_ALL=C sort -u | awk '
