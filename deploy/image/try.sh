@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a packed image as Kubernetes would: try.sh FILE. As user 65532, without capabilities, on a read-only
-# root, where only /run/tollgate and /var/lib/tollgate can be written; without an upstream. Says how long
-# it takes until it is ready, and its size. Needs root, and Debian's packages runc, curl and python3.
+# root, where only /run/tollgate and /var/lib/tollgate are writable; without an upstream. Prints the time
+# until it is ready, and its size. Needs root, and Debian's packages runc, curl and python3.
 set -eu
 file=$1
 work=$(mktemp -d)
@@ -57,10 +57,10 @@ until [ "$(curl -s -o "$work/ready" -w '%{http_code}' http://127.0.0.1:19464/rea
     [ $((($(date +%s%N) - began) / 1000000)) -lt 10000 ] || { cat "$work/log"; exit 1; }
 done
 echo "ready in a container after $((($(date +%s%N) - began) / 1000000)) ms"
-# no upstream: kept, and that is enough to be told 202
-told=$(curl -s -o "$work/told" -w '%{http_code}' -H 'prefer: respond-async' --data-binary hello \
+# without an upstream the message is stored, and the answer is 202
+answered=$(curl -s -o "$work/answer" -w '%{http_code}' -H 'prefer: respond-async' --data-binary hello \
     http://127.0.0.1:18080/publish/TopicA)
-[ "$told" = 202 ] || { cat "$work/told" "$work/log"; exit 1; }
+[ "$answered" = 202 ] || { cat "$work/answer" "$work/log"; exit 1; }
 pid=$(runc state "$name" | python3 -c 'import json, sys; print(json.load(sys.stdin)["pid"])')
 grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs|VmRSS)' "/proc/$pid/status"
 runc kill "$name" TERM

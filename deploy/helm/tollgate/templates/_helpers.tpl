@@ -1,4 +1,4 @@
-{{/* A gateway is named as its release; a sidecar's ConfigMap as what a workload's chart is released as. */}}
+{{/* A gateway is named after its release, a sidecar's ConfigMap after the release of the workload's chart. */}}
 {{- define "tollgate.name" -}}
 {{ .Release.Name | trunc 50 | trimSuffix "-" }}-tollgate
 {{- end }}
@@ -15,7 +15,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{/* For a pod's labels: the PodMonitor selects by it, alerts tell accounts apart by it. */}}
+{{/* For a pod's labels: the PodMonitor selects by it, alerts group by it. */}}
 {{- define "tollgate.labels" -}}
 tollgate/account: {{ .Values.account | quote }}
 {{- end }}
@@ -47,7 +47,7 @@ ports:
   - { name: publish, containerPort: 8080 }
   {{- end }}
   - { name: telemetry, containerPort: 9464 }
-{{- /* Each second: an app waits for this one, and is ready a moment later. */}}
+{{- /* Every second: the app's containers start only after this probe passes. */}}
 startupProbe:
   httpGet: { path: /startupz, port: telemetry }
   periodSeconds: 1
@@ -76,7 +76,7 @@ volumeMounts:
   {{- end }}
   - { name: tollgate-spool, mountPath: /var/lib/tollgate }
   - { name: tollgate-run, mountPath: /run/tollgate }
-  {{- /* In its place Kubernetes would mount the token of the pod, which others in it may need. */}}
+  {{- /* Hides the pod's service account token from tollgate; other containers may need it. */}}
   - { name: tollgate-no-token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true }
 {{- end }}
 {{- end }}
