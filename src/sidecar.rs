@@ -17,7 +17,7 @@ use crate::control::Control;
 use crate::delivery::Delivery;
 use crate::keys::{KeyError, Keys};
 use crate::message::InstanceId;
-use crate::meter::{Meter, Unanswered};
+use crate::meter::{Meter, PriorCalls};
 use crate::publish::Publish;
 use crate::server::{HttpServer, Limits, Listener};
 use crate::spool::{self, OpenError, Spool};
@@ -346,7 +346,7 @@ fn after_others(meter: &Meter, config: &Config) -> Start {
     let within = config.ceilings.unanswered.max;
     let calls = meter.unanswered_before(within, config.upstream.call_timeout);
     let Some(calls) = calls else { return Start::AfterOthers };
-    let left = calls.into_iter().map(|Unanswered { ago, calls, later_answered }| Left {
+    let left = calls.into_iter().map(|PriorCalls { ago, calls, later_answered }| Left {
         ago,
         calls,
         later_answered,
