@@ -5,33 +5,33 @@
 //! ceiling, in any sliding second; never lose a message that we said we have; never bill twice by
 //! our own fault, and say so where we cannot know.
 //!
-//! # Rooms
+//! # Layers
 //!
-//! | floor | rooms | |
+//! | layer | modules | |
 //! | --- | --- | --- |
-//! | 5 | [`cli`] | the verbs, and the only place that prints |
-//! | 4 | [`sidecar`] | builds the house, opens the doors, drains and closes them |
-//! | 3 | [`publish`], [`telemetry`], [`control`] | doors: for callers; for Prometheus, the kubelet, a browser; for operators |
+//! | 5 | [`cli`] | the verbs of the command line, and the only module that prints |
+//! | 4 | [`sidecar`] | starts the parts from a configuration, drains and stops them |
+//! | 3 | [`publish`], [`telemetry`], [`control`] | HTTP services: for callers; for Prometheus, the kubelet and a browser; for operators |
 //! | 2 | [`delivery`] | what happens to a message from acceptance to its end |
-//! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | engines: permits; one call; what is kept; what was sent |
-//! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`] | the key; pure signatures; what all doors share; how much is logged; the way to Redis; deadlines of a process that may stand still; waits between tries |
-//! | G | [`message`], [`answer`], [`config`] | words that all share; they know nobody |
-//! | annex | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] knows it |
+//! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | permits; one call; stored messages; counted calls |
+//! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`] | the access key; signatures of a call; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries |
+//! | −1 | [`message`], [`answer`], [`config`] | types that all modules share |
+//! | apart | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] uses it |
 //!
-//! An arrow between rooms goes down, never up, and never sideways on floors 1 and 3, but that
-//! [`upstream`] is handed a permit of [`ceiling`]'s: there is no call without one. `tests/layering.rs`
-//! holds the `use` lines against this table.
+//! Imports between modules go down a layer, never up, and never sideways on layers 1 and 3, but that
+//! [`upstream`] takes a permit of [`ceiling`]'s: there is no call without one. Within a module, files
+//! do not import each other in a circle. `tests/layering.rs` checks both.
 //!
 //! # The way of a message
 //!
-//! 1. [`publish`] reads the request once: a [`message::Message`] and its caller's patience.
+//! 1. [`publish`] parses the request once: a [`message::Message`] and how long its caller waits.
 //! 2. [`delivery`] asks [`ceiling`] for a permit; what cannot be sent in time is refused at once.
 //! 3. [`upstream`] spends the permit on one signed call and returns an [`answer::Answer`].
 //! 4. [`answer::Answer::verdict`], the only place that knows the provider's codes, says what it
 //!    means; [`meter`] counts it.
-//! 5. What did not get through is kept in [`spool`], and belongs to [`delivery`]'s retry batches
-//!    until its end.
-//! 6. Back up the same stairs, once.
+//! 5. A message that was not delivered is stored in [`spool`], and [`delivery`] retries it until its
+//!    end.
+//! 6. The outcome goes back up the same way, once.
 
 pub mod answer;
 pub mod backoff;

@@ -35,7 +35,7 @@ pub enum ClientError {
     /// A file that is needed to connect.
     #[error("{}: {error}", path.display())]
     File {
-        /// Which.
+        /// The file with a secret or a certificate.
         path: PathBuf,
         /// What the operating system says.
         error: std::io::Error,
@@ -78,7 +78,7 @@ pub enum ClientError {
     /// It takes too long.
     #[error("no answer in time")]
     Silent,
-    /// Somebody else uses our keys, or it is no Redis.
+    /// Another program uses our keys, or the server is not Redis.
     #[error("an answer that is none of ours")]
     Garbled,
 }
@@ -100,7 +100,7 @@ impl From<RedisError> for ClientError {
 }
 
 impl ClientError {
-    /// Whether it stays until somebody changes something.
+    /// Whether it stays until an operator changes something.
     pub fn wants_a_person(&self) -> bool {
         match self {
             Self::At { trouble, .. } => trouble.wants_a_person(),
@@ -109,7 +109,7 @@ impl ClientError {
         }
     }
 
-    /// What Redis itself said, or the way to it.
+    /// The error of Redis itself, or of the connection.
     pub fn error(&self) -> Option<&RedisError> {
         match self {
             Self::At { trouble, .. } => trouble.error(),
@@ -209,7 +209,7 @@ impl Credentials {
 
 type Node = (String, u16);
 
-/// What is wanted of whoever is connected to.
+/// What the server must have and allow.
 #[derive(Debug)]
 pub struct Requirements<'a> {
     /// It has these keys.
@@ -220,7 +220,7 @@ pub struct Requirements<'a> {
     pub document: &'static str,
 }
 
-/// A connection to whoever has these keys. Ends in time, whatever hangs: each node is given
+/// A connection to the node that serves these keys. Ends in time, whatever hangs: each node is given
 /// 3 s for all it has to say.
 ///
 /// # Errors
@@ -360,7 +360,7 @@ impl Server {
     }
 }
 
-/// Where a slow disk holds nobody.
+/// Where a slow disk delays no other task.
 async fn read_file(path: &Path) -> Result<Vec<u8>, ClientError> {
     let file = path.to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;

@@ -17,7 +17,7 @@ use crate::control::Control;
 use crate::delivery::Delivery;
 use crate::keys::{KeyError, Keys};
 use crate::message::InstanceId;
-use crate::meter::{Meter, Unanswered};
+use crate::meter::{Meter, PriorCalls};
 use crate::publish::Publish;
 use crate::server::{HttpServer, Limits, Listener};
 use crate::spool::{self, OpenError, Spool};
@@ -356,7 +356,7 @@ fn after_others(meter: &Meter, config: &Config) -> Start {
     let calls = meter.unanswered_before(within, call_timeout);
     let Some(calls) = calls else { return Start::AfterOthers };
     let left = calls.into_iter().map(|call| {
-        let Unanswered { ago, calls, under_way, later_answered } = call;
+        let PriorCalls { ago, calls, under_way, later_answered } = call;
         Left { ago, calls, under_way, later_answered }
     });
     Start::After { left: left.collect(), call_timeout }

@@ -56,7 +56,7 @@ pub(super) struct ReturnedLease {
 pub(super) struct LeaseReply {
     pub(super) now: u64,
     pub(super) warm_up: u64,
-    /// Whether somebody got less than was wanted, a moment ago.
+    /// Whether a sidecar of the fleet got less than it wanted a moment ago.
     pub(super) contended: bool,
     pub(super) ask_in: u64,
     pub(super) figures: Vec<u32>,

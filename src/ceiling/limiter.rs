@@ -359,7 +359,7 @@ impl Limiter {
     }
 
     /// The provider pushed back. It throttles the account; an address over its own ceiling would
-    /// be blocked, not told.
+    /// be blocked, not throttled.
     fn withhold(&mut self, now: Instant) {
         match &mut self.fleet {
             // Redis parks for all; of whose account it is.

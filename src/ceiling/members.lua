@@ -1,13 +1,13 @@
--- Who shares the ceilings. Each sidecar says every few seconds how it is; whoever has said nothing
--- for longer than GONE is forgotten.
+-- The sidecars that share the ceilings. Each reports its state every few seconds; one that has not
+-- reported for longer than GONE is forgotten.
 --
--- KEYS  1 when each was heard, in milliseconds of this server's clock   2 what each said
+-- KEYS  1 when each reported, in milliseconds of this server's clock   2 the reports
 --       3 … the ceilings that this one shares
--- ARGV  1 whose words these are   2 the words; none: it leaves   3 how many members are to be told
--- Gives how many there are, { "milliseconds ago:words" … }, those heard last first
+-- ARGV  1 the sidecar   2 its report; empty: it leaves   3 how many reports to return
+-- Returns how many there are, { "milliseconds ago:report" … }, the latest first
 
 local GONE, CHUNK = 15000, 100
--- A fleet that has ended leaves nothing behind, nor does an egress group that nobody is in any more.
+-- A fleet that has ended leaves nothing behind, nor does an egress group without sidecars.
 -- Who comes back to ceilings that are forgotten waits until they are learnt: so not over a weekend.
 local FORGET, FORGET_CEILING = 3600000, 7 * 24 * 3600000
 
@@ -32,12 +32,12 @@ redis.call('PEXPIRE', seen, FORGET)
 redis.call('PEXPIRE', words, FORGET)
 for k = 3, #KEYS do redis.call('PEXPIRE', KEYS[k], FORGET_CEILING) end
 
-local told, most = {}, tonumber(ARGV[3])
+local reports, most = {}, tonumber(ARGV[3])
 if most > 0 then
   local last = redis.call('ZRANGE', seen, 0, most - 1, 'REV', 'WITHSCORES')
   for n = 1, #last, 2 do
-    local said = redis.call('HGET', words, last[n])
-    if said then told[#told + 1] = string.format('%.0f:', now - tonumber(last[n + 1])) .. said end
+    local report = redis.call('HGET', words, last[n])
+    if report then reports[#reports + 1] = string.format('%.0f:', now - tonumber(last[n + 1])) .. report end
   end
 end
-return { redis.call('ZCARD', seen), told }
+return { redis.call('ZCARD', seen), reports }

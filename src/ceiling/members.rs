@@ -1,7 +1,7 @@
-//! Who shares the ceilings. Each sidecar tells Redis every few seconds how it is; one that is looked
-//! at asks for all.
+//! The sidecars that share the ceilings. Each reports its state to Redis every few seconds; one whose
+//! page is viewed reads the reports of all.
 //!
-//! No promise rests on this: what is not told in time is not shown.
+//! No promise rests on this: a sidecar that does not report in time is not shown.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -16,23 +16,23 @@ use crate::config;
 
 /// What Redis runs.
 pub(super) const SCRIPT: &str = include_str!("members.lua");
-/// Each tells so often.
-const TELL: Duration = Duration::from_secs(5);
-/// And as often as this while it is looked at, until nobody has looked for [`LOOKED`].
-const ASK: Duration = Duration::from_secs(1);
+/// How often each sidecar reports.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// How often it reports and reads while it is viewed: until the last view was [`LOOKED`] ago.
+const VIEWED_EVERY: Duration = Duration::from_secs(1);
 const LOOKED: Duration = Duration::from_secs(10);
-/// Members that are told at once.
+/// The most members that are read.
 const MOST: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// One sidecar of a fleet, as it said of itself.
+/// One sidecar of a fleet, as it last reported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Its machine's name; a pod's is the pod's.
     pub name: String,
     /// Of tollgate.
     pub version: String,
-    /// Behind which address it sends, if it said so.
+    /// Its `fleet.egress_group`; empty: none.
     #[serde(default)]
     pub egress_group: String,
     /// Permits of the narrowest ceiling that it holds.
@@ -43,7 +43,7 @@ pub struct Member {
     pub waiting: usize,
     /// How long the first of them has waited, milliseconds.
     pub longest_wait_ms: u64,
-    /// How long ago it said so.
+    /// How long ago it reported.
     #[serde(skip)]
     pub age: Duration,
 }
@@ -55,9 +55,9 @@ pub struct Fleet {
     pub account: String,
     /// How many sidecars share them; 0: not known yet.
     pub size: usize,
-    /// No more than a few hundred of them, those heard last first; empty until it was asked for.
+    /// No more than a few hundred of them, the latest reports first; empty until the first view.
     pub members: Vec<Member>,
-    /// When Redis said so.
+    /// When Redis answered.
     pub at: Option<Instant>,
     /// How long Redis still learns what is out, and gives out nothing.
     pub opens_in: Duration,
@@ -66,13 +66,13 @@ pub struct Fleet {
 /// What the task and those who look share.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    state: Mutex<Known>,
+    state: Mutex<FleetState>,
     looked: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    line: Option<Connection>,
+struct FleetState {
+    connection: Option<Connection>,
     /// By what Redis knows this process.
     id: String,
     keys: Vec<String>,
@@ -81,13 +81,13 @@ struct Known {
 }
 
 impl Members {
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, FleetState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where Redis is now; `None`: nobody knows.
-    pub(super) fn connected(&self, line: Option<Connection>) {
-        self.known().line = line;
+    /// The connection to Redis; `None`: there is none.
+    pub(super) fn connected(&self, connection: Option<Connection>) {
+        self.known().connection = connection;
     }
 
     /// What is known; from now on it is kept fresh for a while.
@@ -108,29 +108,31 @@ impl Members {
 
     /// This one is gone.
     pub(super) async fn leave(&self) {
-        self.tell("", 0).await;
+        self.report("", 0).await;
     }
 
-    async fn tell(&self, words: &str, most: usize) {
-        let (mut line, id, keys) = {
+    async fn report(&self, words: &str, most: usize) {
+        let (mut connection, id, keys) = {
             let known = self.known();
-            let Some(line) = known.line.clone() else { return };
-            (line, known.id.clone(), known.keys.clone())
+            let Some(connection) = known.connection.clone() else { return };
+            (connection, known.id.clone(), known.keys.clone())
         };
         let script = redis::Script::new(SCRIPT);
         let mut call = script.key(&keys);
         call.arg(id).arg(words).arg(most);
-        let told = timeout(PATIENCE, call.invoke_async::<(usize, Vec<String>)>(&mut line));
-        let (size, told) = match told.await {
-            Ok(Ok(told)) => told,
+        let reply = timeout(PATIENCE, call.invoke_async::<(usize, Vec<String>)>(&mut connection));
+        let (size, reply) = match reply.await {
+            Ok(Ok(reply)) => reply,
             // The pool says in the log what is wrong with Redis.
-            Ok(Err(error)) => return tracing::debug!(%error, "the fleet was not told"),
+            Ok(Err(error)) => {
+                return tracing::debug!(%error, "this sidecar's state was not reported to the fleet");
+            }
             Err(_) => return,
         };
         let mut known = self.known();
         known.fleet.size = size;
         if most > 0 {
-            known.fleet.members = told.iter().filter_map(|words| read(words)).collect();
+            known.fleet.members = reply.iter().filter_map(|words| read(words)).collect();
             known.fleet.at = Some(Instant::now());
         }
     }
@@ -161,14 +163,18 @@ pub(super) async fn run(
     loop {
         let looked = members.known().looked;
         let is_looked_at = looked.is_some_and(|looked| looked.elapsed() < LOOKED);
-        // Not held while waiting: whoever drops the ceiling ends this.
+        // Not held while waiting, so that dropping the ceiling ends this task.
         let Some(strong) = shared.upgrade() else { return };
         let status = strong.limiter().status(Instant::now());
         drop(strong);
         // Three strings and numbers: there is nothing that could not be serialised.
         let words = serde_json::to_string(&this(&name, &config, &status)).unwrap_or_default();
-        members.tell(&words, if is_looked_at { MOST } else { 0 }).await;
-        let wait = if is_looked_at { ASK } else { TELL.mul_f64(0.8 + 0.4 * fastrand::f64()) };
+        members.report(&words, if is_looked_at { MOST } else { 0 }).await;
+        let wait = if is_looked_at {
+            VIEWED_EVERY
+        } else {
+            REPORT_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64())
+        };
         tokio::select! {
             () = sleep(wait) => {}
             () = members.looked.notified() => {}

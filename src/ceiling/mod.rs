@@ -292,7 +292,7 @@ impl Ceiling {
         if now >= deadline {
             return Err(Refused::TimedOut);
         }
-        // Who has given up keeps nobody out.
+        // Callers that have given up do not fill the queue.
         limiter.drop_expired(now);
         let first = limiter.queue_is_empty();
         if first && let Ok(egress) = limiter.take(now) {
@@ -300,7 +300,7 @@ impl Ceiling {
             drop(limiter);
             return Ok(Ticket::Ready(Permit::new(&self.shared, egress, now, None)));
         }
-        // A call that is sent too late is one whose caller can no longer be told what became of it.
+        // A call that is sent later may end after its caller has left.
         let send_by = limiter.send_by(now, deadline);
         let ceiling = limiter.admit(now, send_by)?;
         let (to, grant) = oneshot::channel();
@@ -342,7 +342,8 @@ impl Ceiling {
         self.shared.limiter().status(Instant::now())
     }
 
-    /// Who shares the ceilings, as far as is known; asking makes it known better. `None`: nobody.
+    /// The sidecars that share the ceilings, as last read; from now on they are read often. `None`: no
+    /// ceiling is shared.
     pub fn fleet(&self) -> Option<Fleet> {
         let opens_in = self.shared.limiter().fleet.as_ref()?.opens_in(Instant::now());
         Some(Fleet { opens_in, ..self.shared.members.look() })

@@ -9,14 +9,15 @@
 -- read that one, and the permit comes back sooner (src/ceiling/unanswered.rs).
 --
 -- KEYS  four a ceiling, the account's first: permits, state, parked, out; all with one hash tag
--- ARGV  1 the figures, "1000,300"   2 how many permits are wanted   3 how many of those are core
+-- ARGV  1 the figures, "1000,300"   2 how many permits are wanted   3 how many of those are long-lived
 --       4 whether the provider pushed back, 0 or 1
 --       5 when the latest call that was answered had been sent, at the earliest; 0: none was
 --       6 cycle: how long before its lease's end a permit begins no more calls
 --       7 min: how long a call without an answer counts at least   8 hold: at most, and it has cooled
 --       9 … given back: "ids:nonce:free_in", an id a ceiling, the score as it was given, and in how
 --       many microseconds the permit has cooled; "hold": its call ended without an answer
--- Gives now, learn_in, short, ask_in, figures, parked, owed of those, { "ids:nonce:ready_in" … }
+-- Returns now, how long the warm-up lasts, contended (0 or 1), ask_in, figures, withheld permits, those
+-- of them still at work (the debt), { "ids:nonce:ready_in" … }
 
 -- No lease is longer than LONG, so that LONG after anything was forgotten every permit is home.
 local LEASE, LONG = 10000000, 30000000
@@ -24,15 +25,15 @@ local LEASE, LONG = 10000000, 30000000
 local HORIZON, SPREAD = 500000, 50000
 -- How much pacing may lag behind: more is a burst.
 local LAG = 30000
--- Permits that are made, removed or parked in one call: what a call costs is bounded.
+-- Permits that are made, removed or withheld in one call: what a call costs is bounded.
 local CHUNK = 1000
--- A parked permit rests PARK on average, and a tenth is parked once in PARK_EVERY at most.
+-- A withheld permit rests PARK on average, and a tenth is withheld once in PARK_EVERY at most.
 local PARK, PARK_EVERY = 30000000, 1000000
 -- How far the clocks of two servers may be apart, of which one takes over from the other.
 local SKEW = 1000000
--- For so long after somebody got less than was wanted of a ceiling, all are told who share it.
+-- For so long after a sidecar got less than it wanted of a ceiling, all that share it are contended.
 local SHORT = 1000000
--- Nobody is told to ask again later than this.
+-- No sidecar has to wait longer than this before it asks again.
 local LATEST = 2000000
 -- A ceiling that no sidecar asks for is forgotten, as in members.lua, in milliseconds.
 local FORGET = 7 * 24 * 3600000
@@ -40,13 +41,13 @@ local FORGET = 7 * 24 * 3600000
 local SETTLE, WINDOW = 1000000, 1001000
 
 local function int(x) return string.format('%.0f', x) end
--- The end of learning is odd, and that of no lease is.
+-- The end of the warm-up is odd, and that of no lease is.
 local function odd(x) return x - x % 2 + 1 end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 -- A server that starts has a new run_id. One that becomes primary has a new master_replid: also one that
--- was primary before, and of whose successor nobody asked anything.
+-- was primary before, and whose successor served no request.
 local info = redis.call('INFO', 'server', 'replication')
 local run = string.match(info, 'run_id:(%w+)') .. ':' .. (string.match(info, 'master_replid:(%w+)') or '')
 local want, core = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -104,7 +105,7 @@ for figure in string.gmatch(ARGV[1], '%d+') do
   ceilings[k + 1] = c
 end
 
--- The permit rests; what is owed shrinks.
+-- Withholds the permit; the debt shrinks.
 local function park(c, id)
   local back = int(now + PARK / 2 + math.floor(PARK * c.owe / c.batch))
   redis.call('ZADD', c.permits, 'XX', back, id)
@@ -112,7 +113,7 @@ local function park(c, id)
   c.owe = c.owe - 1
 end
 
--- Given back: only what is still its giver's. While learning, a permit that nobody has brought back
+-- Given back: only what is still its giver's. During the warm-up, a permit that no holder has returned
 -- yet is whose lease of before has not ended: leases do not overlap, so there is one such holder.
 -- The lease's end is by the clock of the server before.
 for g = 9, #ARGV do
@@ -142,7 +143,7 @@ for g = 9, #ARGV do
 end
 
 -- What its holder did not give back comes back, when a later call was answered. So does what was made
--- while learning: nothing speaks for a part of the provider standing still.
+-- during the warm-up: nothing speaks for a part of the provider standing still.
 local function release(c, from, to)
   local ids = redis.call('ZRANGE', c.out, from, to, 'BYSCORE', 'LIMIT', 0, CHUNK, 'WITHSCORES')
   for i = 1, #ids, 2 do
@@ -179,7 +180,7 @@ end
 
 -- Taken: of the narrowest ceiling the permit that fits best, then of the wider one that fits best
 -- below it; a call waits for the later of both. Each ceiling has its pace: one group's that is used up
--- holds back nobody else.
+-- holds back no other group.
 local out, again = {}, 0
 for n = 1, want do
   local slot, late, ids, from = now, nil, {}, {}
@@ -214,7 +215,7 @@ for n = 1, want do
   out[#out + 1] = table.concat(ids, ',') .. ':' .. till .. ':' .. int(slot - now)
 end
 
--- Scarce: less than an eighth is free. Each asker is told when to ask again, as far apart as permits
+-- Scarce: less than an eighth is free. Each reply says when to ask again, as far apart as permits
 -- come free: a queue in one number.
 local scarce = 0
 for k, c in ipairs(ceilings) do

@@ -26,7 +26,7 @@ const LATEST: Duration = Duration::from_millis(25);
 /// How the task and the ceiling reach each other.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Wakeup {
-    /// Somebody waits, or the end has come.
+    /// A caller waits for a permit, or the ceiling is closing.
     pub(super) wake: Arc<Notify>,
     /// Everything has been given back.
     pub(super) done: Arc<Notify>,
@@ -41,7 +41,7 @@ pub(super) async fn run(
 ) {
     let Some(members) = shared.upgrade().map(|shared| Arc::clone(&shared.members)) else { return };
     let mut line = None;
-    // What was said last, so that it is said once.
+    // The error that was logged last, so that it is logged once.
     let mut trouble = String::new();
     loop {
         if shared.strong_count() == 0 {
@@ -52,7 +52,7 @@ pub(super) async fn run(
                 members.connected(Some(new.connection()));
                 line = Some(new);
             }),
-            Some(line) => turn(&shared, line, &keys, &wakeup).await,
+            Some(line) => step(&shared, line, &keys, &wakeup).await,
         };
         match outcome {
             Ok(()) if !trouble.is_empty() => {
@@ -65,7 +65,7 @@ pub(super) async fn run(
                 members.connected(None);
                 if trouble != error.to_string() {
                     trouble = error.to_string();
-                    say(&error);
+                    log(&error);
                 }
                 let Some(shared) = shared.upgrade() else { return };
                 let emptied = with_leases(&shared, |leases, now, _| {
@@ -82,7 +82,7 @@ pub(super) async fn run(
     }
 }
 
-fn say(error: &ClientError) {
+fn log(error: &ClientError) {
     if error.wants_a_person() {
         tracing::error!(%error, "Redis cannot be used: calls go on until the leases end");
     } else {
@@ -91,7 +91,7 @@ fn say(error: &ClientError) {
 }
 
 /// Asks what is to be asked, or waits until there is something.
-async fn turn(
+async fn step(
     shared: &Weak<CeilingInner>,
     line: &mut ScriptClient,
     keys: &[String],

@@ -23,7 +23,7 @@ pub(super) struct ScriptClient {
     sha: String,
 }
 
-/// A line to whoever has these keys.
+/// Connects to the Redis node that serves these keys.
 pub(super) async fn connect(
     fleet: &config::Fleet,
     keys: &[String],
@@ -35,7 +35,7 @@ pub(super) async fn connect(
     Ok(ScriptClient { connection, sha })
 }
 
-/// What somebody should know, though it works.
+/// Logs settings of Redis that an operator should change, though it works.
 fn warn(server: &Server) {
     if server.eviction != "noeviction" {
         tracing::warn!(

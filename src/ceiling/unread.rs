@@ -1,5 +1,5 @@
-//! Leases of calls without an answer, and what Redis has to hear of them after it forgot everything: else
-//! it would give their permits to others.
+//! Leases of calls without an answer, and what must be reported to Redis after it forgot everything: else
+//! it would grant their permits to others.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +13,7 @@ type Name = (u64, Vec<u32>);
 #[derive(Debug, Default)]
 pub(super) struct UnreadLeases {
     leases: BTreeSet<Name>,
-    /// What Redis has yet to hear.
+    /// Not reported yet.
     reports: Vec<Name>,
     /// What the request that is on its way reports.
     on_the_way: Vec<Name>,
@@ -32,12 +32,12 @@ impl UnreadLeases {
         self.leases.len()
     }
 
-    /// Redis has not heard of this one.
+    /// Redis has no report of this one.
     pub(super) fn report(&mut self, lease: &Lease) {
         self.reports.push((lease.nonce, lease.ids.clone()));
     }
 
-    /// Redis has not heard of any.
+    /// Redis has forgotten all of them.
     pub(super) fn report_all(&mut self) {
         self.reports = self.leases.iter().cloned().collect();
     }
@@ -53,7 +53,7 @@ impl UnreadLeases {
         reports.map(|(nonce, ids)| ReturnedLease { ids, nonce, free_in: hold }).collect()
     }
 
-    /// Redis has heard of what was on its way.
+    /// Redis has received the reports on their way.
     pub(super) fn reported(&mut self) {
         self.on_the_way.clear();
     }

@@ -52,7 +52,7 @@ pub(super) struct Window {
     cooling: VecDeque<Instant>,
     /// When each withheld permit comes back; soonest first.
     withheld: VecDeque<Instant>,
-    /// No permit is given before: whoever used this ceiling before us may just have.
+    /// No permit is given before: an earlier process may just have used this ceiling.
     opens: Instant,
     last_withheld: Option<Instant>,
     reserve: Reserve,

@@ -1,4 +1,4 @@
-//! `/_emulator/*`: for whoever runs the emulator. These calls are never counted or refused.
+//! `/_emulator/*`: for the user of the emulator. These calls are never counted or refused.
 
 use http::header::ALLOW;
 use http::{HeaderValue, Method, Response, StatusCode};

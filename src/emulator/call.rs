@@ -69,7 +69,7 @@ impl<'a> Call<'a> {
         if self.headers.contains_key(header::AUTHORIZATION) { Version::V3 } else { Version::V1 }
     }
 
-    /// Whether this is the one operation served here, before anybody looks at its signature.
+    /// Whether this is the one operation served here, before its signature is checked.
     pub(super) fn check_operation(&self) -> Result<(), Refusal> {
         if !matches!(*self.method, Method::GET | Method::POST) {
             return Err(Refusal::new("UnsupportedHTTPMethod"));

@@ -20,7 +20,7 @@ pub struct Options {
     pub account_qps: u32,
     /// Calls a sliding second from one address, beyond which it is blocked. 0: no limit.
     pub egress_ip_qps: u32,
-    /// How long a blocked address stays so. `None`: until somebody lifts it.
+    /// How long a blocked address stays so. `None`: until an operator lifts it.
     pub block_for: Option<Duration>,
     /// The keys that may sign.
     pub keys: Vec<KeyPair>,

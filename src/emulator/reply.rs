@@ -66,7 +66,7 @@ pub(super) fn refused(refusal: &Refusal, request: &HeaderMap) -> Response<Body> 
     reply
 }
 
-/// What a load balancer on the way says when nobody is behind it.
+/// The answer of a load balancer on the way that has no backend.
 pub(super) fn html_503() -> Response<Body> {
     const PAGE: &[u8] =
         b"<html>\r\n<head><title>503 Service Temporarily Unavailable</title></head>\

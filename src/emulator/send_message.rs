@@ -26,7 +26,7 @@ pub(super) enum Outcome {
     Html503,
     Hang,
     Close,
-    /// Taken, but nobody is told.
+    /// Taken, but no subscriber receives it.
     AcceptedThenClose,
 }
 

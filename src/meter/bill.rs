@@ -6,7 +6,8 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::Meter;
-use super::ledger::{Minute, Name};
+use super::labels::Billed;
+use super::ledger::{Minute, SeriesName};
 use super::money::{Month, Spent};
 use super::period::Span;
 use crate::config::{Billing, Period};
@@ -112,13 +113,13 @@ impl Meter {
 }
 
 /// What tells rows apart: when, whose, and about what.
-type Key = (Option<i64>, Option<String>, Option<String>);
+type RowKey = (Option<i64>, Option<String>, Option<String>);
 
 struct Sums {
     query: Query,
     billing: Billing,
     month: Month,
-    rows: BTreeMap<Key, Sum>,
+    rows: BTreeMap<RowKey, Sum>,
 }
 
 impl Sums {
@@ -131,12 +132,12 @@ impl Sums {
         month.start.div_euclid(60)
     }
 
-    fn add(&mut self, minute: i64, name: &Name, counted: &Minute) {
+    fn add(&mut self, minute: i64, name: &SeriesName, counted: &Minute) {
         let is_whole = name.topic.is_empty();
         let second = minute * 60;
         let mut billed = Spent::default();
         if !is_whole {
-            billed = self.month.spend(&self.billing, second, counted.billable, true);
+            billed = self.month.spend(&self.billing, second, counted.billable, Billed::Yes);
         }
         if minute < self.query.from {
             return;
@@ -163,7 +164,7 @@ impl Sums {
 
     fn rows(self) -> Vec<Row> {
         let (prices, zone) = (self.billing.prices, self.billing.time_zone);
-        let row = |((start, instance, topic), sum): (Key, Sum)| Row {
+        let row = |((start, instance, topic), sum): (RowKey, Sum)| Row {
             start: start.map(|start| shown(start, &zone)),
             instance,
             topic,

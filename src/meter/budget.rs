@@ -1,11 +1,11 @@
-//! Budgets: a message takes its place before its call, and gives it back when it was proven that
-//! nobody bills it.
+//! Budgets: a message takes its place before its call, and gives it back when it is certain that
+//! it is not billed.
 
 use jiff::Timestamp;
 
+use super::labels::Billed;
 use super::money::Spent;
 use super::period::Span;
-use super::words::Billed;
 use crate::config::{Budget, Limit, Prices};
 
 /// Sums of prices are as exact as floats are.
@@ -67,9 +67,9 @@ impl Account {
         Ok(())
     }
 
-    /// Whether there is a place for one more, or nobody minds.
+    /// Whether there is a place for one more, or the budget does not refuse messages.
     pub(super) fn admits(&mut self, now: i64, prices: &Prices) -> Result<(), OverBudget> {
-        self.turn(now);
+        self.roll(now);
         if !self.budget.refuse || self.taken(prices, 1) <= self.limit() * ROUNDING {
             return Ok(());
         }
@@ -77,15 +77,15 @@ impl Account {
     }
 
     /// A call has ended: its place is spent, or free again.
-    pub(super) fn settle(&mut self, now: i64, billed: Billed, spent: &Spent) {
-        self.turn(now);
+    pub(super) fn commit(&mut self, now: i64, billed: Billed, spent: &Spent) {
+        self.roll(now);
         self.reserved = self.reserved.saturating_sub(1);
         if billed != Billed::No {
             self.used.add(spent);
         }
     }
 
-    /// Spent before this process, or by calls of which nobody knows.
+    /// Spent before this process, or by calls whose end was not recorded.
     pub(super) fn restore(&mut self, second: i64, spent: &Spent) {
         if self.span.contains(second) {
             self.used.add(spent);
@@ -93,7 +93,7 @@ impl Account {
     }
 
     pub(super) fn status(&mut self, now: i64, prices: &Prices) -> BudgetStatus {
-        self.turn(now);
+        self.roll(now);
         let used = self.taken(prices, 0) - self.unit(self.reserved, prices);
         let remaining = ((self.limit() - self.taken(prices, 0)) / self.limit()).clamp(0.0, 1.0);
         BudgetStatus {
@@ -110,7 +110,7 @@ impl Account {
     }
 
     /// A clock that was set back begins no period anew.
-    fn turn(&mut self, now: i64) {
+    fn roll(&mut self, now: i64) {
         if now >= self.span.end {
             self.span = Span::around(now, self.budget.period, &self.budget.time_zone);
             self.used = Spent::default();
@@ -133,8 +133,8 @@ impl Account {
         used + self.unit(self.reserved + more, prices)
     }
 
-    /// So many messages in the budget's unit: money at the highest price, since nobody knows which
-    /// tier they fall into.
+    /// So many messages in the budget's unit: money at the highest price, since the tier that they
+    /// fall into is not known yet.
     fn unit(&self, messages: u64, prices: &Prices) -> f64 {
         match self.budget.limit {
             Limit::Messages(_) => messages as f64,

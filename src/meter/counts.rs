@@ -8,12 +8,12 @@ use jiff::Timestamp;
 use super::budget::{Account, BudgetStatus, OverBudget};
 use super::errors::Errors;
 use super::history::History;
-use super::labels::{Labels, OTHER};
-use super::ledger::{Minute, Name, SeriesId};
+use super::label_set::{LabelSet, OTHER};
+use super::labels::{Billed, CallKind, Published};
+use super::ledger::{Minute, SeriesId, SeriesName};
 use super::money::{Month, Spent};
 use super::period::Span;
 use super::tps::Tps;
-use super::words::{Billed, CallKind, Published};
 use crate::config::{Billing, Period};
 use crate::message::{InstanceId, TopicPattern};
 
@@ -50,10 +50,10 @@ pub struct Snapshot {
 
 /// Messages of one instance and parent topic, in this process and today.
 #[derive(Debug)]
-struct Line {
-    name: Name,
+struct CountedSeries {
+    name: SeriesName,
     /// In the ledger.
-    series: Option<SeriesId>,
+    ledger_id: Option<SeriesId>,
     billed: Spent,
     uncertain: u64,
     /// What was spent before a price changed.
@@ -66,11 +66,11 @@ struct Line {
 
 #[derive(Debug)]
 pub(super) struct Counts {
-    topics: Labels,
-    codes: Labels,
+    topics: LabelSet,
+    codes: LabelSet,
     published: BTreeMap<Arc<str>, [u64; Published::ALL.len()]>,
     calls: BTreeMap<(CallKind, Arc<str>), u64>,
-    lines: Vec<Line>,
+    series: Vec<CountedSeries>,
     index: BTreeMap<InstanceId, BTreeMap<Arc<str>, usize>>,
     tps: BTreeMap<InstanceId, Tps>,
     pub(super) history: History,
@@ -85,11 +85,11 @@ impl Counts {
     pub(super) fn new(max_topics: usize, billing: Billing, now: i64) -> Self {
         let other = Arc::<str>::from(OTHER);
         let mut counts = Self {
-            topics: Labels::new(max_topics),
-            codes: Labels::new(MAX_CODES),
+            topics: LabelSet::new(max_topics),
+            codes: LabelSet::new(MAX_CODES),
             published: BTreeMap::from([(other, Default::default())]),
             calls: BTreeMap::new(),
-            lines: Vec::new(),
+            series: Vec::new(),
             index: BTreeMap::new(),
             tps: BTreeMap::new(),
             history: History::new(now),
@@ -117,23 +117,23 @@ impl Counts {
         &self.billing
     }
 
-    // === lines ===
+    // === series ===
 
-    /// The line of an instance and parent topic.
-    pub(super) fn line(&mut self, instance: &InstanceId, parent: &str) -> usize {
+    /// The series of an instance and parent topic.
+    pub(super) fn series(&mut self, instance: &InstanceId, parent: &str) -> usize {
         let topic = self.topics.get(parent);
-        if let Some(line) = self.index.get(instance).and_then(|topics| topics.get(&topic)) {
-            return *line;
+        if let Some(series) = self.index.get(instance).and_then(|topics| topics.get(&topic)) {
+            return *series;
         }
-        let line = self.lines.len();
-        let name = Name { instance: Arc::clone(instance), topic };
+        let series = self.series.len();
+        let name = SeriesName { instance: Arc::clone(instance), topic };
         let topics = self.index.entry(Arc::clone(instance)).or_default();
-        topics.insert(Arc::clone(&name.topic), line);
+        topics.insert(Arc::clone(&name.topic), series);
         self.tps.entry(Arc::clone(instance)).or_default();
         let budgets = self.budgets_of(&name);
-        self.lines.push(Line {
+        self.series.push(CountedSeries {
             name,
-            series: None,
+            ledger_id: None,
             billed: Spent::default(),
             uncertain: 0,
             spent_before: 0.0,
@@ -141,26 +141,26 @@ impl Counts {
             today_uncertain: 0,
             budgets,
         });
-        line
+        series
     }
 
-    fn budgets_of(&self, name: &Name) -> Vec<usize> {
+    fn budgets_of(&self, name: &SeriesName) -> Vec<usize> {
         let covers = |account: &Account| account.budget().covers(&name.instance, &name.topic);
         let covering = self.accounts.iter().enumerate().filter(|(_, account)| covers(account));
         covering.map(|(index, _)| index).collect()
     }
 
     /// Its series in the ledger, made by `series` for its first call.
-    pub(super) fn series(
+    pub(super) fn ledger_id(
         &mut self,
-        line: usize,
-        series: impl FnOnce(&Name) -> Option<SeriesId>,
+        series: usize,
+        create: impl FnOnce(&SeriesName) -> Option<SeriesId>,
     ) -> Option<SeriesId> {
-        let line = &mut self.lines[line];
-        if line.series.is_none() {
-            line.series = series(&line.name);
+        let series = &mut self.series[series];
+        if series.ledger_id.is_none() {
+            series.ledger_id = create(&series.name);
         }
-        line.series
+        series.ledger_id
     }
 
     // === facts ===
@@ -170,18 +170,18 @@ impl Counts {
         self.published.entry(topic).or_default()[outcome as usize] += 1;
     }
 
-    /// Whether the budgets of a line have a place for one more message.
-    pub(super) fn admits(&mut self, line: usize, now: i64) -> Result<(), OverBudget> {
-        for budget in &self.lines[line].budgets {
+    /// Whether the budgets of a series have a place for one more message.
+    pub(super) fn admits(&mut self, series: usize, now: i64) -> Result<(), OverBudget> {
+        for budget in &self.series[series].budgets {
             self.accounts[*budget].admits(now, &self.billing.prices)?;
         }
         Ok(())
     }
 
-    /// Takes a place in all budgets of a line, or in none.
-    pub(super) fn reserve(&mut self, line: usize, now: i64) -> Result<(), OverBudget> {
-        self.admits(line, now)?;
-        for budget in &self.lines[line].budgets {
+    /// Takes a place in all budgets of a series, or in none.
+    pub(super) fn reserve(&mut self, series: usize, now: i64) -> Result<(), OverBudget> {
+        self.admits(series, now)?;
+        for budget in &self.series[series].budgets {
             self.accounts[*budget].reserve(now, &self.billing.prices)?;
         }
         Ok(())
@@ -190,7 +190,7 @@ impl Counts {
     /// A call has ended.
     pub(super) fn ended(
         &mut self,
-        line: usize,
+        series: usize,
         kind: CallKind,
         code: &str,
         billed: Billed,
@@ -202,43 +202,41 @@ impl Counts {
         *self.calls.entry((kind, code)).or_default() += 1;
         let spent = match billed {
             Billed::No => Spent::default(),
-            Billed::Yes | Billed::Uncertain => {
-                self.month.spend(&self.billing, now, 1, billed == Billed::Yes)
-            }
+            Billed::Yes | Billed::Uncertain => self.month.spend(&self.billing, now, 1, billed),
         };
-        for budget in &self.lines[line].budgets {
-            self.accounts[*budget].settle(now, billed, &spent);
+        for budget in &self.series[series].budgets {
+            self.accounts[*budget].commit(now, billed, &spent);
         }
-        self.turn(now);
-        let line = &mut self.lines[line];
+        self.roll(now);
+        let series = &mut self.series[series];
         match billed {
             Billed::No => {}
             Billed::Uncertain => {
-                line.uncertain += 1;
-                line.today_uncertain += 1;
+                series.uncertain += 1;
+                series.today_uncertain += 1;
             }
             Billed::Yes => {
-                line.billed.add(&spent);
-                line.today.add(&spent);
-                self.tps.entry(Arc::clone(&line.name.instance)).or_default().add(now);
+                series.billed.add(&spent);
+                series.today.add(&spent);
+                self.tps.entry(Arc::clone(&series.name.instance)).or_default().add(now);
             }
         }
     }
 
     /// Today ends, for those who count it.
-    fn turn(&mut self, now: i64) {
+    fn roll(&mut self, now: i64) {
         if now < self.today.end {
             return;
         }
         self.today = Span::around(now, Period::Day, &self.billing.time_zone);
-        for line in &mut self.lines {
-            (line.today, line.today_uncertain) = (Spent::default(), 0);
+        for series in &mut self.series {
+            (series.today, series.today_uncertain) = (Spent::default(), 0);
         }
     }
 
     // === from the ledger ===
 
-    /// From which second on the ledger is to be told to [`Counts::restore`].
+    /// The Unix second from which on the ledger must be passed to [`Counts::restore`].
     pub(super) fn restores_from(&self, now: i64) -> i64 {
         let month = Span::around(now, Period::Month, &self.billing.time_zone).start;
         let starts = self.accounts.iter().map(Account::start).chain([self.today.start]);
@@ -247,9 +245,10 @@ impl Counts {
     }
 
     /// What earlier processes have spent in this minute.
-    pub(super) fn restore(&mut self, second: i64, name: &Name, minute: &Minute) {
-        let billed = self.month.spend(&self.billing, second, minute.billable, true);
-        let uncertain = self.month.spend(&self.billing, second, minute.uncertain, false);
+    pub(super) fn restore(&mut self, second: i64, name: &SeriesName, minute: &Minute) {
+        let billed = self.month.spend(&self.billing, second, minute.billable, Billed::Yes);
+        let uncertain =
+            self.month.spend(&self.billing, second, minute.uncertain, Billed::Uncertain);
         for account in &mut self.accounts {
             if account.budget().covers(&name.instance, &name.topic) {
                 account.restore(second, &billed);
@@ -258,16 +257,16 @@ impl Counts {
         }
         // Topics of other days take no label from those of today.
         if self.today.contains(second) {
-            let line = self.line(&name.instance, &name.topic);
-            self.lines[line].today.add(&billed);
-            self.lines[line].today_uncertain += minute.uncertain;
+            let series = self.series(&name.instance, &name.topic);
+            self.series[series].today.add(&billed);
+            self.series[series].today_uncertain += minute.uncertain;
         }
     }
 
-    /// Calls of which nobody knows how they ended, since a process did not.
-    pub(super) fn lost(&mut self, name: &Name, calls: u64, now: i64) {
-        let line = self.line(&name.instance, &name.topic);
-        self.lines[line].uncertain += calls;
+    /// Calls whose end an earlier process did not record.
+    pub(super) fn lost(&mut self, name: &SeriesName, calls: u64, now: i64) {
+        let series = self.series(&name.instance, &name.topic);
+        self.series[series].uncertain += calls;
         self.history.uncertain(now, calls);
     }
 
@@ -275,9 +274,9 @@ impl Counts {
 
     /// Takes up other prices. What was spent is spent; today and budgets are seen at the new ones.
     pub(super) fn reprice(&mut self, billing: &Billing) {
-        for line in &mut self.lines {
-            line.spent_before +=
-                line.billed.cost(&self.billing.prices) - line.billed.cost(&billing.prices);
+        for series in &mut self.series {
+            series.spent_before +=
+                series.billed.cost(&self.billing.prices) - series.billed.cost(&billing.prices);
         }
         self.billing.prices = billing.prices.clone();
         self.billing.currency.clone_from(&billing.currency);
@@ -287,28 +286,28 @@ impl Counts {
     // === for those who show them ===
 
     pub(super) fn uncertain(&self) -> u64 {
-        self.lines.iter().map(|line| line.uncertain).sum()
+        self.series.iter().map(|series| series.uncertain).sum()
     }
 
     pub(super) fn snapshot(&mut self, now: i64) -> Snapshot {
-        self.turn(now);
+        self.roll(now);
         let prices = &self.billing.prices;
         let mut snapshot = Snapshot {
             published: self.published.clone(),
             calls: self.calls.clone(),
             ..Snapshot::default()
         };
-        for line in &self.lines {
-            let (instance, topic) = (&line.name.instance, &line.name.topic);
+        for series in &self.series {
+            let (instance, topic) = (&series.name.instance, &series.name.topic);
             let messages = Messages {
-                billable: line.billed.messages(),
-                uncertain: line.uncertain,
-                spend: line.spent_before + line.billed.cost(prices),
+                billable: series.billed.messages(),
+                uncertain: series.uncertain,
+                spend: series.spent_before + series.billed.cost(prices),
             };
             let today = Messages {
-                billable: line.today.messages(),
-                uncertain: line.today_uncertain,
-                spend: line.today.cost(prices),
+                billable: series.today.messages(),
+                uncertain: series.today_uncertain,
+                spend: series.today.cost(prices),
             };
             let to = snapshot.messages.entry(Arc::clone(instance)).or_default();
             to.insert(Arc::clone(topic), messages);

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::{Billed, Meter};
 
-/// The most that are told.
+/// The most that are returned.
 const MOST: usize = 20;
 
 /// Codes with their counts. Bounded as the codes' labels are.

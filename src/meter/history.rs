@@ -53,7 +53,7 @@ impl History {
 
     /// A call ended in this Unix second, with this code or transport word.
     pub(super) fn called(&mut self, now: i64, code: &str, billed: Billed) {
-        let second = self.turn(now);
+        let second = self.roll(now);
         second.calls += 1;
         match billed {
             Billed::Yes => second.billable += 1,
@@ -65,15 +65,15 @@ impl History {
         }
     }
 
-    /// A message may have been billed by a call that nobody saw end.
+    /// A message may have been billed by a call whose end was not recorded.
     pub(super) fn uncertain(&mut self, now: i64, calls: u64) {
-        let second = self.turn(now);
+        let second = self.roll(now);
         second.uncertain =
             second.uncertain.saturating_add(u32::try_from(calls).unwrap_or(u32::MAX));
     }
 
     /// Ends the seconds before `now`, and gives the one that is counted.
-    fn turn(&mut self, now: i64) -> &mut Second {
+    fn roll(&mut self, now: i64) -> &mut Second {
         if now < self.now - SET_BACK {
             self.ring.fill(Second::default());
             (self.now, self.first) = (now, now + 1);
@@ -92,7 +92,7 @@ impl History {
 
     /// The whole seconds after `since`.
     fn read(&mut self, now: i64, since: Option<i64>) -> Past {
-        self.turn(now);
+        self.roll(now);
         let end = self.now - 1;
         let after = since.map_or(i64::MIN, |since| since.saturating_add(1));
         let seconds = after.max(self.first).max(end + 1 - SECONDS)..=end;

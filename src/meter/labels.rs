@@ -1,39 +1,101 @@
-//! Label values that come from outside: the first so many have series of their own, the rest
-//! share one.
+//! The label values that counts are kept under.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
-/// What all later values are called.
-pub const OTHER: &str = "other";
-/// A longer value is nobody's topic or code.
-const MAX_LENGTH: usize = 64;
-
-#[derive(Debug)]
-pub(super) struct Labels {
-    known: BTreeSet<Arc<str>>,
-    other: Arc<str>,
-    max: usize,
+/// How a request to publish ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Published {
+    /// Delivered.
+    Delivered,
+    /// Kept, to be delivered.
+    Queued,
+    /// Refused because of a ceiling, ours or the provider's.
+    OverCeiling,
+    /// Refused by the provider.
+    Refused,
+    /// Not delivered.
+    Failed,
+    /// Perhaps delivered.
+    Unknown,
+    /// Not a message.
+    Invalid,
+    /// Refused while stopping.
+    Draining,
+    /// Refused because too many wait.
+    Full,
 }
 
-impl Labels {
-    pub(super) fn new(max: usize) -> Self {
-        Self { known: BTreeSet::new(), other: OTHER.into(), max }
-    }
+impl Published {
+    /// All, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Delivered,
+        Self::Queued,
+        Self::OverCeiling,
+        Self::Refused,
+        Self::Failed,
+        Self::Unknown,
+        Self::Invalid,
+        Self::Draining,
+        Self::Full,
+    ];
 
-    pub(super) fn get(&mut self, value: &str) -> Arc<str> {
-        if value == OTHER {
-            return Arc::clone(&self.other);
+    /// The word for it in metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Queued => "queued",
+            Self::OverCeiling => "over_ceiling",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+            Self::Invalid => "invalid",
+            Self::Draining => "draining",
+            Self::Full => "full",
         }
-        if let Some(known) = self.known.get(value) {
-            return Arc::clone(known);
+    }
+}
+
+/// Why a call was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CallKind {
+    /// A message's first try.
+    First,
+    /// A later one.
+    Retry,
+    /// One that finds out whether a lane works again.
+    Probe,
+}
+
+impl CallKind {
+    /// The word for it in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Retry => "retry",
+            Self::Probe => "probe",
         }
-        let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.%".contains(&b));
-        if self.known.len() >= self.max || value.is_empty() || value.len() > MAX_LENGTH || !plain {
-            return Arc::clone(&self.other);
+    }
+}
+
+/// What a call means for the bill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Billed {
+    /// Each successful call is one message.
+    Yes,
+    /// May be one message: the answer is missing or ambiguous.
+    Uncertain,
+    /// Not a successful call.
+    No,
+}
+
+impl Billed {
+    /// All, in order.
+    pub const ALL: [Self; 3] = [Self::Yes, Self::Uncertain, Self::No];
+
+    /// The `result` of a call in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Yes => "delivered",
+            Self::Uncertain => "unknown",
+            Self::No => "failed",
         }
-        let value = Arc::<str>::from(value);
-        self.known.insert(Arc::clone(&value));
-        value
     }
 }

@@ -1,5 +1,5 @@
-//! What was asked, sent and billed. Rooms report facts through [`Meter`]; nobody computes with
-//! them on the way of a message.
+//! What was requested, sent and billed. Modules report facts through [`Meter`]; no decision about a
+//! message depends on them but that of a budget.
 //!
 //! Counts are kept here rather than in `prometheus` vectors: those find a child by a hash of its
 //! label values written one after another, without comparing them, so ("ab", "c") and ("a", "bc")
@@ -10,12 +10,12 @@ mod budget;
 mod counts;
 mod errors;
 mod history;
+mod label_set;
 mod labels;
 mod ledger;
 mod money;
 mod period;
 mod tps;
-mod words;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,19 +34,19 @@ use counts::Counts;
 pub use counts::{Messages, Snapshot};
 pub use errors::{Failure, Failures};
 pub use history::Past;
-pub use labels::OTHER;
+pub use label_set::OTHER;
+pub use labels::{Billed, CallKind, Published};
 use ledger::Ledger;
 pub use ledger::LedgerError;
-pub use words::{Billed, CallKind, Published};
 
 /// The book of facts. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Meter {
-    shared: Arc<Shared>,
+    shared: Arc<MeterInner>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct MeterInner {
     counts: Mutex<Counts>,
     /// `None`: only this process is counted.
     ledger: Option<Ledger>,
@@ -59,13 +59,13 @@ struct Shared {
 
 /// Calls of a process before this one that ended in the same second, perhaps without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unanswered {
+pub struct PriorCalls {
     /// How long ago they ended, at least.
     pub ago: Duration,
     /// How many.
     pub calls: usize,
     /// How many of them had not ended when the process did. After a kill that is more than there were:
-    /// the ledger keeps room for calls that are about to begin.
+    /// the ledger reserves room for calls that are about to begin.
     pub under_way: usize,
     /// Whether a call that was sent later has been answered.
     pub later_answered: bool,
@@ -155,10 +155,10 @@ impl Meter {
     ) -> Self {
         let mut counts = Counts::new(max_topics, billing.clone(), now());
         for instance in instances {
-            counts.line(&instance, OTHER);
+            counts.series(&instance, OTHER);
         }
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(MeterInner {
                 counts: Mutex::new(counts),
                 ledger,
                 has_budgets: !billing.budgets.is_empty(),
@@ -199,8 +199,8 @@ impl Meter {
             return Ok(());
         }
         let mut counts = self.counts();
-        let line = counts.line(instance, parent);
-        counts.admits(line, now())
+        let series = counts.series(instance, parent);
+        counts.admits(series, now())
     }
 
     /// A call is about to leave. It takes its place in the budgets and in the ledger.
@@ -210,12 +210,13 @@ impl Meter {
     pub async fn begin(&self, message: &Message, kind: CallKind) -> Result<Call, OverBudget> {
         let call = {
             let mut counts = self.counts();
-            let line = counts.line(&message.instance, message.topic.parent());
-            counts.reserve(line, now())?;
-            let series = counts.series(line, |name| self.shared.ledger.as_ref()?.series(name));
-            Call { meter: self.clone(), line, series, kind, has_ended: false }
+            let series = counts.series(&message.instance, message.topic.parent());
+            counts.reserve(series, now())?;
+            let ledger_id =
+                counts.ledger_id(series, |name| self.shared.ledger.as_ref()?.series(name));
+            Call { meter: self.clone(), series, ledger_id, kind, has_ended: false }
         };
-        if let (Some(ledger), Some(id)) = (&self.shared.ledger, call.series) {
+        if let (Some(ledger), Some(id)) = (&self.shared.ledger, call.ledger_id) {
             ledger.begin(id).await;
         }
         Ok(call)
@@ -248,24 +249,24 @@ impl Meter {
         &self,
         within: Duration,
         call_timeout: Duration,
-    ) -> Option<Vec<Unanswered>> {
+    ) -> Option<Vec<PriorCalls>> {
         let ledger = self.shared.ledger.as_ref()?;
         let now = Timestamp::now();
         let since = now.checked_sub(within).unwrap_or(Timestamp::UNIX_EPOCH);
         let seconds = ledger.seconds_since(since.as_second())?;
         let answered =
-            seconds.iter().filter(|(_, (cell, _))| cell.billable > 0).map(|(at, _)| *at).max();
+            seconds.iter().filter(|(_, (bucket, _))| bucket.billable > 0).map(|(at, _)| *at).max();
         // Rounded up: so long before its answer a call was sent at the earliest.
         let took = i64::try_from(call_timeout.as_secs()).unwrap_or(i64::MAX).saturating_add(2);
-        let calls = seconds.into_iter().filter(|(_, (cell, _))| cell.uncertain > 0);
-        let calls = calls.map(|(second, (cell, under_way))| {
+        let calls = seconds.into_iter().filter(|(_, (bucket, _))| bucket.uncertain > 0);
+        let calls = calls.map(|(second, (bucket, under_way))| {
             // Some time in that second. One that lies ahead, by a clock that was set back, is now.
             let ended = Timestamp::from_second(second + 1).unwrap_or(now);
             let ago = Duration::try_from(now.duration_since(ended)).unwrap_or_default();
             let later_answered = answered.is_some_and(|at| at.saturating_sub(took) > second);
             let [calls, under_way] =
-                [cell.uncertain, under_way].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-            Unanswered { ago, calls, under_way, later_answered }
+                [bucket.uncertain, under_way].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+            PriorCalls { ago, calls, under_way, later_answered }
         });
         Some(calls.collect())
     }
@@ -294,14 +295,14 @@ impl Meter {
     }
 }
 
-/// One call, from before it leaves to its verdict. Dropped without one, nobody knows what became
-/// of it.
+/// One call, from before it leaves to its verdict. Dropped without one, its
+/// outcome is uncertain.
 #[derive(Debug)]
-#[must_use = "a call that is dropped counts as one of which nobody knows"]
+#[must_use = "a call that is dropped counts as uncertain"]
 pub struct Call {
     meter: Meter,
-    line: usize,
-    series: Option<ledger::SeriesId>,
+    series: usize,
+    ledger_id: Option<ledger::SeriesId>,
     kind: CallKind,
     has_ended: bool,
 }
@@ -317,8 +318,8 @@ impl Call {
         self.has_ended = true;
         let at = Timestamp::now();
         let now = at.as_second();
-        self.meter.counts().ended(self.line, self.kind, code, billed, at);
-        if let (Some(ledger), Some(id)) = (&self.meter.shared.ledger, self.series) {
+        self.meter.counts().ended(self.series, self.kind, code, billed, at);
+        if let (Some(ledger), Some(id)) = (&self.meter.shared.ledger, self.ledger_id) {
             ledger.end(id, billed, now);
         }
     }

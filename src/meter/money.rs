@@ -1,8 +1,8 @@
 //! What messages cost: counts by price, so that no sum of fractions drifts.
 
-use crate::config::{Billing, MAX_TIERS, Period, Prices};
-
+use super::labels::Billed;
 use super::period::Span;
+use crate::config::{Billing, MAX_TIERS, Period, Prices};
 
 /// Messages by the tier of the price that they fell into.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,14 +37,14 @@ impl Month {
         Self { span: None, messages: 0 }
     }
 
-    /// So many more in this second: which tiers they fall into. What may have been billed costs as
-    /// if it were, and moves the month no further.
+    /// So many more messages in this second: the tiers that they fall into. Uncertain ones cost as if
+    /// they were billed, but do not advance the month.
     pub(crate) fn spend(
         &mut self,
         billing: &Billing,
         second: i64,
         messages: u64,
-        certain: bool,
+        billed: Billed,
     ) -> Spent {
         let mut spent = Spent::default();
         if !billing.prices.is_tiered() {
@@ -62,7 +62,7 @@ impl Month {
             spent.0[billing.prices.tier(at)] += here;
             (at, left) = (at + here, left - here);
         }
-        if certain {
+        if billed == Billed::Yes {
             self.messages = at;
         }
         spent

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::ledger::{Minute, Name};
+use super::ledger::{Minute, SeriesName};
 use super::*;
 use crate::config::{Budget, Limit, Prices};
 use crate::message::{MessageId, Payload, PayloadEncoding, Topic, TopicPattern};
@@ -79,7 +79,7 @@ fn worked_examples() {
     use Billed::{No, Uncertain, Yes};
     use CallKind::{First, Retry};
     let mut counts = Counts::new(5, billing(), 0);
-    let line = counts.line(&"post-cn-1".into(), "TopicA");
+    let line = counts.series(&"post-cn-1".into(), "TopicA");
     let mut after = |second, calls: &[(u64, CallKind, Billed)]| {
         for (times, kind, billed) in calls {
             for _ in 0..*times {
@@ -113,8 +113,8 @@ fn tiers_follow_the_month() {
     std::fs::write(&path, format!("{least}{tiers}")).unwrap();
     let billing = crate::config::load(Some(&path), [], &[]).unwrap().config.billing;
     let mut counts = Counts::new(5, billing, 0);
-    let name = Name { instance: "x".into(), topic: "TopicA".into() };
-    let line = counts.line(&name.instance, "TopicA");
+    let name = SeriesName { instance: "x".into(), topic: "TopicA".into() };
+    let line = counts.series(&name.instance, "TopicA");
     // Ninety of an earlier process, twenty of this one: ten at each price.
     counts.restore(0, &name, &Minute { billable: 90, uncertain: 0, peak: 90 });
     for _ in 0..20 {
@@ -133,7 +133,7 @@ fn tiers_follow_the_month() {
 #[test]
 fn another_price_changes_nothing_that_was_spent() {
     let mut counts = Counts::new(5, billing(), 0);
-    let line = counts.line(&"x".into(), "TopicA");
+    let line = counts.series(&"x".into(), "TopicA");
     let send = |counts: &mut Counts| {
         counts.reserve(line, 60).unwrap();
         counts.ended(line, CallKind::First, "OK", Billed::Yes, at(60));
@@ -194,7 +194,7 @@ proptest! {
     fn budgets_never_drift(steps in prop::collection::vec(step(), 1..300)) {
         let billing = Billing { budgets: budgets(), ..billing() };
         let instance: InstanceId = "post-cn-1".into();
-        let name = |topic: usize| Name { instance: "post-cn-1".into(), topic: TOPICS[topic].into() };
+        let name = |topic: usize| SeriesName { instance: "post-cn-1".into(), topic: TOPICS[topic].into() };
         let mut now = 1_000_000_i64;
         let mut counts = Counts::new(5, billing.clone(), now);
         // By minute and topic: what the ledger has. And the calls that are out.
@@ -203,7 +203,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Begin(topic) => {
-                    let line = counts.line(&instance, TOPICS[topic]);
+                    let line = counts.series(&instance, TOPICS[topic]);
                     if counts.reserve(line, now).is_ok() {
                         out.push(topic);
                     }
@@ -211,7 +211,7 @@ proptest! {
                 Step::End(nth, billed) if !out.is_empty() => {
                     let topic = out.swap_remove(nth % out.len());
                     let billed = Billed::ALL[usize::from(billed)];
-                    let line = counts.line(&instance, TOPICS[topic]);
+                    let line = counts.series(&instance, TOPICS[topic]);
                     counts.ended(line, CallKind::First, "x", billed, at(now));
                     let minute = ledger.entry((now.div_euclid(60), topic)).or_default();
                     minute.billable += u64::from(billed == Billed::Yes);

@@ -16,18 +16,18 @@ pub(super) struct Tps {
 impl Tps {
     /// One more message in this Unix second.
     pub(super) fn add(&mut self, now: i64) {
-        self.turn(now);
+        self.roll(now);
         self.count += 1;
     }
 
     /// The last whole second, and the largest since the last whole minute began.
     pub(super) fn read(&mut self, now: i64) -> (u64, u64) {
-        self.turn(now);
+        self.roll(now);
         (self.last, self.peak.max(self.peak_before))
     }
 
     /// Ends the seconds and minutes before `now`. A clock that was set back ends none.
-    fn turn(&mut self, now: i64) {
+    fn roll(&mut self, now: i64) {
         if now <= self.second {
             return;
         }

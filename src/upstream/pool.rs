@@ -90,7 +90,7 @@ impl Pool {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|_| TransportError::Connect)?;
         let task = tokio::spawn(async move {
-            // Its errors reach whoever waits for an answer.
+            // Its errors reach the call that waits for an answer.
             drop(connection.await);
         });
         sender.ready().await.map_err(|_| TransportError::Connect)?;
@@ -157,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    /// Who waits for a connection until its call is over is told that there was none.
+    /// A call that waits for a connection until its deadline fails with `NoConnection`.
     #[tokio::test]
     async fn all_connections_are_in_use() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Until when a call may leave, and whether it has. A call whose caller can no longer be told of it
-/// stays: else the caller, told that nobody knows, might send a second. So does one that would leave
-/// when we have stopped: nobody would wait for its answer.
+/// Until when a call may be sent, and whether it was. A call is not sent once its caller can no longer
+/// learn the result: the caller would be answered `unknown` and might resend. Nor is it sent once we
+/// have stopped, when its answer would be lost.
 #[derive(Debug)]
 pub struct SendGate {
     closes: Instant,
@@ -36,7 +36,7 @@ impl SendGate {
         Instant::now() >= self.closes || self.stop.is_cancelled()
     }
 
-    /// Asks to leave now. Whoever may, has left.
+    /// Asks to send now. A call that is let through counts as sent.
     pub fn leave(&self) -> bool {
         let open = !self.is_closed();
         if open {

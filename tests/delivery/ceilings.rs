@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::support::virtual_time::{virtual_time, worst_second};
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep};
 use tollgate::ceiling::{Ceiling, Class, Permit, Read, Refused, Start, WINDOW};
@@ -19,32 +20,6 @@ fn ceilings(account: impl Into<Option<u32>>, egress_ip: impl Into<Option<u32>>) 
         unanswered: Unanswered { min: Duration::from_secs(10), max: Duration::from_mins(5) },
         above_published: false,
     }
-}
-
-/// The most moments in any half-open second.
-fn worst_second(moments: &[Instant]) -> usize {
-    let mut moments = moments.to_vec();
-    moments.sort();
-    let mut first = 0;
-    let mut worst = 0;
-    for (i, at) in moments.iter().enumerate() {
-        while *at - moments[first] >= SECOND {
-            first += 1;
-        }
-        worst = worst.max(i + 1 - first);
-    }
-    worst
-}
-
-/// A paused clock and one thread: a run depends on nothing but its input.
-fn virtual_time<F: Future>(run: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    let local = tokio::task::LocalSet::new();
-    runtime.block_on(local.run_until(run))
 }
 
 /// How one call goes: when it is asked for, how long it takes to arrive, and to be answered.

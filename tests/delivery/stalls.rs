@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::support::virtual_time::{virtual_time, worst_second};
 use fastrand::Rng;
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -27,16 +28,6 @@ fn ceilings(account: u32) -> Ceilings {
         unanswered: Unanswered { min: Duration::from_secs(10), max: Duration::from_mins(5) },
         above_published: false,
     }
-}
-
-fn virtual_time<F: Future>(run: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    let local = tokio::task::LocalSet::new();
-    runtime.block_on(local.run_until(run))
 }
 
 /// When the provider reads nothing, from the start of the run.
@@ -207,18 +198,6 @@ fn run(plan: &Plan) -> Vec<Duration> {
     })
 }
 
-fn worst(read: &[Duration]) -> usize {
-    let mut first = 0;
-    let mut worst = 0;
-    for (i, at) in read.iter().enumerate() {
-        while *at >= read[first] + SECOND {
-            first += 1;
-        }
-        worst = worst.max(i + 1 - first);
-    }
-    worst
-}
-
 /// Of the ceiling, in these seconds.
 fn used(plan: &Plan, read: &[Duration], time: Range<Duration>) -> f64 {
     let calls = read.iter().filter(|at| time.contains(at)).count();
@@ -262,7 +241,7 @@ proptest! {
         kills.sort_unstable();
         let until = Duration::from_secs(75);
         let plan = Plan { n, stalls, kills, reset, lost, room, until, seed };
-        let worst = worst(&run(&plan));
+        let worst = worst_second(&run(&plan));
         prop_assert!(worst <= n as usize, "{worst} of {n}");
     }
 }
@@ -296,7 +275,7 @@ fn after_a_stall_the_ceiling_is_used_again() {
                 let plan =
                     Plan { n, stalls, kills: Vec::new(), reset, lost: 0, room: 0, until, seed: 7 };
                 let read = run(&plan);
-                let worst = worst(&read);
+                let worst = worst_second(&read);
                 let after = from + long + SECOND * 15;
                 let used = used(&plan, &read, after..after + SECOND * 20);
                 println!("{n}, {long:?}, {reset}: worst {worst}, {used:.3} used");
@@ -320,7 +299,7 @@ fn after_a_backends_stall_the_ceiling_is_used_again() {
         let plan =
             Plan { n: 300, stalls, kills: Vec::new(), reset: 0, lost: 0, room: 0, until, seed: 7 };
         let read = run(&plan);
-        let worst = worst(&read);
+        let worst = worst_second(&read);
         let after = from + long + SECOND * 15;
         let used = used(&plan, &read, after..after + SECOND * 20);
         println!("a backend, {long:?}: worst {worst}, {used:.3} used");

@@ -15,6 +15,7 @@ pub mod script;
 pub mod stage;
 pub mod standstill;
 pub mod test_sidecar;
+pub mod virtual_time;
 
 use std::time::Duration;
 

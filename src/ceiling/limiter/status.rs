@@ -1,4 +1,4 @@
-//! What is used, withheld and waiting, for whoever shows it.
+//! What is used, withheld and waiting: for the page, metrics and `RateLimit` fields.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub struct Decisions {
 /// One ceiling now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CeilingStatus {
-    /// Which.
+    /// The account's, or that of the egress addresses.
     pub kind: Kind,
     /// Calls per second; `None`: no ceiling. Of all egress addresses together, if they are several.
     pub limit: Option<u32>,

@@ -1,12 +1,13 @@
 //! The ledger: what was billed, and what may have been, by instance, parent topic and second. It
-//! survives the process: what is told to a caller is counted once, whatever happens in between.
+//! survives the process: each outcome is counted once, wherever the process dies.
 //!
-//! Calls report to the [`book`]; a thread writes the book to the [`hot`] file forty times a
-//! second while there is something to write, and to the [`store`] every five seconds. A thread of
-//! its own, since a disk that hangs must hold up no message.
+//! Calls report to the [`reservations`]; a thread writes a snapshot of them to the
+//! [snapshot file](snapshot_file) forty times a second while there is something to write, and to the
+//! [`store`] every five seconds. It is a thread of its own, so that a disk that hangs delays no
+//! message.
 
-mod book;
-mod hot;
+mod reservations;
+mod snapshot_file;
 mod store;
 mod writer;
 
@@ -24,16 +25,16 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::words::Billed;
-use book::{Book, Image};
-pub(super) use book::{Cell, Name, SeriesId};
-use hot::Hot;
+use super::labels::Billed;
+pub(super) use reservations::{Bucket, SeriesId, SeriesName};
+use reservations::{LedgerSnapshot, Reservations};
+use snapshot_file::SnapshotFile;
 pub(super) use store::Minute;
-use store::{Shelf, Store};
-use writer::Writer;
+use store::{LedgerStore, SharedDb};
+use writer::LedgerWriter;
 
-/// How long a call waits for room on the disk. A disk that hangs is waited for once: counting must
-/// not hold up messages.
+/// How long a call waits for its reservation on the disk. If the disk hangs, later calls do not wait:
+/// counting must not delay messages.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a ledger does not open.
@@ -42,17 +43,17 @@ pub enum LedgerError {
     /// A file or folder cannot be used.
     #[error("the ledger's folder {path} cannot be used: {error}")]
     Folder {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
     /// The store cannot be used.
     #[error("the ledger {path} cannot be used: {reason}")]
     Store {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The reason, in words.
         reason: String,
     },
 }
@@ -63,41 +64,41 @@ type Recovered = (i64, BTreeMap<SeriesId, u64>);
 /// The ledger. Cheap to clone; [`Ledger::close`] ends it.
 #[derive(Debug, Clone)]
 pub(super) struct Ledger {
-    shared: Arc<Shared>,
-    shelf: Shelf,
+    shared: Arc<LedgerInner>,
+    database: SharedDb,
     /// What the process left whose ledger this one continues.
     recovered: Option<Arc<Recovered>>,
     writer: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct LedgerInner {
+    state: Mutex<LedgerState>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct State {
-    book: Book,
-    /// Whether it outlives the process, so that calls need room on the disk.
+struct LedgerState {
+    reservations: Reservations,
+    /// Whether it outlives the process, so that calls need reservations on the disk.
     lasting: bool,
-    /// Calls that wait for room.
+    /// Calls that wait for their reservation.
     waiting: Vec<oneshot::Sender<()>>,
-    /// Readers who want the store to have everything.
+    /// Readers that wait until the store has everything.
     flushing: Vec<oneshot::Sender<()>>,
     closing: bool,
     failure: Option<String>,
-    /// A write takes longer than calls wait.
+    /// A write takes longer than a call waits: calls no longer wait.
     stalled: bool,
-    /// Why it is in memory, where it was not to be.
+    /// Why the configured ledger is in memory only.
     unkept: Option<String>,
 }
 
-impl Shared {
-    fn new(book: Book, lasting: bool) -> Self {
-        let state = State {
-            book,
-            lasting,
+impl LedgerInner {
+    fn new(reservations: Reservations) -> Self {
+        let state = LedgerState {
+            reservations,
+            lasting: false,
             waiting: Vec::new(),
             flushing: Vec::new(),
             closing: false,
@@ -108,7 +109,7 @@ impl Shared {
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LedgerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -117,12 +118,12 @@ impl Ledger {
     /// One that ends with the process.
     pub(super) fn in_memory() -> Result<Self, LedgerError> {
         let path = PathBuf::from("(memory)");
-        let store = Store::in_memory().map_err(|error| LedgerError::store(&path, &error))?;
-        Self::start(store, None, Book::new(0, Vec::new()), None)
+        let store = LedgerStore::in_memory().map_err(|error| LedgerError::store(&path, &error))?;
+        Self::start(store, None, Reservations::new(0, Vec::new()))
     }
 
-    /// Opens the one in `folder`, and says what an earlier process has left uncertain. Blocks.
-    pub(super) fn open(folder: &Path) -> Result<(Self, BTreeMap<Name, u64>), LedgerError> {
+    /// Opens the ledger in `folder`. Returns the calls that an earlier process left uncertain. Blocks.
+    pub(super) fn open(folder: &Path) -> Result<(Self, BTreeMap<SeriesName, u64>), LedgerError> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |error| LedgerError::Folder { path, error }
@@ -130,66 +131,63 @@ impl Ledger {
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
         let path = folder.join("ledger.redb");
         let wrong = |error: &dyn std::fmt::Display| LedgerError::store(&path, error);
-        let mut store = match Store::open(&path) {
+        let mut store = match LedgerStore::open(&path) {
             Ok(store) => store,
             Err(error) if is_damage(&error) => set_aside(&path, &error)?,
             Err(error) => return Err(wrong(&error)),
         };
         let found = store.found().map_err(|error| wrong(&error))?;
-        let hot_path = folder.join("hot");
-        let (hot, image) = Hot::open(&hot_path).map_err(at(&hot_path))?;
-        let (image, lost) = Image::recover(found.generation, found.room, image, now());
+        let file_path = folder.join("hot");
+        let (file, snapshot) = SnapshotFile::open(&file_path).map_err(at(&file_path))?;
+        let (snapshot, lost) =
+            LedgerSnapshot::recover(found.generation, found.reserved, snapshot, now());
         let mut names = found.names;
-        names.extend(image.names.iter().map(|(_, name)| name.clone()));
-        store.add(&image).map_err(|error| wrong(&error))?;
-        let recovered = (image.second, lost.clone());
+        names.extend(snapshot.names.iter().map(|(_, name)| name.clone()));
+        store.add(&snapshot).map_err(|error| wrong(&error))?;
+        let recovered = (snapshot.second, lost.clone());
         let lost = lost.into_iter();
         let lost =
             lost.filter_map(|(id, calls)| Some((names.get(usize::from(id))?.clone(), calls)));
         let lost = lost.collect();
-        let book = Book::new(image.generation, names);
-        let before = (found.generation > 0).then_some(recovered);
-        Ok((Self::start(store, Some(hot), book, before)?, lost))
+        let reservations = Reservations::new(snapshot.generation, names);
+        let ledger = Self::start(store, Some(file), reservations)?;
+        let recovered = (found.generation > 0).then(|| Arc::new(recovered));
+        Ok((Self { recovered, ..ledger }, lost))
     }
 
     fn start(
-        store: Store,
-        hot: Option<Hot>,
-        book: Book,
-        recovered: Option<Recovered>,
+        store: LedgerStore,
+        file: Option<SnapshotFile>,
+        reservations: Reservations,
     ) -> Result<Self, LedgerError> {
-        let shared = Arc::new(Shared::new(book, hot.is_some()));
-        let (shelf, its) = (store.shelf(), Arc::clone(&shared));
+        let shared = Arc::new(LedgerInner::new(reservations));
+        shared.state().lasting = file.is_some();
+        let (database, its) = (store.database(), Arc::clone(&shared));
         let writer = std::thread::Builder::new()
             .name("ledger".to_owned())
-            .spawn(move || Writer::new(store, hot, its).run())
+            .spawn(move || LedgerWriter::new(store, file, its).run())
             .map_err(|error| LedgerError::Folder { path: "(thread)".into(), error })?;
-        Ok(Self {
-            shared,
-            shelf,
-            recovered: recovered.map(Arc::new),
-            writer: Arc::new(Mutex::new(Some(writer))),
-        })
+        Ok(Self { shared, database, recovered: None, writer: Arc::new(Mutex::new(Some(writer))) })
     }
 
     /// The series of this name, and the one that stands for its whole instance.
-    pub(super) fn series(&self, name: &Name) -> Option<SeriesId> {
+    pub(super) fn series(&self, name: &SeriesName) -> Option<SeriesId> {
         let mut state = self.shared.state();
-        let whole = Name { instance: Arc::clone(&name.instance), topic: "".into() };
-        state.book.series(&whole)?;
-        state.book.series(name)
+        let whole = SeriesName { instance: Arc::clone(&name.instance), topic: "".into() };
+        state.reservations.series(&whole)?;
+        state.reservations.series(name)
     }
 
-    /// A call is about to leave. Waits until the disk knows that it may, but not for long.
+    /// A call is about to be sent. Waits until the disk has its reservation, but not for long.
     pub(super) async fn begin(&self, id: SeriesId) {
         let wait = {
             let mut state = self.shared.state();
-            let asleep = state.book.is_quiet();
-            let begun = state.book.begin(id);
-            let has_room = begun || !state.lasting || state.stalled || state.failure.is_some();
-            let wait = (!has_room).then(|| {
-                let (room, wait) = oneshot::channel();
-                state.waiting.push(room);
+            let asleep = state.reservations.is_quiet();
+            let begun = state.reservations.begin(id);
+            let is_reserved = begun || !state.lasting || state.stalled || state.failure.is_some();
+            let wait = (!is_reserved).then(|| {
+                let (reserved, wait) = oneshot::channel();
+                state.waiting.push(reserved);
                 wait
             });
             if asleep || wait.is_some() {
@@ -204,11 +202,11 @@ impl Ledger {
         }
     }
 
-    /// It has ended, in this Unix second.
+    /// The call has ended, in this Unix second.
     pub(super) fn end(&self, id: SeriesId, billed: Billed, second: i64) {
         let mut state = self.shared.state();
-        let asleep = state.book.is_quiet();
-        state.book.end(id, billed, second);
+        let asleep = state.reservations.is_quiet();
+        state.reservations.end(id, billed, second);
         if asleep {
             self.shared.changed.notify_one();
         }
@@ -220,7 +218,7 @@ impl Ledger {
         {
             let mut state = self.shared.state();
             if state.closing {
-                // Nobody writes any more, or soon.
+                // The writer stops: a flush would not be answered.
                 return;
             }
             state.flushing.push(done);
@@ -232,24 +230,24 @@ impl Ledger {
     /// Messages from this Unix second on, by the second in which their calls ended, and how many of
     /// them had not ended when the last process did; `None` where the ledger begins with this process.
     /// Blocks for a moment.
-    pub(super) fn seconds_since(&self, second: i64) -> Option<BTreeMap<i64, (Cell, u64)>> {
+    pub(super) fn seconds_since(&self, second: i64) -> Option<BTreeMap<i64, (Bucket, u64)>> {
         let (died, under_way) = &**self.recovered.as_ref()?;
-        let names = self.shared.state().book.names();
-        let mut found = BTreeMap::<_, (Cell, u64)>::new();
+        let names = self.shared.state().reservations.names();
+        let mut found = BTreeMap::<_, (Bucket, u64)>::new();
         // An instance's own series counts what its topics' series count.
         let is_topic =
             |id: SeriesId| names.get(usize::from(id)).is_some_and(|n| !n.topic.is_empty());
-        let each = |second, id, cell: Cell| {
+        let each = |second, id, bucket: Bucket| {
             if is_topic(id) {
                 let (sum, open) = found.entry(second).or_default();
-                sum.billable += cell.billable;
-                sum.uncertain += cell.uncertain;
+                sum.billable += bucket.billable;
+                sum.uncertain += bucket.uncertain;
                 if second == *died {
                     *open += under_way.get(&id).copied().unwrap_or(0);
                 }
             }
         };
-        self.shelf.seconds_since(second, each).ok()?;
+        self.database.seconds_since(second, each).ok()?;
         Some(found)
     }
 
@@ -257,30 +255,30 @@ impl Ledger {
     pub(super) fn minutes(
         &self,
         range: Range<i64>,
-        mut each: impl FnMut(i64, &Name, Minute),
+        mut each: impl FnMut(i64, &SeriesName, Minute),
     ) -> Result<(), String> {
-        let names = self.shared.state().book.names();
+        let names = self.shared.state().reservations.names();
         let each = |minute, id: SeriesId, counts| {
             if let Some(name) = names.get(usize::from(id)) {
                 each(minute, name, counts);
             }
         };
-        self.shelf.minutes(range, each).map_err(|error| error.to_string())
+        self.database.minutes(range, each).map_err(|error| error.to_string())
     }
 
-    /// It is in memory, for this reason.
+    /// The configured ledger cannot be used, for this reason: this one is in memory.
     pub(super) fn fails(&self, why: String) {
         self.shared.state().unkept = Some(why);
     }
 
-    /// What the disk said last, if it takes nothing.
+    /// The last error of the disk, while writes fail.
     pub(super) fn failure(&self) -> Option<String> {
         let state = self.shared.state();
         state.failure.clone().or_else(|| state.unkept.clone())
     }
 
-    /// Stores everything and ends. A disk that hangs holds up no end: what it has not stored, the next
-    /// process finds in the hot file, or counts as uncertain.
+    /// Stores everything and ends, but does not wait for a disk that hangs: the next process finds the
+    /// rest in the snapshot file, or counts it as uncertain.
     pub(super) async fn close(&self) {
         self.shared.state().closing = true;
         self.shared.changed.notify_one();
@@ -310,14 +308,14 @@ fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
-/// A ledger that cannot be read is kept for those who can, and a new one begun: messages go on.
-fn set_aside(path: &Path, error: &redb::Error) -> Result<Store, LedgerError> {
+/// A damaged ledger is kept for an operator to examine, and a new one begun: messages go on.
+fn set_aside(path: &Path, error: &redb::Error) -> Result<LedgerStore, LedgerError> {
     let aside = path.with_extension(format!("damaged-{}", now()));
     fs::rename(path, &aside)
         .map_err(|error| LedgerError::Folder { path: path.to_owned(), error })?;
     let aside = aside.display().to_string();
     tracing::error!(%error, aside, "the ledger is damaged: it was set aside and a new one begun");
-    Store::open(path).map_err(|error| LedgerError::store(path, &error))
+    LedgerStore::open(path).map_err(|error| LedgerError::store(path, &error))
 }
 
 fn now() -> i64 {
@@ -333,12 +331,17 @@ mod tests {
     /// One whose thread comes back only when the test ends does not hold up the end of the process.
     #[tokio::test]
     async fn a_disk_that_hangs_holds_up_no_end() {
-        let shared = Arc::new(Shared::new(Book::new(0, Vec::new()), true));
-        let shelf = Store::in_memory().unwrap().shelf();
+        let shared = Arc::new(LedgerInner::new(Reservations::new(0, Vec::new())));
+        shared.state().lasting = true;
+        let database = LedgerStore::in_memory().unwrap().database();
         let (hangs, until) = std::sync::mpsc::channel::<()>();
         let writer = std::thread::spawn(move || until.recv().unwrap_or_default());
-        let ledger =
-            Ledger { shared, shelf, recovered: None, writer: Arc::new(Mutex::new(Some(writer))) };
+        let ledger = Ledger {
+            shared,
+            database,
+            recovered: None,
+            writer: Arc::new(Mutex::new(Some(writer))),
+        };
         let bound = Duration::from_mins(1);
         timeout(bound, ledger.close()).await.expect("it ends");
         drop(hangs);
@@ -347,15 +350,21 @@ mod tests {
     /// A ledger whose thread never comes back from its disk.
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_is_waited_for_once() {
-        let shared = Arc::new(Shared::new(Book::new(0, Vec::new()), true));
-        let shelf = Store::in_memory().unwrap().shelf();
-        let ledger = Ledger { shared, shelf, recovered: None, writer: Arc::default() };
-        let id = ledger.series(&Name { instance: "x".into(), topic: "TopicA".into() }).unwrap();
+        let shared = Arc::new(LedgerInner::new(Reservations::new(0, Vec::new())));
+        shared.state().lasting = true;
+        let database = LedgerStore::in_memory().unwrap().database();
+        let ledger = Ledger { shared, database, recovered: None, writer: Arc::default() };
+        let id =
+            ledger.series(&SeriesName { instance: "x".into(), topic: "TopicA".into() }).unwrap();
         let start = Instant::now();
         for _ in 0..100 {
             ledger.begin(id).await;
         }
         assert_eq!(start.elapsed().as_secs(), PATIENCE.as_secs());
-        assert_eq!(ledger.shared.state().book.image(0, false).room[&id], 100 + 100);
+        assert_eq!(
+            ledger.shared.state().reservations.snapshot(0, reservations::Phase::Running).reserved
+                [&id],
+            100 + 100
+        );
     }
 }

@@ -8,27 +8,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
-use super::book::{Cell, Cells, Image, Name, SeriesId};
+use super::reservations::{Bucket, Buckets, LedgerSnapshot, SeriesId, SeriesName};
 use crate::message::InstanceId;
 
-/// What is shown of a store that fails.
-pub(super) type Failure = Box<redb::Error>;
+/// Why the store failed.
+pub(super) type StoreFailure = Box<redb::Error>;
 
-/// Instance and parent topic, with a line's end between them; a topic that is empty stands for the
-/// whole instance.
+/// Instance and parent topic, separated by a newline; an empty topic stands for the whole instance.
 const SERIES: TableDefinition<SeriesId, &str> = TableDefinition::new("series");
 /// Billable and uncertain messages by Unix second.
 const SECONDS: TableDefinition<(i64, SeriesId), (u64, u64)> = TableDefinition::new("seconds");
 /// Billable and uncertain messages by Unix minute, and the minute's largest second.
 const MINUTES: TableDefinition<(i64, SeriesId), (u64, u64, u64)> = TableDefinition::new("minutes");
 /// Calls that may be under way.
-const ROOM: TableDefinition<SeriesId, u64> = TableDefinition::new("room");
+const RESERVED: TableDefinition<SeriesId, u64> = TableDefinition::new("room");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const GENERATION: &str = "generation";
 const VERSION: &str = "version";
 const THIS_VERSION: u64 = 1;
 
-/// Beside a few bytes for each row, this is what the store takes of memory.
+/// Memory for the database's cache, bytes.
 const CACHE: usize = 1 << 20;
 /// How long seconds and minutes are kept, and how many rows of each at most: the file then has
 /// about 64 MiB.
@@ -50,19 +49,19 @@ pub(crate) struct Minute {
 }
 
 #[derive(Debug)]
-pub(super) struct Store {
-    database: Shelf,
+pub(super) struct LedgerStore {
+    database: SharedDb,
     path: Option<PathBuf>,
-    names: Vec<Name>,
+    names: Vec<SeriesName>,
     /// The series that stands for the whole of an instance.
     wholes: BTreeMap<InstanceId, SeriesId>,
 }
 
-/// The database as readers find it, which is another one after a failure.
+/// The open database, which readers share; a failure replaces it.
 #[derive(Debug, Clone)]
-pub(super) struct Shelf(Arc<Mutex<Arc<Database>>>);
+pub(super) struct SharedDb(Arc<Mutex<Arc<Database>>>);
 
-impl Shelf {
+impl SharedDb {
     fn new(database: Database) -> Self {
         Self(Arc::new(Mutex::new(Arc::new(database))))
     }
@@ -76,45 +75,45 @@ impl Shelf {
     }
 }
 
-/// What is found where a store is opened.
+/// What an opened store holds.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct StoreContents {
     pub(super) generation: u64,
-    pub(super) names: Vec<Name>,
-    pub(super) room: BTreeMap<SeriesId, u64>,
+    pub(super) names: Vec<SeriesName>,
+    pub(super) reserved: BTreeMap<SeriesId, u64>,
 }
 
 /// Why a store does not open.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
     #[error("{0}")]
-    Failed(#[from] Failure),
+    Failed(#[from] StoreFailure),
     #[error("it was written by a newer tollgate (format {0})")]
     Newer(u64),
 }
 
-impl Store {
-    pub(super) fn in_memory() -> Result<Self, Failure> {
+impl LedgerStore {
+    pub(super) fn in_memory() -> Result<Self, StoreFailure> {
         Self::new(memory()?, None)
     }
 
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn open(path: &Path) -> Result<Self, StoreFailure> {
         Self::new(on_disk(path)?, Some(path.to_owned()))
     }
 
-    fn new(database: Database, path: Option<PathBuf>) -> Result<Self, Failure> {
+    fn new(database: Database, path: Option<PathBuf>) -> Result<Self, StoreFailure> {
         let (names, wholes) = (Vec::new(), BTreeMap::new());
-        let store = Self { database: Shelf::new(database), path, names, wholes };
+        let store = Self { database: SharedDb::new(database), path, names, wholes };
         store.prepare().map_err(Box::new)?;
         Ok(store)
     }
 
-    pub(super) fn shelf(&self) -> Shelf {
+    pub(super) fn database(&self) -> SharedDb {
         self.database.clone()
     }
 
-    /// Known twice is known once: an image may be added again.
-    fn know<'a>(&mut self, names: impl IntoIterator<Item = (SeriesId, &'a Name)>) {
+    /// Adding a snapshot again changes nothing.
+    fn know<'a>(&mut self, names: impl IntoIterator<Item = (SeriesId, &'a SeriesName)>) {
         for (id, name) in names {
             if name.topic.is_empty() {
                 self.wholes.insert(Arc::clone(&name.instance), id);
@@ -129,10 +128,10 @@ impl Store {
         self.wholes.get(&self.names.get(usize::from(id))?.instance).copied()
     }
 
-    /// After a failure the database refuses everything until it is opened anew.
-    pub(super) fn reopen(&self) -> Result<(), Failure> {
+    /// After an error the database refuses everything until it is reopened.
+    pub(super) fn reopen(&self) -> Result<(), StoreFailure> {
         let Some(path) = &self.path else { return Ok(()) };
-        // The file's lock goes with the old one, as soon as nobody reads it any more.
+        // The file's lock is released when the last reader of the old database has finished.
         self.database.replace(memory()?);
         self.database.replace(on_disk(path)?);
         Ok(())
@@ -144,7 +143,7 @@ impl Store {
             write.open_table(SERIES)?;
             write.open_table(SECONDS)?;
             write.open_table(MINUTES)?;
-            write.open_table(ROOM)?;
+            write.open_table(RESERVED)?;
             let mut meta = write.open_table(META)?;
             if meta.get(VERSION)?.is_none() {
                 meta.insert(VERSION, THIS_VERSION)?;
@@ -155,23 +154,24 @@ impl Store {
         Ok(())
     }
 
-    pub(super) fn found(&mut self) -> Result<Found, StoreError> {
+    pub(super) fn found(&mut self) -> Result<StoreContents, StoreError> {
         let read = self.database.database();
-        let found = || -> Result<(u64, Found), redb::Error> {
+        let found = || -> Result<(u64, StoreContents), redb::Error> {
             let read = read.begin_read()?;
             let meta = read.open_table(META)?;
             let number = |key| -> Result<u64, redb::Error> {
                 Ok(meta.get(key)?.map_or(0, |value| value.value()))
             };
-            let mut found = Found { generation: number(GENERATION)?, ..Found::default() };
+            let mut found =
+                StoreContents { generation: number(GENERATION)?, ..StoreContents::default() };
             for row in read.open_table(SERIES)?.range::<SeriesId>(..)? {
                 let (_, name) = row?;
                 let (instance, topic) = name.value().split_once('\n').unwrap_or_default();
-                found.names.push(Name { instance: instance.into(), topic: topic.into() });
+                found.names.push(SeriesName { instance: instance.into(), topic: topic.into() });
             }
-            for row in read.open_table(ROOM)?.range::<SeriesId>(..)? {
-                let (id, room) = row?;
-                found.room.insert(id.value(), room.value());
+            for row in read.open_table(RESERVED)?.range::<SeriesId>(..)? {
+                let (id, reserved) = row?;
+                found.reserved.insert(id.value(), reserved.value());
             }
             Ok((number(VERSION)?, found))
         };
@@ -184,8 +184,8 @@ impl Store {
         }
     }
 
-    /// How many images were added.
-    pub(super) fn generation(&self) -> Result<u64, Failure> {
+    /// How many snapshots were added.
+    pub(super) fn generation(&self) -> Result<u64, StoreFailure> {
         let generation = || -> Result<u64, redb::Error> {
             let meta = self.database.database().begin_read()?.open_table(META)?;
             Ok(meta.get(GENERATION)?.map_or(0, |value| value.value()))
@@ -193,66 +193,66 @@ impl Store {
         generation().map_err(Box::new)
     }
 
-    /// Adds what an image has, all or nothing: the next one, and each once.
-    pub(super) fn add(&mut self, image: &Image) -> Result<(), Failure> {
-        self.know(image.names.iter().map(|(id, name)| (*id, name)));
-        self.try_add(image).map_err(Box::new)
+    /// Adds a snapshot, all or nothing: only the next generation, and only once.
+    pub(super) fn add(&mut self, snapshot: &LedgerSnapshot) -> Result<(), StoreFailure> {
+        self.know(snapshot.names.iter().map(|(id, name)| (*id, name)));
+        self.try_add(snapshot).map_err(Box::new)
     }
 
-    fn try_add(&self, image: &Image) -> Result<(), redb::Error> {
+    fn try_add(&self, snapshot: &LedgerSnapshot) -> Result<(), redb::Error> {
         let mut write = self.database.database().begin_write()?;
-        // So that a start after a crash takes milliseconds, not a look at every page.
+        // So that a start after a crash takes milliseconds, and does not read every page.
         write.set_quick_repair(true);
         {
             let mut meta = write.open_table(META)?;
-            // None: what stands in for a file that could not be opened anew.
+            // None: the empty database that stands in for a file that could not be reopened.
             let generation = meta.get(GENERATION)?.map(|value| value.value());
-            if generation.is_none_or(|generation| generation + 1 != image.generation) {
-                let order = format!("image {} after {generation:?}", image.generation);
+            if generation.is_none_or(|generation| generation + 1 != snapshot.generation) {
+                let order = format!("snapshot {} after {generation:?}", snapshot.generation);
                 return Err(redb::Error::Corrupted(order));
             }
-            meta.insert(GENERATION, image.generation)?;
+            meta.insert(GENERATION, snapshot.generation)?;
             let mut series = write.open_table(SERIES)?;
-            for (id, name) in &image.names {
+            for (id, name) in &snapshot.names {
                 series.insert(id, format!("{}\n{}", name.instance, name.topic).as_str())?;
             }
-            let mut room = write.open_table(ROOM)?;
-            room.retain(|_, _| false)?;
-            for (id, open) in &image.room {
-                room.insert(id, open)?;
+            let mut reserved = write.open_table(RESERVED)?;
+            reserved.retain(|_, _| false)?;
+            for (id, open) in &snapshot.reserved {
+                reserved.insert(id, open)?;
             }
-            let mut cells = image.cells.clone();
-            for ((second, id), cell) in &image.cells {
+            let mut buckets = snapshot.buckets.clone();
+            for ((second, id), bucket) in &snapshot.buckets {
                 let Some(whole) = self.whole(*id) else { continue };
-                let whole = cells.entry((*second, whole)).or_default();
-                whole.billable += cell.billable;
-                whole.uncertain += cell.uncertain;
+                let whole = buckets.entry((*second, whole)).or_default();
+                whole.billable += bucket.billable;
+                whole.uncertain += bucket.uncertain;
             }
             let mut seconds = write.open_table(SECONDS)?;
             let mut minutes = write.open_table(MINUTES)?;
-            add_cells(&cells, &mut seconds, &mut minutes)?;
+            add_buckets(&buckets, &mut seconds, &mut minutes)?;
             let most = if self.path.is_some() { MAX_ROWS } else { MAX_ROWS_IN_MEMORY };
-            forget(&mut seconds, image.second - SECONDS_KEPT, most)?;
-            forget(&mut minutes, image.second.div_euclid(60) - MINUTES_KEPT, most)?;
+            forget(&mut seconds, snapshot.second - SECONDS_KEPT, most)?;
+            forget(&mut minutes, snapshot.second.div_euclid(60) - MINUTES_KEPT, most)?;
         }
         write.commit()?;
         Ok(())
     }
 }
 
-impl Shelf {
+impl SharedDb {
     /// Messages from a Unix second on, in order of time, by series.
     pub(super) fn seconds_since(
         &self,
         second: i64,
-        mut each: impl FnMut(i64, SeriesId, Cell),
-    ) -> Result<(), Failure> {
+        mut each: impl FnMut(i64, SeriesId, Bucket),
+    ) -> Result<(), StoreFailure> {
         let mut read = || -> Result<(), redb::Error> {
             let table = self.database().begin_read()?.open_table(SECONDS)?;
             for row in table.range((second, 0)..)? {
                 let (key, value) = row?;
                 let ((second, id), (billable, uncertain)) = (key.value(), value.value());
-                each(second, id, Cell { billable, uncertain });
+                each(second, id, Bucket { billable, uncertain });
             }
             Ok(())
         };
@@ -264,7 +264,7 @@ impl Shelf {
         &self,
         range: Range<i64>,
         mut each: impl FnMut(i64, SeriesId, Minute),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), StoreFailure> {
         let mut read = || -> Result<(), redb::Error> {
             let table = self.database().begin_read()?.open_table(MINUTES)?;
             for row in table.range((range.start, 0)..(range.end, 0))? {
@@ -281,19 +281,20 @@ impl Shelf {
 type Seconds<'a> = redb::Table<'a, (i64, SeriesId), (u64, u64)>;
 type Minutes<'a> = redb::Table<'a, (i64, SeriesId), (u64, u64, u64)>;
 
-fn add_cells(
-    cells: &Cells,
+fn add_buckets(
+    buckets: &Buckets,
     seconds: &mut Seconds<'_>,
     minutes: &mut Minutes<'_>,
 ) -> Result<(), redb::Error> {
-    for ((second, id), cell) in cells {
+    for ((second, id), bucket) in buckets {
         let key = (*second, *id);
         let before = seconds.get(key)?.map_or((0, 0), |value| value.value());
-        let (billable, uncertain) = (before.0 + cell.billable, before.1 + cell.uncertain);
+        let (billable, uncertain) = (before.0 + bucket.billable, before.1 + bucket.uncertain);
         seconds.insert(key, (billable, uncertain))?;
         let key = (second.div_euclid(60), *id);
         let before = minutes.get(key)?.map_or((0, 0, 0), |value| value.value());
-        let sums = (before.0 + cell.billable, before.1 + cell.uncertain, before.2.max(billable));
+        let sums =
+            (before.0 + bucket.billable, before.1 + bucket.uncertain, before.2.max(billable));
         minutes.insert(key, sums)?;
     }
     Ok(())
@@ -316,55 +317,56 @@ fn forget<V: redb::Value>(
     Ok(())
 }
 
-fn memory() -> Result<Database, Failure> {
+fn memory() -> Result<Database, StoreFailure> {
     redb::Builder::new().create_with_backend(InMemoryBackend::new()).map_err(failed)
 }
 
-fn on_disk(path: &Path) -> Result<Database, Failure> {
+fn on_disk(path: &Path) -> Result<Database, StoreFailure> {
     redb::Builder::new().set_cache_size(CACHE).create(path).map_err(failed)
 }
 
 #[expect(clippy::unnecessary_box_returns, reason = "redb's errors are large")]
-fn failed(error: impl Into<redb::Error>) -> Failure {
+fn failed(error: impl Into<redb::Error>) -> StoreFailure {
     Box::new(error.into())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::book::Cell;
+    use super::super::reservations::Bucket;
     use super::*;
 
-    fn image(generation: u64, second: i64, cells: &[(i64, SeriesId)]) -> Image {
-        let cell = Cell { billable: 2, uncertain: 1 };
-        let cells = cells.iter().map(|key| (*key, cell)).collect();
-        Image { generation, second, cells, ..Image::default() }
+    fn snapshot(generation: u64, second: i64, buckets: &[(i64, SeriesId)]) -> LedgerSnapshot {
+        let bucket = Bucket { billable: 2, uncertain: 1 };
+        let buckets = buckets.iter().map(|key| (*key, bucket)).collect();
+        LedgerSnapshot { generation, second, buckets, ..LedgerSnapshot::default() }
     }
 
-    fn names() -> Vec<(SeriesId, Name)> {
-        let name = |topic: &str| Name { instance: "x".into(), topic: topic.into() };
+    fn names() -> Vec<(SeriesId, SeriesName)> {
+        let name = |topic: &str| SeriesName { instance: "x".into(), topic: topic.into() };
         vec![(0, name("")), (1, name("TopicA")), (2, name("TopicB"))]
     }
 
-    fn minutes(store: &Store) -> Vec<(i64, SeriesId, Minute)> {
+    fn minutes(store: &LedgerStore) -> Vec<(i64, SeriesId, Minute)> {
         let mut all = Vec::new();
-        store.shelf().minutes(0..i64::MAX, |at, id, minute| all.push((at, id, minute))).unwrap();
+        store.database().minutes(0..i64::MAX, |at, id, minute| all.push((at, id, minute))).unwrap();
         all
     }
 
     #[test]
     fn minutes_have_sums_and_the_largest_second_of_a_topic_and_of_all() {
-        let mut store = Store::in_memory().unwrap();
+        let mut store = LedgerStore::in_memory().unwrap();
         store.found().unwrap();
-        let first = Image { names: names(), ..image(1, 70, &[(60, 1), (60, 2), (61, 1)]) };
+        let first =
+            LedgerSnapshot { names: names(), ..snapshot(1, 70, &[(60, 1), (60, 2), (61, 1)]) };
         store.add(&first).unwrap();
-        // A second may come in two images.
-        store.add(&image(2, 70, &[(61, 1), (119, 2)])).unwrap();
+        // A second may come in two snapshots.
+        store.add(&snapshot(2, 70, &[(61, 1), (119, 2)])).unwrap();
         let minute = |billable, uncertain, peak| Minute { billable, uncertain, peak };
         let expected = [(1, 0, minute(10, 5, 4)), (1, 1, minute(6, 3, 4)), (1, 2, minute(4, 2, 2))];
         assert_eq!(minutes(&store), expected);
-        // Each image once, and in order.
-        assert!(store.add(&image(2, 70, &[(61, 1)])).is_err());
-        assert!(store.add(&image(4, 70, &[(61, 1)])).is_err());
+        // Each snapshot once, and in order.
+        assert!(store.add(&snapshot(2, 70, &[(61, 1)])).is_err());
+        assert!(store.add(&snapshot(4, 70, &[(61, 1)])).is_err());
         assert_eq!((store.generation().unwrap(), minutes(&store)), (2, expected.to_vec()));
     }
 
@@ -372,14 +374,14 @@ mod tests {
     fn a_file_that_cannot_be_opened_anew_is_tried_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.redb");
-        let mut store = Store::open(&path).unwrap();
+        let mut store = LedgerStore::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
         assert!(store.reopen().is_err());
-        let first = Image { names: names(), ..image(1, 70, &[(60, 1)]) };
+        let first = LedgerSnapshot { names: names(), ..snapshot(1, 70, &[(60, 1)]) };
         assert!(store.add(&first).is_err(), "nothing is stored in what ends with the process");
         std::fs::remove_dir(&path).unwrap();
-        drop(Store::open(&path).unwrap());
+        drop(LedgerStore::open(&path).unwrap());
         store.reopen().unwrap();
         store.add(&first).unwrap();
         assert_eq!(minutes(&store).len(), 2);
@@ -387,17 +389,17 @@ mod tests {
 
     #[test]
     fn the_old_go_and_a_clock_that_jumps_does_not_empty_it() {
-        let mut store = Store::in_memory().unwrap();
+        let mut store = LedgerStore::in_memory().unwrap();
         store.found().unwrap();
-        let cells: Vec<_> = (0..20_000).map(|minute| (minute * 60, 1)).collect();
-        let first = Image { names: names(), ..image(1, 20_000 * 60, &cells) };
+        let buckets: Vec<_> = (0..20_000).map(|minute| (minute * 60, 1)).collect();
+        let first = LedgerSnapshot { names: names(), ..snapshot(1, 20_000 * 60, &buckets) };
         store.add(&first).unwrap();
         // A year ahead: a part of it goes, and the clock may be set right in the meantime.
-        store.add(&image(2, 365 * 86_400, &[])).unwrap();
+        store.add(&snapshot(2, 365 * 86_400, &[])).unwrap();
         assert!(minutes(&store).len() >= 2 * 20_000 - 2 * MAX_FORGOTTEN);
         let oldest = (MINUTES_KEPT + 19_990) * 60;
         for generation in 3..20 {
-            store.add(&image(generation, oldest, &[])).unwrap();
+            store.add(&snapshot(generation, oldest, &[])).unwrap();
         }
         assert_eq!(minutes(&store).first().map(|(at, ..)| *at), Some(19_990));
     }

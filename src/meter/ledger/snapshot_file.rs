@@ -1,8 +1,8 @@
-//! The hot file: what has happened since the store was last written.
+//! The snapshot file, `hot`: what has happened since the store was last written.
 //!
-//! Two slots that are written in turn, so that a torn write leaves the one before. Not synced: a
-//! killed process loses nothing of it, and the store, which is synced every five seconds, bounds what a
-//! power failure costs.
+//! Two slots are written in turn, so that a torn write leaves the snapshot before it. The file is not
+//! synced: a killed process loses nothing of it, and a power failure costs at most the five seconds
+//! since the store was synced.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -11,7 +11,7 @@ use std::path::Path;
 
 use bytes::{Buf, BufMut};
 
-use super::book::{Cell, Image, Name};
+use super::reservations::{Bucket, LedgerSnapshot, SeriesName};
 
 const SLOT: usize = 192 * 1024;
 const MAGIC: u32 = u32::from_le_bytes(*b"tgl1");
@@ -19,38 +19,38 @@ const MAGIC: u32 = u32::from_le_bytes(*b"tgl1");
 const HEAD: usize = 4 + 4 + 8 + 8;
 
 #[derive(Debug)]
-pub(super) struct Hot {
+pub(super) struct SnapshotFile {
     file: File,
     sequence: u64,
     buffer: Vec<u8>,
 }
 
-impl Hot {
+impl SnapshotFile {
     /// Opens it, and reads what an earlier process has left.
-    pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Image>)> {
+    pub(super) fn open(path: &Path) -> io::Result<(Self, Option<LedgerSnapshot>)> {
         let mut options = OpenOptions::new();
         let file =
             options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        // All its room from the start: a full disk is noticed now rather than in a write.
+        // All its reserved from the start: a full disk is noticed now rather than in a write.
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 2 * SLOT as u64)
             .or_else(|_| file.set_len(2 * SLOT as u64))?;
         let mut bytes = vec![0; SLOT];
         let mut newest = None;
         for slot in 0..2_u64 {
             file.read_exact_at(&mut bytes, slot * SLOT as u64)?;
-            if let Some((sequence, image)) = decode(&bytes)
+            if let Some((sequence, snapshot)) = decode(&bytes)
                 && newest.as_ref().is_none_or(|(newest, _)| sequence > *newest)
             {
-                newest = Some((sequence, image));
+                newest = Some((sequence, snapshot));
             }
         }
         let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        Ok((Self { file, sequence, buffer: Vec::new() }, newest.map(|(_, image)| image)))
+        Ok((Self { file, sequence, buffer: Vec::new() }, newest.map(|(_, snapshot)| snapshot)))
     }
 
-    pub(super) fn write(&mut self, image: &Image) -> io::Result<()> {
+    pub(super) fn write(&mut self, snapshot: &LedgerSnapshot) -> io::Result<()> {
         self.sequence += 1;
-        encode(image, self.sequence, &mut self.buffer);
+        encode(snapshot, self.sequence, &mut self.buffer);
         if self.buffer.len() > SLOT {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more than a slot holds"));
         }
@@ -58,30 +58,30 @@ impl Hot {
     }
 }
 
-fn encode(image: &Image, sequence: u64, to: &mut Vec<u8>) {
+fn encode(snapshot: &LedgerSnapshot, sequence: u64, to: &mut Vec<u8>) {
     to.clear();
     to.put_bytes(0, HEAD);
-    to.put_u64_le(image.generation);
-    to.put_i64_le(image.second);
-    to.put_u64_le(image.names.len() as u64);
-    for (id, name) in &image.names {
+    to.put_u64_le(snapshot.generation);
+    to.put_i64_le(snapshot.second);
+    to.put_u64_le(snapshot.names.len() as u64);
+    for (id, name) in &snapshot.names {
         to.put_u16_le(*id);
         for text in [&name.instance, &name.topic] {
             to.put_u64_le(text.len() as u64);
             to.put_slice(text.as_bytes());
         }
     }
-    to.put_u64_le(image.cells.len() as u64);
-    for ((second, id), cell) in &image.cells {
+    to.put_u64_le(snapshot.buckets.len() as u64);
+    for ((second, id), bucket) in &snapshot.buckets {
         to.put_i64_le(*second);
         to.put_u16_le(*id);
-        to.put_u64_le(cell.billable);
-        to.put_u64_le(cell.uncertain);
+        to.put_u64_le(bucket.billable);
+        to.put_u64_le(bucket.uncertain);
     }
-    to.put_u64_le(image.room.len() as u64);
-    for (id, room) in &image.room {
+    to.put_u64_le(snapshot.reserved.len() as u64);
+    for (id, reserved) in &snapshot.reserved {
         to.put_u16_le(*id);
-        to.put_u64_le(*room);
+        to.put_u64_le(*reserved);
     }
     let length = to.len() - HEAD;
     let mut checked = crc32fast::Hasher::new();
@@ -95,7 +95,7 @@ fn encode(image: &Image, sequence: u64, to: &mut Vec<u8>) {
 }
 
 /// `None`: nothing was written here, or not wholly.
-fn decode(mut bytes: &[u8]) -> Option<(u64, Image)> {
+fn decode(mut bytes: &[u8]) -> Option<(u64, LedgerSnapshot)> {
     if bytes.try_get_u32_le().ok()? != MAGIC {
         return None;
     }
@@ -109,25 +109,25 @@ fn decode(mut bytes: &[u8]) -> Option<(u64, Image)> {
         return None;
     }
     let body = &mut body;
-    let mut image = Image {
+    let mut snapshot = LedgerSnapshot {
         generation: body.try_get_u64_le().ok()?,
         second: body.try_get_i64_le().ok()?,
-        ..Image::default()
+        ..LedgerSnapshot::default()
     };
     for _ in 0..body.try_get_u64_le().ok()? {
         let id = body.try_get_u16_le().ok()?;
-        let name = Name { instance: text(body)?.into(), topic: text(body)?.into() };
-        image.names.push((id, name));
+        let name = SeriesName { instance: text(body)?.into(), topic: text(body)?.into() };
+        snapshot.names.push((id, name));
     }
     for _ in 0..body.try_get_u64_le().ok()? {
         let key = (body.try_get_i64_le().ok()?, body.try_get_u16_le().ok()?);
         let (billable, uncertain) = (body.try_get_u64_le().ok()?, body.try_get_u64_le().ok()?);
-        image.cells.insert(key, Cell { billable, uncertain });
+        snapshot.buckets.insert(key, Bucket { billable, uncertain });
     }
     for _ in 0..body.try_get_u64_le().ok()? {
-        image.room.insert(body.try_get_u16_le().ok()?, body.try_get_u64_le().ok()?);
+        snapshot.reserved.insert(body.try_get_u16_le().ok()?, body.try_get_u64_le().ok()?);
     }
-    Some((sequence, image))
+    Some((sequence, snapshot))
 }
 
 fn text(body: &mut &[u8]) -> Option<String> {
@@ -141,15 +141,15 @@ fn text(body: &mut &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn image(generation: u64) -> Image {
-        let name = Name { instance: "post-cn-1".into(), topic: "TopicA".into() };
-        let cell = Cell { billable: 3, uncertain: 1 };
-        Image {
+    fn snapshot(generation: u64) -> LedgerSnapshot {
+        let name = SeriesName { instance: "post-cn-1".into(), topic: "TopicA".into() };
+        let bucket = Bucket { billable: 3, uncertain: 1 };
+        LedgerSnapshot {
             generation,
             second: 1_700_000_000,
             names: vec![(0, name)],
-            cells: [((1_700_000_000, 0), cell)].into(),
-            room: [(0, 7)].into(),
+            buckets: [((1_700_000_000, 0), bucket)].into(),
+            reserved: [(0, 7)].into(),
         }
     }
 
@@ -157,23 +157,23 @@ mod tests {
     fn what_is_written_is_read_and_a_torn_write_leaves_the_one_before() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hot");
-        let (mut hot, found) = Hot::open(&path).unwrap();
+        let (mut file, found) = SnapshotFile::open(&path).unwrap();
         assert_eq!(found, None);
         for generation in 1..=3 {
-            hot.write(&image(generation)).unwrap();
-            assert_eq!(Hot::open(&path).unwrap().1, Some(image(generation)));
+            file.write(&snapshot(generation)).unwrap();
+            assert_eq!(SnapshotFile::open(&path).unwrap().1, Some(snapshot(generation)));
         }
         // The third is in the second slot.
-        let (_, before) = (image(3), image(2));
+        let (_, before) = (snapshot(3), snapshot(2));
         for at in 0..HEAD + 60 {
             let offset = (SLOT + at) as u64;
             let mut byte = [0];
-            hot.file.read_exact_at(&mut byte, offset).unwrap();
-            hot.file.write_all_at(&[byte[0] ^ 0x40], offset).unwrap();
-            assert_eq!(Hot::open(&path).unwrap().1, Some(before.clone()), "byte {at}");
-            hot.file.write_all_at(&byte, offset).unwrap();
+            file.file.read_exact_at(&mut byte, offset).unwrap();
+            file.file.write_all_at(&[byte[0] ^ 0x40], offset).unwrap();
+            assert_eq!(SnapshotFile::open(&path).unwrap().1, Some(before.clone()), "byte {at}");
+            file.file.write_all_at(&byte, offset).unwrap();
         }
-        assert_eq!(Hot::open(&path).unwrap().1, Some(image(3)));
+        assert_eq!(SnapshotFile::open(&path).unwrap().1, Some(snapshot(3)));
     }
 
     proptest::proptest! {

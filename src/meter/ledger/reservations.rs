@@ -1,0 +1,407 @@
+//! What is counted between two writes to the disk.
+//!
+//! A killed process leaves no record of how its last calls ended. So the disk has beforehand how many
+//! may be under way: a reservation per series, for its open calls and for a few that may begin before
+//! the next write. A call beyond the reservation waits for a write. After a crash, what is still
+//! reserved counts as uncertain: never less than the truth, and more by a few at most.
+//!
+//! Pure: the caller passes the time, and nothing is written here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::message::InstanceId;
+use crate::meter::labels::Billed;
+
+/// A series' number in the ledger.
+pub(crate) type SeriesId = u16;
+
+/// Writes without a new call after which a series keeps no spare reservation.
+const IDLE_WRITES: u8 = 10;
+/// Spare reservations of a busy series: calls that may begin before the next write. A call beyond them
+/// causes a write at once.
+const MIN_SPARE: u64 = 4;
+const MAX_SPARE: u64 = 10_000;
+/// The most buckets that wait for the store; more are merged into coarser ones.
+const MAX_BUCKETS: usize = 4_096;
+
+/// Messages of one series in one second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    pub(crate) billable: u64,
+    pub(crate) uncertain: u64,
+}
+
+/// By Unix second and series.
+pub(super) type Buckets = BTreeMap<(i64, SeriesId), Bucket>;
+
+/// Whose messages a series counts. The topic is a parent topic, or `other`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SeriesName {
+    pub(crate) instance: InstanceId,
+    pub(crate) topic: Arc<str>,
+}
+
+/// What a write puts on the disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct LedgerSnapshot {
+    /// One more than that of the store that it continues.
+    pub(super) generation: u64,
+    /// When it was taken, Unix seconds.
+    pub(super) second: i64,
+    /// Series that the store does not know yet.
+    pub(super) names: Vec<(SeriesId, SeriesName)>,
+    /// Messages since the store was written.
+    pub(super) buckets: Buckets,
+    /// Calls that may be under way.
+    pub(super) reserved: BTreeMap<SeriesId, u64>,
+}
+
+impl LedgerSnapshot {
+    /// What an earlier process left in the store and the snapshot file: the snapshot to add to the
+    /// store, and the calls that it did not record the end of.
+    pub(super) fn recover(
+        stored: u64,
+        reserved: BTreeMap<SeriesId, u64>,
+        file: Option<Self>,
+        now: i64,
+    ) -> (Self, BTreeMap<SeriesId, u64>) {
+        // A snapshot that does not continue the store is already in it.
+        let mut snapshot = file.filter(|file| file.generation == stored + 1).unwrap_or_else(|| {
+            Self { generation: stored + 1, second: now, reserved, ..Self::default() }
+        });
+        let lost = std::mem::take(&mut snapshot.reserved);
+        for (id, calls) in &lost {
+            snapshot.buckets.entry((snapshot.second, *id)).or_default().uncertain += calls;
+        }
+        (snapshot, lost)
+    }
+}
+
+#[derive(Debug)]
+struct Reservation {
+    name: SeriesName,
+    begun: u64,
+    ended: u64,
+    /// The disk has reservations for this many of the begun calls, or more.
+    covered: u64,
+    /// Calls that had begun when the last snapshot was taken, and how many more it reserves.
+    in_snapshot: u64,
+    spare: u64,
+    idle: u8,
+}
+
+impl Reservation {
+    fn new(name: SeriesName) -> Self {
+        Self { name, begun: 0, ended: 0, covered: 0, in_snapshot: 0, spare: 0, idle: 0 }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Reservations {
+    generation: u64,
+    series: Vec<Reservation>,
+    ids: BTreeMap<SeriesName, SeriesId>,
+    /// How many of the series the store knows.
+    stored: usize,
+    buckets: Buckets,
+    /// Whether a call began or ended since the last snapshot.
+    changed: bool,
+    /// Whether that snapshot has spare reservations.
+    spare: bool,
+}
+
+/// Whether more snapshots follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Running,
+    /// The last snapshot reserves nothing for calls that have not begun.
+    Closing,
+}
+
+/// Whether the store has a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    Yes,
+    /// Only the snapshot file has it, or the disk failed and calls no longer wait for it.
+    No,
+}
+
+impl Reservations {
+    /// Continues what a store holds.
+    pub(super) fn new(generation: u64, names: Vec<SeriesName>) -> Self {
+        let ids = names.iter().cloned().zip(0..).collect();
+        let series: Vec<_> = names.into_iter().map(Reservation::new).collect();
+        let (stored, buckets) = (series.len(), Buckets::new());
+        Self { generation, series, ids, stored, buckets, changed: false, spare: false }
+    }
+
+    /// The series of this name; `None` when there are as many as can be numbered.
+    pub(super) fn series(&mut self, name: &SeriesName) -> Option<SeriesId> {
+        if let Some(id) = self.ids.get(name) {
+            return Some(*id);
+        }
+        let id = SeriesId::try_from(self.series.len()).ok()?;
+        self.series.push(Reservation::new(name.clone()));
+        self.ids.insert(name.clone(), id);
+        Some(id)
+    }
+
+    /// All series, by their numbers.
+    pub(super) fn names(&self) -> Vec<SeriesName> {
+        self.series.iter().map(|series| series.name.clone()).collect()
+    }
+
+    /// A call begins. Returns whether the disk has a reservation for it; otherwise it waits for a write.
+    pub(super) fn begin(&mut self, id: SeriesId) -> bool {
+        self.changed = true;
+        let series = &mut self.series[usize::from(id)];
+        series.begun += 1;
+        series.begun <= series.covered
+    }
+
+    /// A call has ended in this Unix second.
+    pub(super) fn end(&mut self, id: SeriesId, billed: Billed, second: i64) {
+        self.changed = true;
+        self.series[usize::from(id)].ended += 1;
+        let (billable, uncertain) = match billed {
+            Billed::Yes => (1, 0),
+            Billed::Uncertain => (0, 1),
+            Billed::No => return,
+        };
+        let bucket = self.buckets.entry((second, id)).or_default();
+        bucket.billable += billable;
+        bucket.uncertain += uncertain;
+    }
+
+    /// Whether a write would change anything.
+    pub(super) fn wants_writing(&self) -> bool {
+        self.changed || self.spare || !self.buckets.is_empty()
+    }
+
+    /// Whether there was no call lately: the writer may then be asleep.
+    pub(super) fn is_quiet(&self) -> bool {
+        !self.changed && !self.spare
+    }
+
+    /// What to write now. Until [`Reservations::written`], calls beyond its reservations wait.
+    pub(super) fn snapshot(&mut self, second: i64, phase: Phase) -> LedgerSnapshot {
+        self.coarsen(second);
+        let mut reserved = BTreeMap::new();
+        self.spare = false;
+        for (id, series) in (0..).zip(&mut self.series) {
+            let new = series.begun - series.in_snapshot;
+            series.idle = if new > 0 { 0 } else { series.idle.saturating_add(1) };
+            series.spare = match series.idle {
+                _ if phase == Phase::Closing => 0,
+                0 => new.clamp(MIN_SPARE, MAX_SPARE),
+                idle if idle < IDLE_WRITES => series.spare,
+                _ => 0,
+            };
+            series.in_snapshot = series.begun;
+            series.covered = series.covered.min(series.begun + series.spare);
+            self.spare |= series.spare > 0;
+            let open = series.begun - series.ended + series.spare;
+            if open > 0 {
+                reserved.insert(id, open);
+            }
+        }
+        self.changed = false;
+        let unknown = (0..).zip(&self.series).skip(self.stored);
+        let names = unknown.map(|(id, series)| (id, series.name.clone())).collect();
+        LedgerSnapshot {
+            generation: self.generation + 1,
+            second,
+            names,
+            buckets: self.buckets.clone(),
+            reserved,
+        }
+    }
+
+    /// The write has ended.
+    pub(super) fn written(&mut self, snapshot: &LedgerSnapshot, stored: Stored) {
+        for series in &mut self.series {
+            series.covered = series.covered.max(series.in_snapshot + series.spare);
+        }
+        if stored == Stored::No {
+            return;
+        }
+        self.generation = snapshot.generation;
+        self.stored += snapshot.names.len();
+        for (key, done) in &snapshot.buckets {
+            if let Some(bucket) = self.buckets.get_mut(key) {
+                bucket.billable -= done.billable;
+                bucket.uncertain -= done.uncertain;
+            }
+        }
+        self.buckets.retain(|_, bucket| *bucket != Bucket::default());
+    }
+
+    /// A store that takes nothing for long must not fill the memory.
+    fn coarsen(&mut self, now: i64) {
+        for grain in [60, 3_600, 86_400] {
+            if self.buckets.len() <= MAX_BUCKETS {
+                return;
+            }
+            for ((second, id), bucket) in std::mem::take(&mut self.buckets) {
+                let last = second - second.rem_euclid(grain) + grain - 1;
+                let merged = self.buckets.entry((last.min(now).max(second), id)).or_default();
+                merged.billable += bucket.billable;
+                merged.uncertain += bucket.uncertain;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Begin(SeriesId),
+        End(usize, u8),
+        Write,
+        LedgerStore,
+        Tick,
+        Crash,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..3_u16).prop_map(Step::Begin),
+            5 => (any::<usize>(), 0..3_u8).prop_map(|(nth, billed)| Step::End(nth, billed)),
+            4 => Just(Step::Write),
+            2 => Just(Step::LedgerStore),
+            1 => Just(Step::Tick),
+            1 => Just(Step::Crash),
+        ]
+    }
+
+    /// A disk that forgets nothing, and what was put on it.
+    #[derive(Default)]
+    struct TestDisk {
+        generation: u64,
+        names: Vec<SeriesName>,
+        buckets: Buckets,
+        reserved: BTreeMap<SeriesId, u64>,
+        file: Option<LedgerSnapshot>,
+    }
+
+    impl TestDisk {
+        fn add(&mut self, snapshot: &LedgerSnapshot) {
+            assert_eq!(snapshot.generation, self.generation + 1);
+            self.generation = snapshot.generation;
+            self.names.extend(snapshot.names.iter().map(|(_, name)| name.clone()));
+            self.reserved = snapshot.reserved.clone();
+            for (key, bucket) in &snapshot.buckets {
+                let sum = self.buckets.entry(*key).or_default();
+                sum.billable += bucket.billable;
+                sum.uncertain += bucket.uncertain;
+            }
+        }
+
+        fn sums(&self) -> (u64, u64) {
+            let buckets = self.buckets.values();
+            buckets.fold((0, 0), |sum, bucket| (sum.0 + bucket.billable, sum.1 + bucket.uncertain))
+        }
+    }
+
+    fn name(id: SeriesId) -> SeriesName {
+        SeriesName { instance: "post-cn-1".into(), topic: format!("topic{id}").into() }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        /// Whatever happens: a call that is billed is billed once or uncertain, nothing else is
+        /// billed, and after an ordered end the books agree exactly.
+        #[test]
+        fn nothing_is_forgotten_and_nothing_counted_twice(
+            steps in prop::collection::vec(step(), 1..300),
+        ) {
+            let mut disk = TestDisk::default();
+            let mut reservations = Reservations::new(0, Vec::new());
+            // Calls that left, by series; and what the provider has billed, perhaps, or not.
+            let mut out = Vec::<SeriesId>::new();
+            let mut waiting = Vec::<SeriesId>::new();
+            let (mut billed, mut unknown, mut lost, mut second) = (0_u64, 0_u64, 0_u64, 0);
+            for step in steps {
+                match step {
+                    Step::Begin(id) => {
+                        let id = reservations.series(&name(id)).unwrap();
+                        if reservations.begin(id) { out.push(id) } else { waiting.push(id) }
+                    }
+                    Step::End(nth, kind) if !out.is_empty() => {
+                        let id = out.swap_remove(nth % out.len());
+                        let kind = Billed::ALL[usize::from(kind)];
+                        billed += u64::from(kind == Billed::Yes);
+                        unknown += u64::from(kind == Billed::Uncertain);
+                        reservations.end(id, kind, second);
+                    }
+                    Step::End(..) => {}
+                    Step::Write => {
+                        let snapshot = reservations.snapshot(second, Phase::Running);
+                        disk.file = Some(snapshot.clone());
+                        reservations.written(&snapshot, Stored::No);
+                        out.append(&mut waiting);
+                    }
+                    Step::LedgerStore => {
+                        let snapshot = reservations.snapshot(second, Phase::Running);
+                        disk.add(&snapshot);
+                        reservations.written(&snapshot, Stored::Yes);
+                        out.append(&mut waiting);
+                    }
+                    Step::Tick => second += 1,
+                    Step::Crash => {
+                        // What had left may have been billed; what waited for room never left.
+                        billed += out.len() as u64;
+                        out.clear();
+                        waiting.clear();
+                        let file = disk.file.take();
+                        let (snapshot, reserved) =
+                            LedgerSnapshot::recover(disk.generation, disk.reserved.clone(), file, second);
+                        disk.add(&snapshot);
+                        lost += reserved.values().sum::<u64>();
+                        reservations = Reservations::new(disk.generation, disk.names.clone());
+                    }
+                }
+                let (sum, uncertain) = disk.sums();
+                prop_assert!(sum <= billed);
+                prop_assert!(uncertain <= unknown + lost);
+            }
+            out.append(&mut waiting);
+            for id in out {
+                billed += 1;
+                reservations.end(id, Billed::Yes, second);
+            }
+            let snapshot = reservations.snapshot(second, Phase::Closing);
+            disk.add(&snapshot);
+            prop_assert!(snapshot.reserved.is_empty());
+            let (sum, uncertain) = disk.sums();
+            prop_assert!(sum <= billed && billed <= sum + uncertain, "{billed} {sum} {uncertain}");
+            if lost == 0 {
+                prop_assert_eq!((sum, uncertain), (billed, unknown));
+            }
+        }
+
+        #[test]
+        fn a_store_that_takes_nothing_does_not_fill_the_memory(
+            calls in prop::collection::vec((0..3_u16, 0..10_000_000_i64), 1..300),
+        ) {
+            let mut reservations = Reservations::new(0, Vec::new());
+            for (id, second) in &calls {
+                for again in 0..40 {
+                    let id = reservations.series(&name(*id)).unwrap();
+                    reservations.begin(id);
+                    reservations.end(id, Billed::Yes, second + again);
+                }
+            }
+            let snapshot = reservations.snapshot(0, Phase::Running);
+            prop_assert!(snapshot.buckets.len() <= MAX_BUCKETS);
+            let sum: u64 = snapshot.buckets.values().map(|bucket| bucket.billable).sum();
+            prop_assert_eq!(sum, calls.len() as u64 * 40);
+        }
+    }
+}
