@@ -144,6 +144,6 @@ pub(super) fn keys(fleet: &config::Fleet, kinds: &[Kind]) -> Vec<String> {
         Kind::Account => format!("tollgate:{{{account}}}:account"),
         Kind::EgressIp => format!("tollgate:{{{account}}}:egress:{}", fleet.egress_group),
     };
-    let parts = |kind| ["", ":state", ":withheld", ":out"].map(|part| name(kind) + part);
+    let parts = |kind| ["", ":state", ":parked", ":out"].map(|part| name(kind) + part);
     kinds.iter().flat_map(parts).collect()
 }

@@ -78,9 +78,12 @@ pub(super) fn runtime(threads: usize) -> io::Result<Runtime> {
         .map_err(|error| io::Error::other(format!("the runtime does not start: {error}")))
 }
 
-/// Runs a future on one thread.
+/// Runs a future on one thread. A name that is still looked up does not hold up its result.
 pub(super) fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, VerbError> {
-    Ok(runtime(1)?.block_on(future)?)
+    let runtime = runtime(1)?;
+    let result = runtime.block_on(future);
+    runtime.shutdown_background();
+    Ok(result?)
 }
 
 /// Writes to standard output. A reader that closes it early, such as `head`, is no error.

@@ -120,13 +120,15 @@ async fn reload_changes(
         match flags.load() {
             Ok(newer) => {
                 let (config, waiting) = started.reloaded(&newer);
-                sidecar.reload(&config);
-                set_level(&config.telemetry.level);
-                tracing::info!(
-                    account = config.ceilings.account,
-                    egress_ip = config.ceilings.egress_ip,
-                    "configuration reloaded"
-                );
+                if let Some(config) = config {
+                    sidecar.reload(&config);
+                    set_level(&config.telemetry.level);
+                    tracing::info!(
+                        account = config.ceilings.account,
+                        egress_ip = config.ceilings.egress_ip,
+                        "configuration reloaded"
+                    );
+                }
                 if !waiting.is_empty() {
                     tracing::warn!(keys = waiting.join(", "), "these changes need a restart");
                 }

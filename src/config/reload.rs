@@ -6,10 +6,11 @@ use super::table::{Reload, Row};
 use super::{Config, Loaded};
 
 impl Loaded {
-    /// This configuration with what `newer` says of the keys that may change while running; and
-    /// the keys whose change waits for a restart: all, where the mixture would be invalid.
+    /// This configuration with the values of `newer` for the keys that may change while running, and
+    /// the keys whose change waits for a restart. `None` where that mixture would be invalid: then all
+    /// changes wait.
     #[must_use]
-    pub fn reloaded(&self, newer: &Self) -> (Config, Vec<String>) {
+    pub fn reloaded(&self, newer: &Self) -> (Option<Config>, Vec<String>) {
         let is_changed = |key: &str| self.shown(key) != newer.shown(key);
         let waits = |row: &Row| match row.reload {
             Reload::Restart => true,
@@ -27,10 +28,15 @@ impl Loaded {
         let config = sections::config(&mut reader).filter(|_| reader.errors.is_empty());
         let waiting = rows().filter(|row| is_changed(row.name) && (config.is_none() || waits(row)));
         let waiting = waiting.map(|row| row.name.to_owned()).collect();
-        (config.unwrap_or_else(|| self.config.clone()), waiting)
+        (config, waiting)
     }
 
-    fn shown(&self, key: &str) -> Option<&str> {
-        self.settings.iter().find(|setting| setting.key == key).map(|setting| &*setting.value)
+    /// What is shown of this key; of tables, of each of their values.
+    fn shown(&self, key: &str) -> Vec<(&str, &str)> {
+        let of_key = |shown: &str| {
+            shown.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+        };
+        let settings = self.settings.iter().filter(|setting| of_key(&setting.key));
+        settings.map(|setting| (&*setting.key, &*setting.value)).collect()
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Dispatcher<U> {
 }
 
 /// A call that has its permit and its entry in the meter.
-#[must_use = "an attempt that is dropped counts as a call without an answer"]
+#[must_use = "an attempt that is dropped counts as an uncertain call"]
 pub(super) struct Attempt<'a, U> {
     upstream: &'a U,
     message: &'a Message,

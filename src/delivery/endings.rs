@@ -86,7 +86,7 @@ impl<U: Upstream> KeptMessages<U> {
         let ended = match timeout(MAX_WRITE, forgotten).await {
             Ok(Effect::Made | Effect::Unchanged) => Disposition::Answered(answer.clone()),
             // What is not forgotten is tried again, by a peer or the next process.
-            Ok(Effect::TransportError) | Err(_) => Disposition::Unanswered,
+            Ok(Effect::NotOwned) | Err(_) => Disposition::Unanswered,
         };
         waiter.respond(Outcome::new(attempts, ended));
     }
@@ -107,7 +107,7 @@ impl<U: Upstream> KeptMessages<U> {
         let mut outcome = self.outcome_now(id, &waiter);
         // Durable before it is answered: else a crash now would send again what is answered to be
         // at its end. A hung disk delays no caller for longer.
-        if timeout(MAX_WRITE, noted).await == Ok(Effect::TransportError) {
+        if timeout(MAX_WRITE, noted).await == Ok(Effect::NotOwned) {
             // A peer goes on with it.
             outcome = Outcome::new(attempts, Disposition::Unanswered);
         }

@@ -269,7 +269,7 @@ impl Registry {
         match effect {
             Effect::Made => caller.drop = DropState::Durable,
             Effect::Unchanged => {}
-            Effect::TransportError => caller.drop = DropState::None,
+            Effect::NotOwned => caller.drop = DropState::None,
         }
         if effect == Effect::Made
             && !entry.is_calling
@@ -329,11 +329,10 @@ impl Registry {
         });
     }
 
-    /// Messages that wait or are under way.
+    /// Messages with an entry.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        let places = self.entries.values().map(|entry| &entry.position);
-        places.filter(|place| !matches!(place, Position::Elsewhere)).count()
+        self.entries.len()
     }
 
     #[cfg(test)]
@@ -345,16 +344,16 @@ impl Registry {
 /// How a try has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TryEnd {
-    /// What became of its call is noted.
-    Noted,
-    /// Its call may have left, and its end is not noted.
+    /// Its task went on to its end.
+    Ended,
+    /// Its task unwound: its call may have left, and its outcome is unknown.
     Panicked,
 }
 
 impl TryEnd {
     /// As it is where this thread unwinds, or not.
     pub(super) fn now() -> Self {
-        if std::thread::panicking() { Self::Panicked } else { Self::Noted }
+        if std::thread::panicking() { Self::Panicked } else { Self::Ended }
     }
 }
 
@@ -379,14 +378,14 @@ mod tests {
                 }
             }
             assert!(outcome.try_recv().is_err(), "the call decides");
-            assert_eq!(registry.release(id, TryEnd::Noted), None);
+            assert_eq!(registry.release(id, TryEnd::Ended), None);
             assert_eq!(outcome.try_recv().unwrap(), Outcome::dropped(id, 1, false));
             assert!(registry.entries.is_empty());
         }
         let mut registry = Registry::default();
         let mut outcome = registry.wait_for(id);
         registry.drop_begins(id, false);
-        registry.drop_ends(id, 0, Effect::TransportError);
+        registry.drop_ends(id, 0, Effect::NotOwned);
         assert!(outcome.try_recv().is_err() && !registry.take_waiter(id).unwrap().is_dropped());
         assert!(registry.entries.is_empty());
     }

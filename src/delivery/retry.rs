@@ -192,7 +192,7 @@ impl<U: Upstream> KeptMessages<U> {
                 return Err(no_call);
             }
             match timeout(MAX_WRITE, noted).await {
-                Ok(Effect::TransportError) => return Err(no_call),
+                Ok(Effect::NotOwned) => return Err(no_call),
                 Ok(_) => {}
                 Err(_) => {
                     self.uncall(item);

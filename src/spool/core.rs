@@ -176,7 +176,7 @@ impl Core {
                         _ => {}
                     }
                     let effect = match result {
-                        Some(WriteResult::NotOwned) => Effect::TransportError,
+                        Some(WriteResult::NotOwned) => Effect::NotOwned,
                         _ => Effect::Made,
                     };
                     completions.extend(done.map(|done| Completion::Note(done, effect)));

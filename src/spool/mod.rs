@@ -193,7 +193,7 @@ pub enum Effect {
     /// The message had ended before.
     Unchanged,
     /// Redis has refused it: the message belongs to a peer by now.
-    TransportError,
+    NotOwned,
 }
 
 impl Future for Noted {

@@ -237,17 +237,26 @@ impl Reservations {
         self.buckets.retain(|_, bucket| *bucket != Bucket::default());
     }
 
-    /// A store that takes nothing for long must not fill the memory.
+    /// A store that takes nothing for long must not fill the memory. The next process concludes from
+    /// the seconds which calls the provider may still read: so a call without an answer never seems to
+    /// be longer ago than it is, and an answered one never more recent.
     fn coarsen(&mut self, now: i64) {
         for grain in [60, 3_600, 86_400] {
             if self.buckets.len() <= MAX_BUCKETS {
                 return;
             }
             for ((second, id), bucket) in std::mem::take(&mut self.buckets) {
-                let last = second - second.rem_euclid(grain) + grain - 1;
-                let merged = self.buckets.entry((last.min(now).max(second), id)).or_default();
-                merged.billable += bucket.billable;
-                merged.uncertain += bucket.uncertain;
+                let first = second - second.rem_euclid(grain);
+                let last = (first + grain - 1).min(now).max(second);
+                for (second, billable, uncertain) in
+                    [(first, bucket.billable, 0), (last, 0, bucket.uncertain)]
+                {
+                    if billable + uncertain > 0 {
+                        let merged = self.buckets.entry((second, id)).or_default();
+                        merged.billable += billable;
+                        merged.uncertain += uncertain;
+                    }
+                }
             }
         }
     }

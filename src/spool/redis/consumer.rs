@@ -288,12 +288,14 @@ impl Consumer {
         }
     }
 
-    /// Reads what we own, and reports where the index differs.
+    /// Reads what we own, and reports where the index differs. Everything is read anew: what an earlier
+    /// attempt found, and the index does not have yet, may be a peer's by now.
     async fn reconcile(
         &mut self,
         skipped: &HashSet<MessageId>,
         view: &IndexView,
     ) -> Result<(), SpoolRedisError> {
+        self.facts.clear();
         let mut facts = Vec::new();
         let mut mine = HashSet::new();
         let mut from = "0-0".to_owned();

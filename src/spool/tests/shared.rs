@@ -174,7 +174,7 @@ async fn who_is_silent_loses_its_messages_to_one_other_and_learns_so() {
 
     // It does not know yet. What it says does not count, and it learns of it.
     let noted = silent.note(first.id, Change::Delivered(1, receipt()));
-    assert_eq!((noted.changed, noted.await), (true, Effect::TransportError));
+    assert_eq!((noted.changed, noted.await), (true, Effect::NotOwned));
     assert_eq!((silent.find(first.id), silent.find(second.id)), (None, None));
     let all = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
     for spool in [&other, &all] {

@@ -3,6 +3,7 @@
 mod anything;
 mod documented;
 mod explained;
+mod reloaded;
 mod sources;
 mod wrong;
 
