@@ -113,8 +113,15 @@ fn failure(path: &Path, why: impl Into<String>) -> KeyError {
 
 fn read(folder: &Path) -> Result<Found, KeyError> {
     let data = folder.join(DATA);
+    let mut broken = 0;
     for _ in 0..TRIES {
         let Some(version) = resolve(&data)? else {
+            if fs::symlink_metadata(&data).is_ok() {
+                // A link whose version is gone: most likely a swap came between. Read as plain files,
+                // two versions could mix.
+                broken += 1;
+                continue;
+            }
             return Parts::read(folder, folder).map(Found::Plain);
         };
         let parts = Parts::read(&version, folder);
@@ -122,6 +129,9 @@ fn read(folder: &Path) -> Result<Found, KeyError> {
         if resolve(&data)?.as_ref() == Some(&version) {
             return parts.map(Found::Version);
         }
+    }
+    if broken == TRIES {
+        return Err(failure(&data, "leads to a folder that does not exist"));
     }
     Err(failure(folder, CHANGING))
 }

@@ -118,7 +118,8 @@ fn mistakes_show_no_secret_either() {
 fn the_command_line() {
     let command = Args::augment_args(Command::new("check"));
     let help = command.clone().render_help().to_string();
-    for words in ["Reads and validates", "--config <FILE>", "--set <KEY=VALUE>", "Example:"] {
+    for words in ["Validate the configuration", "--config <FILE>", "--set <KEY=VALUE>", "Example:"]
+    {
         assert!(help.contains(words), "{words} is not in\n{help}");
     }
     let words = ["check", "--config", "f.toml", "--set", "a=b=c", "--set", "drain.grace=1s"];

@@ -111,6 +111,16 @@ async fn swaps_under_continuous_reading_never_mix_two_versions() {
     assert_eq!(version_of(&folder.load().await.unwrap()), mount.version);
 }
 
+/// Not read as plain files, which could be of two versions.
+#[tokio::test(start_paused = true)]
+async fn a_link_to_a_version_that_is_gone() {
+    let mut mount = Mount::new();
+    mount.publish_next();
+    fs::remove_dir_all(fs::canonicalize(mount.path().join("..data")).unwrap()).unwrap();
+    let error = Folder::new(mount.path(), POLL).load().await.unwrap_err().to_string();
+    assert!(error.ends_with("..data: leads to a folder that does not exist"), "{error}");
+}
+
 fn start(path: PathBuf) -> Keys {
     Keys::start(&config::Keys::File { path, poll: POLL }, CancellationToken::new()).unwrap()
 }
