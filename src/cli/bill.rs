@@ -89,15 +89,19 @@ fn query(args: &Args, zone: &TimeZone) -> Result<Query, String> {
     let month = || crate::meter::start_of(Period::Month, to, zone);
     let from = when(&args.from)?.unwrap_or_else(month);
     // The ledger has whole minutes for ninety days, and nothing finer.
-    let query = Query {
-        from: from.as_second().div_euclid(60),
-        to: to.as_second().div_euclid(60) + i64::from(to.as_second().rem_euclid(60) > 0),
-        by: args.by,
-    };
+    let query = Query { from: from.as_second().div_euclid(60), to: minute_after(to), by: args.by };
     if query.from >= query.to {
         return Err(format!("--from ({from}) is not before --to ({to})"));
     }
     Ok(query)
+}
+
+/// The first Unix minute that begins at this moment or later: of the first second of a minute, too, what
+/// has passed belongs to the bill.
+fn minute_after(moment: Timestamp) -> i64 {
+    let second = moment.as_second();
+    let has_begun = second.rem_euclid(60) > 0 || moment.subsec_nanosecond() > 0;
+    second.div_euclid(60) + i64::from(has_begun)
 }
 
 /// `2026-11-01`, `2026-11-01T12:00`, `2026-11-01T12:00:00Z`, or `24h` ago.
@@ -177,4 +181,17 @@ fn csv(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bill_to_now_has_the_first_second_of_a_minute() {
+        let after = |text: &str| minute_after(text.parse().unwrap());
+        assert_eq!(after("1970-01-01T00:02:00Z"), 2);
+        assert_eq!(after("1970-01-01T00:02:00.2Z"), 3);
+        assert_eq!(after("1970-01-01T00:02:59Z"), 3);
+    }
 }
