@@ -373,7 +373,11 @@ async fn read_file(path: &Path) -> Result<Vec<u8>, ClientError> {
 #[path = "../tests/support/ports.rs"]
 pub(crate) mod ports;
 
-/// A real server, for the tests of those who go this way.
+#[cfg(all(test, feature = "redis-tests"))]
+#[path = "../tests/support/lossy.rs"]
+pub(crate) mod lossy;
+
+/// A real server, for the tests of the modules that connect to Redis.
 #[cfg(all(test, feature = "redis-tests"))]
 #[path = "../tests/support/redis.rs"]
 pub(crate) mod server;

@@ -1,7 +1,6 @@
 //! What callers see of kept messages: 202, receipts, keys, a full disk, an ordered stop.
 
 use std::process::Command;
-use std::time::Duration;
 
 use crate::support;
 use crate::support::http::{Answer, get, post, series};
@@ -250,12 +249,7 @@ async fn an_ordered_stop() {
 
     let up = Script::start([]).await;
     let serve = Serve::start(&borrowed(&settings(&up.url)), &[]).await;
-    let delivered = async {
-        while up.requests().len() < 10 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(support::http::BOUND, delivered).await.expect("all ten");
+    support::until("all ten are delivered", async || up.requests().len() >= 10).await;
     serve.signal(Signal::TERM);
     let (status, _) = serve.ended().await;
     assert!(status.success());
@@ -315,12 +309,8 @@ async fn nobody_knows() {
             } else {
                 assert_eq!((told.status, &told.json()["outcome"]), (504, &"unknown".into()));
             }
-            let counted = async {
-                while uncertain(&telemetry).await < seen - 0.5 {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::time::timeout(support::http::BOUND, counted).await.expect("it is counted");
+            support::until("it is counted", async || uncertain(&telemetry).await > seen - 0.5)
+                .await;
             is(uncertain(&telemetry).await, seen);
         }
         sidecar.drain(std::future::pending()).await;

@@ -5,14 +5,15 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support;
+use crate::support::authority::certify;
 use crate::support::http::{BOUND, get, post, series};
 use crate::support::script::{Say, Script, error, ok};
 use crate::support::{config, sidecar, sidecar_with, until};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -36,24 +37,29 @@ async fn answer_all(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     }
 }
 
-/// An upstream that notes where connections come from.
-async fn peers() -> (String, Arc<Mutex<Vec<SocketAddr>>>) {
+/// An upstream that notes where connections come from, and each that has ended.
+async fn peers() -> (String, Arc<Mutex<Vec<SocketAddr>>>, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let peers = Arc::new(Mutex::new(Vec::new()));
-    let noted = Arc::clone(&peers);
+    let ended = Arc::new(AtomicUsize::new(0));
+    let (noted, ends) = (Arc::clone(&peers), Arc::clone(&ended));
     tokio::spawn(async move {
         while let Ok((stream, peer)) = listener.accept().await {
             noted.lock().unwrap().push(peer);
-            tokio::spawn(answer_all(stream));
+            let ends = Arc::clone(&ends);
+            tokio::spawn(async move {
+                answer_all(stream).await;
+                ends.fetch_add(1, Ordering::Relaxed);
+            });
         }
     });
-    (url, peers)
+    (url, peers, ended)
 }
 
 #[tokio::test]
 async fn connections_are_reused_and_not_for_too_long() {
-    let (url, peers) = peers().await;
+    let (url, peers, ended) = peers().await;
     let flags = [("upstream.idle_timeout", "9s")];
     let (_sidecar, publish, _) = sidecar(&config(&url, &flags)).await;
     for _ in 0..10 {
@@ -63,14 +69,14 @@ async fn connections_are_reused_and_not_for_too_long() {
     let flags = [("upstream.idle_timeout", "1s")];
     let (_sidecar, publish, _) = sidecar(&config(&url, &flags)).await;
     assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
-    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    until("it is closed after a second", async || ended.load(Ordering::Relaxed) > 0).await;
     assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
     assert_eq!(peers.lock().unwrap().len(), 3, "and a new one after a pause");
 }
 
 #[tokio::test]
 async fn each_egress_address_is_sent_from() {
-    let (url, peers) = peers().await;
+    let (url, peers, _) = peers().await;
     let flags = [
         ("upstream.egress_addresses", "127.0.0.2, 127.0.0.3, 127.0.0.4"),
         ("ceilings.egress_ip", "10"),
@@ -127,14 +133,7 @@ async fn a_connection_closed_by_the_provider_is_not_used() {
 
 /// An upstream under TLS, vouched for by an authority of its own.
 async fn tls_upstream(folder: &Path) -> String {
-    let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new([]).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    std::fs::write(folder.join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
-    let issuer = Issuer::new(ca, ca_key);
-    let key = KeyPair::generate().unwrap();
-    let names = ["localhost".to_owned()];
-    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let (certificate, key) = certify(folder, &["localhost"]);
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let server = rustls::ServerConfig::builder_with_provider(provider)

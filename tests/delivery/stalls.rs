@@ -200,7 +200,7 @@ fn run(plan: &Plan) -> Vec<Duration> {
 
 /// Of the ceiling, in these seconds.
 fn used(plan: &Plan, read: &[Duration], time: Range<Duration>) -> f64 {
-    let calls = read.iter().filter(|at| time.contains(at)).count();
+    let calls = read.iter().filter(|at| time.contains(*at)).count();
     calls as f64 / time.end.saturating_sub(time.start).as_secs_f64() / f64::from(plan.n)
 }
 

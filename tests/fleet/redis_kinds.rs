@@ -5,13 +5,13 @@ use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::authority::certify;
 use crate::support::callers::{self, Asked};
 use crate::support::http::{get, post};
 use crate::support::ports::free_port;
 use crate::support::process::{Emulator, Serve};
 use crate::support::redis::{Cluster, Redis};
 use crate::support::until;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -81,14 +81,7 @@ async fn busy_while(serve: &Serve, change: impl AsyncFnOnce()) {
 
 /// An authority's certificate, and a server's key and certificate from it, for `localhost`.
 fn certificates(folder: &Path) {
-    let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new([]).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    std::fs::write(folder.join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
-    let issuer = Issuer::new(ca, ca_key);
-    let key = KeyPair::generate().unwrap();
-    let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let (certificate, key) = certify(folder, &["localhost", "127.0.0.1"]);
     std::fs::write(folder.join("redis.pem"), certificate.pem()).unwrap();
     std::fs::write(folder.join("redis.key"), key.serialize_pem()).unwrap();
 }

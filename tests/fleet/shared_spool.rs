@@ -3,12 +3,12 @@
 #![allow(clippy::print_stdout, reason = "figures to quote")]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::support;
 use crate::support::http::{get, post};
+use crate::support::lossy::loses_an_answer;
 use crate::support::process::{Emulator, Said, Serve, run};
 use crate::support::redis::Redis;
 use base64::Engine;
@@ -16,8 +16,6 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 /// So many messages has a pod kept that is killed for good.
@@ -220,43 +218,6 @@ async fn a_pod_that_is_killed_while_it_delivers() {
     println!("{before} were delivered before the end");
     assert!(before < MESSAGES, "it was killed too late");
     are_once(&pods.delivers(&bodies, ACCEPTABLE).await, Some(&died));
-}
-
-/// A way to Redis that loses one answer, and its connection: of the script that takes messages over.
-async fn loses_an_answer(port: u16) -> (u16, Arc<AtomicBool>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let here = listener.local_addr().unwrap().port();
-    let loses = Arc::new(AtomicBool::new(true));
-    let left = Arc::clone(&loses);
-    tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-            tokio::spawn(carry(near, far, Arc::clone(&left)));
-        }
-    });
-    (here, loses)
-}
-
-async fn carry(mut near: TcpStream, mut far: TcpStream, loses: Arc<AtomicBool>) {
-    let (mut asked, mut told) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    let mut lost = false;
-    loop {
-        tokio::select! {
-            Ok(n @ 1..) = near.read(&mut asked) => {
-                let takes = asked[..n].windows(8).any(|part| part == b"\r\ntake\r\n");
-                lost = lost || takes && loses.swap(false, Ordering::Relaxed);
-                if far.write_all(&asked[..n]).await.is_err() {
-                    return;
-                }
-            }
-            Ok(n @ 1..) = far.read(&mut told) => {
-                if lost || near.write_all(&told[..n]).await.is_err() {
-                    return;
-                }
-            }
-            else => return,
-        }
-    }
 }
 
 #[tokio::test]

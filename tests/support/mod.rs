@@ -1,11 +1,13 @@
 //! What several tests need: a sidecar in process, an upstream whose answers the test chooses, a client.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod authority;
 pub mod broker;
 pub mod browser;
 pub mod callers;
 pub mod fleet;
 pub mod http;
+pub mod lossy;
 pub mod manifests;
 pub mod ports;
 pub mod process;

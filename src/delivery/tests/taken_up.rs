@@ -1,13 +1,10 @@
 //! With a real Redis that hands messages over more than once: each is delivered once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::redis_client::lossy::loses_an_answer;
 use crate::redis_client::server::Redis;
 use crate::spool::Change;
 use crate::spool::tests::{receipt, shared_at};
@@ -69,40 +66,6 @@ fn in_lanes<U: Upstream>(delivery: &Delivery<U>) -> usize {
     delivery.intake.kept.as_ref().unwrap().queue.len()
 }
 
-/// A way to Redis that loses the answer to the first `take`, with its connection.
-async fn loses_an_answer(port: u16) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let here = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        let loses = Arc::new(AtomicBool::new(true));
-        while let Ok((near, _)) = listener.accept().await {
-            let far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-            tokio::spawn(carry(near, far, Arc::clone(&loses)));
-        }
-    });
-    here
-}
-
-async fn carry(mut near: TcpStream, mut far: TcpStream, loses: Arc<AtomicBool>) {
-    let (mut asked, mut replied) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    let mut lost = false;
-    loop {
-        tokio::select! {
-            Ok(n @ 1..) = near.read(&mut asked) => {
-                let takes = asked[..n].windows(8).any(|part| part == b"\r\ntake\r\n");
-                lost = lost || takes && loses.swap(false, Ordering::Relaxed);
-                far.write_all(&asked[..n]).await.unwrap();
-            }
-            Ok(n @ 1..) = far.read(&mut replied) => {
-                if lost || near.write_all(&replied[..n]).await.is_err() {
-                    return;
-                }
-            }
-            else => return,
-        }
-    }
-}
-
 async fn keep(spool: &Spool, messages: usize) -> Vec<MessageId> {
     let mut kept = Vec::new();
     for _ in 0..messages {
@@ -125,7 +88,7 @@ async fn an_answer_that_is_lost_at_the_start() {
     };
     until("the folder is free", is_free).await;
 
-    let port = loses_an_answer(redis.port).await;
+    let (port, _) = loses_an_answer(redis.port).await;
     let spool = shared_at(port, Some(folder.path())).await;
     until("it knows its own", || spool.usage().queued.messages == 150).await;
     // The last one's call is under way when all the others have ended.

@@ -1,0 +1,18 @@
+//! A certificate authority of a test's own.
+
+use std::path::Path;
+
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
+
+/// Writes the authority's certificate to `ca.pem` in this folder. Returns a server's certificate from it
+/// for these names, and the server's key.
+pub fn certify(folder: &Path, names: &[&str]) -> (Certificate, KeyPair) {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::new([]).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(folder.join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(ca, ca_key);
+    let key = KeyPair::generate().unwrap();
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    (CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap(), key)
+}
