@@ -111,6 +111,23 @@ mod tests {
         }
     }
 
+    /// `docs/ceilings.md` names the ceilings that keep a probe after a kill, with a call timeout of 3 s.
+    #[test]
+    fn what_cannot_have_been_used() {
+        let after = |silent| [80, 81, 300, 1_000].map(|permits| unused_after(silent, permits));
+        assert_eq!(after(Duration::from_secs(4)), [0, 1, 11, 46]);
+        assert_eq!(after(Duration::MAX), [0, 0, 0, 0]);
+        // The reserve itself agrees: no more probes than that in the time.
+        let start = Instant::now();
+        let mut reserve = Reserve::new(Duration::from_mins(5), start);
+        let mut probes = 0;
+        while reserve.opens() <= start + Duration::from_secs(4) {
+            reserve.probe(of_ceiling(81), reserve.opens());
+            probes += 1;
+        }
+        assert!(probes < of_ceiling(81), "{probes}");
+    }
+
     #[test]
     fn an_answer_opens_it_and_so_does_a_call_that_was_not_sent() {
         let start = Instant::now();

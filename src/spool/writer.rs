@@ -100,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// Writes records that belong to no operation. Blocks.
+    /// Has the backend write a batch, and notes whether it did. Blocks.
     pub(super) fn commit(&self, batch: &[&PendingRecord]) -> Result<Vec<WriteResult>, WriteError> {
         let committed = self.apply(self.backend.commit(batch, &self.view));
         self.note_failure(committed)
