@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::checks::HOUR;
 use super::error::ValueError;
 use super::parse::{self, Raw};
-use super::read::{Reader, duration, value};
+use super::read::{Ranged, ReadKey, Reader, boolean, duration, share};
 use super::table::Reload::Live;
 use super::table::{Row, section};
 use super::uri;
@@ -24,7 +24,7 @@ pub struct Ceilings {
     pub account: Option<u32>,
     /// Calls per second of one egress address; `None`: no ceiling.
     pub egress_ip: Option<u32>,
-    /// The most that retries get while fresh messages wait, 0 to 1.
+    /// The most that retries get while fresh messages wait,
     pub retry_share: f64,
     /// How long a call without an answer counts.
     pub unanswered: Unanswered,
@@ -46,11 +46,11 @@ section! {
         /// Calls per second, never exceeded in any sliding second: of the account, and of each egress
         /// address. Against the provider's own hosts (*.aliyuncs.com) the defaults are what it publishes,
         /// and a lower figure is yours to choose. Against any other host the default is "none".
-        account: Option<u32> = 1000, ceiling, Live;
-        egress_ip: Option<u32> = 300, ceiling, Live;
+        account: Option<u32> = 1000, ceiling(), Live;
+        egress_ip: Option<u32> = 300, ceiling(), Live;
 
-        /// The most that retries get while fresh messages wait. 0 to 1.
-        retry_share: f64 = 0.2, value(parse::share), Live;
+        /// The most that retries get while fresh messages wait.
+        retry_share: f64 = 0.2, share(), Live;
 
         /// A call that ended without an answer, by a time-out or a reset, may still lie unread at the
         /// provider, which reads all of them at once when it goes on. It counts until its late answer
@@ -62,7 +62,7 @@ section! {
 
         /// Allows figures above the published ones, if the provider has raised them for you. An egress
         /// address that goes over its ceiling is blocked by the provider.
-        allow_above_published: bool = false, value(parse::boolean), Live;
+        allow_above_published: bool = false, boolean(), Live;
     }
     check conflicts(account, egress_ip, unanswered_min, unanswered_max, allow_above_published);
 }
@@ -87,18 +87,20 @@ fn is_provider(r: &Reader<'_>) -> bool {
 }
 
 /// A number of calls per second, or `none`.
-#[expect(clippy::option_option, reason = "outside: is it right; inside: is there one")]
-fn ceiling(r: &mut Reader<'_>, row: &Row) -> Option<Option<u32>> {
+fn ceiling() -> impl ReadKey<Option<u32>> {
     const CALLS: RangeInclusive<u32> = 1..=1_000_000;
-    let default = if is_provider(r) { row.default_text() } else { "none" };
-    r.value_or(row, default, |raw: &Raw| {
+    let parse = |raw: &Raw| {
         if raw.text().is_ok_and(|text| text == "none") {
             return Ok(None);
         }
         parse::whole(raw, &CALLS).map(Some).map_err(|ValueError { problem, remedy }| {
             ValueError::new(problem, format!("{remedy} (calls per second), or \"none\""))
         })
-    })
+    };
+    let read = move |r: &mut Reader<'_>, row: &Row| {
+        r.value_or(row, if is_provider(r) { row.default_text() } else { "none" }, parse)
+    };
+    Ranged { range: format!("{} to {}, or \"none\"", CALLS.start(), CALLS.end()), read }
 }
 
 /// The ceilings above what the provider publishes, by key, with the published figure.

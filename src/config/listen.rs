@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::checks::{HOUR, MOST_CONNECTIONS, SHORTEST};
 use super::error::ValueError;
-use super::parse::{self, Raw, Scalar};
-use super::read::{Reader, duration, list, size, value, whole};
+use super::parse::{Raw, Scalar};
+use super::read::{Reader, boolean, duration, list, size, value, whole};
 use super::table::Reload::{Live, LiveUnless};
 use super::table::section;
 
@@ -48,7 +48,7 @@ section! {
     /// `[publish]`: the callers' server.
     #[derive(Debug, Clone)]
     pub struct Publish [publish] {
-        /// How long a caller waits whose request does not say how long. 1ms to 1m.
+        /// How long a caller waits whose request does not say how long.
         wait: Duration = "5s", duration(SHORTEST..=Duration::from_mins(1)), Live;
 
         /// The largest body as it is posted. At most 48KiB with upstream.payload = "base64", which makes it
@@ -56,7 +56,7 @@ section! {
         max_payload: usize = "48KiB", size(1..=64 * bytesize::KIB), LiveUnless("upstream.payload");
 
         /// Whether answers carry RateLimit and RateLimit-Policy.
-        ratelimit_headers: bool = true, value(parse::boolean);
+        ratelimit_headers: bool = true, boolean();
 
         /// The most messages that may wait for a permit at once; the next one is answered 503.
         max_waiting: usize = 4096, whole(1..=1_000_000);
@@ -64,7 +64,7 @@ section! {
         /// The most connections at once, over all addresses of listen.publish.
         max_connections: usize = 8192, whole(1..=MOST_CONNECTIONS);
 
-        /// The largest request head. 8KiB to 1MiB.
+        /// The largest request head.
         max_header: usize = "16KiB", size(SMALLEST_HEADER..=bytesize::MIB);
 
         /// From a head's first byte to its last.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use figment::value::Value;
 
 use super::error::{ConfigError, ValueError};
@@ -167,6 +168,38 @@ fn by_default(text: &str) -> Raw {
 
 // === What a row names as its reader ===
 
+/// How the value of a key is read.
+pub(super) trait ReadKey<T> {
+    /// `None` where the value is wrong; the reader has the error then.
+    fn read(&self, r: &mut Reader<'_>, row: &Row) -> Option<T>;
+    /// The values that it takes, for the reference.
+    fn range(&self) -> String {
+        String::new()
+    }
+}
+
+impl<T, F: Fn(&mut Reader<'_>, &Row) -> Option<T>> ReadKey<T> for F {
+    fn read(&self, r: &mut Reader<'_>, row: &Row) -> Option<T> {
+        self(r, row)
+    }
+}
+
+/// A reader that knows which values it takes.
+pub(super) struct Ranged<F> {
+    pub(super) range: String,
+    pub(super) read: F,
+}
+
+impl<T, F: Fn(&mut Reader<'_>, &Row) -> Option<T>> ReadKey<T> for Ranged<F> {
+    fn read(&self, r: &mut Reader<'_>, row: &Row) -> Option<T> {
+        (self.read)(r, row)
+    }
+
+    fn range(&self) -> String {
+        self.range.clone()
+    }
+}
+
 pub(super) fn value<T>(
     parse: impl Fn(&Raw) -> Result<T, ValueError>,
 ) -> impl Fn(&mut Reader<'_>, &Row) -> Option<T> {
@@ -212,27 +245,35 @@ pub(super) fn list<T>(
     }
 }
 
-pub(super) fn duration(
-    range: RangeInclusive<Duration>,
-) -> impl Fn(&mut Reader<'_>, &Row) -> Option<Duration> {
-    value(move |raw| parse::duration(raw, &range))
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl ReadKey<Duration> {
+    let shown = format!("{} to {}", parse::human(*range.start()), parse::human(*range.end()));
+    Ranged { range: shown, read: value(move |raw| parse::duration(raw, &range)) }
 }
 
-pub(super) fn whole<T>(range: RangeInclusive<T>) -> impl Fn(&mut Reader<'_>, &Row) -> Option<T>
+pub(super) fn whole<T>(range: RangeInclusive<T>) -> impl ReadKey<T>
 where
     T: TryFrom<i128> + PartialOrd + fmt::Display,
 {
-    value(move |raw| parse::whole(raw, &range))
+    let shown = format!("{} to {}", range.start(), range.end());
+    Ranged { range: shown, read: value(move |raw| parse::whole(raw, &range)) }
 }
 
-pub(super) fn size<T: TryFrom<u64>>(
-    range: RangeInclusive<u64>,
-) -> impl Fn(&mut Reader<'_>, &Row) -> Option<T> {
-    value(move |raw| parse::size(raw, &range))
+pub(super) fn size<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl ReadKey<T> {
+    let shown = format!("{} to {}", ByteSize(*range.start()), ByteSize(*range.end()));
+    Ranged { range: shown, read: value(move |raw| parse::size(raw, &range)) }
 }
 
-pub(super) fn choice<T: Copy>(
-    choices: &'static [(&'static str, T)],
-) -> impl Fn(&mut Reader<'_>, &Row) -> Option<T> {
-    value(|raw| parse::choice(raw, choices))
+/// A share from 0 to 1.
+pub(super) fn share() -> impl ReadKey<f64> {
+    Ranged { range: "0 to 1".to_owned(), read: value(parse::share) }
+}
+
+/// `true` or `false`.
+pub(super) fn boolean() -> impl ReadKey<bool> {
+    Ranged { range: "true or false".to_owned(), read: value(parse::boolean) }
+}
+
+pub(super) fn choice<T: Copy>(choices: &'static [(&'static str, T)]) -> impl ReadKey<T> {
+    let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
+    Ranged { range: words.join(" or "), read: value(|raw| parse::choice(raw, choices)) }
 }

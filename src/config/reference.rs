@@ -4,7 +4,7 @@ use super::sections::SECTIONS;
 use super::table::{Preset, Reload, Row};
 
 const HEADER: &str = r#"# Every key of tollgate, with its default. Generated from the table in src/config: change it there,
-# then run UPDATE=1 cargo test --test config
+# then run UPDATE=1 cargo test --test contract config
 #
 # A line that begins with # and a name is a default: remove the # to change it. Two lines have no
 # default and must be set: upstream.endpoint and upstream.instance_id.
@@ -19,7 +19,7 @@ const HEADER: &str = r#"# Every key of tollgate, with its default. Generated fro
 # know is an error, not a warning.
 #
 # A running tollgate takes up new values of keys marked "live", after SIGHUP or a change of this
-# file. Changes of other keys wait for a restart.
+# file. Changes of other keys wait for a restart. Before that stands what values the key takes.
 "#;
 
 /// The reference of all keys, as it is kept in `config/tollgate.toml`.
@@ -55,9 +55,11 @@ fn key(row: &Row, name: &str) -> String {
         Preset::Default(toml) | Preset::Example(toml) => format!("#{name} = {toml}"),
         Preset::Required(toml) => format!("{name} = {toml}"),
     };
-    match row.reload {
-        Reload::Restart => line,
-        Reload::Live => format!("{line}  # live"),
-        Reload::LiveUnless(other) => format!("{line}  # live, unless {other} changes as well"),
-    }
+    let live = match row.reload {
+        Reload::Restart => String::new(),
+        Reload::Live => "live".to_owned(),
+        Reload::LiveUnless(other) => format!("live, unless {other} changes as well"),
+    };
+    let notes: Vec<_> = [(row.range)(), live].into_iter().filter(|note| !note.is_empty()).collect();
+    if notes.is_empty() { line } else { format!("{line}  # {}", notes.join("; ")) }
 }

@@ -48,7 +48,7 @@ section! {
     pub(super) struct RetryRows [retry] {
         /// What happens to kept messages that were not delivered. Messages of one instance and parent topic
         /// fail and recover together: after five failures in a row one message probes, and when it passes the
-        /// others follow in groups that double, up to this many. 1 to 10000.
+        /// others follow in groups that double, up to this many.
         batch: usize = 100, whole(1..=10_000);
 
         /// A message that fails waits up to `base` before its next try, twice as long after each, up to `cap`
@@ -56,7 +56,7 @@ section! {
         base: Duration = "200ms", duration(SHORTEST..=HOUR);
         cap: Duration = "30s", duration(SHORTEST..=HOUR);
 
-        /// Older messages become dead letters: kept, and no longer tried. 1s to 30 days.
+        /// Older messages become dead letters: kept, and no longer tried.
         max_age: Duration = "24h", duration(Duration::from_secs(1)..=HOUR * 24 * 30);
 
         /// What happens where it is unknown whether the provider got a call: "retry" sends again (delivered at
@@ -66,7 +66,7 @@ section! {
 
         /// With "retry": after a call whose outcome is unknown, at most so many more of a message's calls may
         /// end so; then it becomes a dead letter of reason `unknown`. A 2xx answer that cannot be read counts,
-        /// a call that failed for certain does not, and a replay begins anew. 0 to 1000.
+        /// a call that failed for certain does not, and a replay begins anew.
         unknown_tries: u32 = 2, whole(0..=1_000);
 
         /// Topics that are parked even so, such as "Payment/*".

@@ -11,8 +11,8 @@ use super::checks::{HOUR, SHORTEST, level, pattern};
 use super::credentials::{KeyRows, keys};
 use super::fleet::{FleetRows, fleet, fleet_fits};
 use super::listen::{Listen, Publish};
-use super::parse::{self, Scalar};
-use super::read::{Reader, choice, duration, list, value, whole};
+use super::parse::Scalar;
+use super::read::{Ranged, ReadKey, Reader, boolean, choice, duration, list, value, whole};
 use super::retry::{RetryRows, retry};
 use super::spool::{Idempotency, Spool, SpoolRows, Store, spool};
 use super::table::Reload::Live;
@@ -148,13 +148,13 @@ section! {
     /// `[telemetry]`
     #[derive(Debug, Clone)]
     pub struct Telemetry [telemetry] {
-        /// Log lines: "json" or "text".
+        /// How log lines look.
         log: LogFormat = "json", choice(&[("json", LogFormat::Json), ("text", LogFormat::Text)]);
 
         /// A level (off, error, warn, info, debug, trace) or directives such as "info,hyper=warn".
         level: String = "info", value(level), Live;
 
-        /// The most parent topics with series of their own; the rest is counted as "other". 1 to 1000.
+        /// The most parent topics with series of their own; the rest is counted as "other".
         max_topics: usize = 50, whole(1..=1_000);
     }
 }
@@ -174,7 +174,7 @@ section! {
 
         /// Whether a disk's spool then hands what is left to the Redis of [fleet], for sidecars with
         /// spool.store = "redis". Takes up to 10 s more.
-        handoff: bool = false, value(parse::boolean);
+        handoff: bool = false, boolean();
     }
 }
 
@@ -183,17 +183,22 @@ section! {
     #[derive(Debug, Clone)]
     pub struct Runtime [runtime] {
         /// Worker threads; 0: as many as the CPU limit allows.
-        threads: usize = 0, threads;
+        threads: usize = 0, threads();
     }
 }
 
-fn threads(r: &mut Reader<'_>, row: &Row) -> Option<usize> {
-    let threads = whole(0..=1_024)(r, row)?;
-    if threads > 0 {
-        return Some(threads);
-    }
-    // It knows the CPU limit of a container.
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    r.show(row.name, format!("0 (here {threads})"));
-    Some(threads)
+fn threads() -> impl ReadKey<usize> {
+    let given = whole(0..=1_024);
+    let range = given.range();
+    let read = move |r: &mut Reader<'_>, row: &Row| {
+        let threads = given.read(r, row)?;
+        if threads > 0 {
+            return Some(threads);
+        }
+        // It knows the CPU limit of a container.
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        r.show(row.name, format!("0 (here {threads})"));
+        Some(threads)
+    };
+    Ranged { range, read }
 }

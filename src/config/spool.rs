@@ -47,7 +47,7 @@ section! {
         path: PathBuf = "/var/lib/tollgate/spool", value(path);
 
         /// The most bytes of messages, dead letters and receipts; the newest are refused with 503 over it.
-        /// The folder may need twice as much, and 32 MiB. 1MiB to 1TiB. With "redis" this and max_messages
+        /// The folder may need twice as much, and 32 MiB. With "redis" this and max_messages
         /// hold for all sidecars of the account together.
         max_bytes: u64 = "256MiB", size(bytesize::MIB..=bytesize::TIB);
 

@@ -1,8 +1,8 @@
 //! What the table knows of a key, and the macro that makes a section's rows.
 //!
-//! A row has the name, type, default, reader, reload rule and documentation of one key. The struct
-//! that holds the values, the reader of the file, the reload rule and `config/tollgate.toml` all
-//! follow from it.
+//! A row has the name, type, default, reader with its range, reload rule and documentation of one
+//! key. The struct that holds the values, the reader of the file, the reload rule and
+//! `config/tollgate.toml` all follow from it.
 
 /// One key.
 #[derive(Debug)]
@@ -10,6 +10,8 @@ pub(super) struct Row {
     /// Such as `publish.wait`.
     pub(super) name: &'static str,
     pub(super) preset: Preset,
+    /// The values that its reader takes, as in `1ms to 1h`; empty where the documentation says it.
+    pub(super) range: fn() -> String,
     /// Lines of text; an example of tables, from a line with `[[` on, stands below the key.
     pub(super) documentation: &'static [&'static str],
     pub(super) reload: Reload,
@@ -79,6 +81,7 @@ macro_rules! section {
                     name: concat!(stringify!($section), ".", stringify!($key)),
                     preset: $($crate::config::table::Preset::Default(stringify!($default)))?
                         $($crate::config::table::Preset::$preset(stringify!($example)))?,
+                    range: || $crate::config::read::ReadKey::<$type>::range(&$read),
                     documentation: &[$($doc),*],
                     reload: [$($reload,)? $crate::config::table::Reload::Restart][0],
                 },
@@ -87,7 +90,9 @@ macro_rules! section {
             /// `None` where a value is wrong.
             pub(super) fn read(r: &mut Reader<'_>) -> Option<Self> {
                 let mut rows = Self::ROWS.iter();
-                $(let $key = rows.next().and_then(|row| ($read)(r, row));)*
+                $(let $key = rows.next().and_then(|row| {
+                    $crate::config::read::ReadKey::<$type>::read(&$read, r, row)
+                });)*
                 $($check(r, $($checked.as_ref()),*);)?
                 Some(Self { $($key: $key?),* })
             }

@@ -74,7 +74,7 @@ section! {
         /// Bound on resolving, connecting and the TLS handshake; not longer than call_timeout.
         connect_timeout: Duration = "1s", duration(SHORTEST..=LONGEST_CALL);
 
-        /// Bound on one call, from its permit to its answer. At most 1m.
+        /// Bound on one call, from its permit to its answer.
         call_timeout: Duration = "3s", duration(SHORTEST..=LONGEST_CALL);
 
         /// How long an unused connection is kept. Below 10s, when the provider drops it.
