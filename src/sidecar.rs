@@ -21,7 +21,7 @@ use crate::meter::{Meter, PriorCalls};
 use crate::publish::Publish;
 use crate::server::{HttpServer, Limits, Listener};
 use crate::spool::{self, OpenError, Spool};
-use crate::telemetry::{Sources, Telemetry};
+use crate::telemetry::{Configuration, Sources, Telemetry};
 use crate::upstream::{HttpUpstream, TlsError};
 
 /// Limits of the listeners for telemetry and control: a scraper, a kubelet, a few browsers and
@@ -84,6 +84,7 @@ pub struct Sidecar {
     stop: CancellationToken,
     tasks: TaskTracker,
     addresses: Addresses,
+    configuration: Configuration,
 }
 
 /// Where a sidecar listens.
@@ -148,6 +149,7 @@ impl Sidecar {
             meter.clone(),
             Arc::clone(&draining),
         );
+        let configuration = Configuration::new(config);
         let telemetry = Telemetry::new(Sources {
             meter: meter.clone(),
             ceiling: ceiling.clone(),
@@ -157,6 +159,7 @@ impl Sidecar {
             upstream,
             endpoint: config.upstream.endpoint.authority(),
             egress: egress_names(config),
+            configuration: configuration.clone(),
             draining: Arc::clone(&ending),
             started: Timestamp::now(),
         });
@@ -202,6 +205,7 @@ impl Sidecar {
             stop,
             tasks,
             addresses,
+            configuration,
         })
     }
 
@@ -210,12 +214,18 @@ impl Sidecar {
         &self.addresses
     }
 
+    /// Where the reader of the configuration reports what became of a change.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
     /// Applies what may change while running: ceilings (permits already spent stay spent), prices, and
     /// how requests are read.
     pub fn reload(&self, config: &Config) {
         self.ceiling.resize(&config.ceilings);
         self.meter.reprice(&config.billing);
         self.publish.reload(config);
+        self.configuration.applied(config);
     }
 
     /// Stops: `/readyz` fails at once; after `drain.accept_for` new messages are refused; messages on

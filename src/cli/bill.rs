@@ -47,7 +47,7 @@ enum BillFormat {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), VerbError> {
-    let config = args.flags.load()?.config;
+    let config = args.flags.load_for_operator()?.config;
     let query = query(args, &config.billing.time_zone).map_err(VerbError::Usage)?;
     let bill = block_on(bill(query, &config))?;
     print(|to| match args.output {

@@ -116,7 +116,7 @@ impl From<Selected> for Selection {
 }
 
 pub(super) fn run(args: Args) -> Result<(), VerbError> {
-    let config = args.flags.load()?.config;
+    let config = args.flags.load_for_operator()?.config;
     // Before a sidecar is looked for: the same error, whether one runs or not.
     args.action.check().map_err(VerbError::Usage)?;
     let done = block_on(carry_out(args.action, &config))?;

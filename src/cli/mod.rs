@@ -10,6 +10,8 @@ mod demo;
 mod emulator;
 mod logging;
 mod messages;
+mod probe;
+mod reload;
 mod run;
 mod serve;
 mod status;

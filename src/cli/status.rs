@@ -48,7 +48,7 @@ enum StatusFormat {
 pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let at = match args.at {
         Some(at) => at,
-        None => local(args.flags.load()?.config.listen.telemetry),
+        None => local(args.flags.load_for_operator()?.config.listen.telemetry),
     };
     let (body, status) = block_on(fetch(at, args))?;
     match (args.output, &status.fleet) {

@@ -143,11 +143,11 @@ section! {
         /// The price of a million messages.
         price_per_million: f64 = 0, value(|raw| price(raw, 0.0)), LiveUnless("billing.tiers");
 
-        /// Message TPS that were bought, to be warned above 80 %. 0: unknown.
+        /// The message TPS that you bought; tollgate warns above 80 % of it. 0: not set.
         plan_tps: u32 = 0, whole(0..=1_000_000), Live;
 
-        /// Whose days and months today's spend, tiers and reports follow. The provider does not say which
-        /// its bills follow; probably this one.
+        /// The time zone of the days and months in today's spend, tiers and reports. The provider does not
+        /// document which one its bills use.
         time_zone: TimeZone = "Asia/Shanghai", value(time_zone);
 
         /// A price that changes with the number of messages in the month, instead of price_per_million.
@@ -159,8 +159,8 @@ section! {
         /// price_per_million = 9.5
         tiers: Vec<Tier> = [], tiers;
 
-        /// What may be spent: messages, or money. A message takes its place before its call, and gives it
-        /// back when it was proven that the provider does not bill it. Each sidecar has the whole budget.
+        /// What may be spent: messages, or money. tollgate reserves budget before each call, and releases it
+        /// if the provider certainly does not bill the call. Each sidecar has the whole budget.
         /// [[billing.budgets]]
         /// name = "alarms"
         /// messages = 1000000        # or spend = 250.0

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::checks::HOUR;
 use super::error::ValueError;
-use super::parse::{self, Raw};
-use super::read::{Ranged, ReadKey, Reader, boolean, duration, share};
+use super::parse::{Raw, whole};
+use super::read::{Ranged, ReadKey, Reader, boolean, duration, share, value};
 use super::table::Reload::Live;
 use super::table::{Row, section};
 use super::uri;
@@ -28,8 +28,6 @@ pub struct Ceilings {
     pub retry_share: f64,
     /// How long a call without an answer counts.
     pub unanswered: Unanswered,
-    /// Whether a figure above the published one was asked for, and allowed.
-    pub above_published: bool,
 }
 
 /// How long a call that ended without an answer goes on counting against the ceilings.
@@ -44,38 +42,39 @@ pub struct Unanswered {
 section! {
     pub(super) struct CeilingRows [ceilings] {
         /// Calls per second, never exceeded in any sliding second: of the account, and of each egress
-        /// address. Against the provider's own hosts (*.aliyuncs.com) the defaults are what it publishes,
-        /// and a lower figure is yours to choose. Against any other host the default is "none".
+        /// address. The defaults are what the provider publishes. That of the account holds against every
+        /// endpoint; that of an address against the provider's own hosts (*.aliyuncs.com), and is "none"
+        /// elsewhere. "none" lifts a ceiling, and `tollgate check`, the log and the page warn of it.
         account: Option<u32> = 1000, ceiling(), Live;
-        egress_ip: Option<u32> = 300, ceiling(), Live;
+        egress_ip: Option<u32> = 300, egress_ceiling(), Live;
 
-        /// The most that retries get while fresh messages wait.
+        /// The largest share of the permits that retries get while fresh messages wait.
         retry_share: f64 = 0.2, share(), Live;
 
-        /// A call that ended without an answer, by a time-out or a reset, may still lie unread at the
-        /// provider, which reads all of them at once when it goes on. It counts until its late answer
-        /// comes, or until a call that was sent later is answered, but at least so long after it was sent
-        /// (another backend behind the same address may be the one that stands still), and at most so
-        /// long. The same in all sidecars of a fleet. docs/ceilings.md has what is assumed of the provider.
+        /// A call that ended without an answer may still be unread at the provider. It counts against the
+        /// ceilings until its answer arrives late, or until a later call is answered, but at least
+        /// `unanswered_min` and at most `unanswered_max` after it ended. Set the same values in all
+        /// sidecars of a fleet. See docs/ceilings.md.
         unanswered_min: Duration = "10s", duration(Duration::ZERO..=HOUR);
         unanswered_max: Duration = "5m", duration(Duration::from_secs(1)..=HOUR);
 
-        /// Allows figures above the published ones, if the provider has raised them for you. An egress
-        /// address that goes over its ceiling is blocked by the provider.
+        /// Allows figures above the published ones, if the provider has raised them for you. The provider
+        /// blocks an egress address that exceeds its ceiling.
         allow_above_published: bool = false, boolean(), Live;
     }
-    check conflicts(account, egress_ip, unanswered_min, unanswered_max, allow_above_published);
+    check min_within_max(unanswered_min, unanswered_max);
 }
 
 pub(super) fn ceilings(r: &mut Reader<'_>) -> Option<Ceilings> {
     let rows = CeilingRows::read(r)?;
-    let above = above_published(r, Some(&rows.account), Some(&rows.egress_ip));
+    if !rows.allow_above_published {
+        not_above_published(r, &rows);
+    }
     Some(Ceilings {
         account: rows.account,
         egress_ip: rows.egress_ip,
         retry_share: rows.retry_share,
         unanswered: Unanswered { min: rows.unanswered_min, max: rows.unanswered_max },
-        above_published: rows.allow_above_published && !above.is_empty(),
     })
 }
 
@@ -86,55 +85,50 @@ fn is_provider(r: &Reader<'_>) -> bool {
     endpoint.is_some_and(|endpoint| endpoint.is_provider())
 }
 
+const CALLS: RangeInclusive<u32> = 1..=1_000_000;
+
 /// A number of calls per second, or `none`.
 fn ceiling() -> impl ReadKey<Option<u32>> {
-    const CALLS: RangeInclusive<u32> = 1..=1_000_000;
-    let parse = |raw: &Raw| {
-        if raw.text().is_ok_and(|text| text == "none") {
-            return Ok(None);
-        }
-        parse::whole(raw, &CALLS).map(Some).map_err(|ValueError { problem, remedy }| {
-            ValueError::new(problem, format!("{remedy} (calls per second), or \"none\""))
-        })
-    };
-    let read = move |r: &mut Reader<'_>, row: &Row| {
+    Ranged { range: range(), read: value(parse) }
+}
+
+/// Like [`ceiling`]. What the provider publishes of an address holds against its own hosts only: of a
+/// proxy or a private address, the address that the provider sees is not known.
+fn egress_ceiling() -> impl ReadKey<Option<u32>> {
+    let read = |r: &mut Reader<'_>, row: &Row| {
         r.value_or(row, if is_provider(r) { row.default_text() } else { "none" }, parse)
     };
-    Ranged { range: format!("{} to {}, or \"none\"", CALLS.start(), CALLS.end()), read }
+    Ranged { range: range(), read }
 }
 
-/// The ceilings above what the provider publishes, by key, with the published figure.
-fn above_published(
-    r: &Reader<'_>,
-    account: Option<&Option<u32>>,
-    egress_ip: Option<&Option<u32>>,
-) -> Vec<(&'static str, u32)> {
-    let is_provider = is_provider(r);
-    let is_above = |ceiling: Option<Option<u32>>, published| {
-        is_provider && ceiling.is_some_and(|ceiling| ceiling.is_none_or(|n| n > published))
-    };
-    [
-        ("ceilings.account", account.copied(), PUBLISHED_ACCOUNT),
-        ("ceilings.egress_ip", egress_ip.copied(), PUBLISHED_EGRESS_IP),
-    ]
-    .into_iter()
-    .filter(|(_, ceiling, published)| is_above(*ceiling, *published))
-    .map(|(key, _, published)| (key, published))
-    .collect()
+fn range() -> String {
+    format!("{} to {}, or \"none\"", CALLS.start(), CALLS.end())
 }
 
-fn conflicts(
-    r: &mut Reader<'_>,
-    account: Option<&Option<u32>>,
-    egress_ip: Option<&Option<u32>>,
-    min: Option<&Duration>,
-    max: Option<&Duration>,
-    is_allowed: Option<&bool>,
-) {
+fn parse(raw: &Raw) -> Result<Option<u32>, ValueError> {
+    if raw.text().is_ok_and(|text| text == "none") {
+        return Ok(None);
+    }
+    whole(raw, &CALLS).map(Some).map_err(|ValueError { problem, remedy }| {
+        ValueError::new(problem, format!("{remedy} (calls per second), or \"none\""))
+    })
+}
+
+fn min_within_max(r: &mut Reader<'_>, min: Option<&Duration>, max: Option<&Duration>) {
     let (min, max) = (("ceilings.unanswered_min", min), ("ceilings.unanswered_max", max));
     r.not_longer(min, max, "write a shorter one");
-    if is_allowed == Some(&false) {
-        for (key, published) in above_published(r, account, egress_ip) {
+}
+
+/// Against any other host, any figure goes that is written down.
+fn not_above_published(r: &mut Reader<'_>, rows: &CeilingRows) {
+    if !is_provider(r) {
+        return;
+    }
+    for (key, ceiling, published) in [
+        ("ceilings.account", rows.account, PUBLISHED_ACCOUNT),
+        ("ceilings.egress_ip", rows.egress_ip, PUBLISHED_EGRESS_IP),
+    ] {
+        if ceiling.is_none_or(|n| n > published) {
             r.conflict(
                 key,
                 format!("is above what the provider publishes, {published} calls per second"),

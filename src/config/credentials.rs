@@ -60,11 +60,12 @@ section! {
         ///   "uri"   a URI that answers with a temporary key
         source: KeySource = "env", choice(&SOURCES);
 
-        /// For "file": the folder, and how often its contents are compared.
+        /// For "file": the folder, and how often tollgate compares its contents.
         path: PathBuf = "/var/run/secrets/tollgate", value(path);
         poll: Duration = "2s", duration(Duration::from_millis(10)..=HOUR);
 
-        /// For "uri": the URI, http or https. Without it, ALIBABA_CLOUD_CREDENTIALS_URI holds. No default.
+        /// For "uri": the URI, http or https. If it is not set, tollgate uses the variable
+        /// ALIBABA_CLOUD_CREDENTIALS_URI.
         uri: Option<String> => Example "http://127.0.0.1:8900/credentials",
             optional(|raw| uri::credentials(raw.text()?));
     }

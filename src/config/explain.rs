@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use crate::answer::PRECEDENCE;
 
-use super::{Ceilings, Loaded, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Setting, Upstream};
+use super::warnings::warnings;
+use super::{Ceilings, Loaded, Setting, Upstream};
 
 /// A longer value does not push the origins of all others away.
 const WIDEST_VALUE: usize = 40;
@@ -30,16 +31,8 @@ pub fn explain(loaded: &Loaded) -> String {
     }
     let config = &loaded.config;
     line(&mut text, format_args!("\nceilings: {}", ceilings(&config.ceilings, &config.upstream)));
-    if config.ceilings.above_published {
-        line(
-            &mut text,
-            format_args!(
-                "warning: above what the provider publishes ({} calls/s of the account, \
-                 {} of an egress address); over its own limits it throttles and blocks",
-                grouped(u64::from(PUBLISHED_ACCOUNT)),
-                PUBLISHED_EGRESS_IP
-            ),
-        );
+    for warning in warnings(config) {
+        line(&mut text, format_args!("warning: {warning}"));
     }
     precedence(&mut text);
     text
@@ -47,7 +40,12 @@ pub fn explain(loaded: &Loaded) -> String {
 
 /// What decides the meaning of an answer, in the order in which it does.
 fn precedence(text: &mut String) {
-    line(text, format_args!("\nanswers of the provider mean what the first of these says:"));
+    line(
+        text,
+        format_args!(
+            "\nwhat an answer of the provider means; the first rule that applies decides:"
+        ),
+    );
     let width = PRECEDENCE.iter().map(|(what, _)| what.len()).max().unwrap_or(0);
     for (number, (what, means)) in (1..).zip(PRECEDENCE) {
         line(text, format_args!("  {number}. {what:width$}  {means}"));
@@ -83,10 +81,7 @@ fn ceilings(ceilings: &Ceilings, upstream: &Upstream) -> String {
         parts.push(format!("{addresses} egress {plural} x {each} = {all} calls/s"));
     }
     parts.push(match (account, egress) {
-        (None, None) if upstream.endpoint.is_provider() => {
-            "no ceiling: both are \"none\"".to_owned()
-        }
-        (None, None) => "no ceiling: the endpoint is not the provider's".to_owned(),
+        (None, None) => "no ceiling: both are \"none\"".to_owned(),
         (Some(account), Some(egress)) if egress < account => {
             format!("binding: egress {plural}, {} calls/s", grouped(egress))
         }

@@ -2,23 +2,45 @@
 
 use std::path::PathBuf;
 
-use super::{ConfigErrors, Loaded, load};
+use super::file::ConfigFile;
+use super::load::{load_file, load_over};
+use super::{ConfigErrors, Loaded};
 
 /// Where the configuration is, and what holds over it.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Flags {
-    /// The configuration file; without one, the environment and the flags are all there is
+    /// Configuration file [default: $TOLLGATE_CONFIG, or /etc/tollgate/tollgate.toml if it exists].
+    /// Without one, only the environment and --set are used
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Sets one key over the file and the environment, as in --set publish.wait=2s; repeatable
+    /// Set one key; overrides the file and the environment, for example --set publish.wait=2s; repeatable
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
 }
 
 impl Flags {
-    /// Reads the file, this process's environment and the flags.
+    /// Where the configuration file is; `None`: there is none.
+    pub fn file(&self) -> Option<PathBuf> {
+        ConfigFile::path(self.config.as_deref())
+    }
+
+    /// Reads the file, this process's environment and the flags. Blocks.
     pub fn load(&self) -> Result<Loaded, ConfigErrors> {
-        load(self.config.as_deref(), environment(), &self.set)
+        self.load_file(self.file().as_deref().map(ConfigFile::read).as_ref())
+    }
+
+    /// Like [`Self::load`], with a file that was read already.
+    pub fn load_file(&self, file: Option<&ConfigFile>) -> Result<Loaded, ConfigErrors> {
+        load_file(file, environment(), &self.set)
+    }
+
+    /// For a verb that asks a running sidecar, or reads what one has left: calls to the provider do
+    /// not concern it, so `[upstream]` may be missing.
+    pub fn load_for_operator(&self) -> Result<Loaded, ConfigErrors> {
+        let unused = [("endpoint", "https://unset.invalid"), ("instance_id", "unset")];
+        let unused = unused.map(|(key, value)| (format!("upstream.{key}"), value.to_owned()));
+        let file = self.file().as_deref().map(ConfigFile::read);
+        load_over(&unused, file.as_ref(), environment(), &self.set)
     }
 }
 

@@ -50,11 +50,11 @@ pub struct Redis {
 
 section! {
     pub(super) struct FleetRows [fleet] {
-        /// Several sidecars share the ceilings through Redis or Valkey (7 or later). Without it each sidecar
-        /// has the ceilings for itself. Cut off from it, a sidecar goes on until its leases end, 6 to 26 s,
-        /// and then sends nothing. What Redis needs for that is in docs/fleet.md.
+        /// Sidecars share the ceilings through Redis or Valkey (7 or later). Without fleet.url each sidecar
+        /// uses the full ceilings. A sidecar without an answer from Redis uses its leased permits for 6 to
+        /// 26 s, and then sends nothing. What Redis needs for that is in docs/fleet.md.
         ///   redis://host:6379                             one server, or a proxy before one
-        ///   redis://node1:6379,node2:6379                 a Cluster: nodes that are asked first, in turn
+        ///   redis://node1:6379,node2:6379                 a Cluster: some of its nodes, tried in turn
         ///   redis+sentinel://host1:26379,host2:26379/name the primary that Sentinels know by this name
         /// rediss and rediss+sentinel with TLS.
         url: Option<Redis> = "", value(url);
@@ -65,10 +65,12 @@ section! {
         account: String = "default", value(name);
         egress_group: String = "", value(|raw| or_empty(raw, name));
 
-        /// How many sidecars share it. Each may keep its part for 30 s at a time, the rest for 10 s.
+        /// How many sidecars share the ceilings. A sidecar may lease its equal share of the permits for 30
+        /// s at a time, and others for 10 s.
         expected_sidecars: u32 = 1, whole(1..=100_000);
 
-        /// The Redis user, the file that holds its password, and the PEM file of who vouches for Redis.
+        /// The Redis user, the file with its password, and the PEM file of the certificate authority of
+        /// Redis.
         username: String = "", value(|raw| raw.text().map(str::to_owned));
         password_file: Option<PathBuf> = "", value(optional_path);
         ca_file: Option<PathBuf> = "", value(optional_path);
@@ -98,7 +100,7 @@ pub(super) fn fleet_fits(
 ) {
     let egress = ceilings.egress_ip.filter(|_| !fleet.egress_group.is_empty());
     if ceilings.account.is_none() && egress.is_none() {
-        r.conflict("fleet.url", "shares a ceiling that is not there", "set ceilings.account");
+        r.conflict("fleet.url", "has no ceiling to share", "set ceilings.account");
     }
     for (key, figure) in [("ceilings.account", ceilings.account), ("ceilings.egress_ip", egress)] {
         if figure.is_some_and(|n| n > MOST_PERMITS) {

@@ -37,8 +37,8 @@ section! {
         /// Where Prometheus, the kubelet and a browser look. Read-only.
         telemetry: SocketAddr = "0.0.0.0:9464", value(socket_address);
 
-        /// For `tollgate messages` on the same machine: a Unix socket that only this user may connect to, or
-        /// "none". Where it cannot be made, control.sock in the spool's folder is.
+        /// For `tollgate messages` on the same machine: a Unix socket that only this user may connect to,
+        /// or "none". If tollgate cannot create it, it creates control.sock in spool.path.
         control: Option<PathBuf> = "unix:/run/tollgate/control.sock", value(control);
     }
     check addresses_differ(publish, telemetry, control);
@@ -48,7 +48,7 @@ section! {
     /// `[publish]`: the callers' server.
     #[derive(Debug, Clone)]
     pub struct Publish [publish] {
-        /// How long a caller waits whose request does not say how long.
+        /// How long a caller waits if its request has no Prefer: wait.
         wait: Duration = "5s", duration(SHORTEST..=Duration::from_mins(1)), Live;
 
         /// The largest body as it is posted. At most 48KiB with upstream.payload = "base64", which makes it
@@ -67,10 +67,10 @@ section! {
         /// The largest request head.
         max_header: usize = "16KiB", size(SMALLEST_HEADER..=bytesize::MIB);
 
-        /// From a head's first byte to its last.
+        /// Time limit for the whole request head.
         header_timeout: Duration = "5s", duration(SHORTEST..=HOUR);
 
-        /// From the end of the head to the end of the body.
+        /// Time limit for the body, after the head.
         body_timeout: Duration = "10s", duration(SHORTEST..=HOUR), Live;
 
         /// How long a connection may stay without a request.

@@ -6,8 +6,10 @@ use std::path::Path;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Error, Figment, Metadata, Profile, Provider};
+use sha2::{Digest, Sha256};
 
 use super::error::{ConfigError, ConfigErrors, ValueError};
+use super::file::ConfigFile;
 use super::origin::Origin;
 use super::parse::Raw;
 use super::read::{Given, Reader};
@@ -32,6 +34,19 @@ pub struct Loaded {
     pub(super) given: Given,
 }
 
+impl Loaded {
+    /// A number of these values, below 2^48 so that a metric has it exactly. Equal where all values are
+    /// equal as they are shown, that is without secrets.
+    pub fn hash(&self) -> u64 {
+        let mut hash = Sha256::new();
+        for setting in &self.settings {
+            hash.update(format!("{}={}\n", setting.key, setting.value));
+        }
+        let digest = hash.finalize();
+        digest.iter().take(6).fold(0, |number, byte| (number << 8) | u64::from(*byte))
+    }
+}
+
 /// Reads the file, then the environment, then the flags (key and value), later ones over earlier
 /// ones, and checks everything.
 pub fn load(
@@ -39,8 +54,31 @@ pub fn load(
     env: impl IntoIterator<Item = (String, String)>,
     flags: &[(String, String)],
 ) -> Result<Loaded, ConfigErrors> {
+    load_file(file.map(ConfigFile::read).as_ref(), env, flags)
+}
+
+/// Like [`load`], with a file that was read already: what is checked for changes is then what holds,
+/// and a pipe, which can be read once, is a file, too.
+pub fn load_file(
+    file: Option<&ConfigFile>,
+    env: impl IntoIterator<Item = (String, String)>,
+    flags: &[(String, String)],
+) -> Result<Loaded, ConfigErrors> {
+    load_over(&[], file, env, flags)
+}
+
+/// Like [`load_file`], over values that hold where nothing else does.
+pub(super) fn load_over(
+    defaults: &[(String, String)],
+    file: Option<&ConfigFile>,
+    env: impl IntoIterator<Item = (String, String)>,
+    flags: &[(String, String)],
+) -> Result<Loaded, ConfigErrors> {
     let mut sources = Sources::none();
-    let is_readable = file.is_none_or(|path| sources.file(path));
+    for (key, value) in defaults {
+        sources.text(key, value, Origin::Default);
+    }
+    let is_readable = file.is_none_or(|file| sources.file(file));
     sources.environment(env);
     for (key, value) in flags {
         sources.text(key, value, Origin::Flag(key.clone()));
@@ -84,17 +122,20 @@ impl Sources {
     }
 
     /// Whether the file could be read, right or wrong.
-    fn file(&mut self, path: &Path) -> bool {
-        let origin = Origin::File(path.to_owned());
-        match Toml::file_exact(path).data() {
+    fn file(&mut self, file: &ConfigFile) -> bool {
+        let origin = Origin::File(file.origin());
+        let profiles = match file.text() {
+            Ok(text) => Toml::string(text).data().map_err(|error| unreadable(&error.to_string())),
+            Err(error) => Err(unreadable(error)),
+        };
+        match profiles {
             Ok(mut profiles) => {
                 let dict = profiles.remove(&Profile::Default).unwrap_or_default();
                 self.known.search(&dict, "", &origin, &mut self.errors);
                 self.merge(dict, &origin);
                 true
             }
-            Err(error) => {
-                let ValueError { problem, remedy } = unreadable(&error.to_string());
+            Err(ValueError { problem, remedy }) => {
                 let (key, value) = (String::new(), None);
                 self.errors.push(ConfigError { origin, key, value, problem, remedy });
                 false
@@ -172,7 +213,7 @@ impl Sources {
     }
 }
 
-/// A source that was read already: once, so that a pipe can be a file, too.
+/// A source that was read already.
 struct Fetched {
     dict: Dict,
     metadata: Metadata,
@@ -197,7 +238,7 @@ fn unreadable(report: &str) -> ValueError {
         Some(place) => {
             let reason: Vec<_> = lines.skip(3).collect();
             let problem = format!("is not TOML, at {place}: {}", reason.join(", "));
-            ValueError::new(problem, "put that line right")
+            ValueError::new(problem, "correct this line")
         }
         None => ValueError::new(
             format!("cannot be read: {first}"),

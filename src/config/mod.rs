@@ -13,6 +13,7 @@ mod checks;
 mod credentials;
 mod error;
 mod explain;
+mod file;
 mod flags;
 mod fleet;
 mod listen;
@@ -32,6 +33,7 @@ mod tables;
 mod unknown;
 mod upstream;
 mod uri;
+mod warnings;
 
 pub use billing::{Billing, Budget, Limit, MAX_TIERS, Period, Prices};
 pub use ceilings::{Ceilings, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Unanswered};
@@ -39,10 +41,11 @@ pub use credentials::Keys;
 pub use error::{ConfigError, ConfigErrors};
 pub use explain::explain;
 pub(crate) use explain::grouped;
+pub use file::ConfigFile;
 pub use flags::Flags;
 pub use fleet::{Fleet, Redis};
 pub use listen::{Address, Listen, Publish};
-pub use load::{Loaded, keys, load};
+pub use load::{Loaded, keys, load, load_file};
 pub use origin::Origin;
 pub use reference::reference;
 pub use retry::Retry;
@@ -51,6 +54,7 @@ pub use setting::Setting;
 pub use spool::{Idempotency, Spool, Store};
 pub use upstream::{InstanceRule, Roots, SignatureVersion, Upstream};
 pub use uri::Endpoint;
+pub use warnings::{Warning, warnings};
 
 /// The whole configuration.
 #[derive(Debug, Clone)]

@@ -6,8 +6,9 @@ use super::table::{Preset, Reload, Row};
 const HEADER: &str = r#"# Every key of tollgate, with its default. Generated from the table in src/config: change it there,
 # then run UPDATE=1 cargo test --test contract config
 #
-# A line that begins with # and a name is a default: remove the # to change it. Two lines have no
-# default and must be set: upstream.endpoint and upstream.instance_id.
+# A line that begins with # and a name is a default: remove the # to change it. upstream.endpoint must
+# be set, and upstream.instance_id unless upstream.instances names an instance for every topic.
+# keys.uri has no default.
 #
 # Each key can also come from the environment, as TOLLGATE__SECTION__KEY with two underscores, for
 # example TOLLGATE__PUBLISH__WAIT=2s; lists with commas, tables as TOML has them on one line:
@@ -18,8 +19,8 @@ const HEADER: &str = r#"# Every key of tollgate, with its default. Generated fro
 # Durations are written as "250ms", "5s" or "1m 30s", sizes as "48KiB". A key that tollgate does not
 # know is an error, not a warning.
 #
-# A running tollgate takes up new values of keys marked "live", after SIGHUP or a change of this
-# file. Changes of other keys wait for a restart. Before that stands what values the key takes.
+# Behind a key stand the values that it takes. tollgate applies changes of keys marked "live" while it
+# runs, a few seconds after SIGHUP or a change of this file. Changes of other keys wait for a restart.
 "#;
 
 /// The reference of all keys, as it is kept in `config/tollgate.toml`.

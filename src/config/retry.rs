@@ -46,35 +46,37 @@ pub(super) enum Unknown {
 
 section! {
     pub(super) struct RetryRows [retry] {
-        /// What happens to kept messages that were not delivered. Messages of one instance and parent topic
-        /// fail and recover together: after five failures in a row one message probes, and when it passes the
-        /// others follow in groups that double, up to this many.
+        /// What happens to stored messages that were not delivered. Messages of one instance and parent
+        /// topic fail and recover together: after five different messages in a row have failed, tollgate
+        /// pauses the topic and probes with one message. When that passes, the others follow in groups that
+        /// double, up to this many.
         batch: usize = 100, whole(1..=10_000);
 
-        /// A message that fails waits up to `base` before its next try, twice as long after each, up to `cap`
-        /// (full jitter), and longer where the provider asks for it.
+        /// The wait before a retry: a random time up to `base`, doubled after each failure, up to `cap`;
+        /// longer if the provider asks for it.
         base: Duration = "200ms", duration(SHORTEST..=HOUR);
         cap: Duration = "30s", duration(SHORTEST..=HOUR);
 
-        /// Older messages become dead letters: kept, and no longer tried.
+        /// Older messages become dead letters: stored, and not retried.
         max_age: Duration = "24h", duration(Duration::from_secs(1)..=HOUR * 24 * 30);
 
-        /// What happens where it is unknown whether the provider got a call: "retry" sends again (delivered at
-        /// least once, and counted in tollgate_uncertain_messages_total); "park" keeps a dead letter (at most
-        /// once).
+        /// What tollgate does when it is unknown whether a call arrived: "retry" sends the message again
+        /// (at least once; tollgate_uncertain_messages_total counts it); "park" makes it a dead letter (at
+        /// most once).
         unknown: Unknown = "retry", choice(&[("retry", Unknown::Retry), ("park", Unknown::Park)]);
 
-        /// With "retry": after a call whose outcome is unknown, at most so many more of a message's calls may
-        /// end so; then it becomes a dead letter of reason `unknown`. A 2xx answer that cannot be read counts,
-        /// a call that failed for certain does not, and a replay begins anew.
+        /// With "retry": how many further calls with an unknown outcome a message may have before it
+        /// becomes a dead letter of reason `unknown`. A 2xx answer that cannot be read counts. Calls that
+        /// certainly failed do not count; a replay starts again at 0.
         unknown_tries: u32 = 2, whole(0..=1_000);
 
-        /// Topics that are parked even so, such as "Payment/*".
+        /// Topics whose messages become dead letters when the outcome is unknown, also with unknown =
+        /// "retry". Such as "Payment/*".
         park: Vec<TopicPattern> = [], list(Scalar::Refused, pattern);
 
-        /// Provider codes that mean something else for you than by default: "retry", "throttled", "unknown"
-        /// or "refused", as in { SomeCode = "retry" }. They come before the header x-acs-retry-after, which
-        /// else makes any error "throttled"; a "throttled" one waits for as long as that header asks.
+        /// What a provider code means for you: "retry", "throttled", "unknown" or "refused", as in {
+        /// SomeCode = "retry" }. These rules come before the header x-acs-retry-after; without a rule that
+        /// header makes any error "throttled". A "throttled" message waits as long as that header asks.
         /// "tollgate check" shows the whole order.
         codes: Codes = {}, value(codes);
     }

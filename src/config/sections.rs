@@ -163,17 +163,17 @@ section! {
     /// `[drain]`
     #[derive(Debug, Clone)]
     pub struct Drain [drain] {
-        /// How long messages on their way may take after SIGTERM. Keep the pod's
+        /// How long messages in progress may take after SIGTERM. Set the pod's
         /// terminationGracePeriodSeconds above it.
         grace: Duration = "20s", duration(SHORTEST..=HOUR);
 
-        /// How long messages are still taken after SIGTERM, before that: where the app is asked to end at
-        /// the same moment, as in clusters without native sidecars (before 1.29). /readyz is 503 from the
-        /// beginning. Keep terminationGracePeriodSeconds above both.
+        /// How long tollgate accepts messages after SIGTERM, before `grace` begins. For clusters where the
+        /// app and the sidecar get SIGTERM together (before 1.29). /readyz is 503 from SIGTERM on. Set
+        /// terminationGracePeriodSeconds above the sum of both.
         accept_for: Duration = "0s", duration(Duration::ZERO..=HOUR);
 
-        /// Whether a disk's spool then hands what is left to the Redis of [fleet], for sidecars with
-        /// spool.store = "redis". Takes up to 10 s more.
+        /// Whether a disk spool migrates its remaining messages to the Redis of [fleet] at SIGTERM, for
+        /// sidecars with spool.store = "redis". Takes up to 10 s more.
         handoff: bool = false, boolean();
     }
 }

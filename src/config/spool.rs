@@ -36,25 +36,25 @@ const STORES: [(&str, Option<Store>); 3] =
 
 section! {
     pub(super) struct SpoolRows [spool] {
-        /// Where messages are kept that are not delivered yet: "disk"; "redis", the Redis of [fleet], where
-        /// other sidecars of the account deliver what a dead one has left (docs/shared-spool.md); or "none"
-        /// (then 202 is never answered, and a failed message is its caller's). It does not start with "redis"
-        /// as long as the folder holds messages of "disk".
+        /// Where messages are stored that are not delivered yet: "disk"; "redis": the Redis of [fleet],
+        /// where other sidecars deliver the messages of a dead one (docs/shared-spool.md); "none": nothing
+        /// is stored, tollgate never answers 202, and callers must retry. tollgate does not start with
+        /// "redis" while the folder holds messages of "disk".
         store: Option<Store> = "disk", choice(&STORES);
 
-        /// The folder. One process holds it; put it on a volume that outlives the container. With "redis" it
-        /// holds the ledger only, and the sidecar's name there.
+        /// The folder. Only one process can open it. Put it on a volume that outlives the container. With
+        /// "redis" it holds the ledger and the sidecar's name.
         path: PathBuf = "/var/lib/tollgate/spool", value(path);
 
-        /// The most bytes of messages, dead letters and receipts; the newest are refused with 503 over it.
-        /// The folder may need twice as much, and 32 MiB. With "redis" this and max_messages
+        /// The size limit of messages, dead letters and receipts. Above it tollgate refuses new messages
+        /// with 503. The folder may need twice this size plus 32 MiB. With "redis" this and max_messages
         /// hold for all sidecars of the account together.
         max_bytes: u64 = "256MiB", size(bytesize::MIB..=bytesize::TIB);
 
         /// The most messages, dead letters and receipts: each takes about 250 bytes of memory.
         max_messages: usize = 200000, whole(1..=10_000_000);
 
-        /// How long GET /messages/<Id> knows of a delivered message, unless new messages need the room sooner.
+        /// How long GET /messages/<Id> knows a delivered message, unless new messages need the room sooner.
         keep_receipts: Duration = "10m", duration(SHORTEST..=HOUR * 24);
     }
 }
@@ -69,10 +69,10 @@ section! {
     /// `[idempotency]`
     #[derive(Debug, Clone)]
     pub struct Idempotency [idempotency] {
-        /// How long an Idempotency-Key is remembered after its message has ended: was delivered, dropped, or
-        /// became a dead letter. As long as the message is queued, it is remembered anyway. What is remembered
-        /// gives way to nothing: where a spool or max_keys is full, new messages are refused with 503. But it
-        /// stays on its disk when drain.handoff hands over the rest.
+        /// How long an Idempotency-Key stays reserved after its message was delivered, dropped, or became a
+        /// dead letter. It is always reserved while the message is queued. tollgate never removes reserved
+        /// keys early: if the spool or max_keys is full, it refuses new messages with 503. Keys of finished
+        /// messages stay on this disk when drain.handoff moves the queue.
         keep: Duration = "10m", duration(SHORTEST..=HOUR * 24);
         max_keys: usize = 100000, whole(1..=10_000_000);
     }

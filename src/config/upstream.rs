@@ -62,7 +62,8 @@ section! {
         endpoint: Endpoint => Required "https://onsmqtt.cn-hangzhou.aliyuncs.com",
             required(|raw| uri::endpoint(raw.text()?), ENDPOINT_REMEDY);
 
-        /// Required, unless rules below name an instance for every topic: the instance of all other topics.
+        /// Required, unless the rules below name an instance for every topic: the instance of all other
+        /// topics.
         instance_id: Option<InstanceId> => Required "post-cn-0pp12gl0000", optional(instance_id), Live;
 
         /// How calls are signed: "hmac-sha1" or "acs3-hmac-sha256".
@@ -71,28 +72,30 @@ section! {
         /// How bodies travel: "base64" takes any bytes, "plain" only UTF-8 text.
         payload: PayloadEncoding = "base64", choice(&PAYLOADS);
 
-        /// Bound on resolving, connecting and the TLS handshake; not longer than call_timeout.
+        /// Time limit of resolving the name, connecting and the TLS handshake; not longer than
+        /// call_timeout.
         connect_timeout: Duration = "1s", duration(SHORTEST..=LONGEST_CALL);
 
-        /// Bound on one call, from its permit to its answer.
+        /// Time limit of one call, from its permit to its answer.
         call_timeout: Duration = "3s", duration(SHORTEST..=LONGEST_CALL);
 
-        /// How long an unused connection is kept. Below 10s, when the provider drops it.
+        /// How long an unused connection stays open. Below 10s, when the provider closes it.
         idle_timeout: Duration = "5s", duration(SHORTEST..=LONGEST_IDLE);
 
-        /// The most connections of each egress address; as many more may stay open for late answers.
+        /// The most connections of each egress address. The same number more may stay open for late
+        /// answers.
         max_connections: usize = 256, whole(1..=MOST_CONNECTIONS);
 
-        /// How old the addresses behind the endpoint's name may get. Then they are asked for again in the
-        /// background; calls go on with those that are known, also while the resolver is silent or fails.
+        /// How long a resolved address is used before tollgate resolves the name again, in the background.
+        /// Calls use the known addresses meanwhile, also if the resolver fails.
         dns_ttl: Duration = "30s", duration(SHORTEST..=HOUR);
 
-        /// Who vouches for the endpoint: "bundled" (Mozilla's list, built in), "system", or the path of a
-        /// PEM file.
+        /// The certificate authorities that tollgate trusts for the endpoint: "bundled" (Mozilla's list,
+        /// built in), "system", or the path of a PEM file.
         roots: Roots = "bundled", value(roots);
 
-        /// Addresses of this pod to send from, each with the ceiling ceilings.egress_ip of its own. They must
-        /// leave the cluster as different addresses, too. Empty: one, which the system chooses.
+        /// Addresses of this pod to send from. Each has the ceiling ceilings.egress_ip of its own, so they
+        /// must leave the cluster as different addresses, too. Empty: one, which the system chooses.
         egress_addresses: Vec<IpAddr> = [], list(Scalar::Refused, egress);
 
         /// Rules for more than one instance: the first that matches a topic wins. Here * stands for anything.

@@ -107,6 +107,13 @@ impl Keys {
         Self { source: name, state, wanted, now }
     }
 
+    /// Waits until the source was read once, whatever came of it.
+    pub async fn first_look(&self) {
+        let mut state = self.state.clone();
+        // An error means that there is no keeper, so the key is there already.
+        drop(state.wait_for(|state| state.looks > 0).await);
+    }
+
     /// The key to sign with, from memory.
     pub fn current(&self) -> Result<Arc<Key>, KeyError> {
         let key = self.state.borrow().key.clone().ok_or(KeyError::NotLoaded)?;

@@ -1,6 +1,7 @@
 //! What is wrong now and what an operator can do, derived from the [`SidecarStatus`]; worst first.
 
 mod ceilings;
+mod configuration;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -49,6 +50,7 @@ pub(super) fn of(status: &SidecarStatus, uncertain: u64) -> Vec<Concern> {
     concerns.ledger(status);
     concerns.backlog(status);
     concerns.uncertain(uncertain);
+    concerns.configuration(status);
     concerns.0.sort_by_key(|concern| concern.level);
     concerns.0
 }

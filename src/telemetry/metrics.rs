@@ -57,6 +57,7 @@ pub(super) fn text(sources: &Sources, format: Format) -> String {
         sources.spool.as_ref().map(spool).unwrap_or_default(),
         process(sources),
         keys(&sources.keys.status()),
+        sources.configuration.view().families(),
     ]
     .into_iter()
     .flatten()

@@ -1,6 +1,7 @@
 //! The read-only HTTP API for Prometheus, the kubelet and a browser.
 
 mod concerns;
+mod configuration;
 mod explanations;
 mod family;
 mod metrics;
@@ -24,6 +25,7 @@ use crate::meter::Meter;
 use crate::server::{Problem, Reply, json_reply, reply};
 use crate::spool::Spool;
 use crate::upstream::HttpUpstream;
+pub use configuration::Configuration;
 use metrics::Format;
 pub(crate) use view::{Concern, FleetView, Level, MemberView, SidecarStatus};
 
@@ -53,6 +55,8 @@ pub struct Sources {
     pub endpoint: String,
     /// Names of the egress addresses, in the configuration's order.
     pub egress: Vec<String>,
+    /// For changes of the configuration.
+    pub configuration: Configuration,
     /// Set while stopping.
     pub draining: Arc<AtomicBool>,
     /// When this process started.
@@ -122,6 +126,7 @@ impl Telemetry {
             let (queued, dead) = (usage.queued.messages, usage.dead.messages);
             lines.extend([format!("spool: {spool}\nkept: {queued}\ndead letters: {dead}\n")]);
         }
+        lines.push_str(&self.sources.configuration.view().line());
         for paused in self.sources.delivery.paused() {
             let (topic, why) = (&paused.lane.parent, pause_reason(paused.reason.denied()));
             lines.extend([format!("paused: {topic} ({why}), {} messages kept\n", paused.waiting)]);

@@ -180,6 +180,7 @@ impl SidecarStatus {
             clock_skew_seconds: upstream.clock_skew.as_secs_f64(),
             errors: failures.latest.iter().map(error).collect(),
             fleet: FleetView::of(&sources.ceiling, &ceiling),
+            configuration: sources.configuration.view(),
         };
         let recent = sources.meter.past(None).uncertain.into_iter().map(u64::from).sum();
         // Before the list of paused topics is cut.

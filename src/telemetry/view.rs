@@ -57,6 +57,22 @@ pub(crate) struct SidecarStatus {
     pub(crate) errors: Vec<CallError>,
     /// How the ceilings are shared among sidecars; `null`: they are not.
     pub(crate) fleet: Option<FleetView>,
+    pub(crate) configuration: ConfigurationView,
+}
+
+/// Which configuration holds, and what became of the last change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ConfigurationView {
+    /// A number that differs between configurations, below 2^48. Equal in pods that read the same one.
+    pub(crate) hash: u64,
+    /// When it was last read without an error.
+    pub(crate) read: Timestamp,
+    /// Why the last change was not applied; `null`: it was.
+    pub(crate) error: Option<String>,
+    /// Keys whose change waits for a restart.
+    pub(crate) pending: Vec<String>,
+    /// Ceilings that are lifted, or above what the provider publishes.
+    pub(crate) lifted: Vec<String>,
 }
 
 /// How severe a concern is.

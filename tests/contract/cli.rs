@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use crate::support::http::{get, post};
+use crate::support::http::{get, post, series};
 use crate::support::process::{Emulator, Serve, run};
 use crate::support::script::{Say, Script, error};
 use crate::support::until;
@@ -173,17 +173,36 @@ async fn the_configuration_is_reloaded() {
         (answer.status, answer.header("ratelimit-policy").to_owned())
     };
     assert_eq!(policy().await, (403, "\"account\";q=500;w=1".to_owned()));
+    let seen = async || {
+        let metrics = get(&serve.telemetry, "/metrics").await.text();
+        let ready = get(&serve.telemetry, "/readyz?verbose").await.text();
+        let figure = |name: &str| series(&metrics, &format!("tollgate_config_{name}"));
+        let figures = (figure("last_reload_successful"), figure("pending_restart_keys"));
+        (figures, figure("hash"), ready)
+    };
+    let (figures, first, ready) = seen().await;
+    assert_eq!(figures, (1.0, 0.0));
+    assert!(first > 0.0 && ready.contains("configuration: ok\n"), "{ready}");
 
     write("[ceilings]\naccount = 700\n[topics]\nallow = [\"New\"]\n[publish]\nmax_waiting = 9\n");
     serve.logs("configuration reloaded").await;
     assert_eq!(policy().await, (200, "\"account\";q=700;w=1".to_owned()));
     serve.logs("these changes need a restart").await;
     assert!(serve.log().contains("publish.max_waiting"));
+    let (figures, second, ready) = seen().await;
+    assert_eq!(figures, (1.0, 1.0), "valid; one key waits");
+    assert!(second > 0.0 && second != first, "{first} {second}");
+    assert!(ready.contains("a restart is needed for publish.max_waiting"), "{ready}");
 
     write("[ceilings]\naccount = \"lots\"\n");
     serve.signal(Signal::HUP);
     serve.logs("nothing has changed").await;
     assert!(serve.log().contains("ceilings.account"));
+    let (figures, third, ready) = seen().await;
+    assert_eq!((figures.0, third), (0.0, second), "invalid: what was read before holds");
+    assert!(ready.contains("the last change is invalid"), "{ready}");
+    let status = get(&serve.telemetry, "/status.json").await.text();
+    assert!(status.contains("The changed configuration is invalid"), "{status}");
     assert_eq!(policy().await, (200, "\"account\";q=700;w=1".to_owned()));
     serve.signal(Signal::TERM);
     assert!(serve.ended().await.0.success());
@@ -214,4 +233,120 @@ async fn status_says_what_is_wrong() {
     let said = run(&["status", "--at", &telemetry], &[]).await;
     assert_eq!(said.code, 1);
     assert!(said.stderr.contains("no tollgate answers at"), "{}", said.stderr);
+}
+
+/// Half of a file is valid, and has no `[ceilings]` and no `[topics]`: it is not applied.
+#[tokio::test]
+async fn a_file_that_is_written_in_parts_is_not_applied_by_half() {
+    let script = Script::start([]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tollgate.toml");
+    let begin = "[publish]\nwait = \"2s\"\n";
+    std::fs::write(&file, format!("{begin}[ceilings]\naccount = 20\n")).unwrap();
+    let args = ["--config", file.to_str().unwrap()];
+    let serve = Serve::start_with(&args, &[("upstream.endpoint", &script.url)], &[]).await;
+    let policy = async || {
+        let answer = post(&serve.publish, "/publish/TopicA", &[], b"x").await;
+        answer.header("ratelimit-policy").to_owned()
+    };
+    let rewritten = std::time::Instant::now();
+    std::fs::write(&file, begin).unwrap();
+    // Longer than from one look to the next.
+    while rewritten.elapsed() < std::time::Duration::from_millis(2_200) {
+        assert_eq!(policy().await, "\"account\";q=20;w=1");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    std::fs::write(&file, format!("{begin}[ceilings]\naccount = 30\n")).unwrap();
+    serve.logs("configuration reloaded").await;
+    assert_eq!(policy().await, "\"account\";q=30;w=1");
+}
+
+/// `check --probe` finds what a start would fail with, and sends nothing.
+#[tokio::test]
+async fn probes() {
+    let script = Script::start([]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    let set = |key: &str, value: &str| format!("--set={key}={value}");
+    let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let control = format!("unix:{}", path(&folder.path().join("control.sock")));
+    let base = [
+        set("upstream.endpoint", &script.url),
+        set("upstream.instance_id", "i"),
+        set("spool.path", &path(&spool)),
+        set("spool.max_bytes", "1MiB"),
+        set("listen.control", &control),
+    ];
+    let env = [
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"),
+        ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret"),
+    ];
+    let probed = async |more: &[String], env: &[(&str, &str)]| {
+        let args = ["check", "--probe"].into_iter().map(str::to_owned);
+        let args: Vec<_> = args.chain(base.iter().cloned()).chain(more.iter().cloned()).collect();
+        run(&args.iter().map(String::as_str).collect::<Vec<_>>(), env).await
+    };
+    let good = probed(&[], &env).await;
+    assert_eq!(good.code, 0, "{}{}", good.stdout, good.stderr);
+    for words in ["upstream.endpoint 127.0.0.1", "has a key", "spool: can be created"] {
+        assert!(good.stdout.contains(words), "{words}: {}", good.stdout);
+    }
+    assert!(!good.stdout.contains("testsecret"));
+    assert!(!spool.exists(), "nothing is left behind");
+
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let missing = folder.path().join("missing");
+    for (more, failure) in [
+        (set("spool.path", &path(&file)), "cannot be written"),
+        (set("spool.max_bytes", "1TiB"), "may need 2.0 TiB"),
+        (set("upstream.endpoint", "http://nowhere.invalid"), "does not resolve"),
+        (
+            format!(
+                "{} {}",
+                set("upstream.endpoint", "https://127.0.0.1:1"),
+                set("upstream.roots", &path(&missing))
+            ),
+            "upstream.roots",
+        ),
+        (set("upstream.egress_addresses", "192.0.2.1"), "cannot be sent from"),
+    ] {
+        let flags: Vec<_> = more.split(' ').map(str::to_owned).collect();
+        let bad = probed(&flags, &env).await;
+        assert_eq!(bad.code, 1, "{more}: {}", bad.stdout);
+        let line = bad.stdout.lines().find(|line| line.starts_with("  FAILED")).unwrap();
+        assert!(line.contains(failure), "{more}: {line}");
+        assert!(bad.stderr.contains("1 of "), "{}", bad.stderr);
+    }
+    let keyless = probed(&[], &[]).await;
+    assert!(keyless.code == 1 && keyless.stdout.contains("FAILED  keys.source env"));
+    let mounted = [set("keys.source", "file"), set("keys.path", &path(&missing))];
+    assert!(probed(&mounted, &[]).await.stdout.contains("FAILED  keys.path"));
+    let fleet = [set("fleet.url", "redis://127.0.0.1:1"), set("fleet.password_file", &path(&file))];
+    let empty = probed(&fleet, &env).await;
+    assert!(empty.stdout.contains("FAILED  fleet.password_file"), "{}", empty.stdout);
+    assert!(script.requests().is_empty(), "no call was made");
+}
+
+/// The file is found without `--config`, and operators need no `[upstream]`.
+#[tokio::test]
+async fn where_the_configuration_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tollgate.toml");
+    let spool = folder.path().join("spool");
+    std::fs::write(&file, format!("[spool]\npath = {spool:?}\n[listen]\ncontrol = \"none\"\n"))
+        .unwrap();
+    let found = [("TOLLGATE_CONFIG", file.to_str().unwrap())];
+    let check = run(&["check"], &found).await;
+    assert_eq!(check.code, 4);
+    assert!(check.stderr.contains("upstream.endpoint"), "{}", check.stderr);
+    let list = run(&["messages", "list"], &found).await;
+    assert!(!list.stderr.contains("upstream"), "{}", list.stderr);
+    assert!(list.stderr.contains(spool.to_str().unwrap()) || list.code == 0, "{}", list.stderr);
+    let bill = run(&["bill"], &found).await;
+    assert!(!bill.stderr.contains("upstream"), "{}", bill.stderr);
+    let flag = run(&["messages", "list", "--config", "/nowhere.toml"], &found).await;
+    assert_eq!(flag.code, 4, "the flag wins");
+    std::fs::write(&file, "[spool]\npth = 1\n").unwrap();
+    assert_eq!(run(&["messages", "list"], &found).await.code, 4, "other errors stay errors");
 }

@@ -18,7 +18,6 @@ fn ceilings(account: impl Into<Option<u32>>, egress_ip: impl Into<Option<u32>>) 
         egress_ip: egress_ip.into(),
         retry_share: 0.2,
         unanswered: Unanswered { min: Duration::from_secs(10), max: Duration::from_mins(5) },
-        above_published: false,
     }
 }
 

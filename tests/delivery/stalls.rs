@@ -26,7 +26,6 @@ fn ceilings(account: u32) -> Ceilings {
         egress_ip: None,
         retry_share: 0.2,
         unanswered: Unanswered { min: Duration::from_secs(10), max: Duration::from_mins(5) },
-        above_published: false,
     }
 }
 

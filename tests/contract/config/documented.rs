@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tollgate::config::{Address, Keys, Origin, keys, load, reference};
+use tollgate::config::{Address, Keys, Origin, keys, load, reference, warnings};
 
 use super::{owned, read, shown};
 
@@ -80,5 +80,5 @@ fn the_production_example_is_valid() {
     assert!(matches!(config.keys, Keys::File { .. }));
     assert!(config.upstream.endpoint.is_provider() && config.upstream.endpoint.tls);
     assert_eq!(config.ceilings.account, Some(200));
-    assert!(!config.ceilings.above_published);
+    assert_eq!(warnings(&config), []);
 }

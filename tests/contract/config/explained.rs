@@ -38,7 +38,7 @@ fn the_ceilings_that_follow() {
     let lifted =
         "[ceilings]\naccount = \"none\"\negress_ip = \"none\"\nallow_above_published = true\n";
     for (file, expected) in [
-        (LEAST.to_owned(), "ceilings: no ceiling: the endpoint is not the provider's\n"),
+        (LEAST.to_owned(), "ceilings: account 1,000 calls/s; binding: account, 1,000 calls/s\n"),
         (
             PROVIDER.to_owned(),
             "ceilings: account 1,000 calls/s; 1 egress address x 300 = 300 calls/s; \
@@ -49,10 +49,14 @@ fn the_ceilings_that_follow() {
             "ceilings: account 1,000 calls/s; 4 egress addresses x 300 = 1,200 calls/s; \
              binding: account, 1,000 calls/s\n",
         ),
-        (format!("{PROVIDER}{raised}"), "warning: above what the provider publishes"),
-        (format!("{PROVIDER}{lifted}"), "ceilings: no ceiling: both are \"none\"\n"),
         (
-            format!("{LEAST}[ceilings]\negress_ip = 123456\n"),
+            format!("{PROVIDER}{raised}"),
+            "warning: ceilings.egress_ip exceeds the 300 calls/s that the provider publishes",
+        ),
+        (format!("{PROVIDER}{lifted}"), "ceilings: no ceiling: both are \"none\"\n"),
+        (format!("{PROVIDER}{lifted}"), "warning: ceilings.account is \"none\""),
+        (
+            format!("{LEAST}[ceilings]\naccount = \"none\"\negress_ip = 123456\n"),
             "ceilings: 1 egress address x 123,456 = 123,456 calls/s; \
              binding: egress address, 123,456 calls/s\n",
         ),
@@ -68,7 +72,7 @@ fn the_ceilings_that_follow() {
 fn what_decides_the_meaning_of_an_answer() {
     let text = explain(&read(LEAST).unwrap());
     let order = "\n\
-        answers of the provider mean what the first of these says:\n  \
+        what an answer of the provider means; the first rule that applies decides:\n  \
         1. 2xx                 delivered with a MsgId, else unknown\n  \
         2. retry.codes         what the configuration says of the code\n  \
         3. x-acs-retry-after   throttled, on a status of 400 or more\n  \
@@ -136,7 +140,7 @@ fn exit_codes() {
     let code = |content: &str| {
         let file = File::new(content);
         let flags = Flags { config: Some(file.path.clone()), set: Vec::new() };
-        format!("{:?}", run(Args { flags }))
+        format!("{:?}", run(Args { flags, probe: false }))
     };
     assert_eq!(code(LEAST), format!("{:?}", ExitCode::SUCCESS));
     assert_eq!(code("[upstream]"), format!("{:?}", ExitCode::from(4)));

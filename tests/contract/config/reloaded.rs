@@ -46,7 +46,8 @@ fn a_change_inside_a_table_waits_and_is_named() {
 #[test]
 fn where_the_mixture_is_invalid_everything_waits() {
     let fleet = "[ceilings]\naccount = 9\n[fleet]\nurl = \"redis://h\"";
-    let (config, waiting) = reloaded(fleet, "[publish]\nwait = \"2s\"");
+    let (config, waiting) =
+        reloaded(fleet, "[publish]\nwait = \"2s\"\n[ceilings]\naccount = \"none\"");
     assert!(config.is_none());
     assert_eq!(waiting, ["publish.wait", "ceilings.account", "fleet.url"]);
 }

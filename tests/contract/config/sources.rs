@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tollgate::config::{Address, Keys, Roots, load};
+use tollgate::config::{Address, Keys, Roots, load, warnings};
 use tollgate::message::Topic;
 
 use super::{File, LEAST, origin, owned, read, read_with, shown};
@@ -112,34 +112,46 @@ fn what_kubernetes_injects_for_a_service_of_that_name_is_not_ours() {
 
 #[test]
 fn ceilings_follow_the_endpoint() {
-    let provider = LEAST.replace("127.0.0.1:9460", "onsmqtt.cn-beijing.aliyuncs.com");
-    for (file, account, egress_ip, above) in [
-        (LEAST.to_owned(), None, None, false),
-        (format!("{LEAST}[ceilings]\naccount = 50000\n"), Some(50_000), None, false),
-        (provider.clone(), Some(1_000), Some(300), false),
-        (format!("{provider}[ceilings]\naccount = 10\n"), Some(10), Some(300), false),
+    let provider =
+        LEAST.replace("http://127.0.0.1:9460", "https://onsmqtt.cn-beijing.aliyuncs.com");
+    // Whether each is warned of, as keys.
+    for (file, account, egress_ip, warned) in [
+        (LEAST.to_owned(), Some(1_000), None, &[][..]),
+        (format!("{LEAST}[ceilings]\naccount = \"none\"\n"), None, None, &["ceilings.account"]),
+        (LEAST.replace("127.0.0.1:9460", "mqtt.example.com"), Some(1_000), None, &[]),
+        (LEAST.replace("127.0.0.1:9460", "10.0.0.7"), Some(1_000), None, &[]),
+        (
+            format!("{LEAST}[ceilings]\naccount = 50000\n"),
+            Some(50_000),
+            None,
+            &["ceilings.account"],
+        ),
+        (provider.clone(), Some(1_000), Some(300), &[]),
+        (format!("{provider}[ceilings]\naccount = 10\n"), Some(10), Some(300), &[]),
         (
             format!("{provider}[ceilings]\naccount = 1001\nallow_above_published = true\n"),
             Some(1_001),
             Some(300),
-            true,
+            &["ceilings.account"],
         ),
         (
             format!("{provider}[ceilings]\negress_ip = \"none\"\nallow_above_published = true\n"),
             Some(1_000),
             None,
-            true,
+            &["ceilings.egress_ip"],
         ),
         (
             format!("{provider}[ceilings]\naccount = 1000\nallow_above_published = true\n"),
             Some(1_000),
             Some(300),
-            false,
+            &[],
         ),
     ] {
-        let ceilings = read(&file).unwrap().config.ceilings;
-        let found = (ceilings.account, ceilings.egress_ip, ceilings.above_published);
-        assert_eq!(found, (account, egress_ip, above), "{file}");
+        let config = read(&file).unwrap().config;
+        let found = (config.ceilings.account, config.ceilings.egress_ip);
+        assert_eq!(found, (account, egress_ip), "{file}");
+        let keys: Vec<_> = warnings(&config).into_iter().map(|warning| warning.key).collect();
+        assert_eq!(keys, warned, "{file}");
     }
 }
 

@@ -1,0 +1,138 @@
+//! What is valid, and insecure or beyond what the provider publishes. It is printed by
+//! `tollgate check`, and logged at start.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use http::Uri;
+
+use super::explain::grouped;
+use super::{Address, Config, Fleet, Keys, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP};
+
+/// A valid value that its operator should know about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Such as `ceilings.account`.
+    pub key: &'static str,
+    /// What is wrong with it, as in `ceilings.account is "none": …`.
+    pub problem: String,
+    /// What the operator can do.
+    pub remedy: &'static str,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}; {}", self.key, self.problem, self.remedy)
+    }
+}
+
+/// All warnings, in the order of the documentation.
+pub fn warnings(config: &Config) -> Vec<Warning> {
+    [publish(config), endpoint(config), keys(&config.keys), account(config), egress_ip(config)]
+        .into_iter()
+        .chain([config.fleet.as_ref().and_then(redis)])
+        .flatten()
+        .collect()
+}
+
+fn warning(key: &'static str, problem: impl Into<String>, remedy: &'static str) -> Option<Warning> {
+    Some(Warning { key, problem: problem.into(), remedy })
+}
+
+/// tollgate signs for whoever reaches this listener.
+fn publish(config: &Config) -> Option<Warning> {
+    let open = config.listen.publish.iter().find_map(|address| match address {
+        Address::Tcp(address) if !address.ip().is_loopback() => Some(address),
+        Address::Tcp(_) | Address::Unix(_) => None,
+    })?;
+    warning(
+        "listen.publish",
+        format!("is {open}: every host that reaches this address can publish with your key"),
+        "listen on a loopback address or a Unix socket, or restrict access by a network policy",
+    )
+}
+
+fn endpoint(config: &Config) -> Option<Warning> {
+    let endpoint = &config.upstream.endpoint;
+    if endpoint.tls || !endpoint.is_provider() {
+        return None;
+    }
+    warning(
+        "upstream.endpoint",
+        "is http: messages and signatures cross the network unencrypted",
+        "write https://",
+    )
+}
+
+fn keys(keys: &Keys) -> Option<Warning> {
+    let Keys::Uri { uri } = keys else { return None };
+    let uri: Uri = uri.parse().ok()?;
+    if uri.scheme_str() != Some("http") || is_near(uri.host().unwrap_or_default()) {
+        return None;
+    }
+    warning("keys.uri", "is http: the key crosses the network unencrypted", "use https")
+}
+
+fn redis(fleet: &Fleet) -> Option<Warning> {
+    if fleet.redis.tls || fleet.redis.nodes.iter().all(|(host, _)| is_near(host)) {
+        return None;
+    }
+    warning(
+        "fleet.url",
+        "is unencrypted: hosts on the way to Redis can read its password, and with spool.store = \
+         \"redis\" the messages",
+        "use rediss://",
+    )
+}
+
+/// On this machine, or an address that is only routed on the link, as metadata services have.
+fn is_near(host: &str) -> bool {
+    /// The metadata service of the provider's machines; it speaks http only.
+    const METADATA: &str = "100.100.100.200";
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<IpAddr>() {
+        Ok(IpAddr::V4(v4)) => v4.is_loopback() || v4.is_link_local() || bare == METADATA,
+        Ok(IpAddr::V6(v6)) => v6.is_loopback() || v6.is_unicast_link_local(),
+        Err(_) => bare.eq_ignore_ascii_case("localhost"),
+    }
+}
+
+/// A proxy or a name of your own may lead to the provider as well: any endpoint counts.
+fn account(config: &Config) -> Option<Warning> {
+    let remedy = "leave it out, unless the provider has raised its limit for you";
+    let figure = grouped(PUBLISHED_ACCOUNT.into());
+    match config.ceilings.account {
+        None => warning(
+            "ceilings.account",
+            format!(
+                "is \"none\": calls of the account have no ceiling (the provider publishes {figure}/s, \
+                 and throttles above it)"
+            ),
+            remedy,
+        ),
+        Some(n) if n > PUBLISHED_ACCOUNT => warning(
+            "ceilings.account",
+            format!(
+                "exceeds the {figure} calls/s that the provider publishes, and throttles above"
+            ),
+            remedy,
+        ),
+        Some(_) => None,
+    }
+}
+
+fn egress_ip(config: &Config) -> Option<Warning> {
+    if !config.upstream.endpoint.is_provider()
+        || config.ceilings.egress_ip.is_some_and(|n| n <= PUBLISHED_EGRESS_IP)
+    {
+        return None;
+    }
+    warning(
+        "ceilings.egress_ip",
+        format!(
+            "exceeds the {PUBLISHED_EGRESS_IP} calls/s that the provider publishes: it may block this \
+             address"
+        ),
+        "leave it out, unless the provider has raised its limit for you",
+    )
+}

@@ -1,0 +1,32 @@
+//! What is wrong with the configuration: a change that was not applied, a ceiling that was lifted.
+
+use super::{Concerns, listed};
+use crate::telemetry::view::{Level, SidecarStatus};
+
+impl Concerns {
+    pub(super) fn configuration(&mut self, status: &SidecarStatus) {
+        let configuration = &status.configuration;
+        if let Some(error) = &configuration.error {
+            self.add(
+                Level::Warn,
+                "The changed configuration is invalid",
+                format!("Nothing of it was applied: {error}"),
+                "Correct it; `tollgate check` shows all errors. tollgate reads it again by itself.",
+            );
+        }
+        if !configuration.pending.is_empty() {
+            let pending = configuration.pending.iter().map(String::as_str);
+            let names = listed(pending, configuration.pending.len());
+            self.add(
+                Level::Warn,
+                "A changed configuration waits for a restart",
+                format!("tollgate reads these keys at its start only: {names}."),
+                "Restart the pod, or undo the change.",
+            );
+        }
+        for lifted in &configuration.lifted {
+            let remedy = "Set the ceiling to what the provider allows you.";
+            self.add(Level::Warn, "A ceiling is lifted", format!("{lifted}."), remedy);
+        }
+    }
+}
