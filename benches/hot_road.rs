@@ -58,7 +58,6 @@ fn permits(criterion: &mut Criterion) {
         egress_ip: Some(n),
         retry_share: 0.2,
         unanswered: Unanswered { min: Duration::from_secs(10), max: Duration::from_mins(5) },
-        above_published: false,
     };
     let mut group = criterion.benchmark_group("permit");
     // So many that none is waited for.

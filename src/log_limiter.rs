@@ -1,11 +1,25 @@
-//! Not more lines a second than a log can bear.
+//! Not more lines a second than a log can bear, and how many it did not take.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// The log is the process's, as `tracing`'s subscriber is.
+static DROPPED: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>> = OnceLock::new();
+
+/// Says where the dropped lines of this process's log are counted; the first call counts.
+pub fn count_dropped_lines(count: impl Fn() -> u64 + Send + Sync + 'static) {
+    // A second log of one process is not started.
+    drop(DROPPED.set(Box::new(count)));
+}
+
+/// Lines that the log dropped, since its reader did not keep up.
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |count| count())
+}
 
 /// How many lines of a kind may still be written in this second. The rest is counted.
 #[derive(Debug)]

@@ -166,14 +166,8 @@ impl Sidecar {
 
         let tasks = TaskTracker::new();
         let publish_service = publish.clone();
-        let limits = Limits {
-            max_connections: config.publish.max_connections,
-            max_header: config.publish.max_header,
-            header_timeout: config.publish.header_timeout,
-            idle_timeout: config.publish.idle_timeout,
-        };
         let service = tower::service_fn(move |request| publish_service.clone().answer(request));
-        let server = HttpServer::new(limits, service);
+        let server = HttpServer::new(publish_limits(&config.publish), service);
         for listener in publish_listeners {
             let (server, stop) = (server.clone(), stop.clone());
             tasks.spawn(async move { server.serve(listener, stop, LAST_REPLIES).await });
@@ -323,6 +317,15 @@ async fn hand_over(
     let handed = from.hand_over(&to, until).await.map_err(|error| error.to_string());
     to.close().await;
     handed
+}
+
+fn publish_limits(config: &config::Publish) -> Limits {
+    Limits {
+        max_connections: config.max_connections,
+        max_header: config.max_header,
+        header_timeout: config.header_timeout,
+        idle_timeout: config.idle_timeout,
+    }
 }
 
 fn hand_over_to(config: &Config) -> Option<(config::Fleet, spool::Options)> {

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use super::open_files;
 use super::probe::{self, Probe};
 use super::run::{VerbError, finish, print, runtime};
 use crate::config::{Config, Flags, explain};
@@ -29,8 +30,11 @@ pub struct Args {
 #[expect(clippy::needless_pass_by_value, reason = "every verb takes its arguments")]
 pub fn run(args: Args) -> ExitCode {
     let loaded = args.flags.load().map_err(VerbError::from);
-    let checked = loaded.and_then(|loaded| {
+    let checked = loaded.and_then(|mut loaded| {
         print(|to| to.write_all(explain(&loaded).as_bytes()))?;
+        if let Some(clamped) = open_files::clamp(&mut loaded.config) {
+            print(|to| writeln!(to, "warning: {clamped}"))?;
+        }
         if args.probe { probed(&loaded.config) } else { Ok(()) }
     });
     finish("check", checked)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::run::{VerbError, runtime};
-use super::{Stop, logging, raise_open_files, traffic};
+use super::{Stop, logging, open_files, traffic};
 use crate::ceiling::Start;
 use crate::config::{self, Config};
 use crate::emulator::{self, DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator};
@@ -35,7 +35,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), VerbError> {
-    raise_open_files();
+    open_files::raise();
     Ok(runtime(2)?.block_on(demo(args))?)
 }
 
@@ -51,7 +51,7 @@ async fn demo(args: &Args) -> Result<(), String> {
     let provider = Emulator::start(options).map_err(|error| error.to_string())?;
     let folder = TempFolder::new();
     let config = configuration(args, &provider.url(), addresses, &folder)?;
-    let _level_stays = logging::start(&config.telemetry);
+    let _log = logging::start(&config.telemetry);
     let key = Key::new(DEMO_KEY_ID, DEMO_KEY_SECRET.into(), None, None);
     let keys = Keys::fixed(key.map_err(|error| error.to_string())?);
     // The emulated provider has just started: its ceilings are unused.

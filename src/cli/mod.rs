@@ -10,6 +10,7 @@ mod demo;
 mod emulator;
 mod logging;
 mod messages;
+mod open_files;
 mod probe;
 mod reload;
 mod run;
@@ -93,16 +94,6 @@ fn age(at: Timestamp) -> String {
         seconds @ 120..7_200 => format!("{}m", seconds / 60),
         seconds @ 7_200..172_800 => format!("{}h", seconds / 3_600),
         seconds => format!("{}d", seconds / 86_400),
-    }
-}
-
-/// Raises the soft limit of open files to the hard one: each waiting caller holds a connection.
-fn raise_open_files() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::logging::SetLevel;
+use super::logging::Log;
 use crate::config::{ConfigFile, Flags, Loaded};
 use crate::sidecar::Sidecar;
 
@@ -23,7 +23,7 @@ pub(super) async fn apply_changes(
     file: Option<ConfigFile>,
     sidecar: &Sidecar,
     mut hangup: Signal,
-    set_level: SetLevel,
+    log: &Log,
 ) {
     let mut changes = Changes::new(file);
     let mut polls = interval(POLL);
@@ -38,7 +38,7 @@ pub(super) async fn apply_changes(
         }
         let file = look(flags).await;
         if changes.look(file.as_ref(), Instant::now()) {
-            apply(flags.load_file(file.as_ref()), started, sidecar, &set_level);
+            apply(flags.load_file(file.as_ref()), started, sidecar, log);
         }
     }
 }
@@ -47,7 +47,7 @@ fn apply(
     loaded: Result<Loaded, impl std::fmt::Display>,
     started: &Loaded,
     sidecar: &Sidecar,
-    set_level: &SetLevel,
+    log: &Log,
 ) {
     let newer = match loaded {
         Ok(newer) => newer,
@@ -60,7 +60,7 @@ fn apply(
     let (config, pending) = started.reloaded(&newer);
     if let Some(config) = config {
         sidecar.reload(&config);
-        set_level(&config.telemetry.level);
+        log.set_level(&config.telemetry.level);
         tracing::info!(
             account = config.ceilings.account,
             egress_ip = config.ceilings.egress_ip,

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::logging::SetLevel;
+use super::logging::Log;
 use super::reload::apply_changes;
 use super::run::{VerbError, runtime};
-use super::{Stop, logging, raise_open_files};
+use super::{Stop, logging, open_files};
 use crate::ceiling::Start;
 use crate::config::{ConfigFile, Flags, Loaded, warnings};
 use crate::keys::Keys;
@@ -28,11 +28,15 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let file = args.flags.file().as_deref().map(ConfigFile::read);
-    let loaded = args.flags.load_file(file.as_ref())?;
-    let set_level = logging::start(&loaded.config.telemetry);
-    raise_open_files();
+    let mut loaded = args.flags.load_file(file.as_ref())?;
+    // The lines that are still to be written are written when it is dropped, within about a second.
+    let log = logging::start(&loaded.config.telemetry);
+    open_files::raise();
+    if let Some(clamped) = open_files::clamp(&mut loaded.config) {
+        tracing::warn!("{clamped}");
+    }
     let runtime = runtime(loaded.config.runtime.threads).map_err(|error| logged(&error))?;
-    let served = runtime.block_on(serve(&args.flags, loaded, file, set_level));
+    let served = runtime.block_on(serve(&args.flags, loaded, file, &log));
     // Without a limit, a thread that waits for a hung disk would keep the process from ending.
     runtime.shutdown_timeout(LAST_WRITES);
     served
@@ -42,7 +46,7 @@ async fn serve(
     flags: &Flags,
     loaded: Loaded,
     file: Option<ConfigFile>,
-    set_level: SetLevel,
+    log: &Log,
 ) -> Result<(), VerbError> {
     let config = &loaded.config;
     for warning in warnings(config) {
@@ -68,7 +72,7 @@ async fn serve(
     );
     tokio::select! {
         () = stop.received() => {}
-        () = apply_changes(flags, &loaded, file, &sidecar, hangup, set_level) => {}
+        () = apply_changes(flags, &loaded, file, &sidecar, hangup, log) => {}
     }
     tracing::info!(grace = ?config.drain.grace, "stopping: finishing messages on their way");
     let left = sidecar.drain(stop.received()).await;

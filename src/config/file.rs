@@ -41,7 +41,7 @@ impl ConfigFile {
     }
 
     pub(super) fn text(&self) -> Result<&str, &str> {
-        self.text.as_deref().map_err(|error| error.as_str())
+        self.text.as_deref().map_err(String::as_str)
     }
 }
 

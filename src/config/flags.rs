@@ -6,12 +6,14 @@ use super::file::ConfigFile;
 use super::load::{load_file, load_over};
 use super::{ConfigErrors, Loaded};
 
+const FILE_HELP: &str = "Configuration file [default: $TOLLGATE_CONFIG, or /etc/tollgate/tollgate.toml if it \
+                         exists]; without one, only the environment and --set are used";
+
 /// Where the configuration is, and what holds over it.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Flags {
-    /// Configuration file [default: $TOLLGATE_CONFIG, or /etc/tollgate/tollgate.toml if it exists].
-    /// Without one, only the environment and --set are used
-    #[arg(long, global = true, value_name = "FILE")]
+    /// The configuration file.
+    #[arg(long, global = true, value_name = "FILE", help = FILE_HELP)]
     pub config: Option<PathBuf>,
     /// Set one key; overrides the file and the environment, for example --set publish.wait=2s; repeatable
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]

@@ -56,11 +56,12 @@ fn key(row: &Row, name: &str) -> String {
         Preset::Default(toml) | Preset::Example(toml) => format!("#{name} = {toml}"),
         Preset::Required(toml) => format!("{name} = {toml}"),
     };
-    let live = match row.reload {
+    let reload = match row.reload {
         Reload::Restart => String::new(),
         Reload::Live => "live".to_owned(),
         Reload::LiveUnless(other) => format!("live, unless {other} changes as well"),
     };
-    let notes: Vec<_> = [(row.range)(), live].into_iter().filter(|note| !note.is_empty()).collect();
+    let notes: Vec<_> =
+        [(row.range)(), reload].into_iter().filter(|note| !note.is_empty()).collect();
     if notes.is_empty() { line } else { format!("{line}  # {}", notes.join("; ")) }
 }

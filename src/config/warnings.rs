@@ -35,21 +35,23 @@ pub fn warnings(config: &Config) -> Vec<Warning> {
         .collect()
 }
 
-fn warning(key: &'static str, problem: impl Into<String>, remedy: &'static str) -> Option<Warning> {
-    Some(Warning { key, problem: problem.into(), remedy })
+impl Warning {
+    fn new(key: &'static str, problem: impl Into<String>, remedy: &'static str) -> Self {
+        Self { key, problem: problem.into(), remedy }
+    }
 }
 
-/// tollgate signs for whoever reaches this listener.
+/// tollgate signs for every caller that reaches this listener.
 fn publish(config: &Config) -> Option<Warning> {
     let open = config.listen.publish.iter().find_map(|address| match address {
         Address::Tcp(address) if !address.ip().is_loopback() => Some(address),
         Address::Tcp(_) | Address::Unix(_) => None,
     })?;
-    warning(
+    Some(Warning::new(
         "listen.publish",
         format!("is {open}: every host that reaches this address can publish with your key"),
         "listen on a loopback address or a Unix socket, or restrict access by a network policy",
-    )
+    ))
 }
 
 fn endpoint(config: &Config) -> Option<Warning> {
@@ -57,11 +59,11 @@ fn endpoint(config: &Config) -> Option<Warning> {
     if endpoint.tls || !endpoint.is_provider() {
         return None;
     }
-    warning(
+    Some(Warning::new(
         "upstream.endpoint",
         "is http: messages and signatures cross the network unencrypted",
         "write https://",
-    )
+    ))
 }
 
 fn keys(keys: &Keys) -> Option<Warning> {
@@ -70,19 +72,19 @@ fn keys(keys: &Keys) -> Option<Warning> {
     if uri.scheme_str() != Some("http") || is_near(uri.host().unwrap_or_default()) {
         return None;
     }
-    warning("keys.uri", "is http: the key crosses the network unencrypted", "use https")
+    Some(Warning::new("keys.uri", "is http: the key crosses the network unencrypted", "use https"))
 }
 
 fn redis(fleet: &Fleet) -> Option<Warning> {
     if fleet.redis.tls || fleet.redis.nodes.iter().all(|(host, _)| is_near(host)) {
         return None;
     }
-    warning(
+    Some(Warning::new(
         "fleet.url",
         "is unencrypted: hosts on the way to Redis can read its password, and with spool.store = \
          \"redis\" the messages",
         "use rediss://",
-    )
+    ))
 }
 
 /// On this machine, or an address that is only routed on the link, as metadata services have.
@@ -102,21 +104,21 @@ fn account(config: &Config) -> Option<Warning> {
     let remedy = "leave it out, unless the provider has raised its limit for you";
     let figure = grouped(PUBLISHED_ACCOUNT.into());
     match config.ceilings.account {
-        None => warning(
+        None => Some(Warning::new(
             "ceilings.account",
             format!(
                 "is \"none\": calls of the account have no ceiling (the provider publishes {figure}/s, \
                  and throttles above it)"
             ),
             remedy,
-        ),
-        Some(n) if n > PUBLISHED_ACCOUNT => warning(
+        )),
+        Some(n) if n > PUBLISHED_ACCOUNT => Some(Warning::new(
             "ceilings.account",
             format!(
                 "exceeds the {figure} calls/s that the provider publishes, and throttles above"
             ),
             remedy,
-        ),
+        )),
         Some(_) => None,
     }
 }
@@ -127,12 +129,12 @@ fn egress_ip(config: &Config) -> Option<Warning> {
     {
         return None;
     }
-    warning(
+    Some(Warning::new(
         "ceilings.egress_ip",
         format!(
             "exceeds the {PUBLISHED_EGRESS_IP} calls/s that the provider publishes: it may block this \
              address"
         ),
         "leave it out, unless the provider has raised its limit for you",
-    )
+    ))
 }

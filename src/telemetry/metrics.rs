@@ -9,6 +9,7 @@ use super::Sources;
 use super::family::Family;
 use crate::ceiling::{Kind, Mode};
 use crate::keys::KeyStatus;
+use crate::log_limiter::dropped_lines;
 use crate::meter::{Billed, Published, Snapshot};
 use crate::spool::Spool;
 
@@ -340,7 +341,12 @@ fn process(sources: &Sources) -> Families {
     .value(&[], upstream.clock_skew.as_secs_f64());
     let build = Family::gauge("tollgate_build_info", "The version and the commit")
         .value(&[("version", env!("CARGO_PKG_VERSION")), ("commit", env!("TOLLGATE_COMMIT"))], 1.0);
-    [skew, build].map(Family::done).into()
+    let dropped = Family::counter(
+        "tollgate_log_lines_dropped_total",
+        "Log lines that were not written, since the reader of standard error did not keep up",
+    )
+    .value(&[], dropped_lines() as f64);
+    [skew, build, dropped].map(Family::done).into()
 }
 
 fn keys(status: &KeyStatus) -> Families {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -21,9 +22,19 @@ pub struct Said {
 
 /// The binary with these arguments, and nothing of tollgate's in its environment.
 pub fn tollgate(args: &[&str], env: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    clean(Command::new(env!("CARGO_BIN_EXE_tollgate")), args, env)
+}
+
+/// The same, in a shell that has run something before, such as `ulimit -n 300`.
+fn tollgate_under(before: &str, args: &[&str], env: &[(&str, &str)]) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{before}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tollgate")]);
+    clean(shell, args, env)
+}
+
+fn clean(mut command: Command, args: &[&str], env: &[(&str, &str)]) -> Command {
     for (name, _) in std::env::vars() {
-        if name.starts_with("TOLLGATE__") || name.starts_with("ALIBABA_CLOUD_") {
+        if name.starts_with("TOLLGATE_") || name.starts_with("ALIBABA_CLOUD_") {
             command.env_remove(name);
         }
     }
@@ -49,6 +60,7 @@ pub struct Serve {
     child: Child,
     log: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
+    stalled: Arc<Notify>,
 }
 
 impl Serve {
@@ -62,6 +74,24 @@ impl Serve {
         more: &[&str],
         settings: &[(&str, &str)],
         env: &[(&str, &str)],
+    ) -> Self {
+        Self::spawn(more, settings, |args, key| {
+            let mut command = tollgate(args, key);
+            command.envs(env.iter().copied());
+            command
+        })
+        .await
+    }
+
+    /// Starts one in a shell that has run something before.
+    pub async fn start_under(before: &str, settings: &[(&str, &str)]) -> Self {
+        Self::spawn(&[], settings, |args, key| tollgate_under(before, args, key)).await
+    }
+
+    async fn spawn(
+        more: &[&str],
+        settings: &[(&str, &str)],
+        command: impl FnOnce(&[&str], &[(&str, &str)]) -> Command,
     ) -> Self {
         let mut args = vec!["serve".to_owned()];
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
@@ -83,7 +113,7 @@ impl Serve {
             ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret"),
         ];
         let args: Vec<_> = args.iter().map(String::as_str).collect();
-        let mut child = tollgate(&args, &key).envs(env.iter().copied()).spawn().unwrap();
+        let mut child = command(&args, &key).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let log = Arc::new(Mutex::new(String::new()));
         let serving = async {
@@ -99,12 +129,33 @@ impl Serve {
         let fields = timeout(BOUND, serving).await.expect("it serves in time");
         let text = |name: &str| fields[name].as_str().unwrap().to_owned();
         let kept = Arc::clone(&log);
+        let stalled = Arc::new(Notify::new());
+        let stalls = Arc::clone(&stalled);
         let reader = tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
+            loop {
+                let line = tokio::select! {
+                    line = lines.next_line() => line,
+                    // The pipe stays open.
+                    () = stalls.notified() => return std::future::pending().await,
+                };
+                let Ok(Some(line)) = line else { return };
                 kept.lock().unwrap().push_str(&format!("{line}\n"));
             }
         });
-        Self { publish: text("publish"), telemetry: text("telemetry"), child, log, reader }
+        let (publish, telemetry) = (text("publish"), text("telemetry"));
+        Self { publish, telemetry, child, log, reader, stalled }
+    }
+
+    /// Reads its log no more; the pipe fills.
+    pub fn stop_reading(&self) {
+        self.stalled.notify_one();
+    }
+
+    /// Waits for the end of one whose log is not read.
+    pub async fn ended_unread(mut self) -> ExitStatus {
+        let status = timeout(BOUND * 2, self.child.wait()).await.expect("it ends in time").unwrap();
+        self.reader.abort();
+        status
     }
 
     pub fn log(&self) -> String {

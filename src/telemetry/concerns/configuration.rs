@@ -10,7 +10,7 @@ impl Concerns {
             self.add(
                 Level::Warn,
                 "The changed configuration is invalid",
-                format!("Nothing of it was applied: {error}"),
+                format!("Nothing of it was applied: {}.", error.trim_end_matches('.')),
                 "Correct it; `tollgate check` shows all errors. tollgate reads it again by itself.",
             );
         }

@@ -4,7 +4,7 @@ use super::*;
 use crate::meter::Past;
 use crate::telemetry::explanations;
 use crate::telemetry::view::{
-    FleetView, KeptView, KeyView, MemberView, PausedTopic, SpendView, Today,
+    ConfigurationView, FleetView, KeptView, KeyView, MemberView, PausedTopic, SpendView, Today,
 };
 
 const NOW: &str = "2026-11-23T03:00:00Z";
@@ -64,6 +64,13 @@ fn well() -> SidecarStatus {
         clock_skew_seconds: 0.0,
         errors: Vec::new(),
         fleet: None,
+        configuration: ConfigurationView {
+            hash: 1,
+            read: at(3_600),
+            error: None,
+            pending: Vec::new(),
+            lifted: Vec::new(),
+        },
     }
 }
 
@@ -204,6 +211,11 @@ const CASES: &[Case] = &[
     ("a plan", |s| { s.plan_tps = Some(500); s.tps_peak = 399; }, &[]),
     ("nearly", |s| { s.plan_tps = Some(500); s.tps_peak = 400; }, &[(Warn, "Near the bought TPS")]),
     ("over", |s| { s.plan_tps = Some(500); s.tps_peak = 501; }, &[(Warn, "Over the bought TPS")]),
+
+    ("an invalid change", |s| s.configuration.error = Some("1 mistake".into()), &[(Warn, "The changed configuration is invalid")]),
+    ("a change of keys that are read at start", |s| s.configuration.pending = vec!["fleet.url".into()],
+        &[(Warn, "A changed configuration waits for a restart")]),
+    ("no ceiling", |s| s.configuration.lifted = vec!["ceilings.account is \"none\"".into()], &[(Warn, "A ceiling is lifted")]),
 
     ("the worst first", |s| {
         s.ceilings[0].parked = 1;
