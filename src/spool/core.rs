@@ -9,7 +9,7 @@ use prometheus::Histogram;
 use tokio::sync::oneshot;
 
 use super::facts::{Fact, StoredMessage, WriteResult};
-use super::frame::Kind;
+use super::frame::RecordKind;
 use super::index::{Content, Entry, Index, Location};
 use super::ownership::Ownership;
 use super::queue::{WriteOp, WriteQueue};
@@ -63,7 +63,8 @@ impl Core {
 
     // === what a backend reports ===
 
-    pub(super) fn apply(&self, fact: Fact) {
+    /// Returns the place of damaged bytes that are to be set aside now.
+    pub(super) fn apply(&self, fact: Fact) -> Option<Location> {
         match fact {
             Fact::Wrote(time) => {
                 self.commits.observe(time.as_secs_f64());
@@ -98,10 +99,9 @@ impl Core {
                     index.relocate(id, to, content);
                 }
             }
-            Fact::Damaged { id, at } => {
-                self.lose(id, at);
-            }
+            Fact::Damaged { id, at } => return self.lose(id, at).then_some(at),
         }
+        None
     }
 
     /// Takes messages into the index, and announces them: the one way in for what a predecessor or
@@ -168,7 +168,7 @@ impl Core {
                     let result = results.next();
                     match result {
                         Some(WriteResult::Stored(location))
-                            if record.kind == Kind::Delivered && is_receipt =>
+                            if record.kind == RecordKind::Delivered && is_receipt =>
                         {
                             index.relocate(record.id, location, Content::Receipt);
                         }
