@@ -14,7 +14,7 @@
 //! | 3 | [`publish`], [`telemetry`], [`control`] | HTTP services: for callers; for Prometheus, the kubelet and a browser; for operators |
 //! | 2 | [`delivery`] | what happens to a message from acceptance to its end |
 //! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | permits; one call; stored messages; counted calls |
-//! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`] | the access key; signatures of a call; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries |
+//! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`], [`histogram`] | the access key; signatures of a call; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries; histograms of what modules measure |
 //! | −1 | [`message`], [`answer`], [`config`] | types that all modules share |
 //! | apart | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] uses it |
 //!
@@ -43,6 +43,7 @@ pub mod deadline;
 pub mod delivery;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+pub mod histogram;
 pub mod keys;
 pub mod log_limiter;
 pub mod message;

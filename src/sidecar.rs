@@ -38,6 +38,8 @@ const BEGIN_HAND_OVER: Duration = Duration::from_secs(6);
 const HAND_OVER: Duration = Duration::from_secs(10);
 /// Time limit for closing the spool.
 const LEAVE: Duration = Duration::from_secs(5);
+/// Time limit for writes of the spool that are still under way after that.
+const LAST_WRITES: Duration = Duration::from_secs(1);
 /// Time limit for recording the outcome of the last call.
 const LAST_RECORDS: Duration = Duration::from_millis(2_500);
 /// Time limit for sending the last replies, once everything else has ended.
@@ -275,8 +277,14 @@ struct Remainder {
 }
 
 impl Remainder {
-    /// Hands the messages over, or closes the spool with them.
+    /// Hands the messages over, or closes the spool with them, and lets the last writes end: they end
+    /// with the runtime.
     async fn leave(self) {
+        self.hand_over_or_close().await;
+        drop(timeout(LAST_WRITES, self.spool.settle()).await);
+    }
+
+    async fn hand_over_or_close(&self) {
         let Some((fleet, options)) = &self.to else {
             if timeout(LEAVE, self.spool.close()).await.is_err() {
                 tracing::warn!("the spool was not closed in time");

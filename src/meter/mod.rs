@@ -24,9 +24,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use prometheus::{Histogram, HistogramOpts, exponential_buckets};
+use prometheus::Histogram;
 
 use crate::config::{Billing, Period};
+use crate::histogram;
 use crate::message::{InstanceId, Message};
 pub use bill::{Bill, By, Query, Row};
 pub use budget::{BudgetStatus, OverBudget};
@@ -162,10 +163,10 @@ impl Meter {
                 counts: Mutex::new(counts),
                 ledger,
                 has_budgets: !billing.budgets.is_empty(),
-                publish_duration: std::array::from_fn(|_| histogram()),
-                call_duration: std::array::from_fn(|_| histogram()),
-                ceiling_wait: std::array::from_fn(|_| histogram()),
-                batch_messages: histogram_of(exponential_buckets(1.0, 2.0, 8)),
+                publish_duration: std::array::from_fn(|_| duration()),
+                call_duration: std::array::from_fn(|_| duration()),
+                ceiling_wait: std::array::from_fn(|_| duration()),
+                batch_messages: histogram::exponential(1.0, 2.0, 8),
             }),
         }
     }
@@ -345,18 +346,9 @@ fn now() -> i64 {
 
 /// Round figures, so that "within 100 ms" is a bucket and not a guess. Each costs a series for every
 /// outcome.
-fn histogram() -> Histogram {
+fn duration() -> Histogram {
     let milliseconds = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000];
-    histogram_of(Ok(milliseconds.map(|ms| f64::from(ms) / 1_000.0).into()))
-}
-
-fn histogram_of(buckets: prometheus::Result<Vec<f64>>) -> Histogram {
-    let opts = HistogramOpts::new("unnamed", "named where it is shown");
-    match Histogram::with_opts(opts.buckets(buckets.unwrap_or_default())) {
-        Ok(histogram) => histogram,
-        // The buckets are sorted and the name is valid: constants of those who call.
-        Err(error) => unreachable!("constant histogram options are invalid: {error}"),
-    }
+    histogram::with_buckets(milliseconds.map(|ms| f64::from(ms) / 1_000.0).into())
 }
 
 #[cfg(test)]

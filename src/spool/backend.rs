@@ -20,8 +20,9 @@ pub(super) type Job<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Where records are written, and bodies are read from.
 ///
-/// [`commit`](Self::commit), [`maintain`](Self::maintain) and [`leave`](Self::leave) are called by
-/// the writer alone, one after the other, and the facts of each are applied before the next.
+/// [`commit`](Self::commit), [`maintain`](Self::maintain) and [`leave`](Self::leave) are called one
+/// after the other, in tasks that no caller cancels, and the facts of each are applied before the
+/// next. Nothing here blocks the event loop.
 pub(super) trait Backend: Debug + Send + Sync {
     /// The store, for the log.
     fn name(&self) -> &'static str;
@@ -34,19 +35,24 @@ pub(super) trait Backend: Debug + Send + Sync {
     /// The record of a change; `entry` is the message after it.
     fn record(&self, id: MessageId, change: &Change, entry: &Entry) -> PendingRecord;
     /// Makes a batch durable, all or nothing. A store may refuse a record for itself.
-    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>>;
+    fn commit<'a>(
+        &'a self,
+        batch: Vec<PendingRecord>,
+        view: &'a IndexView,
+    ) -> Job<'a, Reported<Vec<WriteResult>>>;
     /// Does what is due besides writing.
-    fn maintain(&self, view: &IndexView) -> Reported<Progress>;
+    fn maintain<'a>(&'a self, view: &'a IndexView) -> Job<'a, Reported<Progress>>;
     /// Reads the body of a message.
     fn body(&self, id: MessageId, at: Location) -> Job<'_, Result<Bytes, BodyError>>;
-    /// Sets damaged bytes aside, once the index has no message there. Blocks.
-    fn quarantine(&self, at: Location) {
+    /// Sets damaged bytes aside, once the index has no message there.
+    fn quarantine(&self, at: Location) -> Job<'_, ()> {
         let _ = at;
+        Box::pin(std::future::ready(()))
     }
     /// Leaves all messages to the peers. Nothing is written after that.
-    fn leave(&self, view: &IndexView) -> Reported<()> {
+    fn leave<'a>(&'a self, view: &'a IndexView) -> Job<'a, Reported<()>> {
         let _ = view;
-        Reported { facts: Vec::new(), result: Ok(()) }
+        Box::pin(std::future::ready(Reported::without_facts(Ok(()))))
     }
 }
 

@@ -5,15 +5,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use prometheus::{Histogram, HistogramOpts, exponential_buckets};
+use prometheus::Histogram;
 use tokio::sync::oneshot;
 
 use super::facts::{Fact, StoredMessage, WriteResult};
-use super::frame::Kind;
+use super::frame::RecordKind;
 use super::index::{Content, Entry, Index, Location};
 use super::ownership::Ownership;
 use super::queue::{WriteOp, WriteQueue};
 use super::{Effect, KeepError, Options, meta};
+use crate::histogram;
 use crate::message::MessageId;
 
 /// What all clones of a spool share, whatever stores its messages.
@@ -37,7 +38,8 @@ impl Core {
         index.expire(options.keep_receipts, Timestamp::now());
         Self {
             options,
-            commits: histogram(),
+            // From a tenth of a millisecond to three seconds.
+            commits: histogram::exponential(0.000_1, 2.0, 16),
             ownership,
             index: Mutex::new(index),
             queue: Mutex::default(),
@@ -61,7 +63,8 @@ impl Core {
 
     // === what a backend reports ===
 
-    pub(super) fn apply(&self, fact: Fact) {
+    /// Returns the place of damaged bytes that are to be set aside now.
+    pub(super) fn apply(&self, fact: Fact) -> Option<Location> {
         match fact {
             Fact::Wrote(time) => {
                 self.commits.observe(time.as_secs_f64());
@@ -96,10 +99,9 @@ impl Core {
                     index.relocate(id, to, content);
                 }
             }
-            Fact::Damaged { id, at } => {
-                self.lose(id, at);
-            }
+            Fact::Damaged { id, at } => return self.lose(id, at).then_some(at),
         }
+        None
     }
 
     /// Takes messages into the index, and announces them: the one way in for what a predecessor or
@@ -166,7 +168,7 @@ impl Core {
                     let result = results.next();
                     match result {
                         Some(WriteResult::Stored(location))
-                            if record.kind == Kind::Delivered && is_receipt =>
+                            if record.kind == RecordKind::Delivered && is_receipt =>
                         {
                             index.relocate(record.id, location, Content::Receipt);
                         }
@@ -230,16 +232,5 @@ impl Completion {
             Self::Keep(done, kept) => drop(done.send(kept)),
             Self::Note(done, effect) => drop(done.send(effect)),
         }
-    }
-}
-
-/// From a tenth of a millisecond to three seconds.
-fn histogram() -> Histogram {
-    let buckets = exponential_buckets(0.000_1, 2.0, 16).unwrap_or_default();
-    let opts = HistogramOpts::new("unnamed", "named where it is shown").buckets(buckets);
-    match Histogram::with_opts(opts) {
-        Ok(histogram) => histogram,
-        // The buckets are sorted and the name is valid: constants of this function.
-        Err(error) => unreachable!("constant histogram options are invalid: {error}"),
     }
 }

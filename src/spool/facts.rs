@@ -1,5 +1,6 @@
 //! What a backend reports. It never changes the index itself: the core decides what follows.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,12 @@ pub(super) struct WriteError {
     pub(super) residue: Residue,
 }
 
+impl WriteError {
+    pub(super) fn new(error: &dyn Display, residue: Residue) -> Self {
+        Self { error: error.to_string().into(), residue }
+    }
+}
+
 /// What a failed write may have left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Residue {
@@ -67,6 +74,13 @@ pub(super) enum Residue {
 pub(super) struct Reported<T> {
     pub(super) facts: Vec<Fact>,
     pub(super) result: Result<T, WriteError>,
+}
+
+impl<T> Reported<T> {
+    /// What was found out is in the result.
+    pub(super) fn without_facts(result: Result<T, WriteError>) -> Self {
+        Self { facts: Vec::new(), result }
+    }
 }
 
 /// How far maintenance has come.

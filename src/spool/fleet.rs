@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Weak};
 
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::Spool;
+use super::facts::WriteError;
 use super::ownership::{Durability, Ownership};
 use super::record::Brief;
 use super::writer::Engine;
@@ -76,9 +76,8 @@ impl Spool {
         ownership.close();
         self.flush().await;
         let engine = Arc::clone(&self.engine);
-        let left = spawn_blocking(move || engine.run(|view| engine.backend.leave(view))).await;
-        if let Ok(Err(failed)) = left {
-            let error = failed.error;
+        let left = async move { engine.backend.leave(&engine.view).await };
+        if let Err(WriteError { error, .. }) = self.engine.run(Box::pin(left)).await {
             tracing::warn!(%error, "the other sidecars take over when they have noticed the end");
         }
     }

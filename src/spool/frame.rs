@@ -32,7 +32,7 @@ const VERSION: u8 = 1;
 
 /// What a frame says of its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RecordKind {
     /// All that is known of it, and its body.
     Kept = 1,
     Calling = 2,
@@ -44,7 +44,7 @@ pub(super) enum Kind {
     Forgotten = 7,
 }
 
-impl Kind {
+impl RecordKind {
     const ALL: [Self; 7] = [
         Self::Kept,
         Self::Calling,
@@ -56,19 +56,19 @@ impl Kind {
     ];
 }
 
-/// A frame that is to be written.
+/// A frame that is to be written. Clones share its bytes.
 #[derive(Debug, Clone)]
 pub(super) struct PendingRecord {
-    pub(super) kind: Kind,
+    pub(super) kind: RecordKind,
     pub(super) id: MessageId,
-    pub(super) meta: Vec<u8>,
+    pub(super) meta: Bytes,
     pub(super) body: Bytes,
 }
 
 impl PendingRecord {
     /// A frame that says nothing but its kind.
-    pub(super) fn bare(kind: Kind, id: MessageId) -> Self {
-        Self { kind, id, meta: Vec::new(), body: Bytes::new() }
+    pub(super) fn bare(kind: RecordKind, id: MessageId) -> Self {
+        Self { kind, id, meta: Bytes::new(), body: Bytes::new() }
     }
 
     /// Its length on the disk.
@@ -100,7 +100,7 @@ impl PendingRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     /// `None`: of a version or kind that we do not know.
-    pub(super) kind: Option<Kind>,
+    pub(super) kind: Option<RecordKind>,
     pub(super) id: MessageId,
     meta: u32,
     body: u32,
@@ -119,11 +119,11 @@ impl Head {
         if sum.finalize() != word(head, HEAD - 4) {
             return None;
         }
-        let known = |kind: &Kind| head[4] == VERSION && *kind as u8 == head[5];
+        let known = |kind: &RecordKind| head[4] == VERSION && *kind as u8 == head[5];
         let mut id = [0; 16];
         id.copy_from_slice(&head[16..32]);
         Some(Self {
-            kind: Kind::ALL.into_iter().find(known),
+            kind: RecordKind::ALL.into_iter().find(known),
             id: MessageId::from_u128(u128::from_le_bytes(id)),
             meta: word(head, 8),
             body: word(head, 12),

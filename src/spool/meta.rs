@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::destination::Destinations;
-use super::frame::{Kind, PendingRecord};
+use super::frame::{PendingRecord, RecordKind};
 use super::index::{Entry, Location, Stage};
 use super::record::{Change, Claim, Death, Receipt, Tries};
 use crate::message::{MessageId, Topic, TraceId};
@@ -65,9 +65,9 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-fn json<T: Serialize>(words: &T) -> Vec<u8> {
+fn json<T: Serialize>(words: &T) -> Bytes {
     match serde_json::to_vec(words) {
-        Ok(json) => json,
+        Ok(json) => json.into(),
         // No map with odd keys and no writer that fails: constants of this file.
         Err(error) => unreachable!("words of a frame are not JSON: {error}"),
     }
@@ -102,19 +102,19 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord 
         dropped,
     });
     if is_receipt {
-        PendingRecord { kind: Kind::Delivered, id, meta, body: Bytes::new() }
+        PendingRecord { kind: RecordKind::Delivered, id, meta, body: Bytes::new() }
     } else {
-        PendingRecord { kind: Kind::Kept, id, meta, body }
+        PendingRecord { kind: RecordKind::Kept, id, meta, body }
     }
 }
 
 /// The same without its body, for where that is already.
 pub(super) fn now(id: MessageId, entry: &Entry) -> PendingRecord {
     let kind = match &entry.stage {
-        Stage::Queued { calling: true } => Kind::Calling,
-        Stage::Queued { calling: false } => Kind::Tried,
-        Stage::Dead(_) => Kind::Dead,
-        Stage::Delivered(_) | Stage::Dropped(_) => Kind::Delivered,
+        Stage::Queued { calling: true } => RecordKind::Calling,
+        Stage::Queued { calling: false } => RecordKind::Tried,
+        Stage::Dead(_) => RecordKind::Dead,
+        Stage::Delivered(_) | Stage::Dropped(_) => RecordKind::Delivered,
     };
     PendingRecord { kind, ..whole(id, entry, Bytes::new()) }
 }
@@ -122,18 +122,18 @@ pub(super) fn now(id: MessageId, entry: &Entry) -> PendingRecord {
 /// The frame of a change; `entry` is the message after it.
 pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> PendingRecord {
     let (kind, meta) = match change {
-        Change::Calling => return PendingRecord::bare(Kind::Calling, id),
-        Change::Forgotten => return PendingRecord::bare(Kind::Forgotten, id),
+        Change::Calling => return PendingRecord::bare(RecordKind::Calling, id),
+        Change::Forgotten => return PendingRecord::bare(RecordKind::Forgotten, id),
         Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. } => {
             return whole(id, entry, Bytes::new());
         }
         Change::Tried(Tries { calls, unknown }) => {
-            (Kind::Tried, json(&TriedMeta { attempts: *calls, unknown: *unknown }))
+            (RecordKind::Tried, json(&TriedMeta { attempts: *calls, unknown: *unknown }))
         }
         Change::Dead(attempts, death) => {
-            (Kind::Dead, json(&DeadMeta { attempts: *attempts, death: Cow::Borrowed(death) }))
+            (RecordKind::Dead, json(&DeadMeta { attempts: *attempts, death: Cow::Borrowed(death) }))
         }
-        Change::Replayed(at) => (Kind::Replayed, json(&ReplayedMeta { at: *at })),
+        Change::Replayed(at) => (RecordKind::Replayed, json(&ReplayedMeta { at: *at })),
     };
     PendingRecord { kind, id, meta, body: Bytes::new() }
 }
@@ -148,28 +148,30 @@ pub(super) enum Decoded {
 
 /// Reads the words of a frame; `None` if they are not the ones of its kind.
 pub(super) fn read(
-    kind: Kind,
+    kind: RecordKind,
     meta: &[u8],
     location: Location,
     destinations: &mut Destinations,
 ) -> Option<Decoded> {
     let change = match kind {
-        Kind::Kept | Kind::Delivered => {
+        RecordKind::Kept | RecordKind::Delivered => {
             let entry = entry(meta, location, destinations)?;
-            let fits = entry.is_receipt() == (kind == Kind::Delivered);
+            let fits = entry.is_receipt() == (kind == RecordKind::Delivered);
             return fits.then_some(Decoded::Full(entry));
         }
-        Kind::Calling => Change::Calling,
-        Kind::Forgotten => Change::Forgotten,
-        Kind::Tried => {
+        RecordKind::Calling => Change::Calling,
+        RecordKind::Forgotten => Change::Forgotten,
+        RecordKind::Tried => {
             let TriedMeta { attempts: calls, unknown } = serde_json::from_slice(meta).ok()?;
             Change::Tried(Tries { calls, unknown })
         }
-        Kind::Dead => {
+        RecordKind::Dead => {
             let dead: DeadMeta<'_> = serde_json::from_slice(meta).ok()?;
             Change::Dead(dead.attempts, dead.death.into_owned())
         }
-        Kind::Replayed => Change::Replayed(serde_json::from_slice::<ReplayedMeta>(meta).ok()?.at),
+        RecordKind::Replayed => {
+            Change::Replayed(serde_json::from_slice::<ReplayedMeta>(meta).ok()?.at)
+        }
     };
     Some(Decoded::Change(change))
 }
@@ -227,7 +229,7 @@ mod tests {
         assert!(death.accepted, "its caller was answered 202");
         let destinations = &mut Destinations::default();
         let Some(Decoded::Change(tried)) =
-            read(Kind::Tried, br#"{"attempts":4}"#, LOCATION, destinations)
+            read(RecordKind::Tried, br#"{"attempts":4}"#, LOCATION, destinations)
         else {
             panic!("it is readable")
         };
@@ -247,7 +249,7 @@ mod tests {
         let stage = Stage::Dropped(Box::new(at));
         let dropped = Entry { stage, doubt: true, ..Entry::new(destination, at) };
         let draft = now(MessageId::new(), &dropped);
-        assert_eq!(draft.kind, Kind::Delivered);
+        assert_eq!(draft.kind, RecordKind::Delivered);
         let older: Older = serde_json::from_slice(&draft.meta).unwrap();
         assert!(older.receipt.is_some_and(|receipt| receipt.at == at && receipt.accepted));
         let newer = entry(&draft.meta, LOCATION, &mut Destinations::default()).unwrap();

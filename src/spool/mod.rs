@@ -37,7 +37,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
 
 pub use fleet::{Adoptions, NotOurs};
 pub use ownership::Durability;
@@ -46,7 +45,7 @@ pub use selection::{Listed, Picked, Selection, SelectionError, Which};
 
 use crate::message::{Message, MessageId};
 use backend::BodyError;
-use frame::{Kind, PendingRecord};
+use frame::{PendingRecord, RecordKind};
 use index::{Entry, Index};
 use queue::WriteOp;
 use writer::Engine;
@@ -327,7 +326,7 @@ impl Spool {
         let backend = &self.engine.backend;
         let mut index = self.engine.core.index();
         let mut record =
-            (change == Change::Forgotten).then(|| PendingRecord::bare(Kind::Forgotten, id));
+            (change == Change::Forgotten).then(|| PendingRecord::bare(RecordKind::Forgotten, id));
         let changed = index
             .change(id, &change, |entry| record.insert(backend.record(id, &change, entry)).len());
         if changed && record.is_none() {
@@ -368,9 +367,7 @@ impl Spool {
                     return Err(backend.unreadable("its file is not there".into()));
                 }
                 Err(BodyError::Damaged) => {
-                    let engine = Arc::clone(&self.engine);
-                    let lost = spawn_blocking(move || engine.lose(id, entry.location));
-                    drop(lost.await);
+                    self.engine.lose(id, entry.location).await;
                     self.engine.wake();
                     return Err(ReadError::Damaged);
                 }
@@ -434,5 +431,11 @@ impl Spool {
         self.engine.core.queue().ops.push_back(WriteOp::Fence { done });
         self.engine.wake();
         drop(written.await);
+    }
+
+    /// Waits until nothing is being written: all is, or the store takes nothing now. What is still to
+    /// be written then is lost with the runtime.
+    pub async fn settle(&self) {
+        self.engine.settle().await;
     }
 }

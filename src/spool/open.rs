@@ -5,17 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::core::Core;
-use super::disk::{Disk, DiskBackend, Folder, LOCK};
-use super::facts::WriteError;
+use super::disk::{Disk, DiskBackend, LOCK, LockedFolder};
+use super::facts::{Progress, WriteError};
 use super::index::Index;
 use super::ownership::Ownership;
 use super::queue::WriteOp;
-use super::redis::{RedisBackend, SpoolRedisError, Times};
+use super::redis::{Peers, RedisBackend, SpoolRedisError, Times};
 use super::writer::Engine;
 use super::{OpenError, Options, Spool};
 use crate::config::Fleet;
@@ -28,27 +27,23 @@ impl Spool {
     pub async fn open(options: Options) -> Result<Self, OpenError> {
         let mut wait = Duration::from_millis(1);
         loop {
-            let (runtime, again) = (Handle::current(), options.clone());
-            let opened = spawn_blocking(move || {
-                let folder: Arc<dyn Disk> = Arc::new(Folder::take(&again.path)?);
-                on_disk(&folder, again, runtime)
-            });
-            match opened.await {
-                Ok(Err(OpenError::Taken(_))) if wait < TAKEN => {
+            let path = options.path.clone();
+            let taken = spawn_blocking(move || LockedFolder::take(&path)).await;
+            match taken.map_err(|error| unreadable(&options, error))? {
+                Err(OpenError::Taken(_)) if wait < TAKEN => {
                     sleep(wait).await;
                     wait *= 2;
                 }
-                Ok(opened) => return opened.map(|engine| Self { engine }),
-                Err(error) => {
-                    let error = io::Error::other(error);
-                    return Err(OpenError::Io { path: options.path, error });
+                taken => {
+                    let engine = on_disk(Arc::new(taken?), options).await?;
+                    return Ok(Self { engine });
                 }
             }
         }
     }
 
     /// Opens the spool that an account's sidecars share in Redis. `folder`: where this machine
-    /// remembers its consumer, so that after a crash it has its messages again at once.
+    /// remembers its owner, so that after a crash it has its messages again at once.
     ///
     /// Without an answer from Redis it opens all the same, and takes messages when there is one.
     pub async fn share(
@@ -97,10 +92,15 @@ impl Spool {
         let (shared, begun) = SharedSpool::begin(fleet, None, options, Times::default()).await?;
         begun.map_err(failed)?;
         let SharedSpool { engine, backend, .. } = shared;
-        let spool = Self { engine: Arc::clone(&engine) };
-        let read = spawn_blocking(move || engine.run(|_| backend.read_all()));
-        read.await.map_err(failed)?.map_err(|failed| refused(&failed))?;
-        Ok(spool)
+        let mut from = None;
+        loop {
+            let backend = Arc::clone(&backend);
+            let read = engine.run(Box::pin(async move { backend.read_page(from).await })).await;
+            from = read.map_err(|failed| refused(&failed))?;
+            if from.is_none() {
+                return Ok(Self { engine });
+            }
+        }
     }
 
     /// Takes over what the account's dead sidecars have left, and returns how many messages the
@@ -110,41 +110,49 @@ impl Spool {
         let (shared, begun) = SharedSpool::begin(fleet, None, options, times).await?;
         begun.map_err(failed)?;
         loop {
-            let (engine, backend) = (Arc::clone(&shared.engine), Arc::clone(&shared.backend));
-            let taken = spawn_blocking(move || engine.run(|view| backend.take_over(view)));
-            let peers = taken.await.map_err(failed)?.map_err(|failed| refused(&failed))?;
-            if !peers.undecided {
-                return Ok((Self { engine: shared.engine }, peers.held));
+            let (view, backend) = (shared.engine.view.clone(), Arc::clone(&shared.backend));
+            let taken =
+                shared.engine.run(Box::pin(async move { backend.take_over(&view).await })).await;
+            match taken.map_err(|failed| refused(&failed))? {
+                (Progress::More, _) => {}
+                (_, Peers { undecided: true, .. }) => sleep(times.heartbeat).await,
+                (_, Peers { held, .. }) => return Ok((Self { engine: shared.engine }, held)),
             }
-            sleep(times.heartbeat).await;
         }
     }
 }
 
-/// Recovers what is on a disk. Blocks.
-pub(super) fn on_disk(
-    disk: &Arc<dyn Disk>,
+/// Recovers what is on a disk.
+pub(super) async fn on_disk(
+    disk: Arc<dyn Disk>,
     options: Options,
-    runtime: Handle,
 ) -> Result<Arc<Engine>, OpenError> {
-    let path = options.path.clone();
-    let opened = DiskBackend::open(disk, &options);
-    let (backend, found) = opened.map_err(|error| OpenError::Io { path, error })?;
+    let read = options.clone();
+    let opened = spawn_blocking(move || DiskBackend::open(&disk, &read)).await;
+    let opened = opened.map_err(io::Error::from).flatten();
+    let (backend, found) = opened.map_err(|error| unreadable(&options, error))?;
     let backend = Arc::new(backend);
-    let core = Core::new(options, found.index, None);
-    let engine = Engine::new(core, Arc::clone(&backend) as _, runtime);
-    let repairs: Vec<_> = found.repairs.into_iter().map(WriteOp::unobserved).collect();
-    let batch: Vec<_> = repairs.iter().filter_map(WriteOp::record).collect();
-    let repaired = if batch.is_empty() { Ok(Vec::new()) } else { engine.commit(&batch) };
+    let engine = Engine::new(Core::new(options, found.index, None), Arc::clone(&backend) as _);
+    let repaired = if found.repairs.is_empty() {
+        Ok(Vec::new())
+    } else {
+        engine.commit(found.repairs.clone()).await
+    };
+    let repairs = found.repairs.into_iter().map(WriteOp::unobserved).collect();
     match repaired {
         Ok(results) => {
             engine.core.complete(repairs, &results);
-            backend.set_aside(&found.damage);
+            let set_aside = spawn_blocking(move || backend.set_aside(&found.damage));
+            drop(set_aside.await);
         }
         Err(_) => engine.core.queue().put_back(repairs),
     }
     engine.wake();
     Ok(engine)
+}
+
+fn unreadable(options: &Options, error: impl Into<io::Error>) -> OpenError {
+    OpenError::Io { path: options.path.clone(), error: error.into() }
 }
 
 /// Messages on this disk would never be delivered once the spool is in Redis.
@@ -177,20 +185,24 @@ impl SharedSpool {
         options: Options,
         times: Times,
     ) -> Result<(Self, Result<(), SpoolRedisError>), OpenError> {
-        let (fleet, folder) = (fleet.clone(), folder.map(Path::to_owned));
-        let runtime = Handle::current();
-        let opened = spawn_blocking(move || {
-            let ownership = Arc::new(Ownership::default());
-            let folder = folder.as_deref();
-            let backend =
-                RedisBackend::new(&fleet, folder, &options, times, &ownership, runtime.clone());
-            let backend = Arc::new(backend);
-            let core = Core::new(options, Index::default(), Some(Arc::clone(&ownership)));
-            let engine = Engine::new(core, Arc::clone(&backend) as _, runtime);
-            let begun = engine.run(|view| backend.begin(view)).unwrap_or(Ok(()));
-            (Self { engine, backend, ownership }, begun)
+        let ownership = Arc::new(Ownership::default());
+        let core = Core::new(options.clone(), Index::default(), Some(Arc::clone(&ownership)));
+        let (fleet, folder, owns) =
+            (fleet.clone(), folder.map(Path::to_owned), Arc::clone(&ownership));
+        let backend = spawn_blocking(move || {
+            RedisBackend::new(&fleet, folder.as_deref(), &options, times, &owns)
         });
-        opened.await.map_err(failed)
+        let backend = Arc::new(backend.await.map_err(failed)?);
+        let engine = Engine::new(core, Arc::clone(&backend) as _);
+        let begun = loop {
+            let (view, backend) = (engine.view.clone(), Arc::clone(&backend));
+            let begun = engine.run(Box::pin(async move { backend.begin(&view).await })).await;
+            match begun.map_err(|failed| refused(&failed))? {
+                Ok(Progress::More) => {}
+                begun => break begun.map(drop),
+            }
+        };
+        Ok((Self { engine, backend, ownership }, begun))
     }
 }
 

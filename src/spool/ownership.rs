@@ -155,7 +155,7 @@ impl Ownership {
         self.taken_over.notify_one();
     }
 
-    /// Asks for the next slice of what a dead peer has left.
+    /// Asks for the next page of what a dead peer has left.
     pub(super) fn ask_for_more(&self) {
         self.more.notify_one();
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::frame::{Kind, PendingRecord};
+use super::frame::{PendingRecord, RecordKind};
 use super::index::Entry;
 use super::{Effect, KeepError};
 use crate::message::MessageId;
@@ -60,13 +60,13 @@ pub(super) struct WriteQueue {
 
 impl WriteQueue {
     pub(super) fn delete(&mut self, id: MessageId) {
-        self.ops.push_back(WriteOp::unobserved(PendingRecord::bare(Kind::Forgotten, id)));
+        self.ops.push_back(WriteOp::unobserved(PendingRecord::bare(RecordKind::Forgotten, id)));
     }
 
     /// Messages whose deletion waits to be written.
     pub(super) fn pending_deletions(&self) -> impl Iterator<Item = MessageId> {
         let records = self.ops.iter().filter_map(WriteOp::record);
-        records.filter(|record| record.kind == Kind::Forgotten).map(|record| record.id)
+        records.filter(|record| record.kind == RecordKind::Forgotten).map(|record| record.id)
     }
 
     /// Whether the store has not answered for long.
@@ -104,7 +104,7 @@ impl WriteQueue {
         while let Some(op) = self.ops.pop_back() {
             let needless = match &op {
                 WriteOp::Note { record, done }
-                    if matches!(record.kind, Kind::Tried | Kind::Calling) =>
+                    if matches!(record.kind, RecordKind::Tried | RecordKind::Calling) =>
                 {
                     !seen.insert(record.id) && done.as_ref().is_none_or(oneshot::Sender::is_closed)
                 }

@@ -1,20 +1,20 @@
 //! Group commit: the writer takes what waits and makes all of it durable with one write.
 //!
-//! It runs on a thread for blocking work, only while there is something to do. While it does,
-//! tokio's paused clock stands still, so that tests with paused time are exact.
+//! It is a task that runs only while there is something to do. No caller can cancel it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 
 use super::KeepError;
-use super::backend::Backend;
+use super::backend::{Backend, Job};
 use super::core::{Core, refuse_keeps};
-use super::facts::{Fact, Progress, Reported, Residue, WriteError, WriteResult};
-use super::frame::{Kind, PendingRecord};
+use super::facts::{Progress, Reported, Residue, WriteError, WriteResult};
+use super::frame::{PendingRecord, RecordKind};
 use super::index::Location;
 use super::queue::{WriteOp, WriteQueue};
 use super::view::IndexView;
@@ -30,32 +30,40 @@ pub(super) struct Engine {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) view: IndexView,
     runtime: Handle,
-    /// Messages that may have been written although their callers were refused. Held by the writer
-    /// as long as it writes.
+    /// Messages that may have been written although their callers were refused. Locked by whatever
+    /// calls the writing half of the backend, until the reported facts are applied.
     rollbacks: Mutex<Vec<MessageId>>,
+    /// Notified when the writer ends.
+    idle: Notify,
 }
 
 impl Engine {
-    pub(super) fn new(core: Core, backend: Arc<dyn Backend>, runtime: Handle) -> Arc<Self> {
+    /// In the runtime that the writer is to run in.
+    pub(super) fn new(core: Core, backend: Arc<dyn Backend>) -> Arc<Self> {
         let core = Arc::new(core);
         let view = IndexView::new(&core);
-        Arc::new(Self { core, backend, view, runtime, rollbacks: Mutex::default() })
-    }
-
-    /// The right to call the backend's writing half.
-    fn writer(&self) -> MutexGuard<'_, Vec<MessageId>> {
-        self.rollbacks.lock().unwrap_or_else(PoisonError::into_inner)
+        let (runtime, rollbacks, idle) = (Handle::current(), Mutex::default(), Notify::new());
+        Arc::new(Self { core, backend, view, runtime, rollbacks, idle })
     }
 
     /// Starts the writer, unless it runs.
     pub(super) fn wake(self: &Arc<Self>) {
-        let mut queue = self.core.queue();
-        if !queue.writing {
-            queue.writing = true;
-            drop(queue);
-            let engine = Arc::clone(self);
-            self.runtime
-                .spawn_blocking(move || GroupCommit { engine: &engine, stopped: false }.run());
+        if !std::mem::replace(&mut self.core.queue().writing, true) {
+            let writer = GroupCommit { engine: Arc::clone(self), stopped: false };
+            self.runtime.spawn(writer.run());
+        }
+    }
+
+    /// Waits until the writer has nothing to do, or nothing that the store takes now.
+    pub(super) async fn settle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            // Not the writer alone uses the backend.
+            drop(self.rollbacks.lock().await);
+            if !self.core.queue().writing {
+                return;
+            }
+            idle.await;
         }
     }
 
@@ -74,36 +82,43 @@ impl Engine {
     }
 
     /// Has the backend do something while the writer does not write, and applies what it reports.
-    /// Blocks.
-    pub(super) fn run<T>(
-        &self,
-        job: impl FnOnce(&IndexView) -> Reported<T>,
+    /// Goes on to its end if it is dropped.
+    pub(super) async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        job: Job<'static, Reported<T>>,
     ) -> Result<T, WriteError> {
-        let _writer = self.writer();
-        self.apply(job(&self.view))
+        let engine = Arc::clone(self);
+        let done = self.runtime.spawn(async move {
+            let _alone = engine.rollbacks.lock().await;
+            engine.apply(job.await).await
+        });
+        let failed = |error| Err(WriteError::new(&error, Residue::Possible));
+        done.await.unwrap_or_else(failed)
     }
 
-    fn apply<T>(&self, outcome: Reported<T>) -> Result<T, WriteError> {
+    async fn apply<T>(&self, outcome: Reported<T>) -> Result<T, WriteError> {
         for fact in outcome.facts {
-            match fact {
-                Fact::Damaged { id, at } => self.lose(id, at),
-                fact => self.core.apply(fact),
+            if let Some(damaged) = self.core.apply(fact) {
+                self.backend.quarantine(damaged).await;
             }
         }
         outcome.result
     }
 
-    /// Drops a message whose record is damaged, and then sets the bytes aside. Blocks.
-    pub(super) fn lose(&self, id: MessageId, at: Location) {
+    /// Drops a message whose record is damaged, and then sets the bytes aside.
+    pub(super) async fn lose(&self, id: MessageId, at: Location) {
         if self.core.lose(id, at) {
-            self.backend.quarantine(at);
+            self.backend.quarantine(at).await;
         }
     }
 
-    /// Has the backend write a batch, and notes whether it did. Blocks.
-    pub(super) fn commit(&self, batch: &[&PendingRecord]) -> Result<Vec<WriteResult>, WriteError> {
-        let committed = self.apply(self.backend.commit(batch, &self.view));
-        self.note_failure(committed)
+    /// Has the backend write a batch, and notes whether it did.
+    pub(super) async fn commit(
+        &self,
+        batch: Vec<PendingRecord>,
+    ) -> Result<Vec<WriteResult>, WriteError> {
+        let committed = self.backend.commit(batch, &self.view).await;
+        self.note_failure(self.apply(committed).await)
     }
 
     fn note_failure<T>(&self, result: Result<T, WriteError>) -> Result<T, WriteError> {
@@ -117,39 +132,43 @@ impl Engine {
 }
 
 /// The one that writes, from when something waits until nothing does.
-struct GroupCommit<'a> {
-    engine: &'a Arc<Engine>,
+struct GroupCommit {
+    engine: Arc<Engine>,
     stopped: bool,
 }
 
-impl Drop for GroupCommit<'_> {
+impl Drop for GroupCommit {
     /// Should writing ever panic, the next operation starts another writer.
     fn drop(&mut self) {
         if !self.stopped {
-            self.stop(&mut self.engine.core.queue());
+            let engine = Arc::clone(&self.engine);
+            self.stop(&mut engine.core.queue());
         }
     }
 }
 
-impl GroupCommit<'_> {
+impl GroupCommit {
     fn stop(&mut self, queue: &mut WriteQueue) {
         (queue.writing, queue.since) = (false, None);
         self.stopped = true;
+        self.engine.idle.notify_waiters();
     }
 
-    fn run(mut self) {
-        let engine = self.engine;
+    async fn run(mut self) {
+        let engine = Arc::clone(&self.engine);
         loop {
-            let mut rollbacks = engine.writer();
+            let mut rollbacks = engine.rollbacks.lock().await;
             let ops = engine.core.queue().next_batch(engine.backend.limits());
             engine.core.index().expire(engine.core.options.keep_receipts, Timestamp::now());
             let idle = ops.is_empty() && rollbacks.is_empty();
-            let written = if idle { self.probe() } else { self.write(&mut rollbacks, ops) };
+            let written =
+                if idle { self.probe().await } else { self.write(&mut rollbacks, ops).await };
             if let Err(error) = written {
                 drop(rollbacks);
                 return self.give_up(&error);
             }
-            let maintained = engine.apply(engine.backend.maintain(&engine.view));
+            let maintained = engine.backend.maintain(&engine.view).await;
+            let maintained = engine.apply(maintained).await;
             drop(rollbacks);
             let progress = engine.note_failure(maintained).unwrap_or(Progress::Later);
             if progress == Progress::Later {
@@ -164,18 +183,19 @@ impl GroupCommit<'_> {
 
     /// After a failure, finds out whether the store works again: as long as it seems not to,
     /// perhaps nothing else comes that would be written.
-    fn probe(&self) -> Result<(), Arc<str>> {
+    async fn probe(&self) -> Result<(), Arc<str>> {
         if self.engine.core.index().failure.is_none() {
             return Ok(());
         }
-        let none = PendingRecord::bare(Kind::Forgotten, MessageId::from_u128(0));
-        self.engine.commit(&[&none]).map(drop).map_err(|failed| failed.error)
+        let none = PendingRecord::bare(RecordKind::Forgotten, MessageId::from_u128(0));
+        self.engine.commit(vec![none]).await.map(drop).map_err(|failed| failed.error)
     }
 
     /// Refuses new messages; notes are tried again later.
     fn give_up(&mut self, error: &Arc<str>) {
         let refusal = self.engine.backend.refusal(Arc::clone(error));
-        let core = &self.engine.core;
+        let engine = Arc::clone(&self.engine);
+        let core = &engine.core;
         // Both at once, so that nothing comes in between and waits for the timer.
         let mut index = core.index();
         let mut queue = core.queue();
@@ -185,17 +205,21 @@ impl GroupCommit<'_> {
         self.stop(&mut queue);
         drop(queue);
         drop(index);
-        self.engine.wake_later();
+        engine.wake_later();
     }
 
-    fn write(&self, rollbacks: &mut Vec<MessageId>, ops: Vec<WriteOp>) -> Result<(), Arc<str>> {
-        let engine = self.engine;
+    async fn write(
+        &self,
+        rollbacks: &mut Vec<MessageId>,
+        ops: Vec<WriteOp>,
+    ) -> Result<(), Arc<str>> {
+        let engine = &self.engine;
         // First what must not come back. As long as that is not written nothing else is tried, so
         // that failures do not pile up.
         if !rollbacks.is_empty() {
-            let deletions: Vec<_> =
-                rollbacks.iter().map(|id| PendingRecord::bare(Kind::Forgotten, *id)).collect();
-            match engine.commit(&deletions.iter().collect::<Vec<_>>()) {
+            let deletions =
+                rollbacks.iter().map(|id| PendingRecord::bare(RecordKind::Forgotten, *id));
+            match engine.commit(deletions.collect()).await {
                 Ok(_) => rollbacks.clear(),
                 Err(WriteError { error, .. }) => {
                     let refusal = engine.backend.refusal(Arc::clone(&error));
@@ -203,8 +227,8 @@ impl GroupCommit<'_> {
                 }
             }
         }
-        let batch: Vec<&PendingRecord> = ops.iter().filter_map(WriteOp::record).collect();
-        let committed = if batch.is_empty() { Ok(Vec::new()) } else { engine.commit(&batch) };
+        let batch: Vec<_> = ops.iter().filter_map(WriteOp::record).cloned().collect();
+        let committed = if batch.is_empty() { Ok(Vec::new()) } else { engine.commit(batch).await };
         match committed {
             Ok(results) => {
                 engine.core.complete(ops, &results);

@@ -8,12 +8,12 @@ use tokio::time::Instant;
 
 use super::DiskWriter;
 use super::reader::SegmentReader;
-use super::segments::name;
+use super::segments::{SegmentFile, name};
 use crate::message::MessageId;
 use crate::spool::backend::BodyError;
 use crate::spool::facts::{Fact, Progress, Reported, WriteError};
 use crate::spool::frame::PendingRecord;
-use crate::spool::index::{Entry, Location};
+use crate::spool::index::{Content, Entry, Location};
 use crate::spool::meta;
 use crate::spool::view::IndexView;
 
@@ -23,6 +23,11 @@ const STEP: u64 = 1024 * 1024;
 const SPARE: u64 = 4;
 
 impl DiskWriter {
+    /// Whether there is something to delete or to move. Does not block.
+    pub(super) fn is_untidy(&self, view: &IndexView) -> bool {
+        self.oldest_to_delete(view).is_some() || self.oldest_to_compact(view).is_some()
+    }
+
     /// Deletes what is not needed, and moves a bit of what is needed out of the oldest segment if
     /// too much is kept around it.
     pub(super) fn tidy(&mut self, view: &IndexView) -> Reported<Progress> {
@@ -56,12 +61,15 @@ impl DiskWriter {
         self.delete(view).unwrap_or(false)
     }
 
+    fn oldest_to_delete(&self, view: &IndexView) -> Option<(u32, SegmentFile)> {
+        let (segment, file) = self.segments.oldest()?;
+        let needed = view.live_bytes(segment) > 0 || Some(segment) == self.log.active();
+        (!needed).then_some((segment, file))
+    }
+
     fn delete(&self, view: &IndexView) -> io::Result<bool> {
         let mut deleted = false;
-        while let Some((segment, file)) = self.segments.oldest()
-            && view.live_bytes(segment) == 0
-            && Some(segment) != self.log.active()
-        {
+        while let Some((segment, file)) = self.oldest_to_delete(view) {
             match self.disk.remove(&name(segment, file.salt)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -81,23 +89,30 @@ impl DiskWriter {
         view: &IndexView,
         facts: &mut Vec<Fact>,
     ) -> Result<Progress, WriteError> {
-        let mut moved: Vec<(Location, PendingRecord, Entry)> = Vec::new();
+        let (mut batch, mut moved): (Vec<PendingRecord>, Vec<(Location, Content)>) =
+            (vec![], vec![]);
         for (id, entry) in view.entries_in(segment, STEP) {
             match copy(&self.reader, id, &entry) {
-                Ok(record) => moved.push((entry.location, record, entry)),
+                Ok(record) => {
+                    batch.push(record);
+                    moved.push((entry.location, entry.content()));
+                }
                 Err(BodyError::Damaged) => facts.push(Fact::Damaged { id, at: entry.location }),
                 Err(BodyError::Failed(error)) => return Ok(later(&error)),
                 // The writer alone deletes segments, and this one is not deleted.
                 Err(BodyError::Absent | BodyError::Moved) => {}
             }
         }
-        let batch: Vec<&PendingRecord> = moved.iter().map(|(_, record, _)| record).collect();
         if !batch.is_empty() {
             let begun = Instant::now();
             let locations = self.append(&batch, view)?;
             facts.push(Fact::Wrote(begun.elapsed()));
-            facts.extend(moved.iter().zip(locations).map(|((from, record, entry), to)| {
-                Fact::Moved { id: record.id, from: *from, to, content: entry.content() }
+            let moved = batch.iter().zip(moved).zip(locations);
+            facts.extend(moved.map(|((record, (from, content)), to)| Fact::Moved {
+                id: record.id,
+                from,
+                to,
+                content,
             }));
         }
         Ok(if facts.is_empty() { Progress::Done } else { Progress::More })

@@ -43,13 +43,13 @@ pub(in crate::spool) trait Tail: Debug + Send {
 
 /// A folder of the file system.
 #[derive(Debug)]
-pub(in crate::spool) struct Folder {
+pub(in crate::spool) struct LockedFolder {
     path: PathBuf,
     /// Held as long as we live; the kernel lets go of it when the process ends, however it ends.
     _lock: File,
 }
 
-impl Folder {
+impl LockedFolder {
     /// Makes the folder if need be, and takes it.
     pub(in crate::spool) fn take(path: &Path) -> Result<Self, OpenError> {
         let failed = |path: &Path| {
@@ -76,7 +76,7 @@ impl Folder {
     }
 }
 
-impl Disk for Folder {
+impl Disk for LockedFolder {
     fn list(&self, folder: &str) -> io::Result<Vec<(String, u64)>> {
         let mut files = Vec::new();
         for entry in fs::read_dir(self.path.join(folder))? {

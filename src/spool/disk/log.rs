@@ -21,7 +21,7 @@ struct Active {
 
 /// The log.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(super) struct SegmentLog {
     pub(super) disk: Arc<dyn Disk>,
     /// How long a segment gets.
     size: u64,
@@ -47,7 +47,7 @@ impl AppendError {
     }
 }
 
-impl Log {
+impl SegmentLog {
     /// Goes on after what was found. An old segment is never appended to: this process did not write
     /// its end.
     pub(super) fn new(disk: Arc<dyn Disk>, segments: Arc<Segments>, size: u64, next: u32) -> Self {
@@ -65,10 +65,7 @@ impl Log {
     }
 
     /// Writes frames, all or none, and makes them durable.
-    pub(super) fn append(
-        &mut self,
-        batch: &[&PendingRecord],
-    ) -> Result<Vec<Location>, AppendError> {
+    pub(super) fn append(&mut self, batch: &[PendingRecord]) -> Result<Vec<Location>, AppendError> {
         let total: u64 = batch.iter().map(|record| u64::from(record.len())).sum();
         if self.active.as_ref().is_some_and(|a| a.len > 0 && a.len + total > self.size) {
             self.seal();

@@ -10,9 +10,10 @@ mod scan;
 mod segments;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
@@ -28,8 +29,8 @@ use crate::message::MessageId;
 use damaged::Range;
 #[cfg(test)]
 pub(super) use files::Tail;
-pub(super) use files::{Disk, Folder, LOCK};
-use log::{AppendError, Log};
+pub(super) use files::{Disk, LOCK, LockedFolder};
+use log::{AppendError, SegmentLog};
 use reader::SegmentReader;
 use segments::Segments;
 
@@ -45,13 +46,14 @@ const BATCH: u64 = 4 * 1024 * 1024;
 pub(super) struct DiskBackend {
     segment_size: u64,
     reader: Arc<SegmentReader>,
-    writer: Mutex<DiskWriter>,
+    /// Held as long as a thread works with it, also when the caller of that has gone away.
+    writer: Arc<Mutex<DiskWriter>>,
 }
 
 /// What only the writer uses.
 #[derive(Debug)]
 struct DiskWriter {
-    log: Log,
+    log: SegmentLog,
     segment_size: u64,
     disk: Arc<dyn Disk>,
     segments: Arc<Segments>,
@@ -77,7 +79,8 @@ impl DiskBackend {
         let segments = Arc::new(recovered.segments);
         let segment_size = (options.max_bytes / PART).clamp(MIN_SEGMENT, MAX_SEGMENT);
         let segments = &segments;
-        let log = Log::new(Arc::clone(disk), Arc::clone(segments), segment_size, recovered.next);
+        let log =
+            SegmentLog::new(Arc::clone(disk), Arc::clone(segments), segment_size, recovered.next);
         let reader =
             Arc::new(SegmentReader { disk: Arc::clone(disk), segments: Arc::clone(segments) });
         let writer = DiskWriter {
@@ -92,7 +95,7 @@ impl DiskBackend {
         let repairs =
             repairs.filter_map(|(id, change)| Some(meta::change(*id, change, index.get(*id)?)));
         let found = Opened { repairs: repairs.collect(), index, damage: Damage(recovered.damage) };
-        Ok((Self { segment_size, reader, writer: Mutex::new(writer) }, found))
+        Ok((Self { segment_size, reader, writer: Arc::new(Mutex::new(writer)) }, found))
     }
 
     /// Sets aside what was damaged at the start: it says nothing at the next one. Blocks.
@@ -125,18 +128,27 @@ impl Backend for DiskBackend {
         meta::change(id, change, entry)
     }
 
-    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>> {
-        let begun = Instant::now();
-        let appended =
-            self.writer.lock().unwrap_or_else(PoisonError::into_inner).append(batch, view);
-        let facts = appended.iter().map(|_| Fact::Wrote(begun.elapsed())).collect();
-        let result =
-            appended.map(|locations| locations.into_iter().map(WriteResult::Stored).collect());
-        Reported { facts, result }
+    fn commit<'a>(
+        &'a self,
+        batch: Vec<PendingRecord>,
+        view: &'a IndexView,
+    ) -> Job<'a, Reported<Vec<WriteResult>>> {
+        Box::pin(async move {
+            let (mut writer, view) = (Arc::clone(&self.writer).lock_owned().await, view.clone());
+            work(move || writer.commit(&batch, &view)).await
+        })
     }
 
-    fn maintain(&self, view: &IndexView) -> Reported<Progress> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).tidy(view)
+    fn maintain<'a>(&'a self, view: &'a IndexView) -> Job<'a, Reported<Progress>> {
+        Box::pin(async move {
+            let mut writer = Arc::clone(&self.writer).lock_owned().await;
+            // Mostly nothing is due: that costs no thread.
+            if !writer.is_untidy(view) {
+                return Reported::without_facts(Ok(Progress::Done));
+            }
+            let view = view.clone();
+            work(move || writer.tidy(&view)).await
+        })
     }
 
     fn body(&self, id: MessageId, at: Location) -> Job<'_, Result<Bytes, BodyError>> {
@@ -147,16 +159,35 @@ impl Backend for DiskBackend {
         })
     }
 
-    fn quarantine(&self, at: Location) {
-        self.reader.quarantine(at);
+    fn quarantine(&self, at: Location) -> Job<'_, ()> {
+        let reader = Arc::clone(&self.reader);
+        Box::pin(async move { drop(spawn_blocking(move || reader.quarantine(at)).await) })
     }
 }
 
+/// Has the writer work on a thread that it may block. Goes on to its end if it is dropped.
+async fn work<T: Send + 'static>(
+    job: impl FnOnce() -> Reported<T> + Send + 'static,
+) -> Reported<T> {
+    // It panicked, or the process ends and it never began.
+    let failed = |error| Reported::without_facts(Err(WriteError::new(&error, Residue::Possible)));
+    spawn_blocking(job).await.unwrap_or_else(failed)
+}
+
 impl DiskWriter {
+    fn commit(&mut self, batch: &[PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>> {
+        let begun = Instant::now();
+        let appended = self.append(batch, view);
+        let facts = appended.iter().map(|_| Fact::Wrote(begun.elapsed())).collect();
+        let result =
+            appended.map(|locations| locations.into_iter().map(WriteResult::Stored).collect());
+        Reported { facts, result }
+    }
+
     /// Writes records, all or none, and makes them durable.
     fn append(
         &mut self,
-        batch: &[&PendingRecord],
+        batch: &[PendingRecord],
         view: &IndexView,
     ) -> Result<Vec<Location>, WriteError> {
         let mut result = self.log.append(batch);
@@ -172,9 +203,6 @@ impl DiskWriter {
                 });
             }
         }
-        result.map_err(|AppendError { error, residue }| WriteError {
-            error: error.to_string().into(),
-            residue,
-        })
+        result.map_err(|AppendError { error, residue }| WriteError::new(&error, residue))
     }
 }

@@ -7,17 +7,17 @@ use jiff::Timestamp;
 
 use super::damaged::Range;
 use super::files::Disk;
-use super::scan::{File, Scanned, scan};
+use super::scan::{Scanned, ScannedFile, scan};
 use super::segments::{Segments, parse};
 use crate::message::MessageId;
-use crate::spool::frame::{Head, Kind};
+use crate::spool::frame::{Head, RecordKind};
 use crate::spool::index::{Index, Location};
 use crate::spool::meta::{self, Decoded};
 use crate::spool::record::{Change, DAMAGED_CODE, Death, Reason, Receipt};
 
 /// What was found.
 #[derive(Debug)]
-pub(super) struct Recovered {
+pub(super) struct RecoveredLog {
     pub(super) index: Index,
     pub(super) segments: Segments,
     /// The first number that no segment has.
@@ -29,7 +29,7 @@ pub(super) struct Recovered {
 }
 
 /// Reads all segments, oldest first.
-pub(super) fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
+pub(super) fn recover(disk: &dyn Disk) -> io::Result<RecoveredLog> {
     let mut files: Vec<_> = disk
         .list("")?
         .into_iter()
@@ -42,7 +42,7 @@ pub(super) fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
     if let Err(error) = synced.and_then(|()| disk.sync_folder()) {
         tracing::warn!(%error, "what was found in the spool may not survive a power failure");
     }
-    let mut recovered = Recovered {
+    let mut recovered = RecoveredLog {
         index: Index::of_segments(),
         segments: Segments::default(),
         next: 0,
@@ -52,7 +52,7 @@ pub(super) fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
     for (segment, salt, name, len) in files {
         recovered.next = segment.saturating_add(1);
         recovered.segments.insert(segment, salt, len);
-        let file = File { disk, name: &name, salt, len };
+        let file = ScannedFile { disk, name: &name, salt, len };
         scan(file, &mut |found| match found {
             Scanned::Frame { kind, head, offset, meta } => {
                 recovered.frame(segment, kind, head, offset, meta)
@@ -70,8 +70,15 @@ pub(super) fn recover(disk: &dyn Disk) -> io::Result<Recovered> {
     Ok(recovered)
 }
 
-impl Recovered {
-    fn frame(&mut self, segment: u32, kind: Kind, head: Head, offset: u64, meta: &[u8]) -> bool {
+impl RecoveredLog {
+    fn frame(
+        &mut self,
+        segment: u32,
+        kind: RecordKind,
+        head: Head,
+        offset: u64,
+        meta: &[u8],
+    ) -> bool {
         let (Ok(offset), Ok(len)) = (u32::try_from(offset), u32::try_from(head.len())) else {
             return false;
         };
@@ -95,11 +102,11 @@ impl Recovered {
         let Some(entry) = self.index.get(id) else { return };
         let (attempts, at) = (entry.attempts, Timestamp::now());
         let change = match head.kind {
-            Some(Kind::Delivered) => {
+            Some(RecordKind::Delivered) => {
                 let (msg_id, request_id) = (DAMAGED_CODE.into(), DAMAGED_CODE.into());
                 Change::Delivered(attempts, Receipt { msg_id, request_id, at, accepted: true })
             }
-            Some(Kind::Dead) => {
+            Some(RecordKind::Dead) => {
                 let (reason, code) = (Reason::Unknown, Some(DAMAGED_CODE.into()));
                 Change::Dead(attempts, Death { reason, code, request_id: None, at, accepted: true })
             }

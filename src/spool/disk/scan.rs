@@ -3,7 +3,7 @@
 use std::io;
 
 use super::files::Disk;
-use crate::spool::frame::{HEAD, Head, Kind, MAGIC};
+use crate::spool::frame::{HEAD, Head, MAGIC, RecordKind};
 
 /// How much is read at a time. Only a longer frame takes more memory.
 const CHUNK: u64 = 256 * 1024;
@@ -11,14 +11,14 @@ const CHUNK: u64 = 256 * 1024;
 /// What lies in a segment.
 pub(super) enum Scanned<'a> {
     /// A frame as it was written.
-    Frame { kind: Kind, head: Head, offset: u64, meta: &'a [u8] },
+    Frame { kind: RecordKind, head: Head, offset: u64, meta: &'a [u8] },
     /// Bytes that are not what was written; their head, if that much is left.
     Damage { head: Option<Head>, offset: u64, len: u64 },
 }
 
 /// A segment on the disk.
 #[derive(Clone, Copy)]
-pub(super) struct File<'a> {
+pub(super) struct ScannedFile<'a> {
     pub(super) disk: &'a dyn Disk,
     pub(super) name: &'a str,
     pub(super) salt: u64,
@@ -27,7 +27,10 @@ pub(super) struct File<'a> {
 
 /// Calls `found` for each thing in the file, in order; it says whether it understood the frame.
 /// Zeros between frames are none: damage that was set aside, or room that was never written.
-pub(super) fn scan(file: File<'_>, found: &mut dyn FnMut(Scanned<'_>) -> bool) -> io::Result<()> {
+pub(super) fn scan(
+    file: ScannedFile<'_>,
+    found: &mut dyn FnMut(Scanned<'_>) -> bool,
+) -> io::Result<()> {
     let mut window = FileWindow { file, base: 0, bytes: Vec::new() };
     let mut at = 0;
     // Where bytes began that belong to no frame.
@@ -73,7 +76,7 @@ pub(super) fn scan(file: File<'_>, found: &mut dyn FnMut(Scanned<'_>) -> bool) -
 
 /// The part of a file that is in memory.
 struct FileWindow<'a> {
-    file: File<'a>,
+    file: ScannedFile<'a>,
     base: u64,
     bytes: Vec<u8>,
 }

@@ -49,28 +49,28 @@ pub(super) struct SpoolEndpoint {
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::spool) enum SpoolRedisError {
-    /// Redis, or the connection to it.
+    /// The connection to Redis, or Redis itself.
     #[error("Redis: {0}")]
-    Primary(#[from] redis_client::ClientError),
+    Client(#[from] redis_client::ClientError),
     /// Its answer does not follow from the script.
     #[error("Redis gave an answer that its script cannot give")]
     Malformed,
-    /// It failed before anything was sent.
+    /// The call was not sent: there is no connection.
     #[error("{0}")]
-    Again(String),
+    NotSent(String),
 }
 
 impl From<RedisError> for SpoolRedisError {
     fn from(error: RedisError) -> Self {
-        Self::Primary(error.into())
+        Self::Client(error.into())
     }
 }
 
 impl SpoolRedisError {
     fn error(&self) -> Option<&RedisError> {
         match self {
-            Self::Primary(trouble) => trouble.error(),
-            Self::Malformed | Self::Again(_) => None,
+            Self::Client(trouble) => trouble.error(),
+            Self::Malformed | Self::NotSent(_) => None,
         }
     }
 
@@ -82,7 +82,7 @@ impl SpoolRedisError {
     /// Whether Redis certainly did nothing.
     pub(super) fn is_refused(&self) -> bool {
         match self {
-            Self::Again(_) | Self::Primary(redis_client::ClientError::At { .. }) => true,
+            Self::NotSent(_) | Self::Client(redis_client::ClientError::At { .. }) => true,
             _ => self.code().is_some_and(|code| REFUSALS.contains(&code)),
         }
     }
@@ -94,7 +94,7 @@ impl SpoolRedisError {
 
     /// Whether it may pass without a change of the configuration.
     pub(in crate::spool) fn may_pass(&self) -> bool {
-        !matches!(self, Self::Primary(trouble) if trouble.wants_a_person())
+        !matches!(self, Self::Client(trouble) if trouble.wants_a_person())
     }
 }
 
@@ -143,7 +143,7 @@ impl SpoolConnection {
             Ok(Self { connection, strict: strict.into(), lenient: lenient.into(), evicts })
         });
         match opened.await {
-            Err(error) if error.may_pass() => Err(SpoolRedisError::Again(error.to_string())),
+            Err(error) if error.may_pass() => Err(SpoolRedisError::NotSent(error.to_string())),
             opened => opened,
         }
     }

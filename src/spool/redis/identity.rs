@@ -1,4 +1,4 @@
-//! The name of this process in Redis, and the name of its predecessor in the folder.
+//! The name of this owner in Redis, and the name of its predecessor in the folder.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -21,9 +21,9 @@ pub(super) fn name() -> String {
 /// Writes `name` into the folder, and returns the predecessor's: the kernel releases a lock when its
 /// process ends, however it ends, so the predecessor is dead. What another machine wrote, or what is
 /// in a copy of the file, proves nothing. `None`: without a folder a death is noticed later.
-pub(super) fn claim(folder: &Path, name: &str) -> Option<(File, Option<String>)> {
+pub(super) fn register(folder: &Path, name: &str) -> Option<(File, Option<String>)> {
     match lock(folder, name) {
-        Ok(claimed) => Some(claimed),
+        Ok(locked) => Some(locked),
         Err(error) => {
             let folder = folder.display();
             tracing::warn!(%folder, %error, "after a crash, messages kept in Redis wait until this sidecar's end was noticed");

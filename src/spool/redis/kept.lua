@@ -2,21 +2,21 @@
 --
 -- KEYS: stream, words, receipts, totals, owners, spare; all with the account as their hash tag.
 --   stream    an entry a message: id, and the body as long as it is to be delivered. The consumer that
---             has the entry pending in the group GROUP is the message's owner, and nobody else.
+--             has the entry pending in the group GROUP is the message's owner, and no other.
 --   words     message -> "<entry> <bytes> <all that is known of it, as JSON>"
 --   receipts  messages that were delivered or dropped, by the moment
 --   spare     the same, by the moment from which they may give way to new messages. Older sidecars know
 --             nothing of it: what they write is added here by newer ones, what they remove stays a while
 --   totals    messages and bytes of the account, how many of these bytes are receipts, and the moment up
 --             to which the receipts are known to be in spare
---   owners    owner -> its turn, or GONE
--- ARGV: verb, owner, turn, what the verb needs.
+--   owners    owner -> its epoch, or GONE
+-- ARGV: verb, owner, epoch, what the verb needs.
 --
--- A turn is the number of what an owner has asked. Whoever asks names the last one that it knows was
--- done, so that a call that comes late, or from before Redis lost what it knew, changes nothing.
+-- An epoch is the number of a call of an owner. The owner names the last one that it knows was done,
+-- so that a call that comes late, or from before Redis lost what it knew, changes nothing.
 local S, W, R, T, O, P = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local GROUP, GONE = 'tollgate', '-'
-local verb, me, turn = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local verb, me, epoch = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local function known(id)
   local words = redis.call('HGET', W, id)
@@ -142,16 +142,16 @@ end
 if verb == 'hello' then
   redis.pcall('XGROUP', 'CREATE', S, GROUP, '0', 'MKSTREAM')
   local now = tonumber(redis.call('HGET', O, me))
-  redis.call('HSET', O, me, turn + 2)
+  redis.call('HSET', O, me, epoch + 2)
   -- The last call may have been done without an answer.
-  if now == turn then return 'undone' end
-  return now == turn + 1 and 'done' or 'unknown'
+  if now == epoch then return 'undone' end
+  return now == epoch + 1 and 'done' or 'unknown'
 end
 
-if tonumber(redis.call('HGET', O, me)) ~= turn then
-  return redis.error_reply('STALE not the turn of this owner')
+if tonumber(redis.call('HGET', O, me)) ~= epoch then
+  return redis.error_reply('STALE not the epoch of this owner')
 end
-redis.call('HSET', O, me, turn + 1)
+redis.call('HSET', O, me, epoch + 1)
 
 if verb == 'commit' then
   local keep, most, most_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])

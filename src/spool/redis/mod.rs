@@ -18,29 +18,28 @@
 //! not matter, nor Redis's own clock); a call ends within `upstream.call_timeout`, at most 5 s in a
 //! fleet; and Redis has one history. Where a fail-over or a restart takes back what was answered, the
 //! epoch is not the one that the owner knows: it makes no calls until it has read anew what it owns
-//! ([`Consumer`]). Not covered: a process that stands still for longer than all this
+//! ([`Owner`]). Not covered: a process that stands still for longer than all this
 //! between its last check and the write of the bytes, some microseconds; a machine that is suspended
 //! with its clock.
 
 mod connection;
-mod consumer;
 mod identity;
+mod owner;
 mod peer_state;
 mod peers;
 mod reader;
 mod reply;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::backend::{Backend, BodyError, Job};
 use super::facts::{Progress, Reported, Residue, WriteError, WriteResult};
-use super::frame::{Kind, PendingRecord};
+use super::frame::{PendingRecord, RecordKind};
 use super::index::{Entry, Location};
 use super::ownership::Ownership;
 use super::queue::BatchLimits;
@@ -51,7 +50,7 @@ use crate::config::Fleet;
 use crate::message::MessageId;
 use connection::SpoolEndpoint;
 pub(super) use connection::SpoolRedisError;
-use consumer::Consumer;
+use owner::Owner;
 pub(super) use peers::Peers;
 use reader::BodyReader;
 
@@ -64,7 +63,7 @@ pub(super) struct Times {
     pub(super) lease_timeout: Duration,
     /// So long before that it begins no more calls: the longest call of a fleet, and a second.
     pub(super) longest_call: Duration,
-    /// Between two slices of what a dead peer has left, so that other peers get some, too.
+    /// Between two pages of what a dead peer has left, so that other peers get some, too.
     pub(super) pace: Duration,
     /// How often durability is re-read; a 202 may be stale for this long.
     pub(super) config: Duration,
@@ -85,72 +84,58 @@ impl Default for Times {
 /// Redis does nothing else while it takes one batch: a millisecond or two.
 const LIMITS: BatchLimits = BatchLimits { bytes: 256 * 1024, records: 128 };
 
-/// The messages of one consumer in Redis.
+/// The messages of one owner in Redis.
 #[derive(Debug)]
 pub(super) struct RedisBackend {
-    runtime: Handle,
     reader: BodyReader,
-    consumer: Mutex<Consumer>,
+    owner: Mutex<Owner>,
 }
 
 impl RedisBackend {
-    /// `folder`: where this machine remembers its consumer.
+    /// `folder`: where this machine remembers its owner. Blocks.
     pub(super) fn new(
         fleet: &Fleet,
         folder: Option<&Path>,
         options: &Options,
         times: Times,
         ownership: &Arc<Ownership>,
-        runtime: Handle,
     ) -> Self {
         let endpoint = Arc::new(SpoolEndpoint::new(fleet));
         let reader = BodyReader::new(Arc::clone(&endpoint));
-        let consumer =
-            Consumer::new(endpoint, folder, options.clone(), times, Arc::clone(ownership));
-        Self { runtime, reader, consumer: Mutex::new(consumer) }
+        let owner = Owner::new(endpoint, folder, options.clone(), times, Arc::clone(ownership));
+        Self { reader, owner: Mutex::new(owner) }
     }
 
-    /// Lets the consumer do something, and returns what it has found out. Blocks.
-    fn with<T>(
+    /// The owner for one call of the writing half: the facts of the one before are applied.
+    async fn owner(&self) -> MutexGuard<'_, Owner> {
+        let mut owner = self.owner.lock().await;
+        owner.confirm();
+        owner
+    }
+
+    /// Connects, and takes over a page of what the predecessor in the folder has left.
+    pub(super) async fn begin(
         &self,
-        act: impl AsyncFnOnce(&mut Consumer) -> Result<T, WriteError>,
-    ) -> Reported<T> {
-        let mut consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
-        consumer.confirm();
-        // Dropped with the runtime: a call that is under way then ends here, and not in a timer that
-        // is gone.
-        let (alive, stopped) = oneshot::channel::<()>();
-        let guard = self.runtime.spawn(async move {
-            let _alive = alive;
-            std::future::pending::<()>().await;
-        });
-        let result = self.runtime.block_on(async {
-            tokio::select! {
-                biased;
-                _ = stopped => Err(WriteError {
-                    error: "it was stopped".into(),
-                    residue: Residue::Possible,
-                }),
-                result = act(&mut consumer) => result,
-            }
-        });
-        guard.abort();
-        Reported { facts: consumer.take_facts(), result }
+        view: &IndexView,
+    ) -> Reported<Result<Progress, SpoolRedisError>> {
+        let mut owner = self.owner().await;
+        let begun = owner.begin(view).await;
+        owner.reported(Ok(begun))
     }
 
-    /// Connects, and takes over what the predecessor in the folder has left.
-    pub(super) fn begin(&self, view: &IndexView) -> Reported<Result<(), SpoolRedisError>> {
-        self.with(async |consumer| Ok(consumer.begin(view).await))
+    /// Takes over a page of what dead peers have left, and returns how the others stand.
+    pub(super) async fn take_over(&self, view: &IndexView) -> Reported<(Progress, Peers)> {
+        let mut owner = self.owner().await;
+        let taken = owner.take_page(view).await;
+        owner.reported(taken.map_err(wrote_nothing))
     }
 
-    /// Takes over what dead peers have left, and returns how the others stand.
-    pub(super) fn take_over(&self, view: &IndexView) -> Reported<Peers> {
-        self.with(async |consumer| consumer.take_all(view).await.map_err(unsent))
-    }
-
-    /// Reports all messages of the account, to be shown to an operator.
-    pub(super) fn read_all(&self) -> Reported<()> {
-        self.with(async |consumer| consumer.read_all().await.map_err(unsent))
+    /// Reports a page of all messages of the account, to be shown to an operator. Returns where the
+    /// next one begins; `None`: this was the last.
+    pub(super) async fn read_page(&self, from: Option<String>) -> Reported<Option<String>> {
+        let mut owner = self.owner().await;
+        let read = owner.read_page(from).await;
+        owner.reported(read.map_err(wrote_nothing))
     }
 }
 
@@ -174,18 +159,28 @@ impl Backend for RedisBackend {
     /// Redis has the latest words on a message only.
     fn record(&self, id: MessageId, change: &Change, entry: &Entry) -> PendingRecord {
         match change {
-            Change::Forgotten => PendingRecord::bare(Kind::Forgotten, id),
+            Change::Forgotten => PendingRecord::bare(RecordKind::Forgotten, id),
             _ => meta::now(id, entry),
         }
     }
 
-    fn commit(&self, batch: &[&PendingRecord], view: &IndexView) -> Reported<Vec<WriteResult>> {
-        self.with(async |consumer| consumer.commit(batch, view).await)
+    fn commit<'a>(
+        &'a self,
+        batch: Vec<PendingRecord>,
+        view: &'a IndexView,
+    ) -> Job<'a, Reported<Vec<WriteResult>>> {
+        Box::pin(async move {
+            let mut owner = self.owner().await;
+            let committed = owner.commit(&batch, view).await;
+            owner.reported(committed)
+        })
     }
 
-    fn maintain(&self, view: &IndexView) -> Reported<Progress> {
-        self.with(async |consumer| {
-            consumer.maintain(view).await.map(|()| Progress::Done).map_err(unsent)
+    fn maintain<'a>(&'a self, view: &'a IndexView) -> Job<'a, Reported<Progress>> {
+        Box::pin(async move {
+            let mut owner = self.owner().await;
+            let maintained = owner.maintain(view).await;
+            owner.reported(maintained.map(|()| Progress::Done).map_err(wrote_nothing))
         })
     }
 
@@ -196,13 +191,17 @@ impl Backend for RedisBackend {
         })
     }
 
-    fn leave(&self, view: &IndexView) -> Reported<()> {
-        self.with(async |consumer| consumer.leave(view).await.map_err(unsent))
+    fn leave<'a>(&'a self, view: &'a IndexView) -> Job<'a, Reported<()>> {
+        Box::pin(async move {
+            let mut owner = self.owner().await;
+            let left = owner.leave(view).await;
+            owner.reported(left.map_err(wrote_nothing))
+        })
     }
 }
 
-/// The error of a call that writes no records.
+/// The error of a call that has no records to write: a peer can find nothing of it.
 #[expect(clippy::needless_pass_by_value, reason = "it maps an error")]
-fn unsent(error: SpoolRedisError) -> WriteError {
-    WriteError { error: error.to_string().into(), residue: Residue::None }
+fn wrote_nothing(error: SpoolRedisError) -> WriteError {
+    WriteError::new(&error, Residue::None)
 }

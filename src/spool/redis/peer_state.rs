@@ -1,13 +1,13 @@
-//! What a consumer has seen of another one.
+//! What an owner has seen of another one.
 
 use std::time::Duration;
 
 use super::Times;
 
-/// The epoch of a consumer that has left.
+/// The epoch of an owner that has left.
 const LEFT: &str = "-";
 
-/// Another consumer, as it was seen last.
+/// Another owner, as it was seen last.
 #[derive(Debug)]
 pub(super) struct PeerState {
     pub(super) epoch: String,

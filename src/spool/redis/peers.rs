@@ -1,4 +1,4 @@
-//! The other consumers of the account: whether they live, and what the dead have left.
+//! The other owners of the account: whether they live, and what the dead have left.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use redis::Value;
 use tokio::time::Instant;
 
 use super::connection::{Memory, SpoolRedisError};
-use super::consumer::{Consumer, Owned, PAGE};
+use super::owner::{BEGINNING, Owned, Owner, PAGE};
 use super::peer_state::PeerState;
 use super::reply;
 use crate::spool::Share;
-use crate::spool::facts::{Fact, StoredMessage};
+use crate::spool::facts::{Fact, Progress, StoredMessage};
 use crate::spool::view::IndexView;
 
-/// How the other consumers stand.
+/// How the other owners stand.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::spool) struct Peers {
     /// Messages of those that may live.
@@ -23,8 +23,8 @@ pub(in crate::spool) struct Peers {
     pub(in crate::spool) undecided: bool,
 }
 
-impl Consumer {
-    /// Raises our epoch, looks at the peers, and takes over a slice of what a dead one has left, if
+impl Owner {
+    /// Raises our epoch, looks at the peers, and takes over a page of what a dead one has left, if
     /// that is wanted.
     pub(super) async fn maintain(&mut self, view: &IndexView) -> Result<(), SpoolRedisError> {
         if self.has_left() {
@@ -36,23 +36,26 @@ impl Consumer {
             self.watch().await?;
         }
         self.check_configuration().await?;
-        if self.ownership.takes_over() && self.take_over().await? {
+        if self.ownership.takes_over() && self.take_over().await? == Progress::More {
             self.ownership.ask_for_more();
         }
         Ok(())
     }
 
-    /// Looks at the peers, and takes over all that the dead have left.
-    pub(super) async fn take_all(&mut self, view: &IndexView) -> Result<Peers, SpoolRedisError> {
+    /// Looks at the peers, and takes over a page of what the dead have left.
+    pub(super) async fn take_page(
+        &mut self,
+        view: &IndexView,
+    ) -> Result<(Progress, Peers), SpoolRedisError> {
         self.ready(&[], view).await?;
         self.watch().await?;
-        while self.take_over().await? {}
+        let progress = self.take_over().await?;
         let mut peers = Peers::default();
         for peer in self.peers.values().filter(|peer| !peer.is_dead(&self.times)) {
             peers.held += peer.pending;
             peers.undecided |= peer.pending > 0 && !peer.moved;
         }
-        Ok(peers)
+        Ok((progress, peers))
     }
 
     async fn watch(&mut self) -> Result<(), SpoolRedisError> {
@@ -86,24 +89,24 @@ impl Consumer {
         Ok(())
     }
 
-    /// Takes over a slice from the predecessor, or else from a dead peer. Returns whether there may
-    /// be more.
-    pub(super) async fn take_over(&mut self) -> Result<bool, SpoolRedisError> {
+    /// Takes over a page from the predecessor, or else from a dead peer. Done only where there was
+    /// neither.
+    pub(super) async fn take_over(&mut self) -> Result<Progress, SpoolRedisError> {
         if let Some(predecessor) = self.predecessor.clone() {
-            let (messages, rest) = self.claim(&predecessor, "*").await?;
-            if rest == Remainder::None {
+            let (messages, progress) = self.take_from(&predecessor, "*").await?;
+            if progress == Progress::Done {
                 self.predecessor = None;
             }
             self.report(Fact::TakenOver(messages));
-            return Ok(true);
+            return Ok(Progress::More);
         }
         let dead = self.peers.iter().find(|(_, peer)| peer.is_dead(&self.times));
         let Some((name, epoch)) = dead.map(|(name, peer)| (name.clone(), peer.epoch.clone()))
         else {
-            return Ok(false);
+            return Ok(Progress::Done);
         };
-        let (messages, rest) = self.claim(&name, &epoch).await?;
-        if rest == Remainder::None {
+        let (messages, progress) = self.take_from(&name, &epoch).await?;
+        if progress == Progress::Done {
             self.peers.remove(&name);
         }
         if !messages.is_empty() {
@@ -114,44 +117,34 @@ impl Consumer {
             );
         }
         self.report(Fact::TakenOver(messages));
-        Ok(true)
+        Ok(Progress::More)
     }
 
-    /// A slice of what a peer owns, if its epoch is still the one that was seen.
-    async fn claim(
+    /// A page of what a peer owns, if its epoch is still the one that was seen.
+    async fn take_from(
         &mut self,
         peer: &str,
         epoch: &str,
-    ) -> Result<(Vec<StoredMessage>, Remainder), SpoolRedisError> {
+    ) -> Result<(Vec<StoredMessage>, Progress), SpoolRedisError> {
         self.owned = Owned::More;
         let taken = self.call("take", Memory::Shrinks, |command| {
             command.arg(peer).arg(epoch).arg(PAGE);
         });
         let (head, messages) = reply::page(taken.await?)?;
         self.owned = Owned::Known;
-        Ok((messages, if head == "more" { Remainder::Some } else { Remainder::None }))
+        Ok((messages, if head == "more" { Progress::More } else { Progress::Done }))
     }
 
-    /// Reports what all consumers own: to be shown, not to be changed.
-    pub(super) async fn read_all(&mut self) -> Result<(), SpoolRedisError> {
-        let mut from = "0-0".to_owned();
-        loop {
-            let page = self.query("all", |command| {
-                command.arg(&from).arg(PAGE);
-            });
-            let (next, all) = reply::page(page.await?)?;
-            self.report(Fact::TakenOver(all));
-            if next.is_empty() {
-                return Ok(());
-            }
-            from = next;
-        }
+    /// Reports a page of what all own: to be shown, not to be changed.
+    pub(super) async fn read_page(
+        &mut self,
+        from: Option<String>,
+    ) -> Result<Option<String>, SpoolRedisError> {
+        let page = self.query("all", |command| {
+            command.arg(from.as_deref().unwrap_or(BEGINNING)).arg(PAGE);
+        });
+        let (next, all) = reply::page(page.await?)?;
+        self.report(Fact::TakenOver(all));
+        Ok(Some(next).filter(|next| !next.is_empty()))
     }
-}
-
-/// What a peer owns after a slice was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Remainder {
-    None,
-    Some,
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
-use super::super::disk::Disk;
-use super::super::frame::{Kind, PendingRecord};
+use super::super::facts::Reported;
+use super::super::frame::{PendingRecord, RecordKind};
 use super::super::open::on_disk;
 use super::super::{Brief, Change, KeepError, Options, ReadError, Spool, State};
 use super::double::Double;
@@ -15,10 +15,8 @@ use super::{claim, death, message, options, receipt};
 use crate::message::MessageId;
 
 pub(crate) async fn open(disk: &Double, options: &Options) -> Spool {
-    let (disk, options): (Arc<dyn Disk>, _) = (Arc::new(disk.mount()), options.clone());
-    let runtime = Handle::current();
-    let opened = tokio::task::spawn_blocking(move || on_disk(&disk, options, runtime)).await;
-    let spool = Spool { engine: opened.unwrap().unwrap() };
+    let opened = on_disk(Arc::new(disk.mount()), options.clone()).await;
+    let spool = Spool { engine: opened.unwrap() };
     spool.flush().await;
     spool
 }
@@ -138,7 +136,7 @@ async fn a_frame_in_a_payload_is_not_taken_for_one() {
     let mut body = Vec::new();
     for salt in 0..20 {
         for offset in 0..20 {
-            let forged = PendingRecord::bare(Kind::Forgotten, MessageId::new());
+            let forged = PendingRecord::bare(RecordKind::Forgotten, MessageId::new());
             forged.encode(salt, offset, &mut body);
         }
     }
@@ -372,4 +370,63 @@ async fn many_keeps_cost_few_syncs() {
     assert!(syncs <= 2, "{syncs}");
     assert_eq!(spool.usage().queued.messages, 64);
     assert_eq!(spool.commits().get_sample_count(), syncs);
+}
+
+/// The end of a process waits for what is being written, but for no disk that takes nothing.
+#[tokio::test(start_paused = true)]
+async fn the_end_waits_for_the_writer() {
+    let disk = Double::default();
+    let spool = open(&disk, &small()).await;
+    let kept = message("abc", "x");
+    spool.keep(&kept, None).await.unwrap();
+    disk.state().held = true;
+    drop(spool.note(kept.id, Change::Tried(3.into())));
+    while !disk.waits() {
+        tokio::task::yield_now().await;
+    }
+    // What comes while the disk hangs is written, too.
+    drop(spool.note(kept.id, Change::Tried(4.into())));
+    let settled = tokio::spawn({
+        let spool = spool.clone();
+        async move { spool.settle().await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!settled.is_finished());
+    disk.release();
+    settled.await.unwrap();
+    disk.state().broken = true;
+    drop(spool.note(kept.id, Change::Tried(5.into())));
+    tokio::time::timeout(Duration::from_mins(1), spool.settle()).await.expect("it gives up");
+    drop(spool);
+    disk.crash(&mut fastrand::Rng::with_seed(1));
+    disk.mend();
+    assert_eq!(open(&disk, &small()).await.find(kept.id).unwrap().attempts, 4);
+}
+
+/// A caller that gives up cancels nothing that the backend has begun.
+#[tokio::test]
+async fn what_has_begun_ends_without_its_caller() {
+    let disk = Double::default();
+    let spool = open(&disk, &small()).await;
+    let (start, begun) = oneshot::channel();
+    let (go_on, goes_on) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
+    let job = async move {
+        start.send(()).unwrap();
+        goes_on.await.unwrap();
+        end.send(()).unwrap();
+        Reported::without_facts(Ok(()))
+    };
+    tokio::select! {
+        biased;
+        _ = spool.engine.run(Box::pin(job)) => panic!("it cannot have ended"),
+        started = begun => started.unwrap(),
+    }
+    // Nor does another writer begin meanwhile.
+    drop(spool.note(MessageId::new(), Change::Forgotten));
+    tokio::task::yield_now().await;
+    assert!(spool.engine.core.queue().writing);
+    go_on.send(()).unwrap();
+    ended.await.expect("it went on");
+    spool.flush().await;
 }

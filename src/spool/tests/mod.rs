@@ -22,6 +22,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::Instant;
+#[cfg(feature = "redis-tests")]
+use tokio::time::{sleep, timeout};
 
 pub(crate) use double::Double;
 pub(crate) use faults::{open, settled};
@@ -54,6 +56,17 @@ async fn reopen(options: &Options) -> Spool {
             opened => return opened.unwrap(),
         }
     }
+}
+
+/// Waits for a real Redis or disk.
+#[cfg(feature = "redis-tests")]
+async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let so = async {
+        while !so().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(BOUND, so).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 fn message(topic: &str, body: impl Into<Vec<u8>>) -> Message {

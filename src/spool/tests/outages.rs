@@ -1,12 +1,17 @@
 //! A real Redis that stands still, loses what it had or is away; and sidecars that were away themselves.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
+use super::super::core::Core;
+use super::super::facts::{Fact, Progress, Reported};
+use super::super::index::Index;
+use super::super::redis::RedisBackend;
+use super::super::view::IndexView;
 use super::super::{Change, KeepError, NotOurs, ReadError, Spool};
-use super::shared::{CALM, QUICK, fleet, share};
-use super::{BOUND, death, message, options, receipt};
+use super::shared::{CALM, QUICK, fleet, share, shared_at};
+use super::{BOUND, death, message, options, receipt, until};
 use crate::redis_client::server::Redis;
 
 #[tokio::test]
@@ -27,12 +32,7 @@ async fn a_redis_that_stands_still_keeps_nobody_waiting() {
     assert!(matches!(keep.expect("an end"), Err(KeepError::Redis(_) | KeepError::Unsure(_))));
     assert!(matches!(read.expect("an end"), Err(ReadError::Redis(_))));
     // Redis takes what lay before it while it stood; it was told too late.
-    let works = async {
-        while spool.keep(&message("abc", "x"), None).await.is_err() {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(BOUND, works).await.expect("it works again");
+    until("it works again", async || spool.keep(&message("abc", "x"), None).await.is_ok()).await;
     spool.flush().await;
     let all = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
     assert_eq!(all.find(refused.id), None, "what was refused is not there");
@@ -52,12 +52,7 @@ async fn a_redis_that_comes_back_empty_costs_what_it_had_and_no_more() {
     assert!(matches!(error, Err(KeepError::Redis(_) | KeepError::Unsure(_))), "{error:?}");
     redis.restart();
     let kept = message("abc", "y");
-    let works = async {
-        while spool.keep(&kept, None).await.is_err() {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(BOUND, works).await.expect("it works again");
+    until("it works again", async || spool.keep(&kept, None).await.is_ok()).await;
     assert_eq!(spool.find(lost.id), None);
     assert_eq!(spool.usage().damaged, 1, "one that was accepted is lost, and counted");
     assert_eq!(spool.read(kept.id).await.unwrap().message.payload, kept.payload);
@@ -132,12 +127,7 @@ async fn without_redis_it_begins_and_works_when_there_is_one() {
     assert_eq!(spool.is_ours(), Err(NotOurs));
     assert!(matches!(spool.keep(&message("abc", "x"), None).await, Err(KeepError::Redis(_))));
     redis.restart();
-    let works = async {
-        while spool.is_ours().is_err() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(BOUND, works).await.expect("it finds Redis by itself");
+    until("it finds Redis by itself", async || spool.is_ours().is_ok()).await;
     spool.keep(&message("abc", "x"), None).await.unwrap();
 }
 
@@ -160,21 +150,72 @@ async fn what_was_taken_back_is_written_anew_after_another_failure() {
     let mut command = redis::cmd("EVAL");
     command.arg(back).arg(3).arg(all).arg("tollgate:{a}:spool:owners").arg("{a}:aside");
     command.arg(kept.id.to_string()).arg(before).exec(&mut redis.connection()).unwrap();
-    let failed = async {
-        while !spool.usage().failure.is_some_and(|failure| failure.contains("wrong kind")) {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(BOUND, failed).await.expect("it notices");
+    until("it notices", async || {
+        spool.usage().failure.is_some_and(|failure| failure.contains("wrong kind"))
+    })
+    .await;
     assert_eq!(spool.is_ours(), Err(NotOurs));
     redis.tell::<()>(&format!("RENAME {{a}}:aside {all}"));
-    let works = async {
-        while spool.is_ours().is_err() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(BOUND, works).await.expect("it works again");
+    until("it works again", async || spool.is_ours().is_ok()).await;
     spool.flush().await;
     let look = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
     assert_eq!(look.find(kept.id).unwrap().state, state);
+}
+
+/// The runtime is driven as long as the end of the process waits, also where it has one thread.
+#[test]
+fn the_last_writes_end_on_one_thread() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let redis = Redis::start();
+    let kept = message("abc", "x");
+    let spool = runtime.block_on(async {
+        let spool = share(&redis, "a", CALM).await;
+        spool.keep(&kept, None).await.unwrap();
+        drop(spool.note(kept.id, Change::Tried(3.into())));
+        spool
+    });
+    let words = || redis.tell::<String>(&format!("HGET tollgate:{{a}}:spool:words {}", kept.id));
+    assert!(!words().contains(r#""attempts":3"#));
+    let settled = runtime.block_on(async { timeout(BOUND, spool.settle()).await });
+    settled.expect("it ends");
+    assert!(words().contains(r#""attempts":3"#));
+}
+
+/// However many messages a dead sidecar has left, there is one page of them in memory beside the index.
+#[tokio::test]
+async fn a_take_over_comes_page_by_page() {
+    let redis = Redis::start();
+    let folder = tempfile::tempdir().unwrap();
+    let spool = shared_at(redis.port, Some(folder.path())).await;
+    let keeps = (0..450).map(|_| {
+        let (spool, message) = (spool.clone(), message("abc", "x"));
+        tokio::spawn(async move { spool.keep(&message, None).await })
+    });
+    for keep in keeps.collect::<Vec<_>>() {
+        keep.await.unwrap().unwrap();
+    }
+    spool.settle().await;
+    drop(spool);
+    until("the folder is free", async || {
+        std::fs::File::open(folder.path().join("owner")).unwrap().try_lock().is_ok()
+    })
+    .await;
+    let (options, ownership) = (options("/nowhere".as_ref()), Arc::default());
+    let fleet = fleet(&redis, "a");
+    let backend = RedisBackend::new(&fleet, Some(folder.path()), &options, CALM, &ownership);
+    let core = Core::new(options, Index::default(), Some(ownership));
+    let view = IndexView::new(&Arc::new(core));
+    let mut pages = Vec::new();
+    loop {
+        let Reported { facts, result } = backend.begin(&view).await;
+        pages.extend(facts.iter().map(|fact| match fact {
+            Fact::TakenOver(messages) => messages.len(),
+            fact => panic!("{fact:?}"),
+        }));
+        assert_eq!(facts.len(), 1, "one page a call");
+        if result.unwrap().unwrap() == Progress::Done {
+            break;
+        }
+    }
+    assert_eq!(pages, [200, 200, 50]);
 }

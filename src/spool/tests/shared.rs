@@ -10,7 +10,7 @@ use super::super::redis::Times;
 use super::super::{
     Change, Durability, Effect, KeepError, NotOurs, OpenError, Options, ReadError, Spool, State,
 };
-use super::{BOUND, claim, death, message, options, receipt};
+use super::{BOUND, claim, death, message, options, receipt, until};
 use crate::config::{self, Fleet};
 use crate::redis_client::server::Redis;
 
@@ -70,12 +70,7 @@ pub(super) async fn share_of(
     options: Options,
 ) -> Spool {
     let spool = Spool::share_with(&fleet(redis, account), folder, options, times).await.unwrap();
-    let connected = async {
-        while spool.is_ours().is_err() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(BOUND, connected).await.expect("it finds Redis");
+    until("it finds Redis", async || spool.is_ours().is_ok()).await;
     spool
 }
 
@@ -89,12 +84,10 @@ fn entries(redis: &Redis) -> i64 {
 async fn holds(spool: &Spool, messages: usize) {
     let mut adoptions = spool.adoptions().unwrap();
     let adopting = tokio::spawn(async move { while adoptions.next().await.is_some() {} });
-    let looked = async {
-        while spool.list(None, usize::MAX, &mut |_| true).len() < messages {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(timeout(BOUND, looked).await.is_ok(), "it never holds {messages}");
+    until(&format!("it holds {messages}"), async || {
+        spool.list(None, usize::MAX, &mut |_| true).len() >= messages
+    })
+    .await;
     adopting.abort();
 }
 
@@ -225,12 +218,7 @@ async fn what_redis_has_forgotten_is_written_anew_or_known_to_be_lost() {
     for (key, dump) in keys.iter().zip(&before) {
         run(&[b"RESTORE", key.as_bytes(), b"0", dump, b"REPLACE"]);
     }
-    let learnt = async {
-        while spool.find(lost.id).is_some() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(BOUND, learnt).await.expect("it notices by itself");
+    until("it notices by itself", async || spool.find(lost.id).is_none()).await;
     assert_eq!(spool.usage().damaged, 1, "one that was accepted is lost, and counted");
     spool.flush().await;
     let all = Spool::look(&fleet(&redis, "a"), options("/nowhere".as_ref())).await.unwrap();
@@ -374,12 +362,7 @@ async fn receipts_end_in_redis_too() {
         }
     };
     timeout(BOUND, ended).await.unwrap();
-    let ended = async {
-        while spool.find(kept.id).is_some() {
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(BOUND, ended).await.unwrap();
+    until("its receipt has ended", async || spool.find(kept.id).is_none()).await;
 }
 
 #[tokio::test]
@@ -402,12 +385,7 @@ async fn a_full_redis_says_so_and_takes_what_empties_it() {
     redis.tell::<i64>("CLIENT KILL TYPE normal SKIPME yes");
     timeout(BOUND, spool.note(kept.id, Change::Delivered(1, receipt()))).await.unwrap();
     set("0");
-    let works = async {
-        while spool.usage().failure.is_some() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(BOUND, works).await.expect("it notices by itself");
+    until("it notices by itself", async || spool.usage().failure.is_none()).await;
     spool.keep(&message("abc", "x"), None).await.unwrap();
 }
 
@@ -477,11 +455,7 @@ async fn its_durability_is_what_redis_is_configured_for() {
         ("appendonly", "no", Durability::RedisMemory),
     ] {
         redis.tell::<()>(&format!("CONFIG SET {name} {value}"));
-        let noticed = async {
-            while spool.durability() != durability {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(BOUND, noticed).await.unwrap_or_else(|_| panic!("{name} {value} is not noticed"));
+        until(&format!("{name} {value} is noticed"), async || spool.durability() == durability)
+            .await;
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::{Durability, KeepError, Spool};
 use super::shared::{CALM, at, fleet};
-use super::{BOUND, message, options};
+use super::{BOUND, message, options, until};
 use crate::config::{self, Fleet};
 use crate::redis_client::ports::{free_port, refusing};
 use crate::redis_client::server::{Redis, program};
@@ -157,12 +157,10 @@ async fn through_a_cluster_to_the_node_that_has_its_slot() {
     two.run(&["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"]).await;
     one.run(&["CLUSTER", "MEET", "127.0.0.1", &two.port.to_string()]).await;
     for node in [&one, &two] {
-        let joined = async {
-            while !node.run(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok") {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(BOUND, joined).await.expect("they meet");
+        until("they meet", async || {
+            node.run(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok")
+        })
+        .await;
     }
     // Whichever node has the slot, from each of them it is found, and where one is gone.
     let (_nobody, refusing) = refusing();
@@ -205,12 +203,7 @@ async fn to_the_primary_that_a_sentinel_names() {
     replica.says("role:master");
     primary.says("role:slave");
     let kept = message("abc", "y");
-    let keeps = async {
-        while spool.keep(&kept, None).await.is_err() {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(BOUND, keeps).await.expect("it follows");
+    until("it follows", async || spool.keep(&kept, None).await.is_ok()).await;
     assert_eq!(spool.read(kept.id).await.unwrap().message.payload, kept.payload);
     assert_eq!(spool.list(None, 10, &mut |_| true)[..1], before, "nothing was lost");
     assert_eq!(replica.tell::<i64>("XLEN tollgate:{a}:spool"), 2);

@@ -1,5 +1,4 @@
-//! The consumer that this process is in Redis: one call after the other, each in an epoch of its
-//! own.
+//! The owner that this process is in Redis: one call after the other, each in an epoch of its own.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -15,8 +14,8 @@ use super::peer_state::PeerState;
 use super::{Times, identity, reply};
 use crate::message::MessageId;
 use crate::spool::Options;
-use crate::spool::facts::{Fact, Residue, WriteError, WriteResult};
-use crate::spool::frame::{Kind, PendingRecord};
+use crate::spool::facts::{Fact, Progress, Reported, Residue, WriteError, WriteResult};
+use crate::spool::frame::{PendingRecord, RecordKind};
 use crate::spool::index::{Content, Location};
 use crate::spool::ownership::{Durability, Ownership};
 use crate::spool::view::IndexView;
@@ -25,8 +24,10 @@ use crate::spool::view::IndexView;
 const PAUSE: Duration = Duration::from_millis(250);
 /// Messages of one page.
 pub(super) const PAGE: usize = 200;
+/// Before the first entry of the stream.
+pub(super) const BEGINNING: &str = "0-0";
 
-/// What Redis knows of the consumer's last call before this connection.
+/// What Redis knows of the owner's last call before this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LastCall {
     /// It was done.
@@ -37,27 +38,27 @@ enum LastCall {
     Unknown,
 }
 
-/// Whether the index has what the consumer owns in Redis.
+/// Whether the index has what the owner has in Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owned {
     /// It has.
     Known,
-    /// The consumer may own more: a take-over had no answer.
+    /// The owner may have more: a take-over had no answer.
     More,
     /// Redis lost or rolled back our epoch. No calls start until our pending entries have been
     /// re-read: peers may own them, and their words may be older.
     Fenced,
 }
 
-/// A consumer in Redis.
+/// An owner of messages: a consumer in the group of the stream.
 #[derive(Debug)]
-pub(super) struct Consumer {
+pub(super) struct Owner {
     endpoint: Arc<SpoolEndpoint>,
     options: Options,
     pub(super) times: Times,
     pub(super) ownership: Arc<Ownership>,
     name: String,
-    /// The consumer that had the folder before, and is certainly dead.
+    /// The owner that had the folder before, and is certainly dead.
     pub(super) predecessor: Option<String>,
     connection: Option<SpoolConnection>,
     failed: Option<(Instant, String)>,
@@ -79,8 +80,8 @@ pub(super) struct Consumer {
     unconfirmed: Option<Instant>,
 }
 
-impl Consumer {
-    /// `folder`: where this machine remembers its consumer.
+impl Owner {
+    /// `folder`: where this machine remembers its owner. Blocks.
     pub(super) fn new(
         endpoint: Arc<SpoolEndpoint>,
         folder: Option<&Path>,
@@ -89,7 +90,7 @@ impl Consumer {
         ownership: Arc<Ownership>,
     ) -> Self {
         let name = identity::name();
-        let (lock, predecessor) = folder.and_then(|path| identity::claim(path, &name)).unzip();
+        let (lock, predecessor) = folder.and_then(|path| identity::register(path, &name)).unzip();
         Self {
             endpoint,
             options,
@@ -113,13 +114,13 @@ impl Consumer {
         }
     }
 
-    /// Connects, and takes over what the predecessor in the folder has left.
-    pub(super) async fn begin(&mut self, view: &IndexView) -> Result<(), SpoolRedisError> {
+    /// Connects, and takes over a page of what the predecessor in the folder has left.
+    pub(super) async fn begin(&mut self, view: &IndexView) -> Result<Progress, SpoolRedisError> {
         self.ready(&[], view).await?;
-        while self.predecessor.is_some() {
+        if self.predecessor.is_some() {
             self.take_over().await?;
         }
-        Ok(())
+        Ok(if self.predecessor.is_some() { Progress::More } else { Progress::Done })
     }
 
     // === facts, and the lease ===
@@ -128,8 +129,9 @@ impl Consumer {
         self.facts.push(fact);
     }
 
-    pub(super) fn take_facts(&mut self) -> Vec<Fact> {
-        std::mem::take(&mut self.facts)
+    /// The end of a call of the writing half, with what it has found out.
+    pub(super) fn reported<T>(&mut self, result: Result<T, WriteError>) -> Reported<T> {
+        Reported { facts: std::mem::take(&mut self.facts), result }
     }
 
     /// All facts that were reported are applied: the index has what is ours.
@@ -204,7 +206,7 @@ impl Consumer {
     /// about to create or delete.
     pub(super) async fn ready(
         &mut self,
-        batch: &[&PendingRecord],
+        batch: &[PendingRecord],
         view: &IndexView,
     ) -> Result<(), SpoolRedisError> {
         if self.connection.is_some() {
@@ -213,10 +215,12 @@ impl Consumer {
         if let Some((at, error)) = &self.failed
             && at.elapsed() < PAUSE
         {
-            return Err(SpoolRedisError::Again(error.clone()));
+            return Err(SpoolRedisError::NotSent(error.clone()));
         }
         let mut skipped = view.pending_deletions();
-        let skips = |record: &&&PendingRecord| matches!(record.kind, Kind::Forgotten | Kind::Kept);
+        let skips = |record: &&PendingRecord| {
+            matches!(record.kind, RecordKind::Forgotten | RecordKind::Kept)
+        };
         skipped.extend(batch.iter().filter(skips).map(|record| record.id));
         let connected = self.connect(&skipped, view).await;
         self.failed = match &connected {
@@ -298,7 +302,7 @@ impl Consumer {
         self.facts.clear();
         let mut facts = Vec::new();
         let mut mine = HashSet::new();
-        let mut from = "0-0".to_owned();
+        let mut from = BEGINNING.to_owned();
         loop {
             let page = self.call("mine", Memory::Shrinks, |command| {
                 command.arg(&from).arg(PAGE);
@@ -357,21 +361,20 @@ impl Consumer {
     /// Writes what belongs together, all or none. Redis may refuse a record for itself.
     pub(super) async fn commit(
         &mut self,
-        batch: &[&PendingRecord],
+        batch: &[PendingRecord],
         view: &IndexView,
     ) -> Result<Vec<WriteResult>, WriteError> {
         if self.left {
             return Err(failed(
-                &SpoolRedisError::Again("its messages were left to peers".into()),
+                &SpoolRedisError::NotSent("its messages were left to peers".into()),
                 BatchSent::No,
             ));
         }
         let begun = Instant::now();
         let mut dropped = None;
-        for attempt in [Attempt::First, Attempt::Last] {
+        for before in [BatchSent::No, BatchSent::Yes] {
             if let Err(error) = self.ready(batch, view).await {
-                let sent = if attempt == Attempt::First { BatchSent::No } else { BatchSent::Yes };
-                return Err(failed(&dropped.take().unwrap_or(error), sent));
+                return Err(failed(&dropped.take().unwrap_or(error), before));
             }
             if let Some(error) = dropped.take_if(|_| self.last_call != LastCall::Undone) {
                 return Err(failed(&error, BatchSent::Yes));
@@ -387,9 +390,9 @@ impl Consumer {
                 }
                 Ok(_) => return Err(failed(&SpoolRedisError::Malformed, BatchSent::Yes)),
                 // A peer took us for dead: once more, in an epoch that counts.
-                Err(error) if error.code() == Some("STALE") && attempt == Attempt::First => {}
+                Err(error) if error.code() == Some("STALE") && before == BatchSent::No => {}
                 // A connection that ended while it was idle says nothing about Redis.
-                Err(error) if error.is_dropped() && attempt == Attempt::First => {
+                Err(error) if error.is_dropped() && before == BatchSent::No => {
                     dropped = Some(error);
                 }
                 Err(error) => return Err(failed(&error, BatchSent::Yes)),
@@ -398,7 +401,7 @@ impl Consumer {
         Err(failed(&SpoolRedisError::Malformed, BatchSent::Yes))
     }
 
-    async fn send(&mut self, batch: &[&PendingRecord]) -> Result<Vec<String>, SpoolRedisError> {
+    async fn send(&mut self, batch: &[PendingRecord]) -> Result<Vec<String>, SpoolRedisError> {
         let options = &self.options;
         let keep_receipts = options.keep_receipts.as_millis().to_string();
         let keep_claims = options.keep_claims.as_millis().to_string();
@@ -407,13 +410,16 @@ impl Consumer {
             command.arg(keep_receipts).arg(messages).arg(bytes).arg(keep_claims);
             for record in batch {
                 let op = match record.kind {
-                    Kind::Kept => "keep",
-                    Kind::Forgotten => "forget",
-                    Kind::Delivered => "receipt",
-                    Kind::Calling | Kind::Tried | Kind::Dead | Kind::Replayed => "note",
+                    RecordKind::Kept => "keep",
+                    RecordKind::Forgotten => "forget",
+                    RecordKind::Delivered => "receipt",
+                    RecordKind::Calling
+                    | RecordKind::Tried
+                    | RecordKind::Dead
+                    | RecordKind::Replayed => "note",
                 };
                 command.arg(op).arg(record.id.to_string()).arg(record.len());
-                command.arg(&record.meta).arg(&record.body[..]);
+                command.arg(&record.meta[..]).arg(&record.body[..]);
             }
         });
         sent.await
@@ -436,12 +442,6 @@ impl Consumer {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Attempt {
-    First,
-    Last,
-}
-
 /// Whether the batch was sent before the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BatchSent {
@@ -451,13 +451,13 @@ enum BatchSent {
 
 fn failed(error: &SpoolRedisError, sent: BatchSent) -> WriteError {
     let possible = sent == BatchSent::Yes && !error.is_refused();
-    let residue = if possible { Residue::Possible } else { Residue::None };
-    WriteError { error: error.to_string().into(), residue }
+    WriteError::new(error, if possible { Residue::Possible } else { Residue::None })
 }
 
 /// A batch takes memory if it has a new message, or finds out whether there is some.
-fn memory(batch: &[&PendingRecord]) -> Memory {
-    let grows = |record: &&PendingRecord| record.kind == Kind::Kept || record.id.as_u128() == 0;
+fn memory(batch: &[PendingRecord]) -> Memory {
+    let grows =
+        |record: &PendingRecord| record.kind == RecordKind::Kept || record.id.as_u128() == 0;
     if batch.iter().any(grows) { Memory::Grows } else { Memory::Shrinks }
 }
 
