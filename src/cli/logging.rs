@@ -6,13 +6,13 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 
-use crate::config::{LogFormat, Telemetry};
+use crate::config::{self, LogFormat};
 
 /// Sets what is logged.
 pub(super) type SetLevel = Box<dyn Fn(&str) + Send>;
 
 /// Starts logging, and returns how to change its level.
-pub(super) fn start(config: &Telemetry) -> SetLevel {
+pub(super) fn start(config: &config::Telemetry) -> SetLevel {
     let (level, handle) = reload::Layer::new(filter(&config.level));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match config.log {
