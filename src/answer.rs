@@ -110,22 +110,22 @@ pub enum Code {
 
 /// One row of the table.
 #[derive(Debug)]
-pub struct Row {
+pub struct CodeRow {
     /// The code.
     pub code: Code,
     /// What it means, whatever the HTTP status: that differs between the provider's products.
     pub means: Verdict,
 }
 
-const fn row(code: Code, means: Verdict) -> Row {
-    Row { code, means }
+const fn row(code: Code, means: Verdict) -> CodeRow {
+    CodeRow { code, means }
 }
 
 const THROTTLED: Verdict = Verdict::Throttled { retry_after: None };
 
 /// Every code that the provider documents for `SendMessage` and its common layer; first match wins.
 #[rustfmt::skip]
-pub static TABLE: &[Row] = &[
+pub static TABLE: &[CodeRow] = &[
     // The reference page of SendMessage: nine codes.
     row(Code::Is("SendMessageFailed"), Verdict::Failed), // "storage exception"
     row(Code::Is("InternalError"), Verdict::Failed),

@@ -25,11 +25,11 @@ pub fn dropped_lines() -> u64 {
 #[derive(Debug)]
 pub struct LogLimiter {
     most: u64,
-    spent: Mutex<Spent>,
+    spent: Mutex<SpentLines>,
 }
 
 #[derive(Debug, Default)]
-struct Spent {
+struct SpentLines {
     second: Option<Instant>,
     lines: u64,
     suppressed: u64,
@@ -46,7 +46,7 @@ impl LogLimiter {
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if spent.second.is_none_or(|second| now - second >= SECOND) {
-            *spent = Spent { second: Some(now), lines: 0, suppressed: spent.suppressed };
+            *spent = SpentLines { second: Some(now), lines: 0, suppressed: spent.suppressed };
         }
         if spent.lines >= self.most {
             spent.suppressed += 1;

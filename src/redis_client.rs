@@ -130,13 +130,13 @@ impl ClientError {
 }
 
 /// What a connection needs beside an address.
-struct Credentials {
+struct RedisCredentials {
     username: String,
     password: Option<String>,
     tls: Option<TlsCertificates>,
 }
 
-impl Credentials {
+impl RedisCredentials {
     /// Read every time: files may have been renewed.
     async fn read(fleet: &config::Fleet) -> Result<Self, ClientError> {
         let password = match &fleet.password_file {
@@ -180,7 +180,7 @@ impl Credentials {
         nodes: &[Node],
         name: &str,
         database: i64,
-        with_password: bool,
+        login: SentinelLogin,
     ) -> Result<Client, ClientError> {
         let nodes = nodes.iter().map(|(host, port)| self.address(host, *port));
         let mut sentinels = SentinelClientBuilder::new(nodes, name, SentinelServerType::Master)?
@@ -196,7 +196,7 @@ impl Credentials {
         }
         if let Some(password) = &self.password {
             sentinels = sentinels.set_client_to_redis_password(password);
-            if with_password {
+            if login == SentinelLogin::Password {
                 sentinels = sentinels.set_client_to_sentinel_password(password);
                 if !self.username.is_empty() {
                     sentinels = sentinels.set_client_to_sentinel_username(&self.username);
@@ -208,6 +208,22 @@ impl Credentials {
 }
 
 type Node = (String, u16);
+
+/// Whether Sentinels are asked with the password of Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SentinelLogin {
+    None,
+    Password,
+}
+
+/// What the configured nodes must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// One server, or a Cluster.
+    Any,
+    /// A Cluster: there are several nodes.
+    Cluster,
+}
 
 /// What the server must have and allow.
 #[derive(Debug)]
@@ -229,14 +245,19 @@ pub async fn connect(
     fleet: &config::Fleet,
     wanted: &Requirements<'_>,
 ) -> Result<(MultiplexedConnection, Server), ClientError> {
-    let papers = Credentials::read(fleet).await?;
+    let papers = RedisCredentials::read(fleet).await?;
     let redis = &fleet.redis;
     if let Some(name) = &redis.primary {
         let named = timeout(PATIENCE, async {
             // Many Sentinels have no password, and refuse one then.
-            match papers.ask_sentinels(&redis.nodes, name, redis.database, false).await {
+            match papers
+                .ask_sentinels(&redis.nodes, name, redis.database, SentinelLogin::None)
+                .await
+            {
                 Err(ClientError::NoPassword) if papers.password.is_some() => {
-                    papers.ask_sentinels(&redis.nodes, name, redis.database, true).await
+                    papers
+                        .ask_sentinels(&redis.nodes, name, redis.database, SentinelLogin::Password)
+                        .await
                 }
                 named => named,
             }
@@ -244,14 +265,15 @@ pub async fn connect(
         let named = named.await.map_err(|_| ClientError::Silent).flatten();
         let client = named.map_err(|trouble| trouble.at(&format!("Sentinel {name}")))?;
         let node = client.get_connection_info().addr().to_string();
-        return begin(&client, wanted, false).await.map_err(|trouble| trouble.at(&node));
+        return begin(&client, wanted, Layout::Any).await.map_err(|trouble| trouble.at(&node));
     }
     let mut last = ClientError::Silent;
+    let layout = if redis.nodes.len() > 1 { Layout::Cluster } else { Layout::Any };
     for first in &redis.nodes {
         let mut node = first.clone();
         for _ in 0..MOST_HOPS {
             let client = papers.client(&node, redis.database)?;
-            let trouble = match begin(&client, wanted, redis.nodes.len() > 1).await {
+            let trouble = match begin(&client, wanted, layout).await {
                 Ok(begun) => return Ok(begun),
                 Err(trouble) => trouble,
             };
@@ -281,7 +303,7 @@ fn moved_to(to: &str, here: &str) -> Option<Node> {
 async fn begin(
     client: &Client,
     wanted: &Requirements<'_>,
-    several: bool,
+    layout: Layout,
 ) -> Result<(MultiplexedConnection, Server), ClientError> {
     // Our own bound is the longer one: the library's own would call a late answer lost.
     let times = AsyncConnectionConfig::new()
@@ -291,7 +313,7 @@ async fn begin(
         let mut connection = client.get_multiplexed_async_connection_with_config(&times).await?;
         let info: String = redis::cmd("INFO").query_async(&mut connection).await?;
         let server = Server::read(&info)?;
-        server.fits(several)?;
+        server.fits(layout)?;
         let access = load(&mut connection, wanted.access).await?;
         let mut command = redis::cmd("EVALSHA");
         command.arg(access).arg(wanted.keys.len()).arg(wanted.keys);
@@ -346,13 +368,13 @@ impl Server {
         })
     }
 
-    fn fits(&self, several: bool) -> Result<(), ClientError> {
+    fn fits(&self, layout: Layout) -> Result<(), ClientError> {
         let major = self.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         if major.is_none_or(|major| major < LEAST_VERSION) {
             return Err(ClientError::Old(self.version.clone()));
         }
         // Two servers that know nothing of each other would each give out the whole ceiling.
-        if several && !self.is_cluster {
+        if layout == Layout::Cluster && !self.is_cluster {
             return Err(ClientError::NoCluster);
         }
         // A Cluster's replica sends us to its primary.
@@ -393,17 +415,17 @@ mod tests {
                 "# Server\r\nredis_version:{version}\r\nrole:{role}\r\ncluster_enabled:{cluster}\r\n"
             )
         };
-        for (version, role, cluster, several, words) in [
-            ("7.0.15", "master", 0, false, ""),
-            ("8.2.1", "master", 1, true, ""),
-            ("7.0.15", "slave", 1, true, ""),
-            ("7.0.15", "slave", 0, false, "is a replica"),
-            ("6.2.14", "master", 0, false, "version is 6.2.14"),
-            ("unstable", "master", 0, false, "version is unstable"),
-            ("7.0.15", "master", 0, true, "no node of a Cluster"),
+        for (version, role, cluster, layout, words) in [
+            ("7.0.15", "master", 0, Layout::Any, ""),
+            ("8.2.1", "master", 1, Layout::Cluster, ""),
+            ("7.0.15", "slave", 1, Layout::Cluster, ""),
+            ("7.0.15", "slave", 0, Layout::Any, "is a replica"),
+            ("6.2.14", "master", 0, Layout::Any, "version is 6.2.14"),
+            ("unstable", "master", 0, Layout::Any, "version is unstable"),
+            ("7.0.15", "master", 0, Layout::Cluster, "no node of a Cluster"),
         ] {
             let info = info(version, role, cluster);
-            let said = Server::read(&info).unwrap().fits(several);
+            let said = Server::read(&info).unwrap().fits(layout);
             let said = said.map_or_else(|trouble| trouble.to_string(), |()| String::new());
             assert!(said.contains(words) && said.is_empty() == words.is_empty(), "{said}");
         }

@@ -18,10 +18,10 @@ use crate::delivery::Delivery;
 use crate::keys::{KeyError, Keys};
 use crate::message::InstanceId;
 use crate::meter::{Meter, PriorCalls};
-use crate::publish::Publish;
+use crate::publish::PublishService;
 use crate::server::{HttpServer, Limits, Listener};
 use crate::spool::{self, OpenError, Spool};
-use crate::telemetry::{Configuration, Sources, Telemetry};
+use crate::telemetry::{Configuration, TelemetryService, TelemetrySources};
 use crate::upstream::{HttpUpstream, TlsError};
 
 /// Limits of the listeners for telemetry and control: a scraper, a kubelet, a few browsers and
@@ -72,11 +72,11 @@ pub enum StartError {
 
 /// A running sidecar.
 pub struct Sidecar {
-    publish: Publish,
+    publish: PublishService,
     delivery: Delivery<HttpUpstream>,
     ceiling: Ceiling,
     meter: Meter,
-    spool: Option<Remainder>,
+    spool: Option<SpoolRemainder>,
     /// Set first: `/readyz` fails from now on.
     ending: Arc<AtomicBool>,
     /// Set after `drain.accept_for`: new messages are refused from now on.
@@ -144,7 +144,7 @@ impl Sidecar {
             seed,
         );
         let (ending, draining) = (Arc::default(), Arc::default());
-        let publish = Publish::new(
+        let publish = PublishService::new(
             config,
             delivery.clone(),
             ceiling.clone(),
@@ -152,7 +152,7 @@ impl Sidecar {
             Arc::clone(&draining),
         );
         let configuration = Configuration::new(config);
-        let telemetry = Telemetry::new(Sources {
+        let telemetry = TelemetryService::new(TelemetrySources {
             meter: meter.clone(),
             ceiling: ceiling.clone(),
             spool: spool.clone(),
@@ -186,7 +186,7 @@ impl Sidecar {
             tasks.spawn(async move { server.serve(listener, token, LAST_REPLIES).await });
         }
         tasks.close();
-        let spool = spool.map(|spool| Remainder { spool, to: hand_over_to(config) });
+        let spool = spool.map(|spool| SpoolRemainder { spool, to: hand_over_to(config) });
         let drain = config.drain.clone();
         Ok(Self {
             publish,
@@ -270,13 +270,13 @@ impl Sidecar {
 }
 
 /// The messages that are still kept when a sidecar ends.
-struct Remainder {
+struct SpoolRemainder {
     spool: Spool,
     /// The fleet's spool, which takes over those of a disk (`drain.handoff`).
     to: Option<(config::Fleet, spool::Options)>,
 }
 
-impl Remainder {
+impl SpoolRemainder {
     /// Hands the messages over, or closes the spool with them, and lets the last writes end: they end
     /// with the runtime.
     async fn leave(self) {

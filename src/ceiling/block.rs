@@ -26,6 +26,15 @@ pub(super) struct BlockWatch {
     suspicion: Suspicion,
 }
 
+/// How much an address carries with one call more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Load {
+    /// It comes near its ceiling.
+    NearCeiling,
+    /// Less.
+    Low,
+}
+
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Suspicion {
     #[default]
@@ -54,9 +63,9 @@ impl BlockWatch {
         self.next(now).is_some_and(|at| at <= now)
     }
 
-    /// It carries a call; `near`: it comes near its ceiling by it.
-    pub(super) fn carries(&mut self, now: Instant, near: bool) {
-        if near {
+    /// It carries a call.
+    pub(super) fn carries(&mut self, now: Instant, load: Load) {
+        if load == Load::NearCeiling {
             self.last_near_ceiling = Some(now);
         }
         if self.suspected() {

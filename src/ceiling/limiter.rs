@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 pub use status::{CeilingStatus, Decisions, Status};
 
-use super::Kind;
-use super::block::BlockWatch;
+use super::CeilingKind;
+use super::block::{BlockWatch, Load};
 use super::call_end::{CallEnd, EndedCall, LateEnd, Read, TakenPermit};
 use super::call_time::CallTime;
 use super::lease::{Lease, Sent};
@@ -31,7 +31,7 @@ pub(super) struct Limiter {
     /// What is held of the ceilings that a fleet shares; the windows above hold all the same.
     pub(super) fleet: Option<Leases>,
     /// Which ceilings those are.
-    kinds: Vec<Kind>,
+    kinds: Vec<CeilingKind>,
     /// Calls that ended without an answer and still count.
     unanswered: UnansweredCalls<HeldPermits>,
     shaper: Option<Shaper>,
@@ -155,7 +155,7 @@ impl Limiter {
     pub(super) fn share(
         &mut self,
         config: &config::Ceilings,
-        kinds: Vec<Kind>,
+        kinds: Vec<CeilingKind>,
         call_timeout: Duration,
         expected: u32,
     ) {
@@ -193,8 +193,8 @@ impl Limiter {
             None => None,
         };
         let egress = &mut self.egress[chosen];
-        let near = egress.window.nearly_used(now);
-        egress.watch.carries(now, near);
+        let is_near = egress.window.nearly_used(now);
+        egress.watch.carries(now, if is_near { Load::NearCeiling } else { Load::Low });
         self.windows(chosen).into_iter().for_each(|window| window.take(now));
         self.turn = chosen + 1;
         Ok(TakenPermit { egress: chosen, lease })
@@ -363,7 +363,7 @@ impl Limiter {
     fn withhold(&mut self, now: Instant) {
         match &mut self.fleet {
             // Redis parks for all; of whose account it is.
-            Some(fleet) if self.kinds.contains(&Kind::Account) => fleet.push_back(),
+            Some(fleet) if self.kinds.contains(&CeilingKind::Account) => fleet.push_back(),
             _ => self.account.withhold(now),
         }
     }
@@ -378,10 +378,10 @@ impl Limiter {
     }
 }
 
-fn figures(config: &config::Ceilings, kinds: &[Kind]) -> Vec<u32> {
-    let figure = |kind: &Kind| match kind {
-        Kind::Account => config.account,
-        Kind::EgressIp => config.egress_ip,
+fn figures(config: &config::Ceilings, kinds: &[CeilingKind]) -> Vec<u32> {
+    let figure = |kind: &CeilingKind| match kind {
+        CeilingKind::Account => config.account,
+        CeilingKind::EgressIp => config.egress_ip,
     };
     kinds.iter().filter_map(figure).collect()
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::script_client::Connection;
+use super::script_client::ScriptConnection;
 use super::{CeilingInner, Status};
 use crate::config;
 
@@ -50,7 +50,7 @@ pub struct Member {
 
 /// A fleet, as far as is known.
 #[derive(Debug, Clone, Default)]
-pub struct Fleet {
+pub struct FleetStatus {
     /// Whose permits they are.
     pub account: String,
     /// How many sidecars share them; 0: not known yet.
@@ -72,12 +72,12 @@ pub(super) struct Members {
 
 #[derive(Debug, Default)]
 struct FleetState {
-    connection: Option<Connection>,
+    connection: Option<ScriptConnection>,
     /// By what Redis knows this process.
     id: String,
     keys: Vec<String>,
     looked: Option<Instant>,
-    fleet: Fleet,
+    fleet: FleetStatus,
 }
 
 impl Members {
@@ -86,12 +86,12 @@ impl Members {
     }
 
     /// The connection to Redis; `None`: there is none.
-    pub(super) fn connected(&self, connection: Option<Connection>) {
+    pub(super) fn connected(&self, connection: Option<ScriptConnection>) {
         self.known().connection = connection;
     }
 
     /// What is known; from now on it is kept fresh for a while.
-    pub(super) fn look(&self) -> Fleet {
+    pub(super) fn look(&self) -> FleetStatus {
         let mut known = self.known();
         let now = Instant::now();
         let was = known.looked.replace(now);

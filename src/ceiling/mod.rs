@@ -1,6 +1,6 @@
 //! Permits: never over a ceiling, in any sliding second.
 //!
-//! [`Ceiling::request`] answers at the door: a permit, a place in the waiting room, or an honest
+//! [`Ceiling::request`] answers at the door: a permit, a place in the queue of waiting calls, or an honest
 //! refusal. A [`Permit`] names the egress address and is good for one call. Every permit counts
 //! against the account's window and against its egress address's.
 
@@ -36,7 +36,7 @@ use tokio::time::Instant;
 
 pub use call_end::Read;
 pub use limiter::{CeilingStatus, Decisions, Status};
-pub use members::{Fleet, Member};
+pub use members::{FleetStatus, Member};
 pub use permit::{Pending, Permit};
 pub use wait_queue::Class;
 pub use window::WINDOW;
@@ -48,14 +48,14 @@ use wait_queue::PermitWaiter;
 
 /// The two ceilings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum CeilingKind {
     /// Calls of the whole account: excess is throttled.
     Account,
     /// Calls from one source address: excess gets it blocked.
     EgressIp,
 }
 
-impl Kind {
+impl CeilingKind {
     /// Both, in the order of [`Status`].
     pub const ALL: [Self; 2] = [Self::Account, Self::EgressIp];
 
@@ -111,15 +111,15 @@ pub enum Refused {
     #[error("a permit would be free in {wait:?}, later than the caller waits")]
     WaitTooLong {
         /// The ceiling that makes it wait.
-        ceiling: Kind,
+        ceiling: CeilingKind,
         /// How long the wait would be.
         wait: Duration,
         /// When a caller as patient as this one would be let in.
         retry_after: Duration,
     },
     /// As many wait already as may.
-    #[error("the waiting room is full")]
-    RoomFull {
+    #[error("the queue of waiting calls is full")]
+    QueueFull {
         /// When the first of them will have gone.
         retry_after: Duration,
     },
@@ -202,7 +202,7 @@ pub enum Ticket {
     Waiting(Waiting),
 }
 
-/// A place in the waiting room.
+/// A place in the queue of waiting calls.
 #[derive(Debug)]
 pub struct Waiting {
     grant: oneshot::Receiver<Permit>,
@@ -257,9 +257,10 @@ impl Ceiling {
     /// Shares the account's ceiling, and with a group also its egress addresses', with all sidecars
     /// of a fleet. Before the first request; a call lasts `call_timeout` at most.
     pub fn share(&self, config: &config::Ceilings, fleet: &config::Fleet, call_timeout: Duration) {
-        let account = config.account.map(|_| Kind::Account);
+        let account = config.account.map(|_| CeilingKind::Account);
         let egress = config.egress_ip.filter(|_| !fleet.egress_group.is_empty());
-        let kinds: Vec<_> = account.into_iter().chain(egress.map(|_| Kind::EgressIp)).collect();
+        let kinds: Vec<_> =
+            account.into_iter().chain(egress.map(|_| CeilingKind::EgressIp)).collect();
         self.shared.limiter().share(config, kinds.clone(), call_timeout, fleet.expected_sidecars);
         let (shared, wakeup) = (Arc::downgrade(&self.shared), self.shared.wakeup.clone());
         let members = Arc::clone(&self.shared.members);
@@ -285,7 +286,7 @@ impl Ceiling {
     /// Asks for a permit for one call that should be answered by `deadline`.
     ///
     /// # Errors
-    /// At once, if its turn would come too late or the waiting room is full.
+    /// At once, if its turn would come too late or the queue of waiting calls is full.
     pub fn request(&self, class: Class, deadline: Instant) -> Result<Ticket, Refused> {
         let mut limiter = self.shared.limiter();
         let now = Instant::now();
@@ -344,9 +345,9 @@ impl Ceiling {
 
     /// The sidecars that share the ceilings, as last read; from now on they are read often. `None`: no
     /// ceiling is shared.
-    pub fn fleet(&self) -> Option<Fleet> {
+    pub fn fleet(&self) -> Option<FleetStatus> {
         let opens_in = self.shared.limiter().fleet.as_ref()?.opens_in(Instant::now());
-        Some(Fleet { opens_in, ..self.shared.members.look() })
+        Some(FleetStatus { opens_in, ..self.shared.members.look() })
     }
 
     /// How many sidecars share the ceilings, this one among them; 0: it is not known, or none do.

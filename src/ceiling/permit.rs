@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::call_end::{CallEnd, EndedCall, LateEnd, Read, TakenPermit};
 use super::lease::Lease;
 use super::unanswered::CallKey;
-use super::{CeilingInner, Kind};
+use super::{CeilingInner, CeilingKind};
 
 /// Where a call goes to whose address is not known: such calls share one.
 const UNKNOWN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
@@ -25,7 +25,7 @@ pub struct Permit {
     /// Where the ceilings are shared.
     lease: Option<Lease>,
     taken: Instant,
-    waited: Option<(Kind, Duration)>,
+    waited: Option<(CeilingKind, Duration)>,
     to: SocketAddr,
     end: CallEnd,
     ended: bool,
@@ -71,7 +71,7 @@ impl Permit {
         shared: &Arc<CeilingInner>,
         permit: TakenPermit,
         taken: Instant,
-        waited: Option<(Kind, Duration)>,
+        waited: Option<(CeilingKind, Duration)>,
     ) -> Self {
         let TakenPermit { egress, lease } = permit;
         let (shared, to, end) = (Arc::clone(shared), UNKNOWN, CallEnd::Unsent);
@@ -90,7 +90,7 @@ impl Permit {
     }
 
     /// How long it was waited for, and because of which ceiling; `None` if it was free.
-    pub fn waited(&self) -> Option<(Kind, Duration)> {
+    pub fn waited(&self) -> Option<(CeilingKind, Duration)> {
         self.waited
     }
 

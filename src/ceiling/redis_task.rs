@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::leases::Leases;
 use super::script_client::{ClientError, ScriptClient, connect};
-use super::{CeilingInner, Kind};
+use super::{CeilingInner, CeilingKind};
 use crate::backoff::Backoff;
 use crate::config;
 
@@ -138,11 +138,11 @@ fn with_leases<T>(
 }
 
 /// Four a ceiling, all with one hash tag, so that they live on one node.
-pub(super) fn keys(fleet: &config::Fleet, kinds: &[Kind]) -> Vec<String> {
+pub(super) fn keys(fleet: &config::Fleet, kinds: &[CeilingKind]) -> Vec<String> {
     let account = &fleet.account;
-    let name = |kind: &Kind| match kind {
-        Kind::Account => format!("tollgate:{{{account}}}:account"),
-        Kind::EgressIp => format!("tollgate:{{{account}}}:egress:{}", fleet.egress_group),
+    let name = |kind: &CeilingKind| match kind {
+        CeilingKind::Account => format!("tollgate:{{{account}}}:account"),
+        CeilingKind::EgressIp => format!("tollgate:{{{account}}}:egress:{}", fleet.egress_group),
     };
     let parts = |kind| ["", ":state", ":parked", ":out"].map(|part| name(kind) + part);
     kinds.iter().flat_map(parts).collect()

@@ -16,10 +16,10 @@ pub(super) const SCRIPT: &str = include_str!("permits.lua");
 const ACCESS: &str = include_str!("access.lua");
 
 /// Clones are the same.
-pub(super) type Connection = redis::aio::MultiplexedConnection;
+pub(super) type ScriptConnection = redis::aio::MultiplexedConnection;
 
 pub(super) struct ScriptClient {
-    connection: Connection,
+    connection: ScriptConnection,
     sha: String,
 }
 
@@ -57,7 +57,7 @@ type RawReply = (u64, u64, u64, u64, String, usize, usize, Vec<String>);
 
 impl ScriptClient {
     /// For what is not part of the one request that is on its way.
-    pub(super) fn connection(&self) -> Connection {
+    pub(super) fn connection(&self) -> ScriptConnection {
         self.connection.clone()
     }
 

@@ -1,4 +1,4 @@
-//! The waiting room: a first-come lane for fresh messages and one for retries.
+//! The queue of waiting calls: a first-come lane for fresh messages and one for retries.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Kind, Permit};
+use super::{CeilingKind, Permit};
 
 /// Which lane a call waits in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) struct PermitWaiter {
     /// Later than this, its call would not be answered in time.
     pub(super) send_by: Instant,
     /// The ceiling that made it wait.
-    pub(super) ceiling: Kind,
+    pub(super) ceiling: CeilingKind,
 }
 
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use super::client::SidecarClient;
 use super::run::{VerbError, block_on, print, write_json};
 use crate::config::{Config, Flags, Period};
 use crate::control::bill_query;
-use crate::meter::{Bill, By, Meter, Query, Row};
+use crate::meter::{Bill, BillRow, By, Meter, Query};
 use crate::sidecar;
 
 /// Show message TPS and spend from the ledger
@@ -122,20 +122,20 @@ fn when(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timestamp, String
 // === printing ===
 
 /// A row's first column: a time, an instance or a topic.
-fn subject(row: &Row) -> String {
+fn subject(row: &BillRow) -> String {
     let parts = [&row.start, &row.instance, &row.topic];
     let parts: Vec<_> = parts.into_iter().flatten().map(String::as_str).collect();
     parts.join(" ")
 }
 
 fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
-    let all = Row {
+    let all = BillRow {
         start: Some("TOTAL".to_owned()),
         messages: bill.rows.iter().map(|row| row.messages).sum(),
         uncertain: bill.rows.iter().map(|row| row.uncertain).sum(),
         peak_tps: bill.rows.iter().map(|row| row.peak_tps).max().unwrap_or(0),
         spend: bill.rows.iter().map(|row| row.spend).sum(),
-        ..Row::default()
+        ..BillRow::default()
     };
     let title = match bill.by {
         By::Hour => "HOUR",

@@ -42,11 +42,11 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
 async fn demo(args: &Args) -> Result<(), String> {
     let mut stop = Stop::listen().map_err(|error| error.to_string())?;
     let addresses = addresses();
-    let options = emulator::Options {
+    let options = emulator::EmulatorOptions {
         listen: (Ipv4Addr::LOCALHOST, 0).into(),
         latency: LATENCY,
         egress_ip_qps: if addresses > 1 { 300 } else { 0 },
-        ..emulator::Options::default()
+        ..emulator::EmulatorOptions::default()
     };
     let provider = Emulator::start(options).map_err(|error| error.to_string())?;
     let folder = TempFolder::new();

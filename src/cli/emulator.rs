@@ -10,8 +10,8 @@ use clap::{Args, ValueEnum};
 use super::Stop;
 use super::run::{VerbError, runtime};
 use crate::emulator::{
-    DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorError, Fault, KeyPair, MqttPayload, Options,
-    Over, parse_duration,
+    DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorError, EmulatorOptions, Fault, KeyPair,
+    MqttPayload, Over, parse_duration,
 };
 
 /// Emulate ApsaraMQ for MQTT on this machine
@@ -93,9 +93,9 @@ fn key(text: &str) -> Result<KeyPair, String> {
 }
 
 impl EmulatorArgs {
-    fn into_options(self, faults: Vec<Fault>) -> Options {
-        let default = Options::default();
-        Options {
+    fn into_options(self, faults: Vec<Fault>) -> EmulatorOptions {
+        let default = EmulatorOptions::default();
+        EmulatorOptions {
             listen: self.listen,
             account_qps: self.account_qps,
             egress_ip_qps: self.egress_ip_qps,
@@ -123,7 +123,7 @@ pub(super) fn run(args: EmulatorArgs) -> Result<(), VerbError> {
     runtime(1)?.block_on(emulate(args.into_options(faults)))
 }
 
-async fn emulate(options: Options) -> Result<(), VerbError> {
+async fn emulate(options: EmulatorOptions) -> Result<(), VerbError> {
     let mut stop = Stop::listen()?;
     let emulator = Emulator::start(options.clone()).map_err(|error| match error {
         EmulatorError::Mqtt(_) => VerbError::Usage(error.to_string()),
@@ -151,7 +151,7 @@ fn line_of(key: &KeyPair) -> String {
 }
 
 /// What a person needs to know to use it, on one screen.
-fn screen(url: &str, options: &Options) -> String {
+fn screen(url: &str, options: &EmulatorOptions) -> String {
     let keys: Vec<_> = options.keys.iter().map(line_of).collect();
     let keys = keys.join("\n            ");
     let limit = |qps: u32, beyond: &str| match qps {
@@ -192,14 +192,14 @@ mod tests {
         args: EmulatorArgs,
     }
 
-    fn options(args: &str) -> Result<Options, clap::Error> {
+    fn options(args: &str) -> Result<EmulatorOptions, clap::Error> {
         let words = std::iter::once("emulator").chain(args.split_whitespace());
         Ok(Cli::try_parse_from(words)?.args.into_options(Vec::new()))
     }
 
     #[test]
     fn without_flags_the_published_limits_and_the_demo_key() {
-        let (given, default) = (options("").unwrap(), Options::default());
+        let (given, default) = (options("").unwrap(), EmulatorOptions::default());
         assert_eq!(given.listen, default.listen);
         assert_eq!((given.account_qps, given.egress_ip_qps), (1000, 300));
         assert_eq!(given.keys, [KeyPair::new("demo-key-id", "demo-key-secret")]);

@@ -12,7 +12,7 @@ use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-use crate::config::{LogFormat, Telemetry};
+use crate::config::{self, LogFormat};
 use crate::log_limiter;
 
 /// The most lines that wait to be written: at some hundred bytes each, a megabyte or two.
@@ -33,7 +33,7 @@ impl Log {
 }
 
 /// Starts logging.
-pub(super) fn start(config: &Telemetry) -> Log {
+pub(super) fn start(config: &config::Telemetry) -> Log {
     let (level, handle) = reload::Layer::new(filter(&config.level));
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)

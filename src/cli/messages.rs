@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::age;
 use super::client::SidecarClient;
 use super::run::{VerbError, block_on, print};
-use crate::config::{Config, Flags, Fleet, Store};
+use crate::config::{self, Config, Flags, Store};
 use crate::control::{Changed, Listing, MAX_LISTED};
 use crate::message::MessageId;
 use crate::sidecar;
@@ -124,14 +124,14 @@ pub(super) fn run(args: Args) -> Result<(), VerbError> {
 }
 
 /// What an action results in.
-enum Done {
+enum ActionResult {
     Listed(Vec<Listed>),
     Shown(Box<Listed>),
     /// "replayed" or "dropped", and how many.
     Changed(&'static str, usize),
 }
 
-async fn carry_out(action: Action, config: &Config) -> Result<Done, String> {
+async fn carry_out(action: Action, config: &Config) -> Result<ActionResult, String> {
     if let Some(sidecar) = SidecarClient::connect(config).await? {
         return running(action, sidecar).await;
     }
@@ -159,38 +159,42 @@ async fn carry_out(action: Action, config: &Config) -> Result<Done, String> {
 
 // === a stopped sidecar ===
 
-async fn stopped(action: Action, spool: &Spool) -> Result<Done, String> {
+async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> {
     match action {
         Action::List { state, topic, reason, limit } => {
             let selection = Selection { topic, reason, state, ..Selection::default() };
             let picked = selection.pick().map_err(|error| error.to_string())?;
-            Ok(Done::Listed(spool.select(&picked, None, limit)))
+            Ok(ActionResult::Listed(spool.select(&picked, None, limit)))
         }
         Action::Show { id } => {
             let id: MessageId = id.parse().map_err(|_| format!("{id:?} is no message id"))?;
             let found = spool.show(id).await.ok_or("no message with this id is kept")?;
-            Ok(Done::Shown(Box::new(found)))
+            Ok(ActionResult::Shown(Box::new(found)))
         }
         Action::Replay { which } => {
             let picked = not_empty(which)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_dead(brief);
             let again = |brief: &Brief| spool.note(brief.id, Change::Replayed(Timestamp::now()));
-            Ok(Done::Changed("replayed", spool.change(&meant, &again, &|_, _| ()).await))
+            Ok(ActionResult::Changed("replayed", spool.change(&meant, &again, &|_, _| ()).await))
         }
         Action::Drop { which } => {
             let picked = not_empty(which)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_droppable(brief);
             // A call for a queued message may have been under way when its sidecar ended.
-            let doubt = |brief: &Brief| matches!(brief.state, State::Queued { .. });
+            let doubt = |brief: &Brief| matches!(brief.state, State::Queued { .. }).into();
             let note = |brief: &Brief| spool.note(brief.id, Spool::dropped(brief, doubt(brief)));
-            Ok(Done::Changed("dropped", spool.change(&meant, &note, &|_, _| ()).await))
+            Ok(ActionResult::Changed("dropped", spool.change(&meant, &note, &|_, _| ()).await))
         }
     }
 }
 
 /// The same in Redis: all messages of the account can be shown, and those whose sidecar has ended can be
 /// changed.
-async fn shared(action: Action, fleet: &Fleet, options: Options) -> Result<Done, String> {
+async fn shared(
+    action: Action,
+    fleet: &config::Fleet,
+    options: Options,
+) -> Result<ActionResult, String> {
     if matches!(action, Action::List { .. } | Action::Show { .. }) {
         let spool = Spool::look(fleet, options).await.map_err(|error| error.to_string())?;
         let done = stopped(action, &spool).await;
@@ -203,7 +207,7 @@ async fn shared(action: Action, fleet: &Fleet, options: Options) -> Result<Done,
     let done = stopped(action, &spool).await;
     spool.close().await;
     match done {
-        Ok(Done::Changed(change, 0)) if held > 0 => Err(format!(
+        Ok(ActionResult::Changed(change, 0)) if held > 0 => Err(format!(
             "0 {change}: running sidecars own {held} messages; run the command on those"
         )),
         done => done,
@@ -223,22 +227,22 @@ fn not_empty(which: Selected) -> Result<Selection, String> {
 
 // === a running one ===
 
-async fn running(action: Action, mut sidecar: SidecarClient) -> Result<Done, String> {
+async fn running(action: Action, mut sidecar: SidecarClient) -> Result<ActionResult, String> {
     let sidecar = &mut sidecar;
     match action {
         Action::List { state, topic, reason, limit } => {
             let selection = Selection { topic, reason, state, ..Selection::default() };
-            list(sidecar, selection, limit).await.map(Done::Listed)
+            list(sidecar, selection, limit).await.map(ActionResult::Listed)
         }
         Action::Show { id } => {
             let body = sidecar.get(&format!("/messages/{id}")).await?;
-            Ok(Done::Shown(Box::new(sidecar.read(&body)?)))
+            Ok(ActionResult::Shown(Box::new(sidecar.read(&body)?)))
         }
         Action::Replay { which } => {
-            Ok(Done::Changed("replayed", change(sidecar, "/messages/replay", which).await?))
+            Ok(ActionResult::Changed("replayed", change(sidecar, "/messages/replay", which).await?))
         }
         Action::Drop { which } => {
-            Ok(Done::Changed("dropped", change(sidecar, "/messages/drop", which).await?))
+            Ok(ActionResult::Changed("dropped", change(sidecar, "/messages/drop", which).await?))
         }
     }
 }
@@ -274,16 +278,16 @@ async fn change(sidecar: &mut SidecarClient, path: &str, which: Selected) -> Res
 
 // === printing ===
 
-fn write(done: &Done, output: MessagesFormat, to: &mut impl Write) -> io::Result<()> {
+fn write(done: &ActionResult, output: MessagesFormat, to: &mut impl Write) -> io::Result<()> {
     match (done, output) {
-        (Done::Listed(messages), MessagesFormat::Json) => {
+        (ActionResult::Listed(messages), MessagesFormat::Json) => {
             messages.iter().try_for_each(|listed| json(listed, to))
         }
-        (Done::Shown(listed), MessagesFormat::Json) => json(listed, to),
-        (Done::Changed(_, messages), MessagesFormat::Json) => {
+        (ActionResult::Shown(listed), MessagesFormat::Json) => json(listed, to),
+        (ActionResult::Changed(_, messages), MessagesFormat::Json) => {
             writeln!(to, "{{\"Messages\":{messages}}}")
         }
-        (Done::Listed(messages), MessagesFormat::Table) => {
+        (ActionResult::Listed(messages), MessagesFormat::Table) => {
             writeln!(
                 to,
                 "{:32}  {:9}  {:20}  {:>5}  {:>4}  REASON",
@@ -291,7 +295,7 @@ fn write(done: &Done, output: MessagesFormat, to: &mut impl Write) -> io::Result
             )?;
             messages.iter().try_for_each(|listed| row(listed, to))
         }
-        (Done::Shown(listed), MessagesFormat::Table) => {
+        (ActionResult::Shown(listed), MessagesFormat::Table) => {
             let shown = serde_json::to_value(&**listed).unwrap_or_default();
             let fields = shown.as_object().into_iter().flatten();
             fields.into_iter().try_for_each(|(name, value)| {
@@ -299,7 +303,7 @@ fn write(done: &Done, output: MessagesFormat, to: &mut impl Write) -> io::Result
                 writeln!(to, "{name:14} {text}")
             })
         }
-        (Done::Changed(change, messages), MessagesFormat::Table) => {
+        (ActionResult::Changed(change, messages), MessagesFormat::Table) => {
             writeln!(to, "{messages} {change}")
         }
     }

@@ -12,7 +12,7 @@ use crate::answer::{AccessDenied, Answer, Verdict};
 use crate::ceiling::{Ceiling, Permit, Ticket};
 use crate::config::Retry;
 use crate::message::{Message, Topic};
-use crate::meter::{Billed, Call, CallKind, Meter, OverBudget};
+use crate::meter::{Billed, CallKind, Meter, MeteredCall, OverBudget};
 use crate::upstream::{SendGate, Upstream};
 
 /// What makes calls.
@@ -29,11 +29,11 @@ pub(super) struct Dispatcher<U> {
 
 /// A call that has its permit and its entry in the meter.
 #[must_use = "an attempt that is dropped counts as an uncertain call"]
-pub(super) struct Attempt<'a, U> {
+pub(super) struct CallAttempt<'a, U> {
     upstream: &'a U,
     message: &'a Message,
     permit: Permit,
-    entry: Call,
+    entry: MeteredCall,
 }
 
 impl<U: Upstream> Dispatcher<U> {
@@ -53,9 +53,9 @@ impl<U: Upstream> Dispatcher<U> {
         message: &'a Message,
         permit: Permit,
         kind: CallKind,
-    ) -> Result<Attempt<'a, U>, OverBudget> {
+    ) -> Result<CallAttempt<'a, U>, OverBudget> {
         match self.meter.begin(message, kind).await {
-            Ok(entry) => Ok(Attempt { upstream: &self.upstream, message, permit, entry }),
+            Ok(entry) => Ok(CallAttempt { upstream: &self.upstream, message, permit, entry }),
             Err(over) => {
                 permit.unsent();
                 Err(over)
@@ -64,7 +64,7 @@ impl<U: Upstream> Dispatcher<U> {
     }
 }
 
-impl<U: Upstream> Attempt<'_, U> {
+impl<U: Upstream> CallAttempt<'_, U> {
     /// Makes the call, as long as `gate` lets it leave.
     pub(super) async fn send(self, gate: &SendGate) -> Answer {
         let Self { upstream, message, permit, entry } = self;
@@ -97,6 +97,11 @@ impl Repeat {
     pub(super) fn of(retry: &Retry, topic: &Topic) -> Self {
         if retry.may_repeat(topic) { Self::UpTo(retry.unknown_tries) } else { Self::Never }
     }
+
+    /// Whether another call follows one of unknown outcome, after so many earlier ones.
+    pub(super) fn follows(self, unknown: u32) -> bool {
+        matches!(self, Self::UpTo(most) if unknown < most)
+    }
 }
 
 /// What an answer asks for next.
@@ -120,10 +125,8 @@ impl NextStep {
         match answer.verdict() {
             Verdict::Delivered => Self::Delivered,
             Verdict::Refused => Self::Refused,
-            Verdict::Unknown => match repeat {
-                Repeat::UpTo(most) if unknown < most => Self::Retry(None),
-                _ => Self::Uncertain,
-            },
+            Verdict::Unknown if repeat.follows(unknown) => Self::Retry(None),
+            Verdict::Unknown => Self::Uncertain,
             Verdict::Denied(why) => Self::Access(why),
             Verdict::Throttled { retry_after } => Self::Retry(retry_after),
             Verdict::Failed => Self::Retry(None),

@@ -23,6 +23,7 @@ pub struct PublishOptions {
 /// The caller of a message, and until when it waits.
 pub(super) struct Caller {
     to: Option<oneshot::Sender<Outcome>>,
+    is_refused: bool,
     pub(super) deadline: Instant,
     /// Its key is taken as long as this is here.
     first: Option<FirstRequest>,
@@ -34,7 +35,7 @@ impl Caller {
         deadline: Instant,
         first: Option<FirstRequest>,
     ) -> Self {
-        Self { to: Some(to), deadline, first }
+        Self { to: Some(to), is_refused: false, deadline, first }
     }
 
     /// Responds at most once. If the message is accepted after the response, the next request with the
@@ -46,6 +47,7 @@ impl Caller {
             first.answered(&outcome);
         }
         if let Some(to) = self.to.take() {
+            self.is_refused = !outcome.is_accepted();
             // The caller may have hung up.
             drop(to.send(outcome));
         }
@@ -53,5 +55,10 @@ impl Caller {
 
     pub(super) fn is_answered(&self) -> bool {
         self.to.is_none()
+    }
+
+    /// Whether it was answered that its message is not accepted, or may not be.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused
     }
 }

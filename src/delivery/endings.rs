@@ -10,7 +10,7 @@ use super::outcome::{Disposition, Outcome};
 use super::signal::{Requeue, Signal};
 use crate::answer::{AccessDenied, Answer, Verdict};
 use crate::message::{Message, MessageId};
-use crate::spool::{Brief, Change, Death, Effect, Noted, Reason, Receipt, State, Tries};
+use crate::spool::{Brief, Change, Death, Doubt, Effect, Noted, Reason, Receipt, State, Tries};
 use crate::upstream::Upstream;
 
 /// Why a message is a dead letter that may be sent again, but not for ever.
@@ -35,12 +35,9 @@ impl<U: Upstream> KeptMessages<U> {
         let unknown = brief.as_ref().map_or(0, |brief| brief.unknown);
         match NextStep::of(answer, repeat, unknown) {
             NextStep::Delivered => self.delivered(message, attempts, answer).await,
-            _ if brief.is_none() => self.decide_drop(id, is_unknown),
+            _ if brief.is_none() => self.decide_drop(id, is_unknown.into()),
             NextStep::Refused => self.refused(id, attempts, answer).await,
-            NextStep::Uncertain => {
-                let why = (repeat != Repeat::Never).then_some(TOO_MANY_UNKNOWN);
-                self.dead_letter(id, attempts, death(Reason::Unknown, Some(answer)), why).await;
-            }
+            NextStep::Uncertain => self.uncertain(id, attempts, repeat, Some(answer)).await,
             next @ (NextStep::Access(_) | NextStep::Retry(_)) => {
                 // Before a key is waited for: otherwise a crash here would make the definite failure
                 // look like a call under way.
@@ -56,29 +53,55 @@ impl<U: Upstream> KeptMessages<U> {
         (signal, Requeue::No)
     }
 
+    /// A panic has ended a try whose call had begun, `attempts` calls in all. The outcome of that call counts
+    /// as unknown, also where the panic came after it was noted.
+    pub(super) async fn record_panic(&self, id: MessageId, attempts: u32) {
+        self.queue.mark_uncertain(id);
+        let Some(brief) = self.queued(id) else { return self.decide_drop(id, Doubt::Possible) };
+        let repeat = Repeat::of(self.queue.retry(), &brief.topic);
+        if repeat.follows(brief.unknown) {
+            let tries = Tries { calls: attempts, unknown: brief.unknown + 1 };
+            drop(self.spool.note(id, Change::Tried(tries)));
+        } else {
+            self.uncertain(id, attempts, repeat, None).await;
+        }
+    }
+
+    /// The last call may have arrived, and no other may follow it.
+    async fn uncertain(
+        &self,
+        id: MessageId,
+        attempts: u32,
+        repeat: Repeat,
+        answer: Option<&Answer>,
+    ) {
+        let why = (repeat != Repeat::Never).then_some(TOO_MANY_UNKNOWN);
+        self.dead_letter(id, attempts, death(Reason::Unknown, answer), why).await;
+    }
+
     async fn delivered(&self, message: &Message, attempts: u32, answer: &Answer) {
         let id = message.id;
-        let waiter = self.queue.take_waiter(id);
+        let caller = self.queue.take_caller(id);
         let text = |text: Option<&Box<str>>| text.cloned().unwrap_or_default();
         let receipt = Receipt {
             msg_id: text(answer.http().and_then(|http| http.msg_id.as_ref())),
             request_id: text(answer.http().and_then(|http| http.request_id.as_ref())),
             at: Timestamp::now(),
-            accepted: waiter.is_none(),
+            accepted: caller.is_none(),
         };
         let noted = self.spool.note(id, Change::Delivered(attempts, receipt));
         self.key_ends(id);
-        let Some(waiter) = waiter else { return };
+        let Some(caller) = caller else { return };
         // Durable before it is answered: else a crash now would deliver again what is known to be
         // delivered. A hung disk delays no caller for longer.
         drop(timeout(MAX_WRITE, noted).await);
-        waiter.respond(Outcome::new(attempts, Disposition::Answered(answer.clone())));
+        caller.respond(Outcome::new(attempts, Disposition::Answered(answer.clone())));
     }
 
     /// The provider will never take the message. A caller who waits, and is certain to have had no call
     /// that arrived, learns that: then the message was never accepted, also not after a crash.
     async fn refused(&self, id: MessageId, attempts: u32, answer: &Answer) {
-        let Some(waiter) = self.queue.take_waiter_if_certain(id) else {
+        let Some(caller) = self.queue.take_caller_if_certain(id) else {
             let death = death(Reason::Refused, Some(answer));
             return self.dead_letter(id, attempts, death, None).await;
         };
@@ -88,7 +111,7 @@ impl<U: Upstream> KeptMessages<U> {
             // What is not forgotten is tried again, by a peer or the next process.
             Ok(Effect::NotOwned) | Err(_) => Disposition::Unanswered,
         };
-        waiter.respond(Outcome::new(attempts, ended));
+        caller.respond(Outcome::new(attempts, ended));
     }
 
     /// A message becomes a dead letter, and its waiting caller is answered so. `why`: for the log,
@@ -100,18 +123,18 @@ impl<U: Upstream> KeptMessages<U> {
         mut death: Death,
         why: Option<&str>,
     ) {
-        let waiter = self.queue.take_waiter(id);
-        death.accepted = waiter.is_none();
+        let caller = self.queue.take_caller(id);
+        death.accepted = caller.is_none();
         let noted = self.note_dead(id, attempts, death, why);
-        let Some(waiter) = waiter else { return };
-        let mut outcome = self.outcome_now(id, &waiter);
+        let Some(caller) = caller else { return };
+        let mut outcome = self.outcome_now(id, &caller);
         // Durable before it is answered: else a crash now would send again what is answered to be
         // at its end. A hung disk delays no caller for longer.
         if timeout(MAX_WRITE, noted).await == Ok(Effect::NotOwned) {
             // A peer goes on with it.
             outcome = Outcome::new(attempts, Disposition::Unanswered);
         }
-        waiter.respond(outcome);
+        caller.respond(outcome);
     }
 
     /// A message becomes a dead letter.
@@ -142,14 +165,14 @@ impl<U: Upstream> KeptMessages<U> {
 
     /// A try has ended whose message was dropped meanwhile, and did not deliver it for certain.
     /// `doubt`: its call may have arrived.
-    pub(super) fn decide_drop(&self, id: MessageId, doubt: bool) {
-        let decides = self.queue.takes_decision(id);
+    pub(super) fn decide_drop(&self, id: MessageId, doubt: Doubt) {
+        let decides = self.queue.take_dropped_during_call(id);
         let Some(Brief { state: State::Dropped(_), doubt: before, .. }) = self.spool.find(id)
         else {
             return;
         };
-        if doubt != before && (doubt || decides) {
-            drop(self.spool.note(id, Change::Decided { doubt }));
+        if doubt != before.into() && (doubt == Doubt::Possible || decides) {
+            drop(self.spool.note(id, Change::Decided { doubt: doubt.into() }));
             self.key_ends(id);
         }
     }

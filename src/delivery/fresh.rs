@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::attempt::{Dispatcher, NextStep, Repeat};
 use super::caller::{Caller, PublishOptions};
+use super::contained::{Panicked, contained};
 use super::idempotency::IdempotencyKeys;
 use super::kept::KeptMessages;
 use super::outcome::{Disposition, Outcome};
@@ -18,7 +19,7 @@ use crate::ceiling::{Class, Permit, Ticket};
 use crate::deadline;
 use crate::message::Message;
 use crate::meter::CallKind;
-use crate::spool::{Claim, KeepError, Tries};
+use crate::spool::{Claim, Doubt, KeepError, Tries};
 use crate::upstream::{SendGate, Upstream};
 
 /// Calls for one message while its caller waits: the first and two more.
@@ -115,13 +116,16 @@ impl<U: Upstream> Intake<U> {
     ) {
         let unknown = answer.as_ref().is_some_and(|a| a.verdict() == Verdict::Unknown);
         let tries = Tries { calls, unknown: unknown.into() };
-        if let Err(error) = kept.keep(message, claim, tries, answer.as_ref(), caller).await {
-            let ended = match error {
-                KeepError::Unsure(_) => Disposition::Unanswered,
-                error => answer.map_or(Disposition::NotKept(error), Disposition::Answered),
-            };
-            caller.respond(Outcome::new(calls, ended));
-        }
+        let ended = match contained(kept.keep(message, claim, tries, answer.as_ref(), caller)).await
+        {
+            Ok(Ok(())) => return,
+            Err(Panicked) => {
+                return kept.come_back(message.id, calls, Doubt::None, caller).await;
+            }
+            Ok(Err(KeepError::Unsure(_))) => Disposition::Unanswered,
+            Ok(Err(error)) => answer.map_or(Disposition::NotKept(error), Disposition::Answered),
+        };
+        caller.respond(Outcome::new(calls, ended));
     }
 
     /// The calls for a message that is not kept yet.
@@ -183,7 +187,7 @@ impl<U: Upstream> Intake<U> {
     }
 
     /// The caller's wait has expired while a call is on its way: the message is kept before the outcome
-    /// is known, and that is recorded when the answer comes.
+    /// is known.
     async fn outlast(
         kept: &Arc<KeptMessages<U>>,
         message: &Message,
@@ -193,7 +197,23 @@ impl<U: Upstream> Intake<U> {
         caller: &mut Caller,
     ) {
         // Once it is kept, a peer may take it and give it back: it is not queued before this call ends.
-        let _reserved = kept.queue.reserve(message.id);
+        let fresh_call = kept.queue.fresh_call_begins(message.id);
+        let kept_meanwhile = Self::keep_meanwhile(kept, message, calls, call, repeat, caller);
+        if contained(kept_meanwhile).await == Err(Panicked) {
+            kept.come_back(message.id, calls, Doubt::Possible, caller).await;
+            fresh_call.panicked();
+        }
+    }
+
+    /// Keeps a message while a call is on its way, and records the outcome when the answer comes.
+    async fn keep_meanwhile(
+        kept: &Arc<KeptMessages<U>>,
+        message: &Message,
+        calls: u32,
+        call: impl Future<Output = Answer>,
+        repeat: Repeat,
+        caller: &mut Caller,
+    ) {
         let keep = async {
             // The call under way is counted when it has ended.
             let stored = kept.store(message, None, Tries::default(), calls, caller).await;

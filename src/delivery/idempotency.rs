@@ -48,6 +48,15 @@ impl KeyOutcome {
     }
 }
 
+/// Which key a message takes that has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    /// The one it holds.
+    Own,
+    /// Also one that is free, or that a message holds which has less right to it.
+    Any,
+}
+
 #[derive(Debug)]
 pub(super) struct IdempotencyKeys {
     keep: Duration,
@@ -124,7 +133,7 @@ impl KeyTable {
     }
 }
 
-fn is_queued(brief: &Brief) -> bool {
+pub(super) fn is_queued(brief: &Brief) -> bool {
     matches!(brief.state, State::Queued { .. })
 }
 
@@ -180,32 +189,33 @@ impl IdempotencyKeys {
     /// What became of the message of a key that was answered before. Its key is taken for as long
     /// as ended messages' are.
     pub(super) fn ended(&self, brief: &Brief) {
-        self.changed(brief, false);
+        self.changed(brief, Takes::Own);
     }
 
     /// A dead letter is to be delivered after all. It takes its key again, unless a newer queued
     /// message has it by now.
     pub(super) fn replayed(&self, brief: &Brief) {
-        self.changed(brief, true);
+        self.changed(brief, Takes::Any);
     }
 
-    fn changed(&self, brief: &Brief, may_take: bool) {
+    fn changed(&self, brief: &Brief, takes: Takes) {
         let Some(claim) = brief.claim else { return };
         let until = Instant::now() + self.keep;
         let known = KeyOutcome { outcome: Outcome::of(brief), ended: !is_queued(brief), until };
-        let takes = |other: &KeyOutcome| {
-            other.outcome.id() == Some(brief.id) || may_take && known.is_better_than(other)
+        let replaces = |other: &KeyOutcome| {
+            other.outcome.id() == Some(brief.id)
+                || takes == Takes::Any && known.is_better_than(other)
         };
         let mut slots = self.slots();
         match slots.by_key.get_mut(&claim.key) {
             // Its caller is answered soon, and the key is settled then.
             Some((_, KeyState::UnderWay(then))) => {
-                if then.as_ref().map_or(may_take, |(_, other)| takes(other)) {
+                if then.as_ref().map_or(takes == Takes::Any, |(_, other)| replaces(other)) {
                     *then = Some((claim, known));
                 }
             }
-            Some((_, KeyState::Answered(other))) if !takes(other) => {}
-            None if !may_take => {}
+            Some((_, KeyState::Answered(other))) if !replaces(other) => {}
+            None if takes == Takes::Own => {}
             Some((_, KeyState::Answered(_))) | None => slots.set(claim, known),
         }
     }

@@ -1,5 +1,6 @@
 //! Kept messages: into the spool, into the queue for their tries, and what their callers are answered.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,21 +10,24 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::attempt::Dispatcher;
 use super::caller::Caller;
-use super::idempotency::IdempotencyKeys;
+use super::idempotency::{IdempotencyKeys, is_queued};
 use super::lane::RetryItem;
 use super::outcome::{Disposition, Outcome};
-use super::registry::TakenWaiter;
+use super::registry::RegisteredCaller;
 use super::retry_queue::RetryQueue;
 use super::signal::Signal;
 use crate::answer::Answer;
 use crate::deadline;
 use crate::log_limiter::LogLimiter;
 use crate::message::{Message, MessageId, TraceId};
-use crate::spool::{Brief, Change, Claim, KeepError, Spool, State, Tries};
+use crate::spool::{Brief, Change, Claim, Doubt, KeepError, Spool, State, Tries};
 use crate::upstream::Upstream;
 
 /// Upper bound on a write of a healthy disk; callers never wait longer for a hung one.
 pub(super) const MAX_WRITE: Duration = Duration::from_secs(2);
+
+/// A message waits this long after a panic in its task.
+pub(super) const AFTER_PANIC: Duration = Duration::from_mins(1);
 
 /// Log lines in one second about single messages.
 pub(super) const MAX_LINES: u64 = 20;
@@ -45,7 +49,7 @@ impl<U: Upstream> KeptMessages<U> {
 
     /// The message, unless it was dropped, delivered or became a dead letter.
     pub(super) fn queued(&self, id: MessageId) -> Option<Brief> {
-        self.spool.find(id).filter(|brief| matches!(brief.state, State::Queued { .. }))
+        self.spool.find(id).filter(is_queued)
     }
 
     /// The trace of a kept message, for the log.
@@ -85,15 +89,17 @@ impl<U: Upstream> KeptMessages<U> {
         caller: &mut Caller,
     ) -> Result<(), KeepError> {
         // From here on an operator may drop it, and its caller is answered that.
-        let outcome = self.queue.wait_for(message.id);
+        let outcome = self.queue.register_caller(message.id);
         if tries.unknown > 0 {
             self.queue.mark_uncertain(message.id);
         }
         let stored = self.store(message, claim, tries, tries.calls, caller).await;
         if !matches!(stored, Ok(true)) {
-            drop(self.queue.take_waiter(message.id));
+            drop(self.queue.take_caller(message.id));
             return stored.map(drop);
         }
+        #[cfg(test)]
+        super::tests::panics::at("has stored");
         if let Some(brief) = self.spool.find(message.id) {
             let at_least = before.map_or(Duration::ZERO, |answer| Signal::of(answer).retry_after());
             self.enqueue_after(&brief, at_least);
@@ -112,20 +118,8 @@ impl<U: Upstream> KeptMessages<U> {
         calls: u32,
         caller: &mut Caller,
     ) -> Result<bool, KeepError> {
-        let bound = caller.deadline.max(Instant::now() + MAX_WRITE);
-        let mut kept = std::pin::pin!(self.spool.keep_tried(message, claim, tries));
-        // A stop does not wait as long as a caller would.
-        let stopped = async {
-            self.dispatcher.stop.cancelled().await;
-            sleep(MAX_WRITE).await;
-        };
-        let in_time = tokio::select! {
-            biased;
-            kept = &mut kept => Some(kept),
-            () = sleep_until(bound) => None,
-            () = stopped => None,
-        };
-        if let Some(kept) = in_time {
+        let mut kept = pin!(self.spool.keep_tried(message, claim, tries));
+        if let Some(kept) = self.in_time(&mut kept, caller.deadline).await {
             return kept.map(|()| true);
         }
         caller.respond(Outcome::new(calls, Disposition::Unanswered));
@@ -135,13 +129,66 @@ impl<U: Upstream> KeptMessages<U> {
         Ok(false)
     }
 
+    /// The output of a write, unless a caller with this deadline does not wait for it any more.
+    async fn in_time<F: Future>(&self, write: F, deadline: Instant) -> Option<F::Output> {
+        let bound = deadline.max(Instant::now() + MAX_WRITE);
+        // A stop does not wait as long as a caller would.
+        let stopped = async {
+            self.dispatcher.stop.cancelled().await;
+            sleep(MAX_WRITE).await;
+        };
+        tokio::select! {
+            biased;
+            written = write => Some(written),
+            () = sleep_until(bound) => None,
+            () = stopped => None,
+        }
+    }
+
+    /// A panic has ended what was to keep a message: if the spool has the message, or is about to, it
+    /// comes back to its lane, and its caller is answered. `calls` were begun for it; `doubt`: of the
+    /// last one, if that is not recorded.
+    pub(super) async fn come_back(
+        &self,
+        id: MessageId,
+        calls: u32,
+        doubt: Doubt,
+        caller: &mut Caller,
+    ) {
+        // The store goes on without its task. It takes what was noted before this in order.
+        let mut written = pin!(self.spool.flush());
+        if self.in_time(&mut written, caller.deadline).await.is_none() {
+            caller.respond(Outcome::new(calls, Disposition::Unanswered));
+            written.await;
+        }
+        let registered = self.queue.take_caller(id);
+        if caller.is_refused() {
+            self.spool.note(id, Change::Forgotten).await;
+            return;
+        }
+        if doubt == Doubt::Possible {
+            self.record_panic(id, calls).await;
+        }
+        if let Some(brief) = self.queued(id) {
+            self.enqueue_after(&brief, AFTER_PANIC);
+        }
+        let outcome = match (self.spool.find(id), registered) {
+            (found, Some(registered)) if found.is_some() || registered.is_dropped() => {
+                self.outcome_now(id, &registered)
+            }
+            (Some(brief), _) => Outcome::of(&brief),
+            (None, _) => Outcome::new(calls, Disposition::Unanswered),
+        };
+        caller.respond(outcome);
+    }
+
     async fn outcome_of(
         &self,
         id: MessageId,
         mut outcome: oneshot::Receiver<Outcome>,
         deadline: Instant,
     ) -> Outcome {
-        // The code that takes a waiter answers it, but for a bug.
+        // The code that takes a caller answers it, but for a bug.
         let unanswered = |_| Outcome::new(0, Disposition::Unanswered);
         // A timer would round the end of no patience up to a millisecond.
         if Instant::now() < deadline
@@ -149,20 +196,20 @@ impl<U: Upstream> KeptMessages<U> {
         {
             return outcome.unwrap_or_else(unanswered);
         }
-        if let Some(waiter) = self.queue.take_waiter(id) {
-            return self.outcome_now(id, &waiter);
+        if let Some(caller) = self.queue.take_caller(id) {
+            return self.outcome_now(id, &caller);
         }
         // The message ends at this moment.
         outcome.await.unwrap_or_else(unanswered)
     }
 
     /// What a waiting caller is answered now.
-    pub(super) fn outcome_now(&self, id: MessageId, waiter: &TakenWaiter) -> Outcome {
+    pub(super) fn outcome_now(&self, id: MessageId, caller: &RegisteredCaller) -> Outcome {
         match self.spool.find(id) {
             Some(Brief { state: State::Queued { .. }, .. }) => Outcome::kept(id),
-            Some(Brief { state: State::Dropped(_), attempts, .. }) => waiter.dropped(id, attempts),
+            Some(Brief { state: State::Dropped(_), attempts, .. }) => caller.dropped(id, attempts),
             Some(brief) => Outcome::of(&brief),
-            None if waiter.is_dropped() => waiter.dropped(id, 0),
+            None if caller.is_dropped() => caller.dropped(id, 0),
             // Another sidecar has taken it over.
             None => Outcome::kept(id),
         }

@@ -39,6 +39,13 @@ pub(super) struct RetryItem {
     pub(super) probe: bool,
 }
 
+/// What a call for a message of the lane is to the lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LaneCall {
+    Probe,
+    Other,
+}
+
 #[derive(Debug)]
 struct LaneTrouble {
     since: Instant,
@@ -68,7 +75,7 @@ impl LaneQueue {
     }
 
     /// These wait no more; a call that is under way ends as it does.
-    pub(super) fn forget(&mut self, gone: &HashSet<MessageId>) {
+    pub(super) fn remove(&mut self, gone: &HashSet<MessageId>) {
         self.waiting.retain(|(_, id), _| !gone.contains(id));
     }
 
@@ -112,7 +119,7 @@ impl LaneQueue {
         }
         let due: Vec<_> = self
             .waiting
-            .range(..=(now, MAX_ID))
+            .range(..=(now, MessageId::MAX))
             .take(group.min(room))
             .map(|(key, _)| *key)
             .collect();
@@ -142,7 +149,8 @@ impl LaneQueue {
         random: f64,
     ) {
         self.under_way = self.under_way.saturating_sub(1);
-        self.react(item.id, item.probe, signal, now, retry, random);
+        let call = if item.probe { LaneCall::Probe } else { LaneCall::Other };
+        self.react(item.id, call, signal, now, retry, random);
         if requeue == Requeue::Yes {
             let wait = match signal {
                 Signal::NoCall => PAUSE,
@@ -162,13 +170,13 @@ impl LaneQueue {
         retry: &Retry,
         random: f64,
     ) {
-        self.react(id, false, signal, now, retry, random);
+        self.react(id, LaneCall::Other, signal, now, retry, random);
     }
 
     fn react(
         &mut self,
         id: MessageId,
-        probe: bool,
+        call: LaneCall,
         signal: Signal,
         now: Instant,
         retry: &Retry,
@@ -176,7 +184,7 @@ impl LaneQueue {
     ) {
         let denied = match signal {
             Signal::NoCall | Signal::Postpone(_) => {
-                if let Some(trouble) = self.trouble.as_mut().filter(|_| probe) {
+                if let Some(trouble) = self.trouble.as_mut().filter(|_| call == LaneCall::Probe) {
                     // Another probe, but not at once.
                     let wait = if let Signal::Postpone(wait) = signal { wait } else { PAUSE };
                     trouble.next = trouble.next.max(now + wait);
@@ -202,7 +210,7 @@ impl LaneQueue {
             self.failing.truncate(TROUBLE);
         }
         match &mut self.trouble {
-            Some(trouble) if probe => {
+            Some(trouble) if call == LaneCall::Probe => {
                 let lasted = now.duration_since(trouble.since);
                 let cap = retry.cap.min(NOTICE.max(lasted / NOTICE_PART));
                 trouble.level = trouble.level.saturating_add(1);
@@ -222,9 +230,6 @@ impl LaneQueue {
         }
     }
 }
-
-/// The last of all ids.
-const MAX_ID: MessageId = MessageId::MAX;
 
 /// How long a message waits after so many calls: up to `retry.base` after the first.
 pub(super) fn retry_wait(retry: &Retry, attempts: u32, random: f64) -> Duration {

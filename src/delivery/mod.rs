@@ -11,6 +11,7 @@
 mod attempt;
 mod begun;
 mod caller;
+mod contained;
 mod endings;
 mod fresh;
 mod idempotency;
@@ -170,7 +171,7 @@ impl<U: Upstream> Delivery<U> {
         };
         let dropped = kept.spool.change(&meant, &note, &then).await;
         // Else a stop would wait for their next try.
-        kept.queue.forget(&gone.into_inner().unwrap_or_else(PoisonError::into_inner));
+        kept.queue.remove(&gone.into_inner().unwrap_or_else(PoisonError::into_inner));
         dropped
     }
 

@@ -4,7 +4,7 @@ use crate::answer::{AccessDenied, Answer, HttpAnswer, Verdict};
 use crate::ceiling::Refused;
 use crate::message::MessageId;
 use crate::meter::OverBudget;
-use crate::spool::{Brief, Death, KeepError, Reason, State};
+use crate::spool::{Brief, Death, Doubt, KeepError, Reason, State};
 
 /// What became of a message, and after how many calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,8 +78,8 @@ impl Outcome {
         Self::new(0, Disposition::Kept(id))
     }
 
-    pub(super) fn dropped(id: MessageId, calls: u32, doubt: bool) -> Self {
-        Self::new(calls, Disposition::Dropped { id, doubt })
+    pub(super) fn dropped(id: MessageId, calls: u32, doubt: Doubt) -> Self {
+        Self::new(calls, Disposition::Dropped { id, doubt: doubt.into() })
     }
 
     /// What became of a message as the spool knows it: the answer to a caller who asks now.

@@ -3,16 +3,29 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::contained::contained;
 use super::kept::KeptMessages;
+use super::retry::HandedOut;
+use super::retry_queue::Group;
+use crate::message;
 use crate::upstream::Upstream;
 
 /// The longest time between two looks, in case a wake-up is missed.
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 
+/// After a panic.
+const RESTART: Duration = Duration::from_secs(1);
+
 /// Hands out what is due, until the delivery is dropped or stops.
 pub(super) async fn run<U: Upstream>(kept: Weak<KeptMessages<U>>) {
+    while contained(hand_out(&kept)).await.is_err() {
+        sleep(RESTART).await;
+    }
+}
+
+async fn hand_out<U: Upstream>(kept: &Weak<KeptMessages<U>>) {
     let Some((stop, changed)) =
         kept.upgrade().map(|kept| (kept.dispatcher.stop.clone(), Arc::clone(&kept.queue.changed)))
     else {
@@ -26,11 +39,18 @@ pub(super) async fn run<U: Upstream>(kept: Weak<KeptMessages<U>>) {
             let Some(kept) = kept.upgrade() else { return };
             let now = Instant::now();
             let (groups, next) = kept.queue.take_due(now);
-            for (lane, items) in groups {
-                kept.dispatcher.meter.batch(items.len());
-                for item in items {
-                    let task = Arc::clone(&kept).try_again(lane.clone(), item);
-                    kept.dispatcher.tasks.spawn(task);
+            // All of them first: after a panic, what was not handed out comes back.
+            let handed_out = |(lane, items): Group| -> Vec<_> {
+                let item = |item| HandedOut::new(&kept, message::Lane::clone(&lane), item);
+                items.into_iter().map(item).collect()
+            };
+            let groups: Vec<_> = groups.into_iter().map(handed_out).collect();
+            #[cfg(test)]
+            super::tests::panics::at("hands out");
+            for group in groups {
+                kept.dispatcher.meter.batch(group.len());
+                for handed_out in group {
+                    kept.dispatcher.tasks.spawn(handed_out.try_again());
                 }
             }
             // A lane whose moment has come but that may not go yet is woken when a call ends.

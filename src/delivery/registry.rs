@@ -17,7 +17,7 @@ use super::lane::RetryItem;
 use super::outcome::Outcome;
 use super::signal::Requeue;
 use crate::message::{self, MessageId};
-use crate::spool::Effect;
+use crate::spool::{Doubt, Effect};
 
 /// No entry stays once its message neither waits nor is called for, and its caller is gone.
 #[derive(Debug, Default)]
@@ -40,24 +40,18 @@ struct MessageEntry {
     is_uncertain: bool,
     /// It was dropped during its call, and only that call leaves open whether it arrived.
     dropped_during_call: bool,
-    caller: Option<WaitingCaller>,
+    caller: Option<RegisteredCaller>,
 }
 
 #[derive(Debug, Default)]
 enum Position {
     /// In no lane.
     #[default]
-    Elsewhere,
+    NoLane,
     /// In its lane. `newer`: what a later push knows of it.
-    Waits { newer: Option<RetryItem> },
+    InLane { newer: Option<RetryItem> },
     /// Handed out, or a fresh call for it is under way. `next`: it was pushed meanwhile.
     UnderWay { next: Option<Box<Push>> },
-}
-
-#[derive(Debug)]
-struct WaitingCaller {
-    to: oneshot::Sender<Outcome>,
-    drop: DropState,
 }
 
 /// How far an operator's drop of a message has come.
@@ -69,20 +63,21 @@ enum DropState {
     Durable,
 }
 
-/// A caller that was taken out of the registry, to be answered now.
+/// A caller that waits. The code that takes it out of the registry answers it.
 #[derive(Debug)]
 #[must_use = "a caller that is taken is answered"]
-pub(super) struct TakenWaiter {
+pub(super) struct RegisteredCaller {
     to: oneshot::Sender<Outcome>,
     drop: DropState,
-    may_have_arrived: bool,
+    /// Whether a call may have arrived, as far as was known when the caller was taken.
+    doubt: Doubt,
 }
 
-impl TakenWaiter {
+impl RegisteredCaller {
     /// The answer to a caller whose message was dropped.
     pub(super) fn dropped(&self, id: MessageId, calls: u32) -> Outcome {
         // A crash may undo what is not durable, and then a call follows.
-        let doubt = self.may_have_arrived || self.drop != DropState::Durable;
+        let doubt = self.doubt.or((self.drop != DropState::Durable).into());
         Outcome::dropped(id, calls, doubt)
     }
 
@@ -104,16 +99,21 @@ impl TakenWaiter {
 
 impl MessageEntry {
     fn is_done(&self) -> bool {
-        matches!(self.position, Position::Elsewhere) && self.caller.is_none()
+        matches!(self.position, Position::NoLane) && self.caller.is_none()
+    }
+
+    /// Whether a call may have arrived.
+    fn doubt(&self) -> Doubt {
+        (self.is_uncertain || self.is_calling).into()
     }
 
     fn is_dropped_for_good(&self) -> bool {
         self.caller.as_ref().is_some_and(|caller| caller.drop == DropState::Durable)
     }
 
-    fn take_waiter(&mut self) -> Option<TakenWaiter> {
-        let WaitingCaller { to, drop } = self.caller.take()?;
-        Some(TakenWaiter { to, drop, may_have_arrived: self.is_uncertain || self.is_calling })
+    fn take_caller(&mut self) -> Option<RegisteredCaller> {
+        let caller = self.caller.take()?;
+        Some(RegisteredCaller { doubt: self.doubt(), ..caller })
     }
 }
 
@@ -130,11 +130,11 @@ impl Registry {
     pub(super) fn push(&mut self, push: Push) -> Option<Push> {
         let item = push.1;
         match &mut self.entries.entry(item.id).or_default().position {
-            position @ Position::Elsewhere => {
-                *position = Position::Waits { newer: None };
+            position @ Position::NoLane => {
+                *position = Position::InLane { newer: None };
                 return Some(push);
             }
-            Position::Waits { newer } => *newer = Some(item),
+            Position::InLane { newer } => *newer = Some(item),
             Position::UnderWay { next } => *next = Some(Box::new(push)),
         }
         None
@@ -144,13 +144,13 @@ impl Registry {
     pub(super) fn hand_out(&mut self, item: RetryItem) -> RetryItem {
         let position = &mut self.entries.entry(item.id).or_default().position;
         match std::mem::replace(position, Position::UnderWay { next: None }) {
-            Position::Waits { newer: Some(newer) } => RetryItem { probe: item.probe, ..newer },
+            Position::InLane { newer: Some(newer) } => RetryItem { probe: item.probe, ..newer },
             _ => item,
         }
     }
 
     /// A fresh call for this message is under way, and the message is about to be kept.
-    pub(super) fn reserve(&mut self, id: MessageId) {
+    pub(super) fn fresh_call_begins(&mut self, id: MessageId) {
         let entry = self.entries.entry(id).or_default();
         entry.position = Position::UnderWay { next: None };
         entry.is_calling = true;
@@ -163,7 +163,7 @@ impl Registry {
             Requeue::Yes => {
                 let entry = self.entries.get_mut(&item.id)?;
                 if let Position::UnderWay { next } = std::mem::take(&mut entry.position) {
-                    entry.position = Position::Waits { newer: next.map(|next| next.1) };
+                    entry.position = Position::InLane { newer: next.map(|next| next.1) };
                 }
                 None
             }
@@ -175,7 +175,7 @@ impl Registry {
 
     /// A fresh call for a message has ended. Returns what was pushed meanwhile and is to go into its
     /// lane now.
-    pub(super) fn release(&mut self, id: MessageId, end: TryEnd) -> Option<Push> {
+    pub(super) fn fresh_call_ends(&mut self, id: MessageId, end: TryEnd) -> Option<Push> {
         let pushed = self.leave(id);
         self.call_ends(id, 1, end);
         pushed
@@ -194,24 +194,28 @@ impl Registry {
     /// so. What the spool notes of a call is no longer an own one's.
     fn call_ends(&mut self, id: MessageId, attempts: u32, end: TryEnd) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.is_uncertain |= entry.is_calling && end == TryEnd::Panicked;
+        if entry.is_calling && end == TryEnd::Panicked {
+            entry.is_uncertain = true;
+            // This call leaves it open for ever.
+            entry.dropped_during_call = false;
+        }
         entry.is_calling = false;
         if entry.is_dropped_for_good()
-            && let Some(waiter) = entry.take_waiter()
+            && let Some(caller) = entry.take_caller()
         {
-            waiter.respond_dropped(id, attempts);
+            caller.respond_dropped(id, attempts);
         }
         self.remove_if_done(id);
     }
 
     /// A message is kept no more. One that is under way ends as it does. Returns whether it waited in a
     /// lane.
-    pub(super) fn forget(&mut self, id: MessageId) -> bool {
+    pub(super) fn leave_lane(&mut self, id: MessageId) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else { return false };
         let waited = match &mut entry.position {
-            Position::Elsewhere => false,
-            position @ Position::Waits { .. } => {
-                *position = Position::Elsewhere;
+            Position::NoLane => false,
+            position @ Position::InLane { .. } => {
+                *position = Position::NoLane;
                 entry.dropped_during_call = false;
                 true
             }
@@ -247,9 +251,9 @@ impl Registry {
 
     // === drops ===
 
-    /// An operator drops this message. `noted`: the spool knows of a call that may have arrived.
+    /// An operator drops this message. `noted`: whether the spool knows of a call that may have arrived.
     /// Returns whether any may have.
-    pub(super) fn drop_begins(&mut self, id: MessageId, noted: bool) -> bool {
+    pub(super) fn drop_begins(&mut self, id: MessageId, noted: Doubt) -> Doubt {
         let Some(entry) = self.entries.get_mut(&id) else { return noted };
         // Another operator's drop may be durable already.
         if let Some(caller) = &mut entry.caller
@@ -257,8 +261,8 @@ impl Registry {
         {
             caller.drop = DropState::Begun;
         }
-        entry.dropped_during_call = entry.is_calling && !entry.is_uncertain && !noted;
-        entry.is_calling || entry.is_uncertain || noted
+        entry.dropped_during_call = entry.is_calling && !entry.is_uncertain && noted == Doubt::None;
+        entry.doubt().or(noted)
     }
 
     /// The drop is durable, or has changed nothing: then another operator's counts, or the message has
@@ -273,16 +277,16 @@ impl Registry {
         }
         if effect == Effect::Made
             && !entry.is_calling
-            && let Some(waiter) = entry.take_waiter()
+            && let Some(caller) = entry.take_caller()
         {
-            waiter.respond_dropped(id, calls);
+            caller.respond_dropped(id, calls);
             self.remove_if_done(id);
         }
     }
 
     /// Whether this message was dropped during its call, and only that call leaves open whether it
     /// arrived. The call's end decides once.
-    pub(super) fn takes_decision(&mut self, id: MessageId) -> bool {
+    pub(super) fn take_dropped_during_call(&mut self, id: MessageId) -> bool {
         let entry = self.entries.get_mut(&id);
         entry.is_some_and(|entry| std::mem::take(&mut entry.dropped_during_call))
     }
@@ -290,39 +294,39 @@ impl Registry {
     // === callers ===
 
     /// The caller of this message waits from now on.
-    pub(super) fn wait_for(&mut self, id: MessageId) -> oneshot::Receiver<Outcome> {
+    pub(super) fn register_caller(&mut self, id: MessageId) -> oneshot::Receiver<Outcome> {
         let (to, outcome) = oneshot::channel();
         if self.is_dismissed {
             // The caller has the other end.
             drop(to.send(Outcome::kept(id)));
         } else {
-            let caller = WaitingCaller { to, drop: DropState::None };
+            let caller = RegisteredCaller { to, drop: DropState::None, doubt: Doubt::None };
             self.entries.entry(id).or_default().caller = Some(caller);
         }
         outcome
     }
 
     /// The caller of this message, if it still waits. The code that takes it answers it.
-    pub(super) fn take_waiter(&mut self, id: MessageId) -> Option<TakenWaiter> {
-        let waiter = self.entries.get_mut(&id)?.take_waiter();
+    pub(super) fn take_caller(&mut self, id: MessageId) -> Option<RegisteredCaller> {
+        let caller = self.entries.get_mut(&id)?.take_caller();
         self.remove_if_done(id);
-        waiter
+        caller
     }
 
     /// The caller of this message, if it can be answered that no call has arrived.
-    pub(super) fn take_waiter_if_certain(&mut self, id: MessageId) -> Option<TakenWaiter> {
-        if self.entries.get(&id)?.is_uncertain { None } else { self.take_waiter(id) }
+    pub(super) fn take_caller_if_certain(&mut self, id: MessageId) -> Option<RegisteredCaller> {
+        if self.entries.get(&id)?.is_uncertain { None } else { self.take_caller(id) }
     }
 
     /// No more calls are made: every waiting caller is answered what its message is now.
     pub(super) fn dismiss(&mut self) {
         self.is_dismissed = true;
         self.entries.retain(|id, entry| {
-            if let Some(waiter) = entry.take_waiter() {
-                if waiter.is_dropped() {
-                    waiter.respond_dropped(*id, 0);
+            if let Some(caller) = entry.take_caller() {
+                if caller.is_dropped() {
+                    caller.respond_dropped(*id, 0);
                 } else {
-                    waiter.respond(Outcome::kept(*id));
+                    caller.respond(Outcome::kept(*id));
                 }
             }
             !entry.is_done()
@@ -336,7 +340,7 @@ impl Registry {
     }
 
     #[cfg(test)]
-    pub(super) fn has_waiters(&self) -> bool {
+    pub(super) fn has_callers(&self) -> bool {
         self.entries.values().any(|entry| entry.caller.is_some())
     }
 }
@@ -368,25 +372,25 @@ mod tests {
         let id = MessageId::new();
         for steps in [[0, 1, 2, 3], [0, 2, 1, 3], [0, 2, 3, 1]] {
             let mut registry = Registry::default();
-            let mut outcome = registry.wait_for(id);
+            let mut outcome = registry.register_caller(id);
             registry.call_begins(id);
             for step in steps {
                 match step {
-                    0 | 1 => drop(registry.drop_begins(id, false)),
+                    0 | 1 => drop(registry.drop_begins(id, Doubt::None)),
                     2 => registry.drop_ends(id, 1, Effect::Made),
                     _ => registry.drop_ends(id, 1, Effect::Unchanged),
                 }
             }
             assert!(outcome.try_recv().is_err(), "the call decides");
-            assert_eq!(registry.release(id, TryEnd::Ended), None);
-            assert_eq!(outcome.try_recv().unwrap(), Outcome::dropped(id, 1, false));
+            assert_eq!(registry.fresh_call_ends(id, TryEnd::Ended), None);
+            assert_eq!(outcome.try_recv().unwrap(), Outcome::dropped(id, 1, Doubt::None));
             assert!(registry.entries.is_empty());
         }
         let mut registry = Registry::default();
-        let mut outcome = registry.wait_for(id);
-        registry.drop_begins(id, false);
+        let mut outcome = registry.register_caller(id);
+        registry.drop_begins(id, Doubt::None);
         registry.drop_ends(id, 0, Effect::NotOwned);
-        assert!(outcome.try_recv().is_err() && !registry.take_waiter(id).unwrap().is_dropped());
+        assert!(outcome.try_recv().is_err() && !registry.take_caller(id).unwrap().is_dropped());
         assert!(registry.entries.is_empty());
     }
 
@@ -396,18 +400,18 @@ mod tests {
         let id = MessageId::new();
         for dropped in [false, true] {
             let mut registry = Registry::default();
-            let mut outcome = registry.wait_for(id);
+            let mut outcome = registry.register_caller(id);
             registry.call_begins(id);
             if dropped {
-                registry.drop_begins(id, false);
+                registry.drop_begins(id, Doubt::None);
                 registry.drop_ends(id, 1, Effect::Made);
             }
-            assert_eq!(registry.release(id, TryEnd::Panicked), None);
+            assert_eq!(registry.fresh_call_ends(id, TryEnd::Panicked), None);
             if dropped {
-                assert_eq!(outcome.try_recv().unwrap(), Outcome::dropped(id, 1, true));
+                assert_eq!(outcome.try_recv().unwrap(), Outcome::dropped(id, 1, Doubt::Possible));
             } else {
-                assert!(registry.take_waiter_if_certain(id).is_none());
-                assert!(registry.take_waiter(id).is_some());
+                assert!(registry.take_caller_if_certain(id).is_none());
+                assert!(registry.take_caller(id).is_some());
             }
         }
     }

@@ -7,16 +7,17 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
 use super::attempt::Repeat;
+use super::contained::{Panicked, contained};
 use super::endings::death;
-use super::kept::{KeptMessages, MAX_WRITE};
+use super::kept::{AFTER_PANIC, KeptMessages, MAX_WRITE};
 use super::lane::RetryItem;
 use super::outcome::{Disposition, Outcome};
-use super::retry_queue::{MayCall, RetryQueue};
+use super::retry_queue::MayCall;
 use super::signal::{Requeue, Signal};
 use crate::ceiling::{Class, Permit};
 use crate::message::{self, Message};
 use crate::meter::{CallKind, OverBudget};
-use crate::spool::{Change, Effect, KeepError, ReadError, Reason, Record, Tries};
+use crate::spool::{Change, Doubt, Effect, KeepError, ReadError, Reason, Record, Tries};
 use crate::upstream::{SendGate, Upstream};
 
 /// A kept message waits this long for a permit, and then for its call to leave: no caller's patience
@@ -26,50 +27,64 @@ const MAX_WAIT: Duration = Duration::from_mins(10);
 /// After a failure of this machine. No call was made.
 const LOCAL_FAILURE: Signal = Signal::Postpone(Duration::from_secs(1));
 
-/// After a bug, and at most while a budget is used up.
+/// The longest wait while a budget is used up.
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
 /// The signal of a try, and whether its message waits on.
 type TryResult = (Signal, Requeue);
 
-/// A message that was handed out comes back, also from a try that panics.
-struct HandedOut<'a> {
-    queue: &'a RetryQueue,
+/// Of a try that panics.
+const PANICKED: TryResult = (Signal::Postpone(AFTER_PANIC), Requeue::Yes);
+
+/// A message that was handed out. It comes back to its lane when this is dropped, whatever has panicked.
+pub(super) struct HandedOut<U: Upstream> {
+    kept: Arc<KeptMessages<U>>,
     lane: message::Lane,
     item: RetryItem,
     tried: TryResult,
 }
 
-impl Drop for HandedOut<'_> {
+impl<U: Upstream> Drop for HandedOut<U> {
     fn drop(&mut self) {
         let (signal, requeue) = self.tried;
         let attempts = self.item.attempts + u32::from(!signal.is_without_call());
-        self.queue.ended(&self.lane, RetryItem { attempts, ..self.item }, signal, requeue);
+        self.kept.queue.ended(&self.lane, RetryItem { attempts, ..self.item }, signal, requeue);
     }
 }
 
 /// How long a message waits whose budget is used up: to its next period, but budgets may change.
-fn wait_for(over: &OverBudget) -> Duration {
+fn budget_wait(over: &OverBudget) -> Duration {
     let left = over.until.duration_since(Timestamp::now());
     Duration::try_from(left).unwrap_or_default().clamp(Duration::from_secs(1), LOOK_AGAIN)
 }
 
-impl<U: Upstream> KeptMessages<U> {
+impl<U: Upstream> HandedOut<U> {
+    pub(super) fn new(kept: &Arc<KeptMessages<U>>, lane: message::Lane, item: RetryItem) -> Self {
+        Self { kept: Arc::clone(kept), lane, item, tried: PANICKED }
+    }
+
     /// One try.
-    pub(super) async fn try_again(self: Arc<Self>, lane: message::Lane, item: RetryItem) {
-        let tried = (Signal::Postpone(LOOK_AGAIN), Requeue::Yes);
-        let mut handed_out = HandedOut { queue: &self.queue, lane, item, tried };
-        let (Ok(tried) | Err(tried)) = self.try_once(&handed_out.lane, item).await;
-        handed_out.tried = tried;
+    pub(super) async fn try_again(mut self) {
+        let (kept, item) = (Arc::clone(&self.kept), self.item);
+        match contained(kept.try_once(&self.lane, item)).await {
+            Ok(Ok(tried) | Err(tried)) => self.tried = tried,
+            Err(Panicked) if kept.queue.is_calling(item.id) => {
+                self.item.attempts += 1;
+                kept.record_panic(item.id, self.item.attempts).await;
+            }
+            Err(Panicked) => {}
+        }
         // An operator may have dropped it meanwhile.
-        if self.queued(item.id).is_none() {
-            handed_out.tried.1 = Requeue::No;
-            if tried.0.is_without_call() {
-                self.decide_drop(item.id, false);
+        if kept.queued(item.id).is_none() {
+            self.tried.1 = Requeue::No;
+            if self.tried.0.is_without_call() {
+                kept.decide_drop(item.id, Doubt::None);
             }
         }
     }
+}
 
+impl<U: Upstream> KeptMessages<U> {
     /// `Err`: no call was made.
     async fn try_once(
         &self,
@@ -93,7 +108,7 @@ impl<U: Upstream> KeptMessages<U> {
         };
         let attempt = self.dispatcher.attempt(&message, permit, kind).await.map_err(|over| {
             self.uncall(item);
-            (Signal::Postpone(wait_for(&over)), Requeue::Yes)
+            (Signal::Postpone(budget_wait(&over)), Requeue::Yes)
         })?;
         let answer = attempt.send(&SendGate::new(closes, &self.dispatcher.stop)).await;
         Ok(self.record(&message, item.attempts + 1, &answer, repeat).await)
@@ -111,7 +126,7 @@ impl<U: Upstream> KeptMessages<U> {
             return Err(gone);
         }
         if let Err(over) = self.dispatcher.meter.admits(&lane.instance, &lane.parent) {
-            return Err((Signal::Postpone(wait_for(&over)), Requeue::Yes));
+            return Err((Signal::Postpone(budget_wait(&over)), Requeue::Yes));
         }
         if self.spool.is_ours().is_err() {
             return Err((LOCAL_FAILURE, Requeue::Yes));
@@ -129,12 +144,12 @@ impl<U: Upstream> KeptMessages<U> {
             Err(error @ ReadError::Damaged) => {
                 let trace_id = self.trace(id).map(tracing::field::display);
                 tracing::error!(%id, trace_id, %error, "an accepted message is lost");
-                if let Some(waiter) = self.queue.take_waiter(id) {
+                if let Some(caller) = self.queue.take_caller(id) {
                     let ended = match item.attempts {
                         0 => Disposition::NotKept(KeepError::Disk(error.to_string().into())),
                         _ => Disposition::Unanswered,
                     };
-                    waiter.respond(Outcome::new(item.attempts, ended));
+                    caller.respond(Outcome::new(item.attempts, ended));
                 }
                 Err(gone)
             }

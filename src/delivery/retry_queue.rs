@@ -9,12 +9,12 @@ use tokio::time::Instant;
 
 use super::lane::{LaneQueue, RetryItem, retry_wait};
 use super::outcome::Outcome;
-use super::registry::{Registry, TakenWaiter, TryEnd};
+use super::registry::{RegisteredCaller, Registry, TryEnd};
 use super::signal::{Requeue, Signal};
 use crate::answer::AccessDenied;
 use crate::config::Retry;
 use crate::message::{self, MessageId};
-use crate::spool::{self, Effect};
+use crate::spool::{self, Doubt, Effect};
 
 /// Kept messages that are read and tried at once, over all lanes: each has its body in memory.
 const MAX_TOGETHER: usize = 1_000;
@@ -119,13 +119,14 @@ impl RetryQueue {
     }
 
     /// Messages that are kept no more wait no more.
-    pub(super) fn forget(&self, gone: &HashSet<MessageId>) {
+    pub(super) fn remove(&self, gone: &HashSet<MessageId>) {
         let mut state = self.state();
         let Queued { lanes, registry, .. } = &mut *state;
-        let waited: HashSet<_> = gone.iter().copied().filter(|id| registry.forget(*id)).collect();
+        let waited = gone.iter().copied().filter(|id| registry.leave_lane(*id));
+        let waited: HashSet<_> = waited.collect();
         if !waited.is_empty() {
             for lane in lanes.values_mut() {
-                lane.forget(&waited);
+                lane.remove(&waited);
             }
         }
         drop(state);
@@ -134,9 +135,9 @@ impl RetryQueue {
 
     /// Until this is dropped a fresh call for the message is under way: what pushes the message
     /// meanwhile makes it wait afterwards.
-    pub(super) fn reserve(&self, id: MessageId) -> Reserved<'_> {
-        self.state().registry.reserve(id);
-        Reserved { queue: self, id }
+    pub(super) fn fresh_call_begins(&self, id: MessageId) -> FreshCall<'_> {
+        self.state().registry.fresh_call_begins(id);
+        FreshCall { queue: self, id, end: TryEnd::Ended }
     }
 
     /// A fresh message of this lane was called for.
@@ -180,7 +181,7 @@ impl RetryQueue {
     #[cfg(test)]
     pub(super) fn is_quiet(&self) -> bool {
         let state = self.state();
-        state.under_way == 0 && !state.registry.has_waiters()
+        state.under_way == 0 && !state.registry.has_callers()
     }
 
     // === calls and drops: the spool is asked while no own call can begin or end ===
@@ -217,6 +218,11 @@ impl RetryQueue {
         }
     }
 
+    /// Whether this process's own call for this message is under way, or about to leave.
+    pub(super) fn is_calling(&self, id: MessageId) -> bool {
+        self.state().registry.is_calling(id)
+    }
+
     /// A call for this message may have arrived, and its outcome is unknown: its caller is not answered
     /// that none did.
     pub(super) fn mark_uncertain(&self, id: MessageId) {
@@ -228,10 +234,10 @@ impl RetryQueue {
         &self,
         id: MessageId,
         find: impl FnOnce() -> Option<spool::Brief>,
-        note: impl FnOnce(bool) -> T,
+        note: impl FnOnce(Doubt) -> T,
     ) -> T {
         let mut state = self.state();
-        let noted = find().is_some_and(|brief| brief.doubt);
+        let noted = find().is_some_and(|brief| brief.doubt).into();
         note(state.registry.drop_begins(id, noted))
     }
 
@@ -241,22 +247,22 @@ impl RetryQueue {
     }
 
     /// Whether the end of an own call decides if a message that was dropped meanwhile has arrived.
-    pub(super) fn takes_decision(&self, id: MessageId) -> bool {
-        self.state().registry.takes_decision(id)
+    pub(super) fn take_dropped_during_call(&self, id: MessageId) -> bool {
+        self.state().registry.take_dropped_during_call(id)
     }
 
     // === callers ===
 
-    pub(super) fn wait_for(&self, id: MessageId) -> oneshot::Receiver<Outcome> {
-        self.state().registry.wait_for(id)
+    pub(super) fn register_caller(&self, id: MessageId) -> oneshot::Receiver<Outcome> {
+        self.state().registry.register_caller(id)
     }
 
-    pub(super) fn take_waiter(&self, id: MessageId) -> Option<TakenWaiter> {
-        self.state().registry.take_waiter(id)
+    pub(super) fn take_caller(&self, id: MessageId) -> Option<RegisteredCaller> {
+        self.state().registry.take_caller(id)
     }
 
-    pub(super) fn take_waiter_if_certain(&self, id: MessageId) -> Option<TakenWaiter> {
-        self.state().registry.take_waiter_if_certain(id)
+    pub(super) fn take_caller_if_certain(&self, id: MessageId) -> Option<RegisteredCaller> {
+        self.state().registry.take_caller_if_certain(id)
     }
 
     /// No more calls are made: every waiting caller is answered.
@@ -314,16 +320,24 @@ impl RetryQueue {
 }
 
 /// A fresh call for a message that is about to be kept.
-pub(super) struct Reserved<'a> {
+pub(super) struct FreshCall<'a> {
     queue: &'a RetryQueue,
     id: MessageId,
+    end: TryEnd,
 }
 
-impl Drop for Reserved<'_> {
+impl FreshCall<'_> {
+    /// Its task unwound.
+    pub(super) fn panicked(mut self) {
+        self.end = TryEnd::Panicked;
+    }
+}
+
+impl Drop for FreshCall<'_> {
     fn drop(&mut self) {
         let mut state = self.queue.state();
         let Queued { lanes, registry, .. } = &mut *state;
-        if let Some((lane, item, due)) = registry.release(self.id, TryEnd::now()) {
+        if let Some((lane, item, due)) = registry.fresh_call_ends(self.id, self.end) {
             lanes.entry(lane).or_default().push(item, due);
             drop(state);
             self.queue.changed.notify_one();

@@ -3,9 +3,11 @@
 
 use std::sync::Weak;
 
+use super::contained::contained;
 use super::endings::death;
+use super::idempotency::is_queued;
 use super::kept::KeptMessages;
-use crate::spool::{Adoptions, Brief, Reason, State};
+use crate::spool::{Adoptions, Brief, Reason};
 use crate::upstream::Upstream;
 
 impl<U: Upstream> KeptMessages<U> {
@@ -20,6 +22,15 @@ impl<U: Upstream> KeptMessages<U> {
         self.take_up(&found);
     }
 
+    /// Takes these up together; after a panic one by one, so that it costs no other message.
+    pub(super) async fn adopt(&self, found: &[Brief]) {
+        if contained(async { self.take_up(found) }).await.is_err() {
+            for brief in found {
+                drop(contained(async { self.take_up(std::slice::from_ref(brief)) }).await);
+            }
+        }
+    }
+
     /// Remembers the keys of these messages, and delivers those that are queued. What is taken up
     /// again while it waits or is under way is delivered once.
     fn take_up(&self, found: &[Brief]) {
@@ -29,7 +40,7 @@ impl<U: Upstream> KeptMessages<U> {
             |brief: &&Brief| self.queue.was_called_by_other(brief.id, || self.find_state(brief.id));
         let (called, waits): (Vec<_>, Vec<_>) = queued.partition(was_called);
         // No lane hands out what is about to become a dead letter.
-        self.queue.forget(&called.iter().map(|brief| brief.id).collect());
+        self.queue.remove(&called.iter().map(|brief| brief.id).collect());
         for brief in called {
             // A call may have left, and the topic is not to be delivered twice. The ledger has
             // counted it, like all that were under way.
@@ -37,6 +48,8 @@ impl<U: Upstream> KeptMessages<U> {
             drop(self.note_dead(brief.id, brief.attempts + 1, death, None));
         }
         for brief in waits {
+            #[cfg(test)]
+            super::tests::panics::at("takes up");
             self.enqueue(brief);
             // A call of a topic that may be delivered twice is not noted before its end.
             self.queue.mark_uncertain(brief.id);
@@ -44,14 +57,10 @@ impl<U: Upstream> KeptMessages<U> {
     }
 }
 
-fn is_queued(brief: &Brief) -> bool {
-    matches!(brief.state, State::Queued { .. })
-}
-
 /// Takes up what the spool hands over, until the delivery is dropped.
 pub(super) async fn adopt<U: Upstream>(kept: Weak<KeptMessages<U>>, mut adoptions: Adoptions) {
     while let Some(briefs) = adoptions.next().await {
         let Some(kept) = kept.upgrade() else { return };
-        kept.take_up(&briefs);
+        kept.adopt(&briefs).await;
     }
 }

@@ -2,6 +2,7 @@
 //! pause.
 
 mod adversary;
+pub(super) mod panics;
 #[cfg(feature = "redis-tests")]
 mod taken_up;
 
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::kept::MAX_WRITE;
 use super::{Delivery, Disposition, Outcome, PublishOptions};
@@ -19,7 +21,7 @@ use crate::config::{self, Config};
 use crate::message::{Message, MessageId, Payload, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
-use crate::spool::{Brief, Claim, Selection, Spool, State};
+use crate::spool::{Brief, Claim, Selection, Spool, State, Which};
 use crate::upstream::{SendGate, Upstream};
 
 /// The provider. It takes no connection until [`Self::answers`].
@@ -28,6 +30,8 @@ struct Provider {
     answers: Arc<Mutex<Option<HttpAnswer>>>,
     /// How long a connection takes, or another key.
     takes: Duration,
+    /// Until this is cancelled, a call that has left has no answer.
+    thinks: Option<CancellationToken>,
     called: Arc<Mutex<Vec<MessageId>>>,
 }
 
@@ -52,7 +56,7 @@ impl Provider {
 }
 
 impl Upstream for Provider {
-    async fn send(&self, message: &Message, permit: Permit, departure: &SendGate) -> Answer {
+    async fn send(&self, message: &Message, permit: Permit, gate: &SendGate) -> Answer {
         let Some(answer) = self.answers.lock().unwrap().clone() else {
             permit.unsent();
             return Answer::TransportError(TransportError::Connect);
@@ -60,9 +64,12 @@ impl Upstream for Provider {
         if !self.takes.is_zero() {
             sleep(self.takes).await;
         }
-        if !departure.leave() {
+        if !gate.leave() {
             permit.unsent();
             return Answer::TransportError(TransportError::TooLate);
+        }
+        if let Some(thinks) = &self.thinks {
+            thinks.cancelled().await;
         }
         assert_ne!(answer.status, BUG);
         permit.answered();
@@ -76,7 +83,7 @@ impl Upstream for Provider {
     }
 }
 
-fn config() -> Config {
+fn config(more: &[(&str, &str)]) -> Config {
     let flags = [
         ("upstream.endpoint", "http://127.0.0.1:1"),
         ("upstream.instance_id", "x"),
@@ -85,13 +92,22 @@ fn config() -> Config {
         ("retry.cap", "50ms"),
         ("retry.unknown", "park"),
     ];
-    let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    config::load(None, [], &flags).unwrap().config
+    let flags = flags.iter().filter(|(key, _)| more.iter().all(|(other, _)| key != other));
+    let flags = flags.chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    config::load(None, [], &flags.collect::<Vec<_>>()).unwrap().config
 }
 
 async fn start(disk: &Double, provider: &Provider) -> (Delivery<Provider>, Spool) {
+    start_with(disk, provider, &[]).await
+}
+
+async fn start_with(
+    disk: &Double,
+    provider: &Provider,
+    flags: &[(&str, &str)],
+) -> (Delivery<Provider>, Spool) {
     let spool = open(disk, &options(Path::new("/nowhere"))).await;
-    let config = config();
+    let config = config(flags);
     let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
     let meter = Meter::new(5, &config.billing, []);
     let kept = Some(spool.clone());
@@ -275,25 +291,6 @@ async fn a_crash_while_a_key_is_looked_for() {
     let again = open(&disk, &options(Path::new("/nowhere"))).await;
     let found = again.find(id).map(|brief| (brief.attempts, brief.state));
     assert_eq!(found, Some((1, State::Queued { calling: false })));
-}
-
-/// A bug of ours in a try costs time, not the message, and holds up no others. What is parked is not
-/// called again: the call may have left.
-#[tokio::test(start_paused = true)]
-async fn a_try_that_panics() {
-    let (disk, provider) = (Double::default(), Provider::default());
-    let (delivery, spool) = start(&disk, &provider).await;
-    provider.answers(BUG);
-    assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
-    sleep(Duration::from_secs(1)).await;
-    provider.answers(200);
-    assert!(delivery.publish(message("TopicA"), ASYNC).await.is_accepted());
-    sleep(Duration::from_secs(5)).await;
-    assert_eq!((provider.called().len(), spool.usage().queued.messages), (1, 1));
-    sleep(Duration::from_mins(1)).await;
-    let usage = spool.usage();
-    let left = (usage.queued.messages, usage.dead.messages);
-    assert_eq!((provider.called().len(), left), (1, (0, 1)));
 }
 
 /// A message whose caller was answered that it is refused is not there after a crash.

@@ -6,14 +6,14 @@ use serde::Serialize;
 
 use super::faults::Fault;
 use super::reply::{self, Body};
-use super::state::Shared;
+use super::state::EmulatorInner;
 
 /// What these paths begin with.
 pub(super) const PREFIX: &str = "/_emulator";
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Problem<'a> {
+struct AdminProblem<'a> {
     code: &'a str,
     message: String,
 }
@@ -23,7 +23,12 @@ struct Done {
     done: bool,
 }
 
-pub(super) fn answer(shared: &Shared, method: &Method, path: &str, body: &[u8]) -> Response<Body> {
+pub(super) fn answer(
+    shared: &EmulatorInner,
+    method: &Method,
+    path: &str,
+    body: &[u8],
+) -> Response<Body> {
     let path = path.strip_prefix(PREFIX).unwrap_or(path);
     match (path, method.as_str()) {
         ("/report", "GET") => reply::json(StatusCode::OK, &shared.report()),
@@ -65,7 +70,7 @@ fn wrong_method(allow: &'static str) -> Response<Body> {
 }
 
 fn problem(status: StatusCode, code: &str, message: String) -> Response<Body> {
-    reply::json(status, &Problem { code, message })
+    reply::json(status, &AdminProblem { code, message })
 }
 
 fn done() -> Response<Body> {

@@ -11,7 +11,7 @@ use super::refusal::Refusal;
 pub(super) type Pairs<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
 
 /// A call, decoded but not believed.
-pub(super) struct Call<'a> {
+pub(super) struct ReceivedCall<'a> {
     pub(super) method: &'a Method,
     pub(super) headers: &'a HeaderMap,
     pub(super) query: Pairs<'a>,
@@ -31,7 +31,7 @@ pub(super) enum Version {
 
 const API_VERSION: &str = "2020-04-20";
 
-impl<'a> Call<'a> {
+impl<'a> ReceivedCall<'a> {
     pub(super) fn new(parts: &'a Parts, body: &'a [u8]) -> Self {
         let form = match (text(&parts.headers, header::CONTENT_TYPE.as_str()), str::from_utf8(body))
         {

@@ -50,7 +50,7 @@ impl Seen {
 
 /// The books of a run.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct AcceptedLedger {
     hasher: RandomState,
     nonces: Seen,
     contents: Seen,
@@ -65,7 +65,7 @@ pub(super) struct Ledger {
     pub(super) keys: BTreeMap<String, u64>,
 }
 
-impl Ledger {
+impl AcceptedLedger {
     /// `hasher` is shared with those who hash outside the lock.
     pub(super) fn new(hasher: RandomState, keep_messages: usize, keep_bytes: usize) -> Self {
         Self {
@@ -135,8 +135,8 @@ mod tests {
 
     use super::*;
 
-    fn ledger(keep_messages: usize, keep_bytes: usize) -> Ledger {
-        Ledger::new(RandomState::new(), keep_messages, keep_bytes)
+    fn ledger(keep_messages: usize, keep_bytes: usize) -> AcceptedLedger {
+        AcceptedLedger::new(RandomState::new(), keep_messages, keep_bytes)
     }
 
     fn message(payload: &str) -> Arc<Accepted> {

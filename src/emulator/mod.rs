@@ -42,14 +42,14 @@ use tokio_util::task::TaskTracker;
 
 pub use faults::{Fault, FaultError, Then, parse_duration};
 use mqtt::Broker;
-pub use options::{DEMO_KEY_ID, DEMO_KEY_SECRET, KeyPair, MqttPayload, Options, Over};
-pub use report::{Accepted, MqttReport, Report, Second};
-use state::Shared;
+pub use options::{DEMO_KEY_ID, DEMO_KEY_SECRET, EmulatorOptions, KeyPair, MqttPayload, Over};
+pub use report::{Accepted, EmulatedSecond, MqttReport, Report};
+use state::EmulatorInner;
 
 /// A running emulator. Dropped, it stops.
 pub struct Emulator {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<EmulatorInner>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -75,7 +75,7 @@ pub enum EmulatorError {
 
 impl Emulator {
     /// Starts on the current tokio runtime, and panics outside of one.
-    pub fn start(options: Options) -> Result<Self, EmulatorError> {
+    pub fn start(options: EmulatorOptions) -> Result<Self, EmulatorError> {
         faults::check(&options.faults)?;
         let refused = |source| EmulatorError::Listen { address: options.listen, source };
         let listener = server::listen(options.listen).map_err(refused)?;
@@ -91,7 +91,7 @@ impl Emulator {
                 Some(broker)
             }
         };
-        let shared = Arc::new(Shared::new(options, broker));
+        let shared = Arc::new(EmulatorInner::new(options, broker));
         tasks.spawn(server::accept(listener, Arc::clone(&shared), stop.clone(), tasks.clone()));
         Ok(Self { address, shared, stop, tasks })
     }

@@ -24,11 +24,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 pub(super) struct Broker {
     client: AsyncClient,
     payload: MqttPayload,
-    counts: Arc<Counts>,
+    counts: Arc<MqttCounts>,
 }
 
 #[derive(Default)]
-struct Counts {
+struct MqttCounts {
     published: AtomicU64,
     dropped: AtomicU64,
 }
@@ -41,7 +41,7 @@ impl Broker {
         payload: MqttPayload,
     ) -> Option<(Self, impl Future<Output = ()> + use<>)> {
         let (client, events) = AsyncClient::new(address(url)?, QUEUE);
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(MqttCounts::default());
         let flow = flow(events, Arc::clone(&counts));
         Some((Self { client, payload, counts }, flow))
     }
@@ -87,7 +87,7 @@ fn address(url: &str) -> Option<MqttOptions> {
 }
 
 /// Drives the connection, and makes it anew, ever more slowly, when it breaks.
-async fn flow(mut events: EventLoop, counts: Arc<Counts>) {
+async fn flow(mut events: EventLoop, counts: Arc<MqttCounts>) {
     let mut wait = FIRST_WAIT;
     loop {
         match events.poll().await {

@@ -13,7 +13,7 @@ pub const DEMO_KEY_SECRET: &str = "demo-key-secret";
 
 /// How the emulator behaves. The defaults are the provider's published limits.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct EmulatorOptions {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Calls a sliding second in all, beyond which calls are throttled. 0: no limit.
@@ -47,7 +47,7 @@ pub struct Options {
     pub keep_bytes: usize,
 }
 
-impl Default for Options {
+impl Default for EmulatorOptions {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9460)),

@@ -1,6 +1,6 @@
 //! What `SendMessage` demands of its three parameters.
 
-use super::call::Call;
+use super::call::ReceivedCall;
 use super::refusal::Refusal;
 
 const MOST_TOPIC: usize = 64;
@@ -15,7 +15,7 @@ pub(super) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    pub(super) fn read(call: &'a Call<'_>) -> Result<Self, Refusal> {
+    pub(super) fn read(call: &'a ReceivedCall<'_>) -> Result<Self, Refusal> {
         let mandatory = |name| call.parameter(name).ok_or_else(|| Refusal::missing(name));
         let request = Self {
             instance: mandatory("InstanceId")?,

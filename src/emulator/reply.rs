@@ -32,7 +32,7 @@ struct Taken<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Refused<'a> {
+struct RefusalBody<'a> {
     request_id: &'a str,
     host_id: &'a str,
     code: &'a str,
@@ -51,7 +51,7 @@ pub(super) fn refused(refusal: &Refusal, request: &HeaderMap) -> Response<Body> 
     let request_id = request_id();
     let host = request.get(http::header::HOST).and_then(|host| host.to_str().ok());
     let code = refusal.code.as_ref();
-    let body = Refused {
+    let body = RefusalBody {
         request_id: &request_id,
         host_id: host.unwrap_or_default(),
         code,

@@ -22,7 +22,7 @@ pub struct Report {
     /// The same by source address.
     pub worst_second_by_source: BTreeMap<IpAddr, usize>,
     /// The last hour, seconds without calls left out.
-    pub by_second: Vec<Second>,
+    pub by_second: Vec<EmulatedSecond>,
     /// Addresses whose connections are being closed.
     pub blocked: Vec<IpAddr>,
     /// Rightly signed calls by `AccessKeyId`.
@@ -36,7 +36,7 @@ pub struct Report {
 
 /// Calls of one second of the wall clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Second {
+pub struct EmulatedSecond {
     /// Seconds since 1970.
     pub second: i64,
     /// Calls that arrived.

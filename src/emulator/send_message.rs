@@ -7,17 +7,17 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::authentication;
-use super::call::Call;
+use super::call::ReceivedCall;
 use super::faults::{Fault, Then};
 use super::options::Over;
 use super::parameters::Request;
 use super::refusal::Refusal;
 use super::report::Accepted;
-use super::state::Shared;
+use super::state::EmulatorInner;
 
 /// What the caller will see.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum CallOutcome {
     Accepted {
         msg_id: String,
     },
@@ -30,7 +30,7 @@ pub(super) enum Outcome {
     AcceptedThenClose,
 }
 
-impl Outcome {
+impl CallOutcome {
     /// Under which name a call that was not taken is counted.
     fn not_taken(&self) -> Option<&str> {
         match self {
@@ -45,13 +45,13 @@ impl Outcome {
 }
 
 /// An outcome, and how much later than usual it shows.
-pub(super) struct Verdict {
-    pub(super) outcome: Outcome,
+pub(super) struct DelayedOutcome {
+    pub(super) outcome: CallOutcome,
     pub(super) delay: Duration,
 }
 
 /// A call over the account's ceiling; `room_in` nanoseconds later there is room.
-pub(super) fn over_account(shared: &Shared, room_in: u64) -> Verdict {
+pub(super) fn over_account(shared: &EmulatorInner, room_in: u64) -> DelayedOutcome {
     let refusal = match shared.options.over {
         Over::SystemOverFlow => Refusal::new("SystemOverFlow"),
         Over::ThrottlingUser => Refusal {
@@ -63,12 +63,16 @@ pub(super) fn over_account(shared: &Shared, room_in: u64) -> Verdict {
 }
 
 /// Refuses a call without a look at it.
-pub(super) fn refuse(shared: &Shared, refusal: Refusal) -> Verdict {
+pub(super) fn refuse(shared: &EmulatorInner, refusal: Refusal) -> DelayedOutcome {
     settled(shared, Err(refusal))
 }
 
 /// Authentication, then parameters, then faults, then acceptance.
-pub(super) fn settle(shared: &Shared, source: IpAddr, call: &Call<'_>) -> Verdict {
+pub(super) fn settle(
+    shared: &EmulatorInner,
+    source: IpAddr,
+    call: &ReceivedCall<'_>,
+) -> DelayedOutcome {
     let checked = call
         .check_operation()
         .and_then(|()| authentication::check(call, &shared.keys, shared.wall()));
@@ -83,19 +87,22 @@ pub(super) fn settle(shared: &Shared, source: IpAddr, call: &Call<'_>) -> Verdic
         }
         let request = Request::read(call)?;
         if request.is_oversize() {
-            return Ok(Verdict { outcome: Outcome::EmptyMsgId, delay: Duration::ZERO });
+            return Ok(DelayedOutcome { outcome: CallOutcome::EmptyMsgId, delay: Duration::ZERO });
         }
         let fault = shared.books().faults.draw(request.topic, now);
         Ok(match fault {
-            None => Verdict { outcome: accept(shared, source, &request), delay: Duration::ZERO },
+            None => {
+                DelayedOutcome { outcome: accept(shared, source, &request), delay: Duration::ZERO }
+            }
             Some(fault) => play(fault, || accept(shared, source, &request)),
         })
     });
     settled(shared, verdict)
 }
 
-fn settled(shared: &Shared, verdict: Result<Verdict, Refusal>) -> Verdict {
-    let refused = |refusal| Verdict { outcome: Outcome::Refused(refusal), delay: Duration::ZERO };
+fn settled(shared: &EmulatorInner, verdict: Result<DelayedOutcome, Refusal>) -> DelayedOutcome {
+    let refused =
+        |refusal| DelayedOutcome { outcome: CallOutcome::Refused(refusal), delay: Duration::ZERO };
     let verdict = verdict.unwrap_or_else(refused);
     if let Some(name) = verdict.outcome.not_taken() {
         shared.books().ledger.refuse(name);
@@ -103,27 +110,27 @@ fn settled(shared: &Shared, verdict: Result<Verdict, Refusal>) -> Verdict {
     verdict
 }
 
-fn play(fault: Fault, accept: impl FnOnce() -> Outcome) -> Verdict {
+fn play(fault: Fault, accept: impl FnOnce() -> CallOutcome) -> DelayedOutcome {
     let outcome = match (fault.then, fault.code) {
         (Then::Answer, None) => accept(),
         (Then::Answer, Some(code)) => {
             let refusal = Refusal { retry_after: fault.retry_after_ms, ..Refusal::new(code) };
             let status = fault.status.unwrap_or(refusal.status);
-            Outcome::Refused(Refusal { status, ..refusal })
+            CallOutcome::Refused(Refusal { status, ..refusal })
         }
-        (Then::Close, _) => Outcome::Close,
-        (Then::Hang, _) => Outcome::Hang,
-        (Then::EmptyMsgid, _) => Outcome::EmptyMsgId,
-        (Then::Html503, _) => Outcome::Html503,
+        (Then::Close, _) => CallOutcome::Close,
+        (Then::Hang, _) => CallOutcome::Hang,
+        (Then::EmptyMsgid, _) => CallOutcome::EmptyMsgId,
+        (Then::Html503, _) => CallOutcome::Html503,
         (Then::DeliverThenClose, _) => {
             accept();
-            Outcome::AcceptedThenClose
+            CallOutcome::AcceptedThenClose
         }
     };
-    Verdict { outcome, delay: fault.latency.unwrap_or_default() }
+    DelayedOutcome { outcome, delay: fault.latency.unwrap_or_default() }
 }
 
-fn accept(shared: &Shared, source: IpAddr, request: &Request<'_>) -> Outcome {
+fn accept(shared: &EmulatorInner, source: IpAddr, request: &Request<'_>) -> CallOutcome {
     let Request { instance, topic, payload } = *request;
     let msg_id = upper_hex(Uuid::new_v4());
     let message = Arc::new(Accepted {
@@ -143,7 +150,7 @@ fn accept(shared: &Shared, source: IpAddr, request: &Request<'_>) -> Outcome {
     if let Some(broker) = &shared.broker {
         broker.hand_over(&message);
     }
-    Outcome::Accepted { msg_id }
+    CallOutcome::Accepted { msg_id }
 }
 
 fn upper_hex(id: Uuid) -> String {

@@ -20,11 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admin;
-use super::call::Call;
+use super::call::ReceivedCall;
 use super::refusal::Refusal;
 use super::reply::{self, Body};
-use super::send_message::{self, Outcome, Verdict};
-use super::state::Shared;
+use super::send_message::{self, CallOutcome, DelayedOutcome};
+use super::state::EmulatorInner;
 use super::traffic::Arrival;
 
 const MOST_CONNECTIONS: usize = 16_384;
@@ -49,7 +49,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Accepts until stopped.
 pub(super) async fn accept(
     listener: TcpListener,
-    shared: Arc<Shared>,
+    shared: Arc<EmulatorInner>,
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
@@ -81,7 +81,7 @@ pub(super) async fn accept(
     }
 }
 
-async fn connection(stream: TcpStream, source: IpAddr, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, source: IpAddr, shared: Arc<EmulatorInner>) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
@@ -99,7 +99,7 @@ async fn connection(stream: TcpStream, source: IpAddr, shared: Arc<Shared>) {
 }
 
 async fn handle(
-    shared: &Shared,
+    shared: &EmulatorInner,
     source: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, HangUp> {
@@ -117,21 +117,21 @@ async fn handle(
     let body = read(shared, body).await?;
     let verdict = match arrival {
         Arrival::OverAccount(room_in) => send_message::over_account(shared, room_in),
-        _ if path == "/" => send_message::settle(shared, source, &Call::new(&parts, &body)),
+        _ if path == "/" => send_message::settle(shared, source, &ReceivedCall::new(&parts, &body)),
         _ => send_message::refuse(shared, Refusal::new("InvalidApi.NotFound")),
     };
-    let Verdict { outcome, delay } = verdict;
+    let DelayedOutcome { outcome, delay } = verdict;
     let delay = delay + shared.options.latency;
     if !delay.is_zero() {
         sleep(delay).await;
     }
     let mut reply = match outcome {
-        Outcome::Accepted { msg_id } => reply::taken(&msg_id),
-        Outcome::EmptyMsgId => reply::taken(""),
-        Outcome::Refused(refusal) => reply::refused(&refusal, &parts.headers),
-        Outcome::Html503 => reply::html_503(),
-        Outcome::Close | Outcome::AcceptedThenClose => return Err(HangUp),
-        Outcome::Hang => {
+        CallOutcome::Accepted { msg_id } => reply::taken(&msg_id),
+        CallOutcome::EmptyMsgId => reply::taken(""),
+        CallOutcome::Refused(refusal) => reply::refused(&refusal, &parts.headers),
+        CallOutcome::Html503 => reply::html_503(),
+        CallOutcome::Close | CallOutcome::AcceptedThenClose => return Err(HangUp),
+        CallOutcome::Hang => {
             sleep(LONGEST_HANG).await;
             return Err(HangUp);
         }
@@ -143,7 +143,7 @@ async fn handle(
 }
 
 /// The whole body; one that is too large or too slow is not worth an answer.
-async fn read(shared: &Shared, body: Incoming) -> Result<Bytes, HangUp> {
+async fn read(shared: &EmulatorInner, body: Incoming) -> Result<Bytes, HangUp> {
     let whole = timeout(shared.options.idle, Limited::new(body, MOST_BODY).collect()).await;
     Ok(whole.map_err(|_| HangUp)?.map_err(|_| HangUp)?.to_bytes())
 }

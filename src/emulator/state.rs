@@ -8,19 +8,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use super::authentication::Keys;
+use super::authentication::KeyRing;
 use super::faults::{Fault, Faults};
-use super::ledger::Ledger;
+use super::ledger::AcceptedLedger;
 use super::mqtt::Broker;
-use super::options::Options;
+use super::options::EmulatorOptions;
 use super::report::{Accepted, Report};
-use super::traffic::{Arrival, Ceilings, Traffic};
+use super::traffic::{Arrival, Traffic, TrafficCeilings};
 
-pub(super) struct Shared {
-    pub(super) options: Options,
-    pub(super) keys: Keys,
+pub(super) struct EmulatorInner {
+    pub(super) options: EmulatorOptions,
+    pub(super) keys: KeyRing,
     pub(super) broker: Option<Broker>,
-    ceilings: Ceilings,
+    ceilings: TrafficCeilings,
     started: Instant,
     hasher: RandomState,
     books: Mutex<Books>,
@@ -29,21 +29,21 @@ pub(super) struct Shared {
 /// Everything that a reset forgets.
 pub(super) struct Books {
     pub(super) traffic: Traffic,
-    pub(super) ledger: Ledger,
+    pub(super) ledger: AcceptedLedger,
     pub(super) faults: Faults,
 }
 
-impl Shared {
-    pub(super) fn new(options: Options, broker: Option<Broker>) -> Self {
+impl EmulatorInner {
+    pub(super) fn new(options: EmulatorOptions, broker: Option<Broker>) -> Self {
         let hasher = RandomState::new();
         let mut books = Books::new(&options, hasher.clone());
         books.faults.set(options.faults.clone(), 0);
-        let ceilings = Ceilings {
+        let ceilings = TrafficCeilings {
             account: usize::try_from(options.account_qps).unwrap_or(usize::MAX),
             egress_ip: usize::try_from(options.egress_ip_qps).unwrap_or(usize::MAX),
             block_for: options.block_for,
         };
-        let keys = Keys::new(options.keys.clone());
+        let keys = KeyRing::new(options.keys.clone());
         let (started, books) = (Instant::now(), Mutex::new(books));
         Self { options, keys, broker, ceilings, started, hasher, books }
     }
@@ -126,10 +126,10 @@ impl Shared {
 }
 
 impl Books {
-    fn new(options: &Options, hasher: RandomState) -> Self {
+    fn new(options: &EmulatorOptions, hasher: RandomState) -> Self {
         Self {
             traffic: Traffic::default(),
-            ledger: Ledger::new(hasher, options.keep_messages, options.keep_bytes),
+            ledger: AcceptedLedger::new(hasher, options.keep_messages, options.keep_bytes),
             faults: Faults::new(options.seed),
         }
     }

@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::report::{Second, WorstSecond};
-use super::window::Window;
+use super::report::{EmulatedSecond, WorstSecond};
+use super::window::TrafficWindow;
 
 /// Addresses followed by themselves; calls from further ones count in all only.
 const MOST_SOURCES: usize = 4096;
@@ -14,7 +14,7 @@ const MOST_SECONDS: usize = 3600;
 
 /// The ceilings, in calls a sliding second. 0: none.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ceilings {
+pub(super) struct TrafficCeilings {
     pub(super) account: usize,
     pub(super) egress_ip: usize,
     pub(super) block_for: Option<Duration>,
@@ -32,8 +32,8 @@ pub(super) enum Arrival {
 }
 
 #[derive(Debug, Default)]
-struct Source {
-    window: Window,
+struct SourceTraffic {
+    window: TrafficWindow,
     block: Block,
 }
 
@@ -49,9 +49,9 @@ enum Block {
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     calls: u64,
-    all: Window,
-    sources: HashMap<IpAddr, Source>,
-    seconds: VecDeque<Second>,
+    all: TrafficWindow,
+    sources: HashMap<IpAddr, SourceTraffic>,
+    seconds: VecDeque<EmulatedSecond>,
 }
 
 impl Traffic {
@@ -61,7 +61,7 @@ impl Traffic {
         source: IpAddr,
         at: u64,
         second: i64,
-        ceilings: Ceilings,
+        ceilings: TrafficCeilings,
     ) -> Arrival {
         self.calls += 1;
         self.second(second).calls += 1;
@@ -76,7 +76,7 @@ impl Traffic {
     }
 
     /// Counts for the address, and says whether it is blocked.
-    fn from(&mut self, source: IpAddr, at: u64, ceilings: Ceilings) -> bool {
+    fn from(&mut self, source: IpAddr, at: u64, ceilings: TrafficCeilings) -> bool {
         if self.sources.len() >= MOST_SOURCES && !self.sources.contains_key(&source) {
             return false;
         }
@@ -103,13 +103,13 @@ impl Traffic {
     }
 
     /// The books of a second. A clock that steps back counts on in the latest one.
-    fn second(&mut self, second: i64) -> &mut Second {
+    fn second(&mut self, second: i64) -> &mut EmulatedSecond {
         let latest = self.seconds.back().map_or(i64::MIN, |latest| latest.second);
         if second > latest || self.seconds.is_empty() {
             if self.seconds.len() >= MOST_SECONDS {
                 self.seconds.pop_front();
             }
-            self.seconds.push_back(Second { second, calls: 0, accepted: 0 });
+            self.seconds.push_back(EmulatedSecond { second, calls: 0, accepted: 0 });
         }
         let last = self.seconds.len() - 1;
         &mut self.seconds[last]
@@ -132,7 +132,7 @@ impl Traffic {
         WorstSecond { all: self.all.worst(), by_source }
     }
 
-    pub(super) fn seconds(&self) -> Vec<Second> {
+    pub(super) fn seconds(&self) -> Vec<EmulatedSecond> {
         self.seconds.iter().copied().collect()
     }
 
@@ -158,8 +158,8 @@ mod tests {
     const TWO: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
     const SECOND: u64 = 1_000_000_000;
 
-    fn ceilings(account: usize, egress_ip: usize) -> Ceilings {
-        Ceilings { account, egress_ip, block_for: None }
+    fn ceilings(account: usize, egress_ip: usize) -> TrafficCeilings {
+        TrafficCeilings { account, egress_ip, block_for: None }
     }
 
     #[test]
@@ -179,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_block_may_end_by_itself() {
-        let ceilings = Ceilings { block_for: Some(Duration::from_secs(5)), ..ceilings(0, 1) };
+        let ceilings =
+            TrafficCeilings { block_for: Some(Duration::from_secs(5)), ..ceilings(0, 1) };
         let mut traffic = Traffic::default();
         let mut arrive = |at| traffic.arrive(ONE, at, 0, ceilings);
         assert_eq!(arrive(0), Arrival::Passed);
@@ -208,6 +209,6 @@ mod tests {
         traffic.arrive(ONE, 0, 12, ceilings(0, 0));
         let seconds = traffic.seconds();
         assert_eq!(seconds.len(), MOST_SECONDS);
-        assert_eq!(seconds.last(), Some(&Second { second: 4999, calls: 2, accepted: 0 }));
+        assert_eq!(seconds.last(), Some(&EmulatedSecond { second: 4999, calls: 2, accepted: 0 }));
     }
 }

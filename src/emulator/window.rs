@@ -9,13 +9,13 @@ const SECOND: u64 = 1_000_000_000;
 /// The worst of all half-open seconds `[s, s+1s)` always has a twin of the same count that ends
 /// just behind an arrival, so looking back at each arrival finds it exactly.
 #[derive(Debug, Default)]
-pub(super) struct Window {
+pub(super) struct TrafficWindow {
     /// Nanoseconds, oldest first; none is a second or more older than the last.
     recent: VecDeque<u64>,
     worst: usize,
 }
 
-impl Window {
+impl TrafficWindow {
     /// Takes an arrival, which must not be older than the one before, and counts the second that
     /// ends with it.
     pub(super) fn record(&mut self, at: u64) -> usize {
@@ -69,7 +69,7 @@ mod tests {
                 0..120,
             )
         ) {
-            let mut window = Window::default();
+            let mut window = TrafficWindow::default();
             let mut at = 0;
             let mut arrivals = Vec::new();
             for step in steps {
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_second_is_half_open() {
-        let mut window = Window::default();
+        let mut window = TrafficWindow::default();
         assert_eq!(window.record(5), 1);
         assert_eq!(window.record(5 + SECOND - 1), 2);
         assert_eq!(window.record(5 + SECOND), 2, "the first has left");
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn says_when_there_is_room() {
-        let mut window = Window::default();
+        let mut window = TrafficWindow::default();
         for at in [0, 100, 200] {
             window.record(at);
         }

@@ -36,7 +36,7 @@ const TRIES: u32 = 8;
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// A folder with `access_key_id`, `access_key_secret` and, for short-lived keys, `security_token`.
-pub struct Folder {
+pub struct KeyFolder {
     path: PathBuf,
     poll: Duration,
     /// The plain files that were found stable.
@@ -44,7 +44,7 @@ pub struct Folder {
 }
 
 /// What one read found.
-enum Found {
+enum FoundKey {
     /// Parts that were put there in one step.
     Version(Parts),
     /// Files that an operator or a script writes one after the other.
@@ -58,13 +58,13 @@ struct Parts {
     token: Option<SecretString>,
 }
 
-impl Folder {
+impl KeyFolder {
     /// A folder, and how often its contents are compared.
     pub fn new(path: PathBuf, poll: Duration) -> Self {
         Self { path, poll, settled: None }
     }
 
-    async fn read(&self) -> Result<Found, KeyError> {
+    async fn read(&self) -> Result<FoundKey, KeyError> {
         let path = self.path.clone();
         let read = move || read(&path);
         match tokio::task::spawn_blocking(read).await {
@@ -74,7 +74,7 @@ impl Folder {
     }
 }
 
-impl Source for Folder {
+impl Source for KeyFolder {
     fn as_str(&self) -> &'static str {
         "file"
     }
@@ -85,20 +85,20 @@ impl Source for Folder {
 
     async fn load(&mut self) -> Result<Key, KeyError> {
         match self.read().await? {
-            Found::Version(parts) => parts.into_key(),
-            Found::Plain(parts) if self.settled.as_ref() == Some(&parts) => parts.into_key(),
+            FoundKey::Version(parts) => parts.into_key(),
+            FoundKey::Plain(parts) if self.settled.as_ref() == Some(&parts) => parts.into_key(),
             // Nothing says when the last of several plain files is written. That they stay the
             // same for a moment is the best sign there is: it catches a writer at work, not one
             // that rests longer between two files. Only the swap of `..data` is free of doubt.
-            Found::Plain(parts) => {
+            FoundKey::Plain(parts) => {
                 sleep(SETTLE).await;
                 match self.read().await? {
-                    Found::Version(parts) => parts.into_key(),
-                    Found::Plain(again) if again == parts => {
+                    FoundKey::Version(parts) => parts.into_key(),
+                    FoundKey::Plain(again) if again == parts => {
                         self.settled = Some(again);
                         parts.into_key()
                     }
-                    Found::Plain(_) => Err(failure(&self.path, CHANGING)),
+                    FoundKey::Plain(_) => Err(failure(&self.path, CHANGING)),
                 }
             }
         }
@@ -111,7 +111,7 @@ fn failure(path: &Path, why: impl Into<String>) -> KeyError {
     KeyError::File { path: path.to_owned(), why: why.into() }
 }
 
-fn read(folder: &Path) -> Result<Found, KeyError> {
+fn read(folder: &Path) -> Result<FoundKey, KeyError> {
     let data = folder.join(DATA);
     let mut broken = 0;
     for _ in 0..TRIES {
@@ -122,12 +122,12 @@ fn read(folder: &Path) -> Result<Found, KeyError> {
                 broken += 1;
                 continue;
             }
-            return Parts::read(folder, folder).map(Found::Plain);
+            return Parts::read(folder, folder).map(FoundKey::Plain);
         };
         let parts = Parts::read(&version, folder);
         // A failure, too, counts only if the version was not being removed.
         if resolve(&data)?.as_ref() == Some(&version) {
-            return parts.map(Found::Version);
+            return parts.map(FoundKey::Version);
         }
     }
     if broken == TRIES {

@@ -19,7 +19,7 @@ const RECHECK: Duration = Duration::from_mins(1);
 
 /// All that the handles see.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct KeeperState {
     pub(super) key: Option<Arc<Key>>,
     pub(super) loaded_at: Option<Timestamp>,
     pub(super) taken_up: u64,
@@ -29,7 +29,7 @@ pub(super) struct State {
     pub(super) looks: u64,
 }
 
-impl State {
+impl KeeperState {
     pub(super) fn take_up(&mut self, key: Key, now: Timestamp) {
         self.key = Some(Arc::new(key));
         self.loaded_at = Some(now);
@@ -39,7 +39,7 @@ impl State {
 
 pub(super) struct Keeper<S> {
     source: S,
-    state: watch::Sender<State>,
+    state: watch::Sender<KeeperState>,
     wanted: watch::Receiver<u64>,
     now: Now,
     rng: fastrand::Rng,
@@ -49,7 +49,7 @@ pub(super) struct Keeper<S> {
 impl<S: Source> Keeper<S> {
     pub(super) fn new(
         source: S,
-        state: watch::Sender<State>,
+        state: watch::Sender<KeeperState>,
         wanted: watch::Receiver<u64>,
         now: Now,
         rng: fastrand::Rng,

@@ -22,12 +22,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::{Flaw, KeyError};
-pub use self::file::Folder;
+pub use self::file::KeyFolder;
 pub use self::key::Key;
 pub use self::source::{Pace, Source};
 pub use self::uri::CredentialsUri;
 
-use self::keeper::{Keeper, State};
+use self::keeper::{Keeper, KeeperState};
 use crate::config;
 
 /// What time it is. A function, so that tests can say it.
@@ -37,7 +37,7 @@ pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 #[derive(Clone)]
 pub struct Keys {
     source: &'static str,
-    state: watch::Receiver<State>,
+    state: watch::Receiver<KeeperState>,
     /// The number of the look that a caller of `refresh` waits for. The keeper ends when no handle is left.
     wanted: watch::Sender<u64>,
     now: Now,
@@ -74,7 +74,7 @@ impl Keys {
         match config {
             config::Keys::Env => Ok(Self::fixed(env::read(|name| std::env::var_os(name))?)),
             config::Keys::File { path, poll } => {
-                Ok(Self::with_source(Folder::new(path.clone(), *poll), now, rng, stop))
+                Ok(Self::with_source(KeyFolder::new(path.clone(), *poll), now, rng, stop))
             }
             config::Keys::Uri { uri } => {
                 Ok(Self::with_source(CredentialsUri::new(uri)?, now, rng, stop))
@@ -85,7 +85,7 @@ impl Keys {
     /// A key that stays as it is, as the environment's does.
     pub fn fixed(key: Key) -> Self {
         let now: Now = Arc::new(Timestamp::now);
-        let mut state = State::default();
+        let mut state = KeeperState::default();
         state.take_up(key, now());
         // Without a sender there are no looks: a refresh ends at once.
         let (_, state) = watch::channel(state);
@@ -100,7 +100,7 @@ impl Keys {
         stop: CancellationToken,
     ) -> Self {
         let name = source.as_str();
-        let (publisher, state) = watch::channel(State::default());
+        let (publisher, state) = watch::channel(KeeperState::default());
         let (wanted, asked) = watch::channel(0);
         let keeper = Keeper::new(source, publisher, asked, Arc::clone(&now), rng);
         tokio::spawn(async move { stop.run_until_cancelled(keeper.run()).await });
@@ -172,7 +172,7 @@ impl Keys {
         self.until(|state| state.key.as_ref().is_some_and(|key| !key.same_as(old))).await;
     }
 
-    async fn until(&self, condition: impl FnMut(&State) -> bool) {
+    async fn until(&self, condition: impl FnMut(&KeeperState) -> bool) {
         let mut state = self.state.clone();
         let is_stopped = state.wait_for(condition).await.is_err();
         if is_stopped {

@@ -36,7 +36,7 @@ pub struct CredentialsUri {
 /// The answer, as the provider's metadata service gives it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct CredentialsAnswer {
     code: Option<String>,
     access_key_id: Option<String>,
     #[serde(default, deserialize_with = "secret")]
@@ -54,7 +54,7 @@ impl CredentialsUri {
             return Err(KeyError::NotUri);
         }
         let origin = uri.origin().ascii_serialization();
-        let client = client(uri.scheme() == "https")?;
+        let client = client(&uri)?;
         Ok(Self { uri, origin, client })
     }
 
@@ -83,7 +83,7 @@ impl CredentialsUri {
 
     fn read(&self, body: &[u8]) -> Result<Key, KeyError> {
         // serde_json's own words quote what they stumble over.
-        let answer: Answer = serde_json::from_slice(body).map_err(|error| {
+        let answer: CredentialsAnswer = serde_json::from_slice(body).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             self.failure(format!("its answer is no JSON of a key (line {line}, column {column})"))
         })?;
@@ -120,9 +120,9 @@ impl Source for CredentialsUri {
 }
 
 /// A client whose one send is exactly one request to exactly that URI.
-fn client(tls: bool) -> Result<Client, KeyError> {
+fn client(uri: &Url) -> Result<Client, KeyError> {
     Client::builder()
-        .tls_backend_preconfigured(tls_config(tls)?)
+        .tls_backend_preconfigured(tls_config(uri)?)
         // A redirect would carry the key's address, and its password, elsewhere.
         .redirect(Policy::none())
         .retry(reqwest::retry::never())
@@ -139,10 +139,10 @@ fn client(tls: bool) -> Result<Client, KeyError> {
 
 /// Bundled authorities, so that an image without CA files works, and the system's, since a key
 /// holder is often within the company. The provider is named, so no process default is needed.
-fn tls_config(used: bool) -> Result<ClientConfig, KeyError> {
+fn tls_config(uri: &Url) -> Result<ClientConfig, KeyError> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     // Reading the system's takes milliseconds and memory that plain http doesn't need.
-    if used {
+    if uri.scheme() == "https" {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
     Ok(ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))

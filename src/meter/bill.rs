@@ -51,12 +51,12 @@ pub struct Bill {
     /// Whether a price is set.
     pub priced: bool,
     /// In order.
-    pub rows: Vec<Row>,
+    pub rows: Vec<BillRow>,
 }
 
 /// A row of a bill.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct BillRow {
     /// When the hour or day begins, in `billing.time_zone`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
@@ -97,7 +97,7 @@ impl Meter {
         Ok(Bill { from, to, by, currency, priced, rows })
     }
 
-    async fn rows(&self, query: Query, billing: Billing) -> Result<Vec<Row>, String> {
+    async fn rows(&self, query: Query, billing: Billing) -> Result<Vec<BillRow>, String> {
         let Some(ledger) = self.shared.ledger.clone() else { return Ok(Vec::new()) };
         ledger.flush().await;
         let rows = tokio::task::spawn_blocking(move || {
@@ -162,9 +162,9 @@ impl Sums {
         }
     }
 
-    fn rows(self) -> Vec<Row> {
+    fn rows(self) -> Vec<BillRow> {
         let (prices, zone) = (self.billing.prices, self.billing.time_zone);
-        let row = |((start, instance, topic), sum): (RowKey, Sum)| Row {
+        let row = |((start, instance, topic), sum): (RowKey, Sum)| BillRow {
             start: start.map(|start| shown(start, &zone)),
             instance,
             topic,

@@ -29,7 +29,7 @@ use prometheus::Histogram;
 use crate::config::{Billing, Period};
 use crate::histogram;
 use crate::message::{InstanceId, Message};
-pub use bill::{Bill, By, Query, Row};
+pub use bill::{Bill, BillRow, By, Query};
 pub use budget::{BudgetStatus, OverBudget};
 use counts::Counts;
 pub use counts::{Messages, Snapshot};
@@ -208,14 +208,18 @@ impl Meter {
     ///
     /// # Errors
     /// If a budget that refuses messages is used up; then it is not to leave.
-    pub async fn begin(&self, message: &Message, kind: CallKind) -> Result<Call, OverBudget> {
+    pub async fn begin(
+        &self,
+        message: &Message,
+        kind: CallKind,
+    ) -> Result<MeteredCall, OverBudget> {
         let call = {
             let mut counts = self.counts();
             let series = counts.series(&message.instance, message.topic.parent());
             counts.reserve(series, now())?;
             let ledger_id =
                 counts.ledger_id(series, |name| self.shared.ledger.as_ref()?.series(name));
-            Call { meter: self.clone(), series, ledger_id, kind, has_ended: false }
+            MeteredCall { meter: self.clone(), series, ledger_id, kind, has_ended: false }
         };
         if let (Some(ledger), Some(id)) = (&self.shared.ledger, call.ledger_id) {
             ledger.begin(id).await;
@@ -300,7 +304,7 @@ impl Meter {
 /// outcome is uncertain.
 #[derive(Debug)]
 #[must_use = "a call that is dropped counts as uncertain"]
-pub struct Call {
+pub struct MeteredCall {
     meter: Meter,
     series: usize,
     ledger_id: Option<ledger::SeriesId>,
@@ -308,7 +312,7 @@ pub struct Call {
     has_ended: bool,
 }
 
-impl Call {
+impl MeteredCall {
     /// It has ended, with this code or transport word. One call, one verdict, one entry.
     pub fn ended(mut self, code: &str, billed: Billed, took: Duration) {
         self.meter.shared.call_duration[billed as usize].observe(took.as_secs_f64());
@@ -326,7 +330,7 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for MeteredCall {
     fn drop(&mut self) {
         if !self.has_ended {
             self.end("abandoned", Billed::Uncertain);

@@ -32,7 +32,7 @@ struct BatchItem {
 }
 
 /// A line's message and options, or what is wrong with it.
-pub(super) type Read = Result<(Message, PublishOptions), Problem>;
+pub(super) type LineRead = Result<(Message, PublishOptions), Problem>;
 
 /// Splits a body into its lines, numbered from 1; blank ones are skipped.
 ///
@@ -71,7 +71,7 @@ pub(super) fn read(
     line: &[u8],
     prefer: Prefer,
     trace: Option<TraceId>,
-) -> Read {
+) -> LineRead {
     let malformed = |why: String| {
         let detail = format!(
             "Line {number} is not a valid message: {why}. It was not sent. A line looks like \

@@ -43,7 +43,7 @@ const MAX_BATCHES: usize = 16;
 
 /// The HTTP API for callers. Cheap to clone.
 #[derive(Clone)]
-pub struct Publish {
+pub struct PublishService {
     inner: Arc<Inner>,
 }
 
@@ -60,7 +60,7 @@ struct Inner {
     batches: Semaphore,
 }
 
-impl Publish {
+impl PublishService {
     /// Hands messages to `delivery`, and refuses them once `draining` is set.
     pub fn new(
         config: &config::Config,
@@ -178,7 +178,7 @@ impl Inner {
     async fn read_batch(
         &self,
         request: Request<Incoming>,
-    ) -> Result<(Vec<batch::Read>, Option<String>), (Published, Problem)> {
+    ) -> Result<(Vec<batch::LineRead>, Option<String>), (Published, Problem)> {
         let invalid = |problem| (Published::Invalid, problem);
         if self.draining() {
             return Err((Published::Draining, stopping()));
@@ -207,7 +207,7 @@ impl Inner {
 
     /// Begins all lines in their order, so that the first of two with the same key wins. Then waits for
     /// all outcomes; the reply has them in the same order.
-    async fn answer_batch(&self, reads: Vec<batch::Read>, context: &log::LogContext) -> Reply {
+    async fn answer_batch(&self, reads: Vec<batch::LineRead>, context: &log::LogContext) -> Reply {
         let start = Instant::now();
         let mut answers = Vec::with_capacity(reads.len());
         for read in reads {

@@ -13,7 +13,7 @@ use crate::delivery::{Disposition, Outcome, Settled};
 use crate::message::MessageId;
 use crate::meter::{OverBudget, Published};
 use crate::server::{Problem, Reply, json_reply};
-use crate::spool::{Durability, KeepError};
+use crate::spool::{Doubt, Durability, KeepError};
 
 /// `Retry-After` where the provider names no time.
 const THROTTLE_RETRY: Duration = Duration::from_secs(1);
@@ -103,7 +103,7 @@ pub(super) fn answer(
             accepted(id, status, published, durability)
         }
         Disposition::Unresolved(id) => unresolved(id, calls),
-        Disposition::Dropped { id, doubt } => dropped(id, doubt, calls),
+        Disposition::Dropped { id, doubt } => dropped(id, doubt.into(), calls),
         Disposition::NotKept(error) => not_kept(&error, calls),
         Disposition::Denied(denied) => denied_before(denied),
         Disposition::OtherRequest => Answered::problem(
@@ -223,8 +223,8 @@ fn unresolved(id: MessageId, calls: u32) -> Answered {
 }
 
 /// An operator dropped the message. `doubt`: a call may have delivered it.
-fn dropped(id: MessageId, doubt: bool, calls: u32) -> Answered {
-    let (done, outcome, published) = if doubt {
+fn dropped(id: MessageId, doubt: Doubt, calls: u32) -> Answered {
+    let (done, outcome, published) = if doubt == Doubt::Possible {
         let done = "A call may have delivered it before, and no other will be made";
         (done, "unknown", Published::Unknown)
     } else {
@@ -383,7 +383,7 @@ fn no_permit(refused: Refused) -> Answered {
             )
             .retry_after(retry_after),
         ),
-        Refused::RoomFull { retry_after } => (
+        Refused::QueueFull { retry_after } => (
             Published::Full,
             problem(
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -24,7 +24,7 @@ use tower_http::request_id::{
 use super::listener::Listener;
 use super::problem::Problem;
 use super::reply::Reply;
-use super::watched::{Phase, Timeouts, Watched};
+use super::watched::{ConnectionPhase, Timeouts, Watched};
 
 const REQUEST_ID: &str = "x-request-id";
 /// Bytes of a caller's request id; a longer one is replaced.
@@ -89,7 +89,7 @@ where
                     continue;
                 }
             };
-            let phase = Phase::default();
+            let phase = ConnectionPhase::default();
             let timeouts =
                 Timeouts { idle: self.limits.idle_timeout, head: self.limits.header_timeout };
             let io = TokioIo::new(Watched::new(stream, phase.clone(), timeouts));
@@ -127,7 +127,7 @@ where
 /// message may be on its way.
 fn layers<S>(
     service: S,
-    phase: Phase,
+    phase: ConnectionPhase,
 ) -> impl Service<
     Request<Incoming>,
     Response = Response<impl hyper::body::Body<Data = Bytes, Error = tower::BoxError> + Send>,

@@ -31,8 +31,8 @@ impl Drop for SocketFile {
 }
 
 /// A connection of either kind.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send {}
-impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
+pub(super) trait ClientStream: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> ClientStream for T {}
 
 impl Listener {
     /// Binds an address. A Unix socket whose process no longer listens is replaced.
@@ -60,7 +60,7 @@ impl Listener {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Pin<Box<dyn Stream>>> {
+    pub(super) async fn accept(&self) -> io::Result<Pin<Box<dyn ClientStream>>> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;

@@ -20,12 +20,12 @@ const BUSY: u8 = 2;
 
 /// What a connection is doing: idle, reading a head, or answering. The service and the bytes set it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Phase(Arc<AtomicU8>);
+pub(super) struct ConnectionPhase(Arc<AtomicU8>);
 
 /// While it lives, a request is being answered and no timer runs here.
-pub(super) struct Busy(Phase);
+pub(super) struct Busy(ConnectionPhase);
 
-impl Phase {
+impl ConnectionPhase {
     pub(super) fn busy(&self) -> Busy {
         self.0.store(BUSY, Ordering::Relaxed);
         Busy(self.clone())
@@ -49,7 +49,7 @@ pub(super) struct Timeouts {
 
 pub(super) struct Watched<S> {
     stream: S,
-    phase: Phase,
+    phase: ConnectionPhase,
     timeouts: Timeouts,
     /// The phase that the read timer was set for.
     timed: u8,
@@ -59,7 +59,7 @@ pub(super) struct Watched<S> {
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: S, phase: Phase, timeouts: Timeouts) -> Self {
+    pub(super) fn new(stream: S, phase: ConnectionPhase, timeouts: Timeouts) -> Self {
         let read_timer = Box::pin(sleep_until(Instant::now() + timeouts.idle));
         Self { stream, phase, timeouts, timed: IDLE, read_timer, write_timer: None }
     }

@@ -40,7 +40,7 @@ use tokio::sync::oneshot;
 
 pub use fleet::{Adoptions, NotOurs};
 pub use ownership::Durability;
-pub use record::{Brief, Change, Claim, Death, Reason, Receipt, Record, State, Tries};
+pub use record::{Brief, Change, Claim, Death, Doubt, Reason, Receipt, Record, State, Tries};
 pub use selection::{Listed, Picked, Selection, SelectionError, Which};
 
 use crate::message::{Message, MessageId};

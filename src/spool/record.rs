@@ -157,6 +157,35 @@ pub struct Record {
     pub brief: Brief,
 }
 
+/// Whether a call may have arrived of a message that was not delivered for certain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// None may have.
+    None,
+    /// One may have.
+    Possible,
+}
+
+impl Doubt {
+    /// Of two calls, or of two sources that know of calls.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        if self == Self::None { other } else { self }
+    }
+}
+
+impl From<bool> for Doubt {
+    fn from(doubt: bool) -> Self {
+        if doubt { Self::Possible } else { Self::None }
+    }
+}
+
+impl From<Doubt> for bool {
+    fn from(doubt: Doubt) -> Self {
+        doubt == Doubt::Possible
+    }
+}
+
 /// What becomes of a kept message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::record::{Brief, Change, Reason, Record, State};
+use super::record::{Brief, Change, Doubt, Reason, Record, State};
 use super::{Effect, Noted, Spool};
 use crate::message::{MessageId, TopicPattern};
 
@@ -202,11 +202,10 @@ impl Spool {
     }
 
     /// Drops a message. Where it has a claim, a receipt stays, so that the next request with its key
-    /// is answered with what became of it. `doubt`: a call may have arrived of which the spool does not
-    /// know.
-    pub fn dropped(brief: &Brief, doubt: bool) -> Change {
+    /// is answered with what became of it. `doubt`: of calls that the spool does not know of.
+    pub fn dropped(brief: &Brief, doubt: Doubt) -> Change {
         match brief.claim {
-            Some(_) => Change::Dropped { at: Timestamp::now(), doubt },
+            Some(_) => Change::Dropped { at: Timestamp::now(), doubt: doubt.into() },
             None => Change::Forgotten,
         }
     }

@@ -5,9 +5,9 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
 use prometheus::{TextEncoder, core::Collector};
 
-use super::Sources;
+use super::TelemetrySources;
 use super::family::Family;
-use crate::ceiling::{Kind, Mode};
+use crate::ceiling::{CeilingKind, Mode};
 use crate::keys::KeyStatus;
 use crate::log_limiter::dropped_lines;
 use crate::meter::{Billed, Published, Snapshot};
@@ -47,7 +47,7 @@ impl Format {
     }
 }
 
-pub(super) fn text(sources: &Sources, format: Format) -> String {
+pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
     let snapshot = sources.meter.snapshot();
     let mut families: Vec<_> = [
         messages(&snapshot),
@@ -150,7 +150,7 @@ fn messages(snapshot: &Snapshot) -> Families {
     [published, calls, billable, uncertain, spend, tps, peak].map(Family::done).into()
 }
 
-fn billing(sources: &Sources, snapshot: &Snapshot) -> Families {
+fn billing(sources: &TelemetrySources, snapshot: &Snapshot) -> Families {
     let mut left = Family::gauge(
         "tollgate_budget_remaining_ratio",
         "The part of a budget that is left in its period, 0 to 1",
@@ -180,7 +180,7 @@ fn billing(sources: &Sources, snapshot: &Snapshot) -> Families {
     [left, plan, used, failing].map(Family::done).into()
 }
 
-fn histograms(sources: &Sources) -> Families {
+fn histograms(sources: &TelemetrySources) -> Families {
     let histograms = sources.meter.histograms();
     let mut publish = Family::histogram(
         "tollgate_publish_duration_seconds",
@@ -198,13 +198,13 @@ fn histograms(sources: &Sources) -> Families {
     }
     let mut wait =
         Family::histogram("tollgate_ceiling_wait_seconds", "Waits for a permit, by ceiling");
-    for (kind, histogram) in Kind::ALL.iter().zip(histograms.wait) {
+    for (kind, histogram) in CeilingKind::ALL.iter().zip(histograms.wait) {
         wait = wait.series(&[("ceiling", kind.as_str())], histogram);
     }
     [publish, call, wait].map(Family::done).into()
 }
 
-fn ceilings(sources: &Sources) -> Families {
+fn ceilings(sources: &TelemetrySources) -> Families {
     let status = sources.ceiling.status();
     let mut limit = Family::gauge(
         "tollgate_ceiling_calls_per_second",
@@ -271,7 +271,7 @@ fn ceilings(sources: &Sources) -> Families {
         .into()
 }
 
-fn retries(sources: &Sources) -> Families {
+fn retries(sources: &TelemetrySources) -> Families {
     let batch = sources.meter.histograms().batch;
     let batches = Family::counter("tollgate_retry_batches_total", "Groups of kept messages tried")
         .value(&[], batch.get_sample_count() as f64);
@@ -332,7 +332,7 @@ fn spool(spool: &Spool) -> Families {
         .into()
 }
 
-fn process(sources: &Sources) -> Families {
+fn process(sources: &TelemetrySources) -> Families {
     let upstream = sources.upstream.status();
     let skew = Family::gauge(
         "tollgate_clock_skew_seconds",

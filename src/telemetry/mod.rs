@@ -33,12 +33,12 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The telemetry API. Cheap to clone.
 #[derive(Clone)]
-pub struct Telemetry {
-    sources: Arc<Sources>,
+pub struct TelemetryService {
+    sources: Arc<TelemetrySources>,
 }
 
 /// What telemetry reads.
-pub struct Sources {
+pub struct TelemetrySources {
     /// For requests, calls, billed messages and budgets.
     pub meter: Meter,
     /// For permits and the fleet.
@@ -63,9 +63,9 @@ pub struct Sources {
     pub started: Timestamp,
 }
 
-impl Telemetry {
+impl TelemetryService {
     /// Shows what `sources` have.
-    pub fn new(sources: Sources) -> Self {
+    pub fn new(sources: TelemetrySources) -> Self {
         Self { sources: Arc::new(sources) }
     }
 

@@ -10,7 +10,7 @@ use super::view::{
     BudgetView, CallError, CeilingView, FleetView, KeptView, KeyView, MemberView, OnExceed,
     PausedTopic, SidecarStatus, SpendView, Today, TopicSpend, Unit,
 };
-use super::{Sources, concerns, explanations};
+use super::{TelemetrySources, concerns, explanations};
 use crate::ceiling;
 use crate::config::{Billing, Limit};
 use crate::delivery;
@@ -110,7 +110,7 @@ fn budget(status: &BudgetStatus, currency: &str) -> BudgetView {
 
 impl SidecarStatus {
     /// The status now, with the history after `since`, a Unix second.
-    pub(super) fn of(sources: &Sources, since: Option<i64>) -> Self {
+    pub(super) fn of(sources: &TelemetrySources, since: Option<i64>) -> Self {
         let counts = sources.meter.snapshot();
         let ceiling = sources.ceiling.status();
         let upstream = sources.upstream.status();

@@ -22,8 +22,8 @@ use crate::config::{self, Roots};
 const MAX_ADDRESSES: usize = 4;
 
 /// A connection's bytes, plain or under TLS.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send {}
-impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
+pub(super) trait ProviderStream: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> ProviderStream for T {}
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,7 @@ impl Connector {
     pub(super) async fn connect(
         &self,
         source: Option<IpAddr>,
-    ) -> Result<(Pin<Box<dyn Stream>>, SocketAddr), TransportError> {
+    ) -> Result<(Pin<Box<dyn ProviderStream>>, SocketAddr), TransportError> {
         let deadline = Instant::now() + self.timeout;
         let found = timeout_at(deadline, self.resolver.addresses()).await;
         let Ok(Ok(mut addresses)) = found else { return Err(TransportError::Resolve) };

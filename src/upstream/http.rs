@@ -18,7 +18,7 @@ use secrecy::ExposeSecret;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connect::{Connector, TlsError};
-use super::pool::{Connection, Pool, Slot};
+use super::pool::{Pool, PooledConnection, Slot};
 use super::{SendGate, SendMessage, Upstream};
 use crate::answer::{AccessDenied, Answer, Codes, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
@@ -36,10 +36,10 @@ const MIN_SKEW_MS: i64 = 1_500;
 /// The provider over HTTP. Cheap to clone.
 #[derive(Clone)]
 pub struct HttpUpstream {
-    shared: Arc<Shared>,
+    shared: Arc<UpstreamInner>,
 }
 
-struct Shared {
+struct UpstreamInner {
     authority: String,
     host: HeaderValue,
     signature: SignatureVersion,
@@ -84,7 +84,7 @@ impl HttpUpstream {
         let authority = config.endpoint.authority();
         let host = HeaderValue::from_str(&authority)
             .map_err(|_| TlsError::Host(config.endpoint.host.clone()))?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(UpstreamInner {
             host,
             authority,
             signature: config.signature,
@@ -113,7 +113,7 @@ impl HttpUpstream {
 }
 
 /// Closes connections before the provider does, also when there is no traffic.
-async fn reap(shared: std::sync::Weak<Shared>, idle_timeout: Duration) {
+async fn reap(shared: std::sync::Weak<UpstreamInner>, idle_timeout: Duration) {
     let mut ticks = interval(idle_timeout / 4);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -124,26 +124,26 @@ async fn reap(shared: std::sync::Weak<Shared>, idle_timeout: Duration) {
 }
 
 impl Upstream for HttpUpstream {
-    async fn send(&self, message: &Message, mut permit: Permit, departure: &SendGate) -> Answer {
+    async fn send(&self, message: &Message, mut permit: Permit, gate: &SendGate) -> Answer {
         let shared = &*self.shared;
         let pool = &shared.pools[permit.egress()];
         let deadline = Instant::now() + shared.call_timeout;
         let lease = tokio::select! {
-            lease = pool.lease(deadline.min(departure.closes())) => lease,
-            () = departure.stopped() => Err(TransportError::TooLate),
+            lease = pool.lease(deadline.min(gate.closes())) => lease,
+            () = gate.stopped() => Err(TransportError::TooLate),
         };
         let (connection, slot) = match lease {
             Ok(leased) => leased,
             Err(lost) => {
                 give_back(permit, lost, Read::Never);
-                return Answer::TransportError(if departure.is_closed() {
+                return Answer::TransportError(if gate.is_closed() {
                     TransportError::TooLate
                 } else {
                     lost
                 });
             }
         };
-        let (key, request) = match shared.prepare(message, &permit, departure) {
+        let (key, request) = match shared.prepare(message, &permit, gate) {
             Ok(prepared) => prepared,
             Err(lost) => {
                 permit.unsent();
@@ -230,10 +230,10 @@ fn listen(exchange: impl Future<Output = Exchanged> + Send + 'static, permit: Pe
 
 /// What became of a request: its answer, or why there is none and whether the provider may still read
 /// it.
-type Exchanged = (Connection, Result<Answer, (TransportError, Read)>);
+type Exchanged = (PooledConnection, Result<Answer, (TransportError, Read)>);
 
 /// Sends a request and reads the whole answer.
-async fn exchange(mut connection: Connection, request: Request<Full<Bytes>>) -> Exchanged {
+async fn exchange(mut connection: PooledConnection, request: Request<Full<Bytes>>) -> Exchanged {
     let response = connection.sender().try_send_request(request).await;
     let ended = match response {
         Ok(response) => answer(response).await,
@@ -265,20 +265,20 @@ fn read(error: &hyper::Error) -> Read {
     if error.is_incomplete_message() { Read::Over } else { Read::Possible }
 }
 
-impl Shared {
+impl UpstreamInner {
     /// The request, signed as the last step, and the key that signed it: if it may leave now.
     fn prepare(
         &self,
         message: &Message,
         permit: &Permit,
-        departure: &SendGate,
+        gate: &SendGate,
     ) -> Result<(Arc<Key>, Request<Full<Bytes>>), TransportError> {
         let key = self.keys.current().map_err(|_| TransportError::NoKey)?;
         let request = self.request(message, &key)?;
         if !permit.holds() {
             return Err(TransportError::Unwritten);
         }
-        if !departure.leave() {
+        if !gate.leave() {
             return Err(TransportError::TooLate);
         }
         Ok((key, request))

@@ -23,12 +23,12 @@ pub use send_message::SendMessage;
 /// Where calls go. The provider, or a script in a test.
 pub trait Upstream: Send + Sync + 'static {
     /// Makes one call. Consumes the permit, so that there is no call without one, and gives it
-    /// back according to what became of the call. Nothing is sent after `departure` has closed.
+    /// back according to what became of the call. Nothing is sent after `gate` has closed.
     fn send(
         &self,
         message: &Message,
         permit: Permit,
-        departure: &SendGate,
+        gate: &SendGate,
     ) -> impl Future<Output = Answer> + Send;
 
     /// The provider refused our key with this answer: looks for another. Whether a try with what

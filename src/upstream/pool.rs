@@ -24,7 +24,7 @@ pub(super) struct Pool {
     connector: Arc<Connector>,
     source: Option<IpAddr>,
     idle_timeout: Duration,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<PooledConnection>>,
     /// Bounds connections in use. A new one is opened only when none is idle, so it bounds idle ones, too.
     slots: Arc<Semaphore>,
     /// Bounds connections that are kept open for a late answer.
@@ -32,7 +32,7 @@ pub(super) struct Pool {
 }
 
 /// An open connection. Dropped, it is closed.
-pub(super) struct Connection {
+pub(super) struct PooledConnection {
     sender: SendRequest<Full<Bytes>>,
     /// Owns the socket.
     task: JoinHandle<()>,
@@ -65,7 +65,7 @@ impl Pool {
     pub(super) async fn lease(
         &self,
         deadline: Instant,
-    ) -> Result<(Connection, Slot), TransportError> {
+    ) -> Result<(PooledConnection, Slot), TransportError> {
         let slot = timeout_at(deadline, Arc::clone(&self.slots).acquire_owned()).await;
         let Ok(Ok(slot)) = slot else { return Err(TransportError::NoConnection) };
         while let Some(mut connection) = self.pop() {
@@ -85,7 +85,7 @@ impl Pool {
         Arc::clone(&self.listeners).try_acquire_owned().ok()
     }
 
-    async fn open(&self) -> Result<Connection, TransportError> {
+    async fn open(&self) -> Result<PooledConnection, TransportError> {
         let (stream, to) = self.connector.connect(self.source).await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|_| TransportError::Connect)?;
@@ -95,11 +95,11 @@ impl Pool {
         });
         sender.ready().await.map_err(|_| TransportError::Connect)?;
         let now = Instant::now();
-        Ok(Connection { sender, task, to, opened: now, unused_since: now })
+        Ok(PooledConnection { sender, task, to, opened: now, unused_since: now })
     }
 
     /// The connection used last, unless it has been idle for too long; then all have.
-    fn pop(&self) -> Option<Connection> {
+    fn pop(&self) -> Option<PooledConnection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let connection = idle.pop()?;
         if connection.unused_since.elapsed() >= self.idle_timeout {
@@ -110,7 +110,7 @@ impl Pool {
     }
 
     /// Takes a connection back whose answer has been read to its end.
-    pub(super) fn put_back(&self, mut connection: Connection) {
+    pub(super) fn put_back(&self, mut connection: PooledConnection) {
         let now = Instant::now();
         if connection.sender.is_closed() || now - connection.opened >= MAX_AGE {
             return;
@@ -127,7 +127,7 @@ impl Pool {
     }
 }
 
-impl Connection {
+impl PooledConnection {
     pub(super) fn sender(&mut self) -> &mut SendRequest<Full<Bytes>> {
         &mut self.sender
     }
@@ -145,7 +145,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         self.task.abort();
     }

@@ -25,27 +25,27 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// What a lookup comes back with.
-type Found = io::Result<Vec<SocketAddr>>;
+type LookupResult = io::Result<Vec<SocketAddr>>;
 /// Asks for the addresses of the name.
-type Lookup = dyn Fn() -> Pin<Box<dyn Future<Output = Found> + Send>> + Send + Sync;
+type Lookup = dyn Fn() -> Pin<Box<dyn Future<Output = LookupResult> + Send>> + Send + Sync;
 
 /// The addresses behind a name. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Resolver {
-    shared: Arc<Shared>,
+    shared: Arc<ResolverInner>,
 }
 
-struct Shared {
+struct ResolverInner {
     name: String,
     ttl: Duration,
     lookup: Box<Lookup>,
-    state: Mutex<State>,
+    state: Mutex<ResolverState>,
     /// At most one line a second about lookups that fail.
     lines: LogLimiter,
 }
 
 #[derive(Default)]
-struct State {
+struct ResolverState {
     addresses: Vec<SocketAddr>,
     /// When the next lookup may begin, while addresses are known.
     due: Option<Instant>,
@@ -54,7 +54,7 @@ struct State {
     /// The lookup that is under way.
     lookup: Option<JoinHandle<()>>,
     /// Connections that wait for it: no address is known.
-    waiting: Vec<oneshot::Sender<Found>>,
+    waiting: Vec<oneshot::Sender<LookupResult>>,
 }
 
 impl Resolver {
@@ -70,16 +70,16 @@ impl Resolver {
     pub(super) fn new(
         name: &str,
         ttl: Duration,
-        lookup: impl Fn() -> Pin<Box<dyn Future<Output = Found> + Send>> + Send + Sync + 'static,
+        lookup: impl Fn() -> Pin<Box<dyn Future<Output = LookupResult> + Send>> + Send + Sync + 'static,
     ) -> Self {
         let (name, lookup) = (name.to_owned(), Box::new(lookup));
         let (state, lines) = (Mutex::default(), LogLimiter::new(1));
-        Self { shared: Arc::new(Shared { name, ttl, lookup, state, lines }) }
+        Self { shared: Arc::new(ResolverInner { name, ttl, lookup, state, lines }) }
     }
 
     /// The addresses, not always the same one first. Waits only while none is known; the caller bounds
     /// that.
-    pub(super) async fn addresses(&self) -> Found {
+    pub(super) async fn addresses(&self) -> LookupResult {
         let found = {
             let mut state = self.shared.state();
             let is_known = !state.addresses.is_empty();
@@ -103,13 +103,13 @@ impl Resolver {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl ResolverInner {
+    fn state(&self) -> MutexGuard<'_, ResolverState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A lookup has ended. Returns the connections that wait for it.
-    fn ended(&self, found: &Found) -> Vec<oneshot::Sender<Found>> {
+    fn ended(&self, found: &LookupResult) -> Vec<oneshot::Sender<LookupResult>> {
         let mut state = self.state();
         let pause = if let Ok(addresses) = found {
             state.addresses.clone_from(addresses);
@@ -128,7 +128,7 @@ impl Shared {
 }
 
 /// One lookup, for all that wait and all that come later.
-async fn look_up(shared: Arc<Shared>) {
+async fn look_up(shared: Arc<ResolverInner>) {
     let found = match timeout(LOOKUP, (shared.lookup)()).await {
         Ok(Ok(addresses)) if addresses.is_empty() => {
             Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"))

@@ -337,7 +337,7 @@ fn the_waiting_room_is_bounded() {
         let _waiting: Vec<_> =
             (0..3).map(|_| ceiling.request(Class::Fresh, deadline).unwrap()).collect();
         let refused = ceiling.request(Class::Fresh, deadline).unwrap_err();
-        assert!(matches!(refused, Refused::RoomFull { retry_after } if retry_after > SECOND));
+        assert!(matches!(refused, Refused::QueueFull { retry_after } if retry_after > SECOND));
         assert_eq!(ceiling.status().waiting, 3);
     });
 }

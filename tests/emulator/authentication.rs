@@ -1,6 +1,6 @@
 //! Signatures, clocks, nonces, keys and tokens.
 
-use tollgate::emulator::{KeyPair, Options};
+use tollgate::emulator::{EmulatorOptions, KeyPair};
 
 use crate::client::{Call, Client, Version, time};
 use crate::{four_ways, options, start};
@@ -54,7 +54,7 @@ async fn refuses_a_wrong_secret_and_shows_its_string_to_sign() {
 #[tokio::test]
 async fn refuses_times_outside_the_window_of_its_own_clock() {
     let hour = 3600;
-    let (_emulator, mut client) = start(Options { clock_offset: hour, ..options() }).await;
+    let (_emulator, mut client) = start(EmulatorOptions { clock_offset: hour, ..options() }).await;
     // the few seconds short of the edge are for a slow machine
     for (offset, code) in [
         (hour, ""),

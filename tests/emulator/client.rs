@@ -16,19 +16,19 @@ use serde_json::Value;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use tokio::net::{TcpSocket, TcpStream};
-use tollgate::emulator::{DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, KeyPair, Options};
+use tollgate::emulator::{DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorOptions, KeyPair};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 pub(crate) const INSTANCE: &str = "post-cn-test";
 
 /// On a free port, without ceilings, and with temporary keys beside the demo key.
-pub(crate) fn options() -> Options {
+pub(crate) fn options() -> EmulatorOptions {
     let keys = [
         KeyPair::with_token("sts-1", "sts-secret", "CAIS-token-1+/=="),
         KeyPair::with_token("sts-2", "sts-secret", "CAIS-token-2+/=="),
     ];
-    let default = Options::default();
-    Options {
+    let default = EmulatorOptions::default();
+    EmulatorOptions {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         account_qps: 0,
         egress_ip_qps: 0,
@@ -37,7 +37,7 @@ pub(crate) fn options() -> Options {
     }
 }
 
-pub(crate) async fn start(options: Options) -> (Emulator, Client) {
+pub(crate) async fn start(options: EmulatorOptions) -> (Emulator, Client) {
     let emulator = Emulator::start(options).unwrap();
     let client = Client::connect(emulator.address()).await;
     (emulator, client)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tollgate::emulator::{Emulator, EmulatorError, Fault, Options, Then};
+use tollgate::emulator::{Emulator, EmulatorError, EmulatorOptions, Fault, Then};
 
 use crate::client::{Call, Client};
 use crate::support::http::BOUND;
@@ -25,8 +25,8 @@ async fn all_after(address: SocketAddr, sent: &[u8]) -> Vec<u8> {
     answer
 }
 
-fn short_idle() -> Options {
-    Options { idle: Duration::from_millis(150), ..options() }
+fn short_idle() -> EmulatorOptions {
+    EmulatorOptions { idle: Duration::from_millis(150), ..options() }
 }
 
 #[tokio::test]
@@ -118,11 +118,14 @@ async fn stops_when_told_and_when_dropped() {
 #[tokio::test]
 async fn says_why_it_does_not_start() {
     let (emulator, _client) = start(options()).await;
-    let taken = Options { listen: emulator.address(), ..options() };
+    let taken = EmulatorOptions { listen: emulator.address(), ..options() };
     assert!(matches!(Emulator::start(taken), Err(EmulatorError::Listen { .. })));
     let mqtt = Some("http://x".to_owned());
-    assert!(matches!(Emulator::start(Options { mqtt, ..options() }), Err(EmulatorError::Mqtt(_))));
+    assert!(matches!(
+        Emulator::start(EmulatorOptions { mqtt, ..options() }),
+        Err(EmulatorError::Mqtt(_))
+    ));
     let faults = vec![Fault { probability: 2.0, ..Fault::new(Then::Close) }];
-    let started = Emulator::start(Options { faults, ..options() });
+    let started = Emulator::start(EmulatorOptions { faults, ..options() });
     assert!(matches!(started, Err(EmulatorError::Faults(_))));
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
-use tollgate::emulator::{Fault, Options, Then};
+use tollgate::emulator::{EmulatorOptions, Fault, Then};
 
 use crate::client::{Call, Client};
 use crate::support::http::BOUND;
@@ -83,7 +83,7 @@ async fn every_code_has_its_status_and_the_providers_body() {
 async fn an_answer_can_have_another_status_and_a_retry_after() {
     let json = r#"[{"code":"ServiceUnavailable","status":400,"retry_after_ms":700,"times":1}]"#;
     let faults = Fault::parse_list(json.as_bytes()).unwrap();
-    let (_emulator, mut client) = start(Options { faults, ..options() }).await;
+    let (_emulator, mut client) = start(EmulatorOptions { faults, ..options() }).await;
     let answer = client.call(&Call::new("TopicA", "x")).await;
     assert_eq!(answer.status, 400);
     assert_eq!(answer.header("x-acs-retry-after"), "700");
@@ -150,7 +150,7 @@ async fn hits_only_its_topic_and_after_the_signature_was_checked() {
 #[tokio::test]
 async fn latency_of_all_calls_and_of_a_fault() {
     let latency = Duration::from_millis(60);
-    let (emulator, mut client) = start(Options { latency, ..options() }).await;
+    let (emulator, mut client) = start(EmulatorOptions { latency, ..options() }).await;
     let begun = Instant::now();
     client.publish("TopicA", "x").await;
     assert!(begun.elapsed() >= latency);

@@ -1,6 +1,6 @@
 //! Ceilings: throttling the account, blocking an address.
 
-use tollgate::emulator::{Options, Over};
+use tollgate::emulator::{EmulatorOptions, Over};
 
 use crate::client::{Call, Client};
 use crate::{options, start, within_a_second};
@@ -8,7 +8,7 @@ use crate::{options, start, within_a_second};
 #[tokio::test]
 async fn over_the_accounts_ceiling_calls_are_throttled() {
     let (emulator, mut client, answer) = within_a_second(async || {
-        let (emulator, mut client) = start(Options { account_qps: 3, ..options() }).await;
+        let (emulator, mut client) = start(EmulatorOptions { account_qps: 3, ..options() }).await;
         for _ in 0..3 {
             client.publish("TopicA", "x").await;
         }
@@ -33,7 +33,8 @@ async fn over_the_accounts_ceiling_calls_are_throttled() {
 async fn or_the_system_overflows() {
     let answer = within_a_second(async || {
         let over = Over::SystemOverFlow;
-        let (_emulator, mut client) = start(Options { account_qps: 1, over, ..options() }).await;
+        let (_emulator, mut client) =
+            start(EmulatorOptions { account_qps: 1, over, ..options() }).await;
         client.publish("TopicA", "x").await;
         client.call(&Call::new("TopicA", "x")).await
     })
@@ -45,7 +46,7 @@ async fn or_the_system_overflows() {
 #[tokio::test]
 async fn the_ceiling_comes_before_the_signature() {
     let (codes, worst) = within_a_second(async || {
-        let (emulator, mut client) = start(Options { account_qps: 2, ..options() }).await;
+        let (emulator, mut client) = start(EmulatorOptions { account_qps: 2, ..options() }).await;
         let mut codes = Vec::new();
         for path in ["/", "/nowhere", "/"] {
             codes.push(client.plain("POST", path, "").await.code());
@@ -61,7 +62,7 @@ async fn the_ceiling_comes_before_the_signature() {
 async fn over_its_ceiling_an_address_is_blocked_until_reset() {
     let call = Call::new("TopicA", "x");
     let (emulator, mut waiting, fourth) = within_a_second(async || {
-        let (emulator, mut client) = start(Options { egress_ip_qps: 3, ..options() }).await;
+        let (emulator, mut client) = start(EmulatorOptions { egress_ip_qps: 3, ..options() }).await;
         let waiting = Client::connect(emulator.address()).await;
         for _ in 0..3 {
             client.publish("TopicA", "x").await;
@@ -93,7 +94,7 @@ async fn over_its_ceiling_an_address_is_blocked_until_reset() {
 #[tokio::test]
 async fn a_block_can_be_lifted_alone() {
     let (emulator, second) = within_a_second(async || {
-        let (emulator, mut client) = start(Options { egress_ip_qps: 1, ..options() }).await;
+        let (emulator, mut client) = start(EmulatorOptions { egress_ip_qps: 1, ..options() }).await;
         client.publish("TopicA", "x").await;
         (emulator, client.try_call(&Call::new("TopicA", "x")).await)
     })

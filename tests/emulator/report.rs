@@ -1,7 +1,7 @@
 //! What the emulator tells about itself.
 
 use serde_json::Value;
-use tollgate::emulator::{Fault, Options};
+use tollgate::emulator::{EmulatorOptions, Fault};
 
 use crate::client::{Call, Client, INSTANCE};
 use crate::{options, start, within_a_second};
@@ -86,7 +86,7 @@ async fn messages_come_as_lines() {
 
 #[tokio::test]
 async fn keeps_no_more_messages_than_told() {
-    let (emulator, mut client) = start(Options { keep_messages: 2, ..options() }).await;
+    let (emulator, mut client) = start(EmulatorOptions { keep_messages: 2, ..options() }).await;
     for payload in ["a", "b", "c"] {
         client.publish("TopicA", payload).await;
     }

@@ -4,7 +4,7 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tollgate::emulator::{Emulator, KeyPair, Options};
+use tollgate::emulator::{Emulator, EmulatorOptions, KeyPair};
 
 use crate::options;
 use crate::support::http::BOUND;
@@ -63,7 +63,8 @@ Content-Length: 0
 /// The code answered to a capture at the time it was made.
 async fn code_of(capture: &str, key: KeyPair) -> String {
     let clock_offset = THEN - jiff::Timestamp::now().as_second();
-    let emulator = Emulator::start(Options { clock_offset, keys: vec![key], ..options() }).unwrap();
+    let emulator =
+        Emulator::start(EmulatorOptions { clock_offset, keys: vec![key], ..options() }).unwrap();
     let mut stream = TcpStream::connect(emulator.address()).await.unwrap();
     let request = capture
         .replace('\n', "\r\n")

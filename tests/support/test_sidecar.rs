@@ -66,8 +66,8 @@ impl Provider {
 }
 
 impl Upstream for Provider {
-    async fn send(&self, message: &Message, permit: Permit, departure: &SendGate) -> Answer {
-        if !departure.leave() {
+    async fn send(&self, message: &Message, permit: Permit, gate: &SendGate) -> Answer {
+        if !gate.leave() {
             permit.unsent();
             return Answer::TransportError(TransportError::TooLate);
         }

@@ -3,15 +3,15 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tokio::time::timeout;
-use tollgate::emulator::{MqttPayload, Options};
+use tollgate::emulator::{EmulatorOptions, MqttPayload};
 
 use crate::client::{Call, Place};
 use crate::support::broker::{Mosquitto, PATIENCE, Subscriber};
 use crate::support::ports::{free_port, refusing};
 use crate::{options, start};
 
-fn with_broker(port: u16, mqtt_payload: MqttPayload) -> Options {
-    Options { mqtt: Some(format!("mqtt://127.0.0.1:{port}")), mqtt_payload, ..options() }
+fn with_broker(port: u16, mqtt_payload: MqttPayload) -> EmulatorOptions {
+    EmulatorOptions { mqtt: Some(format!("mqtt://127.0.0.1:{port}")), mqtt_payload, ..options() }
 }
 
 #[tokio::test]

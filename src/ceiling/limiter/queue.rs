@@ -8,7 +8,7 @@ use super::Limiter;
 use crate::ceiling::shaper::Shaper;
 use crate::ceiling::unanswered::CATCH_UP;
 use crate::ceiling::wait_queue::{Class, PermitWaiter};
-use crate::ceiling::{Kind, Refused};
+use crate::ceiling::{CeilingKind, Refused};
 
 /// An estimated wait may be this part of itself too short.
 const ESTIMATE_ERROR: u32 = 50;
@@ -45,12 +45,12 @@ impl Limiter {
         &mut self,
         now: Instant,
         send_by: Instant,
-    ) -> Result<Kind, Refused> {
+    ) -> Result<CeilingKind, Refused> {
         if self.queue.len() >= self.max_waiting {
             let (ceiling, _) = self.estimate(0, now);
             self.decisions[ceiling as usize].refused += 1;
             let (_, half) = self.estimate(self.max_waiting / 2, now);
-            return Err(Refused::RoomFull { retry_after: half - now });
+            return Err(Refused::QueueFull { retry_after: half - now });
         }
         let (ceiling, turn) = self.estimate(self.queue.len(), now);
         let turn = turn + (turn - now) / ESTIMATE_ERROR;
@@ -63,7 +63,7 @@ impl Limiter {
     }
 
     /// When the `k`th in line will have its permit, and which ceiling decides it.
-    pub(super) fn estimate(&mut self, k: usize, now: Instant) -> (Kind, Instant) {
+    pub(super) fn estimate(&mut self, k: usize, now: Instant) -> (CeilingKind, Instant) {
         let call = self.call.mean();
         let spread = self.shaper.as_ref().map_or(Duration::ZERO, Shaper::period);
         let until = self.unanswered_until(now);
@@ -78,14 +78,14 @@ impl Limiter {
         };
         let egress = egress.unwrap_or(now);
         let narrower = match self.limits {
-            [Some(account), Some(egress)] if egress < account => Kind::EgressIp,
-            [None, Some(_)] => Kind::EgressIp,
-            _ => Kind::Account,
+            [Some(account), Some(egress)] if egress < account => CeilingKind::EgressIp,
+            [None, Some(_)] => CeilingKind::EgressIp,
+            _ => CeilingKind::Account,
         };
         let fleet = self.fleet.as_ref().map_or(now, |fleet| fleet.estimate(k, now, call));
         let kind = match egress.cmp(&account) {
-            std::cmp::Ordering::Greater => Kind::EgressIp,
-            std::cmp::Ordering::Less => Kind::Account,
+            std::cmp::Ordering::Greater => CeilingKind::EgressIp,
+            std::cmp::Ordering::Less => CeilingKind::Account,
             std::cmp::Ordering::Equal => narrower,
         };
         (kind, account.max(egress).max(fleet))
@@ -104,8 +104,8 @@ impl Limiter {
         self.decisions.iter_mut().for_each(|d| d.passed += 1);
     }
 
-    pub(in crate::ceiling) fn waited(&mut self, ceiling: Kind) {
-        for kind in Kind::ALL {
+    pub(in crate::ceiling) fn waited(&mut self, ceiling: CeilingKind) {
+        for kind in CeilingKind::ALL {
             let decisions = &mut self.decisions[kind as usize];
             if kind == ceiling { decisions.waited += 1 } else { decisions.passed += 1 }
         }

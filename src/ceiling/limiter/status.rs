@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::Limiter;
 use crate::ceiling::window::Window;
-use crate::ceiling::{Kind, Mode};
+use crate::ceiling::{CeilingKind, Mode};
 
 /// What became of the requests for permits, by ceiling.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Decisions {
 #[derive(Debug, Clone, PartialEq)]
 pub struct CeilingStatus {
     /// The account's, or that of the egress addresses.
-    pub kind: Kind,
+    pub kind: CeilingKind,
     /// Calls per second; `None`: no ceiling. Of all egress addresses together, if they are several.
     pub limit: Option<u32>,
     /// Whether a fleet shares it.
@@ -46,9 +46,9 @@ pub struct CeilingStatus {
 /// Both ceilings now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
-    /// In the order of [`Kind::ALL`].
+    /// In the order of [`CeilingKind::ALL`].
     pub ceilings: [CeilingStatus; 2],
-    /// Messages in the waiting room.
+    /// Messages in the queue of waiting calls.
     pub waiting: usize,
     /// How long the first of them has waited.
     pub longest_wait: Duration,
@@ -78,12 +78,12 @@ impl Limiter {
             (a.0 + b.0, a.1 + b.1, a.2 + b.2, a.3.saturating_add(b.3))
         });
         let (_, next) = self.estimate(self.queue.len(), now);
-        let ceiling = |kind: Kind, (used, unanswered, withheld, free)| {
+        let ceiling = |kind: CeilingKind, (used, unanswered, withheld, free)| {
             let limit = self.limits[kind as usize];
             let decisions = self.decisions[kind as usize];
             let fleet = self.fleet.as_ref().filter(|_| self.kinds.contains(&kind));
             let (withheld, free, share) = match fleet {
-                Some(fleet) if kind == Kind::Account => {
+                Some(fleet) if kind == CeilingKind::Account => {
                     (fleet.withheld(), fleet.free(now).min(free), Some(fleet.held()))
                 }
                 Some(fleet) => (withheld, fleet.free(now).min(free), Some(fleet.held())),
@@ -104,7 +104,10 @@ impl Limiter {
             }
         };
         Status {
-            ceilings: [ceiling(Kind::Account, account), ceiling(Kind::EgressIp, egress)],
+            ceilings: [
+                ceiling(CeilingKind::Account, account),
+                ceiling(CeilingKind::EgressIp, egress),
+            ],
             waiting: self.queue.len(),
             longest_wait: self.queue.longest(now),
             next_in: next - now,

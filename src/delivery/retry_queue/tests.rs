@@ -81,7 +81,7 @@ proptest! {
         let queue = RetryQueue::new(retry(), 7);
         let mut model: BTreeMap<u8, Model> = (0..IDS).map(|id| (id, Model::default())).collect();
         let mut out: Vec<(message::Lane, RetryItem)> = Vec::new();
-        let mut fresh: BTreeMap<u8, Reserved<'_>> = BTreeMap::new();
+        let mut fresh: BTreeMap<u8, FreshCall<'_>> = BTreeMap::new();
         let name = |item: &RetryItem| u8::try_from(item.id.as_u128()).unwrap();
         let ends = |one: &mut Model, again: bool| {
             one.waits = again || one.pushed;
@@ -115,7 +115,7 @@ proptest! {
                 Step::Forget(id) => {
                     let one = model.get_mut(&id).unwrap();
                     (one.waits, one.pushed) = (false, false);
-                    queue.forget(&[item(id, 0).id].into());
+                    queue.remove(&[item(id, 0).id].into());
                 }
                 Step::Fresh(id) => {
                     let one = model.get_mut(&id).unwrap();
@@ -123,7 +123,7 @@ proptest! {
                         ends(one, false);
                     } else if !one.waits && !one.out {
                         one.out = true;
-                        fresh.insert(id, queue.reserve(item(id, 0).id));
+                        fresh.insert(id, queue.fresh_call_begins(item(id, 0).id));
                     }
                 }
             }
@@ -179,9 +179,9 @@ fn a_call_and_a_drop() {
     for id in 1..=3 {
         queue.push(lane(1), item(id, 0), Instant::now());
     }
-    assert!(!drops(1), "no call was made");
+    assert_eq!(drops(1), Doubt::None, "no call was made");
     queue.mark_uncertain(item(2, 0).id);
-    assert!(drops(2), "an earlier process may have made one");
+    assert_eq!(drops(2), Doubt::Possible, "an earlier process may have made one");
     while queue.state().registry.len() > 0 {
         for (lane, items) in queue.take_due(far()).0 {
             for item in items {
@@ -190,7 +190,10 @@ fn a_call_and_a_drop() {
                 let doubt = queue.drop_begins(item.id, || None, |doubt| doubt);
                 // Its own call decides, unless there may have been another.
                 let decides = item.id != self::item(2, 0).id;
-                assert!(doubt && queue.takes_decision(item.id) == decides, "{item:?}");
+                assert!(
+                    doubt == Doubt::Possible && queue.take_dropped_during_call(item.id) == decides,
+                    "{item:?}"
+                );
                 queue.ended(&lane, item, Signal::Works, Requeue::No);
             }
         }

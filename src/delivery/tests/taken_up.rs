@@ -28,8 +28,8 @@ impl Slow {
 }
 
 impl Upstream for Slow {
-    async fn send(&self, message: &Message, permit: Permit, departure: &SendGate) -> Answer {
-        if !departure.leave() {
+    async fn send(&self, message: &Message, permit: Permit, gate: &SendGate) -> Answer {
+        if !gate.leave() {
             permit.unsent();
             return Answer::TransportError(TransportError::TooLate);
         }

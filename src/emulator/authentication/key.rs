@@ -6,9 +6,9 @@ use super::super::options::KeyPair;
 use super::super::refusal::Refusal;
 
 /// Keys by id.
-pub(in super::super) struct Keys(HashMap<String, KeyPair>);
+pub(in super::super) struct KeyRing(HashMap<String, KeyPair>);
 
-impl Keys {
+impl KeyRing {
     pub(in super::super) fn new(keys: Vec<KeyPair>) -> Self {
         Self(keys.into_iter().map(|key| (key.id.clone(), key)).collect())
     }
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn a_token_belongs_to_its_key() {
-        let keys = Keys::new(vec![
+        let keys = KeyRing::new(vec![
             KeyPair::new("lasting", "s"),
             KeyPair::with_token("one", "s", "token-1"),
             KeyPair::with_token("two", "s", "token-2"),

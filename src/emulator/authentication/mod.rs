@@ -12,25 +12,25 @@ mod vectors;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::call::{Call, Version};
+use super::call::{ReceivedCall, Version};
 use super::refusal::Refusal;
-pub(super) use key::Keys;
+pub(super) use key::KeyRing;
 
 /// How far a call's time may be from the provider's.
 const WINDOW: SignedDuration = SignedDuration::from_mins(15);
 
 /// A call whose signature is right. Whether its nonce is fresh is for the caller to see.
-pub(super) struct Signed<'a> {
+pub(super) struct VerifiedSignature<'a> {
     pub(super) key_id: &'a str,
     pub(super) nonce: &'a str,
 }
 
 /// Checks a call against the keys at the provider's time `now`.
 pub(super) fn check<'a>(
-    call: &'a Call<'_>,
-    keys: &'a Keys,
+    call: &'a ReceivedCall<'_>,
+    keys: &'a KeyRing,
     now: Timestamp,
-) -> Result<Signed<'a>, Refusal> {
+) -> Result<VerifiedSignature<'a>, Refusal> {
     match call.version() {
         Version::V1 => v1::check(call, keys, now),
         Version::V3 => v3::check(call, keys, now),

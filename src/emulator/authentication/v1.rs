@@ -5,13 +5,13 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 
 use super::canonical::{canonical_query, encode_into, hmac_sha1};
-use super::{Call, Keys, Refusal, Signed, check_time, does_not_match};
+use super::{KeyRing, ReceivedCall, Refusal, VerifiedSignature, check_time, does_not_match};
 
 pub(super) fn check<'a>(
-    call: &'a Call<'_>,
-    keys: &'a Keys,
+    call: &'a ReceivedCall<'_>,
+    keys: &'a KeyRing,
     now: Timestamp,
-) -> Result<Signed<'a>, Refusal> {
+) -> Result<VerifiedSignature<'a>, Refusal> {
     let of_signature = |name| call.parameter(name).ok_or_else(|| incomplete(name));
     let key_id = of_signature("AccessKeyId")?;
     let signature = of_signature("Signature")?;
@@ -31,11 +31,11 @@ pub(super) fn check<'a>(
     if expected.is_none() || STANDARD.decode(signature).ok() != expected {
         return Err(does_not_match(&string_to_sign));
     }
-    Ok(Signed { key_id: &key.id, nonce })
+    Ok(VerifiedSignature { key_id: &key.id, nonce })
 }
 
 /// All parameters but the signature itself.
-pub(super) fn canonical(call: &Call<'_>) -> String {
+pub(super) fn canonical(call: &ReceivedCall<'_>) -> String {
     let all = call.query.iter().chain(&call.form);
     canonical_query(all.filter(|(name, _)| name != "Signature"))
 }

@@ -6,15 +6,15 @@ use http::header;
 use jiff::Timestamp;
 
 use super::canonical::{canonical_query, hex, hmac_sha256, sha256_hex};
-use super::{Call, Keys, Refusal, Signed, check_time, does_not_match};
+use super::{KeyRing, ReceivedCall, Refusal, VerifiedSignature, check_time, does_not_match};
 
 const ALGORITHM: &str = "ACS3-HMAC-SHA256";
 
 pub(super) fn check<'a>(
-    call: &'a Call<'_>,
-    keys: &'a Keys,
+    call: &'a ReceivedCall<'_>,
+    keys: &'a KeyRing,
     now: Timestamp,
-) -> Result<Signed<'a>, Refusal> {
+) -> Result<VerifiedSignature<'a>, Refusal> {
     let mandatory = |name: &str| {
         call.header(name).ok_or_else(|| incomplete(format_args!("the header {name} is needed")))
     };
@@ -33,7 +33,7 @@ pub(super) fn check<'a>(
     if declared_hash != body_hash || expected.as_deref() != Some(authorization.signature) {
         return Err(does_not_match(&string_to_sign));
     }
-    Ok(Signed { key_id: &key.id, nonce })
+    Ok(VerifiedSignature { key_id: &key.id, nonce })
 }
 
 /// `ACS3-HMAC-SHA256 Credential=…,SignedHeaders=a;b,Signature=…`, without blanks.
@@ -64,7 +64,7 @@ impl<'a> Authorization<'a> {
     }
 
     /// The host, a content type and every `x-acs-*` header that came must be signed.
-    fn check_coverage(&self, call: &Call<'_>) -> Result<(), Refusal> {
+    fn check_coverage(&self, call: &ReceivedCall<'_>) -> Result<(), Refusal> {
         let must =
             call.headers.keys().map(header::HeaderName::as_str).filter(|name| {
                 matches!(*name, "host" | "content-type") || name.starts_with("x-acs-")
@@ -80,7 +80,7 @@ impl<'a> Authorization<'a> {
 
 /// Lines joined by LF. Headers are sorted here and their list is not, so both must be sorted.
 pub(super) fn canonical_request(
-    call: &Call<'_>,
+    call: &ReceivedCall<'_>,
     signed_headers: &str,
     body_hash: &str,
 ) -> Result<String, Refusal> {

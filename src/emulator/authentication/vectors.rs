@@ -70,10 +70,17 @@ fn on_the_wire(params: &BTreeMap<String, String>) -> String {
     out.replace("%20", "+")
 }
 
-fn v1_request(vector: &V1, in_form: bool) -> (Parts, String) {
+/// Where a request has its parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Query,
+    Form,
+}
+
+fn v1_request(vector: &V1, place: Place) -> (Parts, String) {
     let sent = format!("{}&Signature={}", on_the_wire(&vector.params), vector.signature_urlencoded);
     let request = Request::builder().method(vector.method.as_str());
-    let (request, body) = if in_form {
+    let (request, body) = if place == Place::Form {
         let form = "application/x-www-form-urlencoded";
         (request.uri("/").header("content-type", form), sent)
     } else {
@@ -99,9 +106,9 @@ fn time(text: &str) -> Timestamp {
 #[test]
 fn v1_every_intermediate_string() {
     for vector in vectors().v1 {
-        for in_form in [false, true] {
-            let (parts, body) = v1_request(&vector, in_form);
-            let call = Call::new(&parts, body.as_bytes());
+        for place in [Place::Query, Place::Form] {
+            let (parts, body) = v1_request(&vector, place);
+            let call = ReceivedCall::new(&parts, body.as_bytes());
             let name = &vector.name;
 
             let canonical = v1::canonical(&call);
@@ -117,7 +124,7 @@ fn v1_every_intermediate_string() {
             let id = &vector.params["AccessKeyId"];
             let token = vector.params.get("SecurityToken").cloned();
             let pair = KeyPair { token, ..KeyPair::new(id, &vector.access_key_secret) };
-            let keys = Keys::new(vec![pair]);
+            let keys = KeyRing::new(vec![pair]);
             let signed = check(&call, &keys, time(&vector.params["Timestamp"])).unwrap();
             assert_eq!(signed.key_id, id);
             assert_eq!(signed.nonce, vector.params["SignatureNonce"]);
@@ -129,7 +136,7 @@ fn v1_every_intermediate_string() {
 fn v3_every_intermediate_string() {
     for vector in vectors().v3 {
         let parts = v3_request(&vector);
-        let call = Call::new(&parts, vector.body.as_bytes());
+        let call = ReceivedCall::new(&parts, vector.body.as_bytes());
         let name = &vector.name;
 
         assert_eq!(canonical_query(call.query.iter()), vector.canonical_query, "{name}");
@@ -145,7 +152,7 @@ fn v3_every_intermediate_string() {
         assert_eq!(hex(&mac), vector.signature, "{name}");
 
         let pair = KeyPair::new(&vector.access_key_id, &vector.access_key_secret);
-        let keys = Keys::new(vec![pair]);
+        let keys = KeyRing::new(vec![pair]);
         let signed = check(&call, &keys, time(&vector.headers["x-acs-date"])).unwrap();
         assert_eq!(signed.key_id, vector.access_key_id);
         assert_eq!(signed.nonce, vector.headers["x-acs-signature-nonce"]);
@@ -158,8 +165,8 @@ fn v3_after(change: impl Fn(&mut Parts, &mut String)) -> String {
     assert!(!vector.body.is_empty(), "the form vector is last");
     let (mut parts, mut body) = (v3_request(&vector), vector.body);
     change(&mut parts, &mut body);
-    let call = Call::new(&parts, body.as_bytes());
-    let keys = Keys::new(vec![KeyPair::new(vector.access_key_id, vector.access_key_secret)]);
+    let call = ReceivedCall::new(&parts, body.as_bytes());
+    let keys = KeyRing::new(vec![KeyPair::new(vector.access_key_id, vector.access_key_secret)]);
     let now = time(&vector.headers["x-acs-date"]);
     check(&call, &keys, now).err().map(|refusal| refusal.code.into_owned()).unwrap_or_default()
 }
@@ -197,7 +204,7 @@ fn v3_refuses_a_declared_hash_that_is_not_the_bodys() {
         parts.headers.insert("x-acs-content-sha256", hash.parse().unwrap());
         // signed all the same, over the body's true hash
         let vector = vectors().v3.pop().unwrap();
-        let call = Call::new(parts, body.as_bytes());
+        let call = ReceivedCall::new(parts, body.as_bytes());
         let canonical =
             v3::canonical_request(&call, &vector.signed_headers, &vector.hashed_payload).unwrap();
         let mac = hmac_sha256(&vector.access_key_secret, &v3::string_to_sign(&canonical)).unwrap();
@@ -246,9 +253,9 @@ fn v1_after(name: &str, value: Option<&str>) -> String {
         Some(value) => vector.params.insert(name.to_owned(), value.to_owned()),
         None => vector.params.remove(name),
     };
-    let (parts, body) = v1_request(&vector, false);
-    let call = Call::new(&parts, body.as_bytes());
-    let keys = Keys::new(vec![KeyPair::new("testid", secret)]);
+    let (parts, body) = v1_request(&vector, Place::Query);
+    let call = ReceivedCall::new(&parts, body.as_bytes());
+    let keys = KeyRing::new(vec![KeyPair::new("testid", secret)]);
     check(&call, &keys, now).err().map(|refusal| refusal.code.into_owned()).unwrap_or_default()
 }
 

@@ -59,7 +59,7 @@ pub enum LedgerError {
 }
 
 /// The Unix second in which a process ended, and the calls that had not ended then, at most.
-type Recovered = (i64, BTreeMap<SeriesId, u64>);
+type RecoveredCounts = (i64, BTreeMap<SeriesId, u64>);
 
 /// The ledger. Cheap to clone; [`Ledger::close`] ends it.
 #[derive(Debug, Clone)]
@@ -67,7 +67,7 @@ pub(super) struct Ledger {
     shared: Arc<LedgerInner>,
     database: SharedDb,
     /// What the process left whose ledger this one continues.
-    recovered: Option<Arc<Recovered>>,
+    recovered: Option<Arc<RecoveredCounts>>,
     writer: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::{Change, Spool, State};
+use super::super::{Change, Doubt, Spool, State};
 use super::double::Double;
 use super::faults::open;
 use super::{claim, death, message, options, receipt};
@@ -171,7 +171,7 @@ async fn what_is_left_of_a_dropped_message() {
     for message in [&kept, &called, &taken] {
         spool.keep(message, Some(claim())).await.unwrap();
         let brief = spool.find(message.id).unwrap();
-        spool.note(message.id, Spool::dropped(&brief, false)).await;
+        spool.note(message.id, Spool::dropped(&brief, Doubt::None)).await;
     }
     spool.note(called.id, Change::Decided { doubt: false }).await;
     spool.note(called.id, Change::Decided { doubt: true }).await;

@@ -8,7 +8,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::super::redis::Times;
 use super::super::{
-    Change, Durability, Effect, KeepError, NotOurs, OpenError, Options, ReadError, Spool, State,
+    Change, Doubt, Durability, Effect, KeepError, NotOurs, OpenError, Options, ReadError, Spool,
+    State,
 };
 use super::{BOUND, claim, death, message, options, receipt, until};
 use crate::config::{self, Fleet};
@@ -296,7 +297,7 @@ async fn receipts_with_a_claim_do_not_give_way() {
         one.note(ended.id, Change::Delivered(1, receipt())).await;
     }
     let brief = one.find(dropped.id).unwrap();
-    one.note(dropped.id, Spool::dropped(&brief, false)).await;
+    one.note(dropped.id, Spool::dropped(&brief, Doubt::None)).await;
     two.keep(&late, None).await.unwrap();
     for spool in [&one, &two] {
         assert_eq!(spool.keep(&later, None).await, Err(KeepError::Full));

@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tollgate::config;
-use tollgate::keys::{Folder, Key, KeyError, Keys, Source};
+use tollgate::keys::{Key, KeyError, KeyFolder, Keys, Source};
 
 const POLL: Duration = Duration::from_secs(5);
 
@@ -78,7 +78,7 @@ fn version_of(key: &Key) -> usize {
 async fn swaps_under_continuous_reading_never_mix_two_versions() {
     let mut mount = Mount::new();
     mount.publish_next();
-    let mut folder = Folder::new(mount.path(), POLL);
+    let mut folder = KeyFolder::new(mount.path(), POLL);
     let done = Arc::new(AtomicBool::new(false));
     let swapping = {
         let done = Arc::clone(&done);
@@ -117,7 +117,7 @@ async fn a_link_to_a_version_that_is_gone() {
     let mut mount = Mount::new();
     mount.publish_next();
     fs::remove_dir_all(fs::canonicalize(mount.path().join("..data")).unwrap()).unwrap();
-    let error = Folder::new(mount.path(), POLL).load().await.unwrap_err().to_string();
+    let error = KeyFolder::new(mount.path(), POLL).load().await.unwrap_err().to_string();
     assert!(error.ends_with("..data: leads to a folder that does not exist"), "{error}");
 }
 
@@ -183,7 +183,7 @@ fn plain(id: &[u8], secret: &[u8]) -> TempDir {
 #[tokio::test(start_paused = true)]
 async fn plain_files_are_believed_once_they_stay_the_same() {
     let folder = plain(b"id-2\n", b"secret-2\r\n");
-    let mut source = Folder::new(folder.path().to_owned(), POLL);
+    let mut source = KeyFolder::new(folder.path().to_owned(), POLL);
     assert_eq!(version_of(&source.load().await.unwrap()), 2);
 
     // Somebody writes the next key while we look.
@@ -217,7 +217,7 @@ async fn files_that_are_no_key_are_refused_without_being_repeated() {
         (b"id", &huge, "access_key_secret: is larger than 16384 bytes"),
     ] {
         let folder = plain(id, secret);
-        let error = Folder::new(folder.path().to_owned(), POLL).load().await.unwrap_err();
+        let error = KeyFolder::new(folder.path().to_owned(), POLL).load().await.unwrap_err();
         let shown = error.to_string();
         assert!(shown.contains(expected), "{shown}");
         let named = folder.path().display().to_string();
@@ -230,7 +230,7 @@ async fn files_that_are_no_key_are_refused_without_being_repeated() {
 async fn a_folder_or_a_pipe_in_a_files_place_does_not_hold_us_up() {
     let folder = plain(b"id-2", b"secret-2");
     let token = folder.path().join("security_token");
-    let mut source = Folder::new(folder.path().to_owned(), POLL);
+    let mut source = KeyFolder::new(folder.path().to_owned(), POLL);
     fs::create_dir(&token).unwrap();
     let error = source.load().await.unwrap_err().to_string();
     assert!(error.ends_with("security_token: is not a file"), "{error}");

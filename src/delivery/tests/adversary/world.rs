@@ -370,7 +370,7 @@ fn fails(way: u8, random: &mut fastrand::Rng) -> (Answer, bool) {
 }
 
 impl Upstream for Provider {
-    async fn send(&self, message: &Message, permit: Permit, departure: &SendGate) -> Answer {
+    async fn send(&self, message: &Message, permit: Permit, gate: &SendGate) -> Answer {
         let world = &*self.world;
         let body = std::str::from_utf8(message.payload.as_bytes()).unwrap();
         let number: usize = body.split(' ').next().unwrap().parse().unwrap();
@@ -390,8 +390,8 @@ impl Upstream for Provider {
             // A connection is opened first.
             let opened = Instant::now() + Duration::from_millis(random.u64(..1_200));
             tokio::select! {
-                () = sleep_until(opened.min(departure.closes())) => {}
-                () = departure.stopped() => {}
+                () = sleep_until(opened.min(gate.closes())) => {}
+                () = gate.stopped() => {}
             }
         }
         if self.dead.is_cancelled()
@@ -400,7 +400,7 @@ impl Upstream for Provider {
             permit.lost(Read::Never);
             return Answer::TransportError(TransportError::Connect);
         }
-        if !departure.leave() {
+        if !gate.leave() {
             permit.unsent();
             return Answer::TransportError(TransportError::TooLate);
         }
