@@ -41,7 +41,7 @@ pub struct Sources {
     pub meter: Meter,
     /// For permits and the fleet.
     pub ceiling: Ceiling,
-    /// For kept messages; `None`: there is no spool.
+    /// For stored messages; `None`: there is no spool.
     pub spool: Option<Spool>,
     /// For paused topics.
     pub delivery: Delivery<HttpUpstream>,
@@ -53,8 +53,10 @@ pub struct Sources {
     pub endpoint: String,
     /// Names of the egress addresses, in the configuration's order.
     pub egress: Vec<String>,
-    /// Set while stopping.
-    pub draining: Arc<AtomicBool>,
+    /// Set at SIGTERM.
+    pub stopping: Arc<AtomicBool>,
+    /// Set when new messages are refused: `drain.accept_for` after SIGTERM.
+    pub refusing: Arc<AtomicBool>,
     /// When this process started.
     pub started: Timestamp,
 }
@@ -107,24 +109,27 @@ impl Telemetry {
     /// An outage of the upstream does not make it unready: the provider would fail for every other pod,
     /// too.
     fn ready(&self, query: Option<&str>) -> Reply {
-        let draining = self.sources.draining.load(Ordering::Relaxed);
+        let stopping = self.sources.stopping.load(Ordering::Relaxed);
+        let accepting = !self.sources.refusing.load(Ordering::Relaxed);
         let key = self.sources.keys.current();
-        let ready = !draining && key.is_ok();
+        let ready = !stopping && key.is_ok();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let word = if ready { "ok" } else { "not ready" };
         if query != Some("verbose") {
             return text(status, format!("{word}\n"));
         }
         let key = key.map_or_else(|error| format!("no: {error}"), |_| "yes".to_owned());
-        let mut lines = format!("{word}\naccepting: {}\nkey: {key}\n", !draining);
+        let mut lines =
+            format!("{word}\nstopping: {stopping}\naccepting: {accepting}\nkey: {key}\n");
         if let Some(usage) = self.sources.spool.as_ref().map(Spool::usage) {
             let spool = usage.failure.as_deref().unwrap_or("ok");
             let (queued, dead) = (usage.queued.messages, usage.dead.messages);
-            lines.extend([format!("spool: {spool}\nkept: {queued}\ndead letters: {dead}\n")]);
+            lines.extend([format!("spool: {spool}\nstored: {queued}\ndead letters: {dead}\n")]);
         }
         for paused in self.sources.delivery.paused() {
             let (topic, why) = (&paused.lane.parent, pause_reason(paused.reason.denied()));
-            lines.extend([format!("paused: {topic} ({why}), {} messages kept\n", paused.waiting)]);
+            lines
+                .extend([format!("paused: {topic} ({why}), {} messages stored\n", paused.waiting)]);
         }
         text(status, lines)
     }
@@ -135,7 +140,7 @@ impl Telemetry {
     }
 }
 
-/// Why a lane does not deliver, in a few words.
+/// Why a paused topic is not delivered, in a few words.
 fn pause_reason(denied: Option<AccessDenied>) -> &'static str {
     denied.map_or("The provider fails", |denied| denied.explanation().trim_end_matches('.'))
 }
