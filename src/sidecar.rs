@@ -127,12 +127,7 @@ impl Sidecar {
             Start::AfterOthers => after_others(&meter, config),
             start => start,
         };
-        let egress = config.upstream.egress_addresses.len();
-        let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
-        ceiling.name_egress(egress_names(config));
-        if let Some(fleet) = &config.fleet {
-            ceiling.share(&config.ceilings, fleet, config.upstream.call_timeout);
-        }
+        let ceiling = ceiling(config, start);
         let delivery = Delivery::new(
             config,
             upstream.clone(),
@@ -333,6 +328,17 @@ async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError
         }
         _ => Spool::open(options).await,
     }
+}
+
+/// The ceilings, shared with the fleet's sidecars where there is a fleet.
+fn ceiling(config: &Config, start: Start) -> Ceiling {
+    let egress = config.upstream.egress_addresses.len();
+    let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
+    ceiling.name_egress(egress_names(config));
+    if let Some(fleet) = &config.fleet {
+        ceiling.share(&config.ceilings, fleet, config.upstream.call_timeout);
+    }
+    ceiling
 }
 
 /// Opens the ledger beside the spool. If that fails, messages are counted in memory: a full disk must

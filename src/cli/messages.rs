@@ -210,7 +210,7 @@ async fn shared(action: Action, fleet: &Fleet, options: Options) -> Result<Done,
     match done {
         Ok(Done::Changed(change, 0)) if held > 0 => Err(format!(
             "0 {change}: running sidecars own {}. Run the command where they run (kubectl exec).",
-            count(held as u64, "message")
+            count(held, "message")
         )),
         done => done,
     }
