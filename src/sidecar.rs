@@ -32,7 +32,7 @@ const SMALL: Limits = Limits {
     header_timeout: Duration::from_secs(5),
     idle_timeout: Duration::from_secs(75),
 };
-/// For how long new slices of the remaining messages are handed to the fleet's spool, and the limit
+/// For how long new slices of the remaining messages are migrated to the fleet's spool, and the limit
 /// for all of it. The difference lets a slice finish: one given up half-way may be delivered twice.
 const BEGIN_HAND_OVER: Duration = Duration::from_secs(6);
 const HAND_OVER: Duration = Duration::from_secs(10);
@@ -130,11 +130,7 @@ impl Sidecar {
             Start::AfterOthers => after_others(&meter, config),
             start => start,
         };
-        let egress = config.upstream.egress_addresses.len();
-        let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
-        if let Some(fleet) = &config.fleet {
-            ceiling.share(&config.ceilings, fleet, config.upstream.call_timeout);
-        }
+        let ceiling = ceiling(config, start);
         let delivery = Delivery::new(
             config,
             upstream.clone(),
@@ -162,7 +158,8 @@ impl Sidecar {
             endpoint: config.upstream.endpoint.authority(),
             egress: egress_names(config),
             configuration: configuration.clone(),
-            draining: Arc::clone(&ending),
+            stopping: Arc::clone(&ending),
+            refusing: Arc::clone(&draining),
             started: Timestamp::now(),
         });
 
@@ -269,15 +266,15 @@ impl Sidecar {
     }
 }
 
-/// The messages that are still kept when a sidecar ends.
+/// The messages that are still stored when a sidecar ends.
 struct SpoolRemainder {
     spool: Spool,
-    /// The fleet's spool, which takes over those of a disk (`drain.handoff`).
+    /// The fleet's spool, to which those of a disk are migrated (`drain.handoff`).
     to: Option<(config::Fleet, spool::Options)>,
 }
 
 impl SpoolRemainder {
-    /// Hands the messages over, or closes the spool with them, and lets the last writes end: they end
+    /// Migrates the messages, or closes the spool with them, and lets the last writes end: they end
     /// with the runtime.
     async fn leave(self) {
         self.hand_over_or_close().await;
@@ -296,19 +293,19 @@ impl SpoolRemainder {
         let left = usage.queued.messages + usage.dead.messages;
         match handed {
             Ok(Ok(messages)) if left == 0 => {
-                tracing::info!(messages, "kept messages were handed over to the fleet's spool");
+                tracing::info!(messages, "messages migrated to Redis");
             }
             Ok(Err(error)) => {
                 tracing::warn!(
                     error,
                     left,
-                    "not all kept messages were handed over: the rest stays on the disk"
+                    "messages not migrated to Redis: they stay on this disk for the next start"
                 );
             }
             Ok(Ok(_)) | Err(_) => {
                 tracing::warn!(
                     left,
-                    "not all kept messages were handed over in time: the rest stays on the disk"
+                    "messages not migrated to Redis in time: they stay on this disk for the next start"
                 );
             }
         }
@@ -352,6 +349,17 @@ async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError
         }
         _ => Spool::open(options).await,
     }
+}
+
+/// The ceilings, shared with the fleet's sidecars where there is a fleet.
+fn ceiling(config: &Config, start: Start) -> Ceiling {
+    let egress = config.upstream.egress_addresses.len();
+    let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
+    ceiling.name_egress(egress_names(config));
+    if let Some(fleet) = &config.fleet {
+        ceiling.share(&config.ceilings, fleet, config.upstream.call_timeout);
+    }
+    ceiling
 }
 
 /// Opens the ledger beside the spool. If that fails, messages are counted in memory: a full disk must
@@ -417,7 +425,12 @@ async fn bind_control(config: &Config) -> Option<Listener> {
     }
     if let Some((path, error)) = failed {
         let path = path.display();
-        tracing::warn!(%path, %error, "no control socket: `tollgate messages` cannot ask this sidecar");
+        tracing::warn!(
+            %path,
+            %error,
+            "the control socket cannot be created: `tollgate messages` and `tollgate bill` do not work \
+             with this sidecar; set listen.control"
+        );
     }
     None
 }

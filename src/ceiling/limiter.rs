@@ -28,6 +28,8 @@ pub(super) struct Limiter {
     account: Window,
     /// In the configuration's order.
     egress: Vec<Egress>,
+    /// What the log calls them, in the same order.
+    egress_names: Vec<String>,
     /// What is held of the ceilings that a fleet shares; the windows above hold all the same.
     pub(super) fleet: Option<Leases>,
     /// Which ceilings those are.
@@ -103,6 +105,7 @@ impl Limiter {
                     watch: BlockWatch::default(),
                 })
                 .collect(),
+            egress_names: (0..egress).map(|i| i.to_string()).collect(),
             fleet: None,
             kinds: Vec::new(),
             unanswered: UnansweredCalls::new(config.unanswered),
@@ -117,6 +120,10 @@ impl Limiter {
         };
         state.pace(config);
         state
+    }
+
+    pub(super) fn name_egress(&mut self, names: Vec<String>) {
+        self.egress_names = names;
     }
 
     fn window(&mut self, ceiling: Whose) -> &mut Window {
@@ -328,14 +335,19 @@ impl Limiter {
     }
 
     /// Says whether the address may carry calls sooner than was thought.
-    fn watch(&mut self, address: usize, end: CallEnd, now: Instant) -> bool {
+    fn watch(&mut self, egress: usize, end: CallEnd, now: Instant) -> bool {
         let mut reopened = false;
-        let mut watch = std::mem::take(&mut self.egress[address].watch);
+        let mut watch = std::mem::take(&mut self.egress[egress].watch);
+        let address = self.egress_names.get(egress).map(String::as_str);
         match end {
             CallEnd::Answered | CallEnd::Throttled => {
                 reopened = watch.answered(now);
                 if reopened {
-                    tracing::info!(address, "the provider answers this egress address again");
+                    tracing::info!(
+                        address,
+                        "the provider answers calls from this egress address again: tollgate uses it \
+                         again"
+                    );
                 }
             }
             CallEnd::ConnectionLost(_) => {
@@ -343,14 +355,16 @@ impl Limiter {
                 if watch.lost(now, others) {
                     tracing::error!(
                         address,
-                        "the provider seems to block this egress address: it rests for five minutes"
+                        "the provider probably blocks this egress address: tollgate sends nothing \
+                         from it for 5 min, then probes with one call; look for other clients behind \
+                         this address"
                     );
                 }
             }
             CallEnd::Unanswered => watch.inconclusive(now),
             CallEnd::Unsent => reopened = watch.probe_again(now),
         }
-        self.egress[address].watch = watch;
+        self.egress[egress].watch = watch;
         reopened
     }
 
@@ -358,7 +372,7 @@ impl Limiter {
         [&mut self.account, &mut self.egress[egress].window]
     }
 
-    /// The provider pushed back. It throttles the account; an address over its own ceiling would
+    /// The provider throttled a call. It throttles the account; an address over its own ceiling would
     /// be blocked, not throttled.
     fn withhold(&mut self, now: Instant) {
         match &mut self.fleet {

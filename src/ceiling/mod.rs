@@ -254,6 +254,11 @@ impl Ceiling {
         Self { shared }
     }
 
+    /// Names the egress addresses for the log, in their order; without it they are numbered.
+    pub fn name_egress(&self, names: Vec<String>) {
+        self.shared.limiter().name_egress(names);
+    }
+
     /// Shares the account's ceiling, and with a group also its egress addresses', with all sidecars
     /// of a fleet. Before the first request; a call lasts `call_timeout` at most.
     pub fn share(&self, config: &config::Ceilings, fleet: &config::Fleet, call_timeout: Duration) {

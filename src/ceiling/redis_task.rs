@@ -84,9 +84,17 @@ pub(super) async fn run(
 
 fn log(error: &ClientError) {
     if error.wants_a_person() {
-        tracing::error!(%error, "Redis cannot be used: calls go on until the leases end");
+        tracing::error!(
+            %error,
+            "Redis cannot be used until this error is corrected: tollgate uses its leased permits, if \
+             any, for less than 30 s, then sends nothing"
+        );
     } else {
-        tracing::warn!(%error, "no Redis: calls go on until the leases end");
+        tracing::warn!(
+            %error,
+            "no usable answer from Redis: tollgate uses its leased permits, if any, for less than 30 s, \
+             then sends nothing"
+        );
     }
 }
 

@@ -46,8 +46,8 @@ fn warn(server: &Server) {
     }
     if server.may_split {
         tracing::warn!(
-            "Redis has replicas and goes on without them, so that a split brain could give out \
-             permits twice: set min-replicas-to-write 1 (docs/fleet.md)"
+            "Redis accepts writes without a replica: after a failover two primaries could lease the \
+             same permit; set min-replicas-to-write 1 (docs/fleet.md)"
         );
     }
 }

@@ -63,7 +63,10 @@ async fn bill(query: Query, config: &Config) -> Result<Bill, String> {
         return sidecar.read(&body);
     }
     let Some(spool) = &config.spool else {
-        return Err("no sidecar runs, and it keeps no ledger (spool.store = \"none\")".to_owned());
+        return Err(
+            "no sidecar runs with this configuration, and spool.store = \"none\" has no ledger"
+                .to_owned(),
+        );
     };
     let folder = sidecar::ledger_folder(spool);
     if !folder.exists() {

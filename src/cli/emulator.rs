@@ -16,10 +16,11 @@ use crate::emulator::{
 
 /// Emulate ApsaraMQ for MQTT on this machine
 ///
-/// Serves `SendMessage` the way the provider does: both signatures, its limits, its errors. An
-/// address that goes over its ceiling is blocked until POST /_emulator/reset.
+/// Serves `SendMessage` the way the provider does: both signatures, its limits, its errors. It
+/// blocks an address that exceeds its ceiling until DELETE /_emulator/blocked or POST
+/// /_emulator/reset.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: every third call fails, and a broker gets the rest
+#[command(after_help = "Example: three of ten calls fail, at random; a broker gets the rest
   echo '[{\"code\":\"SystemOverFlow\",\"probability\":0.3}]' > faults.json
   tollgate emulator --keys my-id=my-secret --faults faults.json --mqtt mqtt://127.0.0.1:1883
   curl -s http://127.0.0.1:9460/_emulator/report")]
@@ -28,11 +29,11 @@ pub(super) struct EmulatorArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9460")]
     listen: SocketAddr,
 
-    /// Ceiling of all calls a second; calls over it are throttled; 0 for no limit
+    /// Ceiling of all calls per second; calls above it are throttled; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 1000)]
     account_qps: u32,
 
-    /// Ceiling of calls a second from one address; it is blocked beyond it; 0 for no limit
+    /// Ceiling of calls per second from one address; an address above it is blocked; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 300)]
     egress_ip_qps: u32,
 

@@ -1,13 +1,14 @@
-//! `tollgate messages`: the kept messages of a running or a stopped sidecar.
+//! `tollgate messages`: the stored messages of a running or a stopped sidecar.
 
 use std::io::{self, Write};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Subcommand, ValueEnum};
 use jiff::Timestamp;
 
-use super::age;
 use super::client::SidecarClient;
 use super::run::{VerbError, block_on, print};
+use super::{age, count};
 use crate::config::{self, Config, Flags, Store};
 use crate::control::{Changed, Listing, MAX_LISTED};
 use crate::message::MessageId;
@@ -16,7 +17,7 @@ use crate::spool::{
     Brief, Change, Listed, OpenError, Options, Reason, Selection, Spool, State, Which,
 };
 
-/// List, show, replay or drop kept messages and dead letters
+/// List, show, replay or drop stored messages and dead letters
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     tollgate messages list --state dead --config tollgate.toml\n  \
@@ -64,18 +65,30 @@ enum Action {
         /// Its id
         id: String,
     },
-    /// Send dead letters again
+    /// Retry dead letters as new messages
     #[command(after_help = "Example:\n  tollgate messages replay --reason refused")]
     Replay {
         #[command(flatten)]
         which: Selected,
+        /// Messages in this state: only dead letters can be replayed
+        #[arg(long, value_parser = one_of(&[Which::Dead]))]
+        state: Option<Which>,
     },
     /// Drop dead letters, or queued messages given by id or with --state queued
     #[command(after_help = "Example:\n  tollgate messages drop --reason expired --topic 'Alarm/*'")]
     Drop {
         #[command(flatten)]
         which: Selected,
+        /// Messages in this state: only queued messages and dead letters can be dropped
+        #[arg(long, value_parser = one_of(&[Which::Queued, Which::Dead]))]
+        state: Option<Which>,
     },
+}
+
+/// Reads one of these states: messages in others can be listed, but not changed.
+fn one_of(states: &[Which]) -> impl TypedValueParser<Value = Which> + use<> {
+    let names = states.iter().filter_map(Which::to_possible_value);
+    PossibleValuesParser::new(names).try_map(|name| Which::from_str(&name, false))
 }
 
 impl Action {
@@ -84,7 +97,9 @@ impl Action {
         let selection = match self {
             Self::List { topic, .. } => Selection { topic: topic.clone(), ..Selection::default() },
             Self::Show { id } => Selection { ids: vec![id.clone()], ..Selection::default() },
-            Self::Replay { which } | Self::Drop { which } => not_empty(which.clone())?,
+            Self::Replay { which, state } | Self::Drop { which, state } => {
+                not_empty(which.clone(), *state)?
+            }
         };
         selection.pick().map(drop).map_err(|error| error.to_string())
     }
@@ -100,19 +115,9 @@ struct Selected {
     /// Dead letters of this reason
     #[arg(long, value_enum)]
     reason: Option<Reason>,
-    /// Messages in this state
-    #[arg(long, value_enum)]
-    state: Option<Which>,
-    /// All of them
+    /// All dead letters
     #[arg(long)]
     all: bool,
-}
-
-impl From<Selected> for Selection {
-    fn from(which: Selected) -> Self {
-        let Selected { ids, topic, reason, state, all } = which;
-        Self { ids, topic, reason, state, all }
-    }
 }
 
 pub(super) fn run(args: Args) -> Result<(), VerbError> {
@@ -136,7 +141,7 @@ async fn carry_out(action: Action, config: &Config) -> Result<ActionResult, Stri
         return running(action, sidecar).await;
     }
     let Some(spool) = &config.spool else {
-        return Err("nothing is kept (spool.store = \"none\")".to_owned());
+        return Err("nothing is stored (spool.store = \"none\")".to_owned());
     };
     let options = sidecar::spool_options(spool, &config.idempotency);
     if let (Store::Redis, Some(fleet)) = (spool.store, &config.fleet) {
@@ -168,19 +173,19 @@ async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> 
         }
         Action::Show { id } => {
             let id: MessageId = id.parse().map_err(|_| format!("{id:?} is no message id"))?;
-            let found = spool.show(id).await.ok_or("no message with this id is kept")?;
+            let found = spool.show(id).await.ok_or("no message with this id is stored")?;
             Ok(ActionResult::Shown(Box::new(found)))
         }
-        Action::Replay { which } => {
-            let picked = not_empty(which)?.pick().map_err(|error| error.to_string())?;
+        Action::Replay { which, state } => {
+            let picked = not_empty(which, state)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_dead(brief);
             let again = |brief: &Brief| spool.note(brief.id, Change::Replayed(Timestamp::now()));
             Ok(ActionResult::Changed("replayed", spool.change(&meant, &again, &|_, _| ()).await))
         }
-        Action::Drop { which } => {
-            let picked = not_empty(which)?.pick().map_err(|error| error.to_string())?;
+        Action::Drop { which, state } => {
+            let picked = not_empty(which, state)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_droppable(brief);
-            // A call for a queued message may have been under way when its sidecar ended.
+            // A call for a queued message may have been in flight when its sidecar ended.
             let doubt = |brief: &Brief| matches!(brief.state, State::Queued { .. }).into();
             let note = |brief: &Brief| spool.note(brief.id, Spool::dropped(brief, doubt(brief)));
             Ok(ActionResult::Changed("dropped", spool.change(&meant, &note, &|_, _| ()).await))
@@ -208,15 +213,17 @@ async fn shared(
     spool.close().await;
     match done {
         Ok(ActionResult::Changed(change, 0)) if held > 0 => Err(format!(
-            "0 {change}: running sidecars own {held} messages; run the command on those"
+            "0 {change}: running sidecars own {}. Run the command where they run (kubectl exec).",
+            count(held, "message")
         )),
         done => done,
     }
 }
 
 /// An empty selection is refused, so that all are never changed by mistake.
-fn not_empty(which: Selected) -> Result<Selection, String> {
-    let selection = Selection::from(which);
+fn not_empty(which: Selected, state: Option<Which>) -> Result<Selection, String> {
+    let Selected { ids, topic, reason, all } = which;
+    let selection = Selection { ids, topic, reason, state, all };
     if selection.is_empty() {
         return Err(
             "nothing is selected: give ids, --topic, --reason, --state, or --all".to_owned()
@@ -238,11 +245,19 @@ async fn running(action: Action, mut sidecar: SidecarClient) -> Result<ActionRes
             let body = sidecar.get(&format!("/messages/{id}")).await?;
             Ok(ActionResult::Shown(Box::new(sidecar.read(&body)?)))
         }
-        Action::Replay { which } => {
-            Ok(ActionResult::Changed("replayed", change(sidecar, "/messages/replay", which).await?))
+        Action::Replay { which, state } => {
+            let selection = not_empty(which, state)?;
+            Ok(ActionResult::Changed(
+                "replayed",
+                change(sidecar, "/messages/replay", &selection).await?,
+            ))
         }
-        Action::Drop { which } => {
-            Ok(ActionResult::Changed("dropped", change(sidecar, "/messages/drop", which).await?))
+        Action::Drop { which, state } => {
+            let selection = not_empty(which, state)?;
+            Ok(ActionResult::Changed(
+                "dropped",
+                change(sidecar, "/messages/drop", &selection).await?,
+            ))
         }
     }
 }
@@ -270,8 +285,12 @@ async fn list(
     Ok(found)
 }
 
-async fn change(sidecar: &mut SidecarClient, path: &str, which: Selected) -> Result<usize, String> {
-    let body = serde_json::to_string(&not_empty(which)?).map_err(|error| error.to_string())?;
+async fn change(
+    sidecar: &mut SidecarClient,
+    path: &str,
+    selection: &Selection,
+) -> Result<usize, String> {
+    let body = serde_json::to_string(selection).map_err(|error| error.to_string())?;
     let body = sidecar.send("POST", path, body).await?;
     sidecar.read(&body).map(|changed: Changed| changed.messages)
 }
@@ -290,8 +309,8 @@ fn write(done: &ActionResult, output: MessagesFormat, to: &mut impl Write) -> io
         (ActionResult::Listed(messages), MessagesFormat::Table) => {
             writeln!(
                 to,
-                "{:32}  {:9}  {:20}  {:>5}  {:>4}  REASON",
-                "ID", "STATUS", "TOPIC", "TRIES", "AGE"
+                "{:32}  {:9}  {:17}  {:>8}  {:>4}  REASON",
+                "ID", "STATUS", "TOPIC", "ATTEMPTS", "AGE"
             )?;
             messages.iter().try_for_each(|listed| row(listed, to))
         }
@@ -330,17 +349,16 @@ fn row(listed: &Listed, to: &mut impl Write) -> io::Result<()> {
         (None, _) => String::new(),
     };
     let age = age(listed.accepted_at);
-    let (id, topic, why) = (&listed.id, cut(&listed.topic), cut(&why));
-    let tries = listed.attempts;
-    let line = format!("{id:32}  {status:9}  {topic:20}  {tries:>5}  {age:>4}  {why}");
+    let (id, topic, why) = (&listed.id, cut(&listed.topic, 17), cut(&why, 20));
+    let attempts = listed.attempts;
+    let line = format!("{id:32}  {status:9}  {topic:17}  {attempts:>8}  {age:>4}  {why}");
     writeln!(to, "{}", line.trim_end())
 }
 
 /// Cut to the width of a column; `-o json` has the whole text.
-fn cut(text: &str) -> String {
-    const COLUMN: usize = 20;
-    if text.chars().count() <= COLUMN {
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
         return text.to_owned();
     }
-    text.chars().take(COLUMN - 1).chain(['…']).collect()
+    text.chars().take(width - 1).chain(['…']).collect()
 }

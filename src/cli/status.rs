@@ -17,7 +17,7 @@ use crate::telemetry::{Concern, FleetView, Level, MemberView, SidecarStatus};
 /// How long Redis may take to list the members of a fleet.
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Show a running sidecar on one screen: ceilings, backlog, spend, key, and what is wrong
+/// Show a running sidecar on one screen: ceilings, backlog, spend, key, and problems
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     tollgate status --config tollgate.toml\n  \
@@ -74,7 +74,8 @@ fn local(mut at: SocketAddr) -> SocketAddr {
 
 /// The status, also as it was sent. With `--fleet`, it has a fleet with its members.
 async fn fetch(at: SocketAddr, args: &Args) -> Result<(Bytes, SidecarStatus), String> {
-    let silent = |error| format!("no tollgate answers at {at}: {error}");
+    let silent =
+        |error| format!("no sidecar answers at {at}: {error}; check --at or listen.telemetry");
     let mut sidecar = SidecarClient::at(at).await.map_err(silent)?;
     let begun = Instant::now();
     loop {
@@ -99,11 +100,11 @@ fn screen(status: &SidecarStatus, to: &mut impl Write) -> io::Result<()> {
     let SidecarStatus { version, endpoint, started, .. } = status;
     writeln!(to, "tollgate {version} -> {endpoint}, up {}", age(*started))?;
     if status.concerns.is_empty() {
-        writeln!(to, "All is well")?;
+        writeln!(to, "No problems")?;
     }
     for Concern { level, title, detail, remedy } in &status.concerns {
-        let mark = if *level == Level::Bad { "WRONG" } else { "WATCH" };
-        writeln!(to, "{mark}  {title}\n       {detail}\n       {remedy}")?;
+        let mark = if *level == Level::Bad { "PROBLEM" } else { "WARNING" };
+        writeln!(to, "{mark}  {title}\n         {detail}\n         {remedy}")?;
     }
     writeln!(to)?;
     for (name, text) in figures(status) {
@@ -112,7 +113,7 @@ fn screen(status: &SidecarStatus, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// The lines below the concerns, each with its name.
+/// The lines below the problems, each with its name.
 fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
     let plan = status.plan_tps.map(|plan| format!(", {plan} bought")).unwrap_or_default();
     let mut lines =
@@ -124,7 +125,7 @@ fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
             _ => format!(", {n} {what}"),
         };
         let unanswered = part(ceiling.unanswered, "without an answer");
-        let parked = part(ceiling.parked, "withheld after push-back");
+        let parked = part(ceiling.parked, "withheld after throttling");
         lines.push((&ceiling.name, format!("{} {limit}{unanswered}{parked}", ceiling.used)));
     }
     if let Some(fleet) = &status.fleet {
@@ -138,11 +139,11 @@ fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
     let kept = status.kept.as_ref().map_or("nothing (spool.store = \"none\")".to_owned(), |kept| {
         let oldest = kept.oldest.map(|at| format!(", the oldest for {}", age(at)));
         let (oldest, dead) = (oldest.unwrap_or_default(), count(kept.dead, "dead letter"));
-        format!("{} to deliver{oldest}, {dead}", kept.queued)
+        format!("{} for delivery{oldest}, {dead}", kept.queued)
     });
-    lines.push(("kept", kept));
+    lines.push(("stored", kept));
     for paused in status.paused.iter().take(10) {
-        let text = format!("{}: {}, {} kept", paused.topic, paused.why, paused.messages);
+        let text = format!("{}: {}, {} stored", paused.topic, paused.why, paused.messages);
         lines.push(("paused", text));
     }
     let (spend, today) = (&status.spend, &status.spend.today);

@@ -43,7 +43,9 @@ pub(super) async fn run(address: String, rate: u32, worst: impl Fn() -> usize) {
         at_once: Arc::new(tokio::sync::Semaphore::new(MAX_CALLERS)),
     });
     println!("Publishing {rate} messages a second:\n");
-    println!("second  delivered  kept  refused  retry-after  worst sliding second at the provider");
+    println!(
+        "second  delivered  stored  refused  retry-after  worst sliding second at the provider"
+    );
     let start = Instant::now();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -119,15 +121,15 @@ impl Callers {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = std::mem::take(&mut *counts);
         let of = |status| counts.statuses.get(&status).copied().unwrap_or(0);
-        let (delivered, kept) = (of(200), of(202));
-        let refused = counts.statuses.values().sum::<u64>() - delivered - kept;
+        let (delivered, stored) = (of(200), of(202));
+        let refused = counts.statuses.values().sum::<u64>() - delivered - stored;
         let retry_after = counts.retry_after.map_or_else(|| "–".to_owned(), |s| format!("{s} s"));
         let unanswered = match counts.unanswered {
             0 => String::new(),
-            n => format!("  ({n} without a reply)"),
+            n => format!("  ({n} without an answer)"),
         };
         println!(
-            "{second:>6}  {delivered:>9}  {kept:>4}  {refused:>7}  {retry_after:>11}  {worst}{unanswered}"
+            "{second:>6}  {delivered:>9}  {stored:>6}  {refused:>7}  {retry_after:>11}  {worst}{unanswered}"
         );
     }
 }

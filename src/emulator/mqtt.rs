@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::options::MqttPayload;
 use super::report::{Accepted, MqttReport};
 
-/// Messages that wait for the broker; while it is away the rest is dropped.
+/// Messages that wait for the broker; while it does not answer, the rest is dropped.
 const QUEUE: usize = 4096;
 /// A message of the provider's largest size with room to spare.
 const MOST_PACKET: usize = 1 << 20;
@@ -100,7 +100,8 @@ async fn flow(mut events: EventLoop, counts: Arc<MqttCounts>) {
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(%error, retry_in = ?wait, "the broker is away");
+                let retry_in_s = wait.as_secs_f64();
+                tracing::warn!(%error, retry_in_s, "the broker does not answer");
                 sleep(wait).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
             }

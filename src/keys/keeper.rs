@@ -117,9 +117,9 @@ impl<S: Source> Keeper<S> {
         });
         if changed {
             let expires = expires.map(tracing::field::display);
-            info!(source, key = masked, expires, "access key taken up");
+            info!(source, key = masked, expires, "access key loaded");
         } else if recovered {
-            info!(source, key = masked, "access key readable again, unchanged");
+            info!(source, key = masked, "access key can be read again, unchanged");
         }
     }
 

@@ -395,7 +395,7 @@ async fn each_trouble_is_logged_once_and_no_secret_ever() {
     assert_eq!(keys.status().reloads_failed, 19);
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    for once in ["taken up", "first trouble", "second trouble", "readable again"] {
+    for once in ["access key loaded", "first trouble", "second trouble", "can be read again"] {
         assert_eq!(log.matches(once).count(), 1, "{once} in {log}");
     }
     let shown = format!("{keys:#?} {:#?} {log}", keys.current().unwrap());

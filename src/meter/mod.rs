@@ -124,7 +124,7 @@ impl Meter {
                 instance = &*name.instance,
                 topic = &*name.topic,
                 calls,
-                "the process before this one ended with calls under way: counted as uncertain"
+                "the previous process ended before these calls were answered: they count as uncertain"
             );
             counts.lost(name, *calls, now);
         }
@@ -142,7 +142,11 @@ impl Meter {
         billing: &Billing,
         instances: impl IntoIterator<Item = InstanceId>,
     ) -> Result<Self, LedgerError> {
-        tracing::error!(error = %why, "what is billed is counted in memory only, and from zero");
+        tracing::error!(
+            error = %why,
+            "the ledger cannot be opened: tollgate counts billed messages in memory, from zero, until \
+             the next start; check spool.path"
+        );
         let ledger = Ledger::in_memory()?;
         ledger.fails(why.to_string());
         Ok(Self::over(Some(ledger), max_topics, billing, instances))

@@ -15,12 +15,14 @@ use crate::config::grouped;
 /// For how long an error is a concern: while other calls succeed, and while none does.
 const AMONG_SUCCESSES: SignedDuration = SignedDuration::from_secs(15);
 const WITHOUT_SUCCESS: SignedDuration = SignedDuration::from_mins(15);
-/// A clock that is off by so many seconds is a concern. The provider refuses three times as much.
-const SKEW: f64 = 5.0 * 60.0;
-/// A key is a concern when so little of its life is left: it should have been renewed at half of its
-/// life, or with 15 minutes left.
-const KEY_ENDS: SignedDuration = SignedDuration::from_mins(10);
-/// Kept messages get older than this only during an outage.
+/// A clock that is off by so many seconds is a concern, as for the alert `TollgateClockSkew`; and by so
+/// many the provider refuses calls.
+const SKEW: f64 = 60.0;
+const REFUSED_SKEW: f64 = 15.0 * 60.0;
+/// A key is a concern when so little of its life is left, as for the alert `TollgateKeyExpiresSoon`: it
+/// should have been renewed at half of its life, or with 15 minutes left.
+const KEY_ENDS: SignedDuration = SignedDuration::from_mins(5);
+/// Stored messages get older than this only during an outage.
 const OLD: SignedDuration = SignedDuration::from_mins(5);
 /// From this part on, a ceiling is near; from `NEARLY` on, a budget, the plan or the spool is nearly
 /// used up.
@@ -65,10 +67,16 @@ impl Concerns {
 
     fn stopping(&mut self, status: &SidecarStatus) {
         if status.draining {
+            let detail = if status.accepting {
+                "tollgate still accepts messages until drain.accept_for has passed. Then it refuses new \
+                 messages (503) and finishes those in progress."
+            } else {
+                "tollgate refuses new messages (503) and finishes those in progress."
+            };
             self.add(
                 Level::Bad,
                 "tollgate is stopping",
-                "New messages are refused (503); those on their way are finished.".to_owned(),
+                detail.to_owned(),
                 "Nothing, if the stop is expected. Otherwise find out what sent SIGTERM.",
             );
         }
@@ -116,7 +124,10 @@ impl Concerns {
                 continue;
             }
             let title = denied.explanation().trim_end_matches('.');
-            let detail = format!("{latest}{}New messages get 502.", lanes.wait());
+            let detail = format!(
+                "{latest}{}Callers get 502; with Prefer: respond-async their messages are stored (202).",
+                lanes.wait()
+            );
             self.add(Level::Bad, title, detail, denied.remedy());
         }
     }
@@ -136,7 +147,7 @@ impl Concerns {
         let latest = explanation + &latest(errors, status.now);
         if lanes.topics > 0 {
             let detail = format!(
-                "{latest}{} {}. tollgate probes with one at a time; new messages are kept (202).",
+                "{latest}{} {}. tollgate probes with one at a time; new messages are stored (202).",
                 messages(lanes.messages),
                 waits(lanes.messages),
             );
@@ -164,7 +175,8 @@ impl Concerns {
             let level = if blocked >= all { Level::Bad } else { Level::Warn };
             let which = listed(status.blocked.iter().map(String::as_str), blocked);
             let detail = format!(
-                "{blocked} of {all} ({which}). Each is not used for 5 min; then one call probes it."
+                "{blocked} of {all} ({which}). tollgate sends nothing from each of them for 5 min, then \
+                 probes with one call."
             );
             let remedy = "Check that no other client sends from these addresses, check \
                           ceilings.egress_ip, and ask the provider to lift the block.";
@@ -179,18 +191,18 @@ impl Concerns {
         match fleet.mode {
             Mode::Closed => {
                 let detail = "Redis does not answer, and this sidecar has no permit left. Nothing is \
-                              sent: new messages are kept, or refused.";
+                              sent: new messages are stored, or refused.";
                 self.add(Level::Bad, "Cut off from the fleet", detail.to_owned(), REDIS);
             }
             Mode::CutOff => {
-                let detail = "Redis does not answer. This sidecar goes on with the permits that it has, \
-                              until their leases expire: in 30 s at most.";
+                let detail = "This sidecar uses the permits that it has leased, for less than 30 s, and \
+                              then sends nothing.";
                 self.add(Level::Warn, "Redis does not answer", detail.to_owned(), REDIS);
             }
             Mode::Alone | Mode::Shared if fleet.opens_in_seconds > 0.0 => {
                 let detail = format!(
-                    "It is new, or has lost its data. For {:.0} s more it gives out only permits that \
-                     sidecars return to it.",
+                    "This Redis is new or has lost its data. For {:.0} s more tollgate uses only permits \
+                     that sidecars have given back to it.",
                     fleet.opens_in_seconds.ceil()
                 );
                 let remedy = "Nothing: it ends by itself. If it happens again, find out why Redis \
@@ -292,7 +304,7 @@ impl Concerns {
     fn clock(&mut self, status: &SidecarStatus) {
         let skew = status.clock_skew_seconds.abs();
         if skew > SKEW {
-            let refused = skew >= 3.0 * SKEW;
+            let refused = skew >= REFUSED_SKEW;
             let level = if refused { Level::Bad } else { Level::Warn };
             // The skew of a clock fits into an integer by far.
             let by = span(SignedDuration::try_from_secs_f64(skew).unwrap_or(SignedDuration::MAX));
@@ -310,10 +322,10 @@ impl Concerns {
             let age = kept.oldest.map(|at| status.now.duration_since(at));
             if let Some(age) = age.filter(|age| *age > OLD) {
                 let (n, s) = (grouped(kept.queued), plural(kept.queued));
-                let detail = format!("{n} message{s}, the oldest since {}.", span(age));
+                let detail = format!("{n} message{s}, the oldest was accepted {} ago.", span(age));
                 let remedy = "Check which topics are paused, and why. After retry.max_age messages \
                               become dead letters.";
-                self.add(Level::Warn, "Kept messages are old", detail, remedy);
+                self.add(Level::Warn, "Stored messages are old", detail, remedy);
             }
             if kept.dead > 0 {
                 let title = if kept.dead == 1 {
@@ -321,7 +333,7 @@ impl Concerns {
                 } else {
                     format!("{} dead letters", grouped(kept.dead))
                 };
-                let detail = "Kept, but not sent again: refused, too old, or of unknown outcome.";
+                let detail = "Stored, but not sent again: refused, too old, or of unknown outcome.";
                 let remedy = "List them (tollgate messages list --state dead), then replay or drop \
                               them.";
                 self.add(Level::Warn, title, detail.to_owned(), remedy);

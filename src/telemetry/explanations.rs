@@ -28,15 +28,16 @@ pub(super) fn of(label: &str) -> Explanation {
         ),
         Some(Verdict::Refused) => explain(
             "The provider refuses this message.",
-            "Correct the topic or the payload. The provider's support needs the RequestId from the log.",
+            "Correct the topic or the payload. The RequestId for the provider's support is in the problem \
+             details of the request, and in the log line \"call failed\".",
         ),
         Some(Verdict::Failed) => explain(
-            "The provider failed and did not take the message.",
+            "The provider failed and did not accept the message.",
             "tollgate retries by itself. If it persists, see the provider's status page, then ask its \
-             support with a RequestId from the log.",
+             support with a RequestId from the log line \"call failed\" (one per code and minute).",
         ),
         Some(Verdict::Unknown) => explain(
-            "It is not known whether the provider took the message.",
+            "It is not known whether the provider accepted the message.",
             "It is sent again, or becomes a dead letter, as retry.unknown says. Subscribers may get it \
              twice.",
         ),
@@ -60,9 +61,9 @@ mod tests {
             ("InvalidTimeStamp.Expired", AccessDenied::Clock.explanation()),
             ("Throttling.User", "The provider accepts fewer calls than tollgate makes."),
             ("http_429", "The provider accepts fewer calls than tollgate makes."),
-            ("SendMessageFailed", "The provider failed and did not take the message."),
-            ("http_503", "It is not known whether the provider took the message."),
-            ("empty_msgid", "It is not known whether the provider took the message."),
+            ("SendMessageFailed", "The provider failed and did not accept the message."),
+            ("http_503", "It is not known whether the provider accepted the message."),
+            ("empty_msgid", "It is not known whether the provider accepted the message."),
             ("timeout", TransportError::Timeout.explanation()),
             ("other", "An error code that tollgate does not know."),
             ("NotInTheTable", "An error code that tollgate does not know."),

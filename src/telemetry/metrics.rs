@@ -119,7 +119,7 @@ fn messages(snapshot: &Snapshot) -> Families {
     }
     let mut billable = Family::counter(
         "tollgate_billable_messages_total",
-        "Messages the provider bills: one a successful call",
+        "Messages that the provider bills: one per successful call",
     );
     let mut uncertain = Family::counter(
         "tollgate_uncertain_messages_total",
@@ -224,7 +224,7 @@ fn ceilings(sources: &TelemetrySources) -> Families {
     );
     let mut parked = Family::gauge(
         "tollgate_ceiling_parked_permits",
-        "Permits withheld because the provider pushed back",
+        "Permits withheld because the provider throttled calls",
     );
     let mut decisions = Family::counter(
         "tollgate_ceiling_decisions_total",
@@ -254,7 +254,11 @@ fn ceilings(sources: &TelemetrySources) -> Families {
     for (egress, suspected) in sources.egress.iter().zip(&status.blocked) {
         blocked = blocked.value(&[("egress", egress)], f64::from(u8::from(*suspected)));
     }
-    let mut mode = Family::gauge("tollgate_fleet_mode", "How the ceilings are shared");
+    let mut mode = Family::gauge(
+        "tollgate_fleet_mode",
+        "1 for the current mode: alone, shared, cut_off (Redis does not answer, leases in use), closed \
+         (leases have ended)",
+    );
     for one in Mode::ALL {
         let is = f64::from(u8::from(one == status.mode));
         mode = mode.value(&[("mode", one.as_str())], is);
@@ -273,16 +277,21 @@ fn ceilings(sources: &TelemetrySources) -> Families {
 
 fn retries(sources: &TelemetrySources) -> Families {
     let batch = sources.meter.histograms().batch;
-    let batches = Family::counter("tollgate_retry_batches_total", "Groups of kept messages tried")
-        .value(&[], batch.get_sample_count() as f64);
-    let messages =
-        Family::histogram("tollgate_retry_batch_messages", "Kept messages tried together")
-            .series(&[], batch);
+    let batches = Family::counter(
+        "tollgate_retry_batches_total",
+        "Groups of stored messages that were attempted together",
+    )
+    .value(&[], batch.get_sample_count() as f64);
+    let messages = Family::histogram(
+        "tollgate_retry_batch_messages",
+        "Stored messages that were attempted together, by group",
+    )
+    .series(&[], batch);
     let paused = sources.delivery.paused();
     let denied = paused.iter().filter(|paused| paused.reason.denied().is_some()).count();
     let lanes = Family::gauge(
         "tollgate_paused_topics",
-        "Parent topics whose kept messages wait for a probe: the provider fails, or denies access",
+        "Parent topics whose stored messages wait for a probe: the provider fails, or denies access",
     )
     .value(&[("reason", "failing")], (paused.len() - denied) as f64)
     .value(&[("reason", "barred")], denied as f64);
@@ -291,8 +300,9 @@ fn retries(sources: &TelemetrySources) -> Families {
 
 fn spool(spool: &Spool) -> Families {
     let usage = spool.usage();
-    let mut messages = Family::gauge("tollgate_spool_messages", "Messages that are kept");
-    let mut bytes = Family::gauge("tollgate_spool_bytes", "Their bytes");
+    let mut messages = Family::gauge("tollgate_spool_messages", "Messages in the spool, by state");
+    let mut bytes =
+        Family::gauge("tollgate_spool_bytes", "Bytes of the messages in the spool, by state");
     for (state, share) in
         [("queued", usage.queued), ("dead", usage.dead), ("receipt", usage.receipts)]
     {
@@ -317,10 +327,10 @@ fn spool(spool: &Spool) -> Families {
     .value(&[], usage.damaged as f64);
     let max_messages = Family::gauge(
         "tollgate_spool_max_messages",
-        "The limit of messages, dead letters and receipts; receipts are dropped first",
+        "Limit of messages, dead letters and receipts; receipts are evicted first",
     )
     .value(&[], usage.max.messages as f64);
-    let max_bytes = Family::gauge("tollgate_spool_max_bytes", "The limit of their bytes")
+    let max_bytes = Family::gauge("tollgate_spool_max_bytes", "Limit of the bytes in the spool")
         .value(&[], usage.max.bytes as f64);
     let failing = Family::gauge(
         "tollgate_spool_failing",
@@ -336,7 +346,7 @@ fn process(sources: &TelemetrySources) -> Families {
     let upstream = sources.upstream.status();
     let skew = Family::gauge(
         "tollgate_clock_skew_seconds",
-        "The provider's clock minus ours, by its last answer; it refuses 15 minutes",
+        "The provider's clock minus this machine's, in seconds; at 900 s the provider refuses calls",
     )
     .value(&[], upstream.clock_skew.as_secs_f64());
     let build = Family::gauge("tollgate_build_info", "The version and the commit")

@@ -43,7 +43,7 @@ pub struct TelemetrySources {
     pub meter: Meter,
     /// For permits and the fleet.
     pub ceiling: Ceiling,
-    /// For kept messages; `None`: there is no spool.
+    /// For stored messages; `None`: there is no spool.
     pub spool: Option<Spool>,
     /// For paused topics.
     pub delivery: Delivery<HttpUpstream>,
@@ -57,8 +57,10 @@ pub struct TelemetrySources {
     pub egress: Vec<String>,
     /// For changes of the configuration.
     pub configuration: Configuration,
-    /// Set while stopping.
-    pub draining: Arc<AtomicBool>,
+    /// Set at SIGTERM.
+    pub stopping: Arc<AtomicBool>,
+    /// Set when new messages are refused: `drain.accept_for` after SIGTERM.
+    pub refusing: Arc<AtomicBool>,
     /// When this process started.
     pub started: Timestamp,
 }
@@ -111,25 +113,28 @@ impl TelemetryService {
     /// An outage of the upstream does not make it unready: the provider would fail for every other pod,
     /// too.
     fn ready(&self, query: Option<&str>) -> Reply {
-        let draining = self.sources.draining.load(Ordering::Relaxed);
+        let stopping = self.sources.stopping.load(Ordering::Relaxed);
+        let accepting = !self.sources.refusing.load(Ordering::Relaxed);
         let key = self.sources.keys.current();
-        let ready = !draining && key.is_ok();
+        let ready = !stopping && key.is_ok();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let word = if ready { "ok" } else { "not ready" };
         if query != Some("verbose") {
             return text(status, format!("{word}\n"));
         }
         let key = key.map_or_else(|error| format!("no: {error}"), |_| "yes".to_owned());
-        let mut lines = format!("{word}\naccepting: {}\nkey: {key}\n", !draining);
+        let mut lines =
+            format!("{word}\nstopping: {stopping}\naccepting: {accepting}\nkey: {key}\n");
         if let Some(usage) = self.sources.spool.as_ref().map(Spool::usage) {
             let spool = usage.failure.as_deref().unwrap_or("ok");
             let (queued, dead) = (usage.queued.messages, usage.dead.messages);
-            lines.extend([format!("spool: {spool}\nkept: {queued}\ndead letters: {dead}\n")]);
+            lines.extend([format!("spool: {spool}\nstored: {queued}\ndead letters: {dead}\n")]);
         }
         lines.push_str(&self.sources.configuration.view().line());
         for paused in self.sources.delivery.paused() {
             let (topic, why) = (&paused.lane.parent, pause_reason(paused.reason.denied()));
-            lines.extend([format!("paused: {topic} ({why}), {} messages kept\n", paused.waiting)]);
+            lines
+                .extend([format!("paused: {topic} ({why}), {} messages stored\n", paused.waiting)]);
         }
         text(status, lines)
     }
@@ -140,7 +145,7 @@ impl TelemetryService {
     }
 }
 
-/// Why a lane does not deliver, in a few words.
+/// Why a paused topic is not delivered, in a few words.
 fn pause_reason(denied: Option<AccessDenied>) -> &'static str {
     denied.map_or("The provider fails", |denied| denied.explanation().trim_end_matches('.'))
 }

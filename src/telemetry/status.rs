@@ -135,7 +135,8 @@ impl SidecarStatus {
             endpoint: sources.endpoint.clone(),
             started: sources.started,
             now: Timestamp::now(),
-            draining: sources.draining.load(Ordering::Relaxed),
+            draining: sources.stopping.load(Ordering::Relaxed),
+            accepting: !sources.refusing.load(Ordering::Relaxed),
             concerns: Vec::new(),
             tps: counts.tps.values().map(|(last, _)| last).sum(),
             tps_peak: counts.tps.values().map(|(_, peak)| peak).sum(),
@@ -161,6 +162,7 @@ impl SidecarStatus {
                     refused: c.decisions.refused,
                 })
                 .collect(),
+            unanswered_max: ceiling.unanswered_max,
             egress: sources.egress.clone(),
             blocked: (sources.egress.iter().zip(&ceiling.blocked))
                 .filter(|(_, blocked)| **blocked)
@@ -192,7 +194,7 @@ impl SidecarStatus {
 
 fn kept(spool: &Spool) -> KeptView {
     let usage = spool.usage();
-    // Receipts are dropped first, so they do not count as full.
+    // Receipts are evicted first, so they do not count as full.
     let (queued, dead) = (usage.queued, usage.dead);
     // A shared spool's limits hold for all sidecars together.
     let used = usage.account.unwrap_or_else(|| Share {

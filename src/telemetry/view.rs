@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -18,7 +19,11 @@ pub(crate) struct SidecarStatus {
     pub(crate) endpoint: String,
     pub(crate) started: Timestamp,
     pub(crate) now: Timestamp,
+    /// Whether it is stopping.
     pub(crate) draining: bool,
+    /// Whether it accepts new messages, as it still does for `drain.accept_for` while stopping.
+    #[serde(default)]
+    pub(crate) accepting: bool,
     /// What is wrong now, worst first.
     pub(crate) concerns: Vec<Concern>,
     /// Billable messages in the last whole second, over all instances.
@@ -36,11 +41,14 @@ pub(crate) struct SidecarStatus {
     pub(crate) longest_wait_seconds: f64,
     /// `null`: there is no spool.
     pub(crate) kept: Option<KeptView>,
-    /// Topics whose kept messages are not delivered now.
+    /// Topics whose stored messages are not delivered now.
     pub(crate) paused: Vec<PausedTopic>,
     /// How many topics are paused; `paused` may list fewer.
     pub(crate) paused_topics: usize,
     pub(crate) ceilings: Vec<CeilingView>,
+    /// For how long a call without an answer counts at most (`ceilings.unanswered_max`).
+    #[serde(skip)]
+    pub(crate) unanswered_max: Duration,
     /// Names of all egress addresses.
     pub(crate) egress: Vec<String>,
     /// Egress addresses that the provider probably blocks.
@@ -103,7 +111,7 @@ pub(crate) struct FleetView {
     pub(crate) account: String,
     /// How many sidecars there are; 0: not known.
     pub(crate) size: usize,
-    /// For so long Redis gives out no new permits, since it is learning which are in use.
+    /// For so long Redis leases no new permits, since it is learning which are in use.
     pub(crate) opens_in_seconds: f64,
     /// When Redis listed the members; `null`: not yet, or it does not answer. A request for the status
     /// triggers a new listing.
@@ -151,7 +159,7 @@ pub(crate) struct KeptView {
     pub(crate) full: f64,
     pub(crate) oldest: Option<Timestamp>,
     pub(crate) failure: Option<String>,
-    /// How durable kept messages are, as in the reply to their callers.
+    /// How durable stored messages are, as in the answer to their callers.
     pub(crate) durability: Cow<'static, str>,
 }
 

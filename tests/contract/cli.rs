@@ -87,6 +87,12 @@ async fn sigterm_with_an_app_that_is_not_done() {
     let serve = Serve::start(&settings, &[]).await;
     serve.signal(Signal::TERM);
     until("it is not ready", async || get(&serve.telemetry, "/readyz").await.status == 503).await;
+    let verbose = get(&serve.telemetry, "/readyz?verbose").await.text();
+    assert!(verbose.contains("stopping: true\naccepting: true\n"), "{verbose}");
+    let status = get(&serve.telemetry, "/status.json").await.json();
+    assert_eq!((&status["draining"], &status["accepting"]), (&true.into(), &true.into()));
+    let detail = status["concerns"][0]["detail"].as_str().unwrap();
+    assert!(detail.starts_with("tollgate still accepts messages"), "{detail}");
     assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"last").await.status, 200);
     // A second one ends that, too.
     serve.signal(Signal::TERM);
@@ -122,6 +128,13 @@ async fn sigterm_finishes_what_is_on_its_way() {
     assert_eq!(refused.status, 503);
     assert_eq!(refused.json()["type"], "urn:tollgate:draining");
     assert_eq!((refused.header("connection"), refused.header("retry-after")), ("close", "1"));
+    let verbose = get(&serve.telemetry, "/readyz?verbose").await;
+    assert_eq!(verbose.status, 503);
+    assert!(verbose.text().contains("stopping: true\naccepting: false\n"), "{}", verbose.text());
+    let status = get(&serve.telemetry, "/status.json").await.json();
+    assert_eq!((&status["draining"], &status["accepting"]), (&true.into(), &false.into()));
+    let detail = status["concerns"][0]["detail"].as_str().unwrap();
+    assert!(detail.starts_with("tollgate refuses new messages (503)"), "{detail}");
     assert_eq!(get(&serve.telemetry, "/readyz").await.status, 503);
     assert_eq!(get(&serve.telemetry, "/livez").await.status, 200);
     told.notify_one();
@@ -217,14 +230,18 @@ async fn status_says_what_is_wrong() {
     assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
     let said = run(&["status", "--at", &serve.telemetry], &[]).await;
     assert_eq!(said.code, 0, "{}", said.stderr);
-    for words in ["up ", "All is well", "1 billed, 0 uncertain", "no ceiling", "env, loaded"] {
+    for words in ["up ", "No problems", "1 billed, 0 uncertain", "no ceiling", "env, loaded"] {
         assert!(said.stdout.contains(words), "{words}:\n{}", said.stdout);
     }
     let failing = Script::start([error(403, "Forbidden.RAM")]).await;
     let serve = Serve::start(&[("upstream.endpoint", failing.url.as_str())], &[]).await;
     assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 502);
     let said = run(&["status", "--at", &serve.telemetry], &[]).await;
-    assert!(said.stdout.lines().nth(1).unwrap().starts_with("WRONG"), "{}", said.stdout);
+    assert!(
+        said.stdout.lines().nth(1).unwrap().starts_with("PROBLEM  The provider denies permission"),
+        "{}",
+        said.stdout
+    );
     let json = run(&["status", "--at", &serve.telemetry, "-o", "json"], &[]).await.stdout;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["concerns"][0]["level"], "bad");
@@ -233,7 +250,7 @@ async fn status_says_what_is_wrong() {
     serve.ended().await;
     let said = run(&["status", "--at", &telemetry], &[]).await;
     assert_eq!(said.code, 1);
-    assert!(said.stderr.contains("no tollgate answers at"), "{}", said.stderr);
+    assert!(said.stderr.contains("no sidecar answers at"), "{}", said.stderr);
 }
 
 /// Half of a file is valid, and has no `[ceilings]` and no `[topics]`: it is not applied.

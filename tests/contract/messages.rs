@@ -48,6 +48,8 @@ async fn are_mistakes(verb: &Verb) {
         (&["replay"], "othing is selected", 2),
         (&["drop", "x"], "no message id", 2),
         (&["replay", "--topic", "a/#"], "MQTT filter", 2),
+        (&["replay", "--state", "queued"], "[possible values: dead]", 2),
+        (&["drop", "--state", "delivered"], "[possible values: queued, dead]", 2),
         (&["list", "--topic", "a/+"], "MQTT filter", 2),
     ] {
         let said = verb.run(wrong).await;
@@ -226,7 +228,7 @@ async fn the_socket_beside_the_spool() {
     let none =
         [("upstream.endpoint", "http://x"), ("spool.store", "none"), ("listen.control", "none")];
     let said = Verb::new(&none).run(&["list"]).await;
-    assert!(said.code == 1 && said.stderr.contains("nothing is kept"), "{}", said.stderr);
+    assert!(said.code == 1 && said.stderr.contains("nothing is stored"), "{}", said.stderr);
     let nowhere = [("upstream.endpoint", "http://x"), ("spool.path", "/nowhere/at/all")];
     let said = Verb::new(&nowhere).run(&["list"]).await;
     assert!(said.code == 1 && said.stderr.contains("there is no spool"), "{}", said.stderr);

@@ -265,7 +265,7 @@ async fn a_primary_that_sentinels_name() {
     sidecar.logs("set min-replicas-to-write 1").await;
     busy_while(&sidecar, async || {
         primary.kill();
-        sidecar.logs("no Redis").await;
+        sidecar.logs("no usable answer from Redis").await;
         sidecar.logs("Redis answers: the ceilings are shared again").await;
     })
     .await;

@@ -352,7 +352,7 @@ async fn a_disk_hands_its_rest_over_at_sigterm() {
     ends.signal(Signal::TERM);
     let (status, log) = ends.ended().await;
     assert!(status.success(), "{log}");
-    assert!(log.contains("handed over to the fleet's spool"), "{log}");
+    assert!(log.contains("messages migrated to Redis"), "{log}");
     support::until("the peer has them", async || queued(&peer).await == 300).await;
     pods.fault(b"[]").await;
     are_once(&pods.delivers(&bodies, ACCEPTABLE).await, None);
@@ -371,7 +371,7 @@ async fn what_cannot_be_handed_over_stays_on_the_disk() {
     pods.redis.kill();
     ends.signal(Signal::TERM);
     let (status, log) = ends.ended().await;
-    assert!(status.success() && log.contains("the rest stays on the disk"), "{log}");
+    assert!(status.success() && log.contains("they stay on this disk for the next start"), "{log}");
     pods.redis.restart();
     // Nor is it passed over by who keeps in Redis from now on.
     let switched = pods.settings("disk", &[("upstream.instance_id", support::INSTANCE)]);
@@ -428,7 +428,7 @@ async fn an_operator_sees_and_drops_what_stopped_sidecars_have_left() {
     let refused = messages(&stranger, &["drop", "--all"]).await;
     assert_eq!(refused.code, 1);
     assert!(
-        refused.stderr.contains("own 3 messages; run the command on those"),
+        refused.stderr.contains("own 3 messages. Run the command where they run"),
         "{}",
         refused.stderr
     );

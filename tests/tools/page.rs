@@ -159,7 +159,7 @@ async fn every_state_of_a_sidecar() {
     page.go(&format!("http://{origin}/")).await;
 
     // Idle.
-    page.says("headline", "All is well").await;
+    page.says("headline", "No problems").await;
     page.says("outcomes-empty", "No request yet").await;
     page.says("chart-words", "No call in the last 15 minutes").await;
     assert_eq!(page.text("tps").await, "0");
@@ -182,7 +182,7 @@ async fn every_state_of_a_sidecar() {
         }
         assert!(tokio::time::Instant::now() < end, "{tps} messages/s on the page, {gauges:?}");
     }
-    page.says("headline", "All is well").await;
+    page.says("headline", "No problems").await;
     page.says("topics", "TopicA").await;
     // The chart's last second is the big number's.
     page.until(&format!("{CHARTED} === document.getElementById('tps').textContent")).await;
@@ -191,11 +191,11 @@ async fn every_state_of_a_sidecar() {
     // More than the ceiling lets through.
     traffic.set(300);
     page.says("concerns", "At the account's ceiling").await;
-    page.says("outcomes", "Over a ceiling").await;
+    page.says("outcomes", "Over a ceiling or budget").await;
     page.until("document.getElementById('use-bar').ariaValueNow >= 95").await;
     look(&page, "3-saturated").await;
     traffic.set(50);
-    page.says("headline", "All is well").await;
+    page.says("headline", "No problems").await;
     has_a_history(&origin).await;
 
     // The provider fails.
@@ -207,7 +207,7 @@ async fn every_state_of_a_sidecar() {
     assert_eq!(page.eval("document.getElementById('state').dataset.level").await, "bad");
     look(&page, "4-outage").await;
     fault(&emulator, "[]").await;
-    page.says("headline", "All is well").await;
+    page.says("headline", "No problems").await;
     page.until("document.getElementById('queued').innerText < 50").await;
 
     // The provider denies access.
@@ -217,7 +217,7 @@ async fn every_state_of_a_sidecar() {
     page.says("outcomes", "Failed").await;
     look(&page, "5-barred").await;
     fault(&emulator, "[]").await;
-    page.says("headline", "All is well").await;
+    page.says("headline", "No problems").await;
 
     // Some codes are not words, some topics are no topics: nothing of them is markup.
     let markup = r#"[{"code":"<img src=x onerror=alert(1)>","times":3}]"#;
@@ -234,7 +234,7 @@ async fn every_state_of_a_sidecar() {
     page.says("headline-more", "tollgate cannot be reached").await;
     look(&page, "6-disconnected").await;
     let sidecar = serve(origin.clone()).await;
-    page.says("headline", "All is well").await;
+    page.says("headline", "No problems").await;
     page.says("uptime", "up ").await;
     assert_eq!(page.text("link-words").await, "Live, every second");
     drop(sidecar);
@@ -331,7 +331,7 @@ async fn spend_budgets_plan_and_fleet() {
     stage.show(&everything());
     let page = Page::open().await;
     page.go(&format!("http://{}/", stage.address)).await;
-    page.says("headline", "1 thing is wrong, 2 things to watch").await;
+    page.says("headline", "1 problem, 2 warnings").await;
     for (id, words) in [
         ("spend", "15.31"),
         ("spend-unit", "CNY"),
@@ -369,7 +369,7 @@ async fn spend_budgets_plan_and_fleet() {
     let free =
         |name: &str| json!({ "name": name, "limit": null, "used": 0, "parked": 0, "refused": 0 });
     stage.show(&json!({ "ceilings": [free("account"), free("egress_ip")] }));
-    page.says("headline", "All is well").await;
+    page.says("headline", "No problems").await;
     page.says("queued-words", "spool.store is \"none\"").await;
     page.says("use-words", "No ceiling is configured").await;
     page.says("topics-words", "No price is configured").await;

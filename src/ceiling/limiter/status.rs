@@ -35,7 +35,7 @@ pub struct CeilingStatus {
     pub unanswered: usize,
     /// What this sidecar may use of it now, calls per second; `None`: any number.
     pub share: Option<usize>,
-    /// Permits withheld since the provider pushed back; where the ceiling is shared, of all.
+    /// Permits withheld since the provider throttled calls; where the ceiling is shared, of all.
     pub withheld: usize,
     /// Calls that could be made now; `None`: any number.
     pub free: Option<usize>,
@@ -54,8 +54,10 @@ pub struct Status {
     pub longest_wait: Duration,
     /// When one more call could be made.
     pub next_in: Duration,
-    /// Egress addresses that the provider seems to block, in the configuration's order.
+    /// Egress addresses that the provider probably blocks, in the configuration's order.
     pub blocked: Vec<bool>,
+    /// For how long a call without an answer counts at most.
+    pub unanswered_max: Duration,
     /// How the ceilings are shared.
     pub mode: Mode,
 }
@@ -112,6 +114,7 @@ impl Limiter {
             longest_wait: self.queue.longest(now),
             next_in: next - now,
             blocked: self.egress.iter().map(|egress| egress.watch.suspected()).collect(),
+            unanswered_max: self.unanswered.bounds().max,
             mode: self.fleet.as_ref().map_or(Mode::Alone, |fleet| fleet.mode(now)),
         }
     }

@@ -4,6 +4,7 @@
 #[cfg(feature = "redis-tests")]
 mod differential;
 mod fleets;
+mod log;
 mod plan;
 mod simulation;
 mod words;

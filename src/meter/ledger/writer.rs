@@ -111,7 +111,10 @@ impl LedgerWriter {
         state.reservations.written(&task.snapshot, stored);
         match (&state.failure, &failure) {
             (None, Some(error)) => {
-                tracing::error!(error, "the ledger cannot be written: counting goes on in memory");
+                tracing::error!(
+                    error,
+                    "the ledger cannot be written: counting continues in memory"
+                );
             }
             (Some(_), None) => tracing::info!("the ledger is written again"),
             _ => {}

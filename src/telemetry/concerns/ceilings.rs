@@ -1,6 +1,8 @@
 //! What is wrong with the ceilings.
 
-use super::{Concerns, NEAR_CEILING, QUEUE, limit, share};
+use jiff::SignedDuration;
+
+use super::{Concerns, NEAR_CEILING, QUEUE, limit, share, span};
 use crate::config::grouped;
 use crate::telemetry::view::{CeilingView, Level, SidecarStatus};
 
@@ -13,22 +15,26 @@ impl Concerns {
         if let Some(ceiling) = status.ceilings.iter().find(parked) {
             let (parked, of) = (grouped(ceiling.parked as u64), limit(ceiling));
             let detail = format!(
-                "{parked} of {of} permits are withheld. They return one by one within 1 min."
+                "tollgate withholds {parked} of {of} permits, and returns them one by one after 15 to \
+                 45 s."
             );
             let remedy = "Nothing yet. If it persists, other clients use the account, or the bought TPS \
                           is too small: lower ceilings.account to what is left.";
-            self.add(Level::Warn, "The provider pushes back", detail, remedy);
+            self.add(Level::Warn, "The provider throttles calls", detail, remedy);
         }
         let unanswered =
             |ceiling: &CeilingView| share(ceiling.unanswered as f64, ceiling.limit.map(f64::from));
         let most = status.ceilings.iter().max_by(|a, b| unanswered(a).total_cmp(&unanswered(b)));
         if let Some(ceiling) = most.filter(|ceiling| unanswered(ceiling) >= MANY_UNANSWERED) {
+            // A configured time fits into a signed one by far.
+            let most = SignedDuration::try_from(status.unanswered_max).unwrap_or_default();
             let detail = format!(
                 "{} of {} permits are used by calls that ended without an answer. The provider may still \
-                 read them, so they count until later calls are answered, for 5 min at most \
+                 read them, so they count until later calls are answered, for {} at most \
                  (ceilings.unanswered_max).",
                 grouped(ceiling.unanswered as u64),
-                limit(ceiling)
+                limit(ceiling),
+                span(most)
             );
             let remedy = "Check whether the provider or the network to it stalls. Nothing else: it ends \
                           with the stall.";

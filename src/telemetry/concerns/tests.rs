@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::*;
 use crate::meter::Past;
@@ -32,6 +33,7 @@ fn well() -> SidecarStatus {
         started: at(3_600),
         now: at(0),
         draining: false,
+        accepting: true,
         concerns: Vec::new(),
         tps: 0,
         tps_peak: 0,
@@ -46,6 +48,7 @@ fn well() -> SidecarStatus {
         paused: Vec::new(),
         paused_topics: 0,
         ceilings: vec![ceiling("account", Some(1_000)), ceiling("egress_ip", None)],
+        unanswered_max: Duration::from_mins(5),
         egress: vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()],
         blocked: Vec::new(),
         outcomes: BTreeMap::new(),
@@ -142,9 +145,9 @@ const CASES: &[Case] = &[
 
     ("no key", |s| s.key.loaded = None, &[(Bad, "No access key")]),
     ("an expired key", |s| s.key.expires = Some(at(5)), &[(Bad, "The access key has expired")]),
-    ("a key of an hour, renewed soon", |s| s.key.expires = Some(at(-900)), &[]),
-    ("that was not renewed", |s| s.key.expires = Some(at(-500)), &[(Warn, "The access key expires soon")]),
-    ("since its source fails", |s| { s.key.expires = Some(at(-500)); s.key.error = Some("x".into()); },
+    ("a key of an hour, renewed soon", |s| s.key.expires = Some(at(-300)), &[]),
+    ("that was not renewed", |s| s.key.expires = Some(at(-299)), &[(Warn, "The access key expires soon")]),
+    ("since its source fails", |s| { s.key.expires = Some(at(-299)); s.key.error = Some("x".into()); },
         &[(Bad, "The access key expires soon")]),
     ("a key of five minutes, at its half", |s| { s.key.loaded = Some(at(150)); s.key.expires = Some(at(-150)); }, &[]),
     ("a source that fails in time", |s| s.key.error = Some("x".into()), &[(Warn, "The access key cannot be renewed")]),
@@ -186,22 +189,23 @@ const CASES: &[Case] = &[
         &[(Warn, "At the egress addresses' ceiling")]),
     ("a queue below it", |s| { s.ceilings[0].used = 400; s.longest_wait_seconds = 0.4; }, &[(Warn, "Messages wait for a permit")]),
     ("without a ceiling", |s| { s.ceilings[0].limit = None; s.ceilings[0].used = 9_999; }, &[]),
-    ("a few time-outs", |s| s.ceilings[0].unanswered = 99, &[]),
+    ("a few timeouts", |s| s.ceilings[0].unanswered = 99, &[]),
     ("a stall", |s| s.ceilings[0].unanswered = 100, &[(Warn, "Calls get no answer")]),
-    ("parked permits", |s| s.ceilings[0].parked = 1, &[(Warn, "The provider pushes back")]),
+    ("withheld permits", |s| s.ceilings[0].parked = 1, &[(Warn, "The provider throttles calls")]),
 
     ("the disk fails", |s| s.kept = Some(kept(|k| k.failure = Some("No space left".into()))), &[(Bad, "The spool cannot be written")]),
     ("Redis fails", |s| s.kept = Some(kept(|k| (k.failure, k.durability) = (Some("OOM".into()), "redis-memory".into()))), &[(Bad, "The spool cannot be written")]),
     ("the spool fills", |s| s.kept = Some(kept(|k| k.full = 0.8)), &[(Warn, "The spool is nearly full")]),
     ("the spool is full", |s| s.kept = Some(kept(|k| k.full = 0.96)), &[(Bad, "The spool is nearly full")]),
     ("young", |s| s.kept = Some(kept(|k| k.oldest = Some(at(299)))), &[]),
-    ("old", |s| s.kept = Some(kept(|k| k.oldest = Some(at(301)))), &[(Warn, "Kept messages are old")]),
+    ("old", |s| s.kept = Some(kept(|k| k.oldest = Some(at(301)))), &[(Warn, "Stored messages are old")]),
     ("a dead letter", |s| s.kept = Some(kept(|k| k.dead = 1)), &[(Warn, "1 dead letter")]),
     ("dead letters", |s| s.kept = Some(kept(|k| k.dead = 1_234)), &[(Warn, "1,234 dead letters")]),
     ("counted in memory", |s| s.ledger_failure = Some("No space left".into()), &[(Warn, "The ledger cannot be written")]),
 
-    ("a clock", |s| s.clock_skew_seconds = -300.0, &[]),
-    ("off", |s| s.clock_skew_seconds = -301.0, &[(Warn, "This machine's clock is off")]),
+    ("a clock", |s| s.clock_skew_seconds = -60.0, &[]),
+    ("off", |s| s.clock_skew_seconds = -61.0, &[(Warn, "This machine's clock is off")]),
+    ("nearly refused", |s| s.clock_skew_seconds = 899.0, &[(Warn, "This machine's clock is off")]),
     ("too far", |s| s.clock_skew_seconds = 900.0, &[(Bad, "This machine's clock is off")]),
 
     ("a budget", |s| s.spend.budgets = vec![budget(74.0, OnExceed::Refuse)], &[]),
@@ -220,7 +224,7 @@ const CASES: &[Case] = &[
     ("the worst first", |s| {
         s.ceilings[0].parked = 1;
         s.paused = vec![paused("TopicA", None, 9)];
-    }, &[(Bad, "Delivery fails for TopicA"), (Warn, "The provider pushes back")]),
+    }, &[(Bad, "Delivery fails for TopicA"), (Warn, "The provider throttles calls")]),
 ];
 
 #[test]
@@ -251,12 +255,39 @@ fn whole_sentences() {
         details,
         [
             "Code SignatureDoesNotMatch, 3 times since the start, last 4 s ago. 1,200 messages of \
-             TopicA wait. New messages get 502.",
+             TopicA wait. Callers get 502; with Prefer: respond-async their messages are stored (202).",
             "100.00 CNY of 100.00 CNY; messages over it are refused. It resets in 2 h.",
             "2 calls of the last 15 min ended without a clear answer. The message may have been \
              delivered and billed.",
         ]
     );
+}
+
+/// The detail of the only concern of a status.
+fn detail(change: impl FnOnce(&mut SidecarStatus)) -> String {
+    let mut status = well();
+    change(&mut status);
+    let [Concern { detail, .. }] = <[Concern; 1]>::try_from(of(&status, 0)).unwrap();
+    detail
+}
+
+#[test]
+fn a_stop_refuses_messages_only_after_accept_for() {
+    let stopping = |accepting| detail(|s| (s.draining, s.accepting) = (true, accepting));
+    assert!(stopping(true).starts_with("tollgate still accepts messages until drain.accept_for"));
+    assert!(stopping(false).starts_with("tollgate refuses new messages (503)"));
+}
+
+#[test]
+fn unanswered_calls_count_as_long_as_configured() {
+    let stall = |max| {
+        detail(|s| {
+            s.unanswered_max = max;
+            s.ceilings[0].unanswered = 100;
+        })
+    };
+    assert!(stall(Duration::from_mins(5)).contains("answered, for 5 min at most"));
+    assert!(stall(Duration::from_secs(90)).contains("answered, for 90 s at most"));
 }
 
 /// `tollgate status` reads what the sidecar writes.

@@ -66,8 +66,8 @@ const color = name => getComputedStyle(document.documentElement).getPropertyValu
 const LINES = [
   { key: 'calls', name: 'Calls', color: '--soft', width: 1 },
   { key: 'messages', name: 'Messages', color: '--use', width: 2, fill: '--use-soft' },
-  { key: 'pushed', name: 'Pushed back', color: '--bad', width: 2, dash: [2, 2] },
-  { key: 'perhaps', name: 'Perhaps billed', color: '--odd', width: 2, dash: [6, 2, 2, 2] },
+  { key: 'pushed', name: 'Throttled', color: '--bad', width: 2, dash: [2, 2] },
+  { key: 'perhaps', name: 'Uncertain', color: '--odd', width: 2, dash: [6, 2, 2, 2] },
 ];
 // Lines differ by their dashes as well as by their colour; page.css has the same for the legend.
 const LIMITS = [

@@ -53,18 +53,18 @@ function meter(bar, share, words, reserved = 0) {
   bar.setAttribute('aria-valuetext', words);
 }
 
-// === what is wrong ===
+// === problems ===
 
-const LEVELS = { bad: 'Wrong', warn: 'Watch' };
+const LEVELS = { bad: 'Problem', warn: 'Warning' };
 
 function state(concerns, lost) {
   const bad = concerns.filter(c => c.level === 'bad').length, warn = concerns.length - bad;
   const level = lost || bad ? 'bad' : warn ? 'warn' : 'ok';
-  const count = [bad && plural(bad, 'thing is wrong', 'things are wrong'), warn && plural(warn, 'thing to watch', 'things to watch')].filter(Boolean).join(', ');
+  const count = [bad && plural(bad, 'problem', 'problems'), warn && plural(warn, 'warning', 'warnings')].filter(Boolean).join(', ');
   $('state').dataset.level = level;
   // A single concern is its own headline.
   $('state').dataset.count = lost ? 0 : concerns.length;
-  show('headline-words', lost ?? (count || 'All is well'));
+  show('headline-words', lost ?? (count || 'No problems'));
   // Visible below; this lets a screen reader announce it with the headline.
   show('headline-worst', lost || !concerns.length ? '' : ': ' + concerns[0].title);
   document.title = (lost ? 'Disconnected – ' : concerns.length ? `${count} – ` : '') + 'tollgate';
@@ -95,7 +95,7 @@ function draw(s) {
   above = largest === 0 && history.largest('calls') === 0 ? 'No call in the last 15 minutes.'
     : hidden.length ? `Above the chart: ${hidden.join(', ')}.` : '';
   legend();
-  $('chart').setAttribute('aria-label', `Chart of the last 15 minutes: ${number(s.tps)} messages in the last second, ${number(largest)} in the largest, ${number(history.sum('pushed_back'))} calls pushed back.`);
+  $('chart').setAttribute('aria-label', `Chart of the last 15 minutes: ${number(s.tps)} messages in the last second, ${number(largest)} in the largest, ${number(history.sum('pushed_back'))} calls throttled.`);
 }
 
 const CEILINGS = { account: 'account', egress_ip: 'egress addresses' };
@@ -124,9 +124,9 @@ function figures(s) {
 }
 
 const OUTCOMES = {
-  delivered: ['Delivered', '200', 'ok'], queued: ['Kept for later', '202', 'ok'],
-  over_ceiling: ['Over a ceiling', '429', 'warn'], refused: ['Message refused', '422', 'bad'],
-  failed: ['Failed', '502', 'bad'], unknown: ['Outcome unknown', '504', 'bad'],
+  delivered: ['Delivered', '200', 'ok'], queued: ['Stored for delivery', '202', 'ok'],
+  over_ceiling: ['Over a ceiling or budget', '429', 'warn'], refused: ['Message refused', '422', 'bad'],
+  failed: ['Failed', '502, 504, 410', 'bad'], unknown: ['Outcome unknown', '504', 'bad'],
   invalid: ['Invalid request', '4xx', 'warn'], draining: ['While stopping', '503', 'warn'],
   full: ['Queue or spool full', '503', 'bad'],
 };
@@ -149,13 +149,13 @@ function outcomes(s) {
 function backlog(s) {
   const rows = [['Waiting for a permit', number(s.waiting) + (s.waiting ? `, the first for ${span(s.longest_wait_seconds)}` : '')]];
   if (s.kept) {
-    rows.push(['Kept until delivered', number(s.kept.queued)],
+    rows.push(['Stored for delivery', number(s.kept.queued)],
       ['Oldest of them', s.kept.oldest && s.kept.queued ? age(s.kept.oldest, s.now) : '–'],
       ['Dead letters', number(s.kept.dead)],
       ['Spool in use', `${percent(s.kept.full)}, ${bytes(s.kept.bytes)}`]);
     if (s.kept.failure) rows.push([String(s.kept.durability).startsWith('redis') ? 'Error of Redis' : 'Error of the disk', s.kept.failure]);
   } else {
-    rows.push(['Kept', 'nothing: spool.store is "none"']);
+    rows.push(['Stored', 'nothing: spool.store is "none"']);
   }
   repeat('backlog', rows.map(([name, value]) => ({ name, value })));
   hide('paused-title', !s.kept);
@@ -221,7 +221,7 @@ function provider(s) {
   repeat('provider', rows.map(([name, value]) => ({ name, value })));
 }
 
-const MODES = { alone: 'Not shared', shared: 'Ceilings are shared', cut_off: 'Redis does not answer: using leased permits', closed: 'Redis does not answer, and all leases have expired' };
+const MODES = { alone: 'Not shared', shared: 'Ceilings are shared', cut_off: 'Redis does not answer: using leased permits', closed: 'Redis does not answer, and all leases have ended' };
 
 function fleet(f, now) {
   hide('fleet', !f);
@@ -273,7 +273,7 @@ function disconnected(why, wait) {
   hide('headline-more', false);
   hide('headline-do', false);
   state([], lastGood ? `Disconnected since ${clock(lastGood)}` : 'Not connected: tollgate does not answer');
-  show('headline-more', `${why} Retrying every ${span(wait / SECOND)}.` + (lastGood ? ' The figures below are old.' : ''));
+  show('headline-more', `${why} Next try in ${span(wait / SECOND)}.` + (lastGood ? ' The figures below are old.' : ''));
 }
 
 /** The status, or why there is none. */
