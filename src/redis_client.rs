@@ -49,37 +49,41 @@ pub enum ClientError {
         trouble: Box<ClientError>,
     },
     /// The user or the password is wrong.
-    #[error("it refuses the user or the password: look at fleet.username and fleet.password_file")]
+    #[error("Redis refuses the user or the password: check fleet.username and fleet.password_file")]
     Refused,
     /// There is none.
-    #[error("it wants a password: set fleet.password_file, and fleet.username if it has users")]
+    #[error(
+        "Redis requires a password: set fleet.password_file, and fleet.username if it has users"
+    )]
     NoPassword,
     /// Commands that the user may not run, and the document that lists what it needs.
-    #[error("the user may not run {0}: give it what {1} lists")]
+    #[error("the Redis user may not run {0}: give it what {1} lists")]
     Lacks(String, &'static str),
     /// A command that the user may not run.
-    #[error("the user lacks a permission, give it what docs/fleet.md lists: {0}")]
+    #[error("the Redis user lacks a permission, give it what docs/fleet.md lists: {0}")]
     NoPermission(RedisError),
     /// Its version.
-    #[error("its version is {0}, and Redis {LEAST_VERSION} or a Valkey is needed")]
+    #[error("the version of Redis is {0}; tollgate needs Redis {LEAST_VERSION} or Valkey")]
     Old(String),
     /// It follows another server.
-    #[error("it is a replica, and only the primary takes what we write")]
+    #[error("this server is a replica; tollgate needs the primary")]
     Replica,
     /// It stands alone, and is one of several.
     #[error("fleet.url names several servers, and this one is no node of a Cluster")]
     NoCluster,
     /// The certificate, mostly.
-    #[error("TLS: {0}; who vouches for Redis is in fleet.ca_file")]
+    #[error("TLS: {0}; check fleet.ca_file")]
     Tls(RedisError),
     /// Redis, or the way to it.
     #[error("{0}")]
     Redis(RedisError),
     /// It takes too long.
-    #[error("no answer in time")]
+    #[error("no answer from Redis in time")]
     Silent,
     /// Another program uses our keys, or the server is not Redis.
-    #[error("an answer that is none of ours")]
+    #[error(
+        "unexpected answer: another program may use tollgate's keys, or the server is not Redis"
+    )]
     Garbled,
 }
 

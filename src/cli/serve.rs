@@ -74,11 +74,14 @@ async fn serve(
         () = stop.received() => {}
         () = apply_changes(flags, &loaded, file, &sidecar, hangup, log) => {}
     }
-    tracing::info!(grace = ?config.drain.grace, "stopping: finishing messages on their way");
+    tracing::info!(grace = ?config.drain.grace, "stopping: tollgate finishes messages in progress");
     let left = sidecar.drain(stop.received()).await;
     if left > 0 {
         // None of them was accepted: their callers got no reply.
-        tracing::warn!(messages = left, "stopped before all messages on their way finished");
+        tracing::warn!(
+            messages = left,
+            "stopped before these messages were finished: their callers got no answer"
+        );
     }
     tracing::info!("stopped");
     Ok(())

@@ -12,7 +12,7 @@ use crate::answer::{AccessDenied, Answer, Verdict};
 use crate::ceiling::{Ceiling, Permit, Ticket};
 use crate::config::Retry;
 use crate::message::{Message, Topic};
-use crate::meter::{Billed, CallKind, Meter, MeteredCall, OverBudget};
+use crate::meter::{Billed, CallKind, LogLine, Meter, MeteredCall, OverBudget};
 use crate::upstream::{SendGate, Upstream};
 
 /// What makes calls.
@@ -78,7 +78,13 @@ impl<U: Upstream> CallAttempt<'_, U> {
             Verdict::Unknown => Billed::Uncertain,
             _ => Billed::No,
         };
-        entry.ended(&answer.label(), billed, took);
+        if entry.ended(&answer.label(), billed, took) == LogLine::Due {
+            let request_id = match &answer {
+                Answer::Http(http) => http.request_id.as_deref(),
+                Answer::TransportError(_) => None,
+            };
+            tracing::warn!(id = %message.id, trace_id, topic = %message.topic, code = %answer.label(), upstream_request_id = request_id, "call failed");
+        }
         answer
     }
 }

@@ -148,7 +148,7 @@ impl<U: Upstream> KeptMessages<U> {
         if let Some(suppressed) = self.log.next() {
             let (reason, code) = (death.reason, death.code.as_deref());
             let trace_id = self.trace(id).map(tracing::field::display);
-            tracing::warn!(%id, trace_id, ?reason, why, attempts, code, suppressed, "a message is a dead letter");
+            tracing::warn!(%id, trace_id, reason = reason.as_str(), why, attempts, code, suppressed, "the message became a dead letter: tollgate does not retry it; replay or drop it (tollgate messages)");
         }
         let noted = self.spool.note(id, Change::Dead(attempts, death));
         self.key_ends(id);

@@ -209,14 +209,17 @@ impl<U: Upstream> Delivery<U> {
         if under_way > 0 {
             tracing::warn!(
                 messages = under_way,
-                "stopped while the outcome of messages was not recorded: each may have been delivered"
+                "tollgate stopped before the outcome of these messages was recorded: they may have been delivered, and may be delivered again"
             );
         }
         let Some(kept) = kept else { return under_way };
         drop(timeout(FLUSH, kept.spool.flush()).await);
         let left = kept.queue.len();
         if left > 0 {
-            tracing::info!(messages = left, "kept for the next start");
+            tracing::info!(
+                messages = left,
+                "messages stay in the spool: the next start delivers them"
+            );
         }
         0
     }

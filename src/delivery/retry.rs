@@ -143,7 +143,7 @@ impl<U: Upstream> KeptMessages<U> {
             Err(ReadError::Absent) => Err(gone),
             Err(error @ ReadError::Damaged) => {
                 let trace_id = self.trace(id).map(tracing::field::display);
-                tracing::error!(%id, trace_id, %error, "an accepted message is lost");
+                tracing::error!(%id, trace_id, %error, "an accepted message is lost: its bytes in the spool are damaged");
                 if let Some(caller) = self.queue.take_caller(id) {
                     let ended = match item.attempts {
                         0 => Disposition::NotKept(KeepError::Disk(error.to_string().into())),

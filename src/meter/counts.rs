@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::budget::{Account, BudgetStatus, OverBudget};
-use super::errors::Errors;
+use super::errors::{Errors, LogLine};
 use super::history::History;
 use super::label_set::{LabelSet, OTHER};
 use super::labels::{Billed, CallKind, Published};
@@ -195,10 +195,10 @@ impl Counts {
         code: &str,
         billed: Billed,
         at: Timestamp,
-    ) {
+    ) -> LogLine {
         let (code, now) = (self.codes.get(code), at.as_second());
         self.history.called(now, &code, billed);
-        self.errors.called(at, &code, billed);
+        let line = self.errors.called(at, &code, billed);
         *self.calls.entry((kind, code)).or_default() += 1;
         let spent = match billed {
             Billed::No => Spent::default(),
@@ -221,6 +221,7 @@ impl Counts {
                 self.tps.entry(Arc::clone(&series.name.instance)).or_default().add(now);
             }
         }
+        line
     }
 
     /// Today ends, for those who count it.

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Billed, Meter};
 
@@ -14,8 +14,24 @@ const MOST: usize = 20;
 /// Codes with their counts. Bounded as the codes' labels are.
 #[derive(Debug, Default)]
 pub(super) struct Errors {
-    seen: BTreeMap<Arc<str>, (u64, Timestamp)>,
+    seen: BTreeMap<Arc<str>, Seen>,
     delivered: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    count: u64,
+    last: Timestamp,
+    logged: Timestamp,
+}
+
+/// Whether the end of a call is to be logged: one failure per code and minute is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLine {
+    /// It is.
+    Due,
+    /// It was a success, or the minute's line of its code is written.
+    None,
 }
 
 /// One code or transport word that was not OK.
@@ -39,21 +55,28 @@ pub struct Failures {
 }
 
 impl Errors {
-    pub(super) fn called(&mut self, now: Timestamp, code: &Arc<str>, billed: Billed) {
+    pub(super) fn called(&mut self, now: Timestamp, code: &Arc<str>, billed: Billed) -> LogLine {
         if billed == Billed::Yes {
             self.delivered = Some(now);
-            return;
+            return LogLine::None;
         }
-        let (count, last) = self.seen.entry(Arc::clone(code)).or_insert((0, now));
-        *count += 1;
-        *last = now;
+        let is_new = !self.seen.contains_key(code);
+        let new = Seen { count: 0, last: now, logged: now };
+        let seen = self.seen.entry(Arc::clone(code)).or_insert(new);
+        seen.count += 1;
+        seen.last = now;
+        if !is_new && now.duration_since(seen.logged) < SignedDuration::from_mins(1) {
+            return LogLine::None;
+        }
+        seen.logged = now;
+        LogLine::Due
     }
 
     fn latest(&self) -> Failures {
-        let failure = |(code, (count, last)): (&Arc<str>, &(u64, Timestamp))| Failure {
+        let failure = |(code, seen): (&Arc<str>, &Seen)| Failure {
             code: Arc::clone(code),
-            count: *count,
-            last: *last,
+            count: seen.count,
+            last: seen.last,
         };
         let mut latest: Vec<_> = self.seen.iter().map(failure).collect();
         latest.sort_by_key(|failure| Reverse(failure.last));
@@ -89,5 +112,20 @@ mod tests {
         let first: Vec<_> = failures.latest[..3].iter().map(|f| (&*f.code, f.count)).collect();
         assert_eq!(first, [("timeout", 1), ("Code.5", 2), ("Code.39", 1)]);
         assert_eq!(failures.latest[1].last, at(50));
+    }
+
+    #[test]
+    fn one_line_per_code_and_minute() {
+        let mut errors = Errors::default();
+        let mut due = |second: i64, code: &str, billed| {
+            let at = Timestamp::from_second(second).unwrap();
+            errors.called(at, &code.into(), billed) == LogLine::Due
+        };
+        assert!(!due(0, "OK", Billed::Yes));
+        assert!(due(0, "timeout", Billed::Uncertain));
+        assert!((1..60).all(|second| !due(second, "timeout", Billed::Uncertain)));
+        assert!(due(30, "connect", Billed::No), "another code");
+        assert!(due(60, "timeout", Billed::Uncertain));
+        assert!(!due(61, "timeout", Billed::Uncertain));
     }
 }

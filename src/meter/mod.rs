@@ -33,7 +33,7 @@ pub use bill::{Bill, BillRow, By, Query};
 pub use budget::{BudgetStatus, OverBudget};
 use counts::Counts;
 pub use counts::{Messages, Snapshot};
-pub use errors::{Failure, Failures};
+pub use errors::{Failure, Failures, LogLine};
 pub use history::Past;
 pub use label_set::OTHER;
 pub use labels::{Billed, CallKind, Published};
@@ -318,19 +318,20 @@ pub struct MeteredCall {
 
 impl MeteredCall {
     /// It has ended, with this code or transport word. One call, one verdict, one entry.
-    pub fn ended(mut self, code: &str, billed: Billed, took: Duration) {
+    pub fn ended(mut self, code: &str, billed: Billed, took: Duration) -> LogLine {
         self.meter.shared.call_duration[billed as usize].observe(took.as_secs_f64());
-        self.end(code, billed);
+        self.end(code, billed)
     }
 
-    fn end(&mut self, code: &str, billed: Billed) {
+    fn end(&mut self, code: &str, billed: Billed) -> LogLine {
         self.has_ended = true;
         let at = Timestamp::now();
         let now = at.as_second();
-        self.meter.counts().ended(self.series, self.kind, code, billed, at);
+        let line = self.meter.counts().ended(self.series, self.kind, code, billed, at);
         if let (Some(ledger), Some(id)) = (&self.meter.shared.ledger, self.ledger_id) {
             ledger.end(id, billed, now);
         }
+        line
     }
 }
 

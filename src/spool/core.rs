@@ -112,7 +112,7 @@ impl Core {
         for StoredMessage { id, bytes, meta } in messages {
             let location = Location { segment: 0, offset: 0, len: bytes };
             let Some(entry) = meta::entry(&meta, location, &mut index.destinations) else {
-                tracing::warn!(message = %id, "the stored words of a message are not readable");
+                tracing::error!(%id, "a record in Redis cannot be decoded: this message is lost");
                 index.damaged += 1;
                 continue;
             };

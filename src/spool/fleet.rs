@@ -34,7 +34,7 @@ impl Adoptions {
 
 /// Messages that were kept here may belong to peers now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("others may have taken over what was kept here")]
+#[error("other sidecars may have taken over the messages of this one")]
 pub struct NotOurs;
 
 impl Spool {
@@ -78,7 +78,7 @@ impl Spool {
         let engine = Arc::clone(&self.engine);
         let left = async move { engine.backend.leave(&engine.view).await };
         if let Err(WriteError { error, .. }) = self.engine.run(Box::pin(left)).await {
-            tracing::warn!(%error, "the other sidecars take over when they have noticed the end");
+            tracing::warn!(%error, "Redis did not record the stop: the other sidecars take over the stored messages about 15 s later");
         }
     }
 }

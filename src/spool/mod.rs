@@ -97,10 +97,9 @@ impl OpenError {
     /// What to do.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Taken(_) | Self::Io { .. } => {
-                "set spool.path, or spool.store = \"none\" to keep nothing"
-            }
-            Self::Redis(_) => "see to it, or set spool.store = \"disk\"",
+            Self::Taken(_) => "stop the other tollgate process, or set another spool.path",
+            Self::Io { .. } => "make spool.path writable for this user, or set another spool.path",
+            Self::Redis(_) => "correct the problem, or set spool.store = \"disk\"",
             Self::Left { .. } => {
                 "start once with spool.store = \"disk\" and drain.handoff = true, and stop"
             }

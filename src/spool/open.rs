@@ -66,7 +66,7 @@ impl Spool {
         let (shared, begun) = SharedSpool::begin(fleet, folder, options, times).await?;
         match begun {
             Err(error) if error.may_pass() => {
-                tracing::warn!(%error, "nothing can be kept until Redis takes it");
+                tracing::warn!(%error, "Redis does not accept the spool: tollgate stores no message until it does, and retries");
             }
             begun => begun.map_err(failed)?,
         }

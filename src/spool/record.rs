@@ -61,8 +61,20 @@ pub enum Reason {
     Refused,
     /// It grew older than `retry.max_age`.
     Expired,
-    /// It is unknown whether it was delivered, and its topic is not to be delivered twice.
+    /// A call may have delivered it, and tollgate makes no more calls for it (`retry.park`,
+    /// `retry.unknown_tries`).
     Unknown,
+}
+
+impl Reason {
+    /// Its word in logs, the API and `tollgate messages`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Expired => "expired",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// A dead letter's end.

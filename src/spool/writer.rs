@@ -125,7 +125,7 @@ impl Engine {
         result.inspect_err(|WriteError { error, .. }| {
             if self.core.write_failed(Arc::clone(error)) {
                 let store = self.backend.name();
-                tracing::warn!(%error, "{store} does not take what is to be kept");
+                tracing::warn!(%error, "writes to the spool ({store}) fail: tollgate answers 503 to messages that must be stored, and retries");
             }
         })
     }

@@ -205,7 +205,7 @@ async fn what_is_dropped_holds_up_no_stop() {
     assert_eq!(verb.run(&["drop", "--state", "queued"]).await.stdout, "5 dropped\n");
     serve.signal(Signal::TERM);
     let (status, log) = serve.ended().await;
-    assert!(status.success() && !log.contains("kept for the next start"), "{log}");
+    assert!(status.success() && !log.contains("messages stay in the spool"), "{log}");
 }
 
 /// Where the configured socket cannot be made, it is beside the spool.

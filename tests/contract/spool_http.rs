@@ -245,7 +245,7 @@ async fn an_ordered_stop() {
     serve.signal(Signal::TERM);
     let (status, log) = serve.ended().await;
     assert!(status.success(), "{log}");
-    assert!(log.contains("kept for the next start"), "{log}");
+    assert!(log.contains("messages stay in the spool"), "{log}");
 
     let up = Script::start([]).await;
     let serve = Serve::start(&borrowed(&settings(&up.url)), &[]).await;
@@ -377,7 +377,7 @@ async fn a_trace() {
     becomes(&serve.publish, &line, "dead").await;
     let buried = || {
         let log = serve.log();
-        let lines = log.lines().filter(|line| line.contains("a message is a dead letter"));
+        let lines = log.lines().filter(|line| line.contains("the message became a dead letter"));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
     support::until("both are in the log", async || buried().len() == 2).await;

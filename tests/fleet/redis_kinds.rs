@@ -124,7 +124,7 @@ async fn tls_with_an_authority_of_ones_own() {
     shares(&idle(&[("fleet.url", &named), ("fleet.ca_file", &ca)]).await).await;
     // The machine's own authorities do not know it.
     let distrusting = idle(&[("fleet.url", &url)]).await;
-    distrusting.logs("who vouches for Redis is in fleet.ca_file").await;
+    distrusting.logs("check fleet.ca_file").await;
     let missing = idle(&[("fleet.url", &url), ("fleet.ca_file", "/nowhere/ca.pem")]).await;
     missing.logs("/nowhere/ca.pem: No such file").await;
 }
@@ -147,7 +147,7 @@ async fn a_user_with_just_the_permissions_that_are_documented() {
     ];
     let emulator = Emulator::start(&[]).await;
     let sidecar = serve(&emulator.url(), &settings).await;
-    sidecar.logs("it refuses the user or the password").await;
+    sidecar.logs("Redis refuses the user or the password").await;
     // A renewed file is read without a restart.
     std::fs::write(&file, "right\n").unwrap();
     shares(&sidecar).await;
@@ -169,7 +169,7 @@ async fn a_user_with_just_the_permissions_that_are_documented() {
 
     let mut before = redis.connection();
     redis.tell::<()>("CONFIG SET requirepass secret");
-    idle(&[("fleet.url", &url)]).await.logs("it wants a password").await;
+    idle(&[("fleet.url", &url)]).await.logs("Redis requires a password").await;
     redis::cmd("CONFIG").arg("SET").arg("requirepass").arg("").exec(&mut before).unwrap();
 }
 

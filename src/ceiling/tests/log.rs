@@ -32,12 +32,7 @@ async fn a_blocked_address_is_named() {
     let _guard = tracing::subscriber::set_default(subscriber);
 
     let unanswered = Unanswered { min: Duration::from_secs(10), max: Duration::from_mins(5) };
-    let ceilings = Ceilings {
-        account: None,
-        egress_ip: Some(300),
-        retry_share: 0.2,
-        unanswered,
-    };
+    let ceilings = Ceilings { account: None, egress_ip: Some(300), retry_share: 0.2, unanswered };
     let ceiling = Ceiling::start(&ceilings, 2, 100, Start::Alone);
     ceiling.name_egress(vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()]);
     // The second address is blocked, and the probe five minutes later is answered.

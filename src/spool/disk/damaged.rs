@@ -23,9 +23,14 @@ pub(super) struct Range {
 pub(super) fn set_aside(disk: &dyn Disk, name: &str, range: Range) {
     let Range { offset, len } = range;
     match copy(disk, name, range).and_then(|()| zero(disk, name, range)) {
-        Ok(()) => tracing::warn!(file = name, offset, bytes = len, "damaged bytes were set aside"),
+        Ok(()) => tracing::warn!(
+            file = name,
+            offset,
+            bytes = len,
+            "damaged bytes: copied to the folder damaged, and skipped"
+        ),
         Err(error) => {
-            tracing::warn!(file = name, offset, bytes = len, %error, "damaged bytes were found");
+            tracing::warn!(file = name, offset, bytes = len, %error, "damaged bytes: they could not be copied aside, and stay in the file");
         }
     }
 }

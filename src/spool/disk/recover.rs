@@ -40,7 +40,7 @@ pub(super) fn recover(disk: &dyn Disk) -> io::Result<RecoveredLog> {
     // must not be gone after a power failure. A disk that does not sync is noticed in use.
     let synced = files.iter().try_for_each(|(_, _, name, _)| disk.sync(name));
     if let Err(error) = synced.and_then(|()| disk.sync_folder()) {
-        tracing::warn!(%error, "what was found in the spool may not survive a power failure");
+        tracing::warn!(%error, "the spool's files cannot be synced: a power failure may lose stored messages; check the disk");
     }
     let mut recovered = RecoveredLog {
         index: Index::of_segments(),

@@ -26,7 +26,7 @@ pub(super) fn register(folder: &Path, name: &str) -> Option<(File, Option<String
         Ok(locked) => Some(locked),
         Err(error) => {
             let folder = folder.display();
-            tracing::warn!(%folder, %error, "after a crash, messages kept in Redis wait until this sidecar's end was noticed");
+            tracing::warn!(%folder, %error, "the file owner in spool.path cannot be locked: after a crash the messages of this sidecar wait about 15 s until a peer takes them over");
             None
         }
     }

@@ -287,7 +287,7 @@ impl Owner {
             tracing::warn!(
                 before = before.as_str(),
                 now = durability.as_str(),
-                "the durability of Redis has changed"
+                "the persistence settings of Redis have changed: 202 answers state the new durability"
             );
         }
     }
@@ -341,12 +341,15 @@ impl Owner {
             facts.extend([Fact::OwnedByPeers(owned_by_peers), Fact::Vanished(vanished)]);
         }
         if taken > 0 {
-            tracing::warn!(messages = taken, "other sidecars have taken over what was kept here");
+            tracing::warn!(
+                messages = taken,
+                "other sidecars have taken over messages of this one, because it did not reach Redis for 15 s"
+            );
         }
         if lost > 0 {
             tracing::error!(
                 messages = lost,
-                "accepted messages are gone from Redis: they are lost"
+                "Redis no longer has these accepted messages: they are lost; check its persistence and failovers"
             );
         }
         if self.owned == Owned::Fenced {

@@ -113,7 +113,7 @@ impl Owner {
             tracing::info!(
                 owner = name,
                 messages = messages.len(),
-                "taking over what a sidecar has left"
+                "delivering the messages of a sidecar that has stopped"
             );
         }
         self.report(Fact::TakenOver(messages));
