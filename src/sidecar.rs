@@ -162,6 +162,7 @@ impl Sidecar {
         });
 
         let tasks = TaskTracker::new();
+        let hosts = &*config.listen.hosts;
         let publish_service = publish.clone();
         let limits = Limits {
             max_connections: config.publish.max_connections,
@@ -170,7 +171,7 @@ impl Sidecar {
             idle_timeout: config.publish.idle_timeout,
         };
         let service = tower::service_fn(move |request| publish_service.clone().answer(request));
-        let server = HttpServer::new(limits, service);
+        let server = HttpServer::new(limits, hosts, service);
         for listener in publish_listeners {
             let (server, stop) = (server.clone(), stop.clone());
             tasks.spawn(async move { server.serve(listener, stop, LAST_REPLIES).await });
@@ -178,12 +179,12 @@ impl Sidecar {
         let service = tower::service_fn(move |request| {
             std::future::ready(telemetry.clone().answer(&request))
         });
-        let (server, token) = (HttpServer::new(SMALL, service), stop.clone());
+        let (server, token) = (HttpServer::new(SMALL, hosts, service), stop.clone());
         tasks.spawn(async move { server.serve(telemetry_listener, token, LAST_REPLIES).await });
         if let Some(listener) = bind_control(config).await {
             let control = Control::new(delivery.clone(), meter.clone());
             let service = tower::service_fn(move |request| control.clone().answer(request));
-            let (server, token) = (HttpServer::new(SMALL, service), stop.clone());
+            let (server, token) = (HttpServer::new(SMALL, &[], service), stop.clone());
             tasks.spawn(async move { server.serve(listener, token, LAST_REPLIES).await });
         }
         tasks.close();

@@ -186,7 +186,7 @@ async fn too_many_at_once() {
     let (_sidecar, address, _) = sidecar(&config(&script.url, &[])).await;
     let line = "{\"topic\":\"TopicA\",\"payload\":\"one\"}";
     let head = format!(
-        "POST /publish HTTP/1.1\r\nhost: x\r\ncontent-type: {}\r\ncontent-length: {}\r\n\r\n",
+        "POST /publish HTTP/1.1\r\nhost: localhost\r\ncontent-type: {}\r\ncontent-length: {}\r\n\r\n",
         KIND.1,
         line.len()
     );
