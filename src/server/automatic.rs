@@ -37,13 +37,12 @@ impl AutomaticAnswers {
         let id = uuid::Uuid::now_v7().simple();
         let (status, body) = (problem.status(), problem.to_json());
         let reason = StatusCode::from_u16(status).ok()?.canonical_reason().unwrap_or_default();
-        let mut answer = format!("HTTP/1.1 {status} {reason}\r\n");
-        fields.iter().for_each(|field| answer.extend([field, "\r\n"]));
-        let length = body.len();
-        answer.push_str(&format!(
-            "content-type: application/problem+json\r\nx-request-id: {id}\r\ncontent-length: {length}\r\n\r\n"
-        ));
-        let mut answer = answer.into_bytes();
+        let (fields, length) = (fields.join("\r\n"), body.len());
+        let mut answer = format!(
+            "HTTP/1.1 {status} {reason}\r\n{fields}\r\ncontent-type: application/problem+json\r\n\
+             x-request-id: {id}\r\ncontent-length: {length}\r\n\r\n"
+        )
+        .into_bytes();
         answer.extend(body);
         Some(answer)
     }

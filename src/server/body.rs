@@ -16,8 +16,10 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-/// The most bytes that are discarded to keep a connection, and the time limit for that.
-const MAX_DISCARDED: u64 = 1 << 20;
+/// The most bytes that are discarded to keep a connection, and the time limit for that. Twice the largest
+/// body of all: some clients (Java's) lose an answer that comes while they are sending, however gently the
+/// connection is closed.
+const MAX_DISCARDED: u64 = 16 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The body of a request. Dropped, it leaves what was not read for [`Rest`].
