@@ -162,7 +162,6 @@ impl Sidecar {
         });
 
         let tasks = TaskTracker::new();
-        let hosts = &*config.listen.hosts;
         let publish_service = publish.clone();
         let limits = Limits {
             max_connections: config.publish.max_connections,
@@ -171,7 +170,7 @@ impl Sidecar {
             idle_timeout: config.publish.idle_timeout,
         };
         let service = tower::service_fn(move |request| publish_service.clone().answer(request));
-        let server = HttpServer::new(limits, hosts, service);
+        let server = HttpServer::new(limits, &config.listen.hosts, service);
         for listener in publish_listeners {
             let (server, stop) = (server.clone(), stop.clone());
             tasks.spawn(async move { server.serve(listener, stop, LAST_REPLIES).await });
@@ -179,7 +178,7 @@ impl Sidecar {
         let service = tower::service_fn(move |request| {
             std::future::ready(telemetry.clone().answer(&request))
         });
-        let (server, token) = (HttpServer::new(SMALL, hosts, service), stop.clone());
+        let (server, token) = (HttpServer::new(SMALL, &config.listen.hosts, service), stop.clone());
         tasks.spawn(async move { server.serve(telemetry_listener, token, LAST_REPLIES).await });
         if let Some(listener) = bind_control(config).await {
             let control = Control::new(delivery.clone(), meter.clone());

@@ -10,9 +10,10 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
+use super::answered::Answered;
 use super::batch::{self, Line};
 use super::log::LogContext;
-use super::outcome::{self, Answered};
+use super::outcome;
 use super::prefer::Prefer;
 use super::{DRAIN_RETRY, Inner, request, stopping};
 use crate::delivery::Begun;

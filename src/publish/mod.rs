@@ -3,6 +3,7 @@
 //! `request` turns a request into a message and its options, `outcome` an outcome into a reply; both
 //! only here.
 
+mod answered;
 mod batch;
 mod key;
 mod log;
@@ -32,7 +33,7 @@ use crate::meter::{Meter, Published};
 use crate::server::{Problem, Reply, RequestBody};
 use crate::spool::{Durability, Spool};
 use crate::upstream::HttpUpstream;
-use outcome::Answered;
+use answered::Answered;
 use request::{RequestReader, Submission};
 
 /// `Retry-After` of a stopping sidecar: another takes its place soon.

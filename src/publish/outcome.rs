@@ -7,6 +7,7 @@ use http::{HeaderName, StatusCode};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::answered::Answered;
 use super::over_budget;
 use crate::answer::{AccessDenied, Answer, HttpAnswer, TransportError, Verdict};
 use crate::ceiling::Refused;
@@ -21,44 +22,6 @@ const THROTTLE_RETRY: Duration = Duration::from_secs(1);
 
 /// `Retry-After` where the spool does not take a message.
 const FULL_RETRY: Duration = Duration::from_secs(5);
-
-/// A reply, and what is counted and logged of it.
-pub(super) struct Answered {
-    pub(super) reply: Reply,
-    pub(super) published: Published,
-    /// `None`: there is nothing to log, since the message was delivered or kept.
-    pub(super) failure: Option<NotDelivered>,
-}
-
-/// The log line of a message that was not delivered.
-pub(super) struct NotDelivered {
-    pub(super) status: u16,
-    pub(super) problem: String,
-    pub(super) calls: u32,
-    pub(super) code: Option<String>,
-    pub(super) upstream_request_id: Option<Box<str>>,
-}
-
-impl Answered {
-    pub(super) fn problem(published: Published, problem: Problem) -> Self {
-        let failure = NotDelivered {
-            status: problem.status(),
-            problem: problem.slug().to_owned(),
-            calls: 0,
-            code: None,
-            upstream_request_id: None,
-        };
-        Self { published, failure: Some(failure), reply: problem.into_response() }
-    }
-
-    /// Sets how many calls were made, for the log.
-    pub(super) fn with_calls(mut self, calls: u32) -> Self {
-        if let Some(failure) = &mut self.failure {
-            failure.calls = calls;
-        }
-        self
-    }
-}
 
 /// The title of the problem `unknown`.
 const UNKNOWN: &str = "It is not known whether the message was delivered";

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use jiff::Timestamp;
 
-use super::outcome::Answered;
+use super::answered::Answered;
 use super::rate_limit::{POLICY, RATE_LIMIT};
 use crate::meter::{OverBudget, Published};
 use crate::server::Problem;

@@ -37,9 +37,10 @@ impl AutomaticAnswers {
         let id = uuid::Uuid::now_v7().simple();
         let (status, body) = (problem.status(), problem.to_json());
         let reason = StatusCode::from_u16(status).ok()?.canonical_reason().unwrap_or_default();
-        let (fields, length) = (fields.join("\r\n"), body.len());
+        let fields: String = fields.iter().flat_map(|field| [*field, "\r\n"]).collect();
+        let length = body.len();
         let mut answer = format!(
-            "HTTP/1.1 {status} {reason}\r\n{fields}\r\ncontent-type: application/problem+json\r\n\
+            "HTTP/1.1 {status} {reason}\r\n{fields}content-type: application/problem+json\r\n\
              x-request-id: {id}\r\ncontent-length: {length}\r\n\r\n"
         )
         .into_bytes();

@@ -118,7 +118,7 @@ impl RequestScanner {
 
     fn end_line(&mut self, line: &[u8]) {
         self.part = match self.part {
-            Part::Start if line.is_empty() => Part::Start,
+            Part::Start | Part::Trailer if line.is_empty() => Part::Start,
             Part::Start => {
                 self.fields = Fields::default();
                 Part::Head
@@ -134,7 +134,6 @@ impl RequestScanner {
                 None => Part::Lost,
             },
             Part::ChunkEnd if line.is_empty() => Part::ChunkSize,
-            Part::Trailer if line.is_empty() => Part::Start,
             Part::Trailer => Part::Trailer,
             _ => Part::Lost,
         };

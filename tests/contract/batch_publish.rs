@@ -152,8 +152,8 @@ async fn a_key_of_the_whole_request() {
 /// Where the client asks for it, a result comes as soon as it and those before it are known.
 #[tokio::test]
 async fn results_stream() {
-    let held = Arc::new(Notify::new());
-    let script = Script::start([ok(), Say::Later(Arc::clone(&held)), ok()]).await;
+    let release = Arc::new(Notify::new());
+    let script = Script::start([ok(), Say::Later(Arc::clone(&release)), ok()]).await;
     let (_sidecar, address, _) = sidecar(&config(&script.url, &[])).await;
     let body = |key: &str| format!("{{\"topic\":\"a\",\"payload\":\"0\"}}\n{}", keyed("1", key));
     let head = |preference: &str, length: usize| {
@@ -193,7 +193,7 @@ async fn results_stream() {
     assert!(begun.contains("preference-applied: wait=60, stream"), "{begun}");
     assert!(!begun.contains("MsgId"), "{begun}");
     until("it is called", async || script.requests().len() == 2).await;
-    held.notify_one();
+    release.notify_one();
     let rest = read(&mut stream, "0\r\n\r\n").await;
     assert!(rest.contains("\"line\":2"), "{rest}");
     // The connection lives on.
