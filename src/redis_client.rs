@@ -424,8 +424,8 @@ mod tests {
             ("8.2.1", "master", 1, Layout::Cluster, ""),
             ("7.0.15", "slave", 1, Layout::Cluster, ""),
             ("7.0.15", "slave", 0, Layout::Any, "is a replica"),
-            ("6.2.14", "master", 0, Layout::Any, "version is 6.2.14"),
-            ("unstable", "master", 0, Layout::Any, "version is unstable"),
+            ("6.2.14", "master", 0, Layout::Any, "version of Redis is 6.2.14"),
+            ("unstable", "master", 0, Layout::Any, "version of Redis is unstable"),
             ("7.0.15", "master", 0, Layout::Cluster, "no node of a Cluster"),
         ] {
             let info = info(version, role, cluster);

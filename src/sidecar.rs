@@ -166,7 +166,8 @@ impl Sidecar {
         let tasks = TaskTracker::new();
         let publish_service = publish.clone();
         let service = tower::service_fn(move |request| publish_service.clone().answer(request));
-        let server = HttpServer::new(publish_limits(&config.publish), service);
+        let server =
+            HttpServer::new(publish_limits(&config.publish), &config.listen.hosts, service);
         for listener in publish_listeners {
             let (server, stop) = (server.clone(), stop.clone());
             tasks.spawn(async move { server.serve(listener, stop, LAST_REPLIES).await });
@@ -174,12 +175,12 @@ impl Sidecar {
         let service = tower::service_fn(move |request| {
             std::future::ready(telemetry.clone().answer(&request))
         });
-        let (server, token) = (HttpServer::new(SMALL, service), stop.clone());
+        let (server, token) = (HttpServer::new(SMALL, &config.listen.hosts, service), stop.clone());
         tasks.spawn(async move { server.serve(telemetry_listener, token, LAST_REPLIES).await });
         if let Some(listener) = bind_control(config).await {
             let control = Control::new(delivery.clone(), meter.clone());
             let service = tower::service_fn(move |request| control.clone().answer(request));
-            let (server, token) = (HttpServer::new(SMALL, service), stop.clone());
+            let (server, token) = (HttpServer::new(SMALL, &[], service), stop.clone());
             tasks.spawn(async move { server.serve(listener, token, LAST_REPLIES).await });
         }
         tasks.close();

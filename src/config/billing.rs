@@ -9,8 +9,9 @@ use super::checks::{instance_id, pattern};
 use super::error::ValueError;
 use super::parse::{self, Raw, Scalar};
 use super::read::{Reader, value, whole};
-use super::table::Reload::{Live, LiveUnless};
-use super::table::{Row, section};
+use super::row::Reload::{Live, LiveUnless};
+use super::row::Row;
+use super::table::section;
 use super::tables::{Table, tables};
 use crate::message::{InstanceId, TopicPattern};
 

@@ -7,8 +7,9 @@ use super::checks::HOUR;
 use super::error::ValueError;
 use super::parse::{Raw, whole};
 use super::read::{Ranged, ReadKey, Reader, boolean, duration, share, value};
-use super::table::Reload::Live;
-use super::table::{Row, section};
+use super::row::Reload::Live;
+use super::row::Row;
+use super::table::section;
 use super::uri;
 
 /// The provider's published ceiling of `SendMessage` for one account, calls per second.

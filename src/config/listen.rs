@@ -9,7 +9,7 @@ use super::checks::{HOUR, MOST_CONNECTIONS, SHORTEST};
 use super::error::ValueError;
 use super::parse::{Raw, Scalar};
 use super::read::{Reader, boolean, duration, list, size, value, whole};
-use super::table::Reload::{Live, LiveUnless};
+use super::row::Reload::{Live, LiveUnless};
 use super::table::section;
 
 /// What fits into the kernel's address of a Unix socket, less the closing zero.
@@ -40,6 +40,11 @@ section! {
         /// For `tollgate messages` on the same machine: a Unix socket that only this user may connect to,
         /// or "none". If tollgate cannot create it, it creates control.sock in spool.path.
         control: Option<PathBuf> = "unix:/run/tollgate/control.sock", value(control);
+
+        /// Host names under which browsers and callers reach publish and telemetry through a loopback
+        /// address. localhost and addresses always are. Another name there is answered 403, since a web
+        /// page may have pointed it at this machine. "*" accepts every name.
+        hosts: Vec<String> = [], list(Scalar::Allowed, host_name);
     }
     check addresses_differ(publish, telemetry, control);
 }
@@ -99,6 +104,16 @@ fn socket_address(raw: &Raw) -> Result<SocketAddr, ValueError> {
             "write an address, not a name, and a port: 127.0.0.1:8080 or [::1]:8080",
         )
     })
+}
+
+/// A host without its port, or `*`.
+fn host_name(raw: &Raw) -> Result<String, ValueError> {
+    let name = raw.text()?.trim_end_matches('.').to_ascii_lowercase();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if name == "*" || !name.is_empty() && name.chars().all(allowed) {
+        return Ok(name);
+    }
+    Err(ValueError::new("is not a host name", "write a name without a port: tollgate.test"))
 }
 
 /// A Unix socket, or `none`.

@@ -25,6 +25,7 @@ mod read;
 mod reference;
 mod reload;
 mod retry;
+mod row;
 mod sections;
 mod setting;
 mod spool;

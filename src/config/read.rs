@@ -11,8 +11,8 @@ use figment::value::Value;
 use super::error::{ConfigError, ValueError};
 use super::origin::Origin;
 use super::parse::{self, Raw, Scalar};
+use super::row::Row;
 use super::setting::{Setting, show};
-use super::table::Row;
 
 /// What the merged sources say, by key.
 #[derive(Clone, Default)]

@@ -1,7 +1,7 @@
 //! `config/tollgate.toml`: every key with its documentation and its default.
 
+use super::row::{Preset, Reload, Row};
 use super::sections::SECTIONS;
-use super::table::{Preset, Reload, Row};
 
 const HEADER: &str = r#"# Every key of tollgate, with its default. Generated from the table in src/config: change it there,
 # then run UPDATE=1 cargo test --test contract config

@@ -1,8 +1,8 @@
 //! What may change while running.
 
 use super::read::Reader;
+use super::row::{Reload, Row};
 use super::sections::{self, rows};
-use super::table::{Reload, Row};
 use super::{Config, Loaded};
 
 impl Loaded {

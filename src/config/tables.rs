@@ -9,7 +9,7 @@ use super::error::ValueError;
 use super::nearest::nearest;
 use super::parse::{Raw, kind};
 use super::read::Reader;
-use super::table::Row;
+use super::row::Row;
 use super::unknown::shown_unknown;
 
 /// One of them, and the name it has in messages: `upstream.instances[0]`.

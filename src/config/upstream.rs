@@ -9,8 +9,9 @@ use super::checks::{HOUR, MOST_CONNECTIONS, SHORTEST, instance_id, path, pattern
 use super::error::ValueError;
 use super::parse::{Raw, Scalar};
 use super::read::{Reader, choice, duration, list, optional, required, value, whole};
-use super::table::Reload::Live;
-use super::table::{Row, section};
+use super::row::Reload::Live;
+use super::row::Row;
+use super::table::section;
 use super::tables::tables;
 use super::uri::{self, Endpoint};
 use crate::message::{InstanceId, PayloadEncoding, Topic, TopicPattern};

@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::delivery::Delivery;
 use crate::message::MessageId;
 use crate::meter::Meter;
-use crate::server::{Problem, Reply, json_reply, reply};
+use crate::server::{Problem, Reply, RequestBody, json_reply, reply};
 use crate::spool::{Listed, Picked, Selection, Spool};
 use crate::upstream::HttpUpstream;
 pub use query::{Listing, bill_query};
@@ -65,11 +64,11 @@ impl Control {
     }
 
     /// Answers one request.
-    pub async fn answer(self, request: Request<Incoming>) -> Result<Reply, Infallible> {
+    pub async fn answer(self, request: Request<RequestBody>) -> Result<Reply, Infallible> {
         Ok(self.handle(request).await.unwrap_or_else(Problem::into_response))
     }
 
-    async fn handle(&self, request: Request<Incoming>) -> Result<Reply, Problem> {
+    async fn handle(&self, request: Request<RequestBody>) -> Result<Reply, Problem> {
         if request.uri().path() == "/bill" && request.method() == Method::GET {
             let query = query::bill(request.uri().query().unwrap_or_default()).map_err(bad)?;
             return self.meter.bill(query).await.map(|bill| ok(&bill)).map_err(unreadable);
@@ -143,7 +142,7 @@ fn bad(detail: String) -> Problem {
 }
 
 /// The selected messages; an empty selection is refused, so that all are never dropped by mistake.
-async fn picked(request: Request<Incoming>) -> Result<Picked, Problem> {
+async fn picked(request: Request<RequestBody>) -> Result<Picked, Problem> {
     let selection: Selection = read(request).await?;
     if selection.is_empty() {
         return Err(
@@ -153,7 +152,7 @@ async fn picked(request: Request<Incoming>) -> Result<Picked, Problem> {
     selection.pick().map_err(|error| bad(error.to_string()))
 }
 
-async fn read<T: for<'de> Deserialize<'de>>(request: Request<Incoming>) -> Result<T, Problem> {
+async fn read<T: for<'de> Deserialize<'de>>(request: Request<RequestBody>) -> Result<T, Problem> {
     let body = Limited::new(request.into_body(), MAX_BODY).collect();
     let body = match timeout(BODY_TIMEOUT, body).await {
         Ok(Ok(body)) => body.to_bytes(),

@@ -19,6 +19,10 @@ pub struct OverBudget {
     pub budget: String,
     /// When its next period begins.
     pub until: Timestamp,
+    /// How many messages its period has, where it counts messages and not money.
+    pub messages: Option<u64>,
+    /// Seconds of its period.
+    pub period: i64,
 }
 
 /// One budget as it stands.
@@ -73,7 +77,12 @@ impl Account {
         if !self.budget.refuse || self.taken(prices, 1) <= self.limit() * ROUNDING {
             return Ok(());
         }
-        Err(OverBudget { budget: self.budget.name.clone(), until: self.until() })
+        let messages = match self.budget.limit {
+            Limit::Messages(messages) => Some(messages),
+            Limit::Spend(_) => None,
+        };
+        let period = self.span.end - self.span.start;
+        Err(OverBudget { budget: self.budget.name.clone(), until: self.until(), messages, period })
     }
 
     /// A call has ended: its place is spent, or free again.

@@ -9,6 +9,8 @@ pub enum Published {
     Queued,
     /// Refused because of a ceiling, ours or the provider's.
     OverCeiling,
+    /// Refused because a budget is used up.
+    OverBudget,
     /// Refused by the provider.
     Refused,
     /// Not delivered.
@@ -25,10 +27,11 @@ pub enum Published {
 
 impl Published {
     /// All, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Delivered,
         Self::Queued,
         Self::OverCeiling,
+        Self::OverBudget,
         Self::Refused,
         Self::Failed,
         Self::Unknown,
@@ -43,6 +46,7 @@ impl Published {
             Self::Delivered => "delivered",
             Self::Queued => "queued",
             Self::OverCeiling => "over_ceiling",
+            Self::OverBudget => "over_budget",
             Self::Refused => "refused",
             Self::Failed => "failed",
             Self::Unknown => "unknown",

@@ -8,12 +8,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::key;
-use super::outcome::Answered;
 use super::prefer::Prefer;
 use super::request::{RequestReader, bad_key, invalid};
 use crate::delivery::PublishOptions;
 use crate::message::{Message, MessageId, TraceId};
-use crate::server::Problem;
+use crate::server::{Problem, Reply};
 
 /// The most messages in one request.
 const MAX_LINES: usize = 1_000;
@@ -31,8 +30,15 @@ struct BatchItem {
     key: Option<String>,
 }
 
-/// A line's message and options, or what is wrong with it.
-pub(super) type LineRead = Result<(Message, PublishOptions), Problem>;
+/// A line that was read.
+pub(super) struct Line {
+    /// Its place in the body, from 1. Blank lines count.
+    pub(super) number: usize,
+    /// Its key, as far as the line can be read.
+    pub(super) key: Option<String>,
+    /// Its message and options, or what is wrong with it.
+    pub(super) message: Result<(Message, PublishOptions), Problem>,
+}
 
 /// Splits a body into its lines, numbered from 1; blank ones are skipped.
 ///
@@ -71,35 +77,59 @@ pub(super) fn read(
     line: &[u8],
     prefer: Prefer,
     trace: Option<TraceId>,
-) -> LineRead {
-    let malformed = |why: String| {
-        let detail = format!(
-            "Line {number} is not a valid message: {why}. It was not sent. A line looks like \
-             {{\"topic\":\"TopicA\",\"payload\":\"hello\"}}; it may have payloadBase64 instead of \
-             payload, and a key."
-        );
-        invalid(StatusCode::BAD_REQUEST, "malformed-line", "Malformed line", detail)
-    };
-    let item: BatchItem = serde_json::from_slice(line).map_err(|e| malformed(json_error(&e)))?;
-    let body = match (item.payload, item.payload_base64) {
-        (Some(text), None) => Bytes::from(text),
-        (None, Some(encoded)) => match STANDARD.decode(encoded) {
-            Ok(bytes) => Bytes::from(bytes),
-            Err(error) => {
-                return Err(malformed(format!("payloadBase64 cannot be decoded: {error}")));
-            }
-        },
-        _ => {
-            let why = "it needs either payload or payloadBase64";
-            return Err(malformed(why.to_owned()));
-        }
-    };
-    let (topic, instance) = reader.place(&item.topic)?;
-    let claim = item.key.map(|key| key::of(&key, &topic, &body).map_err(bad_key)).transpose()?;
-    let payload = reader.payload(body)?;
-    let (options, _) = reader.options(prefer, claim);
-    let id = MessageId::new();
-    Ok((Message { id, instance, topic, payload, trace }, options))
+) -> Line {
+    let mut key = None;
+    let message = item(line).and_then(|mut item| {
+        key = item.key.take();
+        let body = body(item.payload, item.payload_base64)?;
+        Ok((item.topic, body))
+    });
+    let message = message.map_err(|why| malformed(number, &why));
+    let message = message.and_then(|(topic, body)| {
+        let (topic, instance) = reader.place(&topic)?;
+        let claim = key.as_deref().map(|key| key::of(key, &topic, &body).map_err(bad_key));
+        let claim = claim.transpose()?;
+        let payload = reader.payload(body)?;
+        let (options, _) = reader.options(prefer, claim);
+        Ok((Message { id: MessageId::new(), instance, topic, payload, trace }, options))
+    });
+    Line { number, key, message }
+}
+
+/// serde would take the members from a list, too.
+fn item(line: &[u8]) -> Result<BatchItem, String> {
+    if line.trim_ascii_start().first() != Some(&b'{') {
+        return Err("it is not a JSON object".to_owned());
+    }
+    serde_json::from_slice(line).map_err(|error| json_error(&error))
+}
+
+fn body(text: Option<String>, encoded: Option<String>) -> Result<Bytes, String> {
+    match (text, encoded) {
+        (Some(text), None) => Ok(Bytes::from(text)),
+        (None, Some(encoded)) => STANDARD
+            .decode(encoded)
+            .map(Bytes::from)
+            .map_err(|error| format!("payloadBase64 cannot be decoded: {error}")),
+        _ => Err("it needs either payload or payloadBase64".to_owned()),
+    }
+}
+
+fn malformed(number: usize, why: &str) -> Problem {
+    let detail = format!(
+        "Line {number} is not a valid message: {why}. It was not sent. A line looks like \
+         {{\"topic\":\"TopicA\",\"payload\":\"hello\"}}; it may have payloadBase64 instead of payload, \
+         and a key."
+    );
+    invalid(StatusCode::BAD_REQUEST, "malformed-line", "Malformed line", detail)
+}
+
+/// A key for all messages of a request would make all but the first repetitions of it.
+pub(super) fn whole_key() -> Problem {
+    let detail = "An Idempotency-Key is for one message, and this request has many. Nothing was sent. \
+                  Give each line a \"key\" of its own.";
+    let (status, title) = (StatusCode::BAD_REQUEST, "Idempotency-Key of a batch");
+    invalid(status, "batch-key", title, detail.to_owned())
 }
 
 /// Only the column of serde's position: its line is always 1.
@@ -116,23 +146,79 @@ pub(super) fn is_lines(headers: &HeaderMap) -> bool {
     kind.trim().eq_ignore_ascii_case(CONTENT_TYPE)
 }
 
-/// The reply's line for one message: the body that a request of its own would get, with the status.
-pub(super) fn line(answered: &Answered, body: &[u8]) -> Vec<u8> {
+/// The result of one line: the body that a request of its own would get, its status, and what its
+/// headers would say. No two members differ in their case only.
+pub(super) fn result(number: usize, key: Option<String>, reply: &Reply, body: &[u8]) -> Vec<u8> {
     let mut fields: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
-    fields.insert("status".to_owned(), answered.reply.status().as_u16().into());
+    // A problem's: the same as httpStatus.
+    fields.remove("status");
+    let header = |name: &str| reply.headers().get(name).and_then(|value| value.to_str().ok());
+    let wait = header("retry-after").and_then(|wait| wait.parse::<u64>().ok());
+    let members = [
+        ("line", Some(number.into())),
+        ("key", key.map(Value::from)),
+        ("httpStatus", Some(reply.status().as_u16().into())),
+        ("retryAfter", wait.map(Value::from)),
+        ("location", header("location").map(Value::from)),
+        ("replayed", header("idempotency-replayed").map(|_| true.into())),
+    ];
+    for (name, value) in members {
+        fields.extend(value.map(|value| (name.to_owned(), value)));
+    }
     let mut line = Value::Object(fields).to_string().into_bytes();
     line.push(b'\n');
     line
 }
 
-/// The status of a batch: that of its messages where all were delivered or all were kept, else 207.
+/// The status of a batch: that of its messages where all have the same; else 207, or 422 if none was
+/// accepted.
 pub(super) fn status(all: &[StatusCode]) -> StatusCode {
     match all.first() {
-        Some(&first @ (StatusCode::OK | StatusCode::ACCEPTED))
-            if all.iter().all(|status| *status == first) =>
-        {
-            first
+        Some(&first) if all.iter().all(|status| *status == first) => first,
+        _ if all.iter().any(StatusCode::is_success) => StatusCode::MULTI_STATUS,
+        _ => StatusCode::UNPROCESSABLE_ENTITY,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_objects_are_lines() {
+        for line in [
+            r#"["TopicA","x",null,null]"#,
+            r#"[{"topic":"TopicA","payload":"x"}]"#,
+            "null",
+            "1",
+            r#""TopicA""#,
+            "",
+            "\u{feff}{\"topic\":\"TopicA\",\"payload\":\"x\"}",
+            r#"{"topic":"TopicA","topic":"TopicB","payload":"x"}"#,
+            r#"{"topic":["TopicA"],"payload":"x"}"#,
+            r#"{"topic":"TopicA","payload":"x"} {}"#,
+        ] {
+            assert!(item(line.as_bytes()).is_err(), "{line}");
         }
-        _ => StatusCode::MULTI_STATUS,
+        assert!(item(br#"  {"topic":"TopicA","payload":"x"} "#).is_ok());
+    }
+
+    #[test]
+    fn the_status_of_all() {
+        for (all, status) in [
+            (&[200, 200][..], 200),
+            (&[202], 202),
+            (&[200, 202], 207),
+            (&[400, 200], 207),
+            (&[202, 504], 207),
+            (&[400, 400], 400),
+            (&[429, 429], 429),
+            (&[503], 503),
+            (&[400, 403], 422),
+            (&[400, 503], 422),
+        ] {
+            let all: Vec<_> = all.iter().map(|s| StatusCode::from_u16(*s).unwrap()).collect();
+            assert_eq!(super::status(&all).as_u16(), status, "{all:?}");
+        }
     }
 }

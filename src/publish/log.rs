@@ -2,7 +2,7 @@
 
 use http::Request;
 
-use super::outcome::NotDelivered;
+use super::answered::NotDelivered;
 use super::request::trace;
 use crate::log_limiter::LogLimiter;
 use crate::message::TraceId;

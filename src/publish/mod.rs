@@ -3,11 +3,15 @@
 //! `request` turns a request into a message and its options, `outcome` an outcome into a reply; both
 //! only here.
 
+mod answered;
 mod batch;
 mod key;
 mod log;
+mod many;
 mod outcome;
+mod over_budget;
 mod prefer;
+mod rate_limit;
 mod receipts;
 mod request;
 
@@ -16,10 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use http::{Method, Request, StatusCode};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -29,17 +30,14 @@ use crate::delivery::Delivery;
 use crate::log_limiter::LogLimiter;
 use crate::message::Topic;
 use crate::meter::{Meter, Published};
-use crate::server::{Problem, Reply, reply};
+use crate::server::{Problem, Reply, RequestBody};
 use crate::spool::{Durability, Spool};
 use crate::upstream::HttpUpstream;
-use outcome::Answered;
+use answered::Answered;
 use request::{RequestReader, Submission};
 
 /// `Retry-After` of a stopping sidecar: another takes its place soon.
 const DRAIN_RETRY: Duration = Duration::from_secs(1);
-
-/// Batch requests at once: 128 MiB of bodies.
-const MAX_BATCHES: usize = 16;
 
 /// The HTTP API for callers. Cheap to clone.
 #[derive(Clone)]
@@ -57,7 +55,7 @@ struct Inner {
     draining: Arc<AtomicBool>,
     log_limiter: LogLimiter,
     /// A batch has its whole body in memory, so their number is limited.
-    batches: Semaphore,
+    batches: Arc<Semaphore>,
 }
 
 impl PublishService {
@@ -78,7 +76,7 @@ impl PublishService {
                 meter,
                 draining,
                 log_limiter: LogLimiter::new(log::MAX_LINES),
-                batches: Semaphore::new(MAX_BATCHES),
+                batches: Arc::new(Semaphore::new(many::MAX_BATCHES)),
             }),
         }
     }
@@ -90,7 +88,7 @@ impl PublishService {
     }
 
     /// Answers one request.
-    pub async fn answer(self, request: Request<Incoming>) -> Result<Reply, Infallible> {
+    pub async fn answer(self, request: Request<RequestBody>) -> Result<Reply, Infallible> {
         let path = request.uri().path();
         if let Some(id) = path.strip_prefix("/messages/") {
             if request.method() != Method::GET {
@@ -102,7 +100,7 @@ impl PublishService {
             if request.method() != Method::POST {
                 return Ok(wrong_method(request.method(), "POST publishes many", "POST"));
             }
-            return Ok(self.inner.publish_batch(request).await);
+            return Ok(self.inner.publish_many(request).await);
         }
         let Some(topic) = path.strip_prefix("/publish/") else {
             let paths = "POST /publish/<topic>, POST /publish and GET /messages/<Id>";
@@ -117,7 +115,7 @@ impl PublishService {
 }
 
 impl Inner {
-    async fn publish(&self, topic: &str, request: Request<Incoming>) -> Reply {
+    async fn publish(&self, topic: &str, request: Request<RequestBody>) -> Reply {
         let start = Instant::now();
         let context = log::LogContext::of(&request, topic);
         let mut parent = None;
@@ -139,100 +137,8 @@ impl Inner {
         };
         self.note(parent.as_ref(), &answered, start.elapsed(), &context);
         let mut reply = answered.reply;
-        if self.ratelimit_headers {
-            reply.headers_mut().extend(self.rate_limit());
-        }
+        self.limit_headers(&mut reply);
         reply
-    }
-
-    /// Answers a batch: a message per line. Its status depends on every message, so it is sent when
-    /// all outcomes are known.
-    async fn publish_batch(&self, request: Request<Incoming>) -> Reply {
-        let context = log::LogContext::of(&request, "");
-        // Held until the reply is complete.
-        let slot = self.batches.try_acquire();
-        let read = match slot {
-            Ok(_) => self.read_batch(request).await,
-            Err(_) => Err((Published::Full, too_many_batches())),
-        };
-        let mut reply = match read {
-            Ok((reads, applied)) => {
-                let mut reply = self.answer_batch(reads, &context).await;
-                if let Some(value) = applied.and_then(|a| HeaderValue::try_from(a).ok()) {
-                    reply.headers_mut().insert("preference-applied", value);
-                }
-                reply
-            }
-            Err((published, problem)) => {
-                let answered = Answered::problem(published, problem);
-                self.note(None, &answered, Duration::ZERO, &context);
-                answered.reply
-            }
-        };
-        if self.ratelimit_headers {
-            reply.headers_mut().extend(self.rate_limit());
-        }
-        reply
-    }
-
-    async fn read_batch(
-        &self,
-        request: Request<Incoming>,
-    ) -> Result<(Vec<batch::LineRead>, Option<String>), (Published, Problem)> {
-        let invalid = |problem| (Published::Invalid, problem);
-        if self.draining() {
-            return Err((Published::Draining, stopping()));
-        }
-        if !batch::is_lines(request.headers()) {
-            let detail =
-                format!("POST /publish takes {}: one message per line.", batch::CONTENT_TYPE);
-            let (status, slug) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type");
-            let problem = Problem::new(status, slug, "Wrong content type", detail);
-            return Err(invalid(problem.outcome("not-sent").close()));
-        }
-        let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
-        let prefer = prefer::Prefer::read(request.headers());
-        let trace = request::trace(request.headers());
-        let (_, applied) = reader.options(prefer, None);
-        let body =
-            reader.body(request, batch::MAX_BODY, "the limit of a batch").await.map_err(invalid)?;
-        let lines = batch::lines(&body).map_err(invalid)?;
-        if self.draining() {
-            return Err((Published::Draining, stopping()));
-        }
-        let read =
-            |(number, line): &(usize, Bytes)| batch::read(&reader, *number, line, prefer, trace);
-        Ok((lines.iter().map(read).collect(), applied))
-    }
-
-    /// Begins all lines in their order, so that the first of two with the same key wins. Then waits for
-    /// all outcomes; the reply has them in the same order.
-    async fn answer_batch(&self, reads: Vec<batch::LineRead>, context: &log::LogContext) -> Reply {
-        let start = Instant::now();
-        let mut answers = Vec::with_capacity(reads.len());
-        for read in reads {
-            answers.push(read.map(|(message, options)| {
-                let topic = message.topic.clone();
-                (topic, self.delivery.begin(message, options))
-            }));
-        }
-        let (mut body, mut statuses) = (Vec::new(), Vec::new());
-        for answer in answers {
-            let (topic, mut answered) = match answer {
-                Ok((topic, begun)) => {
-                    let outcome = begun.outcome().await;
-                    (Some(topic), outcome::answer(outcome, self.durability(), None))
-                }
-                Err(problem) => (None, Answered::problem(Published::Invalid, problem)),
-            };
-            self.note(topic.as_ref(), &answered, start.elapsed(), context);
-            let alone = std::mem::take(answered.reply.body_mut());
-            // It is whole in memory: collecting neither waits nor fails.
-            let alone = alone.collect().await.map(http_body_util::Collected::to_bytes);
-            body.extend(batch::line(&answered, &alone.unwrap_or_default()));
-            statuses.push(answered.reply.status());
-        }
-        reply(batch::status(&statuses), batch::CONTENT_TYPE, body)
     }
 
     /// Counts and logs one answer.
@@ -257,24 +163,13 @@ impl Inner {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// `RateLimit-Policy` and `RateLimit`, in the syntax of the IETF draft.
-    fn rate_limit(&self) -> Vec<(HeaderName, HeaderValue)> {
-        let status = self.ceiling.status();
-        let policies: Vec<_> = status
-            .ceilings
-            .iter()
-            .filter_map(|c| Some(format!("\"{}\";q={};w=1", c.kind.policy(), c.limit?)))
-            .collect();
-        let Some(tightest) = status.tightest() else { return Vec::new() };
-        let left = tightest.free.unwrap_or(0).saturating_sub(status.waiting);
-        let reset = status.next_in.as_secs() + 1;
-        let now = format!("\"{}\";r={left};t={reset}", tightest.kind.policy());
-        [("ratelimit-policy", policies.join(", ")), ("ratelimit", now)]
-            .into_iter()
-            .filter_map(|(name, value)| {
-                Some((HeaderName::from_static(name), HeaderValue::try_from(value).ok()?))
-            })
-            .collect()
+    /// Adds the ceilings to an answer, or takes all limits away, as the configuration has it.
+    fn limit_headers(&self, reply: &mut Reply) {
+        if self.ratelimit_headers {
+            rate_limit::add(reply.headers_mut(), &self.ceiling);
+        } else {
+            rate_limit::remove(reply.headers_mut());
+        }
     }
 }
 
@@ -285,17 +180,6 @@ fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply 
         .outcome("not-sent")
         .allow(allowed)
         .into_response()
-}
-
-fn too_many_batches() -> Problem {
-    let detail = format!(
-        "{MAX_BATCHES} batches are already being answered, which is the limit. Nothing was sent; send \
-         this one again."
-    );
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", "Too many at once", detail)
-        .outcome("not-sent")
-        .retry_after(DRAIN_RETRY)
-        .close()
 }
 
 fn stopping() -> Problem {

@@ -7,11 +7,13 @@ use http::{HeaderName, StatusCode};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::answered::Answered;
+use super::over_budget;
 use crate::answer::{AccessDenied, Answer, HttpAnswer, TransportError, Verdict};
 use crate::ceiling::Refused;
 use crate::delivery::{Disposition, Outcome, Settled};
 use crate::message::MessageId;
-use crate::meter::{OverBudget, Published};
+use crate::meter::Published;
 use crate::server::{Problem, Reply, json_reply};
 use crate::spool::{Doubt, Durability, KeepError};
 
@@ -20,44 +22,6 @@ const THROTTLE_RETRY: Duration = Duration::from_secs(1);
 
 /// `Retry-After` where the spool does not take a message.
 const FULL_RETRY: Duration = Duration::from_secs(5);
-
-/// A reply, and what is counted and logged of it.
-pub(super) struct Answered {
-    pub(super) reply: Reply,
-    pub(super) published: Published,
-    /// `None`: there is nothing to log, since the message was delivered or kept.
-    pub(super) failure: Option<NotDelivered>,
-}
-
-/// The log line of a message that was not delivered.
-pub(super) struct NotDelivered {
-    pub(super) status: u16,
-    pub(super) problem: String,
-    pub(super) calls: u32,
-    pub(super) code: Option<String>,
-    pub(super) upstream_request_id: Option<Box<str>>,
-}
-
-impl Answered {
-    pub(super) fn problem(published: Published, problem: Problem) -> Self {
-        let failure = NotDelivered {
-            status: problem.status(),
-            problem: problem.slug().to_owned(),
-            calls: 0,
-            code: None,
-            upstream_request_id: None,
-        };
-        Self { published, failure: Some(failure), reply: problem.into_response() }
-    }
-
-    /// Sets how many calls were made, for the log.
-    fn with_calls(mut self, calls: u32) -> Self {
-        if let Some(failure) = &mut self.failure {
-            failure.calls = calls;
-        }
-        self
-    }
-}
 
 /// The title of the problem `unknown`.
 const UNKNOWN: &str = "It is not known whether the message was delivered";
@@ -91,7 +55,7 @@ pub(super) fn answer(
     let mut answered = match ended {
         Disposition::Answered(answer) => answer_of(&answer, calls),
         Disposition::NoPermit(refused) => no_permit(refused),
-        Disposition::OverBudget(over) => over_budget(&over, calls),
+        Disposition::OverBudget(over) => over_budget::answer(&over, calls, Timestamp::now()),
         Disposition::Unanswered => unanswered(calls),
         Disposition::Kept(id) => accepted(id, "queued", Published::Queued, durability),
         Disposition::Settled(id, settled) => {
@@ -397,25 +361,6 @@ fn no_permit(refused: Refused) -> Answered {
         Refused::TimedOut => (Published::Failed, timeout()),
     };
     Answered::problem(published, problem.outcome("not-sent"))
-}
-
-fn over_budget(over: &OverBudget, calls: u32) -> Answered {
-    // A call before this one failed for certain, or there would be no retry.
-    let (done, outcome) = match calls {
-        0 => ("Nothing was sent", "not-sent"),
-        _ => ("It was not delivered, and is not tried again", "refused"),
-    };
-    let detail = format!(
-        "The budget {:?} (billing.budgets) is used up until {}. {done}. Send the message again \
-         then, or raise the budget.",
-        over.budget, over.until
-    );
-    let left = over.until.duration_since(Timestamp::now());
-    let problem = problem(StatusCode::TOO_MANY_REQUESTS, "budget", "Over the budget", detail)
-        .outcome(outcome)
-        .attempts(calls)
-        .retry_after(Duration::try_from(left).unwrap_or_default());
-    Answered::problem(Published::OverCeiling, problem)
 }
 
 fn timeout() -> Problem {

@@ -14,6 +14,8 @@ pub(super) struct Prefer {
     pub(super) wait: Option<Duration>,
     /// `respond-async`
     pub(super) respond_async: bool,
+    /// `stream`: results of a batch one by one, as they are known.
+    pub(super) stream: bool,
 }
 
 impl Prefer {
@@ -28,6 +30,9 @@ impl Prefer {
             let value = value.trim().trim_matches('"');
             if name.trim().eq_ignore_ascii_case("respond-async") {
                 prefer.respond_async = true;
+            }
+            if name.trim().eq_ignore_ascii_case("stream") {
+                prefer.stream = true;
             }
             if name.trim().eq_ignore_ascii_case("wait") && prefer.wait.is_none() {
                 prefer.wait = value.parse().ok().map(Duration::from_secs);
@@ -49,6 +54,8 @@ mod tests {
             (&["respond-async, wait=10"], Some(10), true),
             (&["respond-async", "Wait = \"3\"; x=y"], Some(3), true),
             (&["wait=1, wait=2"], Some(1), false),
+            (&["Stream, wait=2"], Some(2), false),
+            (&["streams"], None, false),
             (&["wait"], None, false),
             (&["wait=-1"], None, false),
             (&["wait=1.5"], None, false),
@@ -60,7 +67,8 @@ mod tests {
             for value in values {
                 headers.append("prefer", HeaderValue::from_static(value));
             }
-            let expected = Prefer { wait: wait.map(Duration::from_secs), respond_async };
+            let stream = values == ["Stream, wait=2"];
+            let expected = Prefer { wait: wait.map(Duration::from_secs), respond_async, stream };
             assert_eq!(Prefer::read(&headers), expected, "{values:?}");
         }
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
 
@@ -15,7 +15,7 @@ use super::prefer::{MAX_WAIT, Prefer};
 use crate::config;
 use crate::delivery::PublishOptions;
 use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic, TraceId};
-use crate::server::Problem;
+use crate::server::{Problem, RequestBody};
 use crate::spool::Claim;
 
 /// Longer paths are not decoded: the longest topic with every character escaped is far shorter.
@@ -60,7 +60,7 @@ impl RequestReader {
     pub(super) async fn read(
         &self,
         topic: &str,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> Result<Submission, Problem> {
         if request.uri().query().is_some() {
             return Err(malformed("the path has a query; a \"?\" is not part of any topic"));
@@ -154,22 +154,19 @@ impl RequestReader {
     /// The whole body, of at most `limit` bytes; `limited_by` is named where it is larger.
     pub(super) async fn body(
         &self,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         limit: usize,
         limited_by: &str,
     ) -> Result<Bytes, Problem> {
         if declared(request.headers()).is_some_and(|length| length > limit as u64)
             || request.body().size_hint().lower() > limit as u64
         {
-            // The body is not read, so the connection cannot serve another request.
-            return Err(too_large(limit, limited_by).close());
+            return Err(too_large(limit, limited_by));
         }
         let body = Limited::new(request.into_body(), limit);
         match timeout(self.publish.body_timeout, body.collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                Err(too_large(limit, limited_by).close())
-            }
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit, limited_by)),
             Ok(Err(_)) => Err(invalid(
                 StatusCode::BAD_REQUEST,
                 "incomplete-body",

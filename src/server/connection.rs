@@ -2,12 +2,14 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -21,10 +23,14 @@ use tower_http::request_id::{
     MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
 
+use super::automatic::AutomaticAnswers;
+use super::body::{RequestBody, Settling};
+use super::door::Door;
+use super::heads::{Framing, Framings};
 use super::listener::Listener;
 use super::problem::Problem;
 use super::reply::Reply;
-use super::watched::{ConnectionPhase, Timeouts, Watched};
+use super::watched::{Busy, ConnectionPhase, Timeouts, Watched};
 
 const REQUEST_ID: &str = "x-request-id";
 /// Bytes of a caller's request id; a longer one is replaced.
@@ -53,6 +59,8 @@ pub struct Limits {
 #[derive(Debug, Clone)]
 pub struct HttpServer<S> {
     limits: Limits,
+    /// Names under which callers reach a loopback address.
+    hosts: Arc<[String]>,
     service: S,
     /// Free connections, over all listeners.
     slots: Arc<Semaphore>,
@@ -60,13 +68,14 @@ pub struct HttpServer<S> {
 
 impl<S> HttpServer<S>
 where
-    S: Service<Request<Incoming>, Response = Reply, Error = Infallible>,
+    S: Service<Request<RequestBody>, Response = Reply, Error = Infallible>,
     S: Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    /// A server of `service`.
-    pub fn new(limits: Limits, service: S) -> Self {
-        Self { limits, service, slots: Arc::new(Semaphore::new(limits.max_connections)) }
+    /// A server of `service`. `hosts`: names, besides localhost, of its loopback addresses.
+    pub fn new(limits: Limits, hosts: &[String], service: S) -> Self {
+        let slots = Arc::new(Semaphore::new(limits.max_connections));
+        Self { limits, hosts: hosts.into(), service, slots }
     }
 
     /// Accepts on `listener` until `stop`, then lets requests under way end for at most `grace`.
@@ -81,19 +90,26 @@ where
                 accepted = next => accepted,
                 () = stop.cancelled() => break,
             };
-            let stream = match stream {
-                Ok(stream) => stream,
+            let (stream, reach) = match stream {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::error!(address = listener.address(), %error, "cannot accept");
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let phase = ConnectionPhase::default();
+            let (phase, framings) = (ConnectionPhase::default(), Framings::default());
             let timeouts =
                 Timeouts { idle: self.limits.idle_timeout, head: self.limits.header_timeout };
-            let io = TokioIo::new(Watched::new(stream, phase.clone(), timeouts));
-            let service = TowerToHyperService::new(layers(self.service.clone(), phase));
+            let automatic = AutomaticAnswers {
+                framings: framings.clone(),
+                max_header: self.limits.max_header,
+                max_lines: MAX_HEADERS,
+            };
+            let io = TokioIo::new(Watched::new(stream, phase.clone(), timeouts, automatic));
+            let door = Door { reach, hosts: Arc::clone(&self.hosts) };
+            let service = layers(self.service.clone(), door, phase, framings);
+            let service = TowerToHyperService::new(service);
             let connection = self.http().serve_connection(io, service);
             let connection = graceful.watch(connection);
             tokio::spawn(async move {
@@ -127,25 +143,47 @@ where
 /// message may be on its way.
 fn layers<S>(
     service: S,
+    door: Door,
     phase: ConnectionPhase,
+    framings: Framings,
 ) -> impl Service<
     Request<Incoming>,
-    Response = Response<impl hyper::body::Body<Data = Bytes, Error = tower::BoxError> + Send>,
+    Response = Response<impl Body<Data = Bytes, Error = tower::BoxError> + Send>,
     Error = Infallible,
     Future: Send,
 > + Clone
 where
-    S: Service<Request<Incoming>, Response = Reply, Error = Infallible>,
+    S: Service<Request<RequestBody>, Response = Reply, Error = Infallible>,
     S: Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    let watched = tower::service_fn(move |request| {
-        let busy = phase.busy();
-        let answer = service.clone().oneshot(request);
+    let checked = tower::service_fn(move |request: Request<RequestBody>| {
+        let framing = request.extensions().get().copied().unwrap_or(Framing::Clear);
+        let answer = match door.refusal(&request, framing) {
+            Some(problem) => Err(problem.into_response()),
+            None => Ok(service.clone().oneshot(request)),
+        };
         async move {
-            let answer = answer.await;
-            drop(busy);
-            answer
+            match answer {
+                Ok(answer) => answer.await,
+                Err(refused) => Ok(refused),
+            }
+        }
+    });
+    let caught = ServiceBuilder::new()
+        // Innermost, so that the reply to a panic has an id, too.
+        .layer(CatchPanicLayer::custom(panicked))
+        .service(checked);
+    let watched = tower::service_fn(move |mut request: Request<Incoming>| {
+        let busy = phase.busy();
+        request.extensions_mut().insert(framings.next());
+        let settling = Settling::of(request.headers());
+        let (request, rest) = RequestBody::of(request);
+        let answer = caught.clone().oneshot(request);
+        async move {
+            let mut response = answer.await?;
+            rest.settle(settling, &mut response).await;
+            Ok(response.map(|body| BusyBody { body, _busy: busy }))
         }
     });
     ServiceBuilder::new()
@@ -153,9 +191,33 @@ where
         // The caller's id or a new one; on every response and log line.
         .layer(SetRequestIdLayer::x_request_id(NewRequestId))
         .layer(PropagateRequestIdLayer::x_request_id())
-        // Innermost, so that the reply to a panic has an id, too.
-        .layer(CatchPanicLayer::custom(panicked))
         .service(watched)
+}
+
+/// The body of an answer that is being sent: its connection is busy until its end.
+struct BusyBody<B> {
+    body: B,
+    _busy: Busy,
+}
+
+impl<B: Body + Unpin> Body for BusyBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Drops a request id that is too long or not printable; `NewRequestId` makes another.

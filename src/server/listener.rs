@@ -8,6 +8,7 @@ use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
+use super::door::Reach;
 use crate::config::Address;
 
 /// A bound address.
@@ -60,14 +61,17 @@ impl Listener {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Pin<Box<dyn ClientStream>>> {
+    pub(super) async fn accept(&self) -> io::Result<(Pin<Box<dyn ClientStream>>, Reach)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Box::pin(stream))
+                // Of the connection: the listener may be bound to all addresses.
+                let is_loopback = stream.local_addr()?.ip().to_canonical().is_loopback();
+                let reach = if is_loopback { Reach::Loopback } else { Reach::Network };
+                Ok((Box::pin(stream), reach))
             }
-            Self::Unix(listener, _) => Ok(Box::pin(listener.accept().await?.0)),
+            Self::Unix(listener, _) => Ok((Box::pin(listener.accept().await?.0), Reach::Socket)),
         }
     }
 }

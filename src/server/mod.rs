@@ -1,13 +1,19 @@
 //! What all HTTP servers share: listeners, bounded connections, slow clients, request ids, replies,
-//! problems.
+//! problems, and what no service has to check: framings, hosts, origins, bodies that are left unread.
 
+mod automatic;
+mod body;
 mod connection;
+mod door;
+mod heads;
+mod linger;
 mod listener;
 mod problem;
 mod reply;
 mod watched;
 
+pub use body::RequestBody;
 pub use connection::{HttpServer, Limits};
 pub use listener::Listener;
 pub use problem::Problem;
-pub use reply::{Reply, json_reply, reply};
+pub use reply::{Reply, ReplyBody, json_reply, reply};

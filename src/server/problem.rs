@@ -76,6 +76,13 @@ impl Problem {
         self
     }
 
+    /// The same request will not succeed soon.
+    #[must_use]
+    pub fn not_retryable(mut self) -> Self {
+        self.retryable = false;
+        self
+    }
+
     /// How many calls to the upstream were made.
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Self {
@@ -116,6 +123,13 @@ impl Problem {
         self
     }
 
+    /// A header of its reply.
+    #[must_use]
+    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
     /// `Connection: close`, where the rest of the request is not read.
     #[must_use]
     pub fn close(mut self) -> Self {
@@ -139,10 +153,15 @@ impl Problem {
         self.kind.rsplit(':').next().unwrap_or_default()
     }
 
+    /// Its JSON document.
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        json(self)
+    }
+
     /// The problem as a reply.
     pub fn into_response(self) -> Reply {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut reply = reply(status, "application/problem+json", json(&self));
+        let mut reply = reply(status, "application/problem+json", self.to_json());
         reply.headers_mut().extend(self.headers);
         reply
     }

@@ -1,4 +1,5 @@
-//! A connection that ends when its client is too slow.
+//! A connection that ends when its client is too slow, and that does not take the last answer away from
+//! a client that is still sending.
 //!
 //! hyper has one timer for an idle connection and a slow request head together. A caller's idle
 //! keep-alive connection should live for minutes and a head should take seconds, so the two are
@@ -11,8 +12,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::automatic::AutomaticAnswers;
+use super::heads::RequestScanner;
+use super::linger::Linger;
 
 const IDLE: u8 = 0;
 const HEAD: u8 = 1;
@@ -56,12 +62,36 @@ pub(super) struct Watched<S> {
     read_timer: Pin<Box<Sleep>>,
     /// Set while the client does not take what we write.
     write_timer: Option<Pin<Box<Sleep>>>,
+    scanner: RequestScanner,
+    automatic: AutomaticAnswers,
+    /// What is still to be written of an answer that replaces one of hyper's own.
+    replacement: Bytes,
+    /// Whether the client has ended its side.
+    ended: bool,
+    linger: Option<Linger>,
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: S, phase: ConnectionPhase, timeouts: Timeouts) -> Self {
+    pub(super) fn new(
+        stream: S,
+        phase: ConnectionPhase,
+        timeouts: Timeouts,
+        automatic: AutomaticAnswers,
+    ) -> Self {
         let read_timer = Box::pin(sleep_until(Instant::now() + timeouts.idle));
-        Self { stream, phase, timeouts, timed: IDLE, read_timer, write_timer: None }
+        Self {
+            stream,
+            phase,
+            timeouts,
+            timed: IDLE,
+            read_timer,
+            write_timer: None,
+            scanner: RequestScanner::new(automatic.framings.clone()),
+            automatic,
+            replacement: Bytes::new(),
+            ended: false,
+            linger: None,
+        }
     }
 
     fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -106,7 +136,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         if Pin::new(&mut this.stream).poll_read(cx, buffer).is_pending() {
             return this.poll_too_slow(cx);
         }
-        if buffer.filled().len() > before {
+        let bytes = buffer.filled().get(before..).unwrap_or_default();
+        this.scanner.advance(bytes);
+        this.ended = bytes.is_empty();
+        if !bytes.is_empty() {
             // Only if idle: bytes of a body are no head.
             let phase = &this.phase.0;
             let _was = phase.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
@@ -115,12 +148,37 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> Watched<S> {
+    fn poll_replacement(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.replacement.is_empty() {
+            let written = Pin::new(&mut self.stream).poll_write(cx, &self.replacement);
+            let written = ready!(self.watch_write(cx, written))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.replacement.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Replaces these bytes, if they are an answer of hyper's own.
+    fn replaces(&mut self, bytes: &[u8]) -> bool {
+        let Some(answer) = self.automatic.explained(bytes) else { return false };
+        self.replacement = answer.into();
+        true
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_replacement(cx))?;
+        if self.replaces(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.watch_write(cx, written)
     }
@@ -130,6 +188,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_replacement(cx))?;
+        if let [only] = bytes
+            && self.replaces(only)
+        {
+            return Poll::Ready(Ok(only.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
         self.watch_write(cx, written)
     }
@@ -139,12 +203,21 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_replacement(cx))?;
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         self.watch_write(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.watch_write(cx, shut)
+        let this = &mut *self;
+        if this.linger.is_none() {
+            ready!(this.poll_replacement(cx))?;
+            let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
+            ready!(this.watch_write(cx, shut))?;
+            if this.ended || this.scanner.is_between_requests() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        this.linger.get_or_insert_with(Linger::new).poll(&mut this.stream, cx)
     }
 }

@@ -397,7 +397,7 @@ async fn hang_ups_and_half_closes() {
     let says = [Say::Later(told.clone()), Say::Later(told.clone())];
     let script = Script::start(says).await;
     let (sidecar, publish, telemetry) = sidecar(&config(&script.url, &[])).await;
-    let request = b"POST /publish/TopicA HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx";
+    let request = b"POST /publish/TopicA HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx";
     let send = async |half: bool| {
         let mut stream = tokio::net::TcpStream::connect(&publish).await.unwrap();
         stream.write_all(request).await.unwrap();

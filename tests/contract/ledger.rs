@@ -283,10 +283,27 @@ async fn a_budget() {
         assert_eq!(problem["outcome"], "not-sent");
         let after: u64 = told.header("retry-after").parse().unwrap();
         assert!((1..=86_400).contains(&after), "{after}");
+        assert_eq!(problem["retryable"], after <= 3_600, "{after}");
+        assert!(told.header("ratelimit").starts_with("\"alarms\";r=0;t="), "{told:?}");
+        assert!(told.header("ratelimit-policy").contains("\"alarms\";q="), "{told:?}");
     };
     refused(&serve, &[]).await;
     refused(&serve, &[("prefer", "respond-async")]).await;
-    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    let line = b"{\"topic\":\"Alarm/fire\",\"payload\":\"x\"}\n";
+    let kind = [("content-type", "application/x-ndjson")];
+    let told = post(&serve.publish, "/publish", &kind, line).await;
+    assert_eq!((told.status, &told.json()["type"]), (429, &"urn:tollgate:budget".into()));
+    assert!(told.json()["retryAfter"].as_u64() >= Some(1));
+    let metrics = get(&serve.telemetry, "/metrics").await.text();
+    let counted = |outcome: &str| {
+        let name = "tollgate_publish_requests_total";
+        support::http::series(&metrics, &format!("{name}{{topic=\"Alarm\",outcome=\"{outcome}\"}}"))
+    };
+    assert!((counted("over_budget") - 3.0).abs() < 0.5, "{metrics}");
+    assert!(counted("over_ceiling").abs() < 0.5, "no ceiling is the reason");
+    let answer = post(&serve.publish, "/publish/TopicA", &[], b"x").await;
+    assert_eq!(answer.status, 200);
+    assert!(!answer.header("ratelimit").contains("alarms"), "{answer:?}");
     let left = async |serve: &Serve| {
         let metrics = get(&serve.telemetry, "/metrics").await.text();
         support::http::series(&metrics, "tollgate_budget_remaining_ratio{budget=\"alarms\"}")

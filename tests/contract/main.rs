@@ -7,6 +7,7 @@ mod batch_publish;
 mod cli;
 mod config;
 mod demo;
+mod door;
 mod keys;
 mod ledger;
 mod messages;

@@ -103,13 +103,13 @@ async fn bad_requests_are_told_what_is_wrong() {
     assert!(table.len() >= 40);
     for (method, path, told) in table {
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx"
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx"
         );
         check(raw(&publish, request.as_bytes()).await, told, &format!("{method} {path}"));
     }
 
     // Bodies: declared too large, grown too large, ended early, badly framed.
-    let head = "POST /publish/TopicA HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    let head = "POST /publish/TopicA HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
     let big = format!("{head}content-length: 1025\r\n\r\n{}", "x".repeat(1_025));
     check(raw(&publish, big.as_bytes()).await, TOO_LARGE, "1,025 bytes");
     let huge = format!("{head}content-length: 999999999999\r\n\r\n");
@@ -139,10 +139,10 @@ async fn garbage_on_the_socket() {
     let script = Script::start([]).await;
     let flags = [("publish.max_header", "8KiB")];
     let (_sidecar, publish, _) = sidecar(&config(&script.url, &flags)).await;
-    let host = "POST /publish/TopicA HTTP/1.1\r\nhost: x\r\n";
+    let host = "POST /publish/TopicA HTTP/1.1\r\nhost: localhost\r\n";
     let many = format!("{host}{}\r\n", "a: b\r\n".repeat(500));
     let long = format!("{host}x: {}\r\n\r\n", "y".repeat(20_000));
-    let path = format!("POST /publish/{} HTTP/1.1\r\nhost: x\r\n\r\n", "t".repeat(70_000));
+    let path = format!("POST /publish/{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "t".repeat(70_000));
     let lengths = format!("{host}content-length: 1\r\ncontent-length: 2\r\n\r\nx");
     let negative = format!("{host}content-length: -1\r\n\r\nx");
     let folded = format!("{host}x: a\r\n b\r\nconnection: close\r\n\r\n");
@@ -200,11 +200,12 @@ async fn slow_clients_do_not_hold_us() {
     assert!(begun.elapsed() < BOUND, "a trickling head is closed");
     // A body that never comes: told so.
     let mut body = TcpStream::connect(&publish).await.unwrap();
-    let request = b"POST /publish/TopicA HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab";
+    let request =
+        b"POST /publish/TopicA HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nab";
     body.write_all(request).await.unwrap();
     check(read(body).await, Told(408, "body-timeout"), "a slow body");
     // A used one that is idle is closed, too.
-    let request = b"POST /publish/TopicA HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\na";
+    let request = b"POST /publish/TopicA HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\na";
     let mut used = TcpStream::connect(&publish).await.unwrap();
     used.write_all(request).await.unwrap();
     assert_eq!(read(used).await.unwrap().status, 200);
@@ -302,7 +303,7 @@ async fn a_unix_socket_is_a_door_too() {
     let flags = [("listen.publish", address.as_str())];
     let (sidecar, _, _) = sidecar(&config(&script.url, &flags)).await;
     let mut stream = UnixStream::connect(&socket).await.unwrap();
-    let request = b"POST /publish/TopicA HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx";
+    let request = b"POST /publish/TopicA HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx";
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
     timeout(BOUND, stream.read_to_end(&mut answer)).await.unwrap().unwrap();

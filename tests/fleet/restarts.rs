@@ -68,7 +68,7 @@ fn callers(serve: &Serve, life: usize, answers: &Answers) -> Vec<tokio::task::Jo
             _ => "prefer: wait=20\r\n".to_owned(),
         };
         let request = format!(
-            "POST /publish/Topic{} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{more}content-length: {}\r\n\r\n{body}",
+            "POST /publish/Topic{} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{more}content-length: {}\r\n\r\n{body}",
             number % 3,
             body.len()
         );

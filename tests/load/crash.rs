@@ -31,7 +31,7 @@ async fn caller(address: String, caller: usize, cycle: usize, accepted: Arc<Mute
     for n in 0.. {
         let body = format!("{cycle}-{caller}-{n}");
         let request = format!(
-            "POST /publish/TopicA HTTP/1.1\r\nhost: x\r\nconnection: close\r\nprefer: {prefer}\r\n\
+            "POST /publish/TopicA HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nprefer: {prefer}\r\n\
              content-length: {}\r\n\r\n{body}",
             body.len()
         );

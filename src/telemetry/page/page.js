@@ -125,7 +125,8 @@ function figures(s) {
 
 const OUTCOMES = {
   delivered: ['Delivered', '200', 'ok'], queued: ['Stored for delivery', '202', 'ok'],
-  over_ceiling: ['Over a ceiling or budget', '429', 'warn'], refused: ['Message refused', '422', 'bad'],
+  over_ceiling: ['Over a ceiling', '429', 'warn'], over_budget: ['Over a budget', '429', 'warn'],
+  refused: ['Message refused', '422', 'bad'],
   failed: ['Failed', '502, 504, 410', 'bad'], unknown: ['Outcome unknown', '504', 'bad'],
   invalid: ['Invalid request', '4xx', 'warn'], draining: ['While stopping', '503', 'warn'],
   full: ['Queue or spool full', '503', 'bad'],

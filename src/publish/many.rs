@@ -1,0 +1,199 @@
+//! Answers `POST /publish`: begins all messages of a request, and answers with a result for each.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+
+use super::answered::Answered;
+use super::batch::{self, Line};
+use super::log::LogContext;
+use super::outcome;
+use super::prefer::Prefer;
+use super::{DRAIN_RETRY, Inner, request, stopping};
+use crate::delivery::Begun;
+use crate::message::Topic;
+use crate::meter::Published;
+use crate::server::{Problem, Reply, ReplyBody, RequestBody, reply};
+
+/// Batch requests at once: 128 MiB of bodies.
+pub(super) const MAX_BATCHES: usize = 16;
+/// Results that wait for their client.
+const MAX_RESULTS: usize = 16;
+
+/// A request that was read.
+struct Batch {
+    lines: Vec<Line>,
+    /// The value of `Preference-Applied`.
+    applied: Option<String>,
+    /// Whether the client wants each result as soon as it is known.
+    stream: bool,
+}
+
+/// A line whose delivery has begun, or that is refused.
+struct BegunLine {
+    number: usize,
+    key: Option<String>,
+    begun: Result<(Topic, Begun), Problem>,
+}
+
+impl Inner {
+    pub(super) async fn publish_many(self: Arc<Self>, request: Request<RequestBody>) -> Reply {
+        let context = LogContext::of(&request, "");
+        let read = match Arc::clone(&self.batches).try_acquire_owned() {
+            Ok(slot) => self.read_batch(request).await.map(|batch| (batch, slot)),
+            Err(_) => Err((Published::Full, too_many_batches())),
+        };
+        let mut reply = match read {
+            Ok((batch, slot)) => Arc::clone(&self).answer_batch(batch, slot, context).await,
+            Err((published, problem)) => {
+                let answered = Answered::problem(published, problem);
+                self.note(None, &answered, Duration::ZERO, &context);
+                answered.reply
+            }
+        };
+        self.limit_headers(&mut reply);
+        reply
+    }
+
+    async fn read_batch(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Batch, (Published, Problem)> {
+        let invalid = |problem| (Published::Invalid, problem);
+        if self.draining() {
+            return Err((Published::Draining, stopping()));
+        }
+        check(request.headers()).map_err(invalid)?;
+        let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
+        let prefer = Prefer::read(request.headers());
+        let trace = request::trace(request.headers());
+        let (_, applied) = reader.options(prefer, None);
+        let body =
+            reader.body(request, batch::MAX_BODY, "the limit of a batch").await.map_err(invalid)?;
+        let lines = batch::lines(&body).map_err(invalid)?;
+        if self.draining() {
+            return Err((Published::Draining, stopping()));
+        }
+        let read =
+            |(number, line): &(usize, Bytes)| batch::read(&reader, *number, line, prefer, trace);
+        let stream = prefer.stream.then(|| "stream".to_owned());
+        let applied: Vec<_> = applied.into_iter().chain(stream).collect();
+        Ok(Batch {
+            lines: lines.iter().map(read).collect(),
+            applied: (!applied.is_empty()).then(|| applied.join(", ")),
+            stream: prefer.stream,
+        })
+    }
+
+    /// Begins all lines in their order, so that the first of two with the same key wins. The results have
+    /// the same order. `slot` is held until the last of them.
+    async fn answer_batch(
+        self: Arc<Self>,
+        batch: Batch,
+        slot: OwnedSemaphorePermit,
+        context: LogContext,
+    ) -> Reply {
+        let start = Instant::now();
+        let lines: Vec<_> = batch.lines.into_iter().map(|line| self.begin(line)).collect();
+        let mut reply = if batch.stream {
+            let (to, results) = mpsc::channel(MAX_RESULTS);
+            // A task of its own: what becomes of a message is counted even if the client hangs up.
+            tokio::spawn(async move {
+                let _slot = slot;
+                for line in lines {
+                    let (_, result) = self.result(line, start, &context).await;
+                    // The client may have hung up.
+                    drop(to.send(result.into()).await);
+                }
+            });
+            let mut reply = reply(StatusCode::MULTI_STATUS, batch::CONTENT_TYPE, Bytes::new());
+            *reply.body_mut() = ReplyBody::Parts(results);
+            reply
+        } else {
+            self.results(lines, start, &context).await
+        };
+        if let Some(value) = batch.applied.and_then(|a| HeaderValue::try_from(a).ok()) {
+            reply.headers_mut().insert("preference-applied", value);
+        }
+        reply
+    }
+
+    fn begin(&self, Line { number, key, message }: Line) -> BegunLine {
+        let begun = message.map(|(message, options)| {
+            let topic = message.topic.clone();
+            (topic, self.delivery.begin(message, options))
+        });
+        BegunLine { number, key, begun }
+    }
+
+    /// All results at once.
+    async fn results(&self, lines: Vec<BegunLine>, start: Instant, context: &LogContext) -> Reply {
+        let (mut body, mut statuses, mut wait) = (Vec::new(), Vec::new(), None);
+        for line in lines {
+            let (alone, result) = self.result(line, start, context).await;
+            statuses.push(alone.status());
+            let asked = alone.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok());
+            wait = wait.max(asked.and_then(|wait| wait.parse::<u64>().ok()));
+            body.extend(result);
+        }
+        let status = batch::status(&statuses);
+        let mut reply = reply(status, batch::CONTENT_TYPE, body);
+        let waits = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        if let Some(wait) = wait.filter(|_| waits.contains(&status)) {
+            reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait));
+        }
+        reply
+    }
+
+    /// The reply that a line would get alone, and its result.
+    async fn result(
+        &self,
+        line: BegunLine,
+        start: Instant,
+        context: &LogContext,
+    ) -> (Reply, Vec<u8>) {
+        let BegunLine { number, key, begun } = line;
+        let (topic, mut answered) = match begun {
+            Ok((topic, begun)) => {
+                let outcome = begun.outcome().await;
+                (Some(topic), outcome::answer(outcome, self.durability(), None))
+            }
+            Err(problem) => (None, Answered::problem(Published::Invalid, problem)),
+        };
+        self.note(topic.as_ref(), &answered, start.elapsed(), context);
+        let alone = std::mem::take(answered.reply.body_mut());
+        // It is whole in memory: collecting neither waits nor fails.
+        let alone = alone.collect().await.map(http_body_util::Collected::to_bytes);
+        let result = batch::result(number, key, &answered.reply, &alone.unwrap_or_default());
+        (answered.reply, result)
+    }
+}
+
+/// What a request with many messages may not have in its head.
+fn check(headers: &HeaderMap) -> Result<(), Problem> {
+    if headers.contains_key("idempotency-key") {
+        return Err(batch::whole_key());
+    }
+    if batch::is_lines(headers) {
+        return Ok(());
+    }
+    let detail = format!("POST /publish takes {}: one message per line.", batch::CONTENT_TYPE);
+    let (status, slug) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type");
+    Err(Problem::new(status, slug, "Wrong content type", detail).outcome("not-sent"))
+}
+
+fn too_many_batches() -> Problem {
+    let detail = format!(
+        "{MAX_BATCHES} batches are already being answered, which is the limit. Nothing was sent; send \
+         this one again."
+    );
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", "Too many at once", detail)
+        .outcome("not-sent")
+        .retry_after(DRAIN_RETRY)
+}

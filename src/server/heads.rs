@@ -1,0 +1,245 @@
+//! Follows requests in the bytes of a connection.
+//!
+//! hyper removes a `Content-Length` that stands beside a `Transfer-Encoding`, and refuses some heads
+//! before a service sees them. This has the same idea of where a head begins and ends, and keeps what
+//! hyper hides.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of a line that are looked at; no length, coding or chunk size needs as many.
+const MAX_LINE: usize = 256;
+
+/// How a head says where its body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// In one way, or there is no body.
+    Clear,
+    /// By a `Content-Length` and a `Transfer-Encoding`: which of them counts is a matter of opinion.
+    Both,
+    /// By a transfer coding other than `chunked`.
+    UnknownCoding,
+}
+
+/// The framings of heads that are read and not served yet, in their order.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Framings(Arc<Mutex<VecDeque<Framing>>>);
+
+impl Framings {
+    fn push(&self, framing: Framing) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(framing);
+    }
+
+    /// That of the next head. hyper has parsed it, so it has been read.
+    pub(super) fn next(&self) -> Framing {
+        let next = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        next.unwrap_or(Framing::Clear)
+    }
+}
+
+/// Where in a request the next byte stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Before a head; blank lines are skipped.
+    Start,
+    Head,
+    /// A body with so many bytes left.
+    Body(u64),
+    ChunkSize,
+    /// A chunk with so many bytes left.
+    Chunk(u64),
+    /// The line end after a chunk.
+    ChunkEnd,
+    Trailer,
+    /// The framing is broken or refused: hyper reads no further request.
+    Lost,
+}
+
+/// The head that is being read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Fields {
+    length: Option<u64>,
+    /// Whether the last coding of the last `Transfer-Encoding` is `chunked`, and the only one.
+    chunked: Option<bool>,
+    broken: bool,
+}
+
+/// Follows the requests of one connection.
+#[derive(Debug)]
+pub(super) struct RequestScanner {
+    part: Part,
+    /// The beginning of the line that is being read.
+    line: Vec<u8>,
+    fields: Fields,
+    framings: Framings,
+}
+
+impl RequestScanner {
+    pub(super) fn new(framings: Framings) -> Self {
+        Self { part: Part::Start, line: Vec::new(), fields: Fields::default(), framings }
+    }
+
+    /// Whether no request has begun that has not ended.
+    pub(super) fn is_between_requests(&self) -> bool {
+        self.part == Part::Start && self.line.is_empty()
+    }
+
+    /// Takes the next bytes that hyper reads.
+    pub(super) fn advance(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.part != Part::Lost {
+            let taken = match &mut self.part {
+                Part::Body(left) | Part::Chunk(left) => {
+                    let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                    *left -= taken as u64;
+                    taken
+                }
+                _ => self.take_line(bytes),
+            };
+            bytes = bytes.get(taken..).unwrap_or_default();
+            match self.part {
+                Part::Body(0) => self.part = Part::Start,
+                Part::Chunk(0) => self.part = Part::ChunkEnd,
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes bytes up to the end of a line, and looks at the line if it is complete.
+    fn take_line(&mut self, bytes: &[u8]) -> usize {
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let part = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
+        let room = MAX_LINE.saturating_sub(self.line.len()).min(part.len());
+        self.line.extend(part.get(..room).unwrap_or_default());
+        let Some(end) = end else { return bytes.len() };
+        let line = std::mem::take(&mut self.line);
+        self.end_line(line.strip_suffix(b"\r").unwrap_or(&line));
+        end + 1
+    }
+
+    fn end_line(&mut self, line: &[u8]) {
+        self.part = match self.part {
+            Part::Start | Part::Trailer if line.is_empty() => Part::Start,
+            Part::Start => {
+                self.fields = Fields::default();
+                Part::Head
+            }
+            Part::Head if line.is_empty() => self.end_head(),
+            Part::Head => {
+                self.fields.read(line);
+                Part::Head
+            }
+            Part::ChunkSize => match chunk_size(line) {
+                Some(0) => Part::Trailer,
+                Some(size) => Part::Chunk(size),
+                None => Part::Lost,
+            },
+            Part::ChunkEnd if line.is_empty() => Part::ChunkSize,
+            Part::Trailer => Part::Trailer,
+            _ => Part::Lost,
+        };
+    }
+
+    fn end_head(&mut self) -> Part {
+        let Fields { length, chunked, broken } = self.fields;
+        let (framing, part) = match (length, chunked) {
+            _ if broken => (Framing::Clear, Part::Lost),
+            (Some(_), Some(_)) => (Framing::Both, Part::Lost),
+            (_, Some(false)) => (Framing::UnknownCoding, Part::Lost),
+            (_, Some(true)) => (Framing::Clear, Part::ChunkSize),
+            (None | Some(0), None) => (Framing::Clear, Part::Start),
+            (Some(length), None) => (Framing::Clear, Part::Body(length)),
+        };
+        self.framings.push(framing);
+        part
+    }
+}
+
+impl Fields {
+    fn read(&mut self, line: &[u8]) {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return };
+        let (name, value) = line.split_at(colon);
+        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            let only = value.eq_ignore_ascii_case(b"chunked");
+            self.chunked = Some(only && self.chunked.is_none());
+        }
+        if name.eq_ignore_ascii_case(b"content-length") {
+            let length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+            self.broken |= length.is_none() || self.length.is_some_and(|l| Some(l) != length);
+            self.length = length;
+        }
+    }
+}
+
+/// The size that a chunk's first line has, before extensions.
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let size = line.split(|byte| *byte == b';').next()?.trim_ascii();
+    let digits = !size.is_empty() && size.iter().all(u8::is_ascii_hexdigit);
+    let text = std::str::from_utf8(size).ok().filter(|_| digits)?;
+    u64::from_str_radix(text, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The framings of all heads, and whether the end stands between two requests, whatever the
+    /// pieces are in which the bytes arrive.
+    fn scan(bytes: &str) -> (Vec<Framing>, bool) {
+        let of = |size: usize| {
+            let framings = Framings::default();
+            let mut scanner = RequestScanner::new(framings.clone());
+            bytes.as_bytes().chunks(size).for_each(|piece| scanner.advance(piece));
+            let all = framings.0.lock().unwrap().iter().copied().collect::<Vec<_>>();
+            (all, scanner.is_between_requests())
+        };
+        let whole = of(bytes.len().max(1));
+        for size in 1..5 {
+            assert_eq!(of(size), whole, "{size}: {bytes:?}");
+        }
+        whole
+    }
+
+    #[test]
+    fn framings_are_found_wherever_a_head_begins() {
+        use Framing::{Both, Clear, UnknownCoding};
+        let get = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+        let sized = "POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nGET /\r\n\r\n";
+        let chunked =
+            "POST / HTTP/1.1\nTransfer-Encoding:chunked\n\n3;x=y\r\na\r\n\r\n0\r\nT: 1\r\n\r\n";
+        let both = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n";
+        let other = "POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n";
+        let gzip = "POST / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n";
+        let twice =
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\nTransfer-encoding: chunked\r\n\r\n";
+        for (bytes, framings, is_between) in [
+            (get.repeat(3), vec![Clear; 3], true),
+            (format!("\r\n\r\n{get}\r\n{sized}{get}"), vec![Clear; 3], true),
+            (format!("{sized}{chunked}{sized}"), vec![Clear; 3], true),
+            (format!("{sized}{both}{get}"), vec![Clear, Both], false),
+            (format!("{chunked}{other}"), vec![Clear, Both], false),
+            (format!("{get}{gzip}x"), vec![Clear, UnknownCoding], false),
+            (twice.to_owned(), vec![UnknownCoding], false),
+            (get[..10].to_owned(), vec![], false),
+            (sized[..sized.len() - 1].to_owned(), vec![Clear], false),
+            (chunked[..chunked.len() - 2].to_owned(), vec![Clear], false),
+            (
+                format!("POST / HTTP/1.1\r\n{}content-length: 2\r\n\r\nab", "x: y\r\n".repeat(500)),
+                vec![Clear],
+                true,
+            ),
+            (
+                format!("POST /{} HTTP/1.1\r\ncontent-length: 2\r\n\r\nab", "x".repeat(5_000)),
+                vec![Clear],
+                true,
+            ),
+            (
+                "POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n".to_owned(),
+                vec![Clear],
+                false,
+            ),
+        ] {
+            assert_eq!(scan(&bytes), (framings, is_between), "{bytes:?}");
+        }
+    }
+}
