@@ -121,7 +121,7 @@ impl NextStep {
             Verdict::Delivered => Self::Delivered,
             Verdict::Refused => Self::Refused,
             Verdict::Unknown => match repeat {
-                Repeat::UpTo(most) if unknown < most => Self::Retry(None),
+                Repeat::UpTo(most) if unknown < most => Self::Retry(answer.pause()),
                 _ => Self::Uncertain,
             },
             Verdict::Denied(why) => Self::Access(why),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use jiff::fmt::temporal::Pieces;
 use reqwest::redirect::Policy;
 use reqwest::{Client, StatusCode, Url};
 use rustls::{ClientConfig, RootCertStore};
@@ -92,11 +93,9 @@ impl CredentialsUri {
         }
         let missing = |name| self.failure(format!("its answer has no {name}"));
         // A key without an end would never be renewed.
-        let expires: Timestamp = answer
-            .expiration
-            .ok_or_else(|| missing("Expiration"))?
-            .parse()
-            .map_err(|_| self.failure("its answer's Expiration is not a time"))?;
+        let expires = answer.expiration.ok_or_else(|| missing("Expiration"))?;
+        let expires = moment(&expires)
+            .ok_or_else(|| self.failure("its answer's Expiration is not a time"))?;
         let id = answer.access_key_id.ok_or_else(|| missing("AccessKeyId"))?;
         let secret = answer.access_key_secret.ok_or_else(|| missing("AccessKeySecret"))?;
         let token = answer.security_token.filter(|token| !token.expose_secret().is_empty());
@@ -165,6 +164,19 @@ fn reason(error: &reqwest::Error) -> String {
     cause.map_or_else(|| "the request failed".to_owned(), ToString::to_string)
 }
 
+/// A moment with an offset from UTC. One that is too far away for a [`Timestamp`], such as the
+/// `9999-12-31T23:59:59Z` of a key that never ends, is the nearest that is one.
+fn moment(text: &str) -> Option<Timestamp> {
+    if let Ok(at) = text.parse() {
+        return Some(at);
+    }
+    let pieces = Pieces::parse(text).ok()?;
+    let at = pieces.date().to_datetime(pieces.time()?);
+    let offset = pieces.to_numeric_offset()?;
+    let far = if at.year() > 0 { Timestamp::MAX } else { Timestamp::MIN };
+    Some(offset.to_timestamp(at).unwrap_or(far))
+}
+
 /// Wraps at once, so that a mistake further on in the JSON drops it wiped.
 fn secret<'de, D: Deserializer<'de>>(json: D) -> Result<Option<SecretString>, D::Error> {
     Ok(Option::<String>::deserialize(json)?.map(SecretString::from))
@@ -198,6 +210,28 @@ mod tests {
                 r#"{{"AccessKeyId":"i","AccessKeySecret":"s","Expiration":"2024-01-02T09:04:05Z"{rest}}}"#
             );
             assert!(source().read(json.as_bytes()).unwrap().token().is_none(), "{rest}");
+        }
+    }
+
+    #[test]
+    fn an_end_at_the_edge_of_time_is_clamped() {
+        for (text, end) in [
+            ("9999-12-31T23:59:59Z", Some(Timestamp::MAX)),
+            ("9999-12-30T22:00:01Z", Some(Timestamp::MAX)),
+            ("9999-12-31T23:59:59.999999999-23:00", Some(Timestamp::MAX)),
+            ("9999-12-30T22:00:00Z", Some("9999-12-30T22:00:00Z".parse().unwrap())),
+            ("-009999-01-01T00:00:00Z", Some(Timestamp::MIN)),
+            ("2024-01-02T09:04:05Z", Some("2024-01-02T09:04:05Z".parse().unwrap())),
+            ("9999-12-31", None),
+            ("9999-12-31T23:59:59", None),
+            ("9999-13-31T23:59:59Z", None),
+            ("never", None),
+        ] {
+            assert_eq!(moment(text), end, "{text}");
+            let json =
+                format!(r#"{{"AccessKeyId":"i","AccessKeySecret":"s","Expiration":"{text}"}}"#);
+            let key = source().read(json.as_bytes());
+            assert_eq!(key.ok().and_then(|key| key.expires()), end, "{text}");
         }
     }
 

@@ -122,6 +122,9 @@ impl Telemetry {
             let (queued, dead) = (usage.queued.messages, usage.dead.messages);
             lines.extend([format!("spool: {spool}\nkept: {queued}\ndead letters: {dead}\n")]);
         }
+        if let Some(trouble) = self.sources.upstream.status().trouble {
+            lines.extend([format!("upstream: {}\n", trouble.explanation())]);
+        }
         for paused in self.sources.delivery.paused() {
             let (topic, why) = (&paused.lane.parent, pause_reason(paused.reason.denied()));
             lines.extend([format!("paused: {topic} ({why}), {} messages kept\n", paused.waiting)]);

@@ -14,6 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
+use super::cause;
 use super::resolve::Resolver;
 use crate::answer::TransportError;
 use crate::config::{self, Roots};
@@ -78,9 +79,15 @@ impl Connector {
     ) -> Result<(Pin<Box<dyn Stream>>, SocketAddr), TransportError> {
         let deadline = Instant::now() + self.timeout;
         let found = timeout_at(deadline, self.resolver.addresses()).await;
-        let Ok(Ok(mut addresses)) = found else { return Err(TransportError::Resolve) };
+        let mut addresses = match found {
+            Ok(found) => found.map_err(|error| cause::of_lookup(&error))?,
+            Err(_) => return Err(TransportError::ResolverSilent),
+        };
         if let Some(source) = source {
             addresses.retain(|to| to.is_ipv4() == source.is_ipv4());
+            if addresses.is_empty() {
+                return Err(TransportError::SourceAddress);
+            }
         }
         addresses.truncate(MAX_ADDRESSES);
         let (stream, to) = self.open(&addresses, source, deadline).await?;
@@ -89,10 +96,7 @@ impl Connector {
             Ok(Ok(stream)) => Ok((Box::pin(stream), to)),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "TLS handshake failed");
-                // rustls reports what it does not like as invalid data; anything else is the other
-                // side ending the connection.
-                let ours = error.kind() == io::ErrorKind::InvalidData;
-                Err(if ours { TransportError::Tls } else { TransportError::Connect })
+                Err(cause::of_tls(&error))
             }
             Err(_) => Err(TransportError::ConnectTimeout),
         }
@@ -114,7 +118,7 @@ impl Connector {
                 Ok(Ok(stream)) => return Ok((stream, *to)),
                 Ok(Err(error)) => {
                     tracing::debug!(%to, %error, "connection failed");
-                    lost = TransportError::Connect;
+                    lost = cause::of_tcp(&error);
                 }
                 Err(_) => lost = TransportError::ConnectTimeout,
             }

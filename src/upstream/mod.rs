@@ -4,12 +4,15 @@
 //! hyper's connection API instead of reqwest: one `send` is one call, nothing is re-sent or
 //! redirected behind our back, and it costs a third less CPU.
 
+mod cause;
+mod clock;
 mod connect;
 mod http;
 mod pool;
 mod resolve;
 mod send_gate;
 mod send_message;
+mod trouble;
 
 use crate::answer::Answer;
 use crate::ceiling::Permit;

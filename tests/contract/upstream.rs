@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support;
-use crate::support::authority::certify;
+use crate::support::authority::{certify, certify_for};
 use crate::support::http::{BOUND, get, post, series};
 use crate::support::script::{Say, Script, error, ok};
 use crate::support::{config, sidecar, sidecar_with, until};
+use rcgen::{Certificate, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -133,7 +134,10 @@ async fn a_connection_closed_by_the_provider_is_not_used() {
 
 /// An upstream under TLS, vouched for by an authority of its own.
 async fn tls_upstream(folder: &Path) -> String {
-    let (certificate, key) = certify(folder, &["localhost"]);
+    serve_tls(certify(folder, &["localhost"])).await
+}
+
+async fn serve_tls((certificate, key): (Certificate, KeyPair)) -> String {
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let server = rustls::ServerConfig::builder_with_provider(provider)
@@ -174,6 +178,76 @@ async fn tls_with_an_authority_of_ones_own() {
     assert_eq!((answer.status, &answer.json()["outcome"]), (502, &"not-sent".into()));
     let metrics = get(&telemetry, "/metrics").await.text();
     assert_eq!(series(&metrics, "tollgate_upstream_calls_total{kind=\"first\",code=\"tls\"}"), 1.0);
+}
+
+/// A server that answers each connection's first bytes with these, and closes.
+async fn answers_with(bytes: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut first = vec![0; 16 * 1024];
+            drop(stream.read(&mut first).await);
+            drop(stream.write_all(bytes).await);
+            // Until tollgate closes it: an early close could be a reset.
+            while stream.read(&mut first).await.is_ok_and(|n| n > 0) {}
+        }
+    });
+    format!("https://localhost:{port}")
+}
+
+/// Why no connection opens is in the problem, on the page and in the verbose readiness.
+#[tokio::test]
+async fn why_no_connection_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let roots = |name: &str| {
+        let folder = folder.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        (folder.join("ca.pem").to_str().unwrap().to_owned(), folder)
+    };
+    let certified = async |name: &str, host: &str, years| {
+        let (ca, folder) = roots(name);
+        (serve_tls(certify_for(&folder, &[host], years)).await, ("upstream.roots", ca))
+    };
+    let (_closed, refusing) = support::ports::refusing();
+    let bundled = || ("upstream.roots", "bundled".to_owned());
+    let from = |address: &str| ("upstream.egress_addresses", address.to_owned());
+    let (unvouched, _) = certified("issuer", "localhost", (1975, 4096)).await;
+    let (expired, expired_ca) = certified("expired", "localhost", (2019, 2020)).await;
+    let (early, early_ca) = certified("early", "localhost", (4000, 4096)).await;
+    let (other, other_ca) = certified("name", "other.example", (1975, 4096)).await;
+    let alert = answers_with(b"\x15\x03\x03\x00\x02\x02\x46").await;
+    let plain = answers_with(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    for (endpoint, flag, code, why) in [
+        (expired, expired_ca, "tls", "certificate of the provider's host has expired"),
+        (early, early_ca, "tls", "certificate of the provider's host is not valid yet"),
+        (other, other_ca, "tls", "not for the host name in upstream.endpoint"),
+        (unvouched, bundled(), "tls", "from an unknown authority"),
+        (alert, bundled(), "tls", "no TLS version in common"),
+        (plain, bundled(), "tls", "answers without TLS"),
+        (format!("http://{refusing}"), bundled(), "connect", "refused the connection"),
+        (format!("http://{refusing}"), from("192.0.2.1"), "connect", "from the source address"),
+        (format!("http://{refusing}"), from("::1"), "connect", "from the source address"),
+        ("http://nowhere.invalid".to_owned(), bundled(), "resolve", "did not resolve"),
+    ] {
+        let flags = [(flag.0, &*flag.1), ("upstream.connect_timeout", "5s")];
+        let (_sidecar, publish, telemetry) = sidecar(&config(&endpoint, &flags)).await;
+        let problem = post(&publish, "/publish/TopicA", &[], b"x").await.json();
+        assert_eq!(problem["outcome"], "not-sent", "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(why), "{why}: {problem}");
+        let ready = get(&telemetry, "/readyz?verbose").await.text();
+        let line = ready.lines().find(|line| line.starts_with("upstream: ")).unwrap();
+        assert!(line.contains(why), "{why}: {ready}");
+        let status = get(&telemetry, "/status.json").await.json();
+        assert_eq!(status["errors"][0]["code"], code, "{why}");
+        assert!(status["errors"][0]["words"].as_str().unwrap().contains(why), "{status}");
+        assert!(status["concerns"].to_string().contains(why), "{why}: {}", status["concerns"]);
+    }
+    // Once a call is answered, it is over.
+    let script = Script::start([]).await;
+    let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &[])).await;
+    assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    assert!(!get(&telemetry, "/readyz?verbose").await.text().contains("upstream: "));
 }
 
 /// The old key stops working the moment the new one is mounted, long before the next poll: no
