@@ -20,6 +20,12 @@ pub enum TransportError {
     Unreachable,
     /// Nothing can be sent to the provider from an address of `upstream.egress_addresses`.
     SourceAddress,
+    /// No connection to the proxy of `upstream.proxy` opened.
+    ProxyUnreachable,
+    /// The proxy wants a user and password, or others.
+    ProxyPassword,
+    /// The proxy opened no connection to the provider.
+    ProxyRefused,
     /// The connection did not open in time.
     ConnectTimeout,
     /// The TLS handshake failed otherwise than by one of the next causes.
@@ -55,7 +61,7 @@ pub enum TransportError {
 
 impl TransportError {
     /// All, in order.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::Resolve,
         Self::ResolverSilent,
         Self::NoConnection,
@@ -64,6 +70,9 @@ impl TransportError {
         Self::Reset,
         Self::Unreachable,
         Self::SourceAddress,
+        Self::ProxyUnreachable,
+        Self::ProxyPassword,
+        Self::ProxyRefused,
         Self::ConnectTimeout,
         Self::Tls,
         Self::CertificateExpired,
@@ -149,6 +158,21 @@ impl TransportError {
                 "No connection can be made from the source address to the provider.",
                 "Check that upstream.egress_addresses are this pod's, and of the same family (IPv4 or \
                  IPv6) as the provider's addresses.",
+            ),
+            Self::ProxyUnreachable => (
+                "connect",
+                "No connection to the proxy could be opened.",
+                "Check the host and port in upstream.proxy, and the network to the proxy.",
+            ),
+            Self::ProxyPassword => (
+                "connect",
+                "The proxy asks for a user and password.",
+                "Write them into upstream.proxy: http://user:password@host:port.",
+            ),
+            Self::ProxyRefused => (
+                "connect",
+                "The proxy did not open a connection to the provider.",
+                "Check that the proxy allows CONNECT to the host and port of upstream.endpoint.",
             ),
             Self::ConnectTimeout => {
                 ("connect_timeout", "The connection to the provider did not open in time.", NETWORK)

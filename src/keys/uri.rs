@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::fmt::temporal::Pieces;
 use reqwest::redirect::Policy;
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{Client, NoProxy, Proxy, StatusCode, Url};
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
@@ -48,14 +48,25 @@ struct Answer {
 }
 
 impl CredentialsUri {
-    /// Checks the URI and makes its client; nothing is fetched yet.
+    /// Checks the URI and makes its client; nothing is fetched yet. An https URI is fetched through the
+    /// proxy that the environment names.
     pub fn new(uri: &str) -> Result<Self, KeyError> {
+        Self::with_environment(uri, |name| std::env::var(name).ok())
+    }
+
+    /// The same, with variables of another environment.
+    pub fn with_environment(
+        uri: &str,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, KeyError> {
         let uri = Url::parse(uri).map_err(|_| KeyError::NotUri)?;
         if !matches!(uri.scheme(), "http" | "https") {
             return Err(KeyError::NotUri);
         }
         let origin = uri.origin().ascii_serialization();
-        let client = client(uri.scheme() == "https")?;
+        let is_tls = uri.scheme() == "https";
+        // A key does not pass through a proxy in clear text.
+        let client = client(is_tls, if is_tls { proxy(lookup)? } else { None })?;
         Ok(Self { uri, origin, client })
     }
 
@@ -119,13 +130,15 @@ impl Source for CredentialsUri {
 }
 
 /// A client whose one send is exactly one request to exactly that URI.
-fn client(tls: bool) -> Result<Client, KeyError> {
-    Client::builder()
+fn client(tls: bool, proxy: Option<Proxy>) -> Result<Client, KeyError> {
+    // Nothing is read from the environment but what `proxy` has read.
+    let client = Client::builder().no_proxy();
+    let client = if let Some(proxy) = proxy { client.proxy(proxy) } else { client };
+    client
         .tls_backend_preconfigured(tls_config(tls)?)
         // A redirect would carry the key's address, and its password, elsewhere.
         .redirect(Policy::none())
         .retry(reqwest::retry::never())
-        .no_proxy()
         .http1_only()
         // Minutes pass between two fetches: no connection is worth keeping.
         .pool_max_idle_per_host(0)
@@ -134,6 +147,27 @@ fn client(tls: bool) -> Result<Client, KeyError> {
         .timeout(WHOLE)
         .build()
         .map_err(|error| KeyError::Client(reason(&error)))
+}
+
+/// The proxy of `HTTPS_PROXY` (else `ALL_PROXY`) for hosts that `NO_PROXY` does not name. Of two
+/// spellings, the one in small letters holds, as in curl.
+fn proxy(lookup: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>, KeyError> {
+    let set = |names: &[&str]| {
+        names.iter().find_map(|name| lookup(name).filter(|value| !value.trim().is_empty()))
+    };
+    let Some(uri) = set(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]) else {
+        return Ok(None);
+    };
+    // It may hold a password, so it is not repeated.
+    let wrong = || KeyError::Client("HTTPS_PROXY is no http:// or https:// URI".to_owned());
+    let uri = if uri.contains("://") { uri } else { format!("http://{uri}") };
+    let uri = Url::parse(&uri).map_err(|_| wrong())?;
+    if !matches!(uri.scheme(), "http" | "https") {
+        return Err(wrong());
+    }
+    let except = set(&["no_proxy", "NO_PROXY"]).and_then(|list| NoProxy::from_string(&list));
+    let proxy = Proxy::https(uri).map_err(|_| wrong())?;
+    Ok(Some(proxy.no_proxy(except)))
 }
 
 /// Bundled authorities, so that an image without CA files works, and the system's, since a key

@@ -21,6 +21,7 @@ use super::clock::{Correction, ProviderClock, TimeCheck};
 use super::connect::{Connector, TlsError};
 use super::pool::{Connection, Pool, Slot};
 use super::trouble::Trouble;
+use super::tunnel::unused_variable;
 use super::{SendGate, SendMessage, Upstream};
 use crate::answer::{AccessDenied, Answer, Codes, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
@@ -43,6 +44,7 @@ pub struct HttpUpstream {
 struct Shared {
     authority: String,
     host: HeaderValue,
+    path: Path,
     signature: SignatureVersion,
     encoding: PayloadEncoding,
     call_timeout: Duration,
@@ -61,6 +63,15 @@ struct Shared {
     last_answer_ms: AtomicI64,
 }
 
+/// How connections lead to the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    Direct,
+    /// Through `upstream.proxy`: what ends a connection may be the proxy's doing, and it may still
+    /// pass on what it has got.
+    Proxied,
+}
+
 /// What is known of the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UpstreamStatus {
@@ -75,6 +86,13 @@ pub struct UpstreamStatus {
 impl HttpUpstream {
     /// Prepares connections; none is opened before it is needed.
     pub fn new(config: &config::Upstream, codes: Codes, keys: Keys) -> Result<Self, TlsError> {
+        if let Some(variable) = unused_variable(config, |name| std::env::var_os(name)) {
+            tracing::warn!(
+                variable,
+                "a proxy is set in the environment, and calls to the provider do not use it: to \
+                 send them through a proxy, set upstream.proxy"
+            );
+        }
         let connector = Arc::new(Connector::new(config)?);
         let pool = |source: Option<IpAddr>| {
             Pool::new(Arc::clone(&connector), source, config.idle_timeout, config.max_connections)
@@ -90,6 +108,7 @@ impl HttpUpstream {
         let shared = Arc::new(Shared {
             host,
             authority,
+            path: if config.proxy.is_some() { Path::Proxied } else { Path::Direct },
             signature: config.signature,
             encoding: config.payload,
             call_timeout: config.call_timeout,
@@ -159,7 +178,7 @@ impl Upstream for HttpUpstream {
         };
         permit.goes_to(connection.to());
         // On the heap: it may outlive this call.
-        let mut exchange = Box::pin(exchange(connection, request));
+        let mut exchange = Box::pin(exchange(connection, request, shared.path));
         let Ok((connection, ended)) = deadline::by(deadline, &mut exchange).await else {
             // Its place is free for another call.
             drop(slot);
@@ -213,6 +232,9 @@ fn give_back(permit: Permit, lost: TransportError, read: Read) {
         | TransportError::ResolverSilent
         | TransportError::NoConnection
         | TransportError::SourceAddress
+        | TransportError::ProxyUnreachable
+        | TransportError::ProxyPassword
+        | TransportError::ProxyRefused
         | TransportError::Tls
         | TransportError::CertificateExpired
         | TransportError::CertificateNotYetValid
@@ -250,7 +272,11 @@ fn listen(exchange: impl Future<Output = Exchanged> + Send + 'static, permit: Pe
 type Exchanged = (Connection, Result<Answer, (TransportError, Read)>);
 
 /// Sends a request and reads the whole answer.
-async fn exchange(mut connection: Connection, request: Request<Full<Bytes>>) -> Exchanged {
+async fn exchange(
+    mut connection: Connection,
+    request: Request<Full<Bytes>>,
+    path: Path,
+) -> Exchanged {
     let response = connection.sender().try_send_request(request).await;
     let ended = match response {
         Ok(response) => answer(response).await,
@@ -259,7 +285,7 @@ async fn exchange(mut connection: Connection, request: Request<Full<Bytes>>) -> 
             Err(match error.take_message() {
                 Some(_) => (TransportError::Unwritten, Read::Never),
                 None if error.error().is_parse() => (TransportError::Garbled, Read::Possible),
-                None => (TransportError::Closed, read(error.error())),
+                None => (TransportError::Closed, read(error.error(), path)),
             })
         }
     };
@@ -277,9 +303,10 @@ async fn answer(response: Response<Incoming>) -> Result<Answer, (TransportError,
 }
 
 /// Whether the provider may still read the call of a connection that ended with this error.
-fn read(error: &hyper::Error) -> Read {
-    // Its end in order. A reset may be the way's doing.
-    if error.is_incomplete_message() { Read::Over } else { Read::Possible }
+fn read(error: &hyper::Error, path: Path) -> Read {
+    // Its end in order. A reset may be the way's doing, and any end a proxy's.
+    let is_over = error.is_incomplete_message() && path == Path::Direct;
+    if is_over { Read::Over } else { Read::Possible }
 }
 
 impl Shared {

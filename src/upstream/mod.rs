@@ -13,6 +13,7 @@ mod resolve;
 mod send_gate;
 mod send_message;
 mod trouble;
+mod tunnel;
 
 use crate::answer::Answer;
 use crate::ceiling::Permit;

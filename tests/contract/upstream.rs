@@ -12,6 +12,8 @@ use std::time::Duration;
 use crate::support;
 use crate::support::authority::{certify, certify_for};
 use crate::support::http::{BOUND, get, post, series};
+use crate::support::process::Serve;
+use crate::support::proxy::ConnectProxy;
 use crate::support::script::{Say, Script, error, ok};
 use crate::support::{config, sidecar, sidecar_with, until};
 use rcgen::{Certificate, KeyPair};
@@ -248,6 +250,110 @@ async fn why_no_connection_opens() {
     let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &[])).await;
     assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
     assert!(!get(&telemetry, "/readyz?verbose").await.text().contains("upstream: "));
+}
+
+/// Calls go through the proxy, over as few connections as without one, and with its password.
+#[tokio::test]
+async fn through_a_proxy() {
+    let folder = tempfile::tempdir().unwrap();
+    let tls = tls_upstream(folder.path()).await;
+    let (plain, peers, _) = peers().await;
+    let roots = folder.path().join("ca.pem");
+    for (url, user, password) in [
+        (&tls, "", None),
+        (&tls, "user:p%40ss@", Some("Proxy-Authorization: Basic dXNlcjpwQHNz\r\n")),
+        (&plain, "", None),
+    ] {
+        let proxy = ConnectProxy::start(None).await;
+        let address = format!("http://{user}{}", proxy.address);
+        let flags = [
+            ("upstream.proxy", &*address),
+            ("upstream.roots", roots.to_str().unwrap()),
+            ("upstream.idle_timeout", "9s"),
+        ];
+        let (_sidecar, publish, _) = sidecar(&config(url, &flags)).await;
+        for _ in 0..10 {
+            let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+            assert_eq!(answer.status, 200, "{}", answer.json());
+        }
+        let heads = proxy.heads();
+        assert_eq!(heads.len(), 1, "{heads:?}");
+        let (_, authority) = url.split_once("://").unwrap();
+        assert!(heads[0].starts_with(&format!("CONNECT {authority} HTTP/1.1\r\n")), "{heads:?}");
+        assert_eq!(heads[0].contains("Proxy-Authorization"), password.is_some());
+        assert!(password.is_none_or(|password| heads[0].contains(password)), "{heads:?}");
+    }
+    assert_eq!(peers.lock().unwrap().len(), 1);
+}
+
+/// Nothing is sent to a proxy that opens no connection, and the problem says why.
+#[tokio::test]
+async fn a_proxy_that_opens_no_connection() {
+    let (_closed, refusing) = support::ports::refusing();
+    for (answer, why) in [
+        (Some(&b"HTTP/1.1 407 Authenticate\r\n\r\n"[..]), "asks for a user and password"),
+        (Some(b"HTTP/1.1 403 Forbidden\r\nx: y\r\n\r\n"), "did not open a connection"),
+        (Some(b"HTTP/1.1 200"), "did not open a connection"),
+        (Some(b"no HTTP\r\n\r\n"), "did not open a connection"),
+        (None, "No connection to the proxy"),
+    ] {
+        let script = Script::start([]).await;
+        let proxy = match answer {
+            Some(_) => ConnectProxy::start(answer).await.address,
+            None => refusing.to_string(),
+        };
+        let address = format!("http://user:hush@{proxy}");
+        let flags = [("upstream.proxy", &*address)];
+        let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &flags)).await;
+        let problem = post(&publish, "/publish/TopicA", &[], b"x").await.json();
+        assert_eq!(problem["outcome"], "not-sent", "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(why), "{why}: {problem}");
+        assert!(get(&telemetry, "/readyz?verbose").await.text().contains(why), "{why}");
+        assert!(!get(&telemetry, "/status.json").await.text().contains("hush"));
+        assert!(script.requests().is_empty());
+    }
+}
+
+/// The ceiling of an egress address counts calls, over however many connections of the proxy's they go.
+#[tokio::test]
+async fn an_egress_ceiling_behind_a_proxy() {
+    let told = Arc::new(Notify::new());
+    let script = Script::start([(); 2].map(|()| Say::Later(Arc::clone(&told)))).await;
+    let proxy = ConnectProxy::start(None).await;
+    let address = format!("http://{}", proxy.address);
+    let flags = [("upstream.proxy", &*address), ("ceilings.egress_ip", "2")];
+    let (_sidecar, publish, _) = sidecar(&config(&script.url, &flags)).await;
+    let calls: Vec<_> = (0..2)
+        .map(|_| {
+            let publish = publish.clone();
+            tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await.status })
+        })
+        .collect();
+    until("two calls are on their way", async || script.requests().len() == 2).await;
+    assert_eq!(proxy.heads().len(), 2);
+    let third = post(&publish, "/publish/TopicA", &[("prefer", "wait=1")], b"x").await;
+    assert_eq!(third.json()["outcome"], "not-sent", "{}", third.json());
+    assert_eq!(script.requests().len(), 2);
+    told.notify_waiters();
+    for call in calls {
+        assert_eq!(timeout(BOUND, call).await.unwrap().unwrap(), 200);
+    }
+}
+
+/// A proxy in the environment that is not used is one line at start.
+#[tokio::test]
+async fn a_proxy_variable_that_is_not_used() {
+    let script = Script::start([]).await;
+    let said = "calls to the provider do not use it";
+    let settings = [("upstream.endpoint", &*script.url)];
+    let set = [("http_proxy", "http://user:hush@proxy.invalid:1")];
+    for (env, lines) in [(&set[..], 1), (&[], 0)] {
+        let serve = Serve::start(&settings, env).await;
+        assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+        let log = serve.log();
+        assert_eq!(log.matches(said).count(), lines, "{log}");
+        assert!(!log.contains("hush"), "{log}");
+    }
 }
 
 /// The old key stops working the moment the new one is mounted, long before the next poll: no

@@ -23,7 +23,8 @@ pub struct Said {
 pub fn tollgate(args: &[&str], env: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     for (name, _) in std::env::vars() {
-        if name.starts_with("TOLLGATE__") || name.starts_with("ALIBABA_CLOUD_") {
+        let is_proxy = name.to_ascii_lowercase().ends_with("_proxy");
+        if is_proxy || name.starts_with("TOLLGATE__") || name.starts_with("ALIBABA_CLOUD_") {
             command.env_remove(name);
         }
     }
