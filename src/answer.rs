@@ -6,10 +6,11 @@ mod read;
 mod text;
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use http::HeaderMap;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 pub use errors::{AccessDenied, TransportError};
 pub use text::{CleanText, clean};
@@ -56,13 +57,41 @@ pub struct HttpAnswer {
     pub retry_after: Option<Duration>,
     /// `Retry-After`, seconds or a date, as a wait capped at [`MAX_RETRY_AFTER`]. A gateway may have
     /// written it.
-    pub pause: Option<Duration>,
+    pub pause: Option<Pause>,
     /// The provider's clock.
     pub date: Option<Timestamp>,
     /// What `retry.codes` says that its code means.
     pub ruled: Option<Verdict>,
-    /// What is added to our clock from now on, because of this answer.
-    pub corrected: Option<SignedDuration>,
+    /// What the upstream has learnt of our clock from it.
+    pub clock: ClockUpdate,
+}
+
+/// A wait that is bounded, in milliseconds: small, since outcomes carry it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pause(NonZeroU32);
+
+impl Pause {
+    /// `None` for less than a millisecond; more than [`MAX_RETRY_AFTER`] is as much.
+    pub fn new(wait: Duration) -> Option<Self> {
+        let millis = u32::try_from(wait.min(MAX_RETRY_AFTER).as_millis()).ok()?;
+        NonZeroU32::new(millis).map(Self)
+    }
+}
+
+impl From<Pause> for Duration {
+    fn from(pause: Pause) -> Self {
+        Self::from_millis(pause.0.get().into())
+    }
+}
+
+/// Whether an answer has changed what is added to our clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ClockUpdate {
+    /// It has not.
+    #[default]
+    None,
+    /// The next call is signed with another time.
+    Corrected,
 }
 
 /// What the body of an answer is.
@@ -332,7 +361,7 @@ impl HttpAnswer {
     }
 
     fn pause(&self) -> Option<Duration> {
-        self.retry_after.or(self.pause)
+        self.retry_after.or(self.pause.map(Duration::from))
     }
 }
 

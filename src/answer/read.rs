@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::text::{CleanText, clean};
-use super::{Body, HttpAnswer, MAX_RETRY_AFTER};
+use super::{Body, ClockUpdate, HttpAnswer, MAX_RETRY_AFTER, Pause};
 
 /// The header of the provider's own, in milliseconds.
 const ACS_RETRY_AFTER: HeaderName = HeaderName::from_static("x-acs-retry-after");
@@ -18,8 +18,8 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 pub(super) fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> HttpAnswer {
     let (kind, body) = parse(headers, body);
     let text = |names: &[&str]| {
-        let texts = names.iter().filter_map(|name| body[name].as_str()).map(clean);
-        texts.filter(|text| !text.is_blank()).next()
+        let mut texts = names.iter().filter_map(|name| body[name].as_str()).map(clean);
+        texts.find(|text| !text.is_blank())
     };
     // Some of the provider's answers have a number for a code.
     let number = || body["Code"].as_number().map(|code| CleanText::from(code.to_string()));
@@ -34,7 +34,7 @@ pub(super) fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> HttpAnswer 
         pause: retry_after(headers, date),
         date,
         ruled: None,
-        corrected: None,
+        clock: ClockUpdate::None,
     }
 }
 
@@ -66,21 +66,17 @@ fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 /// Zero, negative, blank or non-numeric is no header, as in the official SDKs.
 fn acs_retry_after(headers: &HeaderMap) -> Option<Duration> {
     let millis = whole(header(headers, &ACS_RETRY_AFTER)?)?;
-    bounded(Duration::from_millis(millis))
+    Some(Duration::from_millis(millis).min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
 }
 
 /// Seconds, or a date: against the clock that wrote it, where that is known.
-fn retry_after(headers: &HeaderMap, date: Option<Timestamp>) -> Option<Duration> {
+fn retry_after(headers: &HeaderMap, date: Option<Timestamp>) -> Option<Pause> {
     let value = header(headers, &RETRY_AFTER)?;
     if let Some(seconds) = whole(value) {
-        return bounded(Duration::from_secs(seconds));
+        return Pause::new(Duration::from_secs(seconds));
     }
     let left = http_date(value)?.duration_since(date.unwrap_or_else(Timestamp::now));
-    bounded(Duration::try_from(left).ok()?)
-}
-
-fn bounded(wait: Duration) -> Option<Duration> {
-    Some(wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
+    Pause::new(Duration::try_from(left).ok()?)
 }
 
 /// A whole number; one that does not fit is the largest that does.
@@ -183,7 +179,8 @@ mod tests {
             ("Sun, 06 Nov 1994 99:50:07 GMT", None),
         ] {
             let answer = read(503, &headers(&[("date", DATED), ("retry-after", value)]), b"");
-            assert_eq!((answer.pause, answer.retry_after), (wait, None), "{value:?}");
+            let pause = answer.pause.map(Duration::from);
+            assert_eq!((pause, answer.retry_after), (wait, None), "{value:?}");
         }
         for (value, wait) in [
             ("1500", Some(Duration::from_millis(1_500))),
@@ -203,7 +200,8 @@ mod tests {
         for (value, wait) in
             [("Fri, 31 Dec 9999 23:59:59 GMT", Some(MAX_RETRY_AFTER)), (DATED, None)]
         {
-            assert_eq!(read(503, &headers(&[("retry-after", value)]), b"").pause, wait);
+            let pause = read(503, &headers(&[("retry-after", value)]), b"").pause;
+            assert_eq!(pause.map(Duration::from), wait);
         }
     }
 

@@ -12,7 +12,7 @@ use super::kept::KeptMessages;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::PauseReason;
 use super::signal::{Requeue, Signal};
-use crate::answer::{AccessDenied, Answer, Verdict};
+use crate::answer::{AccessDenied, Answer, ClockUpdate, Verdict};
 use crate::backoff::Backoff;
 use crate::ceiling::{Class, Permit, Ticket};
 use crate::deadline;
@@ -235,7 +235,7 @@ impl<U: Upstream> Intake<U> {
             }
             // The upstream corrects its clock when two answers agree: the second, if this is the first.
             AccessDenied::Clock => {
-                calls == 1 || answer.http().is_some_and(|http| http.corrected.is_some())
+                calls == 1 || answer.http().is_some_and(|http| http.clock == ClockUpdate::Corrected)
             }
             AccessDenied::Permission | AccessDenied::Endpoint => false,
         }

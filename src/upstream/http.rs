@@ -23,7 +23,7 @@ use super::pool::{Connection, Pool, Slot};
 use super::trouble::Trouble;
 use super::tunnel::unused_variable;
 use super::{SendGate, SendMessage, Upstream};
-use crate::answer::{AccessDenied, Answer, Codes, TransportError, Verdict};
+use crate::answer::{AccessDenied, Answer, ClockUpdate, Codes, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
 use crate::config::{self, SignatureVersion};
 use crate::deadline;
@@ -386,7 +386,7 @@ impl Shared {
         let learnt = self.clock().learn(http.date, now, check);
         match learnt {
             Some(Correction::Made(skew)) => {
-                http.corrected = Some(skew);
+                http.clock = ClockUpdate::Corrected;
                 let skew_ms = skew.as_millis();
                 tracing::warn!(skew_ms, "the provider refused our time: corrected");
             }
