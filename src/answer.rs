@@ -2,28 +2,32 @@
 //! everything else asks [`Answer::verdict`].
 
 mod errors;
+mod read;
+mod text;
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::header::DATE;
 use jiff::Timestamp;
-use serde_json::Value;
 
 pub use errors::{AccessDenied, TransportError};
+pub use text::{CleanText, clean};
 
 /// What decides the meaning of an HTTP answer: the first of these that applies. The same order as in
 /// [`Answer::verdict`].
-pub const PRECEDENCE: [(&str, &str); 5] = [
+pub const PRECEDENCE: [(&str, &str); 6] = [
     ("2xx", "delivered with a MsgId, else unknown"),
     ("retry.codes", "what the configuration says of the code"),
-    ("x-acs-retry-after", "throttled, on a status of 400 or more"),
+    ("doubt", "unknown: a copy arrived, or a gateway may have passed the call on"),
+    ("x-acs-retry-after", "throttled, on a status of 400 or more; Retry-After alike"),
     ("the table of codes", "what the provider documents of the code"),
     ("the HTTP status", "where the code is missing or not documented"),
 ];
 
-/// The longest `x-acs-retry-after` that is believed. The official SDKs cap it at the same figure.
+/// The longest `x-acs-retry-after` or `Retry-After` that is believed. The official SDKs cap it at the
+/// same figure.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
 
 /// What one call came back with: facts, not meaning.
@@ -41,18 +45,86 @@ pub enum Answer {
 pub struct HttpAnswer {
     /// HTTP status.
     pub status: u16,
-    /// `MsgId`, if there is one and it is not empty.
-    pub msg_id: Option<Box<str>>,
+    /// What the body is.
+    pub body: Body,
+    /// `MsgId`, if there is one and it is not blank.
+    pub msg_id: Option<CleanText>,
     /// `RequestId`: what the provider's support asks for.
-    pub request_id: Option<Box<str>>,
+    pub request_id: Option<CleanText>,
     /// `Code` of an error.
-    pub code: Option<Box<str>>,
+    pub code: Option<CleanText>,
     /// `x-acs-retry-after`, a positive number of milliseconds, capped at [`MAX_RETRY_AFTER`].
     pub retry_after: Option<Duration>,
+    /// `Retry-After`, seconds or a date, as a wait capped at [`MAX_RETRY_AFTER`]. A gateway may have
+    /// written it.
+    pub pause: Option<Pause>,
     /// The provider's clock.
     pub date: Option<Timestamp>,
     /// What `retry.codes` says that its code means.
     pub ruled: Option<Verdict>,
+    /// What the upstream has learnt of our clock from it.
+    pub clock: ClockUpdate,
+}
+
+/// A wait that is bounded, in milliseconds: small, since outcomes carry it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pause(NonZeroU32);
+
+impl Pause {
+    /// `None` for less than a millisecond; more than [`MAX_RETRY_AFTER`] is as much.
+    pub fn new(wait: Duration) -> Option<Self> {
+        let millis = u32::try_from(wait.min(MAX_RETRY_AFTER).as_millis()).ok()?;
+        NonZeroU32::new(millis).map(Self)
+    }
+}
+
+impl From<Pause> for Duration {
+    fn from(pause: Pause) -> Self {
+        Self::from_millis(pause.0.get().into())
+    }
+}
+
+/// Whether an answer has changed what is added to our clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ClockUpdate {
+    /// It has not.
+    #[default]
+    None,
+    /// The next call is signed with another time.
+    Corrected,
+}
+
+/// What the body of an answer is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Body {
+    /// A JSON object, as the provider documents it.
+    #[default]
+    Object,
+    /// Nothing, as with a 204.
+    Empty,
+    /// In a content coding that was not asked for, such as gzip. It is not decoded.
+    Encoded,
+    /// Anything else: a page of a gateway, an object that was cut off.
+    Other,
+}
+
+impl Body {
+    /// Its name where a dead letter says why, and what it is: a part of a sentence.
+    const fn row(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Object => ("empty_msgid", "without a MsgId"),
+            Self::Empty => ("empty_body", "with an empty body, so without a MsgId"),
+            Self::Encoded => {
+                ("encoded_body", "with a compressed body, in which no MsgId can be read")
+            }
+            Self::Other => ("unreadable_body", "with a body in which no MsgId can be read"),
+        }
+    }
+
+    /// What it is, after "answered 200".
+    pub const fn explanation(self) -> &'static str {
+        self.row().1
+    }
 }
 
 /// What the configuration says of codes, over the table.
@@ -70,7 +142,7 @@ impl Codes {
         if let Answer::Http(http) = &mut answer
             && let Some(code) = &http.code
         {
-            let rule = self.0.iter().find(|(of, _)| of == code);
+            let rule = self.0.iter().find(|(of, _)| **of == **code);
             http.ruled = rule.map(|(_, means)| means.clone());
         }
         answer
@@ -174,26 +246,7 @@ impl Answer {
     /// Reads an HTTP answer. Any bytes will do: what is not the provider's JSON is an answer
     /// without a code.
     pub fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
-        let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        let text = |names: &[&str]| {
-            let texts = names.iter().filter_map(|name| body[name].as_str());
-            texts.filter(|text| !text.is_empty()).map(Box::from).next()
-        };
-        // Some of the provider's answers have a number for a code.
-        let number = || body["Code"].as_number().map(|code| code.to_string().into());
-        Self::Http(HttpAnswer {
-            status,
-            msg_id: text(&["MsgId"]),
-            request_id: text(&["RequestId", "requestId"]),
-            code: text(&["Code", "code"]).or_else(number),
-            retry_after: retry_after(headers),
-            date: headers
-                .get(DATE)
-                .and_then(|v| v.to_str().ok())
-                .and_then(|v| jiff::fmt::rfc2822::parse(v).ok())
-                .map(|at| at.timestamp()),
-            ruled: None,
-        })
+        Self::Http(read::read(status, headers, body))
     }
 
     /// What it means. Total: every status and every code has a verdict.
@@ -218,6 +271,19 @@ impl Answer {
                 _ => format!("http_{}", answer.status).into(),
             },
         }
+    }
+
+    /// Its label, and for a 2xx without a `MsgId` what its body is: why a message is a dead letter.
+    pub fn cause(&self) -> Cow<'_, str> {
+        match self.http() {
+            Some(http) if http.is_2xx() && http.msg_id.is_none() => http.body.row().0.into(),
+            _ => self.label(),
+        }
+    }
+
+    /// How long to wait before the next call, where the answer says so.
+    pub fn pause(&self) -> Option<Duration> {
+        self.http().and_then(HttpAnswer::pause)
     }
 
     /// Whether a gateway gave up waiting for the provider, which may read the call yet.
@@ -249,30 +315,53 @@ impl HttpAnswer {
             // The operator's word on a code comes before any header. A throttled call still waits for
             // as long as the provider asks.
             return match ruled {
-                Verdict::Throttled { .. } => Verdict::Throttled { retry_after: self.retry_after },
+                Verdict::Throttled { .. } => Verdict::Throttled { retry_after: self.pause() },
                 _ => ruled.clone(),
             };
         }
-        if self.status >= 400 && self.retry_after.is_some() {
-            // Whatever the table says of the code: so do the official SDKs since July 2026.
-            return Verdict::Throttled { retry_after: self.retry_after };
-        }
         let row = self.code.as_deref().and_then(|code| TABLE.iter().find(|r| r.code.matches(code)));
+        if self.is_in_doubt(row) {
+            return Verdict::Unknown;
+        }
+        if self.status >= 400 && self.pause().is_some() {
+            // Whatever the table says of the code: so do the official SDKs since July 2026.
+            return Verdict::Throttled { retry_after: self.pause() };
+        }
         if let Some(row) = row {
             return row.means.clone();
         }
         match self.status {
             429 => THROTTLED,
-            // Not the provider's words but a gateway's, which may have passed the call on before
-            // what stands behind it failed.
-            500.. if self.code.is_none() => Verdict::Unknown,
             408 | 500.. => Verdict::Failed,
             401 | 403 | 407 if self.code.is_none() => Verdict::Denied(AccessDenied::Permission),
             404 | 405 if self.code.is_none() => Verdict::Denied(AccessDenied::Endpoint),
             400..500 => Verdict::Refused,
-            // A redirect or less is not the provider's answer.
+            // A redirect is not the provider's answer.
             _ => Verdict::Denied(AccessDenied::Endpoint),
         }
+    }
+
+    /// Whether the call may have been taken although this answer is no success. A header that asks to
+    /// wait does not change that.
+    fn is_in_doubt(&self, row: Option<&CodeRow>) -> bool {
+        if let Some(row) = row {
+            return row.means == Verdict::Unknown;
+        }
+        match self.status {
+            // See Other is what follows a POST that was carried out. Less than 200 is no answer.
+            ..200 | 303 => true,
+            // Not the provider's words but a gateway's, which may have passed the call on before
+            // what stands behind it failed. Only the provider sends x-acs-retry-after; but 504 says
+            // that the gateway did not wait for its answer.
+            500.. if self.code.is_none() => self.status == 504 || self.retry_after.is_none(),
+            // The provider says "throttled" with a 400: what this one says is not known.
+            400 => self.body == Body::Encoded && self.pause().is_none(),
+            _ => false,
+        }
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        self.retry_after.or(self.pause.map(Duration::from))
     }
 }
 
@@ -291,11 +380,4 @@ pub fn meaning(label: &str) -> Option<Verdict> {
         Some(status) => Some(HttpAnswer { status, ..HttpAnswer::default() }.verdict()),
         None => TABLE.iter().find(|row| row.code.matches(label)).map(|row| row.means.clone()),
     }
-}
-
-/// Zero, negative, blank or non-numeric is no header, as in the official SDKs.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get("x-acs-retry-after")?.to_str().ok()?;
-    let millis = value.trim().parse::<u64>().ok().filter(|ms| *ms > 0)?;
-    Some(Duration::from_millis(millis).min(MAX_RETRY_AFTER))
 }

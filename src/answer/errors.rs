@@ -6,14 +6,42 @@
 pub enum TransportError {
     /// The endpoint's name did not resolve.
     Resolve,
+    /// The resolver did not answer.
+    ResolverSilent,
     /// No connection of this egress address became free in time.
     NoConnection,
-    /// The connection was refused, reset or unreachable.
+    /// The connection failed otherwise than by one of the next causes.
     Connect,
+    /// The provider's address refused the connection.
+    Refused,
+    /// The connection was reset before it was ready.
+    Reset,
+    /// There is no route to the provider's address.
+    Unreachable,
+    /// Nothing can be sent to the provider from an address of `upstream.egress_addresses`.
+    SourceAddress,
+    /// No connection to the proxy of `upstream.proxy` opened.
+    ProxyUnreachable,
+    /// The proxy wants a user and password, or others.
+    ProxyPassword,
+    /// The proxy opened no connection to the provider.
+    ProxyRefused,
     /// The connection did not open in time.
     ConnectTimeout,
-    /// The TLS handshake failed.
+    /// The TLS handshake failed otherwise than by one of the next causes.
     Tls,
+    /// The server's certificate has expired.
+    CertificateExpired,
+    /// The server's certificate is not valid yet.
+    CertificateNotYetValid,
+    /// The server's certificate is for another host.
+    CertificateName,
+    /// No authority of `upstream.roots` has issued the server's certificate.
+    CertificateIssuer,
+    /// There is no version of TLS that both sides accept.
+    TlsVersion,
+    /// The server does not speak TLS.
+    NotTls,
     /// The connection was gone before the first byte of the request was written.
     Unwritten,
     /// There is no key to sign with.
@@ -33,12 +61,26 @@ pub enum TransportError {
 
 impl TransportError {
     /// All, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 26] = [
         Self::Resolve,
+        Self::ResolverSilent,
         Self::NoConnection,
         Self::Connect,
+        Self::Refused,
+        Self::Reset,
+        Self::Unreachable,
+        Self::SourceAddress,
+        Self::ProxyUnreachable,
+        Self::ProxyPassword,
+        Self::ProxyRefused,
         Self::ConnectTimeout,
         Self::Tls,
+        Self::CertificateExpired,
+        Self::CertificateNotYetValid,
+        Self::CertificateName,
+        Self::CertificateIssuer,
+        Self::TlsVersion,
+        Self::NotTls,
         Self::Unwritten,
         Self::NoKey,
         Self::TooLate,
@@ -53,7 +95,13 @@ impl TransportError {
         !matches!(self, Self::Closed | Self::Timeout | Self::Garbled)
     }
 
-    /// Its name in metrics and logs.
+    /// Whether no connection opened: because of DNS, TCP or TLS.
+    pub fn is_of_connection(self) -> bool {
+        ["resolve", "connect", "connect_timeout", "tls"].contains(&self.as_str())
+    }
+
+    /// Its name in metrics and logs. The causes of one step share one; the first of them in
+    /// [`ALL`](Self::ALL) is the general one.
     pub const fn as_str(self) -> &'static str {
         self.row().0
     }
@@ -69,6 +117,7 @@ impl TransportError {
     }
 
     /// Name, explanation, remedy.
+    #[expect(clippy::too_many_lines, reason = "one table")]
     const fn row(self) -> (&'static str, &'static str, &'static str) {
         const NETWORK: &str =
             "Check the network, proxy and firewall between tollgate and upstream.endpoint.";
@@ -80,12 +129,51 @@ impl TransportError {
                 "The provider's host name did not resolve.",
                 "Check DNS and the host in upstream.endpoint.",
             ),
+            Self::ResolverSilent => (
+                "resolve",
+                "The DNS resolver did not answer when asked for the provider's host name.",
+                "Check the resolver of this machine, and whether a network policy lets DNS through.",
+            ),
             Self::NoConnection => (
                 "no_connection",
                 "All connections to the provider were in use.",
                 "The provider answers slowly; if it persists, raise upstream.max_connections.",
             ),
             Self::Connect => ("connect", "The connection to the provider failed.", NETWORK),
+            Self::Refused => (
+                "connect",
+                "The provider's address refused the connection.",
+                "Check the host and port in upstream.endpoint, and the firewall on the way to it.",
+            ),
+            Self::Reset => (
+                "connect",
+                "The connection to the provider was reset before it was ready.",
+                NETWORK,
+            ),
+            Self::Unreachable => {
+                ("connect", "There is no route to the provider's address.", NETWORK)
+            }
+            Self::SourceAddress => (
+                "connect",
+                "No connection can be made from the source address to the provider.",
+                "Check that upstream.egress_addresses are this pod's, and of the same family (IPv4 or \
+                 IPv6) as the provider's addresses.",
+            ),
+            Self::ProxyUnreachable => (
+                "connect",
+                "No connection to the proxy could be opened.",
+                "Check the host and port in upstream.proxy, and the network to the proxy.",
+            ),
+            Self::ProxyPassword => (
+                "connect",
+                "The proxy asks for a user and password.",
+                "Write them into upstream.proxy: http://user:password@host:port.",
+            ),
+            Self::ProxyRefused => (
+                "connect",
+                "The proxy did not open a connection to the provider.",
+                "Check that the proxy allows CONNECT to the host and port of upstream.endpoint.",
+            ),
             Self::ConnectTimeout => {
                 ("connect_timeout", "The connection to the provider did not open in time.", NETWORK)
             }
@@ -93,6 +181,37 @@ impl TransportError {
                 "tls",
                 "The TLS handshake with the provider failed.",
                 "Check upstream.endpoint and upstream.roots, and whether a proxy is in between.",
+            ),
+            Self::CertificateExpired => (
+                "tls",
+                "The certificate of the provider's host has expired.",
+                "Check this machine's clock, and which server upstream.endpoint leads to; otherwise that \
+                 server needs a new certificate.",
+            ),
+            Self::CertificateNotYetValid => (
+                "tls",
+                "The certificate of the provider's host is not valid yet.",
+                "Check this machine's clock, and which server upstream.endpoint leads to.",
+            ),
+            Self::CertificateName => (
+                "tls",
+                "The certificate of the server is not for the host name in upstream.endpoint.",
+                "Check the host in upstream.endpoint, and whether DNS or a proxy leads to another server.",
+            ),
+            Self::CertificateIssuer => (
+                "tls",
+                "The certificate of the provider's host is from an unknown authority.",
+                "Check whether a proxy intercepts TLS, and add its authority with upstream.roots.",
+            ),
+            Self::TlsVersion => (
+                "tls",
+                "The server and tollgate have no TLS version in common: tollgate has 1.2 and 1.3.",
+                "Check which server upstream.endpoint leads to, and let it accept TLS 1.2 or newer.",
+            ),
+            Self::NotTls => (
+                "tls",
+                "The server answers without TLS.",
+                "Check the scheme and port in upstream.endpoint, and whether a proxy is in between.",
             ),
             Self::Unwritten => (
                 "unwritten",

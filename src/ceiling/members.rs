@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::script_client::ScriptConnection;
 use super::{CeilingInner, Status};
+use crate::answer::clean;
 use crate::config;
 
 /// What Redis runs.
@@ -142,7 +143,11 @@ impl Members {
 fn read(words: &str) -> Option<Member> {
     let (age, words) = words.split_once(':')?;
     let age = Duration::from_millis(age.parse().ok()?);
-    Some(Member { age, ..serde_json::from_str(words).ok()? })
+    let mut member: Member = serde_json::from_str(words).ok()?;
+    for text in [&mut member.name, &mut member.version, &mut member.egress_group] {
+        *text = clean(text).into();
+    }
+    Some(Member { age, ..member })
 }
 
 /// Tells and asks, until the ceiling is dropped.
@@ -194,5 +199,32 @@ fn this(name: &str, config: &config::Fleet, status: &Status) -> Member {
         waiting: status.waiting,
         longest_wait_ms: u64::try_from(status.longest_wait.as_millis()).unwrap_or(u64::MAX),
         age: Duration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer may be of another version, and any client of that Redis may write its report.
+    #[test]
+    fn a_report_is_cleaned_before_it_is_shown() {
+        let long = "p".repeat(65_536);
+        let counts = r#""share":1,"used":2,"waiting":3,"longest_wait_ms":4"#;
+        for (name, shown) in [
+            ("pod-a".to_owned(), "pod-a".to_owned()),
+            (r"pod\u001b[2J".to_owned(), "pod\u{fffd}[2J".to_owned()),
+            (r"pod\u202egnp".to_owned(), "pod\u{fffd}gnp".to_owned()),
+            (r"pod\u009b31m".to_owned(), "pod\u{fffd}31m".to_owned()),
+            (long, format!("{}…", "p".repeat(127))),
+        ] {
+            let words = format!(
+                r#"5:{{"name":"{name}","version":"{name}","egress_group":"{name}",{counts}}}"#
+            );
+            let member = read(&words).unwrap();
+            assert_eq!(member.name, shown);
+            assert_eq!((&member.version, &member.egress_group), (&member.name, &member.name));
+            assert_eq!(member.age, Duration::from_millis(5));
+        }
     }
 }

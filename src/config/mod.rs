@@ -54,7 +54,7 @@ pub use sections::{Drain, LogFormat, Runtime, Telemetry, Topics};
 pub use setting::Setting;
 pub use spool::{Idempotency, Spool, Store};
 pub use upstream::{InstanceRule, Roots, SignatureVersion, Upstream};
-pub use uri::Endpoint;
+pub use uri::{Endpoint, Proxy};
 pub use warnings::{Warning, warnings};
 
 /// The whole configuration.

@@ -13,7 +13,7 @@ use super::row::Reload::Live;
 use super::row::Row;
 use super::table::section;
 use super::tables::tables;
-use super::uri::{self, Endpoint};
+use super::uri::{self, Endpoint, Proxy};
 use crate::message::{InstanceId, PayloadEncoding, Topic, TopicPattern};
 
 /// The provider drops a connection that was idle for about 10 s; a call on one is lost.
@@ -95,6 +95,13 @@ section! {
         /// built in), "system", or the path of a PEM file.
         roots: Roots = "bundled", value(roots);
 
+        /// An HTTP proxy for all calls, which must allow CONNECT to the endpoint:
+        /// http://[user:password@]host:port. Behind it, all calls leave from one address, the proxy's, with one
+        /// ceiling ceilings.egress_ip; sidecars behind the same proxy share that address (fleet.egress_group).
+        /// The variables HTTPS_PROXY and NO_PROXY hold for keys.uri only. No default.
+        proxy: Option<Proxy> => Example "http://proxy.example:3128",
+            optional(|raw| uri::proxy(raw.text()?));
+
         /// Addresses of this pod to send from. Each has the ceiling ceilings.egress_ip of its own, so they
         /// must leave the cluster as different addresses, too. Empty: one, which the system chooses.
         egress_addresses: Vec<IpAddr> = [], list(Scalar::Refused, egress);
@@ -105,7 +112,7 @@ section! {
         /// topics = ["Alarm/*"]
         instances: Vec<InstanceRule> = [], instances, Live;
     }
-    check conflicts(instance_id, instances, connect_timeout, call_timeout, egress_addresses);
+    check conflicts(instance_id, instances, connect_timeout, call_timeout, egress_addresses, proxy);
 }
 
 const ENDPOINT_REMEDY: &str =
@@ -130,6 +137,7 @@ fn conflicts(
     connect: Option<&Duration>,
     call: Option<&Duration>,
     egress_addresses: Option<&Vec<IpAddr>>,
+    proxy: Option<&Option<Proxy>>,
 ) {
     if instance_id == Some(&None) && instances.is_some_and(Vec::is_empty) {
         let remedy = "write the instance's id, or rules under [[upstream.instances]]";
@@ -139,6 +147,11 @@ fn conflicts(
     r.not_longer(connect, call, "write a shorter one: a call includes its connection");
     if let Some(addresses) = egress_addresses {
         no_address_twice(r, addresses);
+        // Each would have a ceiling of its own, and all leave as one.
+        if addresses.len() > 1 && matches!(proxy, Some(Some(_))) {
+            let remedy = "remove them, or all but one: the provider sees the proxy's address only";
+            r.conflict("upstream.egress_addresses", "has several beside upstream.proxy", remedy);
+        }
     }
 }
 

@@ -1,9 +1,15 @@
 //! Addresses with a host: the upstream's endpoint and the URI that answers with a key.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::Uri;
 use http::uri::Authority;
+use percent_encoding::percent_decode_str;
+use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::error::ValueError;
 
@@ -33,11 +39,70 @@ impl Endpoint {
         }
     }
 
+    /// Host and port, always both, as CONNECT wants them.
+    pub fn host_and_port(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
     /// Whether this is the provider itself, whose published ceilings then hold.
     pub fn is_provider(&self) -> bool {
         let host = self.host.trim_end_matches('.').to_ascii_lowercase();
         host == "aliyuncs.com" || host.ends_with(".aliyuncs.com")
     }
+}
+
+/// An HTTP proxy between us and the upstream.
+#[derive(Clone)]
+pub struct Proxy {
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    authorization: Option<SecretString>,
+}
+
+impl Proxy {
+    /// The value of `Proxy-Authorization`.
+    pub fn authorization(&self) -> Option<&str> {
+        self.authorization.as_ref().map(ExposeSecret::expose_secret)
+    }
+}
+
+impl fmt::Debug for Proxy {
+    /// It may have a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proxy({}:{})", self.host, self.port)
+    }
+}
+
+/// Reads `http://[user:password@]host[:port]`.
+pub(super) fn proxy(text: &str) -> Result<Proxy, ValueError> {
+    let wrong = |problem: &str| ValueError::new(problem, "write http://[user:password@]host:port");
+    let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("has no scheme"))?;
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err(wrong("has a scheme other than http, which is how tollgate speaks to a proxy"));
+    }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (user, place) = match rest.rsplit_once('@') {
+        Some((user, place)) => (Some(user), place),
+        None => (None, rest),
+    };
+    if place.contains(['/', '?', '#']) {
+        return Err(wrong("has a path or query; only user, host and port belong here"));
+    }
+    let (host, port) = host_and_port(place).map_err(wrong)?;
+    let authorization = user.map(|user| {
+        let user = Zeroizing::new(percent_decode_str(user).collect::<Vec<u8>>());
+        // Without a password, the colon is still there.
+        let end: &[u8] = if user.contains(&b':') { b"" } else { b":" };
+        let user = Zeroizing::new([&user, end].concat());
+        SecretString::from(format!("Basic {}", STANDARD.encode(&*user)))
+    });
+    Ok(Proxy { host, port: port.unwrap_or(80), authorization })
 }
 
 /// Reads `https://host[:port]`, `http://host[:port]` or a bare host, which means https.
@@ -172,6 +237,33 @@ mod tests {
             "::1",
         ] {
             assert!(endpoint(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn proxies() {
+        for (text, host, port, authorization) in [
+            ("http://proxy:3128", "proxy", 3128, None),
+            ("HTTP://proxy/", "proxy", 80, None),
+            ("http://[::1]:3128", "::1", 3128, None),
+            ("http://u:p%40ss@proxy:3128", "proxy", 3128, Some("Basic dTpwQHNz")),
+            ("http://u@proxy:3128", "proxy", 3128, Some("Basic dTo=")),
+        ] {
+            let proxy = proxy(text).unwrap();
+            assert_eq!((&*proxy.host, proxy.port), (host, port), "{text}");
+            assert_eq!(proxy.authorization(), authorization, "{text}");
+            assert!(!format!("{proxy:?}").contains("Basic"));
+        }
+        for text in [
+            "",
+            "proxy:3128",
+            "https://proxy",
+            "socks5://proxy",
+            "http://",
+            "http://p/x",
+            "http://p:0",
+        ] {
+            assert!(proxy(text).is_err(), "{text}");
         }
     }
 

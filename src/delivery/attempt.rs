@@ -131,7 +131,7 @@ impl NextStep {
         match answer.verdict() {
             Verdict::Delivered => Self::Delivered,
             Verdict::Refused => Self::Refused,
-            Verdict::Unknown if repeat.follows(unknown) => Self::Retry(None),
+            Verdict::Unknown if repeat.follows(unknown) => Self::Retry(answer.pause()),
             Verdict::Unknown => Self::Uncertain,
             Verdict::Denied(why) => Self::Access(why),
             Verdict::Throttled { retry_after } => Self::Retry(retry_after),

@@ -8,7 +8,7 @@ use super::attempt::{NextStep, Repeat};
 use super::kept::{KeptMessages, MAX_WRITE};
 use super::outcome::{Disposition, Outcome};
 use super::signal::{Requeue, Signal};
-use crate::answer::{AccessDenied, Answer, Verdict};
+use crate::answer::{AccessDenied, Answer, CleanText, Verdict};
 use crate::message::{Message, MessageId};
 use crate::spool::{Brief, Change, Death, Doubt, Effect, Noted, Reason, Receipt, State, Tries};
 use crate::upstream::Upstream;
@@ -82,7 +82,7 @@ impl<U: Upstream> KeptMessages<U> {
     async fn delivered(&self, message: &Message, attempts: u32, answer: &Answer) {
         let id = message.id;
         let caller = self.queue.take_caller(id);
-        let text = |text: Option<&Box<str>>| text.cloned().unwrap_or_default();
+        let text = |text: Option<&CleanText>| text.cloned().unwrap_or_default().into();
         let receipt = Receipt {
             msg_id: text(answer.http().and_then(|http| http.msg_id.as_ref())),
             request_id: text(answer.http().and_then(|http| http.request_id.as_ref())),
@@ -187,8 +187,8 @@ impl<U: Upstream> KeptMessages<U> {
 
 /// A dead letter's end now, as the last `answer` has it. No caller was answered 202.
 pub(super) fn death(reason: Reason, answer: Option<&Answer>) -> Death {
-    let code = answer.map(|answer| answer.label().into_owned().into_boxed_str());
+    let code = answer.map(|answer| answer.cause().into_owned().into_boxed_str());
     let http = answer.and_then(Answer::http);
-    let request_id = http.and_then(|http| http.request_id.clone());
+    let request_id = http.and_then(|http| http.request_id.clone()).map(Into::into);
     Death { reason, code, request_id, at: Timestamp::now(), accepted: false }
 }

@@ -13,7 +13,7 @@ use super::kept::KeptMessages;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::PauseReason;
 use super::signal::{Requeue, Signal};
-use crate::answer::{AccessDenied, Answer, Verdict};
+use crate::answer::{AccessDenied, Answer, ClockUpdate, Verdict};
 use crate::backoff::Backoff;
 use crate::ceiling::{Class, Permit, Ticket};
 use crate::deadline;
@@ -166,7 +166,7 @@ impl<U: Upstream> Intake<U> {
             let next = NextStep::of(&answer, repeat, 0);
             let again = match next {
                 _ if is_answered || calls == MAX_CALLS => false,
-                NextStep::Access(why) => self.regains_access(why, calls, caller).await,
+                NextStep::Access(why) => self.regains_access(why, &answer, calls, caller).await,
                 NextStep::Retry(after) if self.kept.is_none() => {
                     self.pauses(after, calls, caller).await
                 }
@@ -240,15 +240,23 @@ impl<U: Upstream> Intake<U> {
     }
 
     /// Whether another call may be let in, while the caller waits.
-    async fn regains_access(&self, why: AccessDenied, calls: u32, caller: &Caller) -> bool {
+    async fn regains_access(
+        &self,
+        why: AccessDenied,
+        answer: &Answer,
+        calls: u32,
+        caller: &Caller,
+    ) -> bool {
         match why {
             AccessDenied::Key => {
                 let renewed = timeout_at(caller.deadline, self.dispatcher.upstream.renew_key());
                 let renewed = self.dispatcher.stop.run_until_cancelled(renewed).await;
                 renewed.is_some_and(|renewed| renewed.unwrap_or(false))
             }
-            // The upstream has corrected its clock by the answer's; once.
-            AccessDenied::Clock => calls == 1,
+            // The upstream corrects its clock when two answers agree: the second, if this is the first.
+            AccessDenied::Clock => {
+                calls == 1 || answer.http().is_some_and(|http| http.clock == ClockUpdate::Corrected)
+            }
             AccessDenied::Permission | AccessDenied::Endpoint => false,
         }
     }

@@ -92,8 +92,8 @@ impl Outcome {
             }
             State::Delivered(receipt) => Disposition::Answered(Answer::Http(HttpAnswer {
                 status: 200,
-                msg_id: Some(receipt.msg_id.clone()),
-                request_id: Some(receipt.request_id.clone()),
+                msg_id: Some(receipt.msg_id.clone().into()),
+                request_id: Some(receipt.request_id.clone().into()),
                 ..HttpAnswer::default()
             })),
             State::Dead(Death { reason: Reason::Unknown, accepted, .. }) => {

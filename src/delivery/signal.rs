@@ -40,7 +40,8 @@ impl Signal {
             Verdict::Delivered | Verdict::Refused => Self::Works,
             Verdict::Denied(why) => Self::Denied(why),
             Verdict::Throttled { retry_after } => Self::Fails { retry_after },
-            Verdict::Failed | Verdict::Unknown => Self::Fails { retry_after: None },
+            Verdict::Failed => Self::Fails { retry_after: None },
+            Verdict::Unknown => Self::Fails { retry_after: answer.pause() },
         }
     }
 

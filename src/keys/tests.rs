@@ -137,6 +137,20 @@ async fn a_key_is_renewed_before_it_ends_without_a_gap() {
     }
 }
 
+/// A key that ends at the edge of time is taken, and is not looked for again before it is refused.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_never_ends() {
+    for end in [Timestamp::MAX, "9999-12-30T00:00:00Z".parse().unwrap()] {
+        let world = World::new();
+        let keys = world.keys(Pace::BeforeExpiry, move |n, _| Ok(key(n, Some(end))));
+        keys.loaded().await;
+        assert_eq!(keys.current().unwrap().expires(), Some(end));
+        sleep(Duration::from_hours(24 * 365)).await;
+        assert_eq!((world.looks().len(), keys.status().expires_at), (1, Some(end)));
+        assert!(keys.refresh(&keys.current().unwrap()).await);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn failing_renewals_keep_the_key_until_it_ends_and_no_longer() {
     let world = World::new();

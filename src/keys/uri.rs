@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use jiff::fmt::temporal::Pieces;
 use reqwest::redirect::Policy;
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{Client, NoProxy, Proxy, StatusCode, Url};
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
@@ -47,14 +48,25 @@ struct CredentialsAnswer {
 }
 
 impl CredentialsUri {
-    /// Checks the URI and makes its client; nothing is fetched yet.
+    /// Checks the URI and makes its client; nothing is fetched yet. An https URI is fetched through the
+    /// proxy that the environment names.
     pub fn new(uri: &str) -> Result<Self, KeyError> {
+        Self::with_environment(uri, |name| std::env::var(name).ok())
+    }
+
+    /// The same, with variables of another environment.
+    pub fn with_environment(
+        uri: &str,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, KeyError> {
         let uri = Url::parse(uri).map_err(|_| KeyError::NotUri)?;
         if !matches!(uri.scheme(), "http" | "https") {
             return Err(KeyError::NotUri);
         }
         let origin = uri.origin().ascii_serialization();
-        let client = client(&uri)?;
+        // A key does not pass through a proxy in clear text.
+        let proxy = if uri.scheme() == "https" { proxy(lookup)? } else { None };
+        let client = client(&uri, proxy)?;
         Ok(Self { uri, origin, client })
     }
 
@@ -92,11 +104,9 @@ impl CredentialsUri {
         }
         let missing = |name| self.failure(format!("its answer has no {name}"));
         // A key without an end would never be renewed.
-        let expires: Timestamp = answer
-            .expiration
-            .ok_or_else(|| missing("Expiration"))?
-            .parse()
-            .map_err(|_| self.failure("its answer's Expiration is not a time"))?;
+        let expires = answer.expiration.ok_or_else(|| missing("Expiration"))?;
+        let expires = moment(&expires)
+            .ok_or_else(|| self.failure("its answer's Expiration is not a time"))?;
         let id = answer.access_key_id.ok_or_else(|| missing("AccessKeyId"))?;
         let secret = answer.access_key_secret.ok_or_else(|| missing("AccessKeySecret"))?;
         let token = answer.security_token.filter(|token| !token.expose_secret().is_empty());
@@ -120,13 +130,15 @@ impl Source for CredentialsUri {
 }
 
 /// A client whose one send is exactly one request to exactly that URI.
-fn client(uri: &Url) -> Result<Client, KeyError> {
-    Client::builder()
+fn client(uri: &Url, proxy: Option<Proxy>) -> Result<Client, KeyError> {
+    // Nothing is read from the environment but what `proxy` has read.
+    let client = Client::builder().no_proxy();
+    let client = if let Some(proxy) = proxy { client.proxy(proxy) } else { client };
+    client
         .tls_backend_preconfigured(tls_config(uri)?)
         // A redirect would carry the key's address, and its password, elsewhere.
         .redirect(Policy::none())
         .retry(reqwest::retry::never())
-        .no_proxy()
         .http1_only()
         // Minutes pass between two fetches: no connection is worth keeping.
         .pool_max_idle_per_host(0)
@@ -135,6 +147,27 @@ fn client(uri: &Url) -> Result<Client, KeyError> {
         .timeout(WHOLE)
         .build()
         .map_err(|error| KeyError::Client(reason(&error)))
+}
+
+/// The proxy of `HTTPS_PROXY` (else `ALL_PROXY`) for hosts that `NO_PROXY` does not name. Of two
+/// spellings, the one in small letters holds, as in curl.
+fn proxy(lookup: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>, KeyError> {
+    let set = |names: &[&str]| {
+        names.iter().find_map(|name| lookup(name).filter(|value| !value.trim().is_empty()))
+    };
+    let Some(uri) = set(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]) else {
+        return Ok(None);
+    };
+    // It may hold a password, so it is not repeated.
+    let wrong = || KeyError::Client("HTTPS_PROXY is no http:// or https:// URI".to_owned());
+    let uri = if uri.contains("://") { uri } else { format!("http://{uri}") };
+    let uri = Url::parse(&uri).map_err(|_| wrong())?;
+    if !matches!(uri.scheme(), "http" | "https") {
+        return Err(wrong());
+    }
+    let except = set(&["no_proxy", "NO_PROXY"]).and_then(|list| NoProxy::from_string(&list));
+    let proxy = Proxy::https(uri).map_err(|_| wrong())?;
+    Ok(Some(proxy.no_proxy(except)))
 }
 
 /// Bundled authorities, so that an image without CA files works, and the system's, since a key
@@ -163,6 +196,19 @@ fn reason(error: &reqwest::Error) -> String {
         cause = Some(deeper);
     }
     cause.map_or_else(|| "the request failed".to_owned(), ToString::to_string)
+}
+
+/// A moment with an offset from UTC. One that is too far away for a [`Timestamp`], such as the
+/// `9999-12-31T23:59:59Z` of a key that never ends, is the nearest that is one.
+fn moment(text: &str) -> Option<Timestamp> {
+    if let Ok(at) = text.parse() {
+        return Some(at);
+    }
+    let pieces = Pieces::parse(text).ok()?;
+    let at = pieces.date().to_datetime(pieces.time()?);
+    let offset = pieces.to_numeric_offset()?;
+    let far = if at.year() > 0 { Timestamp::MAX } else { Timestamp::MIN };
+    Some(offset.to_timestamp(at).unwrap_or(far))
 }
 
 /// Wraps at once, so that a mistake further on in the JSON drops it wiped.
@@ -198,6 +244,28 @@ mod tests {
                 r#"{{"AccessKeyId":"i","AccessKeySecret":"s","Expiration":"2024-01-02T09:04:05Z"{rest}}}"#
             );
             assert!(source().read(json.as_bytes()).unwrap().token().is_none(), "{rest}");
+        }
+    }
+
+    #[test]
+    fn an_end_at_the_edge_of_time_is_clamped() {
+        for (text, end) in [
+            ("9999-12-31T23:59:59Z", Some(Timestamp::MAX)),
+            ("9999-12-30T22:00:01Z", Some(Timestamp::MAX)),
+            ("9999-12-31T23:59:59.999999999-23:00", Some(Timestamp::MAX)),
+            ("9999-12-30T22:00:00Z", Some("9999-12-30T22:00:00Z".parse().unwrap())),
+            ("-009999-01-01T00:00:00Z", Some(Timestamp::MIN)),
+            ("2024-01-02T09:04:05Z", Some("2024-01-02T09:04:05Z".parse().unwrap())),
+            ("9999-12-31", None),
+            ("9999-12-31T23:59:59", None),
+            ("9999-13-31T23:59:59Z", None),
+            ("never", None),
+        ] {
+            assert_eq!(moment(text), end, "{text}");
+            let json =
+                format!(r#"{{"AccessKeyId":"i","AccessKeySecret":"s","Expiration":"{text}"}}"#);
+            let key = source().read(json.as_bytes());
+            assert_eq!(key.ok().and_then(|key| key.expires()), end, "{text}");
         }
     }
 

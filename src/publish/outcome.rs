@@ -140,13 +140,15 @@ fn answer_of(answer: &Answer, calls: u32) -> Answered {
     };
     let mut problem = problem.attempts(calls);
     if let Some(HttpAnswer { status, request_id, code, .. }) = answer.http() {
-        problem = problem.upstream(code.clone(), request_id.clone(), Some(*status));
+        let (code, request_id) = (code.clone(), request_id.clone());
+        problem = problem.upstream(code.map(Into::into), request_id.map(Into::into), Some(*status));
     }
     let mut answered = Answered::problem(published, problem);
     if let Some(failure) = &mut answered.failure {
         failure.calls = calls;
         failure.code = Some(answer.label().into_owned());
-        failure.upstream_request_id = answer.http().and_then(|http| http.request_id.clone());
+        let request_id = answer.http().and_then(|http| http.request_id.clone());
+        failure.upstream_request_id = request_id.map(Into::into);
     }
     answered
 }
@@ -252,10 +254,12 @@ fn problem(status: StatusCode, slug: &str, title: &'static str, detail: String) 
 fn reason(answer: &Answer) -> String {
     match answer {
         Answer::TransportError(error) => error.explanation().to_owned(),
-        Answer::Http(http) => match &http.code {
-            Some(code) => format!("The upstream answered {code} ({}).", http.status),
-            None if http.status < 300 => "The upstream answered without a MsgId.".to_owned(),
-            None => format!("The upstream answered {}.", http.status),
+        Answer::Http(http @ HttpAnswer { status, .. }) => match &http.code {
+            Some(code) => format!("The upstream answered {code} ({status})."),
+            None if (200..300).contains(status) => {
+                format!("The upstream answered {status} {}.", http.body.explanation())
+            }
+            None => format!("The upstream answered {status}."),
         },
     }
 }

@@ -14,10 +14,15 @@ const fn explain(what: &'static str, remedy: &'static str) -> Explanation {
     Explanation { what, remedy }
 }
 
+/// For a transport error whose cause is known.
+pub(super) const fn of_transport(error: TransportError) -> Explanation {
+    explain(error.explanation(), error.remedy())
+}
+
 /// For a code or a transport error, as metrics name it.
 pub(super) fn of(label: &str) -> Explanation {
     if let Some(error) = TransportError::ALL.into_iter().find(|error| error.as_str() == label) {
-        return explain(error.explanation(), error.remedy());
+        return of_transport(error);
     }
     match answer::meaning(label) {
         Some(Verdict::Denied(denied)) => explain(denied.explanation(), denied.remedy()),

@@ -131,6 +131,9 @@ impl TelemetryService {
             lines.extend([format!("spool: {spool}\nstored: {queued}\ndead letters: {dead}\n")]);
         }
         lines.push_str(&self.sources.configuration.view().line());
+        if let Some(trouble) = self.sources.upstream.status().trouble {
+            lines.extend([format!("upstream: {}\n", trouble.explanation())]);
+        }
         for paused in self.sources.delivery.paused() {
             let (topic, why) = (&paused.lane.parent, pause_reason(paused.reason.denied()));
             lines

@@ -11,6 +11,7 @@ use super::view::{
     PausedTopic, SidecarStatus, SpendView, Today, TopicSpend, Unit,
 };
 use super::{TelemetrySources, concerns, explanations};
+use crate::answer::TransportError;
 use crate::ceiling;
 use crate::config::{Billing, Limit};
 use crate::delivery;
@@ -180,7 +181,11 @@ impl SidecarStatus {
             last_answer: upstream.last_answer,
             last_delivered: failures.delivered,
             clock_skew_seconds: upstream.clock_skew.as_secs_f64(),
-            errors: failures.latest.iter().map(error).collect(),
+            errors: failures
+                .latest
+                .iter()
+                .map(|failure| error(failure, upstream.trouble))
+                .collect(),
             fleet: FleetView::of(&sources.ceiling, &ceiling),
             configuration: sources.configuration.view(),
         };
@@ -224,8 +229,12 @@ fn paused(paused: &delivery::PausedLane) -> PausedTopic {
     }
 }
 
-fn error(failure: &Failure) -> CallError {
-    let explanation = explanations::of(&failure.code);
+/// `trouble`: why connections do not open now, which says more than its code.
+fn error(failure: &Failure, trouble: Option<TransportError>) -> CallError {
+    let explanation = match trouble {
+        Some(why) if *failure.code == *why.as_str() => explanations::of_transport(why),
+        _ => explanations::of(&failure.code),
+    };
     CallError {
         code: failure.code.to_string(),
         count: failure.count,

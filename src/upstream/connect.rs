@@ -14,7 +14,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
+use super::cause;
 use super::resolve::Resolver;
+use super::tunnel::Tunnel;
 use crate::answer::TransportError;
 use crate::config::{self, Roots};
 
@@ -48,7 +50,9 @@ pub enum TlsError {
 }
 
 pub(super) struct Connector {
+    /// For the proxy, if there is one.
     resolver: Resolver,
+    tunnel: Option<Tunnel>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     timeout: Duration,
 }
@@ -63,39 +67,73 @@ impl Connector {
         } else {
             None
         };
+        let (host, port) = match &config.proxy {
+            Some(proxy) => (&proxy.host, proxy.port),
+            None => (&endpoint.host, endpoint.port),
+        };
         Ok(Self {
-            resolver: Resolver::system(&endpoint.host, endpoint.port, config.dns_ttl),
+            resolver: Resolver::system(host, port, config.dns_ttl),
+            tunnel: config.proxy.as_ref().map(|proxy| Tunnel::new(proxy, endpoint)),
             tls,
             timeout: config.connect_timeout,
         })
     }
 
     /// Opens a connection from `source`, or from where the system likes. Returns the provider's
-    /// address with it.
+    /// address with it, or the proxy's.
     pub(super) async fn connect(
         &self,
         source: Option<IpAddr>,
     ) -> Result<(Pin<Box<dyn ProviderStream>>, SocketAddr), TransportError> {
         let deadline = Instant::now() + self.timeout;
-        let found = timeout_at(deadline, self.resolver.addresses()).await;
-        let Ok(Ok(mut addresses)) = found else { return Err(TransportError::Resolve) };
-        if let Some(source) = source {
-            addresses.retain(|to| to.is_ipv4() == source.is_ipv4());
+        let (mut stream, to) = self.reach(source, deadline).await?;
+        if let Some(tunnel) = &self.tunnel {
+            let opened = timeout_at(deadline, tunnel.open(&mut stream)).await;
+            opened.map_err(|_| TransportError::ConnectTimeout)??;
         }
-        addresses.truncate(MAX_ADDRESSES);
-        let (stream, to) = self.open(&addresses, source, deadline).await?;
         let Some((connector, name)) = &self.tls else { return Ok((Box::pin(stream), to)) };
         match timeout_at(deadline, connector.connect(name.clone(), stream)).await {
             Ok(Ok(stream)) => Ok((Box::pin(stream), to)),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "TLS handshake failed");
-                // rustls reports what it does not like as invalid data; anything else is the other
-                // side ending the connection.
-                let ours = error.kind() == io::ErrorKind::InvalidData;
-                Err(if ours { TransportError::Tls } else { TransportError::Connect })
+                Err(cause::of_tls(&error))
             }
             Err(_) => Err(TransportError::ConnectTimeout),
         }
+    }
+
+    /// A TCP connection to the provider, or to the proxy.
+    async fn reach(
+        &self,
+        source: Option<IpAddr>,
+        deadline: Instant,
+    ) -> Result<(TcpStream, SocketAddr), TransportError> {
+        let reached = self.reach_any(source, deadline).await;
+        reached.map_err(|lost| match lost {
+            TransportError::ConnectTimeout | TransportError::SourceAddress => lost,
+            _ if self.tunnel.is_some() => TransportError::ProxyUnreachable,
+            lost => lost,
+        })
+    }
+
+    async fn reach_any(
+        &self,
+        source: Option<IpAddr>,
+        deadline: Instant,
+    ) -> Result<(TcpStream, SocketAddr), TransportError> {
+        let found = timeout_at(deadline, self.resolver.addresses()).await;
+        let mut addresses = match found {
+            Ok(found) => found.map_err(|error| cause::of_lookup(&error))?,
+            Err(_) => return Err(TransportError::ResolverSilent),
+        };
+        if let Some(source) = source {
+            addresses.retain(|to| to.is_ipv4() == source.is_ipv4());
+            if addresses.is_empty() {
+                return Err(TransportError::SourceAddress);
+            }
+        }
+        addresses.truncate(MAX_ADDRESSES);
+        self.open(&addresses, source, deadline).await
     }
 
     /// The first address that answers; each gets its part of the time that is left.
@@ -114,7 +152,7 @@ impl Connector {
                 Ok(Ok(stream)) => return Ok((stream, *to)),
                 Ok(Err(error)) => {
                     tracing::debug!(%to, %error, "connection failed");
-                    lost = TransportError::Connect;
+                    lost = cause::of_tcp(&error);
                 }
                 Err(_) => lost = TransportError::ConnectTimeout,
             }

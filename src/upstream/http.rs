@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
 use http::{HeaderName, Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -17,21 +17,23 @@ use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::clock::{Correction, ProviderClock, TimeCheck};
 use super::connect::{Connector, TlsError};
 use super::pool::{Pool, PooledConnection, Slot};
+use super::trouble::Trouble;
+use super::tunnel::unused_variable;
 use super::{SendGate, SendMessage, Upstream};
-use crate::answer::{AccessDenied, Answer, Codes, TransportError, Verdict};
+use crate::answer::{AccessDenied, Answer, ClockUpdate, Codes, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
 use crate::config::{self, SignatureVersion};
 use crate::deadline;
 use crate::keys::{Key, Keys};
+use crate::log_limiter::LogLimiter;
 use crate::message::{Message, PayloadEncoding};
 use crate::signing::{self, Credentials, Signed, Stamp};
 
 /// No answer of the provider comes near it.
 const MAX_ANSWER: usize = 64 * 1024;
-/// Skew below this is the `Date` header's own coarseness.
-const MIN_SKEW_MS: i64 = 1_500;
 
 /// The provider over HTTP. Cheap to clone.
 #[derive(Clone)]
@@ -42,6 +44,7 @@ pub struct HttpUpstream {
 struct UpstreamInner {
     authority: String,
     host: HeaderValue,
+    path: Path,
     signature: SignatureVersion,
     encoding: PayloadEncoding,
     call_timeout: Duration,
@@ -52,12 +55,21 @@ struct UpstreamInner {
     codes: Codes,
     /// The key that was refused last.
     refused: Mutex<Option<Arc<Key>>>,
-    /// The provider's clock minus ours, as its last answer showed.
-    skew_ms: AtomicI64,
-    /// What is added to our clock when signing: set when the provider refused our time.
-    correction_ms: AtomicI64,
+    clock: Mutex<ProviderClock>,
+    /// At most one line a second about a `Date` that is not believed.
+    clock_lines: LogLimiter,
+    trouble: Trouble,
     /// Unix milliseconds of the last answer; 0: none yet.
     last_answer_ms: AtomicI64,
+}
+
+/// How connections lead to the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    Direct,
+    /// Through `upstream.proxy`: what ends a connection may be the proxy's doing, and it may still
+    /// pass on what it has got.
+    Proxied,
 }
 
 /// What is known of the provider.
@@ -67,11 +79,20 @@ pub struct UpstreamStatus {
     pub clock_skew: SignedDuration,
     /// When the last answer came.
     pub last_answer: Option<Timestamp>,
+    /// Why the last connection did not open; `None`: a call was answered since.
+    pub trouble: Option<TransportError>,
 }
 
 impl HttpUpstream {
     /// Prepares connections; none is opened before it is needed.
     pub fn new(config: &config::Upstream, codes: Codes, keys: Keys) -> Result<Self, TlsError> {
+        if let Some(variable) = unused_variable(config, |name| std::env::var_os(name)) {
+            tracing::warn!(
+                variable,
+                "a proxy is set in the environment, and calls to the provider do not use it: to \
+                 send them through a proxy, set upstream.proxy"
+            );
+        }
         let connector = Arc::new(Connector::new(config)?);
         let pool = |source: Option<IpAddr>| {
             Pool::new(Arc::clone(&connector), source, config.idle_timeout, config.max_connections)
@@ -87,6 +108,7 @@ impl HttpUpstream {
         let shared = Arc::new(UpstreamInner {
             host,
             authority,
+            path: if config.proxy.is_some() { Path::Proxied } else { Path::Direct },
             signature: config.signature,
             encoding: config.payload,
             call_timeout: config.call_timeout,
@@ -94,8 +116,9 @@ impl HttpUpstream {
             keys,
             codes,
             refused: Mutex::default(),
-            skew_ms: AtomicI64::new(0),
-            correction_ms: AtomicI64::new(0),
+            clock: Mutex::default(),
+            clock_lines: LogLimiter::new(1),
+            trouble: Trouble::new(),
             last_answer_ms: AtomicI64::new(0),
         });
         tokio::spawn(reap(Arc::downgrade(&shared), config.idle_timeout));
@@ -106,7 +129,8 @@ impl HttpUpstream {
     pub fn status(&self) -> UpstreamStatus {
         let last = self.shared.last_answer_ms.load(Ordering::Relaxed);
         UpstreamStatus {
-            clock_skew: SignedDuration::from_millis(self.shared.skew_ms.load(Ordering::Relaxed)),
+            clock_skew: self.shared.clock().skew(),
+            trouble: self.shared.trouble.now(),
             last_answer: (last > 0).then(|| Timestamp::from_millisecond(last).ok()).flatten(),
         }
     }
@@ -135,6 +159,7 @@ impl Upstream for HttpUpstream {
         let (connection, slot) = match lease {
             Ok(leased) => leased,
             Err(lost) => {
+                shared.trouble.met(lost, &shared.authority);
                 give_back(permit, lost, Read::Never);
                 return Answer::TransportError(if gate.is_closed() {
                     TransportError::TooLate
@@ -153,7 +178,7 @@ impl Upstream for HttpUpstream {
         };
         permit.goes_to(connection.to());
         // On the heap: it may outlive this call.
-        let mut exchange = Box::pin(exchange(connection, request));
+        let mut exchange = Box::pin(exchange(connection, request, shared.path));
         let Ok((connection, ended)) = deadline::by(deadline, &mut exchange).await else {
             // Its place is free for another call.
             drop(slot);
@@ -164,9 +189,9 @@ impl Upstream for HttpUpstream {
         };
         match ended {
             Ok(answer) => {
-                let answer = shared.codes.rule(answer);
+                let mut answer = shared.codes.rule(answer);
                 pool.put_back(connection);
-                shared.learn(&answer, key);
+                shared.learn(&mut answer, key);
                 match answer.verdict() {
                     // A gateway that did not wait for what stands behind it, which may read it yet.
                     _ if answer.is_gateway_timeout() => drop(permit),
@@ -197,12 +222,26 @@ impl Upstream for HttpUpstream {
 fn give_back(permit: Permit, lost: TransportError, read: Read) {
     match lost {
         TransportError::Connect
+        | TransportError::Refused
+        | TransportError::Reset
+        | TransportError::Unreachable
         | TransportError::ConnectTimeout
         | TransportError::Unwritten
         | TransportError::Closed => permit.lost(read),
         TransportError::Resolve
+        | TransportError::ResolverSilent
         | TransportError::NoConnection
+        | TransportError::SourceAddress
+        | TransportError::ProxyUnreachable
+        | TransportError::ProxyPassword
+        | TransportError::ProxyRefused
         | TransportError::Tls
+        | TransportError::CertificateExpired
+        | TransportError::CertificateNotYetValid
+        | TransportError::CertificateName
+        | TransportError::CertificateIssuer
+        | TransportError::TlsVersion
+        | TransportError::NotTls
         | TransportError::NoKey
         | TransportError::TooLate
         | TransportError::NotText => permit.unsent(),
@@ -233,7 +272,11 @@ fn listen(exchange: impl Future<Output = Exchanged> + Send + 'static, permit: Pe
 type Exchanged = (PooledConnection, Result<Answer, (TransportError, Read)>);
 
 /// Sends a request and reads the whole answer.
-async fn exchange(mut connection: PooledConnection, request: Request<Full<Bytes>>) -> Exchanged {
+async fn exchange(
+    mut connection: PooledConnection,
+    request: Request<Full<Bytes>>,
+    path: Path,
+) -> Exchanged {
     let response = connection.sender().try_send_request(request).await;
     let ended = match response {
         Ok(response) => answer(response).await,
@@ -242,7 +285,7 @@ async fn exchange(mut connection: PooledConnection, request: Request<Full<Bytes>
             Err(match error.take_message() {
                 Some(_) => (TransportError::Unwritten, Read::Never),
                 None if error.error().is_parse() => (TransportError::Garbled, Read::Possible),
-                None => (TransportError::Closed, read(error.error())),
+                None => (TransportError::Closed, read(error.error(), path)),
             })
         }
     };
@@ -260,9 +303,10 @@ async fn answer(response: Response<Incoming>) -> Result<Answer, (TransportError,
 }
 
 /// Whether the provider may still read the call of a connection that ended with this error.
-fn read(error: &hyper::Error) -> Read {
-    // Its end in order. A reset may be the way's doing.
-    if error.is_incomplete_message() { Read::Over } else { Read::Possible }
+fn read(error: &hyper::Error, path: Path) -> Read {
+    // Its end in order. A reset may be the way's doing, and any end a proxy's.
+    let is_over = error.is_incomplete_message() && path == Path::Direct;
+    if is_over { Read::Over } else { Read::Possible }
 }
 
 impl UpstreamInner {
@@ -316,36 +360,48 @@ impl UpstreamInner {
     fn stamp(&self) -> Option<Stamp> {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).ok()?;
-        let correction = SignedDuration::from_millis(self.correction_ms.load(Ordering::Relaxed));
-        let at = Timestamp::now().checked_add(correction).ok()?;
+        let at = self.clock().corrected(Timestamp::now());
         Some(Stamp::new(at, u128::from_ne_bytes(nonce)))
     }
 
+    fn clock(&self) -> MutexGuard<'_, ProviderClock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes from an answer what the next call needs to know.
-    fn learn(&self, answer: &Answer, key: Arc<Key>) {
+    fn learn(&self, answer: &mut Answer, key: Arc<Key>) {
         let now = Timestamp::now();
         self.last_answer_ms.store(now.as_millisecond(), Ordering::Relaxed);
-        let skew = answer.http().and_then(|http| http.date).map(|date| {
-            let ms = date.as_millisecond() - now.as_millisecond();
-            // The header is cut to a second: anything less is no skew.
-            if ms.abs() < MIN_SKEW_MS { 0 } else { ms }
-        });
-        if let Some(skew) = skew {
-            self.skew_ms.store(skew, Ordering::Relaxed);
+        self.trouble.ended();
+        let verdict = answer.verdict();
+        let check = match verdict {
+            Verdict::Denied(AccessDenied::Clock) => TimeCheck::Refused,
+            Verdict::Delivered | Verdict::Refused => TimeCheck::Passed,
+            _ => TimeCheck::Silent,
+        };
+        if verdict == Verdict::Denied(AccessDenied::Key) {
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
         }
-        match answer.verdict() {
-            Verdict::Denied(AccessDenied::Clock) => {
-                // An answer without a Date says nothing of how far we are off.
-                if let Some(skew) = skew
-                    && self.correction_ms.swap(skew, Ordering::Relaxed) != skew
-                {
-                    tracing::warn!(skew_ms = skew, "the provider refused our time: corrected");
+        let Answer::Http(http) = answer else { return };
+        let learnt = self.clock().learn(http.date, now, check);
+        match learnt {
+            Some(Correction::Made(skew)) => {
+                http.clock = ClockUpdate::Corrected;
+                let skew_ms = skew.as_millis();
+                tracing::warn!(skew_ms, "the provider refused our time: corrected");
+            }
+            Some(Correction::TooFar(skew)) => {
+                if let Some(suppressed) = self.clock_lines.next() {
+                    let skew_s = skew.as_secs();
+                    tracing::warn!(
+                        skew_s,
+                        suppressed,
+                        "the provider refused our time, and its Date is too far off to be believed: \
+                         not corrected; check this machine's clock"
+                    );
                 }
             }
-            Verdict::Denied(AccessDenied::Key) => {
-                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
-            }
-            _ => {}
+            None => {}
         }
     }
 }
@@ -359,6 +415,8 @@ fn assemble(signed: Signed, host: HeaderValue) -> Option<Request<Full<Bytes>>> {
     let headers = request.headers_mut();
     headers.insert(HOST, host);
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    // Without it, a gateway may compress the answer, in which no MsgId could be read.
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers.insert(
         USER_AGENT,
         HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION"))),

@@ -4,12 +4,16 @@
 //! hyper's connection API instead of reqwest: one `send` is one call, nothing is re-sent or
 //! redirected behind our back, and it costs a third less CPU.
 
+mod cause;
+mod clock;
 mod connect;
 mod http;
 mod pool;
 mod resolve;
 mod send_gate;
 mod send_message;
+mod trouble;
+mod tunnel;
 
 use crate::answer::Answer;
 use crate::ceiling::Permit;

@@ -161,7 +161,101 @@ fn cases() -> Vec<Case> {
             "http_503",
             "over_ceiling",
         ),
+        // Standard Retry-After: the same, but where a gateway may have passed the call on.
+        case(
+            "429 with Retry-After",
+            Say::Bytes(http(429, "text/html", &[("retry-after", "60")], "x")),
+            1,
+            THROTTLED,
+            "http_429",
+            "over_ceiling",
+        ),
+        case(
+            "ServiceUnavailable with Retry-After as a date",
+            error_with(
+                503,
+                "ServiceUnavailable",
+                &[
+                    ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
+                    ("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT"),
+                ],
+            ),
+            1,
+            THROTTLED,
+            "ServiceUnavailable",
+            "over_ceiling",
+        ),
+        case(
+            "Retry-After that has passed is none",
+            error_with(
+                400,
+                "ParameterCheckFailed",
+                &[("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT")],
+            ),
+            1,
+            REFUSED,
+            "ParameterCheckFailed",
+            "refused",
+        ),
+        case(
+            "html 503 with Retry-After",
+            Say::Bytes(http(503, "text/html", &[("retry-after", "60")], "x")),
+            1,
+            UNKNOWN,
+            "http_503",
+            "unknown",
+        ),
+        // Errors that leave a doubt, whatever they ask for.
+        case(
+            "html 504 with x-acs-retry-after",
+            Say::Bytes(http(504, "text/html", &in_a_while, "x")),
+            1,
+            UNKNOWN,
+            "http_504",
+            "unknown",
+        ),
+        case(
+            "SignatureNonceUsed with x-acs-retry-after",
+            error_with(400, "SignatureNonceUsed", &in_a_while),
+            1,
+            UNKNOWN,
+            "SignatureNonceUsed",
+            "unknown",
+        ),
+        case(
+            "compressed 400",
+            json(400, &[("content-encoding", "gzip")], "x"),
+            1,
+            UNKNOWN,
+            "http_400",
+            "unknown",
+        ),
+        case("303", html(303), 1, UNKNOWN, "http_303", "unknown"),
         // Success that is none.
+        case(
+            "compressed 200",
+            json(200, &[("content-encoding", "gzip")], r#"{"MsgId":"M-1"}"#),
+            1,
+            UNKNOWN,
+            "empty_msgid",
+            "unknown",
+        ),
+        case(
+            "204",
+            Say::Bytes(b"HTTP/1.1 204 X\r\n\r\n".to_vec()),
+            1,
+            UNKNOWN,
+            "empty_msgid",
+            "unknown",
+        ),
+        case(
+            "blank MsgId",
+            json(200, &[], r#"{"MsgId":" \u0000","RequestId":"REQ-1"}"#),
+            1,
+            UNKNOWN,
+            "empty_msgid",
+            "unknown",
+        ),
         case(
             "empty MsgId",
             json(200, &[], r#"{"MsgId":"","RequestId":"REQ-1"}"#),
@@ -363,6 +457,57 @@ async fn a_success_with_a_numeric_code_is_a_success() {
     assert_eq!((answer.status, &answer.json()["MsgId"]), (200, &"M-1".into()));
 }
 
+/// Every call asks for an answer as it is, and a byte order mark before one hides nothing.
+#[tokio::test]
+async fn a_success_after_a_byte_order_mark_is_a_success() {
+    let said = json(200, &[], "\u{feff}{\"MsgId\":\"M-1\",\"RequestId\":\"R\"}");
+    let script = Script::start([said]).await;
+    for version in ["hmac-sha1", "acs3-hmac-sha256"] {
+        let flags = [("upstream.signature", version)];
+        let (_sidecar, publish, _) = sidecar(&config(&script.url, &flags)).await;
+        let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+        assert_eq!((answer.status, &answer.json()["Attempts"]), (200, &1.into()));
+    }
+    for request in script.requests() {
+        assert!(request.contains("accept-encoding: identity\r\n"), "{request}");
+    }
+}
+
+/// A code or an id that is made to act on a terminal, or to fill a log, is shown cut and harmless.
+#[tokio::test]
+async fn codes_and_ids_are_cleaned() {
+    // Twice in an answer of at most 64 KiB.
+    let long = "c".repeat(32_000);
+    let cut = format!("{}…", "c".repeat(127));
+    for (code, shown) in [
+        (r"Odd\u001b[31m", "Odd\u{fffd}[31m"),
+        (r"Odd\u202eedoC", "Odd\u{fffd}edoC"),
+        (r"Odd\u009b2J\r\n", "Odd\u{fffd}2J\u{fffd}\u{fffd}"),
+        (&long, &cut),
+    ] {
+        let body = format!(r#"{{"Code":"{code}","RequestId":"{code}"}}"#);
+        let script = Script::start([json(400, &[], &body)]).await;
+        let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &[])).await;
+        let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+        let problem = answer.json();
+        assert_eq!((answer.status, &problem["upstream"]["Code"]), (422, &shown.into()));
+        assert_eq!(problem["upstream"]["RequestId"], shown);
+        assert!(problem["detail"].as_str().unwrap().contains(shown), "{problem}");
+        let metrics = get(&telemetry, "/metrics").await.text();
+        let other = "tollgate_upstream_calls_total{kind=\"first\",code=\"other\"}";
+        assert_eq!(series(&metrics, other), 1.0, "{metrics}");
+        assert!(!get(&telemetry, "/status.json").await.text().contains(['\u{1b}', '\u{202e}']));
+    }
+    let script =
+        Script::start([json(200, &[], r#"{"MsgId":"M\u202e1","RequestId":"R\u0007"}"#)]).await;
+    let (_sidecar, publish, _) = sidecar(&config(&script.url, &[])).await;
+    let receipt = post(&publish, "/publish/TopicA", &[], b"x").await.json();
+    assert_eq!(
+        (&receipt["MsgId"], &receipt["RequestId"]),
+        (&"M\u{fffd}1".into(), &"R\u{fffd}".into())
+    );
+}
+
 /// The wait ends before a connection is ready: nothing was sent, and nothing is sent afterwards.
 #[tokio::test]
 async fn what_has_not_left_in_time_stays() {
@@ -468,9 +613,51 @@ async fn what_passes_at_a_later_try_is_a_success() {
     }
 }
 
-/// The provider refuses our time: its `Date` sets us right, and the message goes through.
+fn http_date(ahead: jiff::SignedDuration) -> String {
+    let at = jiff::Timestamp::now() + ahead;
+    jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&at).unwrap()
+}
+
+/// How far the time of a signed request is ahead of our clock.
+fn signed_ahead(request: &str) -> jiff::SignedDuration {
+    let at = request.split("Timestamp=").nth(1).unwrap().split('&').next().unwrap();
+    let at: jiff::Timestamp = at.replace("%3A", ":").parse().unwrap();
+    at.duration_since(jiff::Timestamp::now())
+}
+
+/// Two answers that agree on the provider's time set ours right, and the message goes through. Answers
+/// that do not agree, or whose `Date` cannot be, change nothing.
 #[tokio::test]
-async fn a_wrong_clock_is_corrected_by_the_answer() {
+async fn a_wrong_clock_is_corrected_by_answers_that_agree() {
+    let minutes = jiff::SignedDuration::from_mins;
+    let refused = |date: &str| error_with(400, "InvalidTimeStamp.Expired", &[("date", date)]);
+    let far = "Fri, 31 Dec 9999 23:59:59 GMT".to_owned();
+    let past = "Thu, 01 Jan 1970 00:00:00 GMT".to_owned();
+    for (dates, status, calls, ahead) in [
+        ([http_date(minutes(16)), http_date(minutes(16))], 200, 3, minutes(16)),
+        ([http_date(minutes(-16)), http_date(minutes(-16))], 200, 3, minutes(-16)),
+        ([http_date(minutes(16)), http_date(minutes(-16))], 502, 2, minutes(0)),
+        ([http_date(minutes(40)), http_date(minutes(40))], 502, 2, minutes(0)),
+        ([far.clone(), far], 502, 2, minutes(0)),
+        ([past.clone(), past], 502, 2, minutes(0)),
+    ] {
+        let script = Script::start(dates.iter().map(|date| refused(date))).await;
+        let (_sidecar, publish, _) = sidecar(&config(&script.url, &[])).await;
+        let answer = post(&publish, "/publish/TopicA", &[], b"hello").await;
+        assert_eq!((answer.status, script.requests().len()), (status, calls), "{dates:?}");
+        // One more call, if the last was refused.
+        post(&publish, "/publish/TopicA", &[], b"hello").await;
+        let times: Vec<_> = script.requests().iter().map(|request| signed_ahead(request)).collect();
+        let near = |one: jiff::SignedDuration, other| (one - other).abs() < minutes(5);
+        assert!(times[..2].iter().all(|time| near(*time, minutes(0))), "{times:?}");
+        assert!(times[2..].iter().all(|time| near(*time, ahead)), "{dates:?}: {times:?}");
+    }
+}
+
+/// The provider refuses our time once, and its `Date` is far off: the call is made again, and the
+/// difference is shown.
+#[tokio::test]
+async fn a_clock_that_is_off_is_shown() {
     let ahead = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(40);
     let date =
         jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&ahead).unwrap();

@@ -10,10 +10,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support;
-use crate::support::authority::certify;
+use crate::support::authority::{certify, certify_for};
 use crate::support::http::{BOUND, get, post, series};
+use crate::support::process::Serve;
+use crate::support::proxy::ConnectProxy;
 use crate::support::script::{Say, Script, error, ok};
 use crate::support::{config, sidecar, sidecar_with, until};
+use rcgen::{Certificate, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -133,7 +136,10 @@ async fn a_connection_closed_by_the_provider_is_not_used() {
 
 /// An upstream under TLS, vouched for by an authority of its own.
 async fn tls_upstream(folder: &Path) -> String {
-    let (certificate, key) = certify(folder, &["localhost"]);
+    serve_tls(certify(folder, &["localhost"])).await
+}
+
+async fn serve_tls((certificate, key): (Certificate, KeyPair)) -> String {
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let server = rustls::ServerConfig::builder_with_provider(provider)
@@ -174,6 +180,180 @@ async fn tls_with_an_authority_of_ones_own() {
     assert_eq!((answer.status, &answer.json()["outcome"]), (502, &"not-sent".into()));
     let metrics = get(&telemetry, "/metrics").await.text();
     assert_eq!(series(&metrics, "tollgate_upstream_calls_total{kind=\"first\",code=\"tls\"}"), 1.0);
+}
+
+/// A server that answers each connection's first bytes with these, and closes.
+async fn answers_with(bytes: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut first = vec![0; 16 * 1024];
+            drop(stream.read(&mut first).await);
+            drop(stream.write_all(bytes).await);
+            // Until tollgate closes it: an early close could be a reset.
+            while stream.read(&mut first).await.is_ok_and(|n| n > 0) {}
+        }
+    });
+    format!("https://localhost:{port}")
+}
+
+/// Why no connection opens is in the problem, on the page and in the verbose readiness.
+#[tokio::test]
+async fn why_no_connection_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let roots = |name: &str| {
+        let folder = folder.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        (folder.join("ca.pem").to_str().unwrap().to_owned(), folder)
+    };
+    let certified = async |name: &str, host: &str, years| {
+        let (ca, folder) = roots(name);
+        (serve_tls(certify_for(&folder, &[host], years)).await, ("upstream.roots", ca))
+    };
+    let (_closed, refusing) = support::ports::refusing();
+    let bundled = || ("upstream.roots", "bundled".to_owned());
+    let from = |address: &str| ("upstream.egress_addresses", address.to_owned());
+    let (unvouched, _) = certified("issuer", "localhost", (1975, 4096)).await;
+    let (expired, expired_ca) = certified("expired", "localhost", (2019, 2020)).await;
+    let (early, early_ca) = certified("early", "localhost", (4000, 4096)).await;
+    let (other, other_ca) = certified("name", "other.example", (1975, 4096)).await;
+    let alert = answers_with(b"\x15\x03\x03\x00\x02\x02\x46").await;
+    let plain = answers_with(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    for (endpoint, flag, code, why) in [
+        (expired, expired_ca, "tls", "certificate of the provider's host has expired"),
+        (early, early_ca, "tls", "certificate of the provider's host is not valid yet"),
+        (other, other_ca, "tls", "not for the host name in upstream.endpoint"),
+        (unvouched, bundled(), "tls", "from an unknown authority"),
+        (alert, bundled(), "tls", "no TLS version in common"),
+        (plain, bundled(), "tls", "answers without TLS"),
+        (format!("http://{refusing}"), bundled(), "connect", "refused the connection"),
+        (format!("http://{refusing}"), from("192.0.2.1"), "connect", "from the source address"),
+        (format!("http://{refusing}"), from("::1"), "connect", "from the source address"),
+        ("http://nowhere.invalid".to_owned(), bundled(), "resolve", "did not resolve"),
+    ] {
+        let flags = [(flag.0, &*flag.1), ("upstream.connect_timeout", "5s")];
+        let (_sidecar, publish, telemetry) = sidecar(&config(&endpoint, &flags)).await;
+        let problem = post(&publish, "/publish/TopicA", &[], b"x").await.json();
+        assert_eq!(problem["outcome"], "not-sent", "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(why), "{why}: {problem}");
+        let ready = get(&telemetry, "/readyz?verbose").await.text();
+        let line = ready.lines().find(|line| line.starts_with("upstream: ")).unwrap();
+        assert!(line.contains(why), "{why}: {ready}");
+        let status = get(&telemetry, "/status.json").await.json();
+        assert_eq!(status["errors"][0]["code"], code, "{why}");
+        assert!(status["errors"][0]["words"].as_str().unwrap().contains(why), "{status}");
+        assert!(status["concerns"].to_string().contains(why), "{why}: {}", status["concerns"]);
+    }
+    // Once a call is answered, it is over.
+    let script = Script::start([]).await;
+    let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &[])).await;
+    assert_eq!(post(&publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    assert!(!get(&telemetry, "/readyz?verbose").await.text().contains("upstream: "));
+}
+
+/// Calls go through the proxy, over as few connections as without one, and with its password.
+#[tokio::test]
+async fn through_a_proxy() {
+    let folder = tempfile::tempdir().unwrap();
+    let tls = tls_upstream(folder.path()).await;
+    let (plain, peers, _) = peers().await;
+    let roots = folder.path().join("ca.pem");
+    for (url, user, password) in [
+        (&tls, "", None),
+        (&tls, "user:p%40ss@", Some("Proxy-Authorization: Basic dXNlcjpwQHNz\r\n")),
+        (&plain, "", None),
+    ] {
+        let proxy = ConnectProxy::start(None).await;
+        let address = format!("http://{user}{}", proxy.address);
+        let flags = [
+            ("upstream.proxy", &*address),
+            ("upstream.roots", roots.to_str().unwrap()),
+            ("upstream.idle_timeout", "9s"),
+        ];
+        let (_sidecar, publish, _) = sidecar(&config(url, &flags)).await;
+        for _ in 0..10 {
+            let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+            assert_eq!(answer.status, 200, "{}", answer.json());
+        }
+        let heads = proxy.heads();
+        assert_eq!(heads.len(), 1, "{heads:?}");
+        let (_, authority) = url.split_once("://").unwrap();
+        assert!(heads[0].starts_with(&format!("CONNECT {authority} HTTP/1.1\r\n")), "{heads:?}");
+        assert_eq!(heads[0].contains("Proxy-Authorization"), password.is_some());
+        assert!(password.is_none_or(|password| heads[0].contains(password)), "{heads:?}");
+    }
+    assert_eq!(peers.lock().unwrap().len(), 1);
+}
+
+/// Nothing is sent to a proxy that opens no connection, and the problem says why.
+#[tokio::test]
+async fn a_proxy_that_opens_no_connection() {
+    let (_closed, refusing) = support::ports::refusing();
+    for (answer, why) in [
+        (Some(&b"HTTP/1.1 407 Authenticate\r\n\r\n"[..]), "asks for a user and password"),
+        (Some(b"HTTP/1.1 403 Forbidden\r\nx: y\r\n\r\n"), "did not open a connection"),
+        (Some(b"HTTP/1.1 200"), "did not open a connection"),
+        (Some(b"no HTTP\r\n\r\n"), "did not open a connection"),
+        (None, "No connection to the proxy"),
+    ] {
+        let script = Script::start([]).await;
+        let proxy = match answer {
+            Some(_) => ConnectProxy::start(answer).await.address,
+            None => refusing.to_string(),
+        };
+        let address = format!("http://user:hush@{proxy}");
+        let flags = [("upstream.proxy", &*address)];
+        let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &flags)).await;
+        let problem = post(&publish, "/publish/TopicA", &[], b"x").await.json();
+        assert_eq!(problem["outcome"], "not-sent", "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(why), "{why}: {problem}");
+        assert!(get(&telemetry, "/readyz?verbose").await.text().contains(why), "{why}");
+        assert!(!get(&telemetry, "/status.json").await.text().contains("hush"));
+        assert!(script.requests().is_empty());
+    }
+}
+
+/// The ceiling of an egress address counts calls, over however many connections of the proxy's they go.
+#[tokio::test]
+async fn an_egress_ceiling_behind_a_proxy() {
+    let told = Arc::new(Notify::new());
+    let script = Script::start([(); 2].map(|()| Say::Later(Arc::clone(&told)))).await;
+    let proxy = ConnectProxy::start(None).await;
+    let address = format!("http://{}", proxy.address);
+    let flags = [("upstream.proxy", &*address), ("ceilings.egress_ip", "2")];
+    let (_sidecar, publish, _) = sidecar(&config(&script.url, &flags)).await;
+    let calls: Vec<_> = (0..2)
+        .map(|_| {
+            let publish = publish.clone();
+            tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await.status })
+        })
+        .collect();
+    until("two calls are on their way", async || script.requests().len() == 2).await;
+    assert_eq!(proxy.heads().len(), 2);
+    let third = post(&publish, "/publish/TopicA", &[("prefer", "wait=1")], b"x").await;
+    assert_eq!(third.json()["outcome"], "not-sent", "{}", third.json());
+    assert_eq!(script.requests().len(), 2);
+    told.notify_waiters();
+    for call in calls {
+        assert_eq!(timeout(BOUND, call).await.unwrap().unwrap(), 200);
+    }
+}
+
+/// A proxy in the environment that is not used is one line at start.
+#[tokio::test]
+async fn a_proxy_variable_that_is_not_used() {
+    let script = Script::start([]).await;
+    let said = "calls to the provider do not use it";
+    let settings = [("upstream.endpoint", &*script.url)];
+    let set = [("http_proxy", "http://user:hush@proxy.invalid:1")];
+    for (env, lines) in [(&set[..], 1), (&[], 0)] {
+        let serve = Serve::start(&settings, env).await;
+        assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+        let log = serve.log();
+        assert_eq!(log.matches(said).count(), lines, "{log}");
+        assert!(!log.contains("hush"), "{log}");
+    }
 }
 
 /// The old key stops working the moment the new one is mounted, long before the next poll: no

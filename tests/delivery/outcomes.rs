@@ -10,6 +10,7 @@ use crate::support::http::{Answer as Reply, get, post};
 use crate::support::process::{Serve, run};
 use crate::support::script::{self, Say, Script};
 use crate::support::test_sidecar::{ASYNC, Provider, TestSidecar, WAIT, error, is_kept, ok};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -237,6 +238,81 @@ async fn a_message_whose_outcome_stays_unknown() {
         let most = 1 + tries.parse::<usize>().unwrap();
         assert_eq!(provider.calls().len(), most, "{answer:?}");
         assert_eq!(death(&sidecar, only(&sidecar)), Some(Reason::Unknown));
+    }
+}
+
+/// What was perhaps delivered is sent again as often as configured and no more, whatever in its answer
+/// cannot be read; and the dead letter says that.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_never_understood() {
+    let ok = br#"{"MsgId":"M","RequestId":"R"}"#.as_slice();
+    let coded = ("content-encoding", "gzip");
+    let waits = ("x-acs-retry-after", "1000");
+    for (status, header, body, cause) in [
+        (200, Some(coded), ok, "encoded_body"),
+        (202, Some(("content-encoding", "br")), b"\x0b\x02", "encoded_body"),
+        (200, None, b"\x1f\x8b\x08\0", "unreadable_body"),
+        (204, None, b"", "empty_body"),
+        (200, Some(("retry-after", "1")), b"", "empty_body"),
+        (200, None, b"<html>OK</html>", "unreadable_body"),
+        (200, None, br#"{"MsgId":"0B73"#, "unreadable_body"),
+        (200, None, br#"[{"MsgId":"M"}]"#, "unreadable_body"),
+        (200, None, br#"{"Data":{"MsgId":"M"}}"#, "empty_msgid"),
+        (200, None, br#"{"MsgId":" "}"#, "empty_msgid"),
+        (200, None, br#"{"Code":"Throttling.User"}"#, "empty_msgid"),
+        // Errors, but not the provider's word that it has not taken the message.
+        (400, Some(coded), br#"{"Code":"Throttling"}"#, "http_400"),
+        (504, Some(waits), b"<html>", "http_504"),
+        (503, Some(("retry-after", "1")), b"<html>", "http_503"),
+        (303, None, b"", "http_303"),
+        (400, Some(waits), br#"{"Code":"SignatureNonceUsed"}"#, "SignatureNonceUsed"),
+    ] {
+        let headers: HeaderMap = header
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect();
+        let answer = Answer::read(status, &headers, body);
+        let folder = tempfile::tempdir().unwrap();
+        let provider = Provider::new(move |_, _, _| answer.clone());
+        let sidecar = sidecar(folder.path(), &provider, &[]).await;
+        assert!(is_kept(&sidecar.publish("x", ASYNC).await));
+        sleep(Duration::from_hours(30)).await;
+        assert_eq!(provider.calls().len(), 3, "{cause}: {status} {header:?}");
+        assert_eq!(sidecar.uncertain(), 3, "{cause}: {status} {header:?}");
+        let State::Dead(death) = sidecar.delivery.find(only(&sidecar)).unwrap().state else {
+            panic!("{cause}: no dead letter")
+        };
+        assert_eq!((death.reason, death.code.as_deref()), (Reason::Unknown, Some(cause)));
+    }
+}
+
+/// Where an answer asks to wait, in either header, the next call comes no earlier.
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_is_asked_for() {
+    let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
+    let failed = br#"{"Code":"SendMessageFailed"}"#.as_slice();
+    for (status, header, body, wait) in [
+        (429, ("retry-after", "90"), b"".as_slice(), 90),
+        (503, ("retry-after", "Sun, 06 Nov 1994 08:51:07 GMT"), b"<html>", 90),
+        (503, ("retry-after", "9999999999999999999999"), failed, 120),
+        (500, ("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT"), failed, 120),
+        (400, ("x-acs-retry-after", "99999999999999999999"), failed, 120),
+        (200, ("retry-after", "90"), b"", 90),
+    ] {
+        let headers: HeaderMap = [date, header]
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect();
+        let answer = Answer::read(status, &headers, body);
+        let folder = tempfile::tempdir().unwrap();
+        let rule = move |_, _: &_, nth| if nth == 0 { answer.clone() } else { ok() };
+        let provider = Provider::new(rule);
+        let sidecar = sidecar(folder.path(), &provider, &[]).await;
+        assert!(is_kept(&sidecar.publish("x", ASYNC).await));
+        sidecar.empty().await;
+        let calls = provider.calls();
+        let waited = calls[1].0.saturating_sub(calls[0].0).as_secs();
+        assert!(waited >= wait && waited < wait + 60, "{status} {header:?}: {waited} s");
     }
 }
 

@@ -12,6 +12,7 @@ pub mod manifests;
 pub mod ports;
 pub mod process;
 pub mod prometheus;
+pub mod proxy;
 pub mod redis;
 pub mod script;
 pub mod stage;

@@ -34,7 +34,8 @@ fn tollgate_under(before: &str, args: &[&str], env: &[(&str, &str)]) -> Command 
 
 fn clean(mut command: Command, args: &[&str], env: &[(&str, &str)]) -> Command {
     for (name, _) in std::env::vars() {
-        if name.starts_with("TOLLGATE_") || name.starts_with("ALIBABA_CLOUD_") {
+        let is_proxy = name.to_ascii_lowercase().ends_with("_proxy");
+        if is_proxy || name.starts_with("TOLLGATE_") || name.starts_with("ALIBABA_CLOUD_") {
             command.env_remove(name);
         }
     }

@@ -9,7 +9,8 @@ use super::{owned, read, shown};
 const DOCUMENTED: &str = include_str!("../../../config/tollgate.toml");
 const PRODUCTION: &str = include_str!("../../../config/production.toml");
 /// Keys without a default: the file shows an example.
-const EXAMPLES: [&str; 3] = ["upstream.endpoint", "upstream.instance_id", "keys.uri"];
+const EXAMPLES: [&str; 4] =
+    ["upstream.endpoint", "upstream.instance_id", "upstream.proxy", "keys.uri"];
 
 /// The file with every default switched on: a `#` right before a name or a `[` is one.
 fn switched_on() -> String {
@@ -31,7 +32,9 @@ fn defaults() -> tollgate::config::Loaded {
 #[test]
 fn every_key_stands_in_the_file_with_its_default() {
     let defaults = defaults();
-    let written = read(&switched_on()).unwrap();
+    let mut written = read(&switched_on()).unwrap();
+    // The only key without a default that has an effect by itself.
+    assert!(written.config.upstream.proxy.take().is_some());
     let mut compared = 0;
     for key in keys() {
         let setting = written.settings.iter().find(|setting| setting.key == key);

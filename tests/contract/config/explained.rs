@@ -75,9 +75,10 @@ fn what_decides_the_meaning_of_an_answer() {
         what an answer of the provider means; the first rule that applies decides:\n  \
         1. 2xx                 delivered with a MsgId, else unknown\n  \
         2. retry.codes         what the configuration says of the code\n  \
-        3. x-acs-retry-after   throttled, on a status of 400 or more\n  \
-        4. the table of codes  what the provider documents of the code\n  \
-        5. the HTTP status     where the code is missing or not documented\n";
+        3. doubt               unknown: a copy arrived, or a gateway may have passed the call on\n  \
+        4. x-acs-retry-after   throttled, on a status of 400 or more; Retry-After alike\n  \
+        5. the table of codes  what the provider documents of the code\n  \
+        6. the HTTP status     where the code is missing or not documented\n";
     assert!(text.ends_with(order), "{text}");
 }
 

@@ -31,6 +31,13 @@ fn in_a_file() {
         ("[publish.deep]\nx = 1", "publish.deep", "is not a key"),
         ("[publish]\n\"wait.x\" = 1", "publish.\"wait.x\"", "is not a key"),
         ("[drain]\nwait = \"5s\"", "drain.wait", "did you mean publish.wait?"),
+        ("proxy = \"https://p:1\"", "upstream.proxy", "has a scheme other than http"),
+        ("proxy = \"p:3128\"", "upstream.proxy", "has no scheme"),
+        (
+            "proxy = \"http://u:secret@p:1\"\negress_addresses = [\"10.0.0.1\", \"10.0.0.2\"]",
+            "upstream.egress_addresses",
+            "has several beside upstream.proxy",
+        ),
         ("[fleet]\nurl = \"http://x\"", "fleet.url", "is not a Redis"),
         ("[fleet]\nurl = \"redis://:secret@x\"", "fleet.url", "has a user or password"),
         ("[fleet]\nurl = \"redis://a,b/1\"", "fleet.url", "a Cluster has only the first"),

@@ -19,6 +19,7 @@ use tollgate::config;
 use tollgate::keys::{CredentialsUri, Keys, Source};
 
 use super::server::{Reply, Server, reply};
+use crate::support::proxy::ConnectProxy;
 
 fn answer(n: usize, life: Duration) -> String {
     let end = Timestamp::now() + life;
@@ -42,6 +43,50 @@ async fn failure(uri: &str) -> String {
 
 fn start(uri: String) -> Keys {
     Keys::start(&config::Keys::Uri { uri }, CancellationToken::new()).unwrap()
+}
+
+/// An https URI is fetched through the proxy of the environment, unless `NO_PROXY` names its host; an http
+/// one never is.
+#[tokio::test]
+async fn a_proxy_of_the_environment() {
+    let plain = Server::text(200, good()).await;
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = target.local_addr().unwrap().port();
+    tokio::spawn(async move { while target.accept().await.is_ok() {} });
+    let https = format!("https://localhost:{port}/key?for=hush");
+    for (uri, variable, except, is_used) in [
+        (&https, "HTTPS_PROXY", "", true),
+        (&https, "https_proxy", "other.example,10.0.0.0/8", true),
+        (&https, "ALL_PROXY", "", true),
+        (&https, "HTTPS_PROXY", "localhost", false),
+        (&https, "HTTPS_PROXY", "*", false),
+        (&https, "HTTP_PROXY", "", false),
+        (&plain.uri(), "HTTPS_PROXY", "", false),
+        (&plain.uri(), "HTTP_PROXY", "", false),
+    ] {
+        let proxy = ConnectProxy::start(None).await;
+        let mut source = CredentialsUri::with_environment(uri, |name| match name {
+            "NO_PROXY" => Some(except.to_owned()),
+            name if name == variable => Some(format!("http://user:hushword@{}", proxy.address)),
+            _ => None,
+        })
+        .unwrap();
+        // What listens there has no TLS: the way to it is what counts.
+        let loaded = source.load().await;
+        assert_eq!(loaded.is_ok(), uri.starts_with("http:"), "{loaded:?}");
+        assert!(!format!("{loaded:?}").contains("hush"), "{loaded:?}");
+        let heads = proxy.heads();
+        assert_eq!(heads.len(), usize::from(is_used), "{variable} {except:?} {uri}");
+        if let Some(head) = heads.first() {
+            assert!(head.starts_with(&format!("CONNECT localhost:{port} ")), "{head}");
+            assert!(!head.contains("hush"), "the key's path is for the key holder only: {head}");
+        }
+    }
+    for wrong in ["socks5://user:hush@proxy:1080", "http://", "http://ho st"] {
+        let set = |name: &str| (name == "HTTPS_PROXY").then(|| wrong.to_owned());
+        let error = CredentialsUri::with_environment(&https, set).err().unwrap();
+        assert!(!format!("{error} {error:?}").contains("hush"), "{error}");
+    }
 }
 
 #[tokio::test]
