@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::answer::PRECEDENCE;
 
+use super::setting::grouped;
 use super::warnings::warnings;
 use super::{Ceilings, Loaded, Setting, Upstream};
 
@@ -91,17 +92,4 @@ fn ceilings(ceilings: &Ceilings, upstream: &Upstream) -> String {
         }
     });
     parts.join("; ")
-}
-
-/// A number with its thousands apart: 1,000.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

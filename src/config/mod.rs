@@ -41,7 +41,6 @@ pub use ceilings::{Ceilings, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Unanswered}
 pub use credentials::Keys;
 pub use error::{ConfigError, ConfigErrors};
 pub use explain::explain;
-pub(crate) use explain::grouped;
 pub use file::ConfigFile;
 pub use flags::Flags;
 pub use fleet::{Fleet, Redis};
@@ -52,6 +51,7 @@ pub use reference::reference;
 pub use retry::Retry;
 pub use sections::{Drain, LogFormat, Runtime, Telemetry, Topics};
 pub use setting::Setting;
+pub(crate) use setting::grouped;
 pub use spool::{Idempotency, Spool, Store};
 pub use upstream::{InstanceRule, Roots, SignatureVersion, Upstream};
 pub use uri::{Endpoint, Proxy};

@@ -51,3 +51,16 @@ fn shown_text(key: &str, text: &str) -> String {
     let plain = !text.is_empty() && !text.contains(char::is_control);
     if plain { text } else { format!("{text:?}") }
 }
+
+/// A number with its thousands apart: 1,000.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

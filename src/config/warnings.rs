@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use http::Uri;
 
-use super::explain::grouped;
+use super::setting::grouped;
 use super::{Address, Config, Fleet, Keys, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP};
 
 /// A valid value that its operator should know about.
