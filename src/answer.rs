@@ -46,7 +46,7 @@ pub struct HttpAnswer {
     /// HTTP status.
     pub status: u16,
     /// What the body is.
-    pub body: Body,
+    pub body: AnswerBody,
     /// `MsgId`, if there is one and it is not blank.
     pub msg_id: Option<CleanText>,
     /// `RequestId`: what the provider's support asks for.
@@ -96,7 +96,7 @@ pub enum ClockUpdate {
 
 /// What the body of an answer is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Body {
+pub enum AnswerBody {
     /// A JSON object, as the provider documents it.
     #[default]
     Object,
@@ -108,7 +108,7 @@ pub enum Body {
     Other,
 }
 
-impl Body {
+impl AnswerBody {
     /// Its name where a dead letter says why, and what it is: a part of a sentence.
     const fn row(self) -> (&'static str, &'static str) {
         match self {
@@ -355,7 +355,7 @@ impl HttpAnswer {
             // that the gateway did not wait for its answer.
             500.. if self.code.is_none() => self.status == 504 || self.retry_after.is_none(),
             // The provider says "throttled" with a 400: what this one says is not known.
-            400 => self.body == Body::Encoded && self.pause().is_none(),
+            400 => self.body == AnswerBody::Encoded && self.pause().is_none(),
             _ => false,
         }
     }

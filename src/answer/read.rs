@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::text::{CleanText, clean};
-use super::{Body, ClockUpdate, HttpAnswer, MAX_RETRY_AFTER, Pause};
+use super::{AnswerBody, ClockUpdate, HttpAnswer, MAX_RETRY_AFTER, Pause};
 
 /// The header of the provider's own, in milliseconds.
 const ACS_RETRY_AFTER: HeaderName = HeaderName::from_static("x-acs-retry-after");
@@ -39,18 +39,18 @@ pub(super) fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> HttpAnswer 
 }
 
 /// The JSON object of a body; `Null` where it has none.
-fn parse(headers: &HeaderMap, body: &[u8]) -> (Body, Value) {
+fn parse(headers: &HeaderMap, body: &[u8]) -> (AnswerBody, Value) {
     let encoded = headers.get_all(CONTENT_ENCODING).iter();
     if encoded.map(|value| value.as_bytes().trim_ascii()).any(is_encoded) {
-        return (Body::Encoded, Value::Null);
+        return (AnswerBody::Encoded, Value::Null);
     }
     let body = body.strip_prefix(BOM).unwrap_or(body);
     if body.trim_ascii().is_empty() {
-        return (Body::Empty, Value::Null);
+        return (AnswerBody::Empty, Value::Null);
     }
     match serde_json::from_slice(body) {
-        Ok(object @ Value::Object(_)) => (Body::Object, object),
-        Ok(_) | Err(_) => (Body::Other, Value::Null),
+        Ok(object @ Value::Object(_)) => (AnswerBody::Object, object),
+        Ok(_) | Err(_) => (AnswerBody::Other, Value::Null),
     }
 }
 
@@ -121,28 +121,28 @@ mod tests {
             String::from_utf8_lossy(ok).encode_utf16().flat_map(u16::to_le_bytes).collect();
         let gzip = [("content-encoding", "gzip")];
         for (coding, body, kind, msg_id) in [
-            (&[][..], ok, Body::Object, Some("M-1")),
-            (&[], &with_bom, Body::Object, Some("M-1")),
-            (&[("content-encoding", "Identity")], ok, Body::Object, Some("M-1")),
-            (&[("content-encoding", "")], ok, Body::Object, Some("M-1")),
+            (&[][..], ok, AnswerBody::Object, Some("M-1")),
+            (&[], &with_bom, AnswerBody::Object, Some("M-1")),
+            (&[("content-encoding", "Identity")], ok, AnswerBody::Object, Some("M-1")),
+            (&[("content-encoding", "")], ok, AnswerBody::Object, Some("M-1")),
             // Even if its bytes could be read: they are not what the header says.
-            (&gzip, ok, Body::Encoded, None),
-            (&gzip, b"\x1f\x8b\x08\0\0", Body::Encoded, None),
-            (&[("content-encoding", "identity, br")], ok, Body::Encoded, None),
-            (&[], b"\x1f\x8b\x08\0\0", Body::Other, None),
-            (&[], &twice, Body::Other, None),
-            (&[], &utf_16, Body::Other, None),
-            (&[], b"", Body::Empty, None),
-            (&[], b" \r\n", Body::Empty, None),
-            (&[], BOM, Body::Empty, None),
-            (&[], b"<html>ok</html>", Body::Other, None),
-            (&[], br#"{"MsgId":"M-1","#, Body::Other, None),
-            (&[], br#"[{"MsgId":"M-1"}]"#, Body::Other, None),
-            (&[], br#""M-1""#, Body::Other, None),
-            (&[], br#"{"MsgId":null}"#, Body::Object, None),
-            (&[], br#"{"MsgId":{"a":1}}"#, Body::Object, None),
-            (&[], br#"{"MsgId":" \t"}"#, Body::Object, None),
-            (&[], br#"{"MsgId":"\u0000"}"#, Body::Object, None),
+            (&gzip, ok, AnswerBody::Encoded, None),
+            (&gzip, b"\x1f\x8b\x08\0\0", AnswerBody::Encoded, None),
+            (&[("content-encoding", "identity, br")], ok, AnswerBody::Encoded, None),
+            (&[], b"\x1f\x8b\x08\0\0", AnswerBody::Other, None),
+            (&[], &twice, AnswerBody::Other, None),
+            (&[], &utf_16, AnswerBody::Other, None),
+            (&[], b"", AnswerBody::Empty, None),
+            (&[], b" \r\n", AnswerBody::Empty, None),
+            (&[], BOM, AnswerBody::Empty, None),
+            (&[], b"<html>ok</html>", AnswerBody::Other, None),
+            (&[], br#"{"MsgId":"M-1","#, AnswerBody::Other, None),
+            (&[], br#"[{"MsgId":"M-1"}]"#, AnswerBody::Other, None),
+            (&[], br#""M-1""#, AnswerBody::Other, None),
+            (&[], br#"{"MsgId":null}"#, AnswerBody::Object, None),
+            (&[], br#"{"MsgId":{"a":1}}"#, AnswerBody::Object, None),
+            (&[], br#"{"MsgId":" \t"}"#, AnswerBody::Object, None),
+            (&[], br#"{"MsgId":"\u0000"}"#, AnswerBody::Object, None),
         ] {
             let answer = read(200, &headers(coding), body);
             let shown = String::from_utf8_lossy(body);

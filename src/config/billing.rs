@@ -106,12 +106,29 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Whether it is for messages of this instance and parent topic.
+    /// Whether it is for messages of this instance and parent topic, or of this label of several parent
+    /// topics ([`Self::shared_label`]).
     pub fn covers(&self, instance: &str, parent: &str) -> bool {
+        let is_named = |names: &str| names.split(NAMES).any(|name| name == self.name);
+        let covers_parent = match parent.strip_prefix(SHARED) {
+            Some(names) => is_named(names),
+            None => self.parents.iter().any(|pattern| pattern.matches_text(parent)),
+        };
         self.instance_id.as_deref().is_none_or(|id| id == instance)
-            && (self.parents.is_empty() || self.parents.iter().any(|p| p.matches_text(parent)))
+            && (self.parents.is_empty() || covers_parent)
+    }
+
+    /// The label of parent topics that have no series of their own and are covered by these budgets, as in
+    /// `other:alarms`. No topic has its colon. The ledger keeps it, so that a budget holds after a restart.
+    pub fn shared_label<'a>(budgets: impl Iterator<Item = &'a Self>) -> String {
+        let names: Vec<_> = budgets.map(|budget| &*budget.name).collect();
+        format!("{SHARED}{}", names.join(NAMES))
     }
 }
+
+/// What a shared label begins with, and what stands between its names.
+const SHARED: &str = "other:";
+const NAMES: &str = "+";
 
 /// How much a budget has.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -167,8 +184,7 @@ section! {
         /// messages = 1000000        # or spend = 250.0
         /// period = "day"            # "hour", "day" or "month"
         /// time_zone = "UTC"         # billing.time_zone
-        /// topics = ["Alarm/*"]      # parent topics; left out: all. One with * inside its parent ("Al*")
-        ///                           # covers those with series of their own (telemetry.max_topics)
+        /// topics = ["Alarm/*"]      # parent topics; left out: all
         /// instance_id = "post-…"    # left out: all
         /// on_exceed = "warn"        # or "refuse": 429 until the period ends
         budgets: Vec<Budget> = [], budgets;

@@ -14,7 +14,7 @@ use super::ledger::{Minute, SeriesId, SeriesName};
 use super::money::{Month, Spent};
 use super::period::Span;
 use super::tps::Tps;
-use crate::config::{Billing, Period};
+use crate::config::{Billing, Budget, Period};
 use crate::message::{InstanceId, TopicPattern};
 
 /// The most provider codes with series of their own.
@@ -121,7 +121,10 @@ impl Counts {
 
     /// The series of an instance and parent topic.
     pub(super) fn series(&mut self, instance: &InstanceId, parent: &str) -> usize {
-        let topic = self.topics.get(parent);
+        let topic = match self.topics.get(parent) {
+            topic if &*topic == OTHER => self.shared_label(instance, parent).unwrap_or(topic),
+            topic => topic,
+        };
         if let Some(series) = self.index.get(instance).and_then(|topics| topics.get(&topic)) {
             return *series;
         }
@@ -142,6 +145,16 @@ impl Counts {
             budgets,
         });
         series
+    }
+
+    /// A topic beyond the last label shares one with all that the same budgets cover: in `other`, a budget
+    /// with a pattern would miss it. `None`: no budget has a pattern that matches it.
+    fn shared_label(&self, instance: &str, parent: &str) -> Option<Arc<str>> {
+        let budgets = self.accounts.iter().map(Account::budget);
+        let covering = budgets
+            .filter(|budget| budget.covers(instance, parent) && !budget.covers(instance, OTHER));
+        let label = Budget::shared_label(covering.clone());
+        covering.count().gt(&0).then(|| label.into())
     }
 
     fn budgets_of(&self, name: &SeriesName) -> Vec<usize> {

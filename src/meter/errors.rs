@@ -14,12 +14,12 @@ const MOST: usize = 20;
 /// Codes with their counts. Bounded as the codes' labels are.
 #[derive(Debug, Default)]
 pub(super) struct Errors {
-    seen: BTreeMap<Arc<str>, Seen>,
+    seen: BTreeMap<Arc<str>, CodeCount>,
     delivered: Option<Timestamp>,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct CodeCount {
     count: u64,
     last: Timestamp,
     logged: Timestamp,
@@ -61,7 +61,7 @@ impl Errors {
             return LogLine::None;
         }
         let is_new = !self.seen.contains_key(code);
-        let new = Seen { count: 0, last: now, logged: now };
+        let new = CodeCount { count: 0, last: now, logged: now };
         let seen = self.seen.entry(Arc::clone(code)).or_insert(new);
         seen.count += 1;
         seen.last = now;
@@ -73,7 +73,7 @@ impl Errors {
     }
 
     fn latest(&self) -> Failures {
-        let failure = |(code, seen): (&Arc<str>, &Seen)| Failure {
+        let failure = |(code, seen): (&Arc<str>, &CodeCount)| Failure {
             code: Arc::clone(code),
             count: seen.count,
             last: seen.last,

@@ -274,3 +274,35 @@ async fn a_budget_holds_beyond_the_last_label() {
     assert_eq!(over.map_err(|over| over.budget), Err("alarms".to_owned()));
     assert_eq!(meter.snapshot().messages["post-cn-1"]["Alarm"].billable, 8);
 }
+
+/// Topics without a label of their own, which a pattern covers: their budget holds, also after a
+/// restart, and the topics that no budget names are still `other`.
+#[tokio::test]
+async fn a_pattern_holds_beyond_the_last_label() {
+    let mut budgets = budgets();
+    budgets[2].refuse = true;
+    let billing = Billing { budgets, ..billing() };
+    let meter = Meter::new(3, &billing, []);
+    for i in 0..10 {
+        call(&meter, &format!("hostile{i}"), "OK", Billed::Yes).await;
+    }
+    for i in 0..5 {
+        call(&meter, &format!("Topic{i}/x"), "OK", Billed::Yes).await;
+    }
+    let over = meter.begin(&message("Topic9/x"), CallKind::First).await.map(drop);
+    assert_eq!(over.map_err(|over| over.budget), Err("topics".to_owned()));
+    let messages = &meter.snapshot().messages["post-cn-1"];
+    assert_eq!(messages["other:topics"].billable, 5);
+    assert_eq!(messages[OTHER].billable, 10 - 2);
+    assert!(meter.begin(&message("hostile99"), CallKind::First).await.is_ok());
+
+    let now = Timestamp::now().as_second();
+    let mut restarted = Counts::new(3, billing, now);
+    let name = SeriesName { instance: "post-cn-1".into(), topic: "other:topics".into() };
+    restarted.restore(now, &name, &Minute { billable: 5, uncertain: 0, peak: 5 });
+    for i in 0..10 {
+        restarted.series(&"post-cn-1".into(), &format!("hostile{i}"));
+    }
+    let series = restarted.series(&"post-cn-1".into(), "Topic7");
+    assert!(restarted.admits(series, now).is_err());
+}

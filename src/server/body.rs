@@ -32,10 +32,10 @@ pub struct RequestBody {
 
 /// What is left of a request's body once its answer is known.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Rest(Arc<Mutex<Option<Left>>>);
+pub(super) struct Rest(Arc<Mutex<Option<UnreadBody>>>);
 
 #[derive(Debug)]
-struct Left {
+struct UnreadBody {
     body: Incoming,
     was_read: bool,
 }
@@ -53,7 +53,7 @@ impl RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
-        let left = Left { body, was_read: self.was_read };
+        let left = UnreadBody { body, was_read: self.was_read };
         *self.rest.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(left);
     }
 }

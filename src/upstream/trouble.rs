@@ -13,13 +13,13 @@ const REMIND: Duration = Duration::from_mins(10);
 
 #[derive(Debug)]
 pub(super) struct Trouble {
-    state: Mutex<State>,
+    state: Mutex<Causes>,
     /// At most one line a second, also where causes alternate.
     lines: LogLimiter,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Causes {
     now: Option<TransportError>,
     logged: Option<(TransportError, Instant)>,
 }
@@ -77,9 +77,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
+    struct Lines(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Log {
+    impl io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -93,7 +93,7 @@ mod tests {
     /// A thousand calls that fail alike are one line; each new cause is one more.
     #[tokio::test(start_paused = true)]
     async fn one_line_for_each_cause() {
-        let log = Log::default();
+        let log = Lines::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
         let _guard = tracing::subscriber::set_default(subscriber);
