@@ -545,7 +545,7 @@ async fn a_parked_message_is_answered_504() {
     let line = b"{\"topic\":\"TopicA\",\"payload\":\"x\",\"key\":\"k\"}";
     let kind = [("content-type", "application/x-ndjson")];
     let line = post(&address, "/publish", &kind, line).await.json();
-    assert_eq!((&line["status"], &line["Id"]), (&504.into(), &id.as_str().into()), "{line}");
+    assert_eq!((&line["httpStatus"], &line["Id"]), (&504.into(), &id.as_str().into()), "{line}");
     assert_eq!(script.requests().len(), 1);
 }
 

@@ -222,7 +222,7 @@ async fn a_fleet_that_is_gone_leaves_nothing_in_redis_for_ever() {
 async fn servers_that_will_not_do() {
     let redis = Redis::start();
     let url = aged(redis.port, "6.2.14").await;
-    idle(&[("fleet.url", &url)]).await.logs("its version is 6.2.14").await;
+    idle(&[("fleet.url", &url)]).await.logs("the version of Redis is 6.2.14").await;
 
     let port = redis.port.to_string();
     let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port]);

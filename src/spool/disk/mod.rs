@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
@@ -41,11 +41,16 @@ const MAX_SEGMENT: u64 = 8 * 1024 * 1024;
 /// The most bytes of one batch.
 const BATCH: u64 = 4 * 1024 * 1024;
 
+/// Bodies that are read at once. More would fill the threads for blocking work, and a write would wait
+/// behind them.
+const MOST_READS: usize = 64;
+
 /// Messages in a folder of files.
 #[derive(Debug)]
 pub(super) struct DiskBackend {
     segment_size: u64,
     reader: Arc<SegmentReader>,
+    reads: Semaphore,
     /// Held as long as a thread works with it, also when the caller of that has gone away.
     writer: Arc<Mutex<DiskWriter>>,
 }
@@ -95,7 +100,8 @@ impl DiskBackend {
         let repairs =
             repairs.filter_map(|(id, change)| Some(meta::change(*id, change, index.get(*id)?)));
         let found = Opened { repairs: repairs.collect(), index, damage: Damage(recovered.damage) };
-        Ok((Self { segment_size, reader, writer: Arc::new(Mutex::new(writer)) }, found))
+        let (reads, writer) = (Semaphore::new(MOST_READS), Arc::new(Mutex::new(writer)));
+        Ok((Self { segment_size, reader, reads, writer }, found))
     }
 
     /// Sets aside what was damaged at the start: it says nothing at the next one. Blocks.
@@ -154,6 +160,8 @@ impl Backend for DiskBackend {
     fn body(&self, id: MessageId, at: Location) -> Job<'_, Result<Bytes, BodyError>> {
         let reader = Arc::clone(&self.reader);
         Box::pin(async move {
+            // It is never closed.
+            let _slot = self.reads.acquire().await;
             let read = spawn_blocking(move || reader.body(id, at)).await;
             read.unwrap_or_else(|error| Err(BodyError::Failed(error.to_string().into())))
         })
