@@ -1,15 +1,19 @@
 //! A bound address: a TCP port or a Unix socket.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 
 use super::door::Reach;
 use crate::config::Address;
+
+/// Connections that wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: u32 = 65_535;
 
 /// A bound address.
 #[derive(Debug)]
@@ -39,7 +43,7 @@ impl Listener {
     /// Binds an address. A Unix socket whose process no longer listens is replaced.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
-            Address::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
+            Address::Tcp(address) => Ok(Self::Tcp(bind_tcp(*address)?)),
             // The pod's other containers may run as other users. The folder's permissions decide
             // which of them can publish.
             Address::Unix(path) => bind_unix(path, 0o666).await,
@@ -74,6 +78,15 @@ impl Listener {
             Self::Unix(listener, _) => Ok((Box::pin(listener.accept().await?.0), Reach::Socket)),
         }
     }
+}
+
+/// As `TcpListener::bind`, with the longest queue of connections that are not accepted yet.
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart takes its port again while old connections wait for their end.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
