@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 
 use super::door::Reach;
+use super::slots::Peer;
 use crate::config::Address;
 
 /// Connections that wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
@@ -33,6 +34,13 @@ impl Drop for SocketFile {
         // It may be gone already.
         drop(std::fs::remove_file(&self.0));
     }
+}
+
+/// A new connection.
+pub(super) struct Accepted {
+    pub(super) stream: Pin<Box<dyn ClientStream>>,
+    pub(super) reach: Reach,
+    pub(super) peer: Peer,
 }
 
 /// A connection of either kind.
@@ -65,17 +73,22 @@ impl Listener {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<(Pin<Box<dyn ClientStream>>, Reach)> {
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, remote) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 // Of the connection: the listener may be bound to all addresses.
-                let is_loopback = stream.local_addr()?.ip().to_canonical().is_loopback();
+                let local = stream.local_addr()?.ip();
+                let is_loopback = local.to_canonical().is_loopback();
                 let reach = if is_loopback { Reach::Loopback } else { Reach::Network };
-                Ok((Box::pin(stream), reach))
+                let peer = Peer::of(remote.ip(), local);
+                Ok(Accepted { stream: Box::pin(stream), reach, peer })
             }
-            Self::Unix(listener, _) => Ok((Box::pin(listener.accept().await?.0), Reach::Socket)),
+            Self::Unix(listener, _) => {
+                let stream = Box::pin(listener.accept().await?.0);
+                Ok(Accepted { stream, reach: Reach::Socket, peer: Peer::Local })
+            }
         }
     }
 }
