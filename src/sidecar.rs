@@ -19,15 +19,16 @@ use crate::keys::{KeyError, Keys};
 use crate::message::InstanceId;
 use crate::meter::{Meter, PriorCalls};
 use crate::publish::PublishService;
-use crate::server::{HttpServer, Limits, Listener};
+use crate::server::{ConnectionSlots, HttpServer, Limits, Listener, PeerShare};
 use crate::spool::{self, OpenError, Spool};
 use crate::telemetry::{Configuration, TelemetryService, TelemetrySources};
 use crate::upstream::{HttpUpstream, TlsError};
 
+/// Connections of the listeners for telemetry and control, each.
+const FEW: usize = 64;
 /// Limits of the listeners for telemetry and control: a scraper, a kubelet, a few browsers and
 /// operators.
 const SMALL: Limits = Limits {
-    max_connections: 64,
     max_header: 16 * 1024,
     header_timeout: Duration::from_secs(5),
     idle_timeout: Duration::from_secs(75),
@@ -148,6 +149,7 @@ impl Sidecar {
             Arc::clone(&draining),
         );
         let configuration = Configuration::new(config);
+        let slots = ServerSlots::new(config);
         let telemetry = TelemetryService::new(TelemetrySources {
             meter: meter.clone(),
             ceiling: ceiling.clone(),
@@ -158,6 +160,7 @@ impl Sidecar {
             endpoint: config.upstream.endpoint.authority(),
             egress: egress_names(config),
             configuration: configuration.clone(),
+            connections: slots.all(),
             stopping: Arc::clone(&ending),
             refusing: Arc::clone(&draining),
             started: Timestamp::now(),
@@ -166,8 +169,8 @@ impl Sidecar {
         let tasks = TaskTracker::new();
         let publish_service = publish.clone();
         let service = tower::service_fn(move |request| publish_service.clone().answer(request));
-        let server =
-            HttpServer::new(publish_limits(&config.publish), &config.listen.hosts, service);
+        let (limits, hosts) = (publish_limits(&config.publish), &config.listen.hosts);
+        let server = HttpServer::new(limits, slots.publish, hosts, service);
         for listener in publish_listeners {
             let (server, stop) = (server.clone(), stop.clone());
             tasks.spawn(async move { server.serve(listener, stop, LAST_REPLIES).await });
@@ -175,12 +178,14 @@ impl Sidecar {
         let service = tower::service_fn(move |request| {
             std::future::ready(telemetry.clone().answer(&request))
         });
-        let (server, token) = (HttpServer::new(SMALL, &config.listen.hosts, service), stop.clone());
+        let (server, token) =
+            (HttpServer::new(SMALL, slots.telemetry, hosts, service), stop.clone());
         tasks.spawn(async move { server.serve(telemetry_listener, token, LAST_REPLIES).await });
         if let Some(listener) = bind_control(config).await {
             let control = Control::new(delivery.clone(), meter.clone());
             let service = tower::service_fn(move |request| control.clone().answer(request));
-            let (server, token) = (HttpServer::new(SMALL, &[], service), stop.clone());
+            let server = HttpServer::new(SMALL, slots.control, &[], service);
+            let token = stop.clone();
             tasks.spawn(async move { server.serve(listener, token, LAST_REPLIES).await });
         }
         tasks.close();
@@ -325,9 +330,31 @@ async fn hand_over(
     handed
 }
 
+/// The connections of each server.
+struct ServerSlots {
+    publish: ConnectionSlots,
+    telemetry: ConnectionSlots,
+    control: ConnectionSlots,
+}
+
+impl ServerSlots {
+    fn new(config: &Config) -> Self {
+        let max = config.publish.max_connections;
+        Self {
+            publish: ConnectionSlots::new("publish", max, PeerShare::All),
+            // A neighbour in the pod must not keep the kubelet and Prometheus away.
+            telemetry: ConnectionSlots::new("telemetry", FEW, PeerShare::Half),
+            control: ConnectionSlots::new("control", FEW, PeerShare::All),
+        }
+    }
+
+    fn all(&self) -> [ConnectionSlots; 3] {
+        [self.publish.clone(), self.telemetry.clone(), self.control.clone()]
+    }
+}
+
 fn publish_limits(config: &config::Publish) -> Limits {
     Limits {
-        max_connections: config.max_connections,
         max_header: config.max_header,
         header_timeout: config.header_timeout,
         idle_timeout: config.idle_timeout,

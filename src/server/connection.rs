@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,7 +15,6 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, ServiceExt};
@@ -27,10 +27,11 @@ use super::automatic::AutomaticAnswers;
 use super::body::{RequestBody, Settling};
 use super::door::Door;
 use super::heads::{Framing, Framings};
-use super::listener::Listener;
+use super::listener::{Accepted, Listener};
 use super::problem::Problem;
 use super::reply::Reply;
-use super::watched::{Busy, ConnectionPhase, Timeouts, Watched};
+use super::slots::{Busy, ConnectionPhase, ConnectionSlots, HeldSlot};
+use super::watched::{Timeouts, Watched};
 
 const REQUEST_ID: &str = "x-request-id";
 /// Bytes of a caller's request id; a longer one is replaced.
@@ -43,8 +44,6 @@ const MAX_HEADERS: usize = 64;
 /// Limits of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at once; more wait to be accepted.
-    pub max_connections: usize,
     /// Bytes of a request's head; more are answered 431.
     pub max_header: usize,
     /// Time from the first byte of a request's head to its last.
@@ -62,8 +61,8 @@ pub struct HttpServer<S> {
     /// Names under which callers reach a loopback address.
     hosts: Arc<[String]>,
     service: S,
-    /// Free connections, over all listeners.
-    slots: Arc<Semaphore>,
+    /// Connections at once, over all listeners.
+    slots: ConnectionSlots,
 }
 
 impl<S> HttpServer<S>
@@ -73,8 +72,7 @@ where
     S::Future: Send,
 {
     /// A server of `service`. `hosts`: names, besides localhost, of its loopback addresses.
-    pub fn new(limits: Limits, hosts: &[String], service: S) -> Self {
-        let slots = Arc::new(Semaphore::new(limits.max_connections));
+    pub fn new(limits: Limits, slots: ConnectionSlots, hosts: &[String], service: S) -> Self {
         Self { limits, hosts: hosts.into(), service, slots }
     }
 
@@ -82,46 +80,57 @@ where
     pub async fn serve(&self, listener: Listener, stop: CancellationToken, grace: Duration) {
         let graceful = GracefulShutdown::new();
         loop {
+            // A connection is accepted before it has a slot: which one gives way depends on its peer.
             let next = async {
-                let slot = Arc::clone(&self.slots).acquire_owned().await;
-                (slot, listener.accept().await)
+                let accepted = listener.accept().await?;
+                let slot = self.slots.take(accepted.peer).await;
+                Ok::<_, io::Error>(slot.map(|slot| (slot, accepted)))
             };
-            let (slot, stream) = tokio::select! {
-                accepted = next => accepted,
+            let next = tokio::select! {
+                next = next => next,
                 () = stop.cancelled() => break,
             };
-            let (stream, reach) = match stream {
-                Ok(accepted) => accepted,
+            match next {
+                Ok(Some((slot, accepted))) => self.spawn(slot, accepted, &graceful),
+                // Its peer has enough connections.
+                Ok(None) => {}
                 Err(error) => {
                     tracing::error!(address = listener.address(), %error, "cannot accept");
                     sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            let (phase, framings) = (ConnectionPhase::default(), Framings::default());
-            let timeouts =
-                Timeouts { idle: self.limits.idle_timeout, head: self.limits.header_timeout };
-            let automatic = AutomaticAnswers {
-                framings: framings.clone(),
-                max_header: self.limits.max_header,
-                max_lines: MAX_HEADERS,
-            };
-            let io = TokioIo::new(Watched::new(stream, phase.clone(), timeouts, automatic));
-            let door = Door { reach, hosts: Arc::clone(&self.hosts) };
-            let service = layers(self.service.clone(), door, phase, framings);
-            let service = TowerToHyperService::new(service);
-            let connection = self.http().serve_connection(io, service);
-            let connection = graceful.watch(connection);
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "connection ended");
-                }
-                drop(slot);
-            });
+            }
         }
         drop(listener);
         // A client that never ends its request must not delay the shutdown.
         drop(timeout_at(Instant::now() + grace, graceful.shutdown()).await);
+    }
+
+    fn spawn(&self, slot: HeldSlot, accepted: Accepted, graceful: &GracefulShutdown) {
+        let Accepted { stream, reach, .. } = accepted;
+        let (phase, framings) = (slot.phase(), Framings::default());
+        let timeouts =
+            Timeouts { idle: self.limits.idle_timeout, head: self.limits.header_timeout };
+        let automatic = AutomaticAnswers {
+            framings: framings.clone(),
+            max_header: self.limits.max_header,
+            max_lines: MAX_HEADERS,
+        };
+        let io = TokioIo::new(Watched::new(stream, phase.clone(), timeouts, automatic));
+        let door = Door { reach, hosts: Arc::clone(&self.hosts) };
+        let service = layers(self.service.clone(), door, phase, framings);
+        let service = TowerToHyperService::new(service);
+        let connection = graceful.watch(self.http().serve_connection(io, service));
+        tokio::spawn(async move {
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                }
+                () = slot.closed() => tracing::debug!("closed for a new connection"),
+            }
+            drop(slot);
+        });
     }
 
     fn http(&self) -> http1::Builder {
@@ -181,6 +190,8 @@ where
         let (request, rest) = RequestBody::of(request);
         let answer = caught.clone().oneshot(request);
         async move {
+            // The connection is being closed for another, before its request began.
+            let Some(busy) = busy else { return std::future::pending().await };
             let mut response = answer.await?;
             rest.settle(settling, &mut response).await;
             Ok(response.map(|body| BusyBody { body, _busy: busy }))

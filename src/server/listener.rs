@@ -1,15 +1,20 @@
 //! A bound address: a TCP port or a Unix socket.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 
 use super::door::Reach;
+use super::slots::Peer;
 use crate::config::Address;
+
+/// Connections that wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: u32 = 65_535;
 
 /// A bound address.
 #[derive(Debug)]
@@ -31,6 +36,13 @@ impl Drop for SocketFile {
     }
 }
 
+/// A new connection.
+pub(super) struct Accepted {
+    pub(super) stream: Pin<Box<dyn ClientStream>>,
+    pub(super) reach: Reach,
+    pub(super) peer: Peer,
+}
+
 /// A connection of either kind.
 pub(super) trait ClientStream: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> ClientStream for T {}
@@ -39,7 +51,7 @@ impl Listener {
     /// Binds an address. A Unix socket whose process no longer listens is replaced.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
-            Address::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
+            Address::Tcp(address) => Ok(Self::Tcp(bind_tcp(*address)?)),
             // The pod's other containers may run as other users. The folder's permissions decide
             // which of them can publish.
             Address::Unix(path) => bind_unix(path, 0o666).await,
@@ -61,19 +73,33 @@ impl Listener {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<(Pin<Box<dyn ClientStream>>, Reach)> {
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, remote) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 // Of the connection: the listener may be bound to all addresses.
-                let is_loopback = stream.local_addr()?.ip().to_canonical().is_loopback();
+                let local = stream.local_addr()?.ip();
+                let is_loopback = local.to_canonical().is_loopback();
                 let reach = if is_loopback { Reach::Loopback } else { Reach::Network };
-                Ok((Box::pin(stream), reach))
+                let peer = Peer::of(remote.ip(), local);
+                Ok(Accepted { stream: Box::pin(stream), reach, peer })
             }
-            Self::Unix(listener, _) => Ok((Box::pin(listener.accept().await?.0), Reach::Socket)),
+            Self::Unix(listener, _) => {
+                let stream = Box::pin(listener.accept().await?.0);
+                Ok(Accepted { stream, reach: Reach::Socket, peer: Peer::Local })
+            }
         }
     }
+}
+
+/// As `TcpListener::bind`, with the longest queue of connections that are not accepted yet.
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart takes its port again while old connections wait for their end.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {

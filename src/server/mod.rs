@@ -10,6 +10,7 @@ mod linger;
 mod listener;
 mod problem;
 mod reply;
+mod slots;
 mod watched;
 
 pub use body::RequestBody;
@@ -17,3 +18,4 @@ pub use connection::{HttpServer, Limits};
 pub use listener::Listener;
 pub use problem::Problem;
 pub use reply::{Reply, ReplyBody, json_reply, reply};
+pub use slots::{ConnectionSlots, ConnectionUsage, PeerShare};

@@ -7,8 +7,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,30 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::automatic::AutomaticAnswers;
 use super::heads::RequestScanner;
 use super::linger::Linger;
-
-const IDLE: u8 = 0;
-const HEAD: u8 = 1;
-const BUSY: u8 = 2;
-
-/// What a connection is doing: idle, reading a head, or answering. The service and the bytes set it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct ConnectionPhase(Arc<AtomicU8>);
-
-/// While it lives, a request is being answered and no timer runs here.
-pub(super) struct Busy(ConnectionPhase);
-
-impl ConnectionPhase {
-    pub(super) fn busy(&self) -> Busy {
-        self.0.store(BUSY, Ordering::Relaxed);
-        Busy(self.clone())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.0.store(IDLE, Ordering::Relaxed);
-    }
-}
+use super::slots::{ConnectionPhase, Timed};
 
 /// How long a slow client may take.
 #[derive(Debug, Clone, Copy)]
@@ -57,8 +32,8 @@ pub(super) struct Watched<S> {
     stream: S,
     phase: ConnectionPhase,
     timeouts: Timeouts,
-    /// The phase that the read timer was set for.
-    timed: u8,
+    /// What the read timer was set for.
+    timed: Timed,
     read_timer: Pin<Box<Sleep>>,
     /// Set while the client does not take what we write.
     write_timer: Option<Pin<Box<Sleep>>>,
@@ -83,7 +58,7 @@ impl<S> Watched<S> {
             stream,
             phase,
             timeouts,
-            timed: IDLE,
+            timed: Timed::Idle,
             read_timer,
             write_timer: None,
             scanner: RequestScanner::new(automatic.framings.clone()),
@@ -95,13 +70,14 @@ impl<S> Watched<S> {
     }
 
     fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let phase = self.phase.0.load(Ordering::Relaxed);
-        if phase != self.timed {
-            self.timed = phase;
-            let timeout = if phase == HEAD { self.timeouts.head } else { self.timeouts.idle };
+        let timed = self.phase.timed();
+        if timed != self.timed {
+            self.timed = timed;
+            let is_head = timed == Timed::Head;
+            let timeout = if is_head { self.timeouts.head } else { self.timeouts.idle };
             self.read_timer.as_mut().reset(Instant::now() + timeout);
         }
-        if phase == BUSY {
+        if timed == Timed::Busy {
             return Poll::Pending;
         }
         ready!(self.read_timer.as_mut().poll(cx));
@@ -140,9 +116,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         this.scanner.advance(bytes);
         this.ended = bytes.is_empty();
         if !bytes.is_empty() {
-            // Only if idle: bytes of a body are no head.
-            let phase = &this.phase.0;
-            let _was = phase.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
+            this.phase.received();
         }
         Poll::Ready(Ok(()))
     }
@@ -205,7 +179,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_replacement(cx))?;
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.watch_write(cx, flushed)
+        let flushed = self.watch_write(cx, flushed);
+        // hyper flushes once it has written all that it has.
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            let is_between = self.scanner.is_between_requests();
+            self.phase.flushed(if is_between { Timed::Idle } else { Timed::Head });
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -217,6 +197,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
             if this.ended || this.scanner.is_between_requests() {
                 return Poll::Ready(Ok(()));
             }
+            this.phase.lingers();
         }
         this.linger.get_or_insert_with(Linger::new).poll(&mut this.stream, cx)
     }

@@ -2,6 +2,7 @@
 
 mod ceilings;
 mod configuration;
+mod connections;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -50,6 +51,7 @@ pub(super) fn of(status: &SidecarStatus, uncertain: u64) -> Vec<Concern> {
     concerns.plan(status);
     concerns.clock(status);
     concerns.ledger(status);
+    concerns.connections(status);
     concerns.backlog(status);
     concerns.uncertain(uncertain);
     concerns.configuration(status);

@@ -11,6 +11,7 @@ use crate::ceiling::{CeilingKind, Mode};
 use crate::keys::KeyStatus;
 use crate::log_limiter::dropped_lines;
 use crate::meter::{Billed, Published, Snapshot};
+use crate::server::{ConnectionSlots, ConnectionUsage};
 use crate::spool::Spool;
 
 /// The text format that a scraper asks for.
@@ -57,6 +58,7 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
         retries(sources),
         sources.spool.as_ref().map(spool).unwrap_or_default(),
         process(sources),
+        connections(sources.connections.each_ref().map(ConnectionSlots::usage)),
         keys(&sources.keys.status()),
         sources.configuration.view().families(),
     ]
@@ -357,6 +359,28 @@ fn process(sources: &TelemetrySources) -> Families {
     )
     .value(&[], dropped_lines() as f64);
     [skew, build, dropped].map(Family::done).into()
+}
+
+fn connections(usages: [ConnectionUsage; 3]) -> Families {
+    let mut open =
+        Family::gauge("tollgate_connections", "Open connections of clients, by listener");
+    let mut max =
+        Family::gauge("tollgate_connections_max", "The most connections at once, by listener");
+    let mut closed = Family::counter(
+        "tollgate_connections_closed_total",
+        "Connections that were closed early: the longest without a request made_room for a new one, or a \
+         new one was over_share, as requests in progress of its client machine held half of the slots",
+    );
+    for usage in usages {
+        let labels = [("listener", usage.listener)];
+        open = open.value(&labels, usage.open as f64);
+        max = max.value(&labels, usage.max as f64);
+        for (reason, count) in [("made_room", usage.made_room), ("over_share", usage.over_share)] {
+            let labels = [("listener", usage.listener), ("reason", reason)];
+            closed = closed.value(&labels, count as f64);
+        }
+    }
+    [open, max, closed].map(Family::done).into()
 }
 
 fn keys(status: &KeyStatus) -> Families {

@@ -22,7 +22,7 @@ use crate::ceiling::Ceiling;
 use crate::delivery::Delivery;
 use crate::keys::Keys;
 use crate::meter::Meter;
-use crate::server::{Problem, Reply, json_reply, reply};
+use crate::server::{ConnectionSlots, Problem, Reply, json_reply, reply};
 use crate::spool::Spool;
 use crate::upstream::HttpUpstream;
 pub use configuration::Configuration;
@@ -57,6 +57,8 @@ pub struct TelemetrySources {
     pub egress: Vec<String>,
     /// For changes of the configuration.
     pub configuration: Configuration,
+    /// For the connections of each server.
+    pub connections: [ConnectionSlots; 3],
     /// Set at SIGTERM.
     pub stopping: Arc<AtomicBool>,
     /// Set when new messages are refused: `drain.accept_for` after SIGTERM.

@@ -16,6 +16,7 @@ use crate::ceiling;
 use crate::config::{Billing, Limit};
 use crate::delivery;
 use crate::meter::{BudgetStatus, Failure, Published, Snapshot};
+use crate::server::ConnectionSlots;
 use crate::spool::{Share, Spool};
 
 /// The most paused topics that are listed: those with the most messages.
@@ -188,6 +189,7 @@ impl SidecarStatus {
                 .collect(),
             fleet: FleetView::of(&sources.ceiling, &ceiling),
             configuration: sources.configuration.view(),
+            connections: sources.connections.iter().map(ConnectionSlots::usage).collect(),
         };
         let recent = sources.meter.past(None).uncertain.into_iter().map(u64::from).sum();
         // Before the list of paused topics is cut.

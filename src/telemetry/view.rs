@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::answer::AccessDenied;
 use crate::ceiling::Mode;
 use crate::meter::Past;
+use crate::server::ConnectionUsage;
 
 /// Everything that `/status.json` has. `tollgate status` and the page read it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,6 +67,9 @@ pub(crate) struct SidecarStatus {
     /// How the ceilings are shared among sidecars; `null`: they are not.
     pub(crate) fleet: Option<FleetView>,
     pub(crate) configuration: ConfigurationView,
+    /// The connections of each server.
+    #[serde(skip)]
+    pub(crate) connections: Vec<ConnectionUsage>,
 }
 
 /// Which configuration holds, and what became of the last change.

@@ -6,6 +6,7 @@ mod answers;
 mod batch_publish;
 mod cli;
 mod config;
+mod connections;
 mod demo;
 mod door;
 mod keys;

@@ -314,11 +314,19 @@ async fn a_unix_socket_is_a_door_too() {
 
 #[tokio::test]
 async fn more_connections_than_allowed_wait_their_turn() {
-    let script = Script::start([]).await;
+    let answer = Arc::new(Notify::new());
+    let script = Script::start([Say::Later(Arc::clone(&answer)), Say::Hang]).await;
     let flags = [("publish.max_connections", "2")];
     let (_sidecar, publish, _) = sidecar(&config(&script.url, &flags)).await;
-    let first = TcpStream::connect(&publish).await.unwrap();
-    let _second = TcpStream::connect(&publish).await.unwrap();
+    // Requests in progress; connections without one would give way.
+    let request = b"POST /publish/TopicA HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx";
+    let mut busy = Vec::new();
+    for count in 1..=2 {
+        let mut stream = TcpStream::connect(&publish).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        busy.push(stream);
+        until("its call", async || script.requests().len() == count).await;
+    }
     let third = tokio::spawn({
         let publish = publish.clone();
         async move { post(&publish, "/publish/TopicA", &[], b"x").await.status }
@@ -326,6 +334,6 @@ async fn more_connections_than_allowed_wait_their_turn() {
     // It may look longer, and never sees the third answered.
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!third.is_finished(), "it is answered before its turn");
-    drop(first);
+    answer.notify_one();
     assert_eq!(timeout(BOUND, third).await.unwrap().unwrap(), 200);
 }

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::meter::Past;
+use crate::server::ConnectionUsage;
 use crate::telemetry::explanations;
 use crate::telemetry::view::{
     ConfigurationView, FleetView, KeptView, KeyView, MemberView, PausedTopic, SpendView, Today,
@@ -74,7 +75,12 @@ fn well() -> SidecarStatus {
             pending: Vec::new(),
             lifted: Vec::new(),
         },
+        connections: ["publish", "telemetry"].map(|listener| connections(listener, 79)).into(),
     }
+}
+
+fn connections(listener: &'static str, open: usize) -> ConnectionUsage {
+    ConnectionUsage { listener, open, max: 100, made_room: 0, over_share: 0 }
 }
 
 fn fleet(mode: Mode) -> FleetView {
@@ -215,6 +221,9 @@ const CASES: &[Case] = &[
     ("a plan", |s| { s.plan_tps = Some(500); s.tps_peak = 399; }, &[]),
     ("nearly", |s| { s.plan_tps = Some(500); s.tps_peak = 400; }, &[(Warn, "Near the bought TPS")]),
     ("over", |s| { s.plan_tps = Some(500); s.tps_peak = 501; }, &[(Warn, "Over the bought TPS")]),
+
+    ("many callers", |s| s.connections[0] = connections("publish", 80), &[(Warn, "Connections to publish are nearly used up")]),
+    ("many probes", |s| s.connections[1] = connections("telemetry", 100), &[(Warn, "Connections to telemetry are nearly used up")]),
 
     ("an invalid change", |s| s.configuration.error = Some("1 mistake".into()), &[(Warn, "The changed configuration is invalid")]),
     ("a change of keys that are read at start", |s| s.configuration.pending = vec!["fleet.url".into()],
