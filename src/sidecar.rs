@@ -264,10 +264,14 @@ impl Sidecar {
         self.stop.cancel();
         self.tasks.wait().await;
         self.ceiling.close().await;
-        if let Some(rest) = self.spool {
+        if let Some(rest) = &self.spool {
             rest.leave().await;
         }
         self.meter.close().await;
+        // Last: a call may have ended since, and its note is written as long as the runtime runs.
+        if let Some(rest) = &self.spool {
+            drop(timeout(LAST_WRITES, rest.spool.settle()).await);
+        }
         left
     }
 }
@@ -280,14 +284,8 @@ struct SpoolRemainder {
 }
 
 impl SpoolRemainder {
-    /// Migrates the messages, or closes the spool with them, and lets the last writes end: they end
-    /// with the runtime.
-    async fn leave(self) {
-        self.hand_over_or_close().await;
-        drop(timeout(LAST_WRITES, self.spool.settle()).await);
-    }
-
-    async fn hand_over_or_close(&self) {
+    /// Migrates the messages, or closes the spool with them.
+    async fn leave(&self) {
         let Some((fleet, options)) = &self.to else {
             if timeout(LEAVE, self.spool.close()).await.is_err() {
                 tracing::warn!("the spool was not closed in time");

@@ -65,6 +65,10 @@ pub(super) async fn all(config: &Config) -> Vec<Probe> {
 }
 
 async fn upstream_name(config: &Config) -> Probe {
+    // It resolves the endpoint's name.
+    if let Some(proxy) = &config.upstream.proxy {
+        return name("upstream.proxy", &proxy.host, proxy.port).await;
+    }
     let endpoint = &config.upstream.endpoint;
     name("upstream.endpoint", &endpoint.host, endpoint.port).await
 }

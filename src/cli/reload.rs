@@ -25,7 +25,9 @@ pub(super) async fn apply_changes(
     mut hangup: Signal,
     log: &Log,
 ) {
-    let mut changes = Changes::new(file);
+    // That of the start: another one, or none, would be another configuration.
+    let watched = file.clone().filter(ConfigFile::can_change);
+    let mut changes = Changes::new(file.clone());
     let mut polls = interval(POLL);
     polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -36,7 +38,10 @@ pub(super) async fn apply_changes(
         if is_asked {
             changes.ask();
         }
-        let file = look(flags).await;
+        let file = match watched.clone() {
+            Some(watched) => look(watched).await,
+            None => file.clone(),
+        };
         if changes.look(file.as_ref(), Instant::now()) {
             apply(flags.load_file(file.as_ref()), started, sidecar, log);
         }
@@ -74,9 +79,11 @@ fn apply(
 }
 
 /// One look, on a thread where a slow disk delays nothing else.
-async fn look(flags: &Flags) -> Option<ConfigFile> {
-    let path = flags.file()?;
-    tokio::task::spawn_blocking(move || ConfigFile::read(&path)).await.ok()
+async fn look(file: ConfigFile) -> Option<ConfigFile> {
+    let before = file.clone();
+    let look = tokio::task::spawn_blocking(move || file.read_again()).await;
+    // It fails only when the process ends.
+    Some(look.unwrap_or(before))
 }
 
 /// Decides which look at the file is to be applied.

@@ -36,6 +36,17 @@ impl ConfigFile {
         self.text.is_ok()
     }
 
+    /// Looks at the file again. Blocks.
+    #[must_use]
+    pub fn read_again(&self) -> Self {
+        Self::read(&self.path)
+    }
+
+    /// Whether it is a file that can be looked at again, and no pipe. Blocks.
+    pub fn can_change(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|metadata| metadata.is_file())
+    }
+
     pub(super) fn origin(&self) -> PathBuf {
         self.path.clone()
     }

@@ -11,7 +11,8 @@ impl Loaded {
     /// changes wait.
     #[must_use]
     pub fn reloaded(&self, newer: &Self) -> (Option<Config>, Vec<String>) {
-        let is_changed = |key: &str| self.shown(key) != newer.shown(key);
+        let is_changed =
+            |key: &str| self.shown(key) != newer.shown(key) || self.hides_a_change(newer, key);
         let waits = |row: &Row| match row.reload {
             Reload::Restart => true,
             Reload::Live => false,
@@ -29,6 +30,13 @@ impl Loaded {
         let waiting = rows().filter(|row| is_changed(row.name) && (config.is_none() || waits(row)));
         let waiting = waiting.map(|row| row.name.to_owned()).collect();
         (config, waiting)
+    }
+
+    /// Whether what is not shown of a value, such as a password, differs.
+    fn hides_a_change(&self, newer: &Self, key: &str) -> bool {
+        let is_masked = self.shown(key).iter().any(|(_, value)| value.contains("***"));
+        let given = |loaded: &Self| loaded.given.0.get(key).map(|raw| raw.value.clone());
+        is_masked && given(self) != given(newer)
     }
 
     /// What is shown of this key; of tables, of each of their values.

@@ -30,7 +30,7 @@ impl fmt::Display for Warning {
 pub fn warnings(config: &Config) -> Vec<Warning> {
     [publish(config), endpoint(config), keys(&config.keys), account(config), egress_ip(config)]
         .into_iter()
-        .chain([config.fleet.as_ref().and_then(redis)])
+        .chain([proxy(config), config.fleet.as_ref().and_then(redis)])
         .flatten()
         .collect()
 }
@@ -63,6 +63,19 @@ fn endpoint(config: &Config) -> Option<Warning> {
         "upstream.endpoint",
         "is http: messages and signatures cross the network unencrypted",
         "write https://",
+    ))
+}
+
+/// The provider sees one address for all that send through a proxy.
+fn proxy(config: &Config) -> Option<Warning> {
+    let is_shared = config.fleet.as_ref().is_some_and(|fleet| !fleet.egress_group.is_empty());
+    if config.upstream.proxy.is_none() || config.ceilings.egress_ip.is_none() || is_shared {
+        return None;
+    }
+    Some(Warning::new(
+        "upstream.proxy",
+        "is one address for all sidecars behind it, and this one takes the whole ceiling of that address",
+        "set fleet.egress_group in all of them, unless this is the only one",
     ))
 }
 
@@ -129,11 +142,16 @@ fn egress_ip(config: &Config) -> Option<Warning> {
     {
         return None;
     }
+    let problem = if config.ceilings.egress_ip.is_none() {
+        "is \"none\": it has no ceiling"
+    } else {
+        "is higher"
+    };
     Some(Warning::new(
         "ceilings.egress_ip",
         format!(
-            "exceeds the {PUBLISHED_EGRESS_IP} calls/s that the provider publishes: it may block this \
-             address"
+            "{problem} (the provider publishes {PUBLISHED_EGRESS_IP} calls/s, and may block an address that \
+             exceeds it)"
         ),
         "leave it out, unless the provider has raised its limit for you",
     ))

@@ -15,7 +15,8 @@ const MAX_LINE: usize = 256;
 pub(super) enum Framing {
     /// In one way, or there is no body.
     Clear,
-    /// By a `Content-Length` and a `Transfer-Encoding`: which of them counts is a matter of opinion.
+    /// By a `Content-Length` and a `Transfer-Encoding`, of which either may count; or in a way that this
+    /// does not follow.
     Both,
     /// By a transfer coding other than `chunked`.
     UnknownCoding,
@@ -30,10 +31,11 @@ impl Framings {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(framing);
     }
 
-    /// That of the next head. hyper has parsed it, so it has been read.
+    /// That of the next head. hyper has parsed it, so it has been read, unless the scanner has lost its
+    /// place: then nothing may be served.
     pub(super) fn next(&self) -> Framing {
         let next = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        next.unwrap_or(Framing::Clear)
+        next.unwrap_or(Framing::Both)
     }
 }
 
@@ -61,7 +63,12 @@ struct Fields {
     length: Option<u64>,
     /// Whether the last coding of the last `Transfer-Encoding` is `chunked`, and the only one.
     chunked: Option<bool>,
+    /// Whether there is a `Content-Length`, readable or not.
+    has_length: bool,
+    /// hyper refuses the length, unless there is a `Transfer-Encoding`.
     broken: bool,
+    /// A line that says the length is longer than what is looked at.
+    is_cut: bool,
 }
 
 /// Follows the requests of one connection.
@@ -70,13 +77,21 @@ pub(super) struct RequestScanner {
     part: Part,
     /// The beginning of the line that is being read.
     line: Vec<u8>,
+    /// Whether the line is longer than that.
+    is_cut: bool,
     fields: Fields,
     framings: Framings,
 }
 
 impl RequestScanner {
     pub(super) fn new(framings: Framings) -> Self {
-        Self { part: Part::Start, line: Vec::new(), fields: Fields::default(), framings }
+        Self {
+            part: Part::Start,
+            line: Vec::new(),
+            is_cut: false,
+            fields: Fields::default(),
+            framings,
+        }
     }
 
     /// Whether no request has begun that has not ended.
@@ -110,6 +125,7 @@ impl RequestScanner {
         let part = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
         let room = MAX_LINE.saturating_sub(self.line.len()).min(part.len());
         self.line.extend(part.get(..room).unwrap_or_default());
+        self.is_cut |= room < part.len();
         let Some(end) = end else { return bytes.len() };
         let line = std::mem::take(&mut self.line);
         self.end_line(line.strip_suffix(b"\r").unwrap_or(&line));
@@ -117,6 +133,7 @@ impl RequestScanner {
     }
 
     fn end_line(&mut self, line: &[u8]) {
+        let is_cut = std::mem::take(&mut self.is_cut);
         self.part = match self.part {
             Part::Start | Part::Trailer if line.is_empty() => Part::Start,
             Part::Start => {
@@ -125,9 +142,11 @@ impl RequestScanner {
             }
             Part::Head if line.is_empty() => self.end_head(),
             Part::Head => {
-                self.fields.read(line);
+                self.fields.read(line, is_cut);
                 Part::Head
             }
+            // hyper reads any number of digits; those beyond are not known here.
+            Part::ChunkSize if is_cut && !line.contains(&b';') => Part::Lost,
             Part::ChunkSize => match chunk_size(line) {
                 Some(0) => Part::Trailer,
                 Some(size) => Part::Chunk(size),
@@ -140,12 +159,14 @@ impl RequestScanner {
     }
 
     fn end_head(&mut self) -> Part {
-        let Fields { length, chunked, broken } = self.fields;
+        let Fields { length, chunked, has_length, broken, is_cut } = self.fields;
         let (framing, part) = match (length, chunked) {
-            _ if broken => (Framing::Clear, Part::Lost),
-            (Some(_), Some(_)) => (Framing::Both, Part::Lost),
+            _ if is_cut => (Framing::Both, Part::Lost),
+            // hyper ignores a length beside a coding, whatever it says.
+            (_, Some(_)) if has_length => (Framing::Both, Part::Lost),
             (_, Some(false)) => (Framing::UnknownCoding, Part::Lost),
             (_, Some(true)) => (Framing::Clear, Part::ChunkSize),
+            _ if broken => (Framing::Clear, Part::Lost),
             (None | Some(0), None) => (Framing::Clear, Part::Start),
             (Some(length), None) => (Framing::Clear, Part::Body(length)),
         };
@@ -155,18 +176,21 @@ impl RequestScanner {
 }
 
 impl Fields {
-    fn read(&mut self, line: &[u8]) {
+    fn read(&mut self, line: &[u8], is_cut: bool) {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { return };
         let (name, value) = line.split_at(colon);
         let value = value.get(1..).unwrap_or_default().trim_ascii();
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
             let only = value.eq_ignore_ascii_case(b"chunked");
             self.chunked = Some(only && self.chunked.is_none());
+            self.is_cut |= is_cut;
         }
         if name.eq_ignore_ascii_case(b"content-length") {
             let length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
             self.broken |= length.is_none() || self.length.is_some_and(|l| Some(l) != length);
             self.length = length;
+            self.has_length = true;
+            self.is_cut |= is_cut;
         }
     }
 }
@@ -238,8 +262,38 @@ mod tests {
                 vec![Clear],
                 false,
             ),
+            // hyper serves it as chunked.
+            (
+                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 5, 5\r\n\r\n"
+                    .to_owned(),
+                vec![Both],
+                false,
+            ),
+            // hyper reads 5 and 3 bytes; their bodies must not be taken for heads.
+            (
+                format!("POST / HTTP/1.1\r\ncontent-length: {}5\r\n\r\nx\n\nx\n", "0".repeat(300)),
+                vec![Both],
+                false,
+            ),
+            (
+                format!(
+                    "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{}3\r\nx\n\n\r\n",
+                    "0".repeat(300)
+                ),
+                vec![Clear],
+                false,
+            ),
         ] {
             assert_eq!(scan(&bytes), (framings, is_between), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn nothing_is_served_whose_head_was_not_followed() {
+        let framings = Framings::default();
+        let mut scanner = RequestScanner::new(framings.clone());
+        let lost = format!("POST / HTTP/1.1\ntransfer-encoding: chunked\n\n{}\n", "0".repeat(300));
+        scanner.advance(format!("{lost}GET / HTTP/1.1\nhost: x\n\n").as_bytes());
+        assert_eq!((framings.next(), framings.next()), (Framing::Clear, Framing::Both));
     }
 }

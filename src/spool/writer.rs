@@ -143,6 +143,7 @@ impl Drop for GroupCommit {
         if !self.stopped {
             let engine = Arc::clone(&self.engine);
             self.stop(&mut engine.core.queue());
+            engine.wake_later();
         }
     }
 }

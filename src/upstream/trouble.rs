@@ -48,13 +48,14 @@ impl Trouble {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.now = Some(why);
             let logged = state.logged;
-            let is_new = logged.is_none_or(|(of, at)| of != why || at.elapsed() >= REMIND);
+            let is_new = logged.is_none_or(|(of, at)| of != why || at.elapsed() >= REMIND)
+                && self.lines.next().is_some();
             if is_new {
                 state.logged = Some((why, Instant::now()));
             }
             is_new
         };
-        if is_new && self.lines.next().is_some() {
+        if is_new {
             let (problem, remedy) = (why.explanation(), why.remedy());
             tracing::warn!(
                 host,

@@ -51,7 +51,7 @@ fn the_ceilings_that_follow() {
         ),
         (
             format!("{PROVIDER}{raised}"),
-            "warning: ceilings.egress_ip exceeds the 300 calls/s that the provider publishes",
+            "warning: ceilings.egress_ip is higher (the provider publishes 300 calls/s",
         ),
         (format!("{PROVIDER}{lifted}"), "ceilings: no ceiling: both are \"none\"\n"),
         (format!("{PROVIDER}{lifted}"), "warning: ceilings.account is \"none\""),

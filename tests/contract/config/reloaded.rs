@@ -51,3 +51,27 @@ fn where_the_mixture_is_invalid_everything_waits() {
     assert!(config.is_none());
     assert_eq!(waiting, ["publish.wait", "ceilings.account", "fleet.url"]);
 }
+
+/// Only what is shown of a value is masked: a new password is a change.
+#[test]
+fn a_changed_password_waits() {
+    let proxy = |password: &str| format!("proxy = \"http://user:{password}@proxy:3128\"");
+    let (_, waiting) = taken_up(&proxy("s3cret-1"), &proxy("s3cret-2"));
+    assert_eq!(waiting, ["upstream.proxy"]);
+    let (_, waiting) = taken_up(&proxy("s3cret-1"), &proxy("s3cret-1"));
+    assert!(waiting.is_empty());
+}
+
+/// What is wrong with a value is said without its password, also where it is no URI.
+#[test]
+fn no_password_is_in_an_error() {
+    for line in [
+        "proxy = \"user:s3cret@proxy:3128\"",
+        "proxy = \"http:/user:s3cret@proxy\"",
+        "[keys]\nsource = \"uri\"\nuri = \"user:s3cret@host/key\"",
+        "[fleet]\nurl = \"user:s3cret@redis:6379\"",
+    ] {
+        let errors = read(&format!("{LEAST}{line}\n")).unwrap_err().to_string();
+        assert!(!errors.contains("s3cret"), "{errors}");
+    }
+}
