@@ -226,7 +226,7 @@ async fn servers_that_will_not_do() {
 
     let port = redis.port.to_string();
     let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port]);
-    idle(&[("fleet.url", &replica.url())]).await.logs("it is a replica").await;
+    idle(&[("fleet.url", &replica.url())]).await.logs("this server is a replica").await;
 
     // Each would give out the whole ceiling.
     let other = Redis::start();
