@@ -108,6 +108,10 @@ fn messages(snapshot: &Snapshot) -> Families {
     );
     for (topic, counts) in &snapshot.published {
         for (outcome, count) in Published::ALL.iter().zip(counts) {
+            // Most topics have no budget: a series begins with the first message over one.
+            if *outcome == Published::OverBudget && *count == 0 {
+                continue;
+            }
             let labels = [("topic", &**topic), ("outcome", outcome.as_str())];
             published = published.value(&labels, *count as f64);
         }

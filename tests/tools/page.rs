@@ -191,7 +191,7 @@ async fn every_state_of_a_sidecar() {
     // More than the ceiling lets through.
     traffic.set(300);
     page.says("concerns", "At the account's ceiling").await;
-    page.says("outcomes", "Over a ceiling or budget").await;
+    page.says("outcomes", "Over a ceiling").await;
     page.until("document.getElementById('use-bar').ariaValueNow >= 95").await;
     look(&page, "3-saturated").await;
     traffic.set(50);
