@@ -1,5 +1,8 @@
 //! Not more lines a second than a log can bear, and how many it did not take.
 
+#[cfg(test)]
+pub(crate) mod captured;
+
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Keeping a key fresh, with a scripted source and paused time.
 
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,8 +9,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Level;
 
 use super::*;
+use crate::log_limiter::captured::capture;
 
 type Answer = Box<dyn FnMut(usize, Timestamp) -> Result<Key, KeyError> + Send>;
 
@@ -374,31 +375,9 @@ async fn a_fixed_key_is_there_and_stays() {
 
 // === What is shown ===
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn each_trouble_is_logged_once_and_no_secret_ever() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-
+    let (log, _guard) = capture(Level::TRACE);
     let world = World::new();
     let keys = world.keys(POLL, |n, _| match n {
         1 | 21.. => Ok(key(1, None)),
@@ -408,7 +387,7 @@ async fn each_trouble_is_logged_once_and_no_secret_ever() {
     sleep(Duration::from_mins(3)).await;
     assert_eq!(keys.status().reloads_failed, 19);
 
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     for once in ["access key loaded", "first trouble", "second trouble", "can be read again"] {
         assert_eq!(log.matches(once).count(), 1, "{once} in {log}");
     }

@@ -27,7 +27,7 @@ use super::automatic::AutomaticAnswers;
 use super::body::{RequestBody, Settling};
 use super::door::Door;
 use super::heads::{Framing, Framings};
-use super::listener::{Accepted, Listener};
+use super::listener::{AcceptedConnection, Listener};
 use super::problem::Problem;
 use super::reply::Reply;
 use super::slots::{Busy, ConnectionPhase, ConnectionSlots, HeldSlot};
@@ -105,8 +105,8 @@ where
         drop(timeout_at(Instant::now() + grace, graceful.shutdown()).await);
     }
 
-    fn spawn(&self, slot: HeldSlot, accepted: Accepted, graceful: &GracefulShutdown) {
-        let Accepted { stream, reach, .. } = accepted;
+    fn spawn(&self, slot: HeldSlot, accepted: AcceptedConnection, graceful: &GracefulShutdown) {
+        let AcceptedConnection { stream, reach, .. } = accepted;
         let (phase, framings) = (slot.phase(), Framings::default());
         let timeouts =
             Timeouts { idle: self.limits.idle_timeout, head: self.limits.header_timeout };

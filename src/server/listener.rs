@@ -37,7 +37,7 @@ impl Drop for SocketFile {
 }
 
 /// A new connection.
-pub(super) struct Accepted {
+pub(super) struct AcceptedConnection {
     pub(super) stream: Pin<Box<dyn ClientStream>>,
     pub(super) reach: Reach,
     pub(super) peer: Peer,
@@ -73,7 +73,7 @@ impl Listener {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+    pub(super) async fn accept(&self) -> io::Result<AcceptedConnection> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, remote) = listener.accept().await?;
@@ -83,11 +83,11 @@ impl Listener {
                 let is_loopback = local.to_canonical().is_loopback();
                 let reach = if is_loopback { Reach::Loopback } else { Reach::Network };
                 let peer = Peer::of(remote.ip(), local);
-                Ok(Accepted { stream: Box::pin(stream), reach, peer })
+                Ok(AcceptedConnection { stream: Box::pin(stream), reach, peer })
             }
             Self::Unix(listener, _) => {
                 let stream = Box::pin(listener.accept().await?.0);
-                Ok(Accepted { stream, reach: Reach::Socket, peer: Peer::Local })
+                Ok(AcceptedConnection { stream, reach: Reach::Socket, peer: Peer::Local })
             }
         }
     }

@@ -207,7 +207,7 @@ impl SlotTable {
 
     /// A free slot, or that of a connection that gives way; waits while all have requests in progress.
     async fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        let _waiting = Waiting::of(&self.waiting);
+        let _waiting = WaitingConnection::of(&self.waiting);
         loop {
             let free = Arc::clone(&self.free);
             if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
@@ -257,16 +257,16 @@ impl SlotTable {
 }
 
 /// Counts a new connection that waits.
-struct Waiting<'a>(&'a AtomicUsize);
+struct WaitingConnection<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingConnection<'a> {
     fn of(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, SeqCst);
         Self(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingConnection<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
     }

@@ -70,36 +70,18 @@ impl Trouble {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::Arc;
-
     use tokio::time::advance;
+    use tracing::Level;
 
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::log_limiter::captured::capture;
 
     /// A thousand calls that fail alike are one line; each new cause is one more.
     #[tokio::test(start_paused = true)]
     async fn one_line_for_each_cause() {
-        let log = Lines::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-        let _guard = tracing::subscriber::set_default(subscriber);
+        let (log, _guard) = capture(Level::INFO);
         let lines = || {
-            let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            let log = log.text();
             [TransportError::CertificateExpired, TransportError::Refused]
                 .map(|why| log.matches(why.explanation()).count())
         };

@@ -21,6 +21,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tollgate::keys::Keys;
@@ -93,19 +94,23 @@ async fn each_egress_address_is_sent_from() {
     assert_eq!(from, ["127.0.0.2", "127.0.0.3", "127.0.0.4"].map(String::from).into());
 }
 
+/// Two callers whose calls are on their way; the statuses that they will get.
+async fn two_calls(publish: &str, script: &Script) -> [JoinHandle<u16>; 2] {
+    let calls = [(); 2].map(|()| {
+        let publish = publish.to_owned();
+        tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await.status })
+    });
+    until("two calls are on their way", async || script.requests().len() == 2).await;
+    calls
+}
+
 #[tokio::test]
 async fn connections_are_capped() {
     let told = Arc::new(Notify::new());
     let script = Script::start([(); 2].map(|()| Say::Later(Arc::clone(&told)))).await;
     let flags = [("upstream.max_connections", "2")];
     let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &flags)).await;
-    let calls: Vec<_> = (0..2)
-        .map(|_| {
-            let publish = publish.clone();
-            tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await.status })
-        })
-        .collect();
-    until("two calls are on their way", async || script.requests().len() == 2).await;
+    let calls = two_calls(&publish, &script).await;
     // A third finds no connection as long as they are.
     let third = post(&publish, "/publish/TopicA", &[("prefer", "wait=1")], b"x").await;
     assert_eq!((third.status, &third.json()["outcome"]), (504, &"not-sent".into()));
@@ -323,13 +328,7 @@ async fn an_egress_ceiling_behind_a_proxy() {
     let address = format!("http://{}", proxy.address);
     let flags = [("upstream.proxy", &*address), ("ceilings.egress_ip", "2")];
     let (_sidecar, publish, _) = sidecar(&config(&script.url, &flags)).await;
-    let calls: Vec<_> = (0..2)
-        .map(|_| {
-            let publish = publish.clone();
-            tokio::spawn(async move { post(&publish, "/publish/TopicA", &[], b"x").await.status })
-        })
-        .collect();
-    until("two calls are on their way", async || script.requests().len() == 2).await;
+    let calls = two_calls(&publish, &script).await;
     assert_eq!(proxy.heads().len(), 2);
     let third = post(&publish, "/publish/TopicA", &[("prefer", "wait=1")], b"x").await;
     assert_eq!(third.json()["outcome"], "not-sent", "{}", third.json());

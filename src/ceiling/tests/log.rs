@@ -1,36 +1,17 @@
 //! What the log tells an operator about an egress address.
 
-use std::io;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tracing::Level;
 
 use crate::ceiling::{Ceiling, Class, Read, Start};
 use crate::config::{Ceilings, Unanswered};
-
-#[derive(Clone, Default)]
-struct LogText(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for LogText {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+use crate::log_limiter::captured::capture;
 
 #[tokio::test(start_paused = true)]
 async fn a_blocked_address_is_named() {
-    let log = LogText::default();
-    let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-
+    let (log, _guard) = capture(Level::INFO);
     let unanswered = Unanswered { min: Duration::from_secs(10), max: Duration::from_mins(5) };
     let ceilings = Ceilings { account: None, egress_ip: Some(300), retry_share: 0.2, unanswered };
     let ceiling = Ceiling::start(&ceilings, 2, 100, Start::Alone);
@@ -48,7 +29,7 @@ async fn a_blocked_address_is_named() {
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(ceiling.status().blocked, [false, false]);
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     let lines: Vec<_> = log.lines().collect();
     let [blocked, over] = lines[..] else { panic!("{log}") };
     assert!(blocked.contains("probably blocks this egress address"), "{log}");
