@@ -21,7 +21,7 @@ use crate::meter::{Meter, PriorCalls};
 use crate::publish::PublishService;
 use crate::server::{HttpServer, Limits, Listener};
 use crate::spool::{self, OpenError, Spool};
-use crate::telemetry::{Configuration, TelemetryService, TelemetrySources};
+use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, TelemetrySources};
 use crate::upstream::{HttpUpstream, TlsError};
 
 /// Limits of the listeners for telemetry and control: a scraper, a kubelet, a few browsers and
@@ -44,6 +44,8 @@ const LAST_WRITES: Duration = Duration::from_secs(1);
 const LAST_RECORDS: Duration = Duration::from_millis(2_500);
 /// Time limit for sending the last replies, once everything else has ended.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
+/// Time for the rest of a stop: permits are given back, and the ledger and the log are written.
+const LAST_STEPS: Duration = Duration::from_secs(5);
 
 /// Why a sidecar does not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +70,9 @@ pub enum StartError {
     /// The spool does not open.
     #[error("{0}; {remedy}", remedy = .0.remedy())]
     Spool(#[from] OpenError),
+    /// It was asked to stop while it waited for its predecessor.
+    #[error("stopped before the start")]
+    Stopped,
 }
 
 /// A running sidecar.
@@ -106,7 +111,21 @@ impl Sidecar {
         start: Start,
         seed: u64,
     ) -> Result<Self, StartError> {
+        Self::start_unless(std::future::pending(), config, keys, start, seed).await
+    }
+
+    /// The same. `stopped` ends the wait for a predecessor that has the spool.
+    pub async fn start_unless(
+        stopped: impl Future<Output = ()>,
+        config: &Config,
+        keys: Keys,
+        start: Start,
+        seed: u64,
+    ) -> Result<Self, StartError> {
         let stop = CancellationToken::new();
+        // A start that fails stops what answers already.
+        let failed = stop.clone().drop_guard();
+        let tasks = TaskTracker::new();
         let mut publish_listeners = Vec::new();
         for address in &config.listen.publish {
             publish_listeners.push(bind(address).await?);
@@ -116,11 +135,21 @@ impl Sidecar {
             publish: publish_listeners.iter().map(Listener::address).collect(),
             telemetry: telemetry_listener.address(),
         };
+        // While the predecessor ends, the kubelet learns that this process is alive.
+        let starting = StartingTelemetry::default();
+        let answering = starting.clone();
+        let service =
+            tower::service_fn(move |request| std::future::ready(answering.answer(&request)));
+        let (server, token) = (HttpServer::new(SMALL, &config.listen.hosts, service), stop.clone());
+        tasks.spawn(async move { server.serve(telemetry_listener, token, LAST_REPLIES).await });
 
         let upstream =
             HttpUpstream::new(&config.upstream, config.retry.codes.clone(), keys.clone())?;
         let spool = match &config.spool {
-            Some(spool) => Some(open(config, spool).await?),
+            Some(spool) => tokio::select! {
+                opened = open(config, spool) => Some(opened?),
+                () = stopped => return Err(StartError::Stopped),
+            },
             None => None,
         };
         let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
@@ -148,7 +177,7 @@ impl Sidecar {
             Arc::clone(&draining),
         );
         let configuration = Configuration::new(config);
-        let telemetry = TelemetryService::new(TelemetrySources {
+        starting.started(TelemetryService::new(TelemetrySources {
             meter: meter.clone(),
             ceiling: ceiling.clone(),
             spool: spool.clone(),
@@ -161,9 +190,8 @@ impl Sidecar {
             stopping: Arc::clone(&ending),
             refusing: Arc::clone(&draining),
             started: Timestamp::now(),
-        });
+        }));
 
-        let tasks = TaskTracker::new();
         let publish_service = publish.clone();
         let service = tower::service_fn(move |request| publish_service.clone().answer(request));
         let server =
@@ -172,11 +200,6 @@ impl Sidecar {
             let (server, stop) = (server.clone(), stop.clone());
             tasks.spawn(async move { server.serve(listener, stop, LAST_REPLIES).await });
         }
-        let service = tower::service_fn(move |request| {
-            std::future::ready(telemetry.clone().answer(&request))
-        });
-        let (server, token) = (HttpServer::new(SMALL, &config.listen.hosts, service), stop.clone());
-        tasks.spawn(async move { server.serve(telemetry_listener, token, LAST_REPLIES).await });
         if let Some(listener) = bind_control(config).await {
             let control = Control::new(delivery.clone(), meter.clone());
             let service = tower::service_fn(move |request| control.clone().answer(request));
@@ -184,6 +207,7 @@ impl Sidecar {
             tasks.spawn(async move { server.serve(listener, token, LAST_REPLIES).await });
         }
         tasks.close();
+        failed.disarm();
         let spool = spool.map(|spool| SpoolRemainder { spool, to: hand_over_to(config) });
         let drain = config.drain.clone();
         Ok(Self {
@@ -348,8 +372,16 @@ async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError
         (config::Store::Redis, Some(fleet)) => {
             Spool::share(fleet, Some(&spool.path), options).await
         }
-        _ => Spool::open(options).await,
+        _ => Spool::open_within(longest_stop(config), options).await,
     }
+}
+
+/// How long a predecessor with this configuration may take from SIGTERM to its end.
+fn longest_stop(config: &Config) -> Duration {
+    let drain = &config.drain;
+    let calls = drain.accept_for + drain.grace + config.upstream.call_timeout + LAST_RECORDS;
+    let leave = if hand_over_to(config).is_some() { HAND_OVER } else { LEAVE };
+    calls + LAST_REPLIES + leave + LAST_WRITES + LAST_STEPS
 }
 
 /// The ceilings, shared with the fleet's sidecars where there is a fleet.

@@ -56,9 +56,16 @@ async fn serve(
     let (mut stop, hangup) = signals.map_err(|error| logged(&error))?;
     let started = async {
         let keys = Keys::start(&config.keys, CancellationToken::new())?;
-        Sidecar::start(config, keys, Start::AfterOthers, fastrand::u64(..)).await
+        let (start, seed) = (Start::AfterOthers, fastrand::u64(..));
+        Sidecar::start_unless(stop.received(), config, keys, start, seed).await
     };
-    let sidecar = started.await.map_err(|error: StartError| logged(&error))?;
+    let sidecar = match started.await {
+        Err(error @ StartError::Stopped) => {
+            tracing::info!("{error}");
+            return Ok(());
+        }
+        started => started.map_err(|error| logged(&error))?,
+    };
     sidecar.configuration().read(loaded.hash(), Vec::new());
     let addresses = sidecar.addresses();
     tracing::info!(

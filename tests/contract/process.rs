@@ -1,0 +1,114 @@
+//! The process and its files, as its operator and its neighbours on the machine see them.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::http::{BOUND, get};
+use crate::support::ports::free_port;
+use crate::support::process::{run, tollgate};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr};
+use tokio::time::timeout;
+
+const KEY: [(&str, &str); 2] =
+    [("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"), ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret")];
+
+/// `tollgate serve` from its first line on.
+struct Starting {
+    child: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Starting {
+    fn new(settings: &[(&str, &str)]) -> Self {
+        let flags = arguments(settings);
+        let args: Vec<_> = flags.iter().map(String::as_str).collect();
+        let mut child = tollgate(&args, &KEY).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// Waits for a line with these words; fails at the end of the log.
+    async fn logs(&mut self, words: &str) -> String {
+        let mut log = String::new();
+        let logged = async {
+            while let Some(line) = self.lines.next_line().await.unwrap() {
+                if line.contains(words) {
+                    return line;
+                }
+                log.push_str(&line);
+                log.push('\n');
+            }
+            panic!("{words:?} is not in the log:\n{log}");
+        };
+        timeout(BOUND, logged).await.expect("it logs in time")
+    }
+
+    fn terminate(&self) {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    }
+}
+
+fn arguments(settings: &[(&str, &str)]) -> Vec<String> {
+    let base = [
+        ("listen.publish", "127.0.0.1:0"),
+        ("listen.telemetry", "127.0.0.1:0"),
+        ("listen.control", "none"),
+        ("upstream.endpoint", "http://127.0.0.1:1"),
+        ("upstream.instance_id", "i"),
+    ];
+    let flags = base.iter().chain(settings).map(|(key, value)| format!("--set={key}={value}"));
+    std::iter::once("serve".to_owned()).chain(flags).collect()
+}
+
+/// What a process that has the spool holds.
+fn locked(spool: &Path) -> File {
+    std::fs::create_dir_all(spool).unwrap();
+    let lock = File::create(spool.join("lock")).unwrap();
+    lock.try_lock().unwrap();
+    lock
+}
+
+/// A replacement that starts before its predecessor has ended waits as long as that may take.
+#[tokio::test]
+async fn a_replacement_waits_for_its_predecessor() {
+    let folder = tempfile::tempdir().unwrap();
+    let lock = locked(folder.path());
+    let telemetry = format!("127.0.0.1:{}", free_port());
+    let path = folder.path().display().to_string();
+    let settings =
+        [("spool.path", &*path), ("listen.telemetry", &*telemetry), ("drain.grace", "1h")];
+    let mut serve = Starting::new(&settings);
+    serve.logs("waiting for the other process to end").await;
+    assert_eq!(get(&telemetry, "/livez").await.status, 200);
+    for path in ["/readyz", "/startupz", "/metrics"] {
+        assert_eq!(get(&telemetry, path).await.status, 503, "{path}");
+    }
+
+    // What reads a stopped sidecar's spool has no predecessor: it waits half a second.
+    let list = ["messages", "list", "--set=upstream.instance_id=i", "--set=listen.control=none"];
+    let begun = std::time::Instant::now();
+    let said = run(&[&list[..], &[&format!("--set=spool.path={path}")]].concat(), &[]).await;
+    assert!(said.code == 1 && said.stderr.contains("another process holds"), "{}", said.stderr);
+    assert!(begun.elapsed() < Duration::from_mins(1));
+
+    drop(lock);
+    serve.logs("tollgate is serving").await;
+    assert_eq!(get(&telemetry, "/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn sigterm_ends_the_wait_for_a_predecessor() {
+    let folder = tempfile::tempdir().unwrap();
+    let _lock = locked(folder.path());
+    let path = folder.path().display().to_string();
+    let mut serve = Starting::new(&[("spool.path", &*path), ("drain.grace", "1h")]);
+    serve.logs("waiting for the other process to end").await;
+    serve.terminate();
+    serve.logs("stopped before the start").await;
+    let status = timeout(BOUND, serve.child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(0));
+}
