@@ -1,12 +1,13 @@
 //! The process and its files, as its operator and its neighbours on the machine see them.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::http::{BOUND, get};
+use crate::support::http::{BOUND, get, series};
 use crate::support::ports::free_port;
-use crate::support::process::{run, tollgate};
+use crate::support::process::{Serve, run, tollgate};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr};
@@ -111,4 +112,31 @@ async fn sigterm_ends_the_wait_for_a_predecessor() {
     serve.logs("stopped before the start").await;
     let status = timeout(BOUND, serve.child.wait()).await.expect("it ends").unwrap();
     assert_eq!(status.code(), Some(0));
+}
+
+/// The access key is in the process's memory.
+#[tokio::test]
+async fn no_one_else_reads_the_memory() {
+    // Root owns the files of each process: another user's tell whether it may be dumped.
+    let is_root = rustix::process::geteuid().is_root();
+    let before = if is_root {
+        "exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$0\" \"$@\""
+    } else {
+        "true"
+    };
+    let settings = [("upstream.endpoint", "http://127.0.0.1:1")];
+    let serve = Serve::start_under(before, &settings).await;
+    let process = format!("/proc/{}", serve.pid());
+    let limits = std::fs::read_to_string(format!("{process}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    let core: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
+    assert_eq!(core, ["0", "0"]);
+    let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
+    let user = status.lines().find(|line| line.starts_with("Uid:")).unwrap();
+    assert!(!user.contains("\t0\t"), "{user}");
+    assert_eq!(std::fs::metadata(format!("{process}/mem")).unwrap().uid(), 0);
+    // It still reads its own figures.
+    let metrics = get(&serve.telemetry, "/metrics").await.text();
+    assert!(series(&metrics, "process_open_fds") > 0.0, "{metrics}");
+    assert!(series(&metrics, "process_resident_memory_bytes") > 0.0, "{metrics}");
 }
