@@ -1,7 +1,7 @@
 //! Builds a sidecar from a configuration, starts its listeners, drains and stops them in order.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -152,6 +152,8 @@ impl Sidecar {
             },
             None => None,
         };
+        // Its folder may be the spool's, which is this user's alone.
+        let control_listener = bind_control(config).await?;
         let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
         let instances = config.upstream.instance_id.iter().cloned().chain(rules);
         let meter = meter(config, instances.collect()).await?;
@@ -200,7 +202,7 @@ impl Sidecar {
             let (server, stop) = (server.clone(), stop.clone());
             tasks.spawn(async move { server.serve(listener, stop, LAST_REPLIES).await });
         }
-        if let Some(listener) = bind_control(config).await {
+        if let Some(listener) = control_listener {
             let control = Control::new(delivery.clone(), meter.clone());
             let service = tower::service_fn(move |request| control.clone().answer(request));
             let (server, token) = (HttpServer::new(SMALL, &[], service), stop.clone());
@@ -448,11 +450,15 @@ pub fn control_sockets(config: &Config) -> Vec<PathBuf> {
     std::iter::once(configured.clone()).chain(beside).collect()
 }
 
-async fn bind_control(config: &Config) -> Option<Listener> {
+async fn bind_control(config: &Config) -> Result<Option<Listener>, StartError> {
     let mut failed = None;
     for path in control_sockets(config) {
         match Listener::bind_private(&path).await {
-            Ok(listener) => return Some(listener),
+            Ok(listener) => return Ok(Some(listener)),
+            // The operator's file is at this path: another one is not what the configuration means.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(StartError::Bind { address: unix(&path), error });
+            }
             Err(error) => failed = Some((path, error)),
         }
     }
@@ -465,7 +471,7 @@ async fn bind_control(config: &Config) -> Option<Listener> {
              with this sidecar; set listen.control"
         );
     }
-    None
+    Ok(None)
 }
 
 /// The addresses as they are configured; the one that the system chooses is `default`.
@@ -481,8 +487,13 @@ async fn bind(address: &Address) -> Result<Listener, StartError> {
     Listener::bind(address).await.map_err(|error| {
         let address = match address {
             Address::Tcp(address) => address.to_string(),
-            Address::Unix(path) => format!("unix:{}", path.display()),
+            Address::Unix(path) => unix(path),
         };
         StartError::Bind { address, error }
     })
+}
+
+/// A socket's path as the configuration writes it.
+fn unix(path: &Path) -> String {
+    format!("unix:{}", path.display())
 }

@@ -1,7 +1,7 @@
 //! A bound address: a TCP port or a Unix socket.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
@@ -22,13 +22,30 @@ pub enum Listener {
 
 /// The file of a Unix socket.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    /// Of the file: a successor may have replaced it.
+    id: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), id: file_id(path) }
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may be gone already.
-        drop(std::fs::remove_file(&self.0));
+        if self.id.is_some() && file_id(&self.path) == self.id {
+            // It may be gone already.
+            drop(std::fs::remove_file(&self.path));
+        }
     }
+}
+
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// A connection of either kind.
@@ -36,7 +53,8 @@ pub(super) trait ClientStream: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> ClientStream for T {}
 
 impl Listener {
-    /// Binds an address. A Unix socket whose process no longer listens is replaced.
+    /// Binds an address. A Unix socket whose process no longer listens is replaced; anything else at its path
+    /// stays, and is an error of the kind [`io::ErrorKind::AlreadyExists`].
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
@@ -57,7 +75,7 @@ impl Listener {
             Self::Tcp(listener) => {
                 listener.local_addr().map_or_else(|e| e.to_string(), |address| address.to_string())
             }
-            Self::Unix(_, SocketFile(path)) => format!("unix:{}", path.display()),
+            Self::Unix(_, file) => format!("unix:{}", file.path.display()),
         }
     }
 
@@ -82,6 +100,7 @@ async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
     }
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            refuse_other_files(path)?;
             if UnixStream::connect(path).await.is_ok() {
                 return Err(error);
             }
@@ -91,5 +110,16 @@ async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
         other => other?,
     };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+    Ok(Listener::Unix(listener, SocketFile::new(path)))
+}
+
+/// What is not a socket was not created by a sidecar: a path that is wrong by a letter must not cost a file.
+fn refuse_other_files(path: &Path) -> io::Result<()> {
+    let found = std::fs::symlink_metadata(path)?.file_type();
+    if found.is_socket() {
+        return Ok(());
+    }
+    let kind = if found.is_dir() { "a folder" } else { "a file" };
+    let text = format!("there is {kind} that is not a socket; remove it, or set another path");
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
 }

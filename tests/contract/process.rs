@@ -1,12 +1,12 @@
 //! The process and its files, as its operator and its neighbours on the machine see them.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::http::{BOUND, get, series};
-use crate::support::ports::free_port;
+use crate::support::http::{BOUND, get, post, series};
+use crate::support::ports::{free_port, refusing};
 use crate::support::process::{Serve, run, tollgate};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -112,6 +112,95 @@ async fn sigterm_ends_the_wait_for_a_predecessor() {
     serve.logs("stopped before the start").await;
     let status = timeout(BOUND, serve.child.wait()).await.expect("it ends").unwrap();
     assert_eq!(status.code(), Some(0));
+}
+
+/// A path that is wrong by a letter costs no file.
+#[tokio::test]
+async fn what_is_not_a_socket_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, directory) = (folder.path().join("a-file"), folder.path().join("a-folder"));
+    std::fs::write(&file, "precious").unwrap();
+    std::fs::create_dir(&directory).unwrap();
+    for (path, kind) in [(&file, "a file"), (&directory, "a folder")] {
+        let address = format!("unix:{}", path.display());
+        for key in ["listen.publish", "listen.control"] {
+            let flags = arguments(&[(key, &address), ("spool.store", "none")]);
+            let args: Vec<_> = flags.iter().map(String::as_str).collect();
+            let said = run(&args, &KEY).await;
+            let reason =
+                format!("cannot listen at {address}: there is {kind} that is not a socket");
+            assert!(said.code == 1 && said.stderr.contains(&reason), "{key}: {}", said.stderr);
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+    assert!(directory.is_dir());
+}
+
+/// A socket whose process was killed is replaced, and one that has a successor's socket at its path leaves it.
+#[tokio::test]
+async fn a_socket_is_replaced_and_left_to_its_successor() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("publish.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let address = format!("unix:{}", path.display());
+    let settings = [("listen.publish", &*address), ("spool.store", "none")];
+    let mut first = Starting::new(&settings);
+    first.logs("tollgate is serving").await;
+    std::fs::remove_file(&path).unwrap();
+    let mut next = Starting::new(&settings);
+    next.logs("tollgate is serving").await;
+    first.terminate();
+    timeout(BOUND, first.child.wait()).await.expect("it ends").unwrap();
+    assert!(path.exists());
+    next.terminate();
+    timeout(BOUND, next.child.wait()).await.expect("it ends").unwrap();
+    assert!(!path.exists());
+}
+
+/// What others of the machine may read does not depend on the umask.
+#[tokio::test]
+async fn files_are_this_users_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    // An older version created it under the umask.
+    std::fs::create_dir_all(spool.join("ledger")).unwrap();
+    std::fs::write(spool.join("ledger/ledger.redb"), "").unwrap();
+    let everyone = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(spool.join("ledger/ledger.redb"), everyone).unwrap();
+    let path = spool.display().to_string();
+    let (_refusing, redis) = refusing();
+    let url = format!("redis://{redis}");
+    let disk = [("spool.path", &*path), ("spool.store", "disk")];
+    let shared = [("spool.path", &*path), ("spool.store", "redis"), ("fleet.url", &*url)];
+    for (settings, files) in [
+        (&disk[..], &["lock", "ledger/ledger.redb", "ledger/hot"][..]),
+        (&shared, &["owner", "ledger/ledger.redb"]),
+    ] {
+        let upstream = [("upstream.endpoint", "http://127.0.0.1:1")];
+        let serve = Serve::start_under("umask 000", &[&upstream, settings].concat()).await;
+        if files.contains(&"lock") {
+            let prefer = [("prefer", "respond-async")];
+            assert_eq!(post(&serve.publish, "/publish/TopicA", &prefer, b"x").await.status, 202);
+            let segment = |entry: std::io::Result<std::fs::DirEntry>| {
+                let path = entry.unwrap().path();
+                path.extension().is_some_and(|e| e == "log").then_some(path)
+            };
+            let segments: Vec<_> = std::fs::read_dir(&spool).unwrap().filter_map(segment).collect();
+            assert!(!segments.is_empty());
+            assert!(segments.iter().all(|segment| mode(segment) == 0o600));
+        }
+        for file in files {
+            assert_eq!(mode(&spool.join(file)), 0o600, "{file}");
+        }
+        serve.signal(Signal::TERM);
+        assert!(serve.ended().await.0.success());
+        // As a new one does.
+        drop(std::fs::remove_dir_all(&spool));
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().mode() & 0o777
 }
 
 /// The access key is in the process's memory.
