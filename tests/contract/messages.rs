@@ -240,12 +240,35 @@ async fn many_and_help() {
     let folder = tempfile::tempdir().unwrap();
     let spool = folder.path().display().to_string();
     let script = Script::start((0..40).map(|_| error(400, "ParameterCheckFailed"))).await;
-    let settings =
-        [("upstream.endpoint", &*script.url), ("spool.store", "disk"), ("spool.path", &*spool)];
+    let control = format!("unix:{spool}/own.sock");
+    let settings = [
+        ("upstream.endpoint", &*script.url),
+        ("spool.store", "disk"),
+        ("spool.path", &*spool),
+        ("listen.control", &*control),
+    ];
     let serve = Serve::start(&settings, &[]).await;
     for _ in 0..40 {
         post(&serve.publish, "/publish/TopicA", &[("prefer", "respond-async")], b"x").await;
     }
+    until("all are dead letters", async || {
+        get(&serve.telemetry, "/status.json").await.json()["kept"]["dead"] == 40
+    })
+    .await;
+    // What a list leaves out, it counts.
+    let more = async |verb: &Verb, args: &[&str], listed: usize, more: &str| {
+        for format in ["table", "json"] {
+            let said = verb.run(&[&["list", "-o", format], args].concat()).await;
+            let header = usize::from(format == "table");
+            assert_eq!(said.stdout.lines().count(), listed + header, "{}", said.stdout);
+            assert_eq!(said.stderr.split(" not shown").next().unwrap(), more, "{args:?}");
+        }
+    };
+    let verb = Verb::new(&settings);
+    more(&verb, &["--limit", "39"], 39, "1 more message").await;
+    more(&verb, &["--state", "dead", "--limit", "5"], 5, "35 more messages").await;
+    more(&verb, &["--limit", "40"], 40, "").await;
+    more(&verb, &["--state", "queued"], 0, "").await;
     // No control socket, and the spool is held.
     let mut quiet = settings.to_vec();
     quiet.push(("listen.control", "none"));
@@ -255,6 +278,8 @@ async fn many_and_help() {
     serve.signal(Signal::TERM);
     assert!(serve.ended().await.0.success());
 
+    more(&verb, &["--limit", "5"], 5, "35 more messages").await;
+    more(&verb, &[], 40, "").await;
     assert_eq!(verb.run(&["replay", "--all"]).await.stdout, "40 replayed\n");
     let flags = verb.0.join(" ");
     let tollgate = env!("CARGO_BIN_EXE_tollgate");
