@@ -1,15 +1,20 @@
 //! A bound address: a TCP port or a Unix socket.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::door::Reach;
 use crate::config::Address;
+
+/// Connections that the kernel holds until they are accepted: `TcpListener::bind`'s.
+const BACKLOG: i32 = 1_024;
 
 /// A bound address.
 #[derive(Debug)]
@@ -57,6 +62,9 @@ impl Listener {
     /// stays, and is an error of the kind [`io::ErrorKind::AlreadyExists`].
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
+            Address::Tcp(SocketAddr::V6(address)) if address.ip().is_unspecified() => {
+                Ok(Self::Tcp(bind_all((*address).into())?))
+            }
             Address::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
             // The pod's other containers may run as other users. The folder's permissions decide
             // which of them can publish.
@@ -92,6 +100,18 @@ impl Listener {
             Self::Unix(listener, _) => Ok((Box::pin(listener.accept().await?.0), Reach::Socket)),
         }
     }
+}
+
+/// `[::]`: all addresses of both families, also where `net.ipv6.bindv6only` has another default.
+fn bind_all(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_only_v6(false)?;
+    // As `TcpListener::bind` has it.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {

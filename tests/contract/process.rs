@@ -229,3 +229,21 @@ async fn no_one_else_reads_the_memory() {
     assert!(series(&metrics, "process_open_fds") > 0.0, "{metrics}");
     assert!(series(&metrics, "process_resident_memory_bytes") > 0.0, "{metrics}");
 }
+
+/// Every address of the machine, of both families.
+#[tokio::test]
+async fn all_addresses_of_both_families() {
+    let settings = [
+        ("upstream.endpoint", "http://127.0.0.1:1"),
+        ("listen.publish", "[::]:0"),
+        ("listen.telemetry", "[::]:0"),
+    ];
+    let serve = Serve::start(&settings, &[]).await;
+    let port = |address: &str| address.rsplit_once(':').unwrap().1.to_owned();
+    for host in ["127.0.0.1", "[::1]"] {
+        let telemetry = format!("{host}:{}", port(&serve.telemetry));
+        assert_eq!(get(&telemetry, "/livez").await.status, 200, "{telemetry}");
+        let publish = format!("{host}:{}", port(&serve.publish));
+        assert_eq!(get(&publish, "/nothing").await.status, 404, "{publish}");
+    }
+}

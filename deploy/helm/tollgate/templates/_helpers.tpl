@@ -34,6 +34,7 @@ tollgate/account: {{ .Values.account | quote }}
 image: {{ empty .image.digest | ternary (printf "%s:%s" .image.repository $tag) (printf "%s@%s" .image.repository .image.digest) | quote }}
 args: [serve, --config, /etc/tollgate/tollgate.toml]
 env:
+  {{- /* In a cluster with IPv6, [::] covers both families. */}}
   - { name: TOLLGATE__LISTEN__PUBLISH, value: "{{ $gateway | ternary "0.0.0.0" "127.0.0.1" }}:8080" }
   - { name: TOLLGATE__LISTEN__TELEMETRY, value: "0.0.0.0:9464" }
   - { name: TOLLGATE__SPOOL__PATH, value: /var/lib/tollgate/spool }
