@@ -204,7 +204,10 @@ async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> 
             let picked = not_empty(which, state)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_dead(brief);
             let again = |brief: &Brief| spool.note(brief.id, Change::Replayed(Timestamp::now()));
-            Ok(ActionResult::Changed("replayed", spool.change(&meant, &again, &|_, _| ()).await))
+            Ok(ActionResult::Changed(
+                "replayed",
+                spool.change(&meant, &again, &|_, _| ()).await.messages,
+            ))
         }
         Action::Drop { which, state } => {
             let picked = not_empty(which, state)?.pick().map_err(|error| error.to_string())?;
@@ -212,7 +215,10 @@ async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> 
             // A call for a queued message may have been in flight when its sidecar ended.
             let doubt = |brief: &Brief| matches!(brief.state, State::Queued { .. }).into();
             let note = |brief: &Brief| spool.note(brief.id, Spool::dropped(brief, doubt(brief)));
-            Ok(ActionResult::Changed("dropped", spool.change(&meant, &note, &|_, _| ()).await))
+            Ok(ActionResult::Changed(
+                "dropped",
+                spool.change(&meant, &note, &|_, _| ()).await.messages,
+            ))
         }
     }
 }

@@ -20,8 +20,17 @@ pub(super) enum Reach {
     Loopback,
     /// A network.
     Network,
-    /// A Unix socket, which no browser opens.
-    Socket,
+    /// A Unix socket, which no browser opens, from this process if the system knows it.
+    Socket(Option<Peer>),
+}
+
+/// The process that has opened a connection over a Unix socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its user.
+    pub uid: u32,
+    /// Its id, if the system knows it.
+    pub pid: Option<i32>,
 }
 
 /// What is checked of requests on a connection.

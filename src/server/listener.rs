@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
-use super::door::Reach;
+use super::door::{Peer, Reach};
 use crate::config::Address;
 
 /// Connections that the kernel holds until they are accepted: `TcpListener::bind`'s.
@@ -97,7 +97,12 @@ impl Listener {
                 let reach = if is_loopback { Reach::Loopback } else { Reach::Network };
                 Ok((Box::pin(stream), reach))
             }
-            Self::Unix(listener, _) => Ok((Box::pin(listener.accept().await?.0), Reach::Socket)),
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = stream.peer_cred().ok();
+                let peer = peer.map(|peer| Peer { uid: peer.uid(), pid: peer.pid() });
+                Ok((Box::pin(stream), Reach::Socket(peer)))
+            }
         }
     }
 }

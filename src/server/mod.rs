@@ -14,6 +14,7 @@ mod watched;
 
 pub use body::RequestBody;
 pub use connection::{HttpServer, Limits};
+pub use door::Peer;
 pub use listener::Listener;
 pub use problem::Problem;
 pub use reply::{Reply, ReplyBody, json_reply, reply};
