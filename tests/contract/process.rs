@@ -91,7 +91,7 @@ async fn a_replacement_waits_for_its_predecessor() {
 
     // What reads a stopped sidecar's spool has no predecessor: it waits half a second.
     let list = ["messages", "list", "--set=upstream.instance_id=i", "--set=listen.control=none"];
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     let said = run(&[&list[..], &[&format!("--set=spool.path={path}")]].concat(), &[]).await;
     assert!(said.code == 1 && said.stderr.contains("another process holds"), "{}", said.stderr);
     assert!(begun.elapsed() < Duration::from_mins(1));
