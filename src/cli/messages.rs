@@ -125,12 +125,33 @@ pub(super) fn run(args: Args) -> Result<(), VerbError> {
     // Before a sidecar is looked for: the same error, whether one runs or not.
     args.action.check().map_err(VerbError::Usage)?;
     let done = block_on(carry_out(args.action, &config))?;
-    print(|to| write(&done, args.output, to))
+    print(|to| write(&done, args.output, to))?;
+    // Not on standard output: there each line is a message.
+    if let ActionResult::Listed(_, more) = &done
+        && let Some(text) = more_text(*more)
+    {
+        eprintln!("{text}");
+    }
+    Ok(())
 }
+
+/// How many messages a list leaves out.
+fn more_text(more: usize) -> Option<String> {
+    let count = match more {
+        0 => return None,
+        1..MOST_COUNTED => count(more as u64, "more message"),
+        _ => format!("at least {}", count(MOST_COUNTED as u64, "more message")),
+    };
+    Some(format!("{count} not shown: set --limit, or select fewer (--state, --topic, --reason)"))
+}
+
+/// The most messages that a list counts beyond those it shows: each is read, though not shown.
+const MOST_COUNTED: usize = 10_000;
 
 /// What an action results in.
 enum ActionResult {
-    Listed(Vec<Listed>),
+    /// The messages, and how many more there are, up to [`MOST_COUNTED`].
+    Listed(Vec<Listed>, usize),
     Shown(Box<Listed>),
     /// "replayed" or "dropped", and how many.
     Changed(&'static str, usize),
@@ -169,7 +190,10 @@ async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> 
         Action::List { state, topic, reason, limit } => {
             let selection = Selection { topic, reason, state, ..Selection::default() };
             let picked = selection.pick().map_err(|error| error.to_string())?;
-            Ok(ActionResult::Listed(spool.select(&picked, None, limit)))
+            let found = spool.select(&picked, None, limit);
+            let after = found.last().and_then(|listed| listed.id.parse().ok());
+            let more = spool.select(&picked, after, MOST_COUNTED).len();
+            Ok(ActionResult::Listed(found, more))
         }
         Action::Show { id } => {
             let id: MessageId = id.parse().map_err(|_| format!("{id:?} is no message id"))?;
@@ -180,7 +204,10 @@ async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> 
             let picked = not_empty(which, state)?.pick().map_err(|error| error.to_string())?;
             let meant = |brief: &Brief| picked.means_dead(brief);
             let again = |brief: &Brief| spool.note(brief.id, Change::Replayed(Timestamp::now()));
-            Ok(ActionResult::Changed("replayed", spool.change(&meant, &again, &|_, _| ()).await))
+            Ok(ActionResult::Changed(
+                "replayed",
+                spool.change(&meant, &again, &|_, _| ()).await.messages,
+            ))
         }
         Action::Drop { which, state } => {
             let picked = not_empty(which, state)?.pick().map_err(|error| error.to_string())?;
@@ -188,7 +215,10 @@ async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> 
             // A call for a queued message may have been in flight when its sidecar ended.
             let doubt = |brief: &Brief| matches!(brief.state, State::Queued { .. }).into();
             let note = |brief: &Brief| spool.note(brief.id, Spool::dropped(brief, doubt(brief)));
-            Ok(ActionResult::Changed("dropped", spool.change(&meant, &note, &|_, _| ()).await))
+            Ok(ActionResult::Changed(
+                "dropped",
+                spool.change(&meant, &note, &|_, _| ()).await.messages,
+            ))
         }
     }
 }
@@ -239,7 +269,10 @@ async fn running(action: Action, mut sidecar: SidecarClient) -> Result<ActionRes
     match action {
         Action::List { state, topic, reason, limit } => {
             let selection = Selection { topic, reason, state, ..Selection::default() };
-            list(sidecar, selection, limit).await.map(ActionResult::Listed)
+            let found = list(sidecar, &selection, None, limit).await?;
+            let after = found.last().and_then(|listed| listed.id.parse().ok());
+            let more = list(sidecar, &selection, after, MOST_COUNTED).await?.len();
+            Ok(ActionResult::Listed(found, more))
         }
         Action::Show { id } => {
             let body = sidecar.get(&format!("/messages/{id}")).await?;
@@ -265,10 +298,11 @@ async fn running(action: Action, mut sidecar: SidecarClient) -> Result<ActionRes
 /// Page by page, until there are enough or no more.
 async fn list(
     sidecar: &mut SidecarClient,
-    selection: Selection,
+    selection: &Selection,
+    mut after: Option<MessageId>,
     limit: usize,
 ) -> Result<Vec<Listed>, String> {
-    let (mut found, mut after) = (Vec::new(), None);
+    let mut found = Vec::new();
     while found.len() < limit {
         let limit = (limit - found.len()).min(MAX_LISTED);
         let listing = Listing { selection: selection.clone(), after, limit };
@@ -299,14 +333,14 @@ async fn change(
 
 fn write(done: &ActionResult, output: MessagesFormat, to: &mut impl Write) -> io::Result<()> {
     match (done, output) {
-        (ActionResult::Listed(messages), MessagesFormat::Json) => {
+        (ActionResult::Listed(messages, _), MessagesFormat::Json) => {
             messages.iter().try_for_each(|listed| json(listed, to))
         }
         (ActionResult::Shown(listed), MessagesFormat::Json) => json(listed, to),
         (ActionResult::Changed(_, messages), MessagesFormat::Json) => {
             writeln!(to, "{{\"Messages\":{messages}}}")
         }
-        (ActionResult::Listed(messages), MessagesFormat::Table) => {
+        (ActionResult::Listed(messages, _), MessagesFormat::Table) => {
             writeln!(
                 to,
                 "{:32}  {:9}  {:17}  {:>8}  {:>4}  REASON",

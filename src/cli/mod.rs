@@ -9,6 +9,7 @@ mod demo;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod logging;
+mod memory;
 mod messages;
 mod open_files;
 mod probe;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::logging::Log;
 use super::reload::apply_changes;
 use super::run::{VerbError, runtime};
-use super::{Stop, logging, open_files};
+use super::{Stop, logging, memory, open_files};
 use crate::ceiling::Start;
 use crate::config::{ConfigFile, Flags, Loaded, warnings};
 use crate::keys::Keys;
@@ -31,6 +31,7 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let mut loaded = args.flags.load_file(file.as_ref())?;
     // The lines that are still to be written are written when it is dropped, within about a second.
     let log = logging::start(&loaded.config.telemetry);
+    memory::protect();
     open_files::raise();
     if let Some(clamped) = open_files::clamp(&mut loaded.config) {
         tracing::warn!("{clamped}");
@@ -56,9 +57,16 @@ async fn serve(
     let (mut stop, hangup) = signals.map_err(|error| logged(&error))?;
     let started = async {
         let keys = Keys::start(&config.keys, CancellationToken::new())?;
-        Sidecar::start(config, keys, Start::AfterOthers, fastrand::u64(..)).await
+        let (start, seed) = (Start::AfterOthers, fastrand::u64(..));
+        Sidecar::start_unless(stop.received(), config, keys, start, seed).await
     };
-    let sidecar = started.await.map_err(|error: StartError| logged(&error))?;
+    let sidecar = match started.await {
+        Err(error @ StartError::Stopped) => {
+            tracing::info!("{error}");
+            return Ok(());
+        }
+        started => started.map_err(|error| logged(&error))?,
+    };
     sidecar.configuration().read(loaded.hash(), Vec::new());
     let addresses = sidecar.addresses();
     tracing::info!(

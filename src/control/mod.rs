@@ -1,5 +1,6 @@
 //! The HTTP API for operators: a Unix socket, which `tollgate messages` and `tollgate bill` use.
 
+mod audit;
 mod query;
 
 use std::convert::Infallible;
@@ -13,10 +14,11 @@ use tokio::time::timeout;
 
 use crate::delivery::Delivery;
 use crate::message::MessageId;
-use crate::meter::Meter;
-use crate::server::{Problem, Reply, RequestBody, json_reply, reply};
-use crate::spool::{Listed, Picked, Selection, Spool};
+use crate::meter::{Meter, OperatorVerb};
+use crate::server::{PeerProcess, Problem, Reply, RequestBody, json_reply, reply};
+use crate::spool::{Affected, Listed, Picked, Selection, Spool};
 use crate::upstream::HttpUpstream;
+use audit::{Audit, peer};
 pub use query::{Listing, bill_query};
 
 /// The most messages of one reply; the next page is asked for with `after`.
@@ -90,18 +92,58 @@ impl Control {
                 Ok(lines(&spool.select(&picked, after, limit)))
             }
             (&Method::GET, path) if let Some(id) = path.strip_prefix("/messages/") => {
-                show(spool, id).await
+                self.show(spool, id, peer(&request)).await
             }
             (&Method::POST, "/messages/replay") => {
-                let (picked, delivery) = (picked(request).await?, self.delivery.clone());
-                changed(async move { delivery.replay(&picked).await }).await
+                let (picked, audit) = self.picked(OperatorVerb::Replay, request).await?;
+                let delivery = self.delivery.clone();
+                changed(audit, async move { delivery.replay(&picked).await }).await
             }
             (&Method::POST, "/messages/drop") => {
-                let (picked, delivery) = (picked(request).await?, self.delivery.clone());
-                changed(async move { delivery.discard(&picked).await }).await
+                let (picked, audit) = self.picked(OperatorVerb::Drop, request).await?;
+                let delivery = self.delivery.clone();
+                changed(audit, async move { delivery.discard(&picked).await }).await
             }
             _ => Err(Problem::not_found(&path, PATHS)),
         }
+    }
+
+    /// The selected messages; an empty selection is refused, so that all are never dropped by mistake.
+    async fn picked(
+        &self,
+        verb: OperatorVerb,
+        request: Request<RequestBody>,
+    ) -> Result<(Picked, Audit), Problem> {
+        let peer = peer(&request);
+        let selection: Selection = read(request).await?;
+        if selection.is_empty() {
+            return Err(bad(
+                "Nothing is selected. To select everything, set \"all\": true.".to_owned()
+            ));
+        }
+        let picked = selection.pick().map_err(|error| bad(error.to_string()))?;
+        Ok((picked, Audit::new(&self.meter, verb, peer, &selection)))
+    }
+
+    async fn show(
+        &self,
+        spool: &Spool,
+        name: &str,
+        peer: Option<PeerProcess>,
+    ) -> Result<Reply, Problem> {
+        let id = id(name)?;
+        let selection = Selection { ids: vec![id.to_string()], ..Selection::default() };
+        let audit = Audit::new(&self.meter, OperatorVerb::Show, peer, &selection);
+        let found = spool.show(id).await;
+        let mut affected = Affected::default();
+        if found.is_some() {
+            affected.add(id);
+        }
+        audit.record(&affected);
+        found.map(|listed| ok(&listed)).ok_or_else(|| {
+            let detail = "No message with this id is kept.".to_owned();
+            Problem::new(StatusCode::NOT_FOUND, "no-such-message", "No such message", detail)
+        })
     }
 }
 
@@ -114,8 +156,16 @@ fn unreadable(reason: String) -> Problem {
 
 /// A task of its own, so that the change completes even if the client disconnects: a dead letter that
 /// is noted as replayed must get into its lane, too.
-async fn changed(change: impl Future<Output = usize> + Send + 'static) -> Result<Reply, Problem> {
-    let messages = tokio::spawn(change).await.map_err(|error| {
+async fn changed(
+    audit: Audit,
+    change: impl Future<Output = Affected> + Send + 'static,
+) -> Result<Reply, Problem> {
+    let recorded = async move {
+        let affected = change.await;
+        audit.record(&affected);
+        affected.messages
+    };
+    let messages = tokio::spawn(recorded).await.map_err(|error| {
         tracing::error!(%error, "a change of messages did not complete");
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         let detail =
@@ -125,31 +175,12 @@ async fn changed(change: impl Future<Output = usize> + Send + 'static) -> Result
     Ok(ok(&Changed { messages }))
 }
 
-async fn show(spool: &Spool, name: &str) -> Result<Reply, Problem> {
-    let found = spool.show(id(name)?).await;
-    found.map(|listed| ok(&listed)).ok_or_else(|| {
-        let detail = "No message with this id is kept.".to_owned();
-        Problem::new(StatusCode::NOT_FOUND, "no-such-message", "No such message", detail)
-    })
-}
-
 fn id(text: &str) -> Result<MessageId, Problem> {
     text.parse().map_err(|_| bad(format!("{text:?} is no message id")))
 }
 
 fn bad(detail: String) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "malformed-selection", "Malformed selection", detail)
-}
-
-/// The selected messages; an empty selection is refused, so that all are never dropped by mistake.
-async fn picked(request: Request<RequestBody>) -> Result<Picked, Problem> {
-    let selection: Selection = read(request).await?;
-    if selection.is_empty() {
-        return Err(
-            bad("Nothing is selected. To select everything, set \"all\": true.".to_owned()),
-        );
-    }
-    selection.pick().map_err(|error| bad(error.to_string()))
 }
 
 async fn read<T: for<'de> Deserialize<'de>>(request: Request<RequestBody>) -> Result<T, Problem> {

@@ -43,7 +43,7 @@ use crate::deadline;
 use crate::log_limiter::LogLimiter;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
-use crate::spool::{Brief, Change, Effect, Picked, Spool};
+use crate::spool::{Affected, Brief, Change, Effect, Picked, Spool};
 use crate::upstream::Upstream;
 use attempt::Dispatcher;
 pub use begun::Begun;
@@ -138,9 +138,9 @@ impl<U: Upstream> Delivery<U> {
         self.intake.kept.as_ref().map(|kept| &kept.spool)
     }
 
-    /// Tries the dead letters that are meant once more. Returns how many, once that is durable.
-    pub async fn replay(&self, selection: &Picked) -> usize {
-        let Some(kept) = &self.intake.kept else { return 0 };
+    /// Tries the dead letters that are meant once more. Returns which, once that is durable.
+    pub async fn replay(&self, selection: &Picked) -> Affected {
+        let Some(kept) = &self.intake.kept else { return Affected::default() };
         let note = |brief: &Brief| kept.spool.note(brief.id, Change::Replayed(Timestamp::now()));
         let again = |brief: &Brief, effect| {
             let is_made = effect == Effect::Made;
@@ -152,11 +152,11 @@ impl<U: Upstream> Delivery<U> {
         kept.spool.change(&|brief| selection.means_dead(brief), &note, &again).await
     }
 
-    /// Drops the messages that are meant, and answers the callers who wait for them. Returns how many,
+    /// Drops the messages that are meant, and answers the callers who wait for them. Returns which,
     /// once that is durable. A call that is under way is not called back, and decides what its caller
     /// is answered.
-    pub async fn discard(&self, selection: &Picked) -> usize {
-        let Some(kept) = &self.intake.kept else { return 0 };
+    pub async fn discard(&self, selection: &Picked) -> Affected {
+        let Some(kept) = &self.intake.kept else { return Affected::default() };
         let meant = |brief: &Brief| selection.means_droppable(brief);
         let gone = Mutex::new(HashSet::new());
         let note = |brief: &Brief| {

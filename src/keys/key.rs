@@ -13,7 +13,7 @@ const MAX_ID: usize = 128;
 const MAX_SECRET: usize = 256;
 const MAX_TOKEN: usize = 8_192;
 
-/// How much of an access key id may be shown.
+/// How many characters of an access key id may be shown at each of its ends.
 const SHOWN: usize = 4;
 
 /// One access key.
@@ -63,10 +63,15 @@ impl Key {
         self.expires
     }
 
-    /// The id as logs and pages may show it.
+    /// The id as logs and pages may show it: both ends of a long id, so that two keys of an account can be
+    /// told apart; the last characters of a shorter one; none of a short one. At least half stays hidden.
     pub(super) fn masked(&self) -> String {
+        let id = &*self.id;
         // Valid ids are ASCII.
-        format!("{}…", self.id.get(..SHOWN).unwrap_or_default())
+        let first = id.get(..SHOWN).filter(|_| id.len() >= 4 * SHOWN).unwrap_or_default();
+        let last = id.len().checked_sub(SHOWN).filter(|_| id.len() >= 2 * SHOWN);
+        let last = last.and_then(|from| id.get(from..)).unwrap_or_default();
+        format!("{first}****{last}")
     }
 
     /// Whether the provider would see the same key. When it expires is not part of that.
@@ -152,10 +157,18 @@ mod tests {
 
     #[test]
     fn debug_shows_the_masked_id_and_nothing_else() {
-        let shown = format!("{:#?}", key("LTAI5tExample", "s3cr3t", Some("t0k3n")).unwrap());
-        assert_eq!(shown, "Key(LTAI…)");
-        // An id shorter than what is shown is not shown.
-        assert_eq!(format!("{:?}", key("abc", "s3cr3t", None).unwrap()), "Key(…)");
+        for (id, masked) in [
+            ("LTAI5tExampleOfAnId2abcd", "LTAI****abcd"),
+            ("LTAI5tExample123", "LTAI****e123"),
+            ("LTAI5tExample12", "****le12"),
+            ("LTAI0001", "****0001"),
+            ("LTAI001", "****"),
+            ("abcd", "****"),
+            ("a", "****"),
+        ] {
+            let shown = format!("{:#?}", key(id, "s3cr3t", Some("t0k3n")).unwrap());
+            assert_eq!(shown, format!("Key({masked})"));
+        }
     }
 
     #[test]

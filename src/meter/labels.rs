@@ -79,6 +79,31 @@ impl CallKind {
     }
 }
 
+/// What an operator does with stored messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperatorVerb {
+    /// Drops them.
+    Drop,
+    /// Delivers dead letters after all.
+    Replay,
+    /// Reads one, with its payload.
+    Show,
+}
+
+impl OperatorVerb {
+    /// All, in order.
+    pub const ALL: [Self; 3] = [Self::Drop, Self::Replay, Self::Show];
+
+    /// The word for it in metrics and the log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Replay => "replay",
+            Self::Show => "show",
+        }
+    }
+}
+
 /// What a call means for the bill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Billed {

@@ -19,6 +19,7 @@ mod tps;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub use counts::{Messages, Snapshot};
 pub use errors::{Failure, Failures, LogLine};
 pub use history::Past;
 pub use label_set::OTHER;
-pub use labels::{Billed, CallKind, Published};
+pub use labels::{Billed, CallKind, OperatorVerb, Published};
 use ledger::Ledger;
 pub use ledger::LedgerError;
 
@@ -56,6 +57,7 @@ struct MeterInner {
     call_duration: [Histogram; Billed::ALL.len()],
     ceiling_wait: [Histogram; 2],
     batch_messages: Histogram,
+    operator_actions: [AtomicU64; OperatorVerb::ALL.len()],
 }
 
 /// Calls of a process before this one that ended in the same second, perhaps without an answer.
@@ -171,6 +173,7 @@ impl Meter {
                 call_duration: std::array::from_fn(|_| duration()),
                 ceiling_wait: std::array::from_fn(|_| duration()),
                 batch_messages: histogram::exponential(1.0, 2.0, 8),
+                operator_actions: Default::default(),
             }),
         }
     }
@@ -193,6 +196,16 @@ impl Meter {
     /// So many kept messages are tried together.
     pub fn batch(&self, messages: usize) {
         self.shared.batch_messages.observe(messages as f64);
+    }
+
+    /// An operator's request is done.
+    pub fn operator_acted(&self, verb: OperatorVerb) {
+        self.shared.operator_actions[verb as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Operators' requests that are done.
+    pub fn operator_actions(&self, verb: OperatorVerb) -> u64 {
+        self.shared.operator_actions[verb as usize].load(Ordering::Relaxed)
     }
 
     /// Whether the budgets have a place for one more message of an instance and parent topic.

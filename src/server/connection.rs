@@ -25,7 +25,7 @@ use tower_http::request_id::{
 
 use super::automatic::AutomaticAnswers;
 use super::body::{RequestBody, Settling};
-use super::door::Door;
+use super::door::{Door, Reach};
 use super::heads::{Framing, Framings};
 use super::listener::{AcceptedConnection, Listener};
 use super::problem::Problem;
@@ -166,7 +166,10 @@ where
     S: Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    let checked = tower::service_fn(move |request: Request<RequestBody>| {
+    let checked = tower::service_fn(move |mut request: Request<RequestBody>| {
+        if let Reach::Socket(Some(peer)) = door.reach {
+            request.extensions_mut().insert(peer);
+        }
         let framing = request.extensions().get().copied().unwrap_or(Framing::Clear);
         let answer = match door.refusal(&request, framing) {
             Some(problem) => Err(problem.into_response()),

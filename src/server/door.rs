@@ -11,6 +11,7 @@ use http::{Request, StatusCode, Version};
 
 use super::automatic::unknown_coding;
 use super::heads::Framing;
+use super::peer::PeerProcess;
 use super::problem::Problem;
 
 /// From where a connection can come.
@@ -20,8 +21,8 @@ pub(super) enum Reach {
     Loopback,
     /// A network.
     Network,
-    /// A Unix socket, which no browser opens.
-    Socket,
+    /// A Unix socket, which no browser opens, from this process if the system knows it.
+    Socket(Option<PeerProcess>),
 }
 
 /// What is checked of requests on a connection.

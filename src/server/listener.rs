@@ -1,20 +1,22 @@
 //! A bound address: a TCP port or a Unix socket.
 
 use std::io;
-use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::door::Reach;
-use super::slots::Peer;
+use super::peer::{Peer, PeerProcess};
 use crate::config::Address;
 
 /// Connections that wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
-const BACKLOG: u32 = 65_535;
+const BACKLOG: i32 = 65_535;
 
 /// A bound address.
 #[derive(Debug)]
@@ -27,13 +29,30 @@ pub enum Listener {
 
 /// The file of a Unix socket.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    /// Of the file: a successor may have replaced it.
+    id: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), id: file_id(path) }
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may be gone already.
-        drop(std::fs::remove_file(&self.0));
+        if self.id.is_some() && file_id(&self.path) == self.id {
+            // It may be gone already.
+            drop(std::fs::remove_file(&self.path));
+        }
     }
+}
+
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// A new connection.
@@ -48,7 +67,8 @@ pub(super) trait ClientStream: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> ClientStream for T {}
 
 impl Listener {
-    /// Binds an address. A Unix socket whose process no longer listens is replaced.
+    /// Binds an address. A Unix socket whose process no longer listens is replaced; anything else at its path
+    /// stays, and is an error of the kind [`io::ErrorKind::AlreadyExists`].
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => Ok(Self::Tcp(bind_tcp(*address)?)),
@@ -69,7 +89,7 @@ impl Listener {
             Self::Tcp(listener) => {
                 listener.local_addr().map_or_else(|e| e.to_string(), |address| address.to_string())
             }
-            Self::Unix(_, SocketFile(path)) => format!("unix:{}", path.display()),
+            Self::Unix(_, file) => format!("unix:{}", file.path.display()),
         }
     }
 
@@ -86,20 +106,45 @@ impl Listener {
                 Ok(AcceptedConnection { stream: Box::pin(stream), reach, peer })
             }
             Self::Unix(listener, _) => {
-                let stream = Box::pin(listener.accept().await?.0);
-                Ok(AcceptedConnection { stream, reach: Reach::Socket, peer: Peer::Local })
+                let (stream, _) = listener.accept().await?;
+                let process = stream.peer_cred().ok();
+                let process = process.map(|it| PeerProcess { uid: it.uid(), pid: it.pid() });
+                let (stream, reach) = (Box::pin(stream), Reach::Socket(process));
+                Ok(AcceptedConnection { stream, reach, peer: Peer::Local })
             }
         }
     }
 }
 
-/// As `TcpListener::bind`, with the longest queue of connections that are not accepted yet.
+/// As `TcpListener::bind`, with the longest queue of connections that are not accepted yet. `[::]` is all
+/// addresses of both families, also where `net.ipv6.bindv6only` has another default and where there is no IPv6.
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let all = address.is_ipv6() && address.ip().is_unspecified();
+    match listen_at(address, all) {
+        Err(error) if all && is_without_ipv6(&error) => {
+            listen_at((Ipv4Addr::UNSPECIFIED, address.port()).into(), false)
+        }
+        bound => bound,
+    }
+}
+
+fn listen_at(address: SocketAddr, both_families: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if both_families {
+        socket.set_only_v6(false)?;
+    }
     // A restart takes its port again while old connections wait for their end.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A kernel without the family (`ipv6.disable=1`), or with it switched off in this network namespace.
+fn is_without_ipv6(error: &io::Error) -> bool {
+    let error = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(error, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
 async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
@@ -108,6 +153,7 @@ async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
     }
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            refuse_other_files(path)?;
             if UnixStream::connect(path).await.is_ok() {
                 return Err(error);
             }
@@ -117,5 +163,31 @@ async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
         other => other?,
     };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+    Ok(Listener::Unix(listener, SocketFile::new(path)))
+}
+
+/// What is not a socket was not created by a sidecar: a path that is wrong by a letter must not cost a file.
+fn refuse_other_files(path: &Path) -> io::Result<()> {
+    let found = std::fs::symlink_metadata(path)?.file_type();
+    if found.is_socket() {
+        return Ok(());
+    }
+    let kind = if found.is_dir() { "a folder" } else { "a file" };
+    let text = format!("there is {kind} that is not a socket; remove it, or set another path");
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_ipv6() {
+        let is =
+            |errno: Errno| is_without_ipv6(&io::Error::from_raw_os_error(errno.raw_os_error()));
+        assert!(is(Errno::AFNOSUPPORT) && is(Errno::ADDRNOTAVAIL));
+        // The port is taken: another family must not hide that.
+        assert!(!is(Errno::ADDRINUSE) && !is(Errno::ACCESS));
+        assert!(!is_without_ipv6(&io::Error::other("?")));
+    }
 }

@@ -5,12 +5,12 @@
 //! closed for a new one. One that has a request in progress is never closed for another.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use super::peer::Peer;
 use crate::log_limiter::LogLimiter;
 
 /// Without a request, or with a head that has not ended: what may be closed for a new connection.
@@ -66,22 +66,6 @@ pub struct ConnectionUsage {
     /// New connections that were closed at once: their client machine held its share of the slots, all of
     /// them with requests in progress.
     pub over_share: u64,
-}
-
-/// Where a connection comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Peer {
-    /// This pod, or a Unix socket.
-    Local,
-    Remote(IpAddr),
-}
-
-impl Peer {
-    /// All addresses of this pod are one client: a process in it may choose among them.
-    pub(super) fn of(remote: IpAddr, local: IpAddr) -> Self {
-        let (remote, local) = (remote.to_canonical(), local.to_canonical());
-        if remote.is_loopback() || remote == local { Self::Local } else { Self::Remote(remote) }
-    }
 }
 
 #[derive(Debug)]

@@ -41,7 +41,7 @@ use tokio::sync::oneshot;
 pub use fleet::{Adoptions, NotOurs};
 pub use ownership::Durability;
 pub use record::{Brief, Change, Claim, Death, Doubt, Reason, Receipt, Record, State, Tries};
-pub use selection::{Listed, Picked, Selection, SelectionError, Which};
+pub use selection::{Affected, Listed, Picked, Selection, SelectionError, Which};
 
 use crate::message::{Message, MessageId};
 use backend::BodyError;

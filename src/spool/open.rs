@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::core::Core;
 use super::disk::{Disk, DiskBackend, LOCK, LockedFolder};
@@ -19,20 +19,31 @@ use super::writer::Engine;
 use super::{OpenError, Options, Spool};
 use crate::config::Fleet;
 
-/// How long to wait for another process that has the folder, about: it may be at its end.
+/// How long to wait for another process that has the folder: it may be at its end.
 const TAKEN: Duration = Duration::from_millis(500);
+/// The longest pause between two tries to lock the folder.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 impl Spool {
     /// Opens a spool on the disk, and recovers what a crash has left of it.
     pub async fn open(options: Options) -> Result<Self, OpenError> {
-        let mut wait = Duration::from_millis(1);
+        Self::open_within(TAKEN, options).await
+    }
+
+    /// The same, where the process that has the folder may take as long as `patience` to end.
+    pub async fn open_within(patience: Duration, options: Options) -> Result<Self, OpenError> {
+        let (begun, mut pause, mut logged) = (Instant::now(), Duration::from_millis(1), false);
         loop {
             let path = options.path.clone();
             let taken = spawn_blocking(move || LockedFolder::take(&path)).await;
             match taken.map_err(|error| unreadable(&options, error))? {
-                Err(OpenError::Taken(_)) if wait < TAKEN => {
-                    sleep(wait).await;
-                    wait *= 2;
+                Err(error @ OpenError::Taken(_)) if begun.elapsed() < patience => {
+                    if begun.elapsed() >= TAKEN && !logged {
+                        tracing::info!(reason = %error, ?patience, "waiting for the other process to end: tollgate does not start before");
+                        logged = true;
+                    }
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 taken => {
                     let engine = on_disk(Arc::new(taken?), options).await?;

@@ -173,20 +173,42 @@ impl From<&Brief> for Listed {
     }
 }
 
+/// Messages that an operator's request was about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// How many.
+    pub messages: usize,
+    /// The first of them, up to [`Self::MAX_IDS`].
+    pub first: Vec<MessageId>,
+}
+
+impl Affected {
+    /// The most ids that are kept.
+    pub const MAX_IDS: usize = 20;
+
+    /// One more.
+    pub fn add(&mut self, id: MessageId) {
+        self.messages += 1;
+        if self.first.len() < Self::MAX_IDS {
+            self.first.push(id);
+        }
+    }
+}
+
 /// Messages that are changed at an operator's wish before the next are looked for.
 const PAGE: usize = 500;
 
 impl Spool {
     /// Lets `note` note a change of each that is meant, a page at a time, and calls `then` for each,
     /// once that is durable, with what came of it: another operator may have been first, and a peer may
-    /// have the message. Returns how many it has changed. Both get the message as it was before.
+    /// have the message. Returns which it has changed. Both get the message as it was before.
     pub async fn change(
         &self,
         meant: &(dyn Fn(&Brief) -> bool + Send + Sync),
         note: &(dyn Fn(&Brief) -> Noted + Send + Sync),
         then: &(dyn Fn(&Brief, Effect) + Send + Sync),
-    ) -> usize {
-        let (mut changed, mut after) = (0, None);
+    ) -> Affected {
+        let (mut changed, mut after) = (Affected::default(), None);
         loop {
             let page = self.list(after, PAGE, &mut |brief| meant(brief));
             let Some(last) = page.last() else { return changed };
@@ -195,7 +217,9 @@ impl Spool {
             let noted: Vec<_> = page.iter().map(note).collect();
             for (brief, noted) in page.iter().zip(noted) {
                 let effect = noted.await;
-                changed += usize::from(effect == Effect::Made);
+                if effect == Effect::Made {
+                    changed.add(brief.id);
+                }
                 then(brief, effect);
             }
         }

@@ -10,7 +10,7 @@ use super::family::Family;
 use crate::ceiling::{CeilingKind, Mode};
 use crate::keys::KeyStatus;
 use crate::log_limiter::dropped_lines;
-use crate::meter::{Billed, Published, Snapshot};
+use crate::meter::{Billed, OperatorVerb, Published, Snapshot};
 use crate::server::{ConnectionSlots, ConnectionUsage};
 use crate::spool::Spool;
 
@@ -362,7 +362,15 @@ fn process(sources: &TelemetrySources) -> Families {
         "Log lines that were not written, since the reader of standard error did not keep up",
     )
     .value(&[], dropped_lines() as f64);
-    [skew, build, dropped].map(Family::done).into()
+    let mut actions = Family::counter(
+        "tollgate_operator_actions_total",
+        "Operators' requests over the control socket that changed or showed messages, by verb",
+    );
+    for verb in OperatorVerb::ALL {
+        let labels = [("verb", verb.as_str())];
+        actions = actions.value(&labels, sources.meter.operator_actions(verb) as f64);
+    }
+    [skew, build, dropped, actions].map(Family::done).into()
 }
 
 fn connections(usages: [ConnectionUsage; 3]) -> Families {

@@ -6,6 +6,7 @@ mod explanations;
 mod family;
 mod metrics;
 mod page;
+mod starting;
 mod status;
 mod view;
 
@@ -27,6 +28,7 @@ use crate::spool::Spool;
 use crate::upstream::HttpUpstream;
 pub use configuration::Configuration;
 use metrics::Format;
+pub use starting::StartingTelemetry;
 pub(crate) use view::{Concern, FleetView, Level, MemberView, SidecarStatus};
 
 const TEXT: &str = "text/plain; charset=utf-8";

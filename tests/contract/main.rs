@@ -12,6 +12,7 @@ mod door;
 mod keys;
 mod ledger;
 mod messages;
+mod process;
 mod requests;
 mod secrets;
 mod signatures;

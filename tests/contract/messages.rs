@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use crate::support;
-use crate::support::http::{get, post};
+use crate::support::http::{get, post, series};
 use crate::support::process::{Said, Serve, run};
 use crate::support::script::{Script, error};
 use crate::support::until;
@@ -240,12 +240,35 @@ async fn many_and_help() {
     let folder = tempfile::tempdir().unwrap();
     let spool = folder.path().display().to_string();
     let script = Script::start((0..40).map(|_| error(400, "ParameterCheckFailed"))).await;
-    let settings =
-        [("upstream.endpoint", &*script.url), ("spool.store", "disk"), ("spool.path", &*spool)];
+    let control = format!("unix:{spool}/own.sock");
+    let settings = [
+        ("upstream.endpoint", &*script.url),
+        ("spool.store", "disk"),
+        ("spool.path", &*spool),
+        ("listen.control", &*control),
+    ];
     let serve = Serve::start(&settings, &[]).await;
     for _ in 0..40 {
         post(&serve.publish, "/publish/TopicA", &[("prefer", "respond-async")], b"x").await;
     }
+    until("all are dead letters", async || {
+        get(&serve.telemetry, "/status.json").await.json()["kept"]["dead"] == 40
+    })
+    .await;
+    // What a list leaves out, it counts.
+    let more = async |verb: &Verb, args: &[&str], listed: usize, more: &str| {
+        for format in ["table", "json"] {
+            let said = verb.run(&[&["list", "-o", format], args].concat()).await;
+            let header = usize::from(format == "table");
+            assert_eq!(said.stdout.lines().count(), listed + header, "{}", said.stdout);
+            assert_eq!(said.stderr.split(" not shown").next().unwrap(), more, "{args:?}");
+        }
+    };
+    let verb = Verb::new(&settings);
+    more(&verb, &["--limit", "39"], 39, "1 more message").await;
+    more(&verb, &["--state", "dead", "--limit", "5"], 5, "35 more messages").await;
+    more(&verb, &["--limit", "40"], 40, "").await;
+    more(&verb, &["--state", "queued"], 0, "").await;
     // No control socket, and the spool is held.
     let mut quiet = settings.to_vec();
     quiet.push(("listen.control", "none"));
@@ -255,6 +278,8 @@ async fn many_and_help() {
     serve.signal(Signal::TERM);
     assert!(serve.ended().await.0.success());
 
+    more(&verb, &["--limit", "5"], 5, "35 more messages").await;
+    more(&verb, &[], 40, "").await;
     assert_eq!(verb.run(&["replay", "--all"]).await.stdout, "40 replayed\n");
     let flags = verb.0.join(" ");
     let tollgate = env!("CARGO_BIN_EXE_tollgate");
@@ -265,4 +290,74 @@ async fn many_and_help() {
         let help = run(&["messages", verb, "--help"], &[]).await.stdout;
         assert!(help.contains("Example:") && help.contains(&format!("messages {verb} ")), "{help}");
     }
+}
+
+/// Who has done what with which messages is in the log, and counted.
+#[tokio::test]
+async fn operators_are_in_the_audit_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool").display().to_string();
+    let socket = folder.path().join("control.sock");
+    let control = format!("unix:{}", socket.display());
+    let script = Script::start((0..25).map(|_| error(400, "ParameterCheckFailed"))).await;
+    let settings = [
+        ("upstream.endpoint", &*script.url),
+        ("spool.store", "disk"),
+        ("spool.path", &*spool),
+        ("listen.control", &*control),
+    ];
+    let serve = Serve::start(&settings, &[]).await;
+    let mut ids = Vec::new();
+    for _ in 0..25 {
+        let answer =
+            post(&serve.publish, "/publish/TopicA", &[("prefer", "respond-async")], b"x").await;
+        ids.push(answer.json()["Id"].as_str().unwrap().to_owned());
+    }
+    until("all are dead letters", async || {
+        get(&serve.telemetry, "/status.json").await.json()["kept"]["dead"] == 25
+    })
+    .await;
+    let verb = Verb::new(&settings);
+    assert_eq!(verb.run(&["show", &ids[0]]).await.code, 0);
+    let nobody = "0".repeat(32);
+    assert_eq!(verb.run(&["show", &nobody]).await.code, 1);
+    assert_eq!(verb.run(&["list"]).await.code, 0);
+    let replay = format!("{{\"ids\":[\"{}\"]}}", ids[1]);
+    assert!(raw(&socket, "POST", "/messages/replay", &replay).await.contains("{\"Messages\":1}"));
+    let dropped = verb.run(&["drop", "--topic", "Topic*", "--state", "dead"]).await.stdout;
+    assert_eq!(dropped, "24 dropped\n");
+    let metrics = get(&serve.telemetry, "/metrics").await.text();
+    for (verb, count) in [("show", 2.0), ("replay", 1.0), ("drop", 1.0)] {
+        let name = format!("tollgate_operator_actions_total{{verb=\"{verb}\"}}");
+        assert!((series(&metrics, &name) - count).abs() < 0.1, "{verb}: {metrics}");
+    }
+    serve.signal(Signal::TERM);
+    let (_, log) = serve.ended().await;
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let audit: Vec<_> = lines.filter(|line| line["target"] == "tollgate::audit").collect();
+    let told: Vec<_> = audit
+        .iter()
+        .map(|line| {
+            assert_eq!(line["level"], "INFO");
+            assert_eq!(line["uid"], rustix::process::geteuid().as_raw());
+            let text = |name: &str| line[name].as_str().unwrap();
+            (text("verb"), text("selection"), line["messages"].as_u64().unwrap(), text("ids"))
+        })
+        .collect();
+    let [of_shown, of_nobody, of_replayed] =
+        [&ids[0], &nobody, &ids[1]].map(|id| format!("ids={id}"));
+    let rest: Vec<_> = ids.iter().filter(|id| **id != ids[1]).take(20).cloned().collect();
+    assert_eq!(
+        told,
+        [
+            ("show", &*of_shown, 1, &*ids[0]),
+            ("show", &*of_nobody, 0, ""),
+            ("replay", &*of_replayed, 1, &*ids[1]),
+            ("drop", "topic=Topic* state=dead", 24, &*rest.join(",")),
+        ]
+    );
+    // The replay is this process's own request; the others are of processes of their own.
+    let own = |line: &Value| line["pid"] == std::process::id();
+    assert_eq!(audit.iter().map(own).collect::<Vec<_>>(), [false, false, true, false]);
+    assert!(audit.iter().all(|line| line["pid"].as_u64() > Some(0)));
 }

@@ -65,7 +65,7 @@ fn only(sidecar: &TestSidecar) -> MessageId {
 
 async fn discard(sidecar: &TestSidecar, id: MessageId) {
     let named = Selection { ids: vec![id.to_string()], ..Selection::default() };
-    assert_eq!(sidecar.delivery.discard(&named.pick().unwrap()).await, 1);
+    assert_eq!(sidecar.delivery.discard(&named.pick().unwrap()).await.messages, 1);
 }
 
 /// The next request with the key is answered so, without a call.
@@ -337,7 +337,7 @@ async fn what_counts_as_unknown() {
     }
     // Two were unknown, seven failed, and the tenth is the third.
     assert_eq!((provider.calls().len(), death(&sidecar, id)), (10, Some(Reason::Unknown)));
-    assert_eq!(sidecar.delivery.replay(&Picked::default()).await, 1);
+    assert_eq!(sidecar.delivery.replay(&Picked::default()).await.messages, 1);
     sidecar.empty().await;
     assert_eq!((provider.calls().len(), death(&sidecar, id)), (13, Some(Reason::Unknown)));
 }
@@ -403,7 +403,7 @@ async fn a_key_of_a_parked_message() {
         again(&first, &provider, Disposition::Unresolved(id)).await;
         let next = restart(first, folder.path(), &provider, &flags).await;
         again(&next, &provider, Disposition::Unresolved(id)).await;
-        assert_eq!(next.delivery.replay(&Picked::default()).await, 1);
+        assert_eq!(next.delivery.replay(&Picked::default()).await.messages, 1);
         next.empty().await;
         again(&next, &provider, Disposition::Settled(id, Settled::Delivered)).await;
     }

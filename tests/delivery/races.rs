@@ -52,7 +52,7 @@ async fn two_replays() {
         };
         let mut replayed = 0;
         for count in (0..2).map(replay).collect::<Vec<_>>() {
-            replayed += count.await.unwrap();
+            replayed += count.await.unwrap().messages;
         }
         sidecar.empty().await;
         sidecar.delivery.drain(Duration::from_secs(5)).await;

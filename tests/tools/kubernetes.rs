@@ -62,7 +62,7 @@ fn fits(manifests: &[Value]) {
     assert!(checked.status.success(), "{said}");
     // Probes and monitors ask where it listens, not on the loopback.
     let text = String::from_utf8_lossy(&checked.stdout);
-    assert!(text.contains("0.0.0.0:9464"), "{text}");
+    assert!(text.contains("[::]:9464"), "{text}");
 }
 
 #[test]

@@ -199,7 +199,7 @@ async fn a_drop_during_a_call_that_panics() {
     let mut calls = |brief: &Brief| brief.state == State::Queued { calling: true };
     until("it is called", || !spool.list(None, 1, &mut calls).is_empty()).await;
     let selection = Selection { state: Some(Which::Queued), ..Selection::default() };
-    assert_eq!(delivery.discard(&selection.pick().unwrap()).await, 1);
+    assert_eq!(delivery.discard(&selection.pick().unwrap()).await.messages, 1);
     thinks.cancel();
     let outcome = asked.await.unwrap();
     let Disposition::Dropped { id, doubt: true } = outcome.ended else { panic!("{outcome:?}") };

@@ -1,11 +1,13 @@
 //! The store: a day of seconds and ninety days of minutes, by series.
 
 use std::collections::BTreeMap;
+use std::fs::{OpenOptions, Permissions};
 use std::ops::Range;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::backends::InMemoryBackend;
+use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use super::reservations::{Bucket, Buckets, LedgerSnapshot, SeriesId, SeriesName};
@@ -322,7 +324,14 @@ fn memory() -> Result<Database, StoreFailure> {
 }
 
 fn on_disk(path: &Path) -> Result<Database, StoreFailure> {
-    redb::Builder::new().set_cache_size(CACHE).create(path).map_err(failed)
+    // Whatever the umask is, and was when an older version created the file.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(redb::StorageError::from).map_err(failed)?;
+    // It fails for a file of another user, which this one may write all the same.
+    drop(file.set_permissions(Permissions::from_mode(0o600)));
+    let backend = FileBackend::new(file).map_err(failed)?;
+    redb::Builder::new().set_cache_size(CACHE).create_with_backend(backend).map_err(failed)
 }
 
 #[expect(clippy::unnecessary_box_returns, reason = "redb's errors are large")]

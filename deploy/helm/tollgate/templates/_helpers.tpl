@@ -34,8 +34,9 @@ tollgate/account: {{ .Values.account | quote }}
 image: {{ empty .image.digest | ternary (printf "%s:%s" .image.repository $tag) (printf "%s@%s" .image.repository .image.digest) | quote }}
 args: [serve, --config, /etc/tollgate/tollgate.toml]
 env:
-  - { name: TOLLGATE__LISTEN__PUBLISH, value: "{{ $gateway | ternary "0.0.0.0" "127.0.0.1" }}:8080" }
-  - { name: TOLLGATE__LISTEN__TELEMETRY, value: "0.0.0.0:9464" }
+  {{- /* [::] is both families, also in a cluster without IPv6. */}}
+  - { name: TOLLGATE__LISTEN__PUBLISH, value: "{{ $gateway | ternary "[::]" "127.0.0.1" }}:8080" }
+  - { name: TOLLGATE__LISTEN__TELEMETRY, value: "[::]:9464" }
   - { name: TOLLGATE__SPOOL__PATH, value: /var/lib/tollgate/spool }
   - { name: TOLLGATE__DRAIN__GRACE, value: {{ printf "%ds" (int .drainSeconds) | quote }} }
   {{- if .secret }}

@@ -1,0 +1,28 @@
+//! Who is at the other end of a connection.
+
+use std::net::IpAddr;
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// This pod, or a Unix socket.
+    Local,
+    Remote(IpAddr),
+}
+
+impl Peer {
+    /// All addresses of this pod are one client: a process in it may choose among them.
+    pub(super) fn of(remote: IpAddr, local: IpAddr) -> Self {
+        let (remote, local) = (remote.to_canonical(), local.to_canonical());
+        if remote.is_loopback() || remote == local { Self::Local } else { Self::Remote(remote) }
+    }
+}
+
+/// The process that has opened a connection over a Unix socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerProcess {
+    /// Its user.
+    pub uid: u32,
+    /// Its id, if the system knows it.
+    pub pid: Option<i32>,
+}

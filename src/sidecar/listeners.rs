@@ -1,0 +1,130 @@
+//! Where a sidecar listens, and the bounds of each listener.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::Request;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use super::StartError;
+use super::stop::LAST_REPLIES;
+use crate::config::{self, Address, Config};
+use crate::server::{ConnectionSlots, HttpServer, Limits, Listener, PeerShare, Reply, RequestBody};
+
+/// Connections of the listeners for telemetry and control, each.
+const FEW: usize = 64;
+/// Limits of the listeners for telemetry and control: a scraper, a kubelet, a few browsers and
+/// operators.
+pub(super) const SMALL: Limits = Limits {
+    max_header: 16 * 1024,
+    header_timeout: Duration::from_secs(5),
+    idle_timeout: Duration::from_secs(75),
+};
+
+/// What serves the listeners of a sidecar until it stops.
+#[derive(Default)]
+pub(super) struct Servers {
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Servers {
+    pub(super) fn serve<S>(&self, server: &HttpServer<S>, listener: Listener)
+    where
+        S: Service<Request<RequestBody>, Response = Reply, Error = Infallible>,
+        S: Clone + Send + Sync + 'static,
+        S::Future: Send,
+    {
+        let (server, stop) = (server.clone(), self.stop.clone());
+        self.tasks.spawn(async move { server.serve(listener, stop, LAST_REPLIES).await });
+    }
+}
+
+/// The connections of each server.
+pub(super) struct ServerSlots {
+    pub(super) publish: ConnectionSlots,
+    pub(super) telemetry: ConnectionSlots,
+    pub(super) control: ConnectionSlots,
+}
+
+impl ServerSlots {
+    pub(super) fn new(config: &Config) -> Self {
+        let max = config.publish.max_connections;
+        Self {
+            publish: ConnectionSlots::new("publish", max, PeerShare::All),
+            // A neighbour in the pod must not keep the kubelet and Prometheus away.
+            telemetry: ConnectionSlots::new("telemetry", FEW, PeerShare::Half),
+            control: ConnectionSlots::new("control", FEW, PeerShare::All),
+        }
+    }
+
+    pub(super) fn all(&self) -> [ConnectionSlots; 3] {
+        [self.publish.clone(), self.telemetry.clone(), self.control.clone()]
+    }
+}
+
+pub(super) fn publish_limits(config: &config::Publish) -> Limits {
+    Limits {
+        max_header: config.max_header,
+        header_timeout: config.header_timeout,
+        idle_timeout: config.idle_timeout,
+    }
+}
+
+/// Where the control socket may be, best first: a container may not be allowed to write `/run`.
+pub fn control_sockets(config: &Config) -> Vec<PathBuf> {
+    let Some(configured) = &config.listen.control else { return Vec::new() };
+    let beside = config.spool.as_ref().map(|spool| spool.path.join("control.sock"));
+    std::iter::once(configured.clone()).chain(beside).collect()
+}
+
+pub(super) async fn bind_control(config: &Config) -> Result<Option<Listener>, StartError> {
+    let mut failed = None;
+    for path in control_sockets(config) {
+        match Listener::bind_private(&path).await {
+            Ok(listener) => return Ok(Some(listener)),
+            // The operator's file is at this path: another one is not what the configuration means.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(StartError::Bind { address: unix(&path), error });
+            }
+            Err(error) => failed = Some((path, error)),
+        }
+    }
+    if let Some((path, error)) = failed {
+        let path = path.display();
+        tracing::warn!(
+            %path,
+            %error,
+            "the control socket cannot be created: `tollgate messages` and `tollgate bill` do not work \
+             with this sidecar; set listen.control"
+        );
+    }
+    Ok(None)
+}
+
+pub(super) async fn bind_publish(config: &Config) -> Result<Vec<Listener>, StartError> {
+    let mut listeners = Vec::new();
+    for address in &config.listen.publish {
+        listeners.push(bind(address).await?);
+    }
+    Ok(listeners)
+}
+
+pub(super) async fn bind(address: &Address) -> Result<Listener, StartError> {
+    Listener::bind(address).await.map_err(|error| {
+        let address = match address {
+            Address::Tcp(address) => address.to_string(),
+            Address::Unix(path) => unix(path),
+        };
+        StartError::Bind { address, error }
+    })
+}
+
+/// A socket's path as the configuration writes it.
+fn unix(path: &Path) -> String {
+    format!("unix:{}", path.display())
+}

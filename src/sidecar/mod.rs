@@ -1,0 +1,303 @@
+//! Builds a sidecar from a configuration, starts its listeners, drains and stops them in order.
+
+mod listeners;
+mod stop;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::ceiling::{Ceiling, Left, Start};
+use crate::config::{self, Address, Config};
+use crate::control::Control;
+use crate::delivery::Delivery;
+use crate::keys::{KeyError, Keys};
+use crate::message::InstanceId;
+use crate::meter::{Meter, PriorCalls};
+use crate::publish::PublishService;
+use crate::server::{HttpServer, Listener};
+use crate::spool::{self, OpenError, Spool};
+use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, TelemetrySources};
+use crate::upstream::{HttpUpstream, TlsError};
+pub use listeners::control_sockets;
+use listeners::{SMALL, ServerSlots, Servers, bind, bind_control, bind_publish, publish_limits};
+use stop::{SpoolRemainder, hand_over_to, longest_stop};
+
+/// Why a sidecar does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener cannot be bound.
+    #[error("cannot listen at {address}: {error}")]
+    Bind {
+        /// The address as it is configured.
+        address: String,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// The key source is unusable.
+    #[error("keys: {0}")]
+    Keys(#[from] KeyError),
+    /// The upstream's TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Counting does not start.
+    #[error("the meter does not start: {0}")]
+    Meter(String),
+    /// The spool does not open.
+    #[error("{0}; {remedy}", remedy = .0.remedy())]
+    Spool(#[from] OpenError),
+    /// It was asked to stop while it waited for its predecessor.
+    #[error("stopped before the start")]
+    Stopped,
+}
+
+/// A running sidecar.
+pub struct Sidecar {
+    publish: PublishService,
+    delivery: Delivery<HttpUpstream>,
+    ceiling: Ceiling,
+    meter: Meter,
+    spool: Option<SpoolRemainder>,
+    /// Set first: `/readyz` fails from now on.
+    ending: Arc<AtomicBool>,
+    /// Set after `drain.accept_for`: new messages are refused from now on.
+    draining: Arc<AtomicBool>,
+    drain: config::Drain,
+    call_timeout: Duration,
+    servers: Servers,
+    addresses: Addresses,
+    configuration: Configuration,
+}
+
+/// Where a sidecar listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// For callers.
+    pub publish: Vec<String>,
+    /// For Prometheus, the kubelet and a browser.
+    pub telemetry: String,
+}
+
+impl Sidecar {
+    /// Starts one on the current runtime. `seed` decides its jitter.
+    pub async fn start(
+        config: &Config,
+        keys: Keys,
+        start: Start,
+        seed: u64,
+    ) -> Result<Self, StartError> {
+        Self::start_unless(std::future::pending(), config, keys, start, seed).await
+    }
+
+    /// The same. `stopped` ends the wait for a predecessor that has the spool.
+    pub async fn start_unless(
+        stopped: impl Future<Output = ()>,
+        config: &Config,
+        keys: Keys,
+        start: Start,
+        seed: u64,
+    ) -> Result<Self, StartError> {
+        let servers = Servers::default();
+        // A start that fails stops what answers already.
+        let failed = servers.stop.clone().drop_guard();
+        let (slots, hosts) = (ServerSlots::new(config), &config.listen.hosts);
+        let telemetry_listener = bind(&Address::Tcp(config.listen.telemetry)).await?;
+        let telemetry_address = telemetry_listener.address();
+        // While the predecessor ends, the kubelet learns that this process is alive.
+        let starting = StartingTelemetry::default();
+        let answering = starting.clone();
+        let service =
+            tower::service_fn(move |request| std::future::ready(answering.answer(&request)));
+        let server = HttpServer::new(SMALL, slots.telemetry.clone(), hosts, service);
+        servers.serve(&server, telemetry_listener);
+
+        let upstream =
+            HttpUpstream::new(&config.upstream, config.retry.codes.clone(), keys.clone())?;
+        let spool = match &config.spool {
+            Some(spool) => tokio::select! {
+                opened = open(config, spool) => Some(opened?),
+                () = stopped => return Err(StartError::Stopped),
+            },
+            None => None,
+        };
+        // After the spool: until then callers are refused by the system at once, and the predecessor may have the
+        // sockets.
+        let publish_listeners = bind_publish(config).await?;
+        let addresses = Addresses {
+            publish: publish_listeners.iter().map(Listener::address).collect(),
+            telemetry: telemetry_address,
+        };
+        // Its folder may be the spool's, which is this user's alone.
+        let control_listener = bind_control(config).await?;
+        let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
+        let instances = config.upstream.instance_id.iter().cloned().chain(rules);
+        let meter = meter(config, instances.collect()).await?;
+        let start = match start {
+            Start::AfterOthers => after_others(&meter, config),
+            start => start,
+        };
+        let ceiling = ceiling(config, start);
+        let delivery = Delivery::new(
+            config,
+            upstream.clone(),
+            spool.clone(),
+            ceiling.clone(),
+            meter.clone(),
+            seed,
+        );
+        let (ending, draining) = (Arc::default(), Arc::default());
+        let publish = PublishService::new(
+            config,
+            delivery.clone(),
+            ceiling.clone(),
+            meter.clone(),
+            Arc::clone(&draining),
+        );
+        let configuration = Configuration::new(config);
+        starting.started(TelemetryService::new(TelemetrySources {
+            meter: meter.clone(),
+            ceiling: ceiling.clone(),
+            spool: spool.clone(),
+            delivery: delivery.clone(),
+            keys,
+            upstream,
+            endpoint: config.upstream.endpoint.authority(),
+            egress: egress_names(config),
+            configuration: configuration.clone(),
+            connections: slots.all(),
+            stopping: Arc::clone(&ending),
+            refusing: Arc::clone(&draining),
+            started: Timestamp::now(),
+        }));
+
+        let publish_service = publish.clone();
+        let service = tower::service_fn(move |request| publish_service.clone().answer(request));
+        let limits = publish_limits(&config.publish);
+        let server = HttpServer::new(limits, slots.publish, hosts, service);
+        for listener in publish_listeners {
+            servers.serve(&server, listener);
+        }
+        if let Some(listener) = control_listener {
+            let control = Control::new(delivery.clone(), meter.clone());
+            let service = tower::service_fn(move |request| control.clone().answer(request));
+            servers.serve(&HttpServer::new(SMALL, slots.control, &[], service), listener);
+        }
+        servers.tasks.close();
+        failed.disarm();
+        let spool = spool.map(|spool| SpoolRemainder { spool, to: hand_over_to(config) });
+        let drain = config.drain.clone();
+        Ok(Self {
+            publish,
+            delivery,
+            ceiling,
+            meter,
+            spool,
+            ending,
+            draining,
+            drain,
+            call_timeout: config.upstream.call_timeout,
+            servers,
+            addresses,
+            configuration,
+        })
+    }
+
+    /// Where it listens; with the port that the system chose where the configuration has 0.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Where the reader of the configuration reports what became of a change.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// Applies what may change while running: ceilings (permits already spent stay spent), prices, and
+    /// how requests are read.
+    pub fn reload(&self, config: &Config) {
+        self.ceiling.resize(&config.ceilings);
+        self.meter.reprice(&config.billing);
+        self.publish.reload(config);
+        self.configuration.applied(config);
+    }
+}
+
+async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError> {
+    let options = spool_options(spool, &config.idempotency);
+    match (spool.store, &config.fleet) {
+        (config::Store::Redis, Some(fleet)) => {
+            Spool::share(fleet, Some(&spool.path), options).await
+        }
+        _ => Spool::open_within(longest_stop(config), options).await,
+    }
+}
+
+/// The ceilings, shared with the fleet's sidecars where there is a fleet.
+fn ceiling(config: &Config, start: Start) -> Ceiling {
+    let egress = config.upstream.egress_addresses.len();
+    let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
+    ceiling.name_egress(egress_names(config));
+    if let Some(fleet) = &config.fleet {
+        ceiling.share(&config.ceilings, fleet, config.upstream.call_timeout);
+    }
+    ceiling
+}
+
+/// Opens the ledger beside the spool. If that fails, messages are counted in memory: a full disk must
+/// not keep a sidecar from starting.
+async fn meter(config: &Config, instances: Vec<InstanceId>) -> Result<Meter, StartError> {
+    let (topics, billing) = (config.telemetry.max_topics, config.billing.clone());
+    let folder = config.spool.as_ref().map(ledger_folder);
+    let open = move || match folder {
+        Some(folder) => Meter::open(Some(&folder), topics, &billing, instances.clone())
+            .or_else(|error| Meter::unkept(&error, topics, &billing, instances)),
+        None => Meter::open(None, topics, &billing, instances),
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    let opened = opened.map_err(|error| StartError::Meter(error.to_string()))?;
+    opened.map_err(|error| StartError::Meter(error.to_string()))
+}
+
+/// The unanswered calls of the process before this one, as the ledger has them. Without that ledger
+/// any number is possible.
+fn after_others(meter: &Meter, config: &Config) -> Start {
+    let within = config.ceilings.unanswered.max;
+    let call_timeout = config.upstream.call_timeout;
+    let calls = meter.unanswered_before(within, call_timeout);
+    let Some(calls) = calls else { return Start::AfterOthers };
+    let left = calls.into_iter().map(|call| {
+        let PriorCalls { ago, calls, under_way, later_answered } = call;
+        Left { ago, calls, under_way, later_answered }
+    });
+    Start::After { left: left.collect(), call_timeout }
+}
+
+/// The ledger's folder, in that of the spool.
+pub fn ledger_folder(spool: &config::Spool) -> PathBuf {
+    spool.path.join("ledger")
+}
+
+/// The configuration of a spool, as the spool takes it.
+pub fn spool_options(config: &config::Spool, idempotency: &config::Idempotency) -> spool::Options {
+    spool::Options {
+        path: config.path.clone(),
+        max_bytes: config.max_bytes,
+        max_messages: config.max_messages,
+        // A key's answer is in its message's receipt.
+        keep_receipts: config.keep_receipts.max(idempotency.keep),
+        keep_claims: idempotency.keep,
+    }
+}
+
+/// The addresses as they are configured; the one that the system chooses is `default`.
+fn egress_names(config: &Config) -> Vec<String> {
+    let addresses = &config.upstream.egress_addresses;
+    if addresses.is_empty() {
+        return vec!["default".to_owned()];
+    }
+    addresses.iter().map(ToString::to_string).collect()
+}

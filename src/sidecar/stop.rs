@@ -1,0 +1,143 @@
+//! The order in which a sidecar stops, and how long each step may take.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::{Sidecar, spool_options};
+use crate::config::{self, Config};
+use crate::spool::{self, Spool};
+
+/// For how long new slices of the remaining messages are migrated to the fleet's spool, and the limit
+/// for all of it. The difference lets a slice finish: one given up half-way may be delivered twice.
+const BEGIN_HAND_OVER: Duration = Duration::from_secs(6);
+const HAND_OVER: Duration = Duration::from_secs(10);
+/// Time limit for closing the spool.
+const LEAVE: Duration = Duration::from_secs(5);
+/// Time limit for writes of the spool that are still under way after that.
+const LAST_WRITES: Duration = Duration::from_secs(1);
+/// Time limit for recording the outcome of the last call.
+const LAST_RECORDS: Duration = Duration::from_millis(2_500);
+/// Time limit for sending the last replies, once everything else has ended.
+pub(super) const LAST_REPLIES: Duration = Duration::from_secs(1);
+/// Time for the rest of a stop: permits are given back, and the ledger and the log are written.
+const LAST_STEPS: Duration = Duration::from_secs(5);
+
+impl Sidecar {
+    /// Stops: `/readyz` fails at once; after `drain.accept_for` new messages are refused; messages on
+    /// their way finish within `drain.grace`; then the listeners close. `hurry` ends both waits.
+    /// Returns how many messages did not finish.
+    ///
+    /// Every call must be able to end within the grace, so the last one begins `upstream.call_timeout`
+    /// before its end, or at half of a shorter grace.
+    pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
+        self.ending.store(true, Ordering::Relaxed);
+        if let Some(rest) = &self.spool {
+            rest.spool.retire();
+        }
+        let uncertain = self.meter.uncertain();
+        let grace = self.drain.grace;
+        let in_order = async {
+            tokio::time::sleep(self.drain.accept_for).await;
+            self.draining.store(true, Ordering::Relaxed);
+            self.delivery.drain(grace.saturating_sub(self.call_timeout.min(grace / 2))).await;
+        };
+        tokio::select! {
+            () = in_order => {}
+            () = hurry => {
+                self.draining.store(true, Ordering::Relaxed);
+                self.delivery.drain(Duration::ZERO).await;
+            }
+        }
+        // While the listeners are open: a caller whose call ends now still gets its reply.
+        let left = self.delivery.close(self.call_timeout + LAST_RECORDS).await;
+        let uncertain = self.meter.uncertain() - uncertain;
+        if uncertain > 0 {
+            tracing::warn!(
+                calls = uncertain,
+                "calls ended without an answer while stopping: each may have been delivered"
+            );
+        }
+        self.servers.stop.cancel();
+        self.servers.tasks.wait().await;
+        self.ceiling.close().await;
+        if let Some(rest) = &self.spool {
+            rest.leave().await;
+        }
+        self.meter.close().await;
+        // Last: a call may have ended since, and its note is written as long as the runtime runs.
+        if let Some(rest) = &self.spool {
+            drop(timeout(LAST_WRITES, rest.spool.settle()).await);
+        }
+        left
+    }
+}
+
+/// The messages that are still stored when a sidecar ends.
+pub(super) struct SpoolRemainder {
+    pub(super) spool: Spool,
+    /// The fleet's spool, to which those of a disk are migrated (`drain.handoff`).
+    pub(super) to: Option<(config::Fleet, spool::Options)>,
+}
+
+impl SpoolRemainder {
+    /// Migrates the messages, or closes the spool with them.
+    async fn leave(&self) {
+        let Some((fleet, options)) = &self.to else {
+            if timeout(LEAVE, self.spool.close()).await.is_err() {
+                tracing::warn!("the spool was not closed in time");
+            }
+            return;
+        };
+        let handed = timeout(HAND_OVER, hand_over(&self.spool, fleet, options.clone())).await;
+        let usage = self.spool.usage();
+        let left = usage.queued.messages + usage.dead.messages;
+        match handed {
+            Ok(Ok(messages)) if left == 0 => {
+                tracing::info!(messages, "messages migrated to Redis");
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    error,
+                    left,
+                    "messages not migrated to Redis: they stay on this disk for the next start"
+                );
+            }
+            Ok(Ok(_)) | Err(_) => {
+                tracing::warn!(
+                    left,
+                    "messages not migrated to Redis in time: they stay on this disk for the next start"
+                );
+            }
+        }
+    }
+}
+
+async fn hand_over(
+    from: &Spool,
+    fleet: &config::Fleet,
+    options: spool::Options,
+) -> Result<usize, String> {
+    let until = Instant::now() + BEGIN_HAND_OVER;
+    let to = Spool::share(fleet, None, options).await.map_err(|error| error.to_string())?;
+    let handed = from.hand_over(&to, until).await.map_err(|error| error.to_string());
+    to.close().await;
+    handed
+}
+
+pub(super) fn hand_over_to(config: &Config) -> Option<(config::Fleet, spool::Options)> {
+    let spool = config.spool.as_ref()?;
+    if !config.drain.handoff || spool.store == config::Store::Redis {
+        return None;
+    }
+    Some((config.fleet.clone()?, spool_options(spool, &config.idempotency)))
+}
+
+/// How long a predecessor with this configuration may take from SIGTERM to its end.
+pub(super) fn longest_stop(config: &Config) -> Duration {
+    let drain = &config.drain;
+    let calls = drain.accept_for + drain.grace + config.upstream.call_timeout + LAST_RECORDS;
+    let leave = if hand_over_to(config).is_some() { HAND_OVER } else { LEAVE };
+    calls + LAST_REPLIES + leave + LAST_WRITES + LAST_STEPS
+}
