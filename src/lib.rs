@@ -15,7 +15,7 @@
 //! | 2 | [`delivery`] | what happens to a message from acceptance to its end |
 //! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | permits; one call; stored messages; counted calls |
 //! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`], [`histogram`] | the access key; signatures of a call; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries; histograms of what modules measure |
-//! | −1 | [`message`], [`answer`], [`config`] | types that all modules share |
+//! | −1 | [`message`], [`answer`], [`config`], [`memory`] | types that all modules share; the memory that callers' messages may take |
 //! | apart | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] uses it |
 //!
 //! Imports between modules go down a layer, never up, and never sideways on layers 1 and 3, but that
@@ -46,6 +46,7 @@ pub mod emulator;
 pub mod histogram;
 pub mod keys;
 pub mod log_limiter;
+pub mod memory;
 pub mod message;
 pub mod meter;
 pub mod publish;

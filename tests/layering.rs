@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer. Types that all modules share are below layer 0.
-const LAYERS: [(&str, i8); 22] = [
+const LAYERS: [(&str, i8); 23] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
@@ -28,6 +28,7 @@ const LAYERS: [(&str, i8); 22] = [
     ("message", -1),
     ("answer", -1),
     ("config", -1),
+    ("memory", -1),
     ("emulator", -2),
 ];
 

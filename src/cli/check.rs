@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use super::open_files;
 use super::probe::{self, Probe};
 use super::run::{VerbError, finish, print, runtime};
+use super::{memory_share, open_files};
 use crate::config::{Config, Flags, explain};
 
 /// Validate the configuration, and print all of it with the origin of each value
@@ -34,6 +34,9 @@ pub fn run(args: Args) -> ExitCode {
         print(|to| to.write_all(explain(&loaded).as_bytes()))?;
         if let Some(clamped) = open_files::clamp(&mut loaded.config) {
             print(|to| writeln!(to, "warning: {clamped}"))?;
+        }
+        if let Some(clamped) = memory_share::clamp(&mut loaded.config) {
+            print(|to| writeln!(to, "note: {clamped}"))?;
         }
         if args.probe { probed(&loaded.config) } else { Ok(()) }
     });

@@ -6,10 +6,11 @@ pub mod check;
 mod client;
 #[cfg(feature = "emulator")]
 mod demo;
+mod dumps;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod logging;
-mod memory;
+mod memory_share;
 mod messages;
 mod open_files;
 mod probe;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::logging::Log;
 use super::reload::apply_changes;
 use super::run::{VerbError, runtime};
-use super::{Stop, logging, memory, open_files};
+use super::{Stop, dumps, logging, memory_share, open_files};
 use crate::ceiling::Start;
 use crate::config::{ConfigFile, Flags, Loaded, warnings};
 use crate::keys::Keys;
@@ -31,10 +31,13 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let mut loaded = args.flags.load_file(file.as_ref())?;
     // The lines that are still to be written are written when it is dropped, within about a second.
     let log = logging::start(&loaded.config.telemetry);
-    memory::protect();
+    dumps::protect();
     open_files::raise();
     if let Some(clamped) = open_files::clamp(&mut loaded.config) {
         tracing::warn!("{clamped}");
+    }
+    if let Some(clamped) = memory_share::clamp(&mut loaded.config) {
+        tracing::info!("{clamped}");
     }
     let runtime = runtime(loaded.config.runtime.threads).map_err(|error| logged(&error))?;
     let served = runtime.block_on(serve(&args.flags, loaded, file, &log));

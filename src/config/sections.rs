@@ -12,11 +12,11 @@ use super::credentials::{KeyRows, keys};
 use super::fleet::{FleetRows, fleet, fleet_fits};
 use super::listen::{Listen, Publish};
 use super::parse::Scalar;
-use super::read::{Ranged, ReadKey, Reader, boolean, choice, duration, list, value, whole};
+use super::read::{Ranged, ReadKey, Reader, boolean, choice, duration, list, size, value, whole};
 use super::retry::{RetryRows, retry};
 use super::row::Reload::Live;
 use super::row::Row;
-use super::spool::{Idempotency, Spool, SpoolRows, Store, spool};
+use super::spool::{Idempotency, Spool, SpoolRows, Store, keys_follow_the_rate, spool};
 use super::table::section;
 use super::upstream::{PAYLOADS, Upstream};
 use super::{Config, Fleet};
@@ -54,12 +54,15 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let fleet = fleet(r);
     let retry = retry(r);
     let spool = spool(r);
-    let idempotency = Idempotency::read(r);
+    let mut idempotency = Idempotency::read(r);
     let topics = Topics::read(r);
     let billing = billing(r);
     let telemetry = Telemetry::read(r);
     let drain = Drain::read(r);
     let runtime = Runtime::read(r);
+    if let Some(idempotency) = &mut idempotency {
+        keys_follow_the_rate(r, idempotency);
+    }
     if let (Some(publish), Some(upstream)) = (&publish, &upstream) {
         payload_fits(r, publish, upstream);
     }
@@ -185,7 +188,28 @@ section! {
     pub struct Runtime [runtime] {
         /// Worker threads; 0: as many as the CPU limit allows.
         threads: usize = 0, threads();
+
+        /// The memory that this process may use; 0: the limit of its container or control group, or else the
+        /// machine's memory. Bounds of the connections of callers, stored messages and idempotency keys are
+        /// lowered to their shares of it, which tollgate logs at start, and messages that find no memory are
+        /// answered 503 with Retry-After.
+        memory: u64 = "0", memory();
     }
+}
+
+fn memory() -> impl ReadKey<u64> {
+    let given = size(0..=bytesize::TIB);
+    let range = given.range();
+    let read = move |r: &mut Reader<'_>, row: &Row| {
+        let bytes = given.read(r, row)?;
+        if bytes > 0 {
+            return Some(bytes);
+        }
+        let limit = crate::memory::limit();
+        r.show(row.name, format!("0 (here {})", ByteSize(limit)));
+        Some(limit)
+    };
+    Ranged { range, read }
 }
 
 fn threads() -> impl ReadKey<usize> {

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::ceilings::PUBLISHED_ACCOUNT;
 use super::checks::{HOUR, SHORTEST, path};
 use super::read::{Reader, choice, duration, size, value, whole};
 use super::table::section;
+
+/// The most messages and keys that can be configured.
+const MOST_MESSAGES: usize = 10_000_000;
 
 /// Where messages are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +55,9 @@ section! {
         /// hold for all sidecars of the account together.
         max_bytes: u64 = "256MiB", size(bytesize::MIB..=bytesize::TIB);
 
-        /// The most messages, dead letters and receipts: each takes about 250 bytes of memory.
-        max_messages: usize = 200000, whole(1..=10_000_000);
+        /// The most messages, dead letters and receipts: each takes about 250 bytes of memory. A key's
+        /// message needs a place as long as the key is reserved. Lowered to a part of runtime.memory.
+        max_messages: usize = 1000000, whole(1..=MOST_MESSAGES);
 
         /// How long GET /messages/<Id> knows a delivered message, unless new messages need the room sooner.
         keep_receipts: Duration = "10m", duration(SHORTEST..=HOUR * 24);
@@ -74,6 +79,21 @@ section! {
         /// keys early: if the spool or max_keys is full, it refuses new messages with 503. Keys of finished
         /// messages stay on this disk when drain.handoff moves the queue.
         keep: Duration = "10m", duration(SHORTEST..=HOUR * 24);
-        max_keys: usize = 100000, whole(1..=10_000_000);
+
+        /// The most reserved keys; 0: as many as 1,000 messages/s reserve in `keep`. Each takes about 250
+        /// bytes of memory besides its message. Lowered to a part of runtime.memory.
+        max_keys: usize = 0, whole(0..=MOST_MESSAGES);
     }
+}
+
+/// `idempotency.max_keys = 0`: the bound follows the rate. That of the configuration may change meanwhile.
+pub(super) fn keys_follow_the_rate(r: &mut Reader<'_>, idempotency: &mut Idempotency) {
+    if idempotency.max_keys > 0 {
+        return;
+    }
+    let seconds = idempotency.keep.as_secs() + 1;
+    let keys = seconds.saturating_mul(PUBLISHED_ACCOUNT.into());
+    let keys = usize::try_from(keys).unwrap_or(usize::MAX).min(MOST_MESSAGES);
+    r.show("idempotency.max_keys", format!("0 (here {keys})"));
+    idempotency.max_keys = keys;
 }

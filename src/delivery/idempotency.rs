@@ -57,6 +57,15 @@ enum Takes {
     Any,
 }
 
+/// How many keys are reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyUsage {
+    /// Keys that are reserved.
+    pub reserved: usize,
+    /// The most that may be.
+    pub max: usize,
+}
+
 #[derive(Debug)]
 pub(super) struct IdempotencyKeys {
     keep: Duration,
@@ -110,6 +119,12 @@ impl KeyTable {
         self.answered(key).map(|known| known.until)
     }
 
+    /// When a key may be free: that of a queued message stays reserved.
+    fn next_free(&self) -> Duration {
+        let now = Instant::now();
+        self.due.first().map_or(Duration::ZERO, |(until, _)| until.saturating_duration_since(now))
+    }
+
     /// Frees keys whose messages ended `keep` ago. `find` knows what is kept.
     fn expire(&mut self, now: Instant, keep: Duration, find: &dyn Fn(MessageId) -> Option<Brief>) {
         while let Some((until, key)) = self.due.first().copied()
@@ -146,6 +161,11 @@ impl IdempotencyKeys {
 
     fn slots(&self) -> MutexGuard<'_, KeyTable> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keys that are reserved.
+    pub(super) fn usage(&self) -> KeyUsage {
+        KeyUsage { reserved: self.slots().by_key.len(), max: self.max }
     }
 
     fn find(&self, id: MessageId) -> Option<Brief> {
@@ -236,7 +256,7 @@ impl IdempotencyKeys {
             });
         }
         if slots.by_key.len() >= self.max {
-            return Err(Outcome::new(0, Disposition::TooManyKeys));
+            return Err(Outcome::new(0, Disposition::TooManyKeys(slots.next_free())));
         }
         slots.by_key.insert(claim.key, (claim, KeyState::UnderWay(None)));
         Ok(FirstRequest { keys: Arc::clone(self), claim, answered: false })
@@ -433,7 +453,20 @@ mod tests {
         let queued = [1, 2].map(|key| brief(key, State::Queued { calling: false }));
         keys.remember(queued.to_vec());
         let refused = keys.claim(Claim { key: 3, print: 0 }).unwrap_err();
-        assert_eq!(refused.ended, Disposition::TooManyKeys);
+        assert_eq!(refused.ended, Disposition::TooManyKeys(KEEP));
         assert_eq!([1, 2].map(|key| ask(&keys, key)), queued.map(|brief| Some(brief.id)));
+        assert_eq!(keys.usage(), KeyUsage { reserved: 2, max: 2 });
+    }
+
+    /// A caller that waits as long as it is asked to finds a free key.
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_key_learns_when_one_is_free() {
+        let keys = keys(2);
+        keys.remember([1, 2].map(|key| brief(key, State::Dropped(ago(590)))).to_vec());
+        let claim = Claim { key: 3, print: 0 };
+        let Disposition::TooManyKeys(wait) = keys.claim(claim).unwrap_err().ended else { panic!() };
+        assert!(wait > Duration::from_secs(9) && wait <= Duration::from_secs(10), "{wait:?}");
+        tokio::time::advance(wait).await;
+        assert!(keys.claim(claim).is_ok());
     }
 }

@@ -19,6 +19,7 @@ use super::signal::Signal;
 use crate::answer::Answer;
 use crate::deadline;
 use crate::log_limiter::LogLimiter;
+use crate::memory::MemoryQueue;
 use crate::message::{Message, MessageId, TraceId};
 use crate::spool::{Brief, Change, Claim, Doubt, KeepError, Spool, State, Tries};
 use crate::upstream::Upstream;
@@ -38,6 +39,8 @@ pub(super) struct KeptMessages<U> {
     pub(super) spool: Spool,
     pub(super) keys: Arc<IdempotencyKeys>,
     pub(super) queue: RetryQueue,
+    /// For the bodies of messages that are tried.
+    pub(super) memory: MemoryQueue,
     pub(super) dispatcher: Arc<Dispatcher<U>>,
     pub(super) log: LogLimiter,
 }

@@ -41,6 +41,7 @@ use crate::ceiling::Ceiling;
 use crate::config;
 use crate::deadline;
 use crate::log_limiter::LogLimiter;
+use crate::memory::{MemoryPlan, MemoryQueue};
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
 use crate::spool::{Affected, Brief, Change, Effect, Picked, Spool};
@@ -51,6 +52,7 @@ use caller::Caller;
 pub use caller::PublishOptions;
 use fresh::Intake;
 use idempotency::IdempotencyKeys;
+pub use idempotency::KeyUsage;
 use kept::KeptMessages;
 pub use outcome::{Disposition, Outcome, Settled};
 use retry_queue::RetryQueue;
@@ -86,6 +88,7 @@ impl<U: Upstream> Delivery<U> {
                 spool,
                 keys: Arc::clone(&keys),
                 queue: RetryQueue::new(config.retry.clone(), seed),
+                memory: MemoryQueue::new(MemoryPlan::of(config.runtime.memory).stored_bodies),
                 dispatcher: Arc::clone(&dispatcher),
                 log: LogLimiter::new(kept::MAX_LINES),
             });
@@ -173,6 +176,11 @@ impl<U: Upstream> Delivery<U> {
         // Else a stop would wait for their next try.
         kept.queue.remove(&gone.into_inner().unwrap_or_else(PoisonError::into_inner));
         dropped
+    }
+
+    /// Idempotency keys that are reserved.
+    pub fn keys(&self) -> KeyUsage {
+        self.intake.keys.usage()
     }
 
     /// Lanes in which nothing is delivered but by a probe.

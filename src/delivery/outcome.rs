@@ -1,5 +1,7 @@
 //! What became of a message, as far as its caller is concerned.
 
+use std::time::Duration;
+
 use crate::answer::{AccessDenied, Answer, HttpAnswer, Verdict};
 use crate::ceiling::Refused;
 use crate::message::MessageId;
@@ -50,8 +52,8 @@ pub enum Disposition {
     OtherRequest,
     /// The first request with the same key is being answered.
     SameUnderWay,
-    /// As many keys are remembered as may be.
-    TooManyKeys,
+    /// As many keys are reserved as may be; the next one is free after this.
+    TooManyKeys(Duration),
     /// Nothing was sent: no more calls are made.
     Stopping,
 }

@@ -91,6 +91,7 @@ impl<U: Upstream> KeptMessages<U> {
         lane: &message::Lane,
         item: RetryItem,
     ) -> Result<TryResult, TryResult> {
+        let _memory = self.memory.turn(self.spool.size(item.id)).await;
         let message = self.ready(lane, item).await?;
         let permit = self.permit(item).await?;
         let repeat = Repeat::of(self.queue.retry(), &message.topic);

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use super::key;
 use super::prefer::Prefer;
-use super::request::{RequestReader, bad_key, invalid};
+use super::refusal::{Refusal, invalid};
+use super::request::{RequestReader, bad_key};
 use crate::delivery::PublishOptions;
 use crate::message::{Message, MessageId, TraceId};
 use crate::server::{Problem, Reply};
@@ -37,7 +38,7 @@ pub(super) struct Line {
     /// Its key, as far as the line can be read.
     pub(super) key: Option<String>,
     /// Its message and options, or what is wrong with it.
-    pub(super) message: Result<(Message, PublishOptions), Problem>,
+    pub(super) message: Result<(Message, PublishOptions), Refusal>,
 }
 
 /// Splits a body into its lines, numbered from 1; blank ones are skipped.
@@ -84,12 +85,12 @@ pub(super) fn read(
         let body = body(item.payload, item.payload_base64)?;
         Ok((item.topic, body))
     });
-    let message = message.map_err(|why| malformed(number, &why));
+    let message = message.map_err(|why| malformed(number, &why).into());
     let message = message.and_then(|(topic, body)| {
         let (topic, instance) = reader.place(&topic)?;
         let claim = key.as_deref().map(|key| key::of(key, &topic, &body).map_err(bad_key));
         let claim = claim.transpose()?;
-        let payload = reader.payload(body)?;
+        let payload = reader.line_payload(body)?;
         let (options, _) = reader.options(prefer, claim);
         Ok((Message { id: MessageId::new(), instance, topic, payload, trace }, options))
     });

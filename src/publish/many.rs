@@ -10,11 +10,11 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
-use super::answered::Answered;
 use super::batch::{self, Line};
 use super::log::LogContext;
 use super::outcome;
 use super::prefer::Prefer;
+use super::refusal::Refusal;
 use super::{DRAIN_RETRY, Inner, request, stopping};
 use crate::delivery::Begun;
 use crate::message::Topic;
@@ -39,7 +39,7 @@ struct Batch {
 struct BegunLine {
     number: usize,
     key: Option<String>,
-    begun: Result<(Topic, Begun), Problem>,
+    begun: Result<(Topic, Begun), Refusal>,
 }
 
 impl Inner {
@@ -47,12 +47,12 @@ impl Inner {
         let context = LogContext::of(&request, "");
         let read = match Arc::clone(&self.batches).try_acquire_owned() {
             Ok(slot) => self.read_batch(request).await.map(|batch| (batch, slot)),
-            Err(_) => Err((Published::Full, too_many_batches())),
+            Err(_) => Err(Refusal::new(Published::Full, too_many_batches())),
         };
         let mut reply = match read {
             Ok((batch, slot)) => Arc::clone(&self).answer_batch(batch, slot, context).await,
-            Err((published, problem)) => {
-                let answered = Answered::problem(published, problem);
+            Err(refusal) => {
+                let answered = refusal.answered();
                 self.note(None, &answered, Duration::ZERO, &context);
                 answered.reply
             }
@@ -61,24 +61,20 @@ impl Inner {
         reply
     }
 
-    async fn read_batch(
-        &self,
-        request: Request<RequestBody>,
-    ) -> Result<Batch, (Published, Problem)> {
-        let invalid = |problem| (Published::Invalid, problem);
+    async fn read_batch(&self, request: Request<RequestBody>) -> Result<Batch, Refusal> {
+        let drains = || Refusal::new(Published::Draining, stopping());
         if self.draining() {
-            return Err((Published::Draining, stopping()));
+            return Err(drains());
         }
-        check(request.headers()).map_err(invalid)?;
+        check(request.headers())?;
         let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
         let prefer = Prefer::read(request.headers());
         let trace = request::trace(request.headers());
         let (_, applied) = reader.options(prefer, None);
-        let body =
-            reader.body(request, batch::MAX_BODY, "the limit of a batch").await.map_err(invalid)?;
-        let lines = batch::lines(&body).map_err(invalid)?;
+        let body = reader.batch(request).await?;
+        let lines = batch::lines(&body)?;
         if self.draining() {
-            return Err((Published::Draining, stopping()));
+            return Err(drains());
         }
         let read =
             |(number, line): &(usize, Bytes)| batch::read(&reader, *number, line, prefer, trace);
@@ -164,7 +160,7 @@ impl Inner {
                 let outcome = begun.outcome().await;
                 (Some(topic), outcome::answer(outcome, self.durability(), None))
             }
-            Err(problem) => (None, Answered::problem(Published::Invalid, problem)),
+            Err(refusal) => (None, refusal.answered()),
         };
         self.note(topic.as_ref(), &answered, start.elapsed(), context);
         let alone = std::mem::take(answered.reply.body_mut());

@@ -5,6 +5,7 @@
 
 mod answered;
 mod batch;
+mod body;
 mod key;
 mod log;
 mod many;
@@ -13,6 +14,7 @@ mod over_budget;
 mod prefer;
 mod rate_limit;
 mod receipts;
+mod refusal;
 mod request;
 
 use std::convert::Infallible;
@@ -28,12 +30,14 @@ use crate::ceiling::Ceiling;
 use crate::config;
 use crate::delivery::Delivery;
 use crate::log_limiter::LogLimiter;
+use crate::memory::MemoryBudget;
 use crate::message::Topic;
 use crate::meter::{Meter, Published};
 use crate::server::{Problem, Reply, RequestBody};
 use crate::spool::{Durability, Spool};
 use crate::upstream::HttpUpstream;
 use answered::Answered;
+use refusal::Refusal;
 use request::{RequestReader, Submission};
 
 /// `Retry-After` of a stopping sidecar: another takes its place soon.
@@ -48,6 +52,7 @@ pub struct PublishService {
 struct Inner {
     /// Reads requests by the current configuration; replaced by a reload.
     reader: RwLock<Arc<RequestReader>>,
+    memory: MemoryBudget,
     ratelimit_headers: bool,
     delivery: Delivery<HttpUpstream>,
     ceiling: Ceiling,
@@ -66,10 +71,12 @@ impl PublishService {
         ceiling: Ceiling,
         meter: Meter,
         draining: Arc<AtomicBool>,
+        memory: MemoryBudget,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
-                reader: RwLock::new(Arc::new(RequestReader::new(config))),
+                reader: RwLock::new(Arc::new(RequestReader::new(config, memory.clone()))),
+                memory,
                 ratelimit_headers: config.publish.ratelimit_headers,
                 delivery,
                 ceiling,
@@ -83,7 +90,7 @@ impl PublishService {
 
     /// Reads requests by this configuration from now on.
     pub fn reload(&self, config: &config::Config) {
-        let reader = Arc::new(RequestReader::new(config));
+        let reader = Arc::new(RequestReader::new(config, self.inner.memory.clone()));
         *self.inner.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
     }
 
@@ -120,10 +127,10 @@ impl Inner {
         let context = log::LogContext::of(&request, topic);
         let mut parent = None;
         let submission = if self.draining() {
-            Err((Published::Draining, stopping()))
+            Err(Refusal::new(Published::Draining, stopping()))
         } else {
             let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
-            reader.read(topic, request).await.map_err(|problem| (Published::Invalid, problem))
+            reader.read(topic, request).await
         };
         let answered = match submission {
             // Again: reading a slow body may have taken long.
@@ -133,7 +140,7 @@ impl Inner {
                 let outcome = self.delivery.publish(message, options).await;
                 outcome::answer(outcome, self.durability(), applied)
             }
-            Err((published, problem)) => Answered::problem(published, problem),
+            Err(refusal) => refusal.answered(),
         };
         self.note(parent.as_ref(), &answered, start.elapsed(), &context);
         let mut reply = answered.reply;

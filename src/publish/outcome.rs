@@ -91,15 +91,16 @@ pub(super) fn answer(
             )
             .retry_after(THROTTLE_RETRY),
         ),
-        Disposition::TooManyKeys => Answered::problem(
+        Disposition::TooManyKeys(free_after) => Answered::problem(
             Published::Full,
             key_problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "keys-full",
                 "Too many keys",
-                "The limit of remembered keys is reached (idempotency.max_keys). Nothing was sent.",
+                "As many keys are reserved as may be (idempotency.max_keys). Nothing was sent. The first of \
+                 them is free again after Retry-After; without a key the message can be sent now.",
             )
-            .retry_after(THROTTLE_RETRY),
+            .retry_after(free_after.max(THROTTLE_RETRY)),
         ),
         Disposition::Stopping => Answered::problem(Published::Draining, super::stopping()),
     };

@@ -3,26 +3,23 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Body;
 use percent_encoding::percent_decode_str;
-use tokio::time::timeout;
 
+use super::batch;
+use super::body::{BodyLimits, PAYLOAD_LIMIT, too_large};
 use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
+use super::refusal::{Refusal, invalid};
 use crate::config;
 use crate::delivery::PublishOptions;
+use crate::memory::MemoryBudget;
 use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic, TraceId};
 use crate::server::{Problem, RequestBody};
 use crate::spool::Claim;
 
 /// Longer paths are not decoded: the longest topic with every character escaped is far shorter.
 const MAX_PATH: usize = 1_024;
-
-/// The keys that limit a message's body.
-const PAYLOAD_LIMIT: &str = "publish.max_payload, upstream.payload";
 
 /// A request to publish one message.
 pub(super) struct Submission {
@@ -39,6 +36,7 @@ pub(super) struct RequestReader {
     topics: config::Topics,
     /// Whether there is a spool.
     keeps: bool,
+    memory: MemoryBudget,
 }
 
 /// The trace of a request's `traceparent` header, if it has one.
@@ -47,12 +45,13 @@ pub(super) fn trace(headers: &HeaderMap) -> Option<TraceId> {
 }
 
 impl RequestReader {
-    pub(super) fn new(config: &config::Config) -> Self {
+    pub(super) fn new(config: &config::Config, memory: MemoryBudget) -> Self {
         Self {
             publish: config.publish.clone(),
             upstream: config.upstream.clone(),
             topics: config.topics.clone(),
             keeps: config.spool.is_some(),
+            memory,
         }
     }
 
@@ -61,15 +60,18 @@ impl RequestReader {
         &self,
         topic: &str,
         request: Request<RequestBody>,
-    ) -> Result<Submission, Problem> {
+    ) -> Result<Submission, Refusal> {
         if request.uri().query().is_some() {
-            return Err(malformed("the path has a query; a \"?\" is not part of any topic"));
+            return Err(malformed("the path has a query; a \"?\" is not part of any topic").into());
         }
         let (topic, instance) = self.topic(topic)?;
         let prefer = Prefer::read(request.headers());
         let headers = request.headers().clone();
         let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
-        let body = self.body(request, limit, PAYLOAD_LIMIT).await?;
+        let limits = BodyLimits { most: limit, by: PAYLOAD_LIMIT, time: self.publish.body_timeout };
+        let mut reservation = self.memory.begin()?;
+        let body = limits.read(request, |bytes| reservation.add_body(bytes)).await?;
+        let body = reservation.hold(body);
         let claim = key::claim(&headers, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(body)?;
         let (options, applied) = self.options(prefer, claim);
@@ -89,6 +91,28 @@ impl RequestReader {
                 format!("{}. Nothing was sent.", sentence(&e.to_string())),
             ),
         })
+    }
+
+    /// The whole body of a request with many messages. It is counted until it is dropped, and each of its
+    /// messages besides.
+    pub(super) async fn batch(&self, request: Request<RequestBody>) -> Result<Bytes, Refusal> {
+        let fits = usize::try_from(self.memory.largest()).unwrap_or(usize::MAX);
+        let (most, by) = if fits < batch::MAX_BODY {
+            (fits, "runtime.memory")
+        } else {
+            (batch::MAX_BODY, "the limit of a batch")
+        };
+        let limits = BodyLimits { most, by, time: self.publish.body_timeout };
+        let mut reservation = self.memory.begin()?;
+        let body = limits.read(request, |bytes| reservation.add_bytes(bytes)).await?;
+        Ok(reservation.hold(body))
+    }
+
+    /// The payload of one of many messages.
+    pub(super) fn line_payload(&self, body: Bytes) -> Result<Payload, Refusal> {
+        let mut reservation = self.memory.begin()?;
+        reservation.add_body(body.len())?;
+        Ok(self.payload(reservation.hold(body))?)
     }
 
     /// The options that a caller's preferences ask for, and which of these are applied.
@@ -150,57 +174,6 @@ impl RequestReader {
             ))),
         }
     }
-
-    /// The whole body, of at most `limit` bytes; `limited_by` is named where it is larger.
-    pub(super) async fn body(
-        &self,
-        request: Request<RequestBody>,
-        limit: usize,
-        limited_by: &str,
-    ) -> Result<Bytes, Problem> {
-        if declared(request.headers()).is_some_and(|length| length > limit as u64)
-            || request.body().size_hint().lower() > limit as u64
-        {
-            return Err(too_large(limit, limited_by));
-        }
-        let body = Limited::new(request.into_body(), limit);
-        match timeout(self.publish.body_timeout, body.collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit, limited_by)),
-            Ok(Err(_)) => Err(invalid(
-                StatusCode::BAD_REQUEST,
-                "incomplete-body",
-                "Body is incomplete",
-                "The body ended early or its framing is broken. Nothing was sent.".to_owned(),
-            )
-            .close()),
-            Err(_) => Err(invalid(
-                StatusCode::REQUEST_TIMEOUT,
-                "body-timeout",
-                "Body did not arrive in time",
-                format!(
-                    "The body was not complete after {:?} (publish.body_timeout). Nothing was \
-                     sent; send it again over a faster connection.",
-                    self.publish.body_timeout
-                ),
-            )
-            .retryable()
-            .close()),
-        }
-    }
-}
-
-fn declared(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-pub(super) fn invalid(
-    status: StatusCode,
-    slug: &str,
-    title: &'static str,
-    detail: String,
-) -> Problem {
-    Problem::new(status, slug, title, detail).outcome("not-sent")
 }
 
 fn malformed(why: &str) -> Problem {
@@ -223,12 +196,6 @@ pub(super) fn bad_key(why: &str) -> Problem {
 
 fn forbidden(detail: String) -> Problem {
     invalid(StatusCode::FORBIDDEN, "forbidden-topic", "Forbidden topic", detail)
-}
-
-fn too_large(limit: usize, limited_by: &str) -> Problem {
-    let detail =
-        format!("At most {limit} bytes are allowed in a body ({limited_by}). Nothing was sent.");
-    invalid(StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", "Body is too large", detail)
 }
 
 /// With a capital letter.

@@ -2,16 +2,21 @@
 //!
 //! A client that opens connections and sends nothing would keep all others away for as long as an idle
 //! connection lives. So, once every slot is taken, the connection that has had no request for longest is
-//! closed for a new one. One that has a request in progress is never closed for another.
+//! closed for a new one, but not before it has had the time to send one. One that has a request in progress is never closed for another.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
 
 use super::peer::Peer;
 use crate::log_limiter::LogLimiter;
+
+/// A connection without a request is not closed for another sooner: its client may be about to send one.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Without a request, or with a head that has not ended: what may be closed for a new connection.
 const IDLE: u8 = 0;
@@ -44,6 +49,7 @@ struct SlotTable {
     taken: Mutex<BTreeMap<u64, Arc<Occupant>>>,
     /// Orders connections by the time from which they have had no request.
     sequence: AtomicU64,
+    begun: Instant,
     /// New connections that wait until one of the others has no request.
     waiting: AtomicUsize,
     turned_silent: Notify,
@@ -72,8 +78,9 @@ pub struct ConnectionUsage {
 struct Occupant {
     peer: Peer,
     phase: AtomicU8,
-    /// When its last request ended, or it was accepted, as a number of the sequence.
+    /// When its last request ended, or it was accepted: as a number of the sequence, and in ms.
     since: AtomicU64,
+    since_ms: AtomicU64,
     closed: Notify,
 }
 
@@ -129,6 +136,7 @@ impl ConnectionSlots {
             free: Arc::new(Semaphore::new(max)),
             taken: Mutex::default(),
             sequence: AtomicU64::new(0),
+            begun: Instant::now(),
             waiting: AtomicUsize::new(0),
             turned_silent: Notify::new(),
             made_room: AtomicU64::new(0),
@@ -149,13 +157,13 @@ impl ConnectionSlots {
         }
     }
 
-    /// A slot for a new connection of this peer, at once if a connection without a request can give way.
+    /// A slot for a new connection of this peer, as soon as a connection without a request can give way.
     /// `None`: the peer's share is in use, and all of it has requests in progress.
     pub(super) async fn take(&self, peer: Peer) -> Option<HeldSlot> {
         let slots = &self.0;
         let permit = if !slots.has_share(peer) {
             slots.permit().await
-        } else if slots.close_silent(|other| other == peer) {
+        } else if slots.close_silent(|other| other == peer, Duration::ZERO) == Room::Made {
             Arc::clone(&slots.free).acquire_owned().await.ok()
         } else {
             slots.refused.fetch_add(1, SeqCst);
@@ -166,6 +174,7 @@ impl ConnectionSlots {
             peer,
             phase: AtomicU8::new(IDLE),
             since: AtomicU64::new(since),
+            since_ms: AtomicU64::new(slots.elapsed_ms()),
             closed: Notify::new(),
         });
         slots.taken().insert(since, Arc::clone(&occupant));
@@ -199,31 +208,49 @@ impl SlotTable {
             }
             // Before the search, so that none that turns silent after it is missed.
             let silent = self.turned_silent.notified();
-            if self.close_silent(|_| true) {
-                return free.acquire_owned().await.ok();
-            }
+            let later = match self.close_silent(|_| true, GRACE) {
+                Room::Made => return free.acquire_owned().await.ok(),
+                Room::At(ms) => Some(self.begun + Duration::from_millis(ms)),
+                Room::None => None,
+            };
+            let later = async {
+                match later {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 permit = free.acquire_owned() => return permit.ok(),
                 () = silent => {}
+                () = later => {}
             }
         }
     }
 
-    /// Makes the connection give way that has had no request for longest, among those of these peers.
-    /// `false`: all have requests in progress.
-    fn close_silent(&self, of: impl Fn(Peer) -> bool) -> bool {
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Makes the connection give way that has had no request for longest, among those of these peers, if
+    /// that is this long.
+    fn close_silent(&self, of: impl Fn(Peer) -> bool, grace: Duration) -> Room {
+        let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let taken = self.taken();
         let silent = || taken.values().filter(|one| of(one.peer) && one.is_silent());
         while let Some(oldest) = silent().min_by_key(|one| one.since.load(SeqCst)) {
+            let may_go = oldest.since_ms.load(SeqCst) + grace;
+            if self.elapsed_ms() < may_go {
+                return Room::At(may_go);
+            }
             // Else its request came just now.
             if oldest.turn(&[IDLE, HEAD], CLOSED) {
                 oldest.closed.notify_one();
                 drop(taken);
                 self.count();
-                return true;
+                return Room::Made;
             }
         }
-        false
+        Room::None
     }
 
     fn count(&self) {
@@ -238,6 +265,17 @@ impl SlotTable {
             );
         }
     }
+}
+
+/// Whether there is room for a new connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// One is being closed for it.
+    Made,
+    /// One can be closed for it then, in ms since the table's start.
+    At(u64),
+    /// All have requests in progress.
+    None,
 }
 
 /// Counts a new connection that waits.
@@ -294,6 +332,7 @@ impl ConnectionPhase {
             return;
         }
         self.occupant.since.store(self.slots.sequence.fetch_add(1, SeqCst), SeqCst);
+        self.occupant.since_ms.store(self.slots.elapsed_ms(), SeqCst);
         let next = if next == Timed::Head { HEAD } else { IDLE };
         if self.occupant.turn(&[ANSWERED], next) && self.slots.waiting.load(SeqCst) > 0 {
             self.slots.turned_silent.notify_waiters();
@@ -350,7 +389,7 @@ mod tests {
         slot.phase().flushed(Timed::Idle);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_longest_without_a_request_gives_way() {
         let slots = ConnectionSlots::new("test", 3, PeerShare::All);
         let a = slots.take(peer(1)).await.unwrap();
@@ -373,7 +412,7 @@ mod tests {
         assert_eq!(c.phase().timed(), Timed::Idle);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_closed_connection_begins_no_request() {
         let slots = ConnectionSlots::new("test", 1, PeerShare::All);
         let old = slots.take(peer(1)).await.unwrap();
@@ -382,7 +421,7 @@ mod tests {
         assert!(old.is_none() && phase.busy().is_none());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_new_one_waits_for_requests_in_progress() {
         let slots = ConnectionSlots::new("test", 1, PeerShare::All);
         let old = slots.take(peer(1)).await.unwrap();
@@ -400,7 +439,7 @@ mod tests {
         assert_eq!(slots.usage().made_room, 1);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_peer_holds_half() {
         let slots = ConnectionSlots::new("test", 4, PeerShare::Half);
         let other = slots.take(peer(2)).await.unwrap();
@@ -418,6 +457,22 @@ mod tests {
         let (_fifth, other) = take(&slots, 3, other).await;
         assert!(fourth.is_some() && other.is_none());
         drop(busy);
+    }
+
+    /// A burst of callers: none is cut before it could send its request.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_has_time_for_its_first_request() {
+        let slots = ConnectionSlots::new("test", 1, PeerShare::All);
+        let begun = Instant::now();
+        let old = slots.take(peer(1)).await.unwrap();
+        let (new, old) = take(&slots, 1, old).await;
+        assert!(old.is_none() && begun.elapsed() >= GRACE);
+        // Its request ends, and it has the same time for the next one.
+        tokio::time::advance(GRACE * 2).await;
+        serve(&new);
+        let served = Instant::now();
+        let (_newer, new) = take(&slots, 1, new).await;
+        assert!(new.is_none() && served.elapsed() >= GRACE);
     }
 
     #[test]

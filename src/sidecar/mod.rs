@@ -1,6 +1,7 @@
 //! Builds a sidecar from a configuration, starts its listeners, drains and stops them in order.
 
 mod listeners;
+mod memory;
 mod stop;
 
 use std::io;
@@ -16,6 +17,7 @@ use crate::config::{self, Address, Config};
 use crate::control::Control;
 use crate::delivery::Delivery;
 use crate::keys::{KeyError, Keys};
+use crate::memory::{MemoryBudget, MemoryPlan};
 use crate::message::InstanceId;
 use crate::meter::{Meter, PriorCalls};
 use crate::publish::PublishService;
@@ -136,11 +138,9 @@ impl Sidecar {
         let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
         let instances = config.upstream.instance_id.iter().cloned().chain(rules);
         let meter = meter(config, instances.collect()).await?;
-        let start = match start {
-            Start::AfterOthers => after_others(&meter, config),
-            start => start,
-        };
-        let ceiling = ceiling(config, start);
+        let ceiling = ceiling(config, start, &meter);
+        let plan = MemoryPlan::of(config.runtime.memory);
+        let memory = MemoryBudget::new(plan.bodies);
         let delivery = Delivery::new(
             config,
             upstream.clone(),
@@ -156,6 +156,7 @@ impl Sidecar {
             ceiling.clone(),
             meter.clone(),
             Arc::clone(&draining),
+            memory.clone(),
         );
         let configuration = Configuration::new(config);
         starting.started(TelemetryService::new(TelemetrySources {
@@ -169,6 +170,7 @@ impl Sidecar {
             egress: egress_names(config),
             configuration: configuration.clone(),
             connections: slots.all(),
+            memory: memory.clone(),
             stopping: Arc::clone(&ending),
             refusing: Arc::clone(&draining),
             started: Timestamp::now(),
@@ -186,6 +188,7 @@ impl Sidecar {
             let service = tower::service_fn(move |request| control.clone().answer(request));
             servers.serve(&HttpServer::new(SMALL, slots.control, &[], service), listener);
         }
+        servers.tasks.spawn(memory::lend(plan, memory, delivery.clone(), servers.stop.clone()));
         servers.tasks.close();
         failed.disarm();
         let spool = spool.map(|spool| SpoolRemainder { spool, to: hand_over_to(config) });
@@ -237,7 +240,11 @@ async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError
 }
 
 /// The ceilings, shared with the fleet's sidecars where there is a fleet.
-fn ceiling(config: &Config, start: Start) -> Ceiling {
+fn ceiling(config: &Config, start: Start, meter: &Meter) -> Ceiling {
+    let start = match start {
+        Start::AfterOthers => after_others(meter, config),
+        start => start,
+    };
     let egress = config.upstream.egress_addresses.len();
     let ceiling = Ceiling::start(&config.ceilings, egress, config.publish.max_waiting, start);
     ceiling.name_egress(egress_names(config));

@@ -375,6 +375,11 @@ impl Spool {
         }
     }
 
+    /// The bytes that a message takes in the store; 0 if it is not there.
+    pub fn size(&self, id: MessageId) -> u64 {
+        self.engine.core.index().get(id).map_or(0, |entry| entry.size.into())
+    }
+
     /// What is known of a message without reading it.
     pub fn find(&self, id: MessageId) -> Option<Brief> {
         self.engine.core.fresh_index().get(id).map(|entry| entry.brief(id))

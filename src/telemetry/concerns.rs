@@ -3,6 +3,7 @@
 mod ceilings;
 mod configuration;
 mod connections;
+mod memory;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -52,6 +53,8 @@ pub(super) fn of(status: &SidecarStatus, uncertain: u64) -> Vec<Concern> {
     concerns.clock(status);
     concerns.ledger(status);
     concerns.connections(status);
+    concerns.memory(status);
+    concerns.idempotency_keys(status);
     concerns.backlog(status);
     concerns.uncertain(uncertain);
     concerns.configuration(status);

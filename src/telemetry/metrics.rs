@@ -8,8 +8,10 @@ use prometheus::{TextEncoder, core::Collector};
 use super::TelemetrySources;
 use super::family::Family;
 use crate::ceiling::{CeilingKind, Mode};
+use crate::delivery::KeyUsage;
 use crate::keys::KeyStatus;
 use crate::log_limiter::dropped_lines;
+use crate::memory::MemoryUsage;
 use crate::meter::{Billed, OperatorVerb, Published, Snapshot};
 use crate::server::{ConnectionSlots, ConnectionUsage};
 use crate::spool::Spool;
@@ -59,6 +61,8 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
         sources.spool.as_ref().map(spool).unwrap_or_default(),
         process(sources),
         connections(sources.connections.each_ref().map(ConnectionSlots::usage)),
+        memory(sources.memory.usage()),
+        idempotency_keys(sources.delivery.keys()),
         keys(&sources.keys.status()),
         sources.configuration.view().families(),
     ]
@@ -393,6 +397,31 @@ fn connections(usages: [ConnectionUsage; 3]) -> Families {
         }
     }
     [open, max, closed].map(Family::done).into()
+}
+
+fn idempotency_keys(usage: KeyUsage) -> Families {
+    let reserved = Family::gauge("tollgate_idempotency_keys", "Reserved idempotency keys");
+    let max = Family::gauge("tollgate_idempotency_max_keys", "The most that may be reserved");
+    [(reserved, usage.reserved), (max, usage.max)]
+        .map(|(family, value)| family.value(&[], value as f64).done())
+        .into()
+}
+
+fn memory(usage: MemoryUsage) -> Families {
+    let used = Family::gauge(
+        "tollgate_message_memory_bytes",
+        "Memory that is reserved for callers' messages in progress",
+    );
+    let max = Family::gauge(
+        "tollgate_message_memory_max_bytes",
+        "The most that may be reserved for them, a part of runtime.memory",
+    );
+    let refused = Family::counter(
+        "tollgate_message_memory_refusals_total",
+        "Messages that were answered 503 since there was no memory for them",
+    );
+    let values = [(used, usage.used), (max, usage.max), (refused, usage.refused)];
+    values.map(|(family, value)| family.value(&[], value as f64).done()).into()
 }
 
 fn keys(status: &KeyStatus) -> Families {

@@ -22,6 +22,7 @@ use crate::answer::AccessDenied;
 use crate::ceiling::Ceiling;
 use crate::delivery::Delivery;
 use crate::keys::Keys;
+use crate::memory::MemoryBudget;
 use crate::meter::Meter;
 use crate::server::{ConnectionSlots, Problem, Reply, json_reply, reply};
 use crate::spool::Spool;
@@ -61,6 +62,8 @@ pub struct TelemetrySources {
     pub configuration: Configuration,
     /// For the connections of each server.
     pub connections: [ConnectionSlots; 3],
+    /// What callers' messages take of the memory.
+    pub memory: MemoryBudget,
     /// Set at SIGTERM.
     pub stopping: Arc<AtomicBool>,
     /// Set when new messages are refused: `drain.accept_for` after SIGTERM.

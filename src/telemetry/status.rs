@@ -190,6 +190,8 @@ impl SidecarStatus {
             fleet: FleetView::of(&sources.ceiling, &ceiling),
             configuration: sources.configuration.view(),
             connections: sources.connections.iter().map(ConnectionSlots::usage).collect(),
+            memory: Some(sources.memory.usage()),
+            keys: Some(sources.delivery.keys()),
         };
         let recent = sources.meter.past(None).uncertain.into_iter().map(u64::from).sum();
         // Before the list of paused topics is cut.

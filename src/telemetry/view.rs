@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::answer::AccessDenied;
 use crate::ceiling::Mode;
+use crate::delivery::KeyUsage;
+use crate::memory::MemoryUsage;
 use crate::meter::Past;
 use crate::server::ConnectionUsage;
 
@@ -70,6 +72,12 @@ pub(crate) struct SidecarStatus {
     /// The connections of each server.
     #[serde(skip)]
     pub(crate) connections: Vec<ConnectionUsage>,
+    /// What callers' messages take of the memory; `None`: read from another sidecar.
+    #[serde(skip)]
+    pub(crate) memory: Option<MemoryUsage>,
+    /// Idempotency keys; `None`: read from another sidecar.
+    #[serde(skip)]
+    pub(crate) keys: Option<KeyUsage>,
 }
 
 /// Which configuration holds, and what became of the last change.

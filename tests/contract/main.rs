@@ -11,6 +11,7 @@ mod demo;
 mod door;
 mod keys;
 mod ledger;
+mod memory;
 mod messages;
 mod process;
 mod requests;

@@ -162,7 +162,7 @@ async fn prometheus_counts_what_the_provider_counts() {
     is(prometheus.one(&mine).await, &report["accepted"], &mine);
     let room = "sum(tollgate_spool_max_bytes) / 1024 / 1024";
     is(prometheus.one(room).await, &json!(256), room);
-    is(prometheus.one("sum(tollgate_spool_max_messages)").await, &json!(200_000), "messages");
+    is(prometheus.one("sum(tollgate_spool_max_messages)").await, &json!(1_000_000), "messages");
     prometheus.reaches("instance:tollgate_billable_messages:rate1m", 1.0).await;
     prometheus.reaches("count(ALERTS{alertname=\"TollgateDeadLetters\"})", 1.0).await;
 }

@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
+use crate::delivery::KeyUsage;
+use crate::memory::MemoryUsage;
 use crate::meter::Past;
 use crate::server::ConnectionUsage;
 use crate::telemetry::explanations;
@@ -76,7 +78,17 @@ fn well() -> SidecarStatus {
             lifted: Vec::new(),
         },
         connections: ["publish", "telemetry"].map(|listener| connections(listener, 79)).into(),
+        memory: Some(memory(79)),
+        keys: Some(keys(79)),
     }
+}
+
+fn keys(reserved: usize) -> KeyUsage {
+    KeyUsage { reserved, max: 100 }
+}
+
+fn memory(used: u64) -> MemoryUsage {
+    MemoryUsage { max: 100, used, refused: 0 }
 }
 
 fn connections(listener: &'static str, open: usize) -> ConnectionUsage {
@@ -223,6 +235,9 @@ const CASES: &[Case] = &[
     ("over", |s| { s.plan_tps = Some(500); s.tps_peak = 501; }, &[(Warn, "Over the bought TPS")]),
 
     ("many callers", |s| s.connections[0] = connections("publish", 80), &[(Warn, "Connections to publish are nearly used up")]),
+    ("many keys", |s| s.keys = Some(keys(80)), &[(Warn, "Idempotency keys are nearly used up")]),
+    ("all keys", |s| s.keys = Some(keys(100)), &[(Bad, "Idempotency keys are nearly used up")]),
+    ("large messages", |s| s.memory = Some(memory(80)), &[(Warn, "The memory for messages is nearly used up")]),
     ("many probes", |s| s.connections[1] = connections("telemetry", 100), &[(Warn, "Connections to telemetry are nearly used up")]),
 
     ("an invalid change", |s| s.configuration.error = Some("1 mistake".into()), &[(Warn, "The changed configuration is invalid")]),

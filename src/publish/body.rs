@@ -1,0 +1,89 @@
+//! Reads the body of a request, within its limits of bytes, time and memory.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Body;
+use tokio::time::timeout;
+
+use super::refusal::{Refusal, invalid};
+use crate::memory::NoMemory;
+use crate::server::{Problem, RequestBody};
+
+/// The keys that limit a message's body.
+pub(super) const PAYLOAD_LIMIT: &str = "publish.max_payload, upstream.payload";
+
+/// The limits of a body.
+pub(super) struct BodyLimits {
+    /// In bytes.
+    pub(super) most: usize,
+    /// What sets `most`, for the caller.
+    pub(super) by: &'static str,
+    /// For the whole body.
+    pub(super) time: Duration,
+}
+
+impl BodyLimits {
+    /// The whole body. `reserve` makes room for so many more bytes of it, before they are held.
+    pub(super) async fn read(
+        &self,
+        request: Request<RequestBody>,
+        reserve: impl FnMut(usize) -> Result<(), NoMemory>,
+    ) -> Result<Bytes, Refusal> {
+        let most = self.most as u64;
+        if declared(request.headers()).is_some_and(|length| length > most)
+            || request.body().size_hint().lower() > most
+        {
+            return Err(too_large(self.most, self.by).into());
+        }
+        let read = self.collect(request.into_body(), reserve);
+        timeout(self.time, read).await.unwrap_or_else(|_| Err(self.too_slow().into()))
+    }
+
+    async fn collect(
+        &self,
+        mut body: RequestBody,
+        mut reserve: impl FnMut(usize) -> Result<(), NoMemory>,
+    ) -> Result<Bytes, Refusal> {
+        // A copy: a part of hyper's buffer would keep all of it.
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| incomplete())?;
+            let Some(part) = frame.data_ref() else { continue };
+            if part.len() > self.most - whole.len() {
+                return Err(too_large(self.most, self.by).into());
+            }
+            reserve(part.len())?;
+            whole.extend_from_slice(part);
+        }
+        Ok(whole.freeze())
+    }
+
+    fn too_slow(&self) -> Problem {
+        let detail = format!(
+            "The body was not complete after {:?} (publish.body_timeout). Nothing was sent; send it again \
+             over a faster connection.",
+            self.time
+        );
+        let (status, slug) = (StatusCode::REQUEST_TIMEOUT, "body-timeout");
+        invalid(status, slug, "Body did not arrive in time", detail).retryable().close()
+    }
+}
+
+fn incomplete() -> Problem {
+    let detail = "The body ended early or its framing is broken. Nothing was sent.".to_owned();
+    invalid(StatusCode::BAD_REQUEST, "incomplete-body", "Body is incomplete", detail).close()
+}
+
+pub(super) fn too_large(limit: usize, limited_by: &str) -> Problem {
+    let detail =
+        format!("At most {limit} bytes are allowed in a body ({limited_by}). Nothing was sent.");
+    invalid(StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", "Body is too large", detail)
+}
+
+fn declared(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
