@@ -10,6 +10,7 @@ use super::caller::{Caller, PublishOptions};
 use super::contained::{Panicked, contained};
 use super::idempotency::IdempotencyKeys;
 use super::kept::KeptMessages;
+use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::PauseReason;
 use super::signal::{Requeue, Signal};
@@ -37,6 +38,24 @@ pub(super) struct Intake<U> {
     pub(super) jitter: Mutex<fastrand::Rng>,
 }
 
+/// Which way a message takes to its first call, if it may be called at once and there is a spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Direct,
+    /// It has a key, or follows one of its lane that has.
+    ThroughSpool,
+}
+
+/// The calls that were made for a message, and the answer to the last.
+struct Calls {
+    calls: u32,
+    answer: Option<Answer>,
+}
+
+impl Calls {
+    const NONE: Self = Self { calls: 0, answer: None };
+}
+
 /// How a message begins.
 pub(super) enum Plan<U> {
     /// With a call, as soon as there is a permit.
@@ -51,6 +70,7 @@ impl<U: Upstream> Intake<U> {
         &self,
         message: &Message,
         wanted: &PublishOptions,
+        way: Way,
         deadline: Instant,
     ) -> Result<Plan<U>, Disposition> {
         let Dispatcher { ceiling, meter, stop, .. } = &*self.dispatcher;
@@ -73,7 +93,7 @@ impl<U: Upstream> Intake<U> {
         let plan = match &self.kept {
             // A claimed message is durable before its call, so that a crash does not make the same
             // request a second message; it then queues for a permit like any kept message.
-            Some(kept) if wanted.claim.is_some() => ceiling.admits(deadline).map(|()| keep(kept)),
+            Some(kept) if way == Way::ThroughSpool => ceiling.admits(deadline).map(|()| keep(kept)),
             _ => ceiling.request(Class::Fresh, deadline).map(Plan::Call),
         };
         plan.or_else(|refused| match &self.kept {
@@ -87,37 +107,39 @@ impl<U: Upstream> Intake<U> {
         plan: Plan<U>,
         message: Message,
         claim: Option<Claim>,
+        turn: Option<Turn>,
         mut caller: Caller,
     ) {
         let ticket = match plan {
             Plan::Call(ticket) => ticket,
             Plan::Keep(kept) => {
-                return Self::keep(&kept, &message, claim, 0, None, &mut caller).await;
+                let keeps = Self::keep(&kept, &message, claim, turn, Calls::NONE, &mut caller);
+                return keeps.await;
             }
         };
         match (self.dispatcher.permit(ticket).await, &self.kept) {
             (Ok(permit), _) => self.call(&message, permit, &mut caller).await,
             (Err(Disposition::NoPermit(_)), Some(kept)) => {
-                Self::keep(kept, &message, None, 0, None, &mut caller).await;
+                Self::keep(kept, &message, None, None, Calls::NONE, &mut caller).await;
             }
             (Err(ended), _) => caller.respond(Outcome::new(0, ended)),
         }
     }
 
-    /// Keeps a message and answers its caller what becomes of it. If it cannot be kept, the `answer` to
+    /// Keeps a message and answers its caller what becomes of it. If it cannot be kept, the answer to
     /// its last call is what became of it.
     async fn keep(
         kept: &Arc<KeptMessages<U>>,
         message: &Message,
         claim: Option<Claim>,
-        calls: u32,
-        answer: Option<Answer>,
+        turn: Option<Turn>,
+        Calls { calls, answer }: Calls,
         caller: &mut Caller,
     ) {
         let unknown = answer.as_ref().is_some_and(|a| a.verdict() == Verdict::Unknown);
         let tries = Tries { calls, unknown: unknown.into() };
-        let ended = match contained(kept.keep(message, claim, tries, answer.as_ref(), caller)).await
-        {
+        let keeps = kept.keep(message, claim, tries, turn, answer.as_ref(), caller);
+        let ended = match contained(keeps).await {
             Ok(Ok(())) => return,
             Err(Panicked) => {
                 return kept.come_back(message.id, calls, Doubt::None, caller).await;
@@ -179,7 +201,8 @@ impl<U: Upstream> Intake<U> {
             }
             return match (next, &self.kept) {
                 (NextStep::Retry(_), Some(kept)) if !is_answered => {
-                    Self::keep(kept, message, None, calls, Some(answer), caller).await;
+                    let made = Calls { calls, answer: Some(answer) };
+                    Self::keep(kept, message, None, None, made, caller).await;
                 }
                 _ => caller.respond(Outcome::new(calls, Disposition::Answered(answer))),
             };

@@ -12,6 +12,7 @@ use super::attempt::Dispatcher;
 use super::caller::Caller;
 use super::idempotency::{IdempotencyKeys, is_queued};
 use super::lane::RetryItem;
+use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
 use super::registry::RegisteredCaller;
 use super::retry_queue::RetryQueue;
@@ -88,6 +89,7 @@ impl<U: Upstream> KeptMessages<U> {
         message: &Message,
         claim: Option<Claim>,
         tries: Tries,
+        mut turn: Option<Turn>,
         before: Option<&Answer>,
         caller: &mut Caller,
     ) -> Result<(), KeepError> {
@@ -103,11 +105,24 @@ impl<U: Upstream> KeptMessages<U> {
         }
         #[cfg(test)]
         super::tests::panics::at("has stored");
+        // One that does not wait is answered before a call can be made: that it is kept.
+        let mut outcome = Some(outcome);
+        if Instant::now() >= caller.deadline
+            && let Some(outcome) = outcome.take()
+        {
+            caller.respond(self.outcome_of(message.id, outcome, caller.deadline).await);
+        }
+        if let Some(turn) = &mut turn {
+            turn.comes().await;
+        }
         if let Some(brief) = self.spool.find(message.id) {
             let at_least = before.map_or(Duration::ZERO, |answer| Signal::of(answer).retry_after());
             self.enqueue_after(&brief, at_least);
         }
-        caller.respond(self.outcome_of(message.id, outcome, caller.deadline).await);
+        drop(turn);
+        if let Some(outcome) = outcome {
+            caller.respond(self.outcome_of(message.id, outcome, caller.deadline).await);
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ mod fresh;
 mod idempotency;
 mod kept;
 mod lane;
+mod order;
 mod outcome;
 mod pump;
 mod registry;
@@ -50,10 +51,11 @@ use attempt::Dispatcher;
 pub use begun::Begun;
 use caller::Caller;
 pub use caller::PublishOptions;
-use fresh::Intake;
+use fresh::{Intake, Plan, Way};
 use idempotency::IdempotencyKeys;
 pub use idempotency::KeyUsage;
 use kept::KeptMessages;
+pub use order::CallOrder;
 pub use outcome::{Disposition, Outcome, Settled};
 use retry_queue::RetryQueue;
 pub use retry_queue::{PauseReason, PausedLane};
@@ -106,27 +108,33 @@ impl<U: Upstream> Delivery<U> {
     /// Delivers a message and returns what became of it, at the latest when its caller's patience
     /// ends.
     pub async fn publish(&self, message: Message, wanted: PublishOptions) -> Outcome {
-        self.begin(message, wanted).outcome().await
+        self.begin(message, wanted, &mut CallOrder::default()).outcome().await
     }
 
     /// Begins to deliver a message, without waiting: it claims the key and decides the plan before it
     /// returns, and takes the place in the ceiling's queue if the message has no key and is called at
-    /// once. So messages that are begun one after the other have their keys and these places in that
-    /// order. A task of its own carries the message on.
-    pub fn begin(&self, message: Message, wanted: PublishOptions) -> Begun {
+    /// once. A message with a key, and all of its lane that are begun after it with the same `order`, are
+    /// stored first and wait for their calls in that order. So messages that are begun one after the other
+    /// have their keys and their calls in that order. A task of its own carries the message on.
+    pub fn begin(&self, message: Message, wanted: PublishOptions, order: &mut CallOrder) -> Begun {
         let first = match wanted.claim.map(|claim| self.intake.keys.claim(claim)).transpose() {
             Ok(first) => first,
             Err(outcome) => return Begun::Done(outcome),
         };
         let deadline = Instant::now() + wanted.patience;
-        let plan = match self.intake.plan(&message, &wanted, deadline) {
+        let lane = message.lane();
+        let is_stored = wanted.claim.is_some() || order.has(&lane);
+        let way = if is_stored { Way::ThroughSpool } else { Way::Direct };
+        let plan = match self.intake.plan(&message, &wanted, way, deadline) {
             Ok(plan) => plan,
             Err(ended) => return Begun::Done(Outcome::new(0, ended)),
         };
+        let turn = matches!(plan, Plan::Keep(_)).then(|| order.next(lane));
         let (to, outcome) = oneshot::channel();
         let intake = Arc::clone(&self.intake);
         self.intake.dispatcher.tasks.spawn(async move {
-            intake.carry_out(plan, message, wanted.claim, Caller::new(to, deadline, first)).await;
+            let caller = Caller::new(to, deadline, first);
+            intake.carry_out(plan, message, wanted.claim, turn, caller).await;
         });
         Begun::UnderWay(outcome)
     }

@@ -7,7 +7,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::contained::contained;
 use super::kept::KeptMessages;
-use super::retry::HandedOut;
+use super::order::CallOrder;
+use super::retry::{HandedOut, Turns};
 use super::retry_queue::Group;
 use crate::message;
 use crate::upstream::Upstream;
@@ -31,6 +32,7 @@ async fn hand_out<U: Upstream>(kept: &Weak<KeptMessages<U>>) {
     else {
         return;
     };
+    let (mut memory_order, mut call_order) = (CallOrder::default(), CallOrder::default());
     while !stop.is_cancelled() {
         let changed = changed.notified();
         tokio::pin!(changed);
@@ -40,8 +42,17 @@ async fn hand_out<U: Upstream>(kept: &Weak<KeptMessages<U>>) {
             let now = Instant::now();
             let (groups, next) = kept.queue.take_due(now);
             // All of them first: after a panic, what was not handed out comes back.
+            memory_order.prune();
+            call_order.prune();
             let handed_out = |(lane, items): Group| -> Vec<_> {
-                let item = |item| HandedOut::new(&kept, message::Lane::clone(&lane), item);
+                let item = |item| {
+                    let lane = message::Lane::clone(&lane);
+                    let turns = Turns {
+                        memory: memory_order.next(lane.clone()),
+                        call: call_order.next(lane.clone()),
+                    };
+                    HandedOut::new(&kept, lane, item, turns)
+                };
                 items.into_iter().map(item).collect()
             };
             let groups: Vec<_> = groups.into_iter().map(handed_out).collect();

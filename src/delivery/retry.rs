@@ -11,6 +11,7 @@ use super::contained::{Panicked, contained};
 use super::endings::death;
 use super::kept::{AFTER_PANIC, KeptMessages, MAX_WRITE};
 use super::lane::RetryItem;
+use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::MayCall;
 use super::signal::{Requeue, Signal};
@@ -30,6 +31,14 @@ const LOCAL_FAILURE: Signal = Signal::Postpone(Duration::from_secs(1));
 /// The longest wait while a budget is used up.
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
+/// The turns of a message among those of its lane. It gets memory in this order, too: one that has it
+/// must not wait for one that waits for it.
+pub(super) struct Turns {
+    pub(super) memory: Turn,
+    /// Until it has its place in the ceiling's queue, or needs none.
+    pub(super) call: Turn,
+}
+
 /// The signal of a try, and whether its message waits on.
 type TryResult = (Signal, Requeue);
 
@@ -41,6 +50,7 @@ pub(super) struct HandedOut<U: Upstream> {
     kept: Arc<KeptMessages<U>>,
     lane: message::Lane,
     item: RetryItem,
+    turns: Option<Turns>,
     tried: TryResult,
 }
 
@@ -59,14 +69,24 @@ fn budget_wait(over: &OverBudget) -> Duration {
 }
 
 impl<U: Upstream> HandedOut<U> {
-    pub(super) fn new(kept: &Arc<KeptMessages<U>>, lane: message::Lane, item: RetryItem) -> Self {
-        Self { kept: Arc::clone(kept), lane, item, tried: PANICKED }
+    pub(super) fn new(
+        kept: &Arc<KeptMessages<U>>,
+        lane: message::Lane,
+        item: RetryItem,
+        turns: Turns,
+    ) -> Self {
+        Self { kept: Arc::clone(kept), lane, item, turns: Some(turns), tried: PANICKED }
     }
 
     /// One try.
     pub(super) async fn try_again(mut self) {
         let (kept, item) = (Arc::clone(&self.kept), self.item);
-        match contained(kept.try_once(&self.lane, item)).await {
+        let tried = async {
+            // It is tried once.
+            let turns = self.turns.take().ok_or((Signal::NoCall, Requeue::Yes))?;
+            kept.try_once(&self.lane, item, turns).await
+        };
+        match contained(tried).await {
             Ok(Ok(tried) | Err(tried)) => self.tried = tried,
             Err(Panicked) if kept.queue.is_calling(item.id) => {
                 self.item.attempts += 1;
@@ -90,10 +110,13 @@ impl<U: Upstream> KeptMessages<U> {
         &self,
         lane: &message::Lane,
         item: RetryItem,
+        Turns { memory: mut turn, call }: Turns,
     ) -> Result<TryResult, TryResult> {
+        turn.comes().await;
         let _memory = self.memory.turn(self.spool.size(item.id)).await;
+        drop(turn);
         let message = self.ready(lane, item).await?;
-        let permit = self.permit(item).await?;
+        let permit = self.permit(item, call).await?;
         let repeat = Repeat::of(self.queue.retry(), &message.topic);
         let closes = match self.prepare(&message, item, repeat).await {
             Ok(closes) => closes,
@@ -165,9 +188,11 @@ impl<U: Upstream> KeptMessages<U> {
         }
     }
 
-    async fn permit(&self, item: RetryItem) -> Result<Permit, TryResult> {
+    async fn permit(&self, item: RetryItem, mut turn: Turn) -> Result<Permit, TryResult> {
+        turn.comes().await;
         let class = if item.attempts == 0 { Class::Fresh } else { Class::Retry };
         let ticket = self.dispatcher.ceiling.request(class, Instant::now() + MAX_WAIT);
+        drop(turn);
         let ticket = ticket.map_err(|_| (LOCAL_FAILURE, Requeue::Yes))?;
         self.dispatcher.permit(ticket).await.map_err(|_| (Signal::NoCall, Requeue::Yes))
     }

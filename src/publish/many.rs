@@ -16,7 +16,7 @@ use super::outcome;
 use super::prefer::Prefer;
 use super::refusal::Refusal;
 use super::{DRAIN_RETRY, Inner, request, stopping};
-use crate::delivery::Begun;
+use crate::delivery::{Begun, CallOrder};
 use crate::message::Topic;
 use crate::meter::Published;
 use crate::server::{Problem, Reply, ReplyBody, RequestBody, reply};
@@ -96,7 +96,9 @@ impl Inner {
         context: LogContext,
     ) -> Reply {
         let start = Instant::now();
-        let lines: Vec<_> = batch.lines.into_iter().map(|line| self.begin(line)).collect();
+        let mut order = CallOrder::default();
+        let begin = |line| self.begin(line, &mut order);
+        let lines: Vec<_> = batch.lines.into_iter().map(begin).collect();
         let mut reply = if batch.stream {
             let (to, results) = mpsc::channel(MAX_RESULTS);
             // A task of its own: what becomes of a message is counted even if the client hangs up.
@@ -120,10 +122,10 @@ impl Inner {
         reply
     }
 
-    fn begin(&self, Line { number, key, message }: Line) -> BegunLine {
+    fn begin(&self, Line { number, key, message }: Line, order: &mut CallOrder) -> BegunLine {
         let begun = message.map(|(message, options)| {
             let topic = message.topic.clone();
-            (topic, self.delivery.begin(message, options))
+            (topic, self.delivery.begin(message, options, order))
         });
         BegunLine { number, key, begun }
     }

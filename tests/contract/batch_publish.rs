@@ -6,6 +6,8 @@ use crate::support;
 use crate::support::http::{Answer, BOUND, parse, post};
 use crate::support::script::{Say, Script, error, ok};
 use crate::support::{config, sidecar, until};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -356,4 +358,45 @@ async fn too_many_at_once() {
         assert_eq!(&start, b"HTTP/1.1 200");
     }
     assert_eq!(publish(&address, &[], line).await.status, 200);
+}
+
+/// Also those that are stored first, and those of the same topic behind them.
+#[tokio::test]
+async fn calls_of_a_topic_begin_in_line_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = Script::start([]).await;
+    let spool = folder.path().display().to_string();
+    // Far enough apart that connections cannot reorder them.
+    let flags = [("spool.store", "disk"), ("spool.path", &*spool), ("ceilings.account", "50")];
+    let (_sidecar, address, _) = sidecar(&config(&script.url, &flags)).await;
+    for (name, key) in [("keyed", "key"), ("mixed", "key"), ("plain", ""), ("stored", "")] {
+        let before = script.requests().len();
+        let line = |n: usize| {
+            let keyed = !key.is_empty() && (name == "keyed" || n.is_multiple_of(3));
+            let key = if keyed { format!(",\"key\":\"{name}-{n}\"") } else { String::new() };
+            let topic = if n.is_multiple_of(2) { "TopicA" } else { "TopicB/sub" };
+            format!("{{\"topic\":\"{topic}\",\"payload\":\"{name}-{n:02}\"{key}}}\n")
+        };
+        let body: String = (0..30).map(line).collect();
+        let prefer = if name == "stored" { "respond-async" } else { "wait=30" };
+        let answer = publish(&address, &[("prefer", prefer)], &body).await;
+        assert!([200, 202].contains(&answer.status), "{name}: {}", answer.text());
+        until("all calls", async || script.requests().len() == before + 30).await;
+        let calls = script.requests().split_off(before);
+        for parent in ["TopicA", "TopicB"] {
+            let of_topic: Vec<_> = calls.iter().filter(|call| call.contains(parent)).collect();
+            let numbers: Vec<_> = of_topic.iter().map(|call| number(call, name)).collect();
+            assert!(numbers.len() == 15 && numbers.is_sorted(), "{name}, {parent}: {numbers:?}");
+        }
+    }
+}
+
+/// Of the line whose call this is.
+fn number(call: &str, name: &str) -> usize {
+    let all = 0..30;
+    let encoded = |n: &usize| {
+        let text = STANDARD.encode(format!("{name}-{n:02}"));
+        text.trim_end_matches('=').to_owned()
+    };
+    all.into_iter().find(|n| call.contains(&encoded(n))).unwrap_or_else(|| panic!("{call}"))
 }

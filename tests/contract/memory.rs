@@ -51,7 +51,7 @@ async fn large_messages_wait_outside_and_small_ones_come_in() {
     let flags = [("runtime.memory", "32MiB"), ("spool.store", "none"), ("publish.wait", "1m")];
     let (_sidecar, publish, telemetry) = sidecar(&config(&script.url, &flags)).await;
     let (used, max) = ("tollgate_message_memory_bytes", "tollgate_message_memory_max_bytes");
-    assert_eq!(metric(&telemetry, used).await, 0.0);
+    assert!(metric(&telemetry, used).await < 1.0);
 
     let body = Arc::new(vec![b'x'; LARGE]);
     let mut held = JoinSet::new();
@@ -88,12 +88,14 @@ async fn large_messages_wait_outside_and_small_ones_come_in() {
     let address = publish.clone();
     let small = tokio::spawn(async move { post(&address, "/publish/TopicB", &[], b"small").await });
     until("the small one's call", async || script.requests().len() > calls).await;
-    answers.iter().for_each(|answer| answer.notify_one());
+    for answer in &answers {
+        answer.notify_one();
+    }
     assert_eq!(small.await.unwrap().status, 200);
     for answer in held.join_all().await {
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    until("it is free again", async || metric(&telemetry, used).await == 0.0).await;
+    until("it is free again", async || metric(&telemetry, used).await < 1.0).await;
     assert_eq!(post(&publish, "/publish/TopicA", &[], &body).await.status, 200);
 }
 
