@@ -62,9 +62,9 @@ section! {
         /// Older messages become dead letters: stored, and not retried.
         max_age: Duration = "24h", duration(Duration::from_secs(1)..=HOUR * 24 * 30);
 
-        /// How long a dead letter is kept for an operator to replay, such as 7 days. Then tollgate drops it, and records
-        /// that in the audit log. Dropped sooner, the oldest first, are dead letters beyond half of the
-        /// spool whose room a new message needs (spool.max_bytes).
+        /// How long a dead letter is kept for an operator to replay. Then tollgate drops it, and records
+        /// that in the audit log. Dead letters beyond half of the spool are dropped sooner, the oldest
+        /// first, if a new message needs their room (spool.max_bytes).
         keep_dead: Duration = "168h", duration(Duration::from_mins(1)..=HOUR * 24 * 365);
 
         /// What tollgate does when it is unknown whether a call arrived: "retry" sends the message again
