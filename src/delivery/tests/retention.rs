@@ -73,7 +73,7 @@ async fn old_dead_letters_are_dropped_and_recorded() {
     assert!(is_dropped(&delivery, kept.id, false));
     let [first, second] = <[String; 2]>::try_from(audit(&log, "age")).unwrap();
     let listed = ids[..3].iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let order = format!("messages=3 ids=\"{}\"", listed);
+    let order = format!("messages=3 ids=\"{listed}\"");
     assert!(first.contains("WARN") && first.contains(&order), "{first}");
     assert!(second.contains(&format!("messages=1 ids=\"{}\"", kept.id)), "{second}");
     assert_eq!((spool.usage().dropped_dead, audit(&log, "room").len()), ([4, 0], 0));
