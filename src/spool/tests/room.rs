@@ -121,6 +121,29 @@ async fn the_share_of_dead_letters() {
     assert_eq!(keep(&spool, "bad/y").await, Err(KeepError::Full));
 }
 
+/// What is short counts: dead letters that take more than half of the other are left alone.
+#[tokio::test]
+async fn the_share_is_of_what_is_short() {
+    let small = Options { max_bytes: 100_000, ..messages(10) };
+    let spool = open(&Double::default(), &small).await;
+    let many = dead(&spool, false, 10, &[9; 6]).await;
+    for _ in 0..3 {
+        spool.keep(&message("good/x", vec![7; 30_000]), None).await.unwrap();
+    }
+    let large = message("good/x", vec![7; 30_000]);
+    assert_eq!(spool.keep(&large, None).await, Err(KeepError::Full));
+    assert!(many.iter().all(|id| is_dead(&spool, *id)), "they have few bytes");
+
+    let few = Options { max_messages: 4, ..small };
+    let spool = open(&Double::default(), &few).await;
+    let large = dead(&spool, false, 30_000, &[9; 2]).await;
+    for _ in 0..2 {
+        keep(&spool, "good/x").await.unwrap();
+    }
+    assert_eq!(keep(&spool, "good/x").await, Err(KeepError::Full));
+    assert!(large.iter().all(|id| is_dead(&spool, *id)), "they are few");
+}
+
 /// A key that is taken is answered from what is left of its message: that stays, and where its place is
 /// what a new message needs, dropping the dead letter would be of no use.
 #[tokio::test]
