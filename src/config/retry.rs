@@ -23,6 +23,8 @@ pub struct Retry {
     pub cap: Duration,
     /// Older messages become dead letters.
     pub max_age: Duration,
+    /// Dead letters that ended longer ago are dropped.
+    pub keep_dead: Duration,
     /// After a call whose outcome is unknown, the most calls more whose outcome is unknown.
     pub unknown_tries: u32,
     /// Topics whose messages are not tried again where the outcome is unknown.
@@ -60,6 +62,11 @@ section! {
         /// Older messages become dead letters: stored, and not retried.
         max_age: Duration = "24h", duration(Duration::from_secs(1)..=HOUR * 24 * 30);
 
+        /// How long a dead letter is kept for an operator to replay. Then tollgate drops it, and records
+        /// that in the audit log. Dead letters beyond half of the spool are dropped sooner, the oldest
+        /// first, if a new message needs their room (spool.max_bytes).
+        keep_dead: Duration = "168h", duration(Duration::from_mins(1)..=HOUR * 24 * 365);
+
         /// What tollgate does when it is unknown whether a call arrived: "retry" sends the message again
         /// (at least once; tollgate_uncertain_messages_total counts it); "park" makes it a dead letter (at
         /// most once).
@@ -94,6 +101,7 @@ pub(super) fn retry(r: &mut Reader<'_>) -> Option<Retry> {
         base: rows.base,
         cap: rows.cap,
         max_age: rows.max_age,
+        keep_dead: rows.keep_dead,
         unknown_tries: rows.unknown_tries,
         park: match rows.unknown {
             Unknown::Retry => rows.park,

@@ -51,8 +51,11 @@ section! {
         path: PathBuf = "/var/lib/tollgate/spool", value(path);
 
         /// The size limit of messages, dead letters and receipts. Above it tollgate refuses new messages
-        /// with 503. The folder may need twice this size plus 32 MiB. With "redis" this and max_messages
-        /// hold for all sidecars of the account together.
+        /// with 503. To a new message receipts give way first, then the oldest dead letters as long as they
+        /// take more than half of this or of max_messages. While several parent topics are in use, one may
+        /// hold at most 8 times the room that is free, about 89 %. The folder may need twice this size plus
+        /// 32 MiB. With "redis" this and max_messages hold for all sidecars of the account together, and
+        /// each makes room only among its own messages.
         max_bytes: u64 = "256MiB", size(bytesize::MIB..=bytesize::TIB);
 
         /// The most messages, dead letters and receipts: each takes about 250 bytes of memory. A key's

@@ -81,7 +81,9 @@ impl<U: Upstream> Intake<U> {
         admitted.map_err(Disposition::OverBudget)?;
         let keep = |kept: &Arc<KeptMessages<U>>| Plan::Keep(Arc::clone(kept));
         if let Some(kept) = &self.kept {
-            match kept.queue.pause_reason(&message.lane()) {
+            let lane = message.lane();
+            kept.spool.published(&lane);
+            match kept.queue.pause_reason(&lane) {
                 Some(PauseReason::Denied(why)) if !wanted.keep => {
                     return Err(Disposition::Denied(why));
                 }

@@ -138,6 +138,16 @@ impl<U: Upstream> KeptMessages<U> {
     ) -> Result<bool, KeepError> {
         let mut kept = pin!(self.spool.keep_tried(message, claim, tries));
         if let Some(kept) = self.in_time(&mut kept, caller.deadline).await {
+            if kept == Err(KeepError::TopicShare)
+                && let Some(suppressed) = self.log.next()
+            {
+                let topic = message.topic.parent();
+                tracing::warn!(
+                    topic,
+                    suppressed,
+                    "a message was not stored: its topic holds its share of the spool while others are in use; find out why its messages are not delivered, and replay or drop its dead letters (tollgate messages)"
+                );
+            }
             return kept.map(|()| true);
         }
         caller.respond(Outcome::new(calls, Disposition::Unanswered));

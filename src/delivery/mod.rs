@@ -21,6 +21,7 @@ mod order;
 mod outcome;
 mod pump;
 mod registry;
+mod retention;
 mod retry;
 mod retry_queue;
 mod signal;
@@ -99,6 +100,7 @@ impl<U: Upstream> Delivery<U> {
                 tokio::spawn(take_up::adopt(Arc::downgrade(&kept), adoptions));
             }
             tokio::spawn(pump::run(Arc::downgrade(&kept)));
+            tokio::spawn(retention::run(Arc::downgrade(&kept)));
             kept
         });
         let jitter = Mutex::new(fastrand::Rng::with_seed(seed));
@@ -229,6 +231,7 @@ impl<U: Upstream> Delivery<U> {
             );
         }
         let Some(kept) = kept else { return under_way };
+        retention::record_given_way(&kept.spool);
         drop(timeout(FLUSH, kept.spool.flush()).await);
         let left = kept.queue.len();
         if left > 0 {

@@ -30,7 +30,7 @@ pub enum Disposition {
     Settled(MessageId, Settled),
     /// A call may have delivered it. It is kept as a dead letter, since it is not to be sent again.
     Unresolved(MessageId),
-    /// An operator dropped it before a call had delivered it for certain.
+    /// It was dropped before a call had delivered it for certain.
     Dropped {
         /// The message that was dropped.
         id: MessageId,

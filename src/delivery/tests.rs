@@ -3,6 +3,7 @@
 
 mod adversary;
 pub(super) mod panics;
+mod retention;
 #[cfg(feature = "redis-tests")]
 mod taken_up;
 

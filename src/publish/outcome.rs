@@ -189,7 +189,7 @@ fn unresolved(id: MessageId, calls: u32) -> Answered {
     Answered::problem(Published::Unknown, problem).with_calls(calls)
 }
 
-/// An operator dropped the message. `doubt`: a call may have delivered it.
+/// The message was dropped. `doubt`: a call may have delivered it.
 fn dropped(id: MessageId, doubt: Doubt, calls: u32) -> Answered {
     let (done, outcome, published) = if doubt == Doubt::Possible {
         let done = "A call may have delivered it before, and no other will be made";
@@ -198,8 +198,9 @@ fn dropped(id: MessageId, doubt: Doubt, calls: u32) -> Answered {
         ("It was not delivered, and will not be", "not-sent", Published::Failed)
     };
     let detail = format!(
-        "The message was kept, and an operator dropped it. {done}. Ask the operator why; to have \
-         it delivered after all, send it with a new Idempotency-Key."
+        "The message was kept, and was dropped: by an operator, or as a dead letter that was older than \
+         retry.keep_dead or that a new message needed the room of. {done}. The log of tollgate says \
+         which; to have it delivered after all, send it with a new Idempotency-Key."
     );
     let problem = problem(StatusCode::GONE, "dropped", "The message was dropped", detail)
         .outcome(outcome)
@@ -215,6 +216,13 @@ fn not_kept(error: &KeepError, calls: u32) -> Answered {
             "The spool is full",
             "The limit of kept messages is reached (spool.max_bytes, spool.max_messages). The message \
              was not accepted and nothing was sent.",
+        ),
+        KeepError::TopicShare => (
+            "spool-full",
+            "The spool is full",
+            "This topic holds as many kept messages and dead letters as it may while other topics are in \
+             use: the rest of the spool (spool.max_bytes, spool.max_messages) is left to them. The \
+             message was not accepted and nothing was sent.",
         ),
         KeepError::Disk(_) | KeepError::Unsure(_) => (
             "spool-unavailable",

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::entry::{Entry, Location};
 use super::facts::{Progress, Reported, WriteResult};
 use super::frame::PendingRecord;
-use super::index::{Entry, Location};
 use super::queue::BatchLimits;
 use super::record::Change;
 use super::view::IndexView;

@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
+use super::entry::{Content, Entry, Location};
 use super::facts::{Fact, StoredMessage, WriteResult};
 use super::frame::RecordKind;
-use super::index::{Content, Entry, Index, Location};
+use super::index::Index;
 use super::ownership::Ownership;
 use super::queue::{WriteOp, WriteQueue};
 use super::{Effect, KeepError, Options, meta};
@@ -150,7 +151,7 @@ impl Core {
         for op in ops {
             match op {
                 WriteOp::Keep { record, mut entry, done } => {
-                    index.unreserve(record.len());
+                    index.tally.unreserve(&entry);
                     let kept = match results.next() {
                         Some(WriteResult::Stored(location)) => {
                             entry.location = location;
@@ -161,6 +162,7 @@ impl Core {
                         Some(WriteResult::NotOwned) => Err(KeepError::Already),
                         None => Err(KeepError::Unsure("the store gave no result".into())),
                     };
+                    index.count_refusal(kept.as_ref().err());
                     completions.push(Completion::Keep(done, kept));
                 }
                 WriteOp::Note { record, done } => {
@@ -209,8 +211,8 @@ pub(super) fn refuse_keeps(
     let mut rest = Vec::new();
     for op in ops {
         match op {
-            WriteOp::Keep { record, done, .. } => {
-                index.unreserve(record.len());
+            WriteOp::Keep { entry, done, .. } => {
+                index.tally.unreserve(&entry);
                 Completion::Keep(done, Err(error.clone())).send();
             }
             op => rest.push(op),

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::index::{Content, Location};
+use super::entry::{Content, Location};
 use crate::message::MessageId;
 
 /// Something that a backend found out while it worked.

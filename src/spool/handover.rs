@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::index::{Entry, Stage};
+use super::entry::{Entry, Stage};
 use super::record::{Brief, Change, Record, State};
+use super::room::Bound;
 use super::{KeepError, ReadError, Spool};
 
 /// Messages that are handed over at once.
@@ -87,6 +88,7 @@ impl Spool {
             stage,
             ..Entry::new(destination, brief.kept_at)
         };
-        self.enqueue(message, entry)
+        // It was accepted already: its topic may have had the other spool to itself.
+        self.enqueue(message, entry, Bound::Spool)
     }
 }

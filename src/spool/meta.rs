@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::destination::Destinations;
+use super::entry::{Entry, Location, Stage};
 use super::frame::{PendingRecord, RecordKind};
-use super::index::{Entry, Location, Stage};
 use super::record::{Change, Claim, Death, Receipt, Tries};
 use crate::message::{MessageId, Topic, TraceId};
 

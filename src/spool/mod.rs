@@ -10,18 +10,23 @@ mod backend;
 mod core;
 mod destination;
 mod disk;
+mod entry;
 mod facts;
 mod fleet;
 mod frame;
 mod handover;
 mod index;
+mod lanes;
 mod meta;
 mod open;
 mod ownership;
 mod queue;
 mod record;
 mod redis;
+mod room;
 mod selection;
+mod share;
+mod tally;
 #[cfg(test)]
 pub(crate) mod tests;
 mod view;
@@ -40,14 +45,19 @@ use tokio::sync::oneshot;
 
 pub use fleet::{Adoptions, NotOurs};
 pub use ownership::Durability;
-pub use record::{Brief, Change, Claim, Death, Doubt, Reason, Receipt, Record, State, Tries};
+pub use record::{
+    Brief, Change, Claim, Death, Doubt, DropReason, Reason, Receipt, Record, State, Tries,
+};
 pub use selection::{Affected, Listed, Picked, Selection, SelectionError, Which};
+pub use share::Share;
 
 use crate::message::{Message, MessageId};
 use backend::BodyError;
+use entry::Entry;
 use frame::{PendingRecord, RecordKind};
-use index::{Entry, Index};
+use index::Index;
 use queue::WriteOp;
+use room::Bound;
 use writer::Engine;
 
 /// Where and how much is kept.
@@ -114,6 +124,9 @@ pub enum KeepError {
     /// `spool.max_bytes` or `spool.max_messages` is reached.
     #[error("the spool is full")]
     Full,
+    /// Its parent topic holds as much of the spool as it may while others are in use.
+    #[error("its topic holds its share of the spool")]
+    TopicShare,
     /// The disk has no room or does not write.
     #[error("the disk does not take it: {0}")]
     Disk(Arc<str>),
@@ -158,6 +171,12 @@ pub struct Usage {
     pub oldest: Option<Timestamp>,
     /// Damaged records found since the start.
     pub damaged: u64,
+    /// Dead letters that were dropped without an operator since the start, by [`DropReason`].
+    pub dropped_dead: [u64; DropReason::ALL.len()],
+    /// When one was dropped last for a new message.
+    pub last_dropped_for_room: Option<Timestamp>,
+    /// New messages that were refused since the start.
+    pub refused: Refused,
     /// The error of the last write, if it failed, or that the store does not answer.
     pub failure: Option<Arc<str>>,
     /// The most that may be kept of all together.
@@ -166,13 +185,13 @@ pub struct Usage {
     pub account: Option<Share>,
 }
 
-/// A part of what is kept.
+/// New messages that were refused for a bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Share {
-    /// How many.
-    pub messages: u64,
-    /// Their bytes on the disk.
-    pub bytes: u64,
+pub struct Refused {
+    /// That of the spool.
+    pub full: u64,
+    /// That of their topic.
+    pub topic_share: u64,
 }
 
 /// A change that was noted. Resolves once it is durable, or refused.
@@ -255,65 +274,26 @@ impl Spool {
             trace: message.trace.map(Box::new),
             ..Entry::new(destination, Timestamp::now())
         };
-        self.enqueue(message, entry)
+        self.enqueue(message, entry, Bound::SpoolAndTopic)
     }
 
     fn enqueue(
         &self,
         message: &Message,
         mut entry: Entry,
+        bound: Bound,
     ) -> Result<oneshot::Receiver<Result<(), KeepError>>, KeepError> {
         // The body is shared, and nothing is encoded under the lock.
         let record = meta::whole(message.id, &entry, message.payload.clone().into_bytes());
         entry.size = record.len();
         let mut index = self.engine.core.fresh_index();
-        self.evict_for(&mut index, Share { messages: 1, bytes: record.len().into() }, None)?;
-        index.reserve(record.len());
+        let admitted = self.admit(&mut index, &entry, bound);
+        index.count_refusal(admitted.as_ref().err());
+        admitted?;
+        index.tally.reserve(&entry);
         let (done, kept) = oneshot::channel();
         self.engine.core.queue().ops.push_back(WriteOp::Keep { record, entry, done });
         Ok(kept)
-    }
-
-    /// Receipts give way to what comes, oldest first, but for that of `but`, and those whose claims
-    /// are to be known. None of them does if all would not be enough.
-    fn evict_for(
-        &self,
-        index: &mut Index,
-        more: Share,
-        but: Option<MessageId>,
-    ) -> Result<(), KeepError> {
-        let max = self.max();
-        let total = index.total();
-        let fits = |less: Share| {
-            total.messages - less.messages + more.messages <= max.messages
-                && total.bytes - less.bytes + more.bytes <= max.bytes
-        };
-        if !fits(index.receipts()) {
-            return Err(KeepError::Full);
-        }
-        let (mut less, mut gone) = (Share::default(), Vec::new());
-        let mut spare = index.spare(Timestamp::now()).filter(|(id, _)| Some(*id) != but);
-        while !fits(less) {
-            let Some((id, freed)) = spare.next() else { break };
-            less.messages += freed.messages;
-            less.bytes += freed.bytes;
-            gone.push(id);
-        }
-        drop(spare);
-        let fits = fits(less);
-        // A receipt is not refused: all that may give way does.
-        if fits || but.is_some() {
-            for id in gone {
-                index.remove(id);
-                self.engine.core.queue().delete(id);
-            }
-        }
-        if fits { Ok(()) } else { Err(KeepError::Full) }
-    }
-
-    fn max(&self) -> Share {
-        let options = &self.engine.core.options;
-        Share { messages: options.max_messages as u64, bytes: options.max_bytes }
     }
 
     /// Notes what became of a kept message; resolves once that is durable. [`Spool::find`] knows of
@@ -321,28 +301,33 @@ impl Spool {
     /// it does. What comes too late, after an end that is final, changes nothing.
     #[allow(clippy::needless_pass_by_value, reason = "a change is noted once")]
     pub fn note(&self, id: MessageId, change: Change) -> Noted {
+        let mut index = self.engine.core.index();
+        let noted = self.note_in(&mut index, id, &change);
+        if matches!(change, Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. })
+        {
+            // A receipt may be longer than what it replaces; it is not refused, so others go.
+            self.trim_receipts(&mut index, id);
+        }
+        drop(index);
+        self.engine.wake();
+        noted
+    }
+
+    fn note_in(&self, index: &mut Index, id: MessageId, change: &Change) -> Noted {
         let (done, durable) = oneshot::channel();
         let backend = &self.engine.backend;
-        let mut index = self.engine.core.index();
         let mut record =
-            (change == Change::Forgotten).then(|| PendingRecord::bare(RecordKind::Forgotten, id));
+            (*change == Change::Forgotten).then(|| PendingRecord::bare(RecordKind::Forgotten, id));
         let changed = index
-            .change(id, &change, |entry| record.insert(backend.record(id, &change, entry)).len());
+            .change(id, change, |entry| record.insert(backend.record(id, change, entry)).len());
         if changed && record.is_none() {
-            record = index.get(id).map(|entry| backend.record(id, &change, entry));
+            record = index.get(id).map(|entry| backend.record(id, change, entry));
         }
         let op = match record {
             Some(record) if changed => WriteOp::Note { record, done: Some(done) },
             _ => WriteOp::Fence { done },
         };
         self.engine.core.queue().ops.push_back(op);
-        if matches!(change, Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. })
-        {
-            // A receipt may be longer than what it replaces; it is not refused, so others go.
-            drop(self.evict_for(&mut index, Share::default(), Some(id)));
-        }
-        drop(index);
-        self.engine.wake();
         Noted { changed, durable }
     }
 

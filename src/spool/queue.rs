@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::entry::Entry;
 use super::frame::{PendingRecord, RecordKind};
-use super::index::Entry;
 use super::{Effect, KeepError};
 use crate::message::MessageId;
 

@@ -19,8 +19,8 @@ pub enum State {
     Dead(Death),
     /// It was delivered.
     Delivered(Receipt),
-    /// An operator dropped it at this moment. Only a message with a claim leaves this trace: the next
-    /// request with its key is answered with it.
+    /// It was dropped at this moment. A message with a claim leaves this trace, so that the next request
+    /// with its key is answered with it; so does a dead letter that tollgate dropped.
     Dropped(Timestamp),
 }
 
@@ -73,6 +73,28 @@ impl Reason {
             Self::Refused => "refused",
             Self::Expired => "expired",
             Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Why a dead letter was dropped without an operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// It was a dead letter for `retry.keep_dead`.
+    Age,
+    /// A new message needed its room.
+    Room,
+}
+
+impl DropReason {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Age, Self::Room];
+
+    /// Its word in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Age => "age",
+            Self::Room => "room",
         }
     }
 }
@@ -211,14 +233,14 @@ pub enum Change {
     Dead(u32, Death),
     /// A dead letter is to be delivered after all, and is as young as a new message.
     Replayed(Timestamp),
-    /// An operator dropped it: its bytes go, its claim stays.
+    /// It was dropped: its bytes go, its claim stays.
     Dropped {
         /// When.
         at: Timestamp,
         /// A call that is not noted may have arrived.
         doubt: bool,
     },
-    /// The call has ended that was under way when an operator dropped the message.
+    /// The call has ended that was under way when the message was dropped.
     Decided {
         /// It may have arrived, or another one.
         doubt: bool,

@@ -21,7 +21,7 @@ pub enum Which {
     Dead,
     /// Delivered; only its receipt is left.
     Delivered,
-    /// Dropped by an operator; only its key is left.
+    /// Dropped; only its receipt is left.
     Dropped,
 }
 

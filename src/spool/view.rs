@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::core::Core;
-use super::index::{Content, Entry};
+use super::entry::{Content, Entry};
 use crate::message::MessageId;
 
 /// Read-only access to the core.

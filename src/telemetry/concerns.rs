@@ -26,6 +26,8 @@ const REFUSED_SKEW: f64 = 15.0 * 60.0;
 const KEY_ENDS: SignedDuration = SignedDuration::from_mins(5);
 /// Stored messages get older than this only during an outage.
 const OLD: SignedDuration = SignedDuration::from_mins(5);
+/// For so long dropped dead letters are a concern, as for the alert `TollgateDeadLettersDropped`.
+const DROPPED_FOR_ROOM: SignedDuration = SignedDuration::from_hours(1);
 /// From this part on, a ceiling is near; from `NEARLY` on, a budget, the plan or the spool is nearly
 /// used up.
 const NEAR_CEILING: f64 = 0.95;
@@ -255,6 +257,17 @@ impl Concerns {
             let remedy = "Drop or replay dead letters (tollgate messages), or raise spool.max_bytes \
                           and spool.max_messages.";
             self.add(level, "The spool is nearly full", detail, remedy);
+        }
+        let ago = kept.dead_dropped_for_room.map(|at| status.now.duration_since(at));
+        if let Some(ago) = ago.filter(|ago| *ago < DROPPED_FOR_ROOM) {
+            let detail = format!(
+                "Dead letters take more than half of the spool, and new messages needed the room, last \
+                 {} ago. What was dropped cannot be replayed; the audit log has the ids.",
+                span(ago)
+            );
+            let remedy = "Replay or drop dead letters (tollgate messages), stop what is refused, or \
+                          raise spool.max_bytes and spool.max_messages.";
+            self.add(Level::Bad, "Dead letters are dropped for room", detail, remedy);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::log_limiter::dropped_lines;
 use crate::memory::MemoryUsage;
 use crate::meter::{Billed, OperatorVerb, Published, Snapshot};
 use crate::server::{ConnectionSlots, ConnectionUsage};
-use crate::spool::Spool;
+use crate::spool::{DropReason, Spool};
 
 /// The text format that a scraper asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -335,6 +335,20 @@ fn spool(spool: &Spool) -> Families {
         "Damaged records found and set aside, and messages that Redis has lost",
     )
     .value(&[], usage.damaged as f64);
+    let mut dropped = Family::counter(
+        "tollgate_dead_letters_dropped_total",
+        "Dead letters that tollgate dropped: older than retry.keep_dead (age), or beyond half of the spool \
+         when new messages needed the room (room)",
+    );
+    for (reason, count) in DropReason::ALL.iter().zip(usage.dropped_dead) {
+        dropped = dropped.value(&[("reason", reason.as_str())], count as f64);
+    }
+    let refused = Family::counter(
+        "tollgate_spool_refused_total",
+        "New messages that the spool refused: it was full, or their topic held its share (topic_share)",
+    )
+    .value(&[("reason", "full")], usage.refused.full as f64)
+    .value(&[("reason", "topic_share")], usage.refused.topic_share as f64);
     let max_messages = Family::gauge(
         "tollgate_spool_max_messages",
         "Limit of messages, dead letters and receipts; receipts are evicted first",
@@ -347,9 +361,9 @@ fn spool(spool: &Spool) -> Families {
         "1 while the spool cannot be written to its disk or Redis",
     )
     .value(&[], f64::from(u8::from(usage.failure.is_some())));
-    [messages, bytes, oldest, commits, damaged, max_messages, max_bytes, failing]
-        .map(Family::done)
-        .into()
+    let limits = [max_messages, max_bytes, failing];
+    let kept = [messages, bytes, oldest, commits, damaged, dropped, refused];
+    kept.into_iter().chain(limits).map(Family::done).collect()
 }
 
 fn process(sources: &TelemetrySources) -> Families {

@@ -218,6 +218,7 @@ fn kept(spool: &Spool) -> KeptView {
         bytes: queued.bytes + dead.bytes + usage.receipts.bytes,
         full: messages.max(bytes),
         oldest: usage.oldest,
+        dead_dropped_for_room: usage.last_dropped_for_room,
         failure: usage.failure.as_deref().map(str::to_owned),
         durability: spool.durability().as_str().into(),
     }

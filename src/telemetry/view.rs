@@ -170,6 +170,9 @@ pub(crate) struct KeptView {
     /// The part of the spool's limits that messages and dead letters use, 0 to 1.
     pub(crate) full: f64,
     pub(crate) oldest: Option<Timestamp>,
+    /// When a dead letter was dropped last since a new message needed its room.
+    #[serde(default)]
+    pub(crate) dead_dropped_for_room: Option<Timestamp>,
     pub(crate) failure: Option<String>,
     /// How durable stored messages are, as in the answer to their callers.
     pub(crate) durability: Cow<'static, str>,

@@ -6,11 +6,15 @@ use crate::support;
 use crate::support::http::{get, post, series};
 use crate::support::process::{Said, Serve, run};
 use crate::support::script::{Script, error};
+use crate::support::test_sidecar::message;
 use crate::support::until;
+use jiff::{SignedDuration, Timestamp};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tollgate::sidecar::spool_options;
+use tollgate::spool::{Change, Death, Reason, Spool};
 
 /// The verb with this sidecar's configuration.
 struct Verb(Vec<String>);
@@ -360,4 +364,57 @@ async fn operators_are_in_the_audit_log() {
     let own = |line: &Value| line["pid"] == std::process::id();
     assert_eq!(audit.iter().map(own).collect::<Vec<_>>(), [false, false, true, false]);
     assert!(audit.iter().all(|line| line["pid"].as_u64() > Some(0)));
+}
+
+/// A dead letter that is older than `retry.keep_dead` is dropped by itself: its sender, the metrics and the
+/// audit log say so, and a younger one stays.
+#[tokio::test]
+async fn old_dead_letters_are_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let now = Timestamp::now();
+    let [old, young] = [SignedDuration::from_hours(2), SignedDuration::ZERO].map(|age| now - age);
+    let mut ids = Vec::new();
+    {
+        let flags = [("spool.store", "disk"), ("spool.path", &*path.to_string_lossy())];
+        let config = support::config("http://127.0.0.1:1", &flags);
+        let (spool, idempotency) = (config.spool.unwrap(), config.idempotency);
+        let spool = Spool::open(spool_options(&spool, &idempotency)).await.unwrap();
+        for at in [old, young] {
+            let kept = message("TopicA", "x".into());
+            spool.keep(&kept, None).await.unwrap();
+            let (reason, code, request_id) = (Reason::Refused, None, None);
+            let death = Death { reason, code, request_id, at, accepted: true };
+            spool.note(kept.id, Change::Dead(1, death)).await;
+            ids.push(kept.id.to_string());
+        }
+    }
+    let script = Script::start([]).await;
+    let settings = [
+        ("upstream.endpoint", &*script.url),
+        ("spool.store", "disk"),
+        ("spool.path", &*path.to_string_lossy()),
+        ("retry.keep_dead", "1h"),
+    ];
+    let serve = Serve::start(&settings, &[]).await;
+    let shown = async |id: &String| get(&serve.publish, &format!("/messages/{id}")).await.json();
+    until("it is dropped", async || shown(&ids[0]).await["Status"] == "dropped").await;
+    assert_eq!(shown(&ids[1]).await["Status"], "dead");
+    let count = async |reason: &str| {
+        let metrics = get(&serve.telemetry, "/metrics").await.text();
+        series(&metrics, &format!("tollgate_dead_letters_dropped_total{{reason=\"{reason}\"}}"))
+    };
+    until("it counts", async || count("age").await > 0.5).await;
+    assert!(count("room").await.abs() < 0.1);
+    serve.signal(Signal::TERM);
+    let (_, log) = serve.ended().await;
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let audit: Vec<_> = lines.filter(|line| line["target"] == "tollgate::audit").collect();
+    assert_eq!(audit.len(), 1, "{log}");
+    let line = &audit[0];
+    assert_eq!(
+        (&line["level"], &line["verb"], &line["reason"], &line["messages"], &line["ids"]),
+        (&"WARN".into(), &"expire".into(), &"age".into(), &1.into(), &ids[0].as_str().into())
+    );
+    assert!(script.requests().is_empty(), "none was delivered");
 }

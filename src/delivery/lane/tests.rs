@@ -11,6 +11,7 @@ fn retry() -> Retry {
         base: Duration::from_millis(200),
         cap: Duration::from_secs(30),
         max_age: Duration::from_hours(24),
+        keep_dead: Duration::from_hours(24),
         unknown_tries: 2,
         park: Vec::new(),
         codes: Codes::default(),

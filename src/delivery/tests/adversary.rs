@@ -21,7 +21,7 @@ use crate::config;
 use crate::message::{MessageId, Payload};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options, settled};
-use crate::spool::{Claim, Options, Picked, Selection, Spool, Usage};
+use crate::spool::{Claim, DropReason, Options, Picked, Selection, Spool, Usage};
 use world::{End, Provider, Request, World};
 
 const SEEDS: std::ops::Range<u64> = 0..100;
@@ -181,6 +181,7 @@ impl Run {
             Process::start(next, &self.world, &self.disk, &self.options, self.max_age, start);
         let next = next.await;
         let old = std::mem::replace(&mut self.process, next);
+        self.world.gave_way(old.spool.usage().dropped_dead[DropReason::Room as usize]);
         old.delivery.drain(Duration::ZERO).await;
     }
 
@@ -281,8 +282,11 @@ impl Run {
         let found = again.list(None, usize::MAX, &mut |_| true);
         let differ: Vec<_> = all.iter().zip(&found).filter(|(one, other)| one != other).collect();
         assert!(all.len() == found.len() && differ.is_empty(), "{differ:#?}");
-        // Of what the disk did not take there may be traces.
-        let found = Usage { damaged: usage.damaged, ..again.usage() };
+        self.world.gave_way(usage.dropped_dead[DropReason::Room as usize]);
+        // Of what the disk did not take there may be traces. The rest is counted since the start.
+        let Usage { damaged, dropped_dead, last_dropped_for_room, refused, .. } = usage;
+        let found =
+            Usage { damaged, dropped_dead, last_dropped_for_room, refused, ..again.usage() };
         assert_eq!(format!("{found:?}"), format!("{usage:?}"));
         self.world.is_counted(self.process.number, &self.process.meter);
         let find = |id: MessageId| again.find(id).map(|brief| brief.state);

@@ -11,9 +11,9 @@ use super::reader::SegmentReader;
 use super::segments::{SegmentFile, name};
 use crate::message::MessageId;
 use crate::spool::backend::BodyError;
+use crate::spool::entry::{Content, Entry, Location};
 use crate::spool::facts::{Fact, Progress, Reported, WriteError};
 use crate::spool::frame::PendingRecord;
-use crate::spool::index::{Content, Entry, Location};
 use crate::spool::meta;
 use crate::spool::view::IndexView;
 

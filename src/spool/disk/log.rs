@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::files::{Disk, Tail};
 use super::segments::{Segments, name};
+use crate::spool::entry::Location;
 use crate::spool::facts::Residue;
 use crate::spool::frame::PendingRecord;
-use crate::spool::index::Location;
 
 /// The segment that is written.
 #[derive(Debug)]

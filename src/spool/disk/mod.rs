@@ -18,9 +18,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::backend::{Backend, BodyError, Job};
+use super::entry::{Entry, Location};
 use super::facts::{Fact, Progress, Reported, Residue, WriteError, WriteResult};
 use super::frame::PendingRecord;
-use super::index::{Entry, Index, Location};
+use super::index::Index;
 use super::queue::BatchLimits;
 use super::record::Change;
 use super::view::IndexView;

@@ -10,8 +10,8 @@ use super::files::Disk;
 use super::segments::{Segments, name};
 use crate::message::MessageId;
 use crate::spool::backend::BodyError;
+use crate::spool::entry::Location;
 use crate::spool::frame::{HEAD, Head};
-use crate::spool::index::Location;
 
 /// Reads while the writer writes, and deletes.
 #[derive(Debug)]

@@ -10,8 +10,9 @@ use super::files::Disk;
 use super::scan::{Scanned, ScannedFile, scan};
 use super::segments::{Segments, parse};
 use crate::message::MessageId;
+use crate::spool::entry::Location;
 use crate::spool::frame::{Head, RecordKind};
-use crate::spool::index::{Index, Location};
+use crate::spool::index::Index;
 use crate::spool::meta::{self, Decoded};
 use crate::spool::record::{Change, DAMAGED_CODE, Death, Reason, Receipt};
 

@@ -38,9 +38,9 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::backend::{Backend, BodyError, Job};
+use super::entry::{Entry, Location};
 use super::facts::{Progress, Reported, Residue, WriteError, WriteResult};
 use super::frame::{PendingRecord, RecordKind};
-use super::index::{Entry, Location};
 use super::ownership::Ownership;
 use super::queue::BatchLimits;
 use super::record::Change;

@@ -14,9 +14,9 @@ use super::peer_state::PeerState;
 use super::{Times, identity, reply};
 use crate::message::MessageId;
 use crate::spool::Options;
+use crate::spool::entry::{Content, Location};
 use crate::spool::facts::{Fact, Progress, Reported, Residue, WriteError, WriteResult};
 use crate::spool::frame::{PendingRecord, RecordKind};
-use crate::spool::index::{Content, Location};
 use crate::spool::ownership::{Durability, Ownership};
 use crate::spool::view::IndexView;
 

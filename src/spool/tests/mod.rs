@@ -9,6 +9,7 @@ mod model;
 #[cfg(feature = "redis-tests")]
 mod outages;
 mod real;
+mod room;
 #[cfg(feature = "redis-tests")]
 mod shared;
 #[cfg(feature = "redis-tests")]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use tokio::time::timeout;
 
@@ -18,6 +19,10 @@ enum Step {
     Keep(usize, usize),
     /// One of the messages there are, and what becomes of it.
     Note(usize, u8),
+    /// Messages as with `Keep`, which then become dead letters.
+    Refuse(usize, usize),
+    /// Dead letters of this age, in hours, are old.
+    DropDead(u64),
     Read(usize),
     /// The n-th operation from now fails.
     FailIn(u64),
@@ -33,6 +38,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (1..5_usize, 0..20_000_usize).prop_map(|(n, len)| Step::Keep(n, len)),
         8 => (any::<usize>(), 0..6_u8).prop_map(|(which, what)| Step::Note(which, what)),
+        3 => (1..5_usize, 0..20_000_usize).prop_map(|(n, len)| Step::Refuse(n, len)),
+        1 => (0..2_u64).prop_map(Step::DropDead),
         2 => any::<usize>().prop_map(Step::Read),
         1 => (0..8_u64).prop_map(Step::FailIn),
         1 => Just(Step::Break),
@@ -68,17 +75,23 @@ impl Run {
         (!there.is_empty()).then(|| *there[which % there.len()].0)
     }
 
-    async fn keep(&mut self, n: usize, len: usize) {
+    /// Returns those that are kept.
+    async fn keep(&mut self, n: usize, len: usize) -> Vec<MessageId> {
         let new: Vec<_> = (0..n).map(|_| message("abc/d", vec![7; len])).collect();
         let spool = self.spool().clone();
-        let keeps = new.iter().map(|message| {
+        let claims = [None, Some(claim())].into_iter().cycle();
+        let keeps = new.iter().zip(claims).map(|(message, claim)| {
             let (spool, message) = (spool.clone(), message.clone());
-            tokio::spawn(async move { (message.id, spool.keep(&message, Some(claim())).await) })
+            tokio::spawn(async move { (message.id, spool.keep(&message, claim).await) })
         });
+        let mut done = Vec::new();
         for keep in keeps.collect::<Vec<_>>() {
             let (id, kept) = keep.await.unwrap();
             match kept {
-                Ok(()) => drop(self.known.insert(id, vec![Some(State::Queued { calling: false })])),
+                Ok(()) => {
+                    self.known.insert(id, vec![Some(State::Queued { calling: false })]);
+                    done.push(id);
+                }
                 Err(KeepError::Full) => {
                     let usage = self.spool().usage();
                     let bytes = usage.queued.bytes + usage.dead.bytes + usage.receipts.bytes;
@@ -87,6 +100,7 @@ impl Run {
                 Err(error @ (KeepError::Redis(_) | KeepError::Already)) => {
                     panic!("no disk: {error}")
                 }
+                Err(KeepError::TopicShare) => panic!("there is no other topic"),
                 Err(KeepError::Disk(_)) => assert!(self.ill),
                 Err(KeepError::Unsure(_)) => {
                     assert!(self.ill);
@@ -95,6 +109,24 @@ impl Run {
             }
         }
         self.messages.extend(new.into_iter().map(|message| (message.id, message)));
+        self.dead_letters_end().await;
+        done
+    }
+
+    /// Dead letters may have been dropped, and nothing else.
+    async fn dead_letters_end(&mut self) {
+        let spool = self.spool().clone();
+        for (id, states) in &mut self.known {
+            let now = spool.find(*id).map(|brief| brief.state);
+            if matches!(states.last(), Some(Some(State::Dead(_)))) && states.last() != Some(&now) {
+                assert!(matches!(now, None | Some(State::Dropped(_))), "{id}: {now:?}");
+                states.push(now);
+            }
+        }
+        if !self.ill {
+            spool.flush().await;
+            self.known.values_mut().for_each(collapse);
+        }
     }
 
     async fn note(&mut self, id: MessageId, what: u8) {
@@ -114,8 +146,7 @@ impl Run {
             drop(timeout(Duration::from_millis(300), noted).await);
         } else {
             noted.await;
-            let last = states.pop();
-            *states = last.into_iter().collect();
+            collapse(states);
         }
     }
 
@@ -133,10 +164,7 @@ impl Run {
         self.keep(1, 0).await;
         assert_eq!(self.spool().usage().failure, None);
         self.unsure.clear();
-        for states in self.known.values_mut() {
-            let last = states.pop();
-            *states = last.into_iter().collect();
-        }
+        self.known.values_mut().for_each(collapse);
     }
 
     async fn check(&mut self) {
@@ -159,7 +187,7 @@ impl Run {
                 self.known.insert(*id, vec![Some(brief.state.clone())]);
             }
             let record = self.spool().read(*id).await.unwrap();
-            if !matches!(record.brief.state, State::Delivered(_)) {
+            if !record.brief.state.is_final() {
                 assert_eq!(record.message.payload, self.messages[id].payload);
             }
         }
@@ -173,7 +201,25 @@ impl Run {
 
     async fn step(&mut self, step: Step) {
         match step {
-            Step::Keep(n, len) => self.keep(n, len).await,
+            Step::Keep(n, len) => drop(self.keep(n, len).await),
+            Step::Refuse(n, len) => {
+                for id in self.keep(n, len).await {
+                    self.note(id, 3).await;
+                }
+            }
+            Step::DropDead(hours) => {
+                let keep = Duration::from_hours(hours);
+                let spool = self.spool().clone();
+                let dropped = spool.drop_dead_since(keep, Timestamp::now());
+                if self.ill {
+                    drop(timeout(Duration::from_millis(300), dropped).await);
+                } else {
+                    let dead = spool.usage().dead.messages;
+                    let due = if hours == 0 { dead } else { 0 };
+                    assert_eq!(dropped.await.messages as u64, due);
+                }
+                self.dead_letters_end().await;
+            }
             Step::Note(which, what) => {
                 if let Some(id) = self.pick(which) {
                     self.note(id, what).await;
@@ -214,10 +260,18 @@ impl Run {
     }
 }
 
+/// Only what is known last is left.
+fn collapse(states: &mut Vec<Option<State>>) {
+    let last = states.pop();
+    *states = last.into_iter().collect();
+}
+
 /// Of a note that nobody was told of only the head was written: what it was about still counts.
 fn torn(states: &[Option<State>], found: Option<&State>) -> bool {
     let said = |state: &Option<State>| match (state, found) {
-        (Some(State::Delivered(_)), Some(State::Delivered(found))) => &*found.msg_id == "damaged",
+        (Some(State::Delivered(_) | State::Dropped(_)), Some(State::Delivered(found))) => {
+            &*found.msg_id == "damaged"
+        }
         (Some(State::Dead(_)), Some(State::Dead(found))) => {
             found.code.as_deref() == Some("damaged")
         }

@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use redis::Commands;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::redis::Times;
 use super::super::{
-    Change, Doubt, Durability, Effect, KeepError, NotOurs, OpenError, Options, ReadError, Spool,
-    State,
+    Change, Death, Doubt, Durability, Effect, KeepError, NotOurs, OpenError, Options, ReadError,
+    Spool, State,
 };
 use super::{BOUND, claim, death, message, options, receipt, until};
 use crate::config::{self, Fleet};
@@ -101,7 +102,7 @@ async fn what_becomes_of_a_message_is_known_to_whoever_takes_it_over() {
     for kept in [&queued, &calling, &tried, &delivered, &dead, &replayed, &forgotten] {
         spool.keep(kept, Some(claim())).await.unwrap();
     }
-    let again: jiff::Timestamp = "2031-01-01T00:00:00.123456789Z".parse().unwrap();
+    let again: Timestamp = "2031-01-01T00:00:00.123456789Z".parse().unwrap();
     spool.note(calling.id, Change::Calling).await;
     spool.note(tried.id, Change::Calling).await;
     spool.note(tried.id, Change::Tried(3.into())).await;
@@ -343,6 +344,32 @@ async fn receipts_of_older_sidecars_give_way() {
     let all = Spool::look(&fleet(&redis, "a"), options.clone()).await.unwrap();
     let left = [&claimed, &bare, &late, &waits].map(|message| all.find(message.id).is_some());
     assert_eq!(left, [true, false, false, true]);
+}
+
+/// Old dead letters end by their owner, with what a take-over brings; a peer leaves them alone.
+#[tokio::test]
+async fn old_dead_letters_end_by_their_owner() {
+    let redis = Redis::start();
+    let (one, two) = (share(&redis, "a", CALM).await, share(&redis, "a", CALM).await);
+    let [old, young] = std::array::from_fn(|_| message("abc", vec![7; 1_000]));
+    let now = Timestamp::now();
+    let day = Duration::from_hours(24);
+    for (dead, hours) in [(&old, 25), (&young, 23)] {
+        one.keep(dead, Some(claim())).await.unwrap();
+        let at = now - SignedDuration::from_hours(hours);
+        one.note(dead.id, Change::Dead(1, Death { at, ..death() })).await;
+    }
+    assert_eq!(two.drop_dead_since(day, now).await.messages, 0);
+    assert_eq!(one.drop_dead_since(day, now).await.first, [old.id]);
+    one.close().await;
+    holds(&two, 2).await;
+    let ended = two.find(old.id).unwrap();
+    assert!(matches!(ended.state, State::Dropped(_)) && ended.claim == Some(claim()));
+    assert_eq!(two.drop_dead_since(day, now).await.messages, 0);
+    let later = now + SignedDuration::from_hours(1);
+    assert_eq!(two.drop_dead_since(day, later).await.first, [young.id]);
+    let usage = two.usage();
+    assert_eq!((usage.dead.messages, usage.receipts.messages, usage.dropped_dead), (0, 2, [1, 0]));
 }
 
 #[tokio::test]

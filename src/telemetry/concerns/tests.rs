@@ -219,6 +219,8 @@ const CASES: &[Case] = &[
     ("old", |s| s.kept = Some(kept(|k| k.oldest = Some(at(301)))), &[(Warn, "Stored messages are old")]),
     ("a dead letter", |s| s.kept = Some(kept(|k| k.dead = 1)), &[(Warn, "1 dead letter")]),
     ("dead letters", |s| s.kept = Some(kept(|k| k.dead = 1_234)), &[(Warn, "1,234 dead letters")]),
+    ("dropped for room", |s| s.kept = Some(kept(|k| k.dead_dropped_for_room = Some(at(3_599)))), &[(Bad, "Dead letters are dropped for room")]),
+    ("long ago", |s| s.kept = Some(kept(|k| k.dead_dropped_for_room = Some(at(3_600)))), &[]),
     ("counted in memory", |s| s.ledger_failure = Some("No space left".into()), &[(Warn, "The ledger cannot be written")]),
 
     ("a clock", |s| s.clock_skew_seconds = -60.0, &[]),

@@ -67,6 +67,8 @@ struct State {
     faults: Vec<(Duration, Duration)>,
     replayed: Vec<(Duration, Duration)>,
     dropped: BTreeSet<MessageId>,
+    /// Dead letters that gave way to new messages, in all processes.
+    given_way: u64,
 }
 
 pub(super) struct World {
@@ -115,6 +117,10 @@ impl World {
 
     pub(super) fn dropped(&self, ids: Vec<MessageId>) {
         self.state.lock().unwrap().dropped.extend(ids);
+    }
+
+    pub(super) fn gave_way(&self, messages: u64) {
+        self.state.lock().unwrap().given_way += messages;
     }
 
     pub(super) fn disk_fails(&self, fails: bool) {
@@ -198,6 +204,7 @@ impl World {
     /// All promises. `find` knows what is kept.
     pub(super) fn holds(&self, find: impl Fn(MessageId) -> Option<Kept>) {
         let state = self.state.lock().unwrap();
+        let mut missing = Vec::new();
         for (number, request) in state.requests.iter().enumerate() {
             let calls: Vec<_> = state.calls.iter().filter(|call| call.number == number).collect();
             let about = || {
@@ -223,14 +230,21 @@ impl World {
             }
             let Some((answered_at, answered)) = &request.answered else { continue };
             let taken = calls.iter().any(|call| call.taken);
-            let is_there = || find(request.id).is_some() || state.dropped.contains(&request.id);
+            let is_there = find(request.id).is_some() || state.dropped.contains(&request.id);
+            // A dead letter's place may have been needed.
+            let mut is_kept = |id: MessageId| {
+                if !taken && !is_there {
+                    missing.push(about());
+                }
+                assert!(id == request.id, "another one: {}", about());
+            };
             let later = |c: &&Called| c.process == request.process && c.at > *answered_at;
             if answered.replayed {
                 assert!(calls.is_empty(), "a second call for a key: {}", about());
             } else if let End::Kept(id) | End::Settled(id, _) = answered.ended {
-                assert!(id == request.id && (taken || is_there()), "lost: {}", about());
+                is_kept(id);
             } else if let End::Unresolved(id) = answered.ended {
-                assert!(id == request.id && (taken || is_there()), "lost: {}", about());
+                is_kept(id);
                 let later = calls.iter().copied().filter(later);
                 let unasked = later.filter(|c| !state.replays_between(*answered_at, c.at)).count();
                 assert_eq!(unasked, 0, "a dead letter is sent: {}", about());
@@ -246,6 +260,8 @@ impl World {
                 assert!(!taken, "delivered after all: {}", about());
             }
         }
+        let (lost, given_way) = (missing.len() as u64, state.given_way);
+        assert!(lost <= given_way, "lost, and {given_way} gave way: {missing:#?}");
         state.keys_hold();
     }
 }

@@ -1,0 +1,111 @@
+//! What there is of each kind of message, and in which order they end or give way. Changed with each
+//! entry: nothing here is counted by looking at all.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::Share;
+use super::entry::{Entry, Stage};
+use super::lanes::Lanes;
+use crate::message::MessageId;
+
+/// Counts and orders of the entries.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) queued: Queued,
+    pub(super) dead: Ended,
+    pub(super) receipts: Ended,
+    /// How long the key of a message with a claim is taken after its end.
+    pub(super) keep_claims: Duration,
+    /// What is being written.
+    pub(super) reserved: Share,
+    pub(super) lanes: Lanes,
+}
+
+/// Messages that are to be delivered.
+#[derive(Debug, Default)]
+pub(super) struct Queued {
+    pub(super) share: Share,
+    pub(super) by_age: BTreeSet<(Timestamp, MessageId)>,
+}
+
+/// Messages that have ended.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    pub(super) share: Share,
+    /// By the moment of their end.
+    pub(super) by_end: BTreeSet<(Timestamp, MessageId)>,
+    /// By the moment from which no key needs them: in this order they give way to new messages.
+    pub(super) by_key: BTreeSet<(Timestamp, MessageId)>,
+}
+
+impl Ended {
+    fn add(&mut self, id: MessageId, at: Timestamp, key_until: Timestamp, share: Share) {
+        self.share += share;
+        self.by_end.insert((at, id));
+        self.by_key.insert((key_until, id));
+    }
+
+    fn remove(&mut self, id: MessageId, at: Timestamp, key_until: Timestamp, share: Share) {
+        self.share -= share;
+        self.by_end.remove(&(at, id));
+        self.by_key.remove(&(key_until, id));
+    }
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, id: MessageId, entry: &Entry) {
+        let (share, at) = (entry.share(), entry.ended_at());
+        match &entry.stage {
+            Stage::Queued { .. } => {
+                self.queued.share += share;
+                self.queued.by_age.insert((entry.kept_at, id));
+            }
+            Stage::Dead(_) => self.dead.add(id, at, self.key_until(entry, at), share),
+            Stage::Delivered(_) | Stage::Dropped(_) => {
+                return self.receipts.add(id, at, self.key_until(entry, at), share);
+            }
+        }
+        self.lanes.add(&entry.destination.lane, share);
+    }
+
+    pub(super) fn remove(&mut self, id: MessageId, entry: &Entry) {
+        let (share, at) = (entry.share(), entry.ended_at());
+        match &entry.stage {
+            Stage::Queued { .. } => {
+                self.queued.share -= share;
+                self.queued.by_age.remove(&(entry.kept_at, id));
+            }
+            Stage::Dead(_) => self.dead.remove(id, at, self.key_until(entry, at), share),
+            Stage::Delivered(_) | Stage::Dropped(_) => {
+                return self.receipts.remove(id, at, self.key_until(entry, at), share);
+            }
+        }
+        self.lanes.remove(&entry.destination.lane, share);
+    }
+
+    /// Holds room for a new message until it is written, or refused.
+    pub(super) fn reserve(&mut self, entry: &Entry) {
+        self.reserved += entry.share();
+        self.lanes.add(&entry.destination.lane, entry.share());
+    }
+
+    pub(super) fn unreserve(&mut self, entry: &Entry) {
+        self.reserved -= entry.share();
+        self.lanes.remove(&entry.destination.lane, entry.share());
+    }
+
+    /// All that is kept or being written.
+    pub(super) fn total(&self) -> Share {
+        self.queued.share + self.dead.share + self.receipts.share + self.reserved
+    }
+
+    /// Until when the next request with the key of a message that ended at this moment is to be
+    /// answered from it.
+    fn key_until(&self, entry: &Entry, at: Timestamp) -> Timestamp {
+        let keep = if entry.claim.is_some() { self.keep_claims } else { Duration::ZERO };
+        at.checked_add(keep).unwrap_or(Timestamp::MAX)
+    }
+}
