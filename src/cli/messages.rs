@@ -214,7 +214,7 @@ async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> 
             let meant = |brief: &Brief| picked.means_droppable(brief);
             // A call for a queued message may have been in flight when its sidecar ended.
             let doubt = |brief: &Brief| matches!(brief.state, State::Queued { .. }).into();
-            let note = |brief: &Brief| spool.note(brief.id, Spool::dropped(brief, doubt(brief)));
+            let note = |brief: &Brief| spool.note(brief.id, Spool::dropped(doubt(brief)));
             Ok(ActionResult::Changed(
                 "dropped",
                 spool.change(&meant, &note, &|_, _| ()).await.messages,

@@ -173,7 +173,7 @@ impl<U: Upstream> Delivery<U> {
         let meant = |brief: &Brief| selection.means_droppable(brief);
         let gone = Mutex::new(HashSet::new());
         let note = |brief: &Brief| {
-            let note = |doubt| kept.spool.note(brief.id, Spool::dropped(brief, doubt));
+            let note = |doubt| kept.spool.note(brief.id, Spool::dropped(doubt));
             kept.queue.drop_begins(brief.id, || kept.spool.find(brief.id), note)
         };
         let then = |brief: &Brief, effect| {

@@ -225,13 +225,10 @@ impl Spool {
         }
     }
 
-    /// Drops a message. Where it has a claim, a receipt stays, so that the next request with its key
-    /// is answered with what became of it. `doubt`: of calls that the spool does not know of.
-    pub fn dropped(brief: &Brief, doubt: Doubt) -> Change {
-        match brief.claim {
-            Some(_) => Change::Dropped { at: Timestamp::now(), doubt: doubt.into() },
-            None => Change::Forgotten,
-        }
+    /// Drops a message. A receipt stays, so that a caller that asks for it, or repeats its key, is answered with
+    /// what became of it. `doubt`: of calls that the spool does not know of.
+    pub fn dropped(doubt: Doubt) -> Change {
+        Change::Dropped { at: Timestamp::now(), doubt: doubt.into() }
     }
 
     /// At most `limit` of those it means, from the first after `after`.

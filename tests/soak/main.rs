@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
 mod fleets;
+mod neighbours;
 mod outages;
 mod standstills;
 #[path = "../support/mod.rs"]

@@ -73,7 +73,8 @@ pub async fn arrive(address: &str, per_second: f64, until: Instant, seed: u64) -
             let address = address.to_owned();
             tokio::task::spawn_local(async move {
                 let at = Instant::now();
-                let kept = idle.borrow_mut().pop();
+                // As clients do: one that was closed meanwhile is not used.
+                let kept = idle.borrow_mut().pop().filter(|kept: &Connection| !kept.is_closed());
                 let exchange = exchange(&address, kept, format!("{seed}-{number}"));
                 let answer = tokio::time::timeout(super::http::BOUND, exchange).await;
                 let answer = answer.expect("no request hangs");

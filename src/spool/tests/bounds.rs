@@ -170,8 +170,7 @@ async fn what_is_left_of_a_dropped_message() {
     let [kept, called, taken] = std::array::from_fn(|_| message("abc", vec![3; 500]));
     for message in [&kept, &called, &taken] {
         spool.keep(message, Some(claim())).await.unwrap();
-        let brief = spool.find(message.id).unwrap();
-        spool.note(message.id, Spool::dropped(&brief, Doubt::None)).await;
+        spool.note(message.id, Spool::dropped(Doubt::None)).await;
     }
     spool.note(called.id, Change::Decided { doubt: false }).await;
     spool.note(called.id, Change::Decided { doubt: true }).await;
