@@ -14,6 +14,7 @@ mod caller;
 mod contained;
 mod endings;
 mod fresh;
+mod held;
 mod idempotency;
 mod kept;
 mod lane;
@@ -28,7 +29,7 @@ mod take_up;
 mod tests;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -43,7 +44,7 @@ use crate::deadline;
 use crate::log_limiter::LogLimiter;
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
-use crate::spool::{Affected, Brief, Change, Effect, Picked, Spool};
+use crate::spool::{AdoptionRules, Affected, Brief, Change, Effect, HeldCounts, Picked, Spool};
 use crate::upstream::Upstream;
 use attempt::Dispatcher;
 pub use begun::Begun;
@@ -88,6 +89,8 @@ impl<U: Upstream> Delivery<U> {
                 queue: RetryQueue::new(config.retry.clone(), seed),
                 dispatcher: Arc::clone(&dispatcher),
                 log: LogLimiter::new(kept::MAX_LINES),
+                topics: RwLock::new(config.topics.clone()),
+                held_log: LogLimiter::each_minute(1),
             });
             kept.recover();
             if let Some(adoptions) = kept.spool.adoptions() {
@@ -173,6 +176,19 @@ impl<U: Upstream> Delivery<U> {
         // Else a stop would wait for their next try.
         kept.queue.remove(&gone.into_inner().unwrap_or_else(PoisonError::into_inner));
         dropped
+    }
+
+    /// Sends, and takes over from peers, what this configuration allows from now on.
+    pub fn reload(&self, config: &config::Config) {
+        if let Some(kept) = &self.intake.kept {
+            kept.spool.adopt_by(AdoptionRules::of(config));
+            kept.allow(&config.topics);
+        }
+    }
+
+    /// Stored messages of this sidecar for which no call is made, whatever the provider does.
+    pub fn held(&self) -> HeldCounts {
+        self.intake.kept.as_ref().map(|kept| kept.held()).unwrap_or_default()
     }
 
     /// Lanes in which nothing is delivered but by a probe.

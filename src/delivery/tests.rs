@@ -2,6 +2,7 @@
 //! pause.
 
 mod adversary;
+mod held;
 pub(super) mod panics;
 #[cfg(feature = "redis-tests")]
 mod taken_up;

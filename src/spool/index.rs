@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::destination::{Destination, Destinations};
 use super::record::{Brief, Change, Claim, DAMAGED_CODE, Death, Reason, Receipt, Record, State};
-use super::{Share, Usage};
+use super::{HeldCounts, Share, Usage};
 use crate::message::{Message, MessageId, Payload, TraceId};
 
 /// Where a frame lies.
@@ -38,6 +38,8 @@ pub(super) struct Entry {
     pub(super) location: Location,
     pub(super) claim: Option<Box<Claim>>,
     pub(super) trace: Option<Box<TraceId>>,
+    /// The digest of its body, where records have MACs.
+    pub(super) digest: Option<Box<[u8; 32]>>,
     pub(super) stage: Stage,
 }
 
@@ -63,6 +65,7 @@ impl Entry {
             location: Location { segment: 0, offset: 0, len: 0 },
             claim: None,
             trace: None,
+            digest: None,
             stage: Stage::Queued { calling: false },
         }
     }
@@ -399,6 +402,7 @@ impl Index {
             failure: self.failure.clone(),
             max: Share::default(),
             account: None,
+            left: HeldCounts::default(),
         }
     }
 

@@ -57,6 +57,7 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
         ceilings(sources),
         retries(sources),
         sources.spool.as_ref().map(spool).unwrap_or_default(),
+        held(sources),
         process(sources),
         connections(sources.connections.each_ref().map(ConnectionSlots::usage)),
         keys(&sources.keys.status()),
@@ -346,6 +347,23 @@ fn spool(spool: &Spool) -> Families {
     [messages, bytes, oldest, commits, damaged, max_messages, max_bytes, failing]
         .map(Family::done)
         .into()
+}
+
+/// A message that is left with a dead owner is counted by every sidecar of the account.
+fn held(sources: &TelemetrySources) -> Families {
+    let Some(spool) = &sources.spool else { return Vec::new() };
+    let mut held = Family::gauge(
+        "tollgate_spool_held_messages",
+        "Stored messages that this sidecar does not send, by reason, and whose they are",
+    );
+    for (owner, counts) in [("self", sources.delivery.held()), ("dead", spool.usage().left)] {
+        for (reason, count) in
+            [("not_allowed", counts.not_allowed), ("unverified", counts.unverified)]
+        {
+            held = held.value(&[("reason", reason), ("owner", owner)], count as f64);
+        }
+    }
+    vec![held.done()]
 }
 
 fn process(sources: &TelemetrySources) -> Families {

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::Times;
+use super::owner::BEGINNING;
+use crate::spool::adoption::HeldCounts;
 
 /// The epoch of an owner that has left.
 const LEFT: &str = "-";
@@ -17,6 +19,63 @@ pub(super) struct PeerState {
     /// Its epoch has moved since we look.
     pub(super) moved: bool,
     pub(super) pending: u64,
+    pub(super) scan: Scan,
+}
+
+/// A look at all that a dead owner has, page by page. What is left with it is not looked at again before
+/// something changes, so that it keeps no other message waiting.
+#[derive(Debug)]
+pub(super) struct Scan {
+    /// Where the next page begins; `None`: all was looked at.
+    pub(super) next: Option<String>,
+    /// Some were not as they had been when they were looked at.
+    pub(super) missed: bool,
+    /// What is left, of the pages so far.
+    pub(super) found: HeldCounts,
+    /// The same, of the last whole scan.
+    pub(super) left: HeldCounts,
+    /// How many its owner had after the scan.
+    pending: Option<u64>,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self {
+            next: Some(BEGINNING.to_owned()),
+            missed: false,
+            found: HeldCounts::default(),
+            left: HeldCounts::default(),
+            pending: None,
+        }
+    }
+}
+
+impl Scan {
+    /// A page was looked at; `next` is where the next one begins.
+    pub(super) fn goes_on(&mut self, next: String) {
+        if !next.is_empty() {
+            self.next = Some(next);
+        } else if self.missed {
+            *self = Self { left: self.left, ..Self::default() };
+        } else {
+            self.next = None;
+            self.left = std::mem::take(&mut self.found);
+            self.pending = None;
+        }
+    }
+
+    /// The rules have changed.
+    pub(super) fn begin_anew(&mut self) {
+        *self = Self { left: self.left, ..Self::default() };
+    }
+
+    /// Its owner has so many now. After a whole scan, another number is a reason to look again.
+    pub(super) fn sees(&mut self, pending: u64) {
+        if self.next.is_none() && self.pending.replace(pending).is_some_and(|then| then != pending)
+        {
+            self.begin_anew();
+        }
+    }
 }
 
 impl PeerState {
