@@ -20,7 +20,7 @@ use crate::message::InstanceId;
 use crate::meter::{Meter, PriorCalls};
 use crate::publish::PublishService;
 use crate::server::{HttpServer, Listener};
-use crate::spool::{self, AdoptionRules, OpenError, Spool};
+use crate::spool::{self, AdoptionRules, MacFileError, MacKeys, OpenError, Spool};
 use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, TelemetrySources};
 use crate::upstream::{HttpUpstream, TlsError};
 pub use listeners::control_sockets;
@@ -230,6 +230,15 @@ impl Sidecar {
 async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError> {
     let adopts = AdoptionRules::of(config);
     let options = spool::Options { adopts, ..spool_options(spool, &config.idempotency) };
+    if hand_over_to(config).is_some()
+        && let Some(file) = options.mac.clone()
+    {
+        // Else the error would come at the end, when the messages are to be migrated.
+        let path = file.path.clone();
+        let read = tokio::task::spawn_blocking(move || MacKeys::read(&file.path)).await;
+        let read = read.map_err(io::Error::from).map_err(MacFileError::from).flatten();
+        read.map_err(|error| OpenError::MacFile { path, error })?;
+    }
     match (spool.store, &config.fleet) {
         (config::Store::Redis, Some(fleet)) => {
             Spool::share(fleet, Some(&spool.path), options).await

@@ -10,9 +10,11 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tracing::Level;
 
-use super::super::{AdoptionRules, HeldCounts, OpenError, Options, ReadError, Spool};
+use super::super::{
+    AdoptionRules, Change, HeldCounts, OpenError, Options, ReadError, Spool, State,
+};
 use super::shared::{CALM, fleet, share_in, share_of};
-use super::{message, options, until};
+use super::{message, options, receipt, until};
 use crate::config::{self, MacFile, Unsigned};
 use crate::log_limiter::captured::capture;
 use crate::message::{Message, MessageId};
@@ -287,6 +289,27 @@ async fn what_is_given_to_a_living_sidecar_is_not_trusted_either() {
     assert_eq!(words_of(&redis, kept.id), own);
 }
 
+/// A client of Redis saves a record, and puts it back when its message was delivered.
+#[tokio::test]
+async fn an_old_record_of_a_message_that_has_ended() {
+    let (redis, files) = (Redis::start(), KeyFiles::new());
+    let signs = with_mac(&files.write("keys", &[1]), Unsigned::SetAside);
+    let peer = Peer::start(&redis, signs.clone()).await;
+    let kept = message("TopicA", "x");
+    peer.spool.keep(&kept, None).await.unwrap();
+    let saved = words_of(&redis, kept.id);
+    peer.spool.note(kept.id, Change::Delivered(1, receipt())).await;
+    let other = share_of(&redis, "a", CALM, None, signs).await;
+    let decoy = message("TopicA", "y");
+    other.keep(&decoy, None).await.unwrap();
+    plant(&redis, decoy.id, kept.id, without_entry(&saved), b"x");
+    other.close().await;
+    until("it has taken the other", async || peer.spool.find(decoy.id).is_some()).await;
+    assert!(matches!(peer.spool.find(kept.id).unwrap().state, State::Delivered(_)));
+    peer.spool.flush().await;
+    assert!(words_of(&redis, kept.id).contains("\"receipt\":"), "Redis has it again");
+}
+
 /// An entry in the stream that is not its message's own makes no second owner.
 #[tokio::test]
 async fn a_message_has_one_entry() {
@@ -353,13 +376,13 @@ async fn macs_are_rolled_out_in_two_steps() {
     signs.has(&ids(&kept)).await;
     last.leaves(0, 0).await;
     // Its words get a MAC now, and it still knows nothing of the body: it is as if not signed.
-    signs.spool.note(kept[0].id, super::super::Change::Tried(1.into())).await;
+    signs.spool.note(kept[0].id, Change::Tried(1.into())).await;
     assert!(words_of(&redis, kept[0].id).contains("\"mac\":"));
     assert_eq!(signs.spool.read(kept[0].id).await.unwrap().message.payload, kept[0].payload);
     let signed = message("TopicA", "signed");
     signs.spool.keep(&signed, None).await.unwrap();
     // Delivered: what is left has no body, and is signed.
-    signs.spool.note(kept[1].id, super::super::Change::Delivered(1, super::receipt())).await;
+    signs.spool.note(kept[1].id, Change::Delivered(1, receipt())).await;
     signs.spool.close().await;
     last.leaves(0, 1).await;
     assert_eq!(last.ids(), [kept[1].id, signed.id]);
