@@ -80,7 +80,8 @@ section! {
         /// With "redis": a file with the keys that sign and verify what sidecars store in Redis, each key a
         /// line: base64 of at least 32 random bytes. The first key signs, and all verify. tollgate reads the
         /// file at start and every 30 s. Use the same keys in all sidecars of the account. Empty: records
-        /// are neither signed nor verified, so whoever can write to Redis can have messages sent.
+        /// are neither signed nor verified, and every client that can write to Redis can have messages sent.
+        /// The threats, and the order of a rollout, are in docs/shared-spool.md.
         mac_file: Option<PathBuf> = "", value(optional_path);
 
         /// Whether records without a valid MAC are set aside: neither sent nor deleted. Write false as long

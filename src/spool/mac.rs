@@ -1,4 +1,4 @@
-//! MACs of records in Redis: who can write to Redis, and does not have a key, cannot make one.
+//! MACs of records in Redis: a client that can write to Redis, and has no key, cannot make one.
 //!
 //! A MAC is HMAC-SHA256 under a key of `spool.mac_file`, over all that a record says: the account, the
 //! message's id, and the words about it, with a digest of its body in them. It is the last member of
