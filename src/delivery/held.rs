@@ -71,7 +71,9 @@ impl<U: Upstream> KeptMessages<U> {
         tokio::spawn(async move {
             let held = kept.queue.held();
             for some in held.chunks(TOGETHER) {
-                some.iter().for_each(|(id, _)| kept.release(*id));
+                for (id, _) in some {
+                    kept.release(*id);
+                }
                 yield_now().await;
             }
         });

@@ -83,3 +83,57 @@ impl PeerState {
         self.epoch == LEFT || self.unchanged >= times.lease_timeout
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEFT: HeldCounts = HeldCounts { not_allowed: 3, unverified: 1 };
+
+    fn whole() -> Scan {
+        let mut scan = Scan::default();
+        scan.goes_on("5-0".to_owned());
+        assert_eq!((scan.next.as_deref(), scan.left), (Some("5-0"), HeldCounts::default()));
+        scan.found = LEFT;
+        scan.goes_on(String::new());
+        assert_eq!((scan.next.as_deref(), scan.left), (None, LEFT));
+        scan
+    }
+
+    /// What is left is not read again and again.
+    #[test]
+    fn a_whole_scan_rests_until_the_number_changes() {
+        let mut scan = whole();
+        for _ in 0..3 {
+            scan.sees(4);
+            assert_eq!(scan.next, None);
+        }
+        scan.sees(5);
+        assert_eq!(
+            (scan.next.as_deref(), scan.left),
+            (Some(BEGINNING), LEFT),
+            "the old count holds"
+        );
+        // While it looks, numbers change.
+        scan.goes_on("7-0".to_owned());
+        scan.sees(6);
+        assert_eq!(scan.next.as_deref(), Some("7-0"));
+        scan.goes_on(String::new());
+        scan.sees(6);
+        assert_eq!((scan.next, scan.left), (None, HeldCounts::default()));
+    }
+
+    #[test]
+    fn a_scan_that_missed_some_begins_anew() {
+        let mut scan = whole();
+        scan.begin_anew();
+        (scan.found, scan.missed) = (HeldCounts { not_allowed: 9, unverified: 9 }, true);
+        scan.goes_on(String::new());
+        assert_eq!(
+            (scan.next.as_deref(), scan.left, scan.found),
+            (Some(BEGINNING), LEFT, HeldCounts::default())
+        );
+        scan.goes_on(String::new());
+        assert_eq!((scan.next, scan.left), (None, HeldCounts::default()));
+    }
+}
