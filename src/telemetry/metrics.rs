@@ -349,19 +349,23 @@ fn spool(spool: &Spool) -> Families {
         .into()
 }
 
-/// A message that is left with a dead owner is counted by every sidecar of the account.
+/// A message that is left with a dead owner is counted by every sidecar of the account. On a disk there is
+/// no such owner and no MAC, and so no series.
 fn held(sources: &TelemetrySources) -> Families {
     let Some(spool) = &sources.spool else { return Vec::new() };
+    let (own, usage) = (sources.delivery.held(), spool.usage());
+    let series = |held: Family, reason, owner, count: u64| {
+        held.value(&[("reason", reason), ("owner", owner)], count as f64)
+    };
     let mut held = Family::gauge(
         "tollgate_spool_held_messages",
         "Stored messages that this sidecar does not send, by reason, and whose they are",
     );
-    for (owner, counts) in [("self", sources.delivery.held()), ("dead", spool.usage().left)] {
-        for (reason, count) in
-            [("not_allowed", counts.not_allowed), ("unverified", counts.unverified)]
-        {
-            held = held.value(&[("reason", reason), ("owner", owner)], count as f64);
-        }
+    held = series(held, "not_allowed", "self", own.not_allowed);
+    if usage.account.is_some() {
+        held = series(held, "not_allowed", "dead", usage.left.not_allowed);
+        held = series(held, "unverified", "self", own.unverified);
+        held = series(held, "unverified", "dead", usage.left.unverified);
     }
     vec![held.done()]
 }
