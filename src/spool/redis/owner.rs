@@ -27,8 +27,6 @@ use crate::spool::view::IndexView;
 const PAUSE: Duration = Duration::from_millis(250);
 /// Messages of one page.
 pub(super) const PAGE: usize = 200;
-/// Before the first entry of the stream.
-pub(super) const BEGINNING: &str = "0-0";
 
 /// What Redis knows of the owner's last call before this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

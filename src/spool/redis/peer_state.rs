@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::Times;
-use super::owner::BEGINNING;
 use crate::spool::adoption::HeldCounts;
 
+/// Before the first entry of the stream.
+pub(super) const BEGINNING: &str = "0-0";
 /// The epoch of an owner that has left.
 const LEFT: &str = "-";
 

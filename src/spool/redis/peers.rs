@@ -7,8 +7,8 @@ use redis::Value;
 use tokio::time::Instant;
 
 use super::connection::{Memory, SpoolRedisError};
-use super::owner::{BEGINNING, Owned, Owner, PAGE};
-use super::peer_state::{PeerState, Scan};
+use super::owner::{Owned, Owner, PAGE};
+use super::peer_state::{BEGINNING, PeerState, Scan};
 use super::reply;
 use super::trust::Takes;
 use crate::message::MessageId;

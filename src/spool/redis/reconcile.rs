@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use super::connection::{Memory, SpoolRedisError};
-use super::owner::{BEGINNING, Owned, Owner, PAGE};
+use super::owner::{Owned, Owner, PAGE};
+use super::peer_state::BEGINNING;
 use super::reply;
 use crate::message::MessageId;
 use crate::spool::adoption::HeldCounts;
