@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group};
 use tollgate::message::{Message, MessageId, Payload, Topic};
-use tollgate::spool::{Change, Options, Spool};
+use tollgate::spool::{AdoptionRules, Change, Options, Spool};
 
 const BODY: usize = 1_024;
 const MANY: usize = 64;
@@ -28,6 +28,8 @@ fn options(path: PathBuf) -> Options {
         max_messages: 1_000_000,
         keep_receipts: Duration::from_hours(1),
         keep_claims: Duration::from_mins(10),
+        mac: None,
+        adopts: AdoptionRules::default(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Not more lines a second than a log can bear, and how many it did not take.
+//! Not more lines a second, or a minute, than a log can bear, and how many it did not take.
 
 #[cfg(test)]
 pub(crate) mod captured;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// The log is the process's, as `tracing`'s subscriber is.
 static DROPPED: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>> = OnceLock::new();
@@ -24,16 +25,17 @@ pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |count| count())
 }
 
-/// How many lines of a kind may still be written in this second. The rest is counted.
+/// How many lines of a kind may still be written in this second or minute. The rest is counted.
 #[derive(Debug)]
 pub struct LogLimiter {
     most: u64,
+    period: Duration,
     spent: Mutex<SpentLines>,
 }
 
 #[derive(Debug, Default)]
 struct SpentLines {
-    second: Option<Instant>,
+    since: Option<Instant>,
     lines: u64,
     suppressed: u64,
 }
@@ -41,15 +43,20 @@ struct SpentLines {
 impl LogLimiter {
     /// At most so many a second.
     pub fn new(most: u64) -> Self {
-        Self { most, spent: Mutex::default() }
+        Self { most, period: SECOND, spent: Mutex::default() }
+    }
+
+    /// At most so many a minute.
+    pub fn each_minute(most: u64) -> Self {
+        Self { period: MINUTE, ..Self::new(most) }
     }
 
     /// Whether one more may be written, and how many were not since the last.
     pub fn next(&self) -> Option<u64> {
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if spent.second.is_none_or(|second| now - second >= SECOND) {
-            *spent = SpentLines { second: Some(now), lines: 0, suppressed: spent.suppressed };
+        if spent.since.is_none_or(|since| now - since >= self.period) {
+            *spent = SpentLines { since: Some(now), lines: 0, suppressed: spent.suppressed };
         }
         if spent.lines >= self.most {
             spent.suppressed += 1;
@@ -71,5 +78,15 @@ mod tests {
         tokio::time::advance(SECOND).await;
         assert_eq!(lines.next(), Some(950));
         assert_eq!(lines.next(), Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_minute_has_so_many() {
+        let lines = LogLimiter::each_minute(1);
+        assert_eq!((0..10).filter(|_| lines.next().is_some()).count(), 1);
+        tokio::time::advance(SECOND * 59).await;
+        assert_eq!(lines.next(), None);
+        tokio::time::advance(SECOND).await;
+        assert_eq!(lines.next(), Some(10));
     }
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, Spool, Store};
 use crate::keys::Keys;
+use crate::spool::MacKeys;
 use crate::upstream::HttpUpstream;
 
 /// Time limit of each probe: a hung disk or a silent resolver is a result, too.
@@ -57,6 +58,9 @@ pub(super) async fn all(config: &Config) -> Vec<Probe> {
         let needed = needed(spool);
         let probe = blocking("spool.path", &spool.path, move |path| folder(path, needed));
         probes.push(probe.await);
+        if let Some(mac) = &spool.mac {
+            probes.push(blocking("spool.mac_file", &mac.path, mac_keys).await);
+        }
     }
     if let Some(path) = config.listen.control.as_ref().and_then(|path| path.parent()) {
         probes.push(blocking("listen.control", path, |path| folder(path, 0)).await);
@@ -153,6 +157,10 @@ fn readable(path: &Path) -> Result<String, String> {
         Ok(_) => Ok("is readable".to_owned()),
         Err(error) => Err(format!("cannot be read: {error}")),
     }
+}
+
+fn mac_keys(path: &Path) -> Result<String, String> {
+    MacKeys::read(path).map(|_| "has keys".to_owned()).map_err(|error| error.to_string())
 }
 
 /// How many bytes must be free for the spool's limits to be reached.

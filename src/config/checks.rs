@@ -25,6 +25,19 @@ pub(super) fn path(raw: &Raw) -> Result<PathBuf, ValueError> {
     Ok(PathBuf::from(text))
 }
 
+/// What `read` makes of the text; nothing where that is empty.
+pub(super) fn or_empty<T: Default>(
+    raw: &Raw,
+    read: impl FnOnce(&Raw) -> Result<T, ValueError>,
+) -> Result<T, ValueError> {
+    if raw.text()?.is_empty() { Ok(T::default()) } else { read(raw) }
+}
+
+/// A path, or none where the text is empty.
+pub(super) fn optional_path(raw: &Raw) -> Result<Option<PathBuf>, ValueError> {
+    or_empty(raw, |raw| path(raw).map(Some))
+}
+
 /// Such as `post-cn-0pp12gl0000`; text even where it looks like a number.
 pub(super) fn instance_id(raw: &Raw) -> Result<InstanceId, ValueError> {
     let text = raw.text()?;

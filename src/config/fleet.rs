@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::checks::path;
+use super::checks::{optional_path, or_empty};
 use super::error::ValueError;
 use super::parse::Raw;
 use super::read::{Reader, value, whole};
@@ -179,17 +179,6 @@ fn name(raw: &Raw) -> Result<String, ValueError> {
 fn is_name(text: &str) -> bool {
     let is_fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (1..=64).contains(&text.len()) && text.chars().all(is_fit)
-}
-
-fn or_empty<T: Default>(
-    raw: &Raw,
-    read: impl FnOnce(&Raw) -> Result<T, ValueError>,
-) -> Result<T, ValueError> {
-    if raw.text()?.is_empty() { Ok(T::default()) } else { read(raw) }
-}
-
-fn optional_path(raw: &Raw) -> Result<Option<PathBuf>, ValueError> {
-    or_empty(raw, |raw| path(raw).map(Some))
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::ceilings::PUBLISHED_ACCOUNT;
-use super::checks::{HOUR, SHORTEST, path};
-use super::read::{Reader, choice, duration, size, value, whole};
+use super::checks::{HOUR, SHORTEST, optional_path, path};
+use super::read::{Reader, boolean, choice, duration, size, value, whole};
 use super::table::section;
 
 /// The most messages and keys that can be configured.
@@ -33,6 +33,26 @@ pub struct Spool {
     pub max_messages: usize,
     /// How long one can ask what became of a delivered message.
     pub keep_receipts: Duration,
+    /// The keys that sign and verify records in Redis; `None`: neither is done.
+    pub mac: Option<MacFile>,
+}
+
+/// The file with the keys for the MACs of records in Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MacFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What is done with records without a MAC.
+    pub unsigned: Unsigned,
+}
+
+/// What is done with a record that has no MAC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsigned {
+    /// It is sent: not all sidecars sign yet.
+    Sent,
+    /// It is not sent.
+    SetAside,
 }
 
 const STORES: [(&str, Option<Store>); 3] =
@@ -64,13 +84,33 @@ section! {
 
         /// How long GET /messages/<Id> knows a delivered message, unless new messages need the room sooner.
         keep_receipts: Duration = "10m", duration(SHORTEST..=HOUR * 24);
+
+        /// With "redis": a file with the keys that sign and verify what sidecars store in Redis, each key a
+        /// line: base64 of at least 32 random bytes. The first key signs, and all verify. tollgate reads the
+        /// file at start and every 30 s. Use the same keys in all sidecars of the account. Empty: records
+        /// are neither signed nor verified, and every client that can write to Redis can have messages sent.
+        /// The threats, and the order of a rollout, are in docs/shared-spool.md.
+        mac_file: Option<PathBuf> = "", value(optional_path);
+
+        /// Whether records without a valid MAC are set aside: neither sent nor deleted. Write false as long
+        /// as not all sidecars of the account have mac_file, and as long as Redis has older records: then
+        /// records without a MAC are sent, and those with a wrong MAC are set aside.
+        mac_required: bool = true, boolean();
     }
 }
 
 #[expect(clippy::option_option, reason = "outside: is it right; inside: is there one")]
 pub(super) fn spool(r: &mut Reader<'_>) -> Option<Option<Spool>> {
-    let SpoolRows { store, path, max_bytes, max_messages, keep_receipts } = SpoolRows::read(r)?;
-    Some(store.map(|store| Spool { store, path, max_bytes, max_messages, keep_receipts }))
+    let rows = SpoolRows::read(r)?;
+    let unsigned = if rows.mac_required { Unsigned::SetAside } else { Unsigned::Sent };
+    Some(rows.store.map(|store| Spool {
+        store,
+        path: rows.path,
+        max_bytes: rows.max_bytes,
+        max_messages: rows.max_messages,
+        keep_receipts: rows.keep_receipts,
+        mac: rows.mac_file.map(|path| MacFile { path, unsigned }),
+    }))
 }
 
 section! {

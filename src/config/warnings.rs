@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use http::Uri;
 
 use super::setting::grouped;
-use super::{Address, Config, Fleet, Keys, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP};
+use super::{
+    Address, Config, Fleet, Keys, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Store, Unsigned,
+};
 
 /// A valid value that its operator should know about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +32,7 @@ impl fmt::Display for Warning {
 pub fn warnings(config: &Config) -> Vec<Warning> {
     [publish(config), endpoint(config), keys(&config.keys), account(config), egress_ip(config)]
         .into_iter()
-        .chain([proxy(config), config.fleet.as_ref().and_then(redis)])
+        .chain([proxy(config), config.fleet.as_ref().and_then(redis), mac(config)])
         .flatten()
         .collect()
 }
@@ -89,7 +91,7 @@ fn keys(keys: &Keys) -> Option<Warning> {
 }
 
 fn redis(fleet: &Fleet) -> Option<Warning> {
-    if fleet.redis.tls || fleet.redis.nodes.iter().all(|(host, _)| is_near(host)) {
+    if fleet.redis.tls || is_redis_near(fleet) {
         return None;
     }
     Some(Warning::new(
@@ -98,6 +100,30 @@ fn redis(fleet: &Fleet) -> Option<Warning> {
          \"redis\" the messages",
         "use rediss://",
     ))
+}
+
+fn is_redis_near(fleet: &Fleet) -> bool {
+    fleet.redis.nodes.iter().all(|(host, _)| is_near(host))
+}
+
+/// A sidecar signs calls for what it takes over from Redis.
+fn mac(config: &Config) -> Option<Warning> {
+    let spool = config.spool.as_ref().filter(|spool| spool.store == Store::Redis)?;
+    match &spool.mac {
+        None if config.fleet.as_ref().is_some_and(|fleet| !is_redis_near(fleet)) => {
+            Some(Warning::new(
+                "spool.mac_file",
+                "is empty: every client that can write to Redis can have messages sent with your key",
+                "write the path of a file with keys (docs/shared-spool.md)",
+            ))
+        }
+        Some(mac) if mac.unsigned == Unsigned::Sent => Some(Warning::new(
+            "spool.mac_required",
+            "is false: records in Redis that have no MAC are sent",
+            "leave it out, once all sidecars of the account sign",
+        )),
+        _ => None,
+    }
 }
 
 /// On this machine, or an address that is only routed on the link, as metadata services have.

@@ -1,7 +1,7 @@
 //! Kept messages: into the spool, into the queue for their tries, and what their callers are answered.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,8 +16,9 @@ use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
 use super::registry::RegisteredCaller;
 use super::retry_queue::RetryQueue;
-use super::signal::Signal;
+use super::signal::{HoldReason, Signal};
 use crate::answer::Answer;
+use crate::config::Topics;
 use crate::deadline;
 use crate::log_limiter::LogLimiter;
 use crate::memory::MemoryQueue;
@@ -44,6 +45,9 @@ pub(super) struct KeptMessages<U> {
     pub(super) memory: MemoryQueue,
     pub(super) dispatcher: Arc<Dispatcher<U>>,
     pub(super) log: LogLimiter,
+    /// What stored messages may be sent.
+    pub(super) topics: RwLock<Topics>,
+    pub(super) held_log: LogLimiter,
 }
 
 impl<U: Upstream> KeptMessages<U> {
@@ -61,7 +65,8 @@ impl<U: Upstream> KeptMessages<U> {
         self.spool.find(id)?.trace
     }
 
-    /// Puts a queued message into its lane: due at once, unless a call for it has failed.
+    /// Puts a queued message into its lane: due at once, unless a call for it has failed. One that may
+    /// not be sent is held.
     pub(super) fn enqueue(&self, brief: &Brief) {
         self.enqueue_after(brief, Duration::ZERO);
     }
@@ -79,7 +84,14 @@ impl<U: Upstream> KeptMessages<U> {
         let age = Duration::try_from(age).unwrap_or_default();
         let expires = now + self.queue.retry().max_age.saturating_sub(age);
         let item = RetryItem { id: brief.id, attempts: brief.attempts, expires, probe: false };
-        self.queue.push(brief.lane.clone(), item, due);
+        if self.may_send(&brief.topic) {
+            self.queue.push(brief.lane.clone(), item, due);
+        } else {
+            self.log_held(brief.id, HoldReason::NotAllowed);
+            self.queue.hold(brief.lane.clone(), item, due, HoldReason::NotAllowed);
+            // The rule may have changed meanwhile.
+            self.release(brief.id);
+        }
     }
 
     /// Keeps a message and answers its caller what becomes of it, at the latest when its patience

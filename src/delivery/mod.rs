@@ -14,6 +14,7 @@ mod caller;
 mod contained;
 mod endings;
 mod fresh;
+mod held;
 mod idempotency;
 mod kept;
 mod lane;
@@ -30,7 +31,7 @@ mod take_up;
 mod tests;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -46,7 +47,7 @@ use crate::log_limiter::LogLimiter;
 use crate::memory::{MemoryPlan, MemoryQueue};
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
-use crate::spool::{Affected, Brief, Change, Effect, Picked, Spool};
+use crate::spool::{AdoptionRules, Affected, Brief, Change, Effect, HeldCounts, Picked, Spool};
 use crate::upstream::Upstream;
 use attempt::Dispatcher;
 pub use begun::Begun;
@@ -94,6 +95,8 @@ impl<U: Upstream> Delivery<U> {
                 memory: MemoryQueue::new(MemoryPlan::of(config.runtime.memory).stored_bodies),
                 dispatcher: Arc::clone(&dispatcher),
                 log: LogLimiter::new(kept::MAX_LINES),
+                topics: RwLock::new(config.topics.clone()),
+                held_log: LogLimiter::each_minute(1),
             });
             kept.recover();
             if let Some(adoptions) = kept.spool.adoptions() {
@@ -191,6 +194,19 @@ impl<U: Upstream> Delivery<U> {
     /// Idempotency keys that are reserved.
     pub fn keys(&self) -> KeyUsage {
         self.intake.keys.usage()
+    }
+
+    /// Sends, and takes over from peers, what this configuration allows from now on.
+    pub fn reload(&self, config: &config::Config) {
+        if let Some(kept) = &self.intake.kept {
+            kept.spool.adopt_by(AdoptionRules::of(config));
+            kept.allow(&config.topics);
+        }
+    }
+
+    /// Stored messages of this sidecar for which no call is made, whatever the provider does.
+    pub fn held(&self) -> HeldCounts {
+        self.intake.kept.as_ref().map(|kept| kept.held()).unwrap_or_default()
     }
 
     /// Lanes in which nothing is delivered but by a probe.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::lane::RetryItem;
 use super::outcome::Outcome;
-use super::signal::Requeue;
+use super::signal::{HoldReason, Requeue};
 use crate::message::{self, MessageId};
 use crate::spool::{Doubt, Effect};
 
@@ -48,6 +48,8 @@ enum Position {
     /// In no lane.
     #[default]
     NoLane,
+    /// Queued, and in no lane.
+    Held(HoldReason),
     /// In its lane. `newer`: what a later push knows of it.
     InLane { newer: Option<RetryItem> },
     /// Handed out, or a fresh call for it is under way. `next`: it was pushed meanwhile.
@@ -130,7 +132,7 @@ impl Registry {
     pub(super) fn push(&mut self, push: Push) -> Option<Push> {
         let item = push.1;
         match &mut self.entries.entry(item.id).or_default().position {
-            position @ Position::NoLane => {
+            position @ (Position::NoLane | Position::Held(_)) => {
                 *position = Position::InLane { newer: None };
                 return Some(push);
             }
@@ -138,6 +140,24 @@ impl Registry {
             Position::UnderWay { next } => *next = Some(Box::new(push)),
         }
         None
+    }
+
+    /// As [`Self::push`], of a message that is to be held. One that is in its lane or under way is held
+    /// when it is handed out.
+    pub(super) fn hold(&mut self, push: Push, reason: HoldReason) {
+        match &mut self.entries.entry(push.1.id).or_default().position {
+            position @ (Position::NoLane | Position::Held(_)) => *position = Position::Held(reason),
+            Position::InLane { newer } => *newer = Some(push.1),
+            Position::UnderWay { next } => *next = Some(Box::new(push)),
+        }
+    }
+
+    /// Messages that are held.
+    pub(super) fn held(&self) -> impl Iterator<Item = (MessageId, HoldReason)> {
+        self.entries.iter().filter_map(|(id, entry)| match entry.position {
+            Position::Held(reason) => Some((*id, reason)),
+            _ => None,
+        })
     }
 
     /// A lane hands a message out. Returns the newest of what is known of it.
@@ -168,6 +188,13 @@ impl Registry {
                 None
             }
             Requeue::No => self.leave(item.id),
+            Requeue::Hold(reason) => {
+                let pushed = self.leave(item.id);
+                if pushed.is_none() {
+                    self.entries.entry(item.id).or_default().position = Position::Held(reason);
+                }
+                pushed
+            }
         };
         self.call_ends(item.id, item.attempts, end);
         pushed
@@ -214,6 +241,10 @@ impl Registry {
         let Some(entry) = self.entries.get_mut(&id) else { return false };
         let waited = match &mut entry.position {
             Position::NoLane => false,
+            position @ Position::Held(_) => {
+                *position = Position::NoLane;
+                false
+            }
             position @ Position::InLane { .. } => {
                 *position = Position::NoLane;
                 entry.dropped_during_call = false;

@@ -14,9 +14,9 @@ use super::lane::RetryItem;
 use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::MayCall;
-use super::signal::{Requeue, Signal};
+use super::signal::{HoldReason, Requeue, Signal};
 use crate::ceiling::{Class, Permit};
-use crate::message::{self, Message};
+use crate::message::{self, Message, MessageId, Topic};
 use crate::meter::{CallKind, OverBudget};
 use crate::spool::{Change, Doubt, Effect, KeepError, ReadError, Reason, Record, Tries};
 use crate::upstream::{SendGate, Upstream};
@@ -59,6 +59,10 @@ impl<U: Upstream> Drop for HandedOut<U> {
         let (signal, requeue) = self.tried;
         let attempts = self.item.attempts + u32::from(!signal.is_without_call());
         self.kept.queue.ended(&self.lane, RetryItem { attempts, ..self.item }, signal, requeue);
+        if requeue == Requeue::Hold(HoldReason::NotAllowed) {
+            // The rule may have changed meanwhile.
+            self.kept.release(self.item.id);
+        }
     }
 }
 
@@ -142,9 +146,8 @@ impl<U: Upstream> KeptMessages<U> {
     async fn ready(&self, lane: &message::Lane, item: RetryItem) -> Result<Message, TryResult> {
         let gone = (Signal::NoCall, Requeue::No);
         let id = item.id;
-        if self.queued(id).is_none() {
-            return Err(gone);
-        }
+        let Some(brief) = self.queued(id) else { return Err(gone) };
+        self.may_go(id, &brief.topic)?;
         if Instant::now() >= item.expires {
             self.dead_letter(id, item.attempts, death(Reason::Expired, None), None).await;
             return Err(gone);
@@ -177,6 +180,10 @@ impl<U: Upstream> KeptMessages<U> {
                 }
                 Err(gone)
             }
+            Err(ReadError::Unverified) => {
+                self.log_held(id, HoldReason::Unverified);
+                Err((Signal::NoCall, Requeue::Hold(HoldReason::Unverified)))
+            }
             Err(ReadError::Disk(error) | ReadError::Redis(error)) => {
                 if let Some(suppressed) = self.log.next() {
                     let error = &*error;
@@ -186,6 +193,15 @@ impl<U: Upstream> KeptMessages<U> {
                 Err((LOCAL_FAILURE, Requeue::Yes))
             }
         }
+    }
+
+    /// Else the configuration has changed since the message was put into its lane.
+    fn may_go(&self, id: MessageId, topic: &Topic) -> Result<(), TryResult> {
+        if self.may_send(topic) {
+            return Ok(());
+        }
+        self.log_held(id, HoldReason::NotAllowed);
+        Err((Signal::NoCall, Requeue::Hold(HoldReason::NotAllowed)))
     }
 
     async fn permit(&self, item: RetryItem, mut turn: Turn) -> Result<Permit, TryResult> {
@@ -215,6 +231,7 @@ impl<U: Upstream> KeptMessages<U> {
         if self.dispatcher.stop.is_cancelled() || other_probes {
             return Err(no_call);
         }
+        self.may_go(id, &message.topic)?;
         match self.queue.call_begins(id, || self.find_state(id)) {
             MayCall::Yes => {}
             MayCall::Gone => return Err(no_call),

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::lane::{LaneQueue, RetryItem, retry_wait};
 use super::outcome::Outcome;
 use super::registry::{RegisteredCaller, Registry, TryEnd};
-use super::signal::{Requeue, Signal};
+use super::signal::{HoldReason, Requeue, Signal};
 use crate::answer::AccessDenied;
 use crate::config::Retry;
 use crate::message::{self, MessageId};
@@ -116,6 +116,22 @@ impl RetryQueue {
         }
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// As [`Self::push`], of a message that is to be held: it waits in no lane.
+    pub(super) fn hold(
+        &self,
+        lane: message::Lane,
+        item: RetryItem,
+        due: Instant,
+        reason: HoldReason,
+    ) {
+        self.state().registry.hold((lane, item, due), reason);
+    }
+
+    /// Messages that are held.
+    pub(super) fn held(&self) -> Vec<(MessageId, HoldReason)> {
+        self.state().registry.held().collect()
     }
 
     /// Messages that are kept no more wait no more.

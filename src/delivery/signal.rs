@@ -24,6 +24,17 @@ pub(super) enum Signal {
 pub(super) enum Requeue {
     Yes,
     No,
+    /// It stays queued, and no lane has it.
+    Hold(HoldReason),
+}
+
+/// Why no call is made for a message, whatever the provider does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HoldReason {
+    /// `topics.allow` does not allow its topic.
+    NotAllowed,
+    /// Its body is not the one that was stored.
+    Unverified,
 }
 
 impl Signal {

@@ -2,6 +2,7 @@
 //! pause.
 
 mod adversary;
+mod held;
 pub(super) mod panics;
 mod retention;
 #[cfg(feature = "redis-tests")]

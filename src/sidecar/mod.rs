@@ -22,7 +22,7 @@ use crate::message::InstanceId;
 use crate::meter::{Meter, PriorCalls};
 use crate::publish::PublishService;
 use crate::server::{HttpServer, Listener};
-use crate::spool::{self, OpenError, Spool};
+use crate::spool::{self, AdoptionRules, MacFileError, MacKeys, OpenError, Spool};
 use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, TelemetrySources};
 use crate::upstream::{HttpUpstream, TlsError};
 pub use listeners::control_sockets;
@@ -219,18 +219,29 @@ impl Sidecar {
         &self.configuration
     }
 
-    /// Applies what may change while running: ceilings (permits already spent stay spent), prices, and
-    /// how requests are read.
+    /// Applies what may change while running: ceilings (permits already spent stay spent), prices,
+    /// how requests are read, and which stored messages are sent and taken over.
     pub fn reload(&self, config: &Config) {
         self.ceiling.resize(&config.ceilings);
         self.meter.reprice(&config.billing);
         self.publish.reload(config);
+        self.delivery.reload(config);
         self.configuration.applied(config);
     }
 }
 
 async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError> {
-    let options = spool_options(spool, &config.idempotency);
+    let adopts = AdoptionRules::of(config);
+    let options = spool::Options { adopts, ..spool_options(spool, &config.idempotency) };
+    if hand_over_to(config).is_some()
+        && let Some(file) = options.mac.clone()
+    {
+        // Else the error would come at the end, when the messages are to be migrated.
+        let path = file.path.clone();
+        let read = tokio::task::spawn_blocking(move || MacKeys::read(&file.path)).await;
+        let read = read.map_err(io::Error::from).map_err(MacFileError::from).flatten();
+        read.map_err(|error| OpenError::MacFile { path, error })?;
+    }
     match (spool.store, &config.fleet) {
         (config::Store::Redis, Some(fleet)) => {
             Spool::share(fleet, Some(&spool.path), options).await
@@ -297,6 +308,8 @@ pub fn spool_options(config: &config::Spool, idempotency: &config::Idempotency) 
         // A key's answer is in its message's receipt.
         keep_receipts: config.keep_receipts.max(idempotency.keep),
         keep_claims: idempotency.keep,
+        mac: config.mac.clone(),
+        adopts: AdoptionRules::default(),
     }
 }
 

@@ -117,6 +117,12 @@ impl Core {
                 index.damaged += 1;
                 continue;
             };
+            let ended = index.get(id).filter(|known| known.is_receipt() && !entry.is_receipt());
+            if let Some(ended) = ended {
+                tracing::error!(message = %id, "Redis had an old record of a message that has ended: it is not sent again; find out who can write to Redis");
+                self.queue().ops.push_back(WriteOp::unobserved(meta::now(id, ended)));
+                continue;
+            }
             index.insert(id, entry);
             ids.push(id);
         }

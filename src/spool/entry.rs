@@ -33,6 +33,8 @@ pub(super) struct Entry {
     pub(super) location: Location,
     pub(super) claim: Option<Box<Claim>>,
     pub(super) trace: Option<Box<TraceId>>,
+    /// The digest of its body, where records have MACs.
+    pub(super) digest: Option<Box<[u8; 32]>>,
     pub(super) stage: Stage,
 }
 
@@ -58,6 +60,7 @@ impl Entry {
             location: Location { segment: 0, offset: 0, len: 0 },
             claim: None,
             trace: None,
+            digest: None,
             stage: Stage::Queued { calling: false },
         }
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use tokio::time::Instant;
 
 use super::Spool;
+use super::adoption::AdoptionRules;
 use super::facts::WriteError;
 use super::ownership::{Durability, Ownership};
 use super::record::Brief;
@@ -46,6 +47,14 @@ impl Spool {
     pub fn adoptions(&self) -> Option<Adoptions> {
         let ownership = Arc::clone(self.ownership()?);
         Some(Adoptions { engine: Arc::downgrade(&self.engine), ownership, begun: false })
+    }
+
+    /// Takes over by these rules from now on, also of what was left before.
+    pub fn adopt_by(&self, rules: AdoptionRules) {
+        if let Some(ownership) = self.ownership() {
+            ownership.set_rules(rules);
+            self.engine.wake();
+        }
     }
 
     /// Takes nothing over any more.

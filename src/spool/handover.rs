@@ -30,7 +30,7 @@ impl Spool {
             for brief in &slice {
                 let submitted = match self.read(brief.id).await {
                     Ok(record) => to.submit_as(&record),
-                    Err(ReadError::Absent | ReadError::Damaged) => continue,
+                    Err(ReadError::Absent | ReadError::Damaged | ReadError::Unverified) => continue,
                     Err(ReadError::Disk(error)) => Err(KeepError::Disk(error)),
                     Err(ReadError::Redis(error)) => Err(KeepError::Redis(error)),
                 };

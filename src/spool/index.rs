@@ -13,7 +13,7 @@ use super::destination::Destinations;
 use super::entry::{Content, Entry, Location};
 use super::record::{Change, DropReason};
 use super::tally::Tally;
-use super::{Affected, KeepError, Refused, Share, Usage};
+use super::{Affected, HeldCounts, KeepError, Refused, Share, Usage};
 use crate::message::MessageId;
 
 /// What entries need of a segment of the log. Its file is known to the disk alone.
@@ -227,6 +227,7 @@ impl Index {
             failure: self.failure.clone(),
             max: Share::default(),
             account: None,
+            left: HeldCounts::default(),
         }
     }
 

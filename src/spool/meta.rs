@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,7 @@ use super::destination::Destinations;
 use super::entry::{Entry, Location, Stage};
 use super::frame::{PendingRecord, RecordKind};
 use super::record::{Change, Claim, Death, Receipt, Tries};
-use crate::message::{MessageId, Topic, TraceId};
+use crate::message::{InstanceId, MessageId, Topic, TraceId};
 
 /// Of a kept message: all that is known. Of one that was delivered or dropped: all that is left.
 #[derive(Serialize, Deserialize)]
@@ -41,6 +43,9 @@ struct FullRecord<'a> {
     /// reads a message that has ended, and does not deliver it.
     #[serde(default, skip_serializing_if = "is_default")]
     dropped: bool,
+    /// The digest of the body, in Base64, where the words get a MAC.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    body_sha256: Option<Cow<'a, str>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -87,6 +92,7 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord 
         }
     }
     let is_receipt = receipt.is_some();
+    let digest = entry.digest.as_deref().filter(|_| !is_receipt);
     let meta = json(&FullRecord {
         instance: Cow::Borrowed(&entry.destination.lane.instance),
         topic: Cow::Borrowed(entry.destination.topic.as_str()),
@@ -100,6 +106,7 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord 
         death,
         receipt,
         dropped,
+        body_sha256: digest.map(|digest| STANDARD.encode(digest).into()),
     });
     if is_receipt {
         PendingRecord { kind: RecordKind::Delivered, id, meta, body: Bytes::new() }
@@ -201,7 +208,32 @@ pub(super) fn entry(
         location,
         claim: words.claim.map(Box::new),
         trace: words.trace.map(Box::new),
+        digest: words.body_sha256.as_deref().and_then(decoded),
         stage,
+    })
+}
+
+fn decoded(digest: &str) -> Option<Box<[u8; 32]>> {
+    STANDARD.decode(digest).ok()?.try_into().ok().map(Box::new)
+}
+
+/// What decides whether a sidecar takes a message over, of all that is known of it.
+pub(super) struct Summary {
+    pub(super) instance: InstanceId,
+    pub(super) topic: Topic,
+    pub(super) is_receipt: bool,
+    /// Whether it has a digest of the body.
+    pub(super) has_digest: bool,
+}
+
+/// `None`: it cannot be read.
+pub(super) fn summary(meta: &[u8]) -> Option<Summary> {
+    let words: FullRecord<'_> = serde_json::from_slice(meta).ok()?;
+    Some(Summary {
+        instance: Arc::from(&*words.instance),
+        topic: Topic::parse(&words.topic).ok()?,
+        is_receipt: words.receipt.is_some(),
+        has_digest: words.body_sha256.as_deref().and_then(decoded).is_some(),
     })
 }
 

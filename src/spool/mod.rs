@@ -6,6 +6,7 @@
 //! [`Spool::keep`] returns once a message is durable, and concurrent calls share one write to the
 //! disk. What becomes of a message afterwards is noted with [`Spool::note`].
 
+mod adoption;
 mod backend;
 mod core;
 mod destination;
@@ -17,6 +18,7 @@ mod frame;
 mod handover;
 mod index;
 mod lanes;
+mod mac;
 mod meta;
 mod open;
 mod ownership;
@@ -43,7 +45,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+pub use adoption::{AdoptionRules, HeldCounts};
 pub use fleet::{Adoptions, NotOurs};
+pub use mac::{MacFileError, MacKeys};
 pub use ownership::Durability;
 pub use record::{
     Brief, Change, Claim, Death, Doubt, DropReason, Reason, Receipt, Record, State, Tries,
@@ -51,6 +55,8 @@ pub use record::{
 pub use selection::{Affected, Listed, Picked, Selection, SelectionError, Which};
 pub use share::Share;
 
+use self::core::Core;
+use crate::config::MacFile;
 use crate::message::{Message, MessageId};
 use backend::BodyError;
 use entry::Entry;
@@ -74,6 +80,10 @@ pub struct Options {
     /// So long, but no longer than receipts are kept, the receipt of a message with a claim does not
     /// give way to new messages: its key is taken.
     pub keep_claims: Duration,
+    /// In Redis: the keys that sign and verify records.
+    pub mac: Option<MacFile>,
+    /// In Redis: what is taken over from others.
+    pub adopts: AdoptionRules,
 }
 
 /// Why a spool does not open.
@@ -93,6 +103,14 @@ pub enum OpenError {
         /// Queued ones and dead letters.
         messages: u64,
     },
+    /// The keys for the MACs of records cannot be read.
+    #[error("spool.mac_file {path}: {error}")]
+    MacFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: MacFileError,
+    },
     /// The folder cannot be read or written.
     #[error("the spool at {path} cannot be used: {error}")]
     Io {
@@ -109,6 +127,9 @@ impl OpenError {
         match self {
             Self::Taken(_) => "stop the other tollgate process, or set another spool.path",
             Self::Io { .. } => "make spool.path writable for this user, or set another spool.path",
+            Self::MacFile { .. } => {
+                "write a file that this user can read: each line a key, base64 of at least 32 random bytes"
+            }
             Self::Redis(_) => "correct the problem, or set spool.store = \"disk\"",
             Self::Left { .. } => {
                 "start once with spool.store = \"disk\" and drain.handoff = true, and stop"
@@ -150,6 +171,9 @@ pub enum ReadError {
     /// Its bytes have changed on the disk. It was set aside and counted, and is no longer kept.
     #[error("its bytes are damaged")]
     Damaged,
+    /// Its body is not the one that its MAC is about: it is not to be sent.
+    #[error("its body is not the one that was stored")]
+    Unverified,
     /// The disk does not read; it may later.
     #[error("the disk does not read: {0}")]
     Disk(Arc<str>),
@@ -183,6 +207,8 @@ pub struct Usage {
     pub max: Share,
     /// What all sidecars of the account keep without receipts, where they share a spool.
     pub account: Option<Share>,
+    /// What this sidecar has not taken over of what dead ones have left.
+    pub left: HeldCounts,
 }
 
 /// New messages that were refused for a bound.
@@ -283,6 +309,12 @@ impl Spool {
         mut entry: Entry,
         bound: Bound,
     ) -> Result<oneshot::Receiver<Result<(), KeepError>>, KeepError> {
+        // The words of a record in Redis are what is signed.
+        if let Core { ownership: Some(_), options: Options { mac: Some(_), .. }, .. } =
+            &*self.engine.core
+        {
+            entry.digest = Some(Box::new(mac::digest(message.payload.as_bytes())));
+        }
         // The body is shared, and nothing is encoded under the lock.
         let record = meta::whole(message.id, &entry, message.payload.clone().into_bytes());
         entry.size = record.len();
@@ -341,7 +373,13 @@ impl Spool {
                 return Ok(entry.record(id, Bytes::new()));
             }
             match backend.body(id, entry.location).await {
-                Ok(body) => return Ok(entry.record(id, body)),
+                Ok(body) => {
+                    let holds = |digest: &[u8; 32]| mac::digest(&body) == *digest;
+                    if entry.digest.as_deref().is_some_and(|digest| !holds(digest)) {
+                        return Err(ReadError::Unverified);
+                    }
+                    return Ok(entry.record(id, body));
+                }
                 Err(BodyError::Absent) => return Err(ReadError::Absent),
                 // Then it lies elsewhere now.
                 Err(BodyError::Moved) if before != Some(entry.location) => {
@@ -397,7 +435,8 @@ impl Spool {
     pub fn usage(&self) -> Usage {
         let core = &self.engine.core;
         let account = core.ownership.as_ref().map(|ownership| ownership.account());
-        let mut usage = Usage { max: self.max(), account, ..core.fresh_index().usage() };
+        let left = core.ownership.as_ref().map(|ownership| ownership.left()).unwrap_or_default();
+        let mut usage = Usage { max: self.max(), account, left, ..core.fresh_index().usage() };
         if usage.failure.is_none() && core.queue().hangs() {
             usage.failure = Some("it does not answer".into());
         }

@@ -196,14 +196,14 @@ impl SharedSpool {
         options: Options,
         times: Times,
     ) -> Result<(Self, Result<(), SpoolRedisError>), OpenError> {
-        let ownership = Arc::new(Ownership::default());
+        let ownership = Arc::new(Ownership::new(options.adopts.clone()));
         let core = Core::new(options.clone(), Index::default(), Some(Arc::clone(&ownership)));
         let (fleet, folder, owns) =
             (fleet.clone(), folder.map(Path::to_owned), Arc::clone(&ownership));
         let backend = spawn_blocking(move || {
             RedisBackend::new(&fleet, folder.as_deref(), &options, times, &owns)
         });
-        let backend = Arc::new(backend.await.map_err(failed)?);
+        let backend = Arc::new(backend.await.map_err(failed)??);
         let engine = Engine::new(core, Arc::clone(&backend) as _);
         let begun = loop {
             let (view, backend) = (engine.view.clone(), Arc::clone(&backend));

@@ -2,12 +2,13 @@
 //! it, and what callers ask.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Share;
+use super::adoption::{AdoptionRules, HeldCounts};
 use crate::message::MessageId;
 
 /// How durable a message is that was kept.
@@ -56,17 +57,26 @@ struct OwnershipState {
     account: Share,
     /// Taken over, and not taken up yet.
     taken_over: Vec<MessageId>,
+    /// What is taken over.
+    rules: Arc<AdoptionRules>,
+    /// Counts changes of the rules.
+    rules_version: u64,
+    /// What is not taken over of what dead peers have left.
+    left: HeldCounts,
     closed: bool,
 }
 
-impl Default for Ownership {
-    fn default() -> Self {
+impl Ownership {
+    pub(super) fn new(rules: AdoptionRules) -> Self {
         let state = OwnershipState {
             owned_until: None,
             // Until Redis's configuration is known, the weakest.
             durability: Durability::RedisMemory,
             account: Share::default(),
             taken_over: Vec::new(),
+            rules: Arc::new(rules),
+            rules_version: 0,
+            left: HeldCounts::default(),
             closed: false,
         };
         Self {
@@ -76,9 +86,7 @@ impl Default for Ownership {
             more: Notify::new(),
         }
     }
-}
 
-impl Ownership {
     fn state(&self) -> MutexGuard<'_, OwnershipState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,6 +128,29 @@ impl Ownership {
     /// Whether messages of dead peers are to be taken over.
     pub(super) fn takes_over(&self) -> bool {
         self.takes_over.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn rules(&self) -> Arc<AdoptionRules> {
+        Arc::clone(&self.state().rules)
+    }
+
+    /// Changes when what was left is to be looked at again.
+    pub(super) fn rules_version(&self) -> u64 {
+        self.state().rules_version
+    }
+
+    pub(super) fn set_rules(&self, rules: AdoptionRules) {
+        let mut state = self.state();
+        state.rules = Arc::new(rules);
+        state.rules_version += 1;
+    }
+
+    pub(super) fn left(&self) -> HeldCounts {
+        self.state().left
+    }
+
+    pub(super) fn set_left(&self, left: HeldCounts) {
+        self.state().left = left;
     }
 
     pub(super) fn announce(&self, ids: Vec<MessageId>) {

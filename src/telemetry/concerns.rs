@@ -3,6 +3,7 @@
 mod ceilings;
 mod configuration;
 mod connections;
+mod held;
 mod memory;
 
 use jiff::{SignedDuration, Timestamp};
@@ -46,6 +47,7 @@ pub(super) fn of(status: &SidecarStatus, uncertain: u64) -> Vec<Concern> {
     concerns.key(status);
     concerns.access(status);
     concerns.spool(status);
+    concerns.held(status);
     concerns.failing(status);
     concerns.blocked(status);
     concerns.fleet(status);

@@ -59,6 +59,7 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
         ceilings(sources),
         retries(sources),
         sources.spool.as_ref().map(spool).unwrap_or_default(),
+        held(sources),
         process(sources),
         connections(sources.connections.each_ref().map(ConnectionSlots::usage)),
         memory(sources.memory.usage()),
@@ -364,6 +365,27 @@ fn spool(spool: &Spool) -> Families {
     let limits = [max_messages, max_bytes, failing];
     let kept = [messages, bytes, oldest, commits, damaged, dropped, refused];
     kept.into_iter().chain(limits).map(Family::done).collect()
+}
+
+/// A message that is left with a dead owner is counted by every sidecar of the account. On a disk there is
+/// no such owner and no MAC, and so no series.
+fn held(sources: &TelemetrySources) -> Families {
+    let Some(spool) = &sources.spool else { return Vec::new() };
+    let (own, usage) = (sources.delivery.held(), spool.usage());
+    let series = |held: Family, reason, owner, count: u64| {
+        held.value(&[("reason", reason), ("owner", owner)], count as f64)
+    };
+    let mut held = Family::gauge(
+        "tollgate_spool_held_messages",
+        "Stored messages that this sidecar does not send, by reason, and whose they are",
+    );
+    held = series(held, "not_allowed", "self", own.not_allowed);
+    if usage.account.is_some() {
+        held = series(held, "not_allowed", "dead", usage.left.not_allowed);
+        held = series(held, "unverified", "self", own.unverified);
+        held = series(held, "unverified", "dead", usage.left.unverified);
+    }
+    vec![held.done()]
 }
 
 fn process(sources: &TelemetrySources) -> Families {

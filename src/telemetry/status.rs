@@ -17,7 +17,7 @@ use crate::config::{Billing, Limit};
 use crate::delivery;
 use crate::meter::{BudgetStatus, Failure, Published, Snapshot};
 use crate::server::ConnectionSlots;
-use crate::spool::{Share, Spool};
+use crate::spool::{HeldCounts, Share, Spool};
 
 /// The most paused topics that are listed: those with the most messages.
 const MAX_PAUSED: usize = 50;
@@ -149,7 +149,7 @@ impl SidecarStatus {
             ledger_failure: sources.meter.failure(),
             waiting: ceiling.waiting,
             longest_wait_seconds: ceiling.longest_wait.as_secs_f64(),
-            kept: sources.spool.as_ref().map(kept),
+            kept: sources.spool.as_ref().map(|spool| kept(spool, sources.delivery.held())),
             paused_topics: paused.len(),
             paused,
             ceilings: ceiling
@@ -201,8 +201,9 @@ impl SidecarStatus {
     }
 }
 
-fn kept(spool: &Spool) -> KeptView {
+fn kept(spool: &Spool, mut held: HeldCounts) -> KeptView {
     let usage = spool.usage();
+    held += usage.left;
     // Receipts are evicted first, so they do not count as full.
     let (queued, dead) = (usage.queued, usage.dead);
     // A shared spool's limits hold for all sidecars together.
@@ -220,6 +221,8 @@ fn kept(spool: &Spool) -> KeptView {
         oldest: usage.oldest,
         dead_dropped_for_room: usage.last_dropped_for_room,
         failure: usage.failure.as_deref().map(str::to_owned),
+        not_allowed: held.not_allowed,
+        unverified: held.unverified,
         durability: spool.durability().as_str().into(),
     }
 }

@@ -174,6 +174,12 @@ pub(crate) struct KeptView {
     #[serde(default)]
     pub(crate) dead_dropped_for_room: Option<Timestamp>,
     pub(crate) failure: Option<String>,
+    /// Stored messages that this sidecar does not send, its own and those of dead ones: since they are not
+    /// allowed here, and since their MACs do not hold.
+    #[serde(default)]
+    pub(crate) not_allowed: u64,
+    #[serde(default)]
+    pub(crate) unverified: u64,
     /// How durable stored messages are, as in the answer to their callers.
     pub(crate) durability: Cow<'static, str>,
 }

@@ -328,6 +328,8 @@ async fn probes() {
             "upstream.roots",
         ),
         (set("upstream.egress_addresses", "192.0.2.1"), "cannot be sent from"),
+        (set("spool.mac_file", &path(&file)), "has no key"),
+        (set("spool.mac_file", &path(&missing)), "No such file"),
     ] {
         let flags: Vec<_> = more.split(' ').map(str::to_owned).collect();
         let bad = probed(&flags, &env).await;

@@ -72,6 +72,35 @@ async fn kept_and_delivered_later() {
     assert_eq!(sidecar.drain(std::future::pending()).await, 0);
 }
 
+/// An earlier configuration has accepted it, and this one does not allow its topic, until it does again.
+#[tokio::test]
+async fn a_stored_message_whose_topic_is_not_allowed_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = Script::start([error(500, "SendMessageFailed"), ok()]).await;
+    let spool = folder.path().display().to_string();
+    let base = [("spool.store", "disk"), ("spool.path", &*spool)];
+    let patient = [&base[..], &[("retry.base", "1h"), ("retry.cap", "1h")]].concat();
+    let (first, address, _) = sidecar(&config(&script.url, &patient)).await;
+    let answer = publish(&address, &[("prefer", "respond-async")], b"hello").await;
+    let location = answer.header("location").to_owned();
+    support::until("its call fails", async || script.requests().len() == 1).await;
+    first.drain(std::future::ready(())).await;
+
+    let narrow = [&base[..], &[("topics.allow", "Other"), ("retry.base", "1ms")]].concat();
+    let (second, address, telemetry) = sidecar(&config(&script.url, &narrow)).await;
+    assert_eq!(publish(&address, &[], b"hello").await.status, 403);
+    let metrics = get(&telemetry, "/metrics").await.text();
+    let held = "tollgate_spool_held_messages{reason=\"not_allowed\",owner=\"self\"}";
+    assert!((series(&metrics, held) - 1.0).abs() < 0.5, "{metrics}");
+    let concerns = get(&telemetry, "/status.json").await.json()["concerns"].to_string();
+    assert!(concerns.contains("Stored messages may not be sent from here"), "{concerns}");
+    assert_eq!(becomes(&address, &location, "queued").await["Attempts"], 1);
+    assert_eq!(script.requests().len(), 1, "nothing was sent");
+
+    second.reload(&config(&script.url, &[&base[..], &[("topics.allow", "TopicA/*")]].concat()));
+    assert_eq!(becomes(&address, &location, "delivered").await["Attempts"], 2);
+}
+
 #[tokio::test]
 async fn receipts_that_are_not_there() {
     let script = Script::start([]).await;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::support;
-use crate::support::http::{get, post};
+use crate::support::http::{get, post, series};
 use crate::support::lossy::loses_an_answer;
 use crate::support::process::{Emulator, Said, Serve, run};
 use crate::support::redis::Redis;
@@ -462,4 +462,82 @@ async fn a_key_is_known_after_a_crash() {
     assert_eq!((again.status, again.header("idempotency-replayed")), (200, "true"));
     assert_eq!(again.json()["MsgId"], first.json()["MsgId"]);
     assert_eq!(pods.arrivals().await["once"].len(), 1);
+}
+
+/// Puts a record of a message of `TopicA` into Redis, with the owner that the first one there has.
+fn plant(redis: &Redis, id: &str, body: &str) {
+    let script = "local S, W = KEYS[1], KEYS[2]
+        local owner = redis.call('XPENDING', S, 'tollgate', '-', '+', 1)[1][2]
+        local new = redis.call('XADD', S, '0-*', 'id', ARGV[1], 'body', ARGV[3])
+        redis.call('XCLAIM', S, 'tollgate', owner, 0, new, 'FORCE', 'JUSTID', 'LASTID', new)
+        redis.call('HSET', W, ARGV[1], new .. ' 90 ' .. ARGV[2])";
+    let instance = support::INSTANCE;
+    let at = Timestamp::now();
+    let words = format!(r#"{{"instance":"{instance}","topic":"TopicA","kept_at":"{at}"}}"#);
+    let mut command = redis::cmd("EVAL");
+    command.arg(script).arg(2);
+    command.arg("tollgate:{default}:spool").arg("tollgate:{default}:spool:words");
+    command.arg(id).arg(words).arg(body).exec(&mut redis.connection()).unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_delivers_what_its_own_rules_allow_and_its_keys_verify() {
+    const PLANTED: &str = "01a2082df4757088bbc9b040e1f84a7d";
+    let pods = Pods::new().await;
+    let keys = pods.folder.path().join("keys");
+    std::fs::write(&keys, STANDARD.encode([7; 32]) + "\n").unwrap();
+    let mac = ("spool.mac_file", keys.to_str().unwrap());
+    pods.fault(FAILS).await;
+    let stopped = pods.pod("stopped", &[mac]).await;
+    for topic in ["TopicA", "TopicB"] {
+        let path = format!("/publish/{topic}");
+        let headers = [("prefer", "respond-async")];
+        let answer = post(&stopped.publish, &path, &headers, topic.as_bytes()).await;
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    plant(&pods.redis, PLANTED, "planted");
+    stopped.signal(Signal::TERM);
+    stopped.ended().await;
+    pods.fault(b"[]").await;
+
+    let narrow = pods.pod("narrow", &[mac, ("topics.allow", "TopicA")]).await;
+    pods.delivers(&["TopicA".to_owned()], ACCEPTABLE).await;
+    let held = "tollgate_spool_held_messages";
+    support::until("the rest is left", async || {
+        let metrics = get(&narrow.telemetry, "/metrics").await.text();
+        ["not_allowed", "unverified"].iter().all(|reason| {
+            let dead = format!("{held}{{reason=\"{reason}\",owner=\"dead\"}}");
+            (series(&metrics, &dead) - 1.0).abs() < 0.5
+        })
+    })
+    .await;
+    let concerns = get(&narrow.telemetry, "/status.json").await.json()["concerns"].to_string();
+    for title in ["Stored messages cannot be trusted", "Stored messages may not be sent from here"]
+    {
+        assert!(concerns.contains(title), "{concerns}");
+    }
+    let wide = pods.pod("wide", &[mac]).await;
+    pods.delivers(&["TopicB".to_owned()], ACCEPTABLE).await;
+    for pod in [narrow, wide] {
+        pod.signal(Signal::TERM);
+        let (_, log) = pod.ended().await;
+        assert!(log.contains("no valid MAC") && log.contains(PLANTED), "{log}");
+    }
+    let arrivals = pods.arrivals().await;
+    are_once(&arrivals, None);
+    assert!(!arrivals.contains_key("planted"));
+
+    // An operator looks without keys, and drops it.
+    let settings = pods.settings("operator", &[("listen.control", "none"), ("spool.mac_file", "")]);
+    let listed = messages(&settings, &["list", "--state", "queued"]).await;
+    assert!(listed.stdout.contains(PLANTED), "{}{}", listed.stdout, listed.stderr);
+    let dropped = messages(&settings, &["drop", PLANTED]).await;
+    assert!(
+        dropped.code == 0 && dropped.stdout.contains('1'),
+        "{}{}",
+        dropped.stdout,
+        dropped.stderr
+    );
+    let left = messages(&settings, &["list", "--state", "queued", "-o", "json"]).await;
+    assert_eq!(left.stdout, "");
 }

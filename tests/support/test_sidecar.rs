@@ -14,7 +14,7 @@ use tollgate::config::Config;
 use tollgate::delivery::{Delivery, Disposition, Outcome, PublishOptions};
 use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Topic};
 use tollgate::meter::{CallKind, Meter};
-use tollgate::spool::{Options, Spool};
+use tollgate::spool::{AdoptionRules, Options, Spool};
 use tollgate::upstream::{SendGate, Upstream};
 
 pub const LATENCY: Duration = Duration::from_millis(5);
@@ -123,6 +123,8 @@ impl TestSidecar {
             max_messages: 100_000,
             keep_receipts: Duration::from_mins(10),
             keep_claims: Duration::from_mins(10),
+            mac: None,
+            adopts: AdoptionRules::default(),
         };
         let spool = Spool::open(options).await.unwrap();
         let ceiling = Ceiling::start(&config.ceilings, 1, 10_000, Start::Alone);

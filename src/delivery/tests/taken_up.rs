@@ -4,10 +4,11 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::config::{MacFile, Unsigned};
 use crate::redis_client::lossy::loses_an_answer;
 use crate::redis_client::server::Redis;
-use crate::spool::Change;
-use crate::spool::tests::{receipt, shared_at};
+use crate::spool::tests::{receipt, shared_at, shared_with};
+use crate::spool::{AdoptionRules, Change, Options};
 
 /// A provider that takes every message, and answers for one of them only when it is let go.
 #[derive(Clone)]
@@ -48,18 +49,13 @@ impl Upstream for Slow {
 }
 
 fn delivers(spool: &Spool, provider: &Slow, unknown: &str) -> Delivery<Slow> {
-    let flags = [
-        ("upstream.endpoint", "http://127.0.0.1:1"),
-        ("upstream.instance_id", "x"),
-        ("retry.base", "10ms"),
-        ("retry.cap", "50ms"),
-        ("retry.unknown", unknown),
-    ];
-    let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let config = config::load(None, [], &flags).unwrap().config;
+    delivers_by(&config(&[("retry.unknown", unknown)]), spool, provider)
+}
+
+fn delivers_by(config: &Config, spool: &Spool, provider: &Slow) -> Delivery<Slow> {
     let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
     let meter = Meter::new(5, &config.billing, []);
-    Delivery::new(&config, provider.clone(), Some(spool.clone()), ceiling, meter, 7)
+    Delivery::new(config, provider.clone(), Some(spool.clone()), ceiling, meter, 7)
 }
 
 fn in_lanes<U: Upstream>(delivery: &Delivery<U>) -> usize {
@@ -203,4 +199,66 @@ async fn a_fresh_call_that_is_under_way_meanwhile() {
     provider.let_go.cancel();
     until("all have ended", || spool.usage().queued.messages == 0).await;
     assert_eq!([id, later].map(|id| provider.calls(id)), [1, 1]);
+}
+
+fn options_of(config: &Config) -> Options {
+    Options { adopts: AdoptionRules::of(config), ..options(Path::new("/nowhere")) }
+}
+
+/// A sidecar that has stopped leaves messages of two topics to one that may send one of them.
+#[tokio::test]
+async fn a_peer_sends_what_its_own_rules_allow() {
+    let redis = Redis::start();
+    let owner = shared_at(redis.port, None).await;
+    let mut kept = Vec::new();
+    for topic in ["Payment", "Alarm/x", "Payment"] {
+        let message = message(topic);
+        owner.keep(&message, None).await.unwrap();
+        kept.push(message.id);
+    }
+    owner.close().await;
+    let rules = config(&[("topics.allow", "Alarm/*")]);
+    let spool = shared_with(redis.port, options_of(&rules)).await;
+    let provider = Slow::new(MessageId::new());
+    let delivery = delivers_by(&rules, &spool, &provider);
+    until("the rest is left", || spool.usage().left.not_allowed == 2).await;
+    until("the alarm is delivered", || spool.usage().receipts.messages == 1).await;
+    assert_eq!(kept.iter().map(|id| provider.calls(*id)).collect::<Vec<_>>(), [0, 1, 0]);
+    delivery.reload(&config(&[]));
+    until("all are delivered", || spool.usage().receipts.messages == 3).await;
+    assert!(kept.iter().all(|id| provider.calls(*id) == 1));
+    assert_eq!(spool.usage().left.not_allowed, 0);
+}
+
+/// A client of Redis puts another body in the place of a stored one.
+#[tokio::test]
+async fn a_body_that_was_changed_is_not_sent() {
+    let (redis, folder) = (Redis::start(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("keys");
+    std::fs::write(&path, "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=").unwrap();
+    let mac = Some(MacFile { path, unsigned: Unsigned::SetAside });
+    let spool = shared_with(redis.port, Options { mac, ..options_of(&config(&[])) }).await;
+    let [changed, other] = [keep(&spool, 1).await[0], keep(&spool, 1).await[0]];
+    let script = "local S, W = KEYS[1], KEYS[2]
+        local words = redis.call('HGET', W, ARGV[1])
+        local entry, rest = string.match(words, '^(%S+) (.*)$')
+        local owner = redis.call('XPENDING', S, 'tollgate', entry, entry, 1)[1][2]
+        local new = redis.call('XADD', S, '0-*', 'id', ARGV[1], 'body', 'forged')
+        redis.call('XCLAIM', S, 'tollgate', owner, 0, new, 'FORCE', 'JUSTID', 'LASTID', new)
+        redis.call('HSET', W, ARGV[1], new .. ' ' .. rest)";
+    let mut command = redis::cmd("EVAL");
+    command.arg(script).arg(2).arg("tollgate:{a}:spool").arg("tollgate:{a}:spool:words");
+    command.arg(changed.to_string()).exec(&mut redis.connection()).unwrap();
+    let provider = Slow::new(MessageId::new());
+    let delivery = delivers(&spool, &provider, "retry");
+    until("the other is delivered", || spool.usage().receipts.messages == 1).await;
+    until("it is held", || delivery.held().unverified == 1).await;
+    delivery.reload(&config(&[]));
+    until("it is looked at again", || in_lanes(&delivery) == 0).await;
+    assert_eq!([changed, other].map(|id| provider.calls(id)), [0, 1]);
+    assert_eq!(spool.find(changed).unwrap().state, State::Queued { calling: false });
+    // An operator decides what becomes of it.
+    let selection = Selection { ids: vec![changed.to_string()], ..Selection::default() };
+    assert_eq!(delivery.discard(&selection.pick().unwrap()).await.messages, 1);
+    assert_eq!(delivery.held().unverified, 0);
 }

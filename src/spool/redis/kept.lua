@@ -91,14 +91,14 @@ local function complete_spare(now, keep_claims)
   return true
 end
 
--- The messages of pending entries: id, bytes, words.
+-- The messages of pending entries: id, bytes, words. An entry that is not its message's own is nothing.
 local function messages(pending)
   local out = {}
   for _, one in ipairs(pending) do
     local entry = redis.call('XRANGE', S, one[1], one[1])[1]
     local id = entry and entry[2][2]
-    local _, bytes, words = known(id or '')
-    if words then
+    local own, bytes, words = known(id or '')
+    if own == one[1] then
       out[#out + 1] = id
       out[#out + 1] = bytes
       out[#out + 1] = words
@@ -136,6 +136,15 @@ if verb == 'all' then
       out[#out + 1] = words
     end
   end
+  return out
+end
+
+-- A page of what another owner has, from an entry on.
+if verb == 'peek' then
+  local other, from, count = ARGV[4], ARGV[5], tonumber(ARGV[6])
+  local pending = redis.call('XPENDING', S, GROUP, '(' .. from, '+', count, other)
+  local out = messages(pending)
+  table.insert(out, 1, #pending == count and pending[count][1] or '')
   return out
 end
 
@@ -242,23 +251,26 @@ if verb == 'mine' then
   return out
 end
 
+-- Takes what another owner has of these messages, if their words are still these.
 if verb == 'take' then
-  local other, seen, count = ARGV[4], ARGV[5], tonumber(ARGV[6])
+  local other, seen = ARGV[4], ARGV[5]
   local now = redis.call('HGET', O, other) or ''
   if now ~= seen and now ~= GONE and seen ~= '*' then return { 'alive' } end
   -- Should it live after all, it learns so from its next call.
   redis.call('HSET', O, other, GONE)
-  local pending = redis.call('XPENDING', S, GROUP, '-', '+', count, other)
-  for _, one in ipairs(pending) do
-    redis.call('XCLAIM', S, GROUP, me, 0, one[1], 'JUSTID')
+  local out = { 'left' }
+  for i = 6, #ARGV, 2 do
+    local entry, _, words = known(ARGV[i])
+    if words == ARGV[i + 1] and #redis.call('XPENDING', S, GROUP, entry, entry, 1, other) > 0 then
+      redis.call('XCLAIM', S, GROUP, me, 0, entry, 'JUSTID')
+      out[#out + 1] = ARGV[i]
+    end
   end
-  local out = messages(pending)
-  local more = #pending == count
-  if not more then
+  if #redis.call('XPENDING', S, GROUP, '-', '+', 1, other) == 0 then
+    out[1] = 'none'
     redis.call('HDEL', O, other)
     redis.call('XGROUP', 'DELCONSUMER', S, GROUP, other)
   end
-  table.insert(out, 1, more and 'more' or 'all')
   return out
 end
 

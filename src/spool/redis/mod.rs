@@ -28,7 +28,9 @@ mod owner;
 mod peer_state;
 mod peers;
 mod reader;
+mod reconcile;
 mod reply;
+mod trust;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +47,7 @@ use super::ownership::Ownership;
 use super::queue::BatchLimits;
 use super::record::Change;
 use super::view::IndexView;
-use super::{KeepError, Options, ReadError, meta};
+use super::{KeepError, OpenError, Options, ReadError, meta};
 use crate::config::Fleet;
 use crate::message::MessageId;
 use connection::SpoolEndpoint;
@@ -53,6 +55,7 @@ pub(super) use connection::SpoolRedisError;
 use owner::Owner;
 pub(super) use peers::Peers;
 use reader::BodyReader;
+use trust::RecordTrust;
 
 /// How long things take. The same for all of an account, but in tests.
 #[derive(Debug, Clone, Copy)]
@@ -99,11 +102,13 @@ impl RedisBackend {
         options: &Options,
         times: Times,
         ownership: &Arc<Ownership>,
-    ) -> Self {
+    ) -> Result<Self, OpenError> {
+        let trust = RecordTrust::open(&fleet.account, options.mac.as_ref())?;
         let endpoint = Arc::new(SpoolEndpoint::new(fleet));
         let reader = BodyReader::new(Arc::clone(&endpoint));
-        let owner = Owner::new(endpoint, folder, options.clone(), times, Arc::clone(ownership));
-        Self { reader, owner: Mutex::new(owner) }
+        let (options, ownership) = (options.clone(), Arc::clone(ownership));
+        let owner = Owner::new(endpoint, folder, options, times, ownership, trust);
+        Ok(Self { reader, owner: Mutex::new(owner) })
     }
 
     /// The owner for one call of the writing half: the facts of the one before are applied.

@@ -10,11 +10,14 @@ use redis::{Cmd, FromRedisValue};
 use tokio::time::Instant;
 
 use super::connection::{Memory, SpoolConnection, SpoolEndpoint, SpoolRedisError};
-use super::peer_state::PeerState;
-use super::{Times, identity, reply};
+use super::peer_state::{PeerState, Scan};
+use super::trust::RecordTrust;
+use super::{Times, identity};
+use crate::log_limiter::LogLimiter;
 use crate::message::MessageId;
 use crate::spool::Options;
-use crate::spool::entry::{Content, Location};
+use crate::spool::adoption::HeldCounts;
+use crate::spool::entry::Location;
 use crate::spool::facts::{Fact, Progress, Reported, Residue, WriteError, WriteResult};
 use crate::spool::frame::{PendingRecord, RecordKind};
 use crate::spool::ownership::{Durability, Ownership};
@@ -24,8 +27,6 @@ use crate::spool::view::IndexView;
 const PAUSE: Duration = Duration::from_millis(250);
 /// Messages of one page.
 pub(super) const PAGE: usize = 200;
-/// Before the first entry of the stream.
-pub(super) const BEGINNING: &str = "0-0";
 
 /// What Redis knows of the owner's last call before this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub(super) struct Owner {
     pub(super) ownership: Arc<Ownership>,
     name: String,
     /// The owner that had the folder before, and is certainly dead.
-    pub(super) predecessor: Option<String>,
+    pub(super) predecessor: Option<(String, Scan)>,
     connection: Option<SpoolConnection>,
     failed: Option<(Instant, String)>,
     /// The number of the last call that is known to be done.
@@ -74,8 +75,15 @@ pub(super) struct Owner {
     _lock: Option<File>,
     pub(super) peers: HashMap<String, PeerState>,
     pub(super) looked: Option<Instant>,
+    pub(super) trust: RecordTrust,
+    /// What Redis says is ours, and is not taken up: none of it verifies.
+    pub(super) unverified: HeldCounts,
+    /// The rules by which peers' messages were looked at.
+    pub(super) rules_version: u64,
+    /// Lines about messages that are left with dead peers.
+    pub(super) left_log: LogLimiter,
     /// Found out, and not reported yet.
-    facts: Vec<Fact>,
+    pub(super) facts: Vec<Fact>,
     /// When the call was sent that renews the lease once the reported facts are applied.
     unconfirmed: Option<Instant>,
 }
@@ -88,6 +96,7 @@ impl Owner {
         options: Options,
         times: Times,
         ownership: Arc<Ownership>,
+        trust: RecordTrust,
     ) -> Self {
         let name = identity::name();
         let (lock, predecessor) = folder.and_then(|path| identity::register(path, &name)).unzip();
@@ -97,7 +106,7 @@ impl Owner {
             times,
             ownership,
             name,
-            predecessor: predecessor.flatten(),
+            predecessor: predecessor.flatten().map(|name| (name, Scan::default())),
             connection: None,
             failed: None,
             epoch: 0,
@@ -109,6 +118,10 @@ impl Owner {
             _lock: lock,
             peers: HashMap::new(),
             looked: None,
+            trust,
+            unverified: HeldCounts::default(),
+            rules_version: 0,
+            left_log: LogLimiter::each_minute(1),
             facts: Vec::new(),
             unconfirmed: None,
         }
@@ -278,6 +291,13 @@ impl Owner {
         }
         let durability = connection.durability().await.inspect_err(|_| self.connection = None)?;
         self.configured(durability);
+        if self.trust.read_again().await {
+            // What did not verify may do so now.
+            self.peers.values_mut().for_each(|peer| peer.scan.begin_anew());
+            if self.unverified != HeldCounts::default() {
+                (self.owned, self.connection) = (Owned::More, None);
+            }
+        }
         Ok(())
     }
 
@@ -290,73 +310,6 @@ impl Owner {
                 "the persistence settings of Redis have changed: 202 answers state the new durability"
             );
         }
-    }
-
-    /// Reads what we own, and reports where the index differs. Everything is read anew: what an earlier
-    /// attempt found, and the index does not have yet, may be a peer's by now.
-    async fn reconcile(
-        &mut self,
-        skipped: &HashSet<MessageId>,
-        view: &IndexView,
-    ) -> Result<(), SpoolRedisError> {
-        self.facts.clear();
-        let mut facts = Vec::new();
-        let mut mine = HashSet::new();
-        let mut from = BEGINNING.to_owned();
-        loop {
-            let page = self.call("mine", Memory::Shrinks, |command| {
-                command.arg(&from).arg(PAGE);
-            });
-            let (next, found) = reply::page(page.await?)?;
-            let new = found.into_iter().filter(|one| {
-                mine.insert(one.id) && !skipped.contains(&one.id) && !view.contains(one.id)
-            });
-            facts.push(Fact::TakenOver(new.collect()));
-            if next.is_empty() {
-                break;
-            }
-            from = next;
-        }
-        // Those that the index has and we do not own: peers own them, or they are gone.
-        let (held, gone): (Vec<_>, Vec<_>) =
-            view.all().into_iter().partition(|(id, _)| mine.contains(id));
-        let (mut taken, mut lost) = (0_usize, 0_usize);
-        for few in gone.chunks(PAGE) {
-            let exist = self.query::<Vec<bool>>("look", |command| {
-                for (id, _) in few {
-                    command.arg(id.to_string());
-                }
-            });
-            let (mut owned_by_peers, mut vanished) = (Vec::new(), Vec::new());
-            for ((id, content), exists) in few.iter().zip(exist.await?) {
-                let is_message = usize::from(*content == Content::Message);
-                if exists {
-                    owned_by_peers.push(*id);
-                    taken += is_message;
-                } else {
-                    vanished.push(*id);
-                    lost += is_message;
-                }
-            }
-            facts.extend([Fact::OwnedByPeers(owned_by_peers), Fact::Vanished(vanished)]);
-        }
-        if taken > 0 {
-            tracing::warn!(
-                messages = taken,
-                "other sidecars have taken over messages of this one, because it did not reach Redis for 15 s"
-            );
-        }
-        if lost > 0 {
-            tracing::error!(
-                messages = lost,
-                "Redis no longer has these accepted messages: they are lost; check its persistence and failovers"
-            );
-        }
-        if self.owned == Owned::Fenced {
-            facts.push(Fact::Outdated(held.into_iter().map(|(id, _)| id).collect()));
-        }
-        self.facts.extend(facts);
-        Ok(())
     }
 
     // === writing ===
@@ -409,9 +362,10 @@ impl Owner {
         let keep_receipts = options.keep_receipts.as_millis().to_string();
         let keep_claims = options.keep_claims.as_millis().to_string();
         let (messages, bytes) = (options.max_messages, options.max_bytes);
+        let signed: Vec<_> = batch.iter().map(|record| self.trust.signed(record)).collect();
         let sent = self.call("commit", memory(batch), |command| {
             command.arg(keep_receipts).arg(messages).arg(bytes).arg(keep_claims);
-            for record in batch {
+            for (record, words) in batch.iter().zip(&signed) {
                 let op = match record.kind {
                     RecordKind::Kept => "keep",
                     RecordKind::Forgotten => "forget",
@@ -422,7 +376,7 @@ impl Owner {
                     | RecordKind::Replayed => "note",
                 };
                 command.arg(op).arg(record.id.to_string()).arg(record.len());
-                command.arg(&record.meta[..]).arg(&record.body[..]);
+                command.arg(&**words).arg(&record.body[..]);
             }
         });
         sent.await

@@ -1,15 +1,17 @@
 //! The other owners of the account: whether they live, and what the dead have left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use redis::Value;
 use tokio::time::Instant;
 
 use super::connection::{Memory, SpoolRedisError};
-use super::owner::{BEGINNING, Owned, Owner, PAGE};
-use super::peer_state::PeerState;
+use super::owner::{Owned, Owner, PAGE};
+use super::peer_state::{BEGINNING, PeerState, Scan};
 use super::reply;
+use super::trust::Takes;
+use crate::message::MessageId;
 use crate::spool::Share;
 use crate::spool::facts::{Fact, Progress, StoredMessage};
 use crate::spool::view::IndexView;
@@ -21,6 +23,14 @@ pub(in crate::spool) struct Peers {
     pub(in crate::spool) held: u64,
     /// Some were not observed for long enough.
     pub(in crate::spool) undecided: bool,
+}
+
+/// Whether a dead owner still has messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stays {
+    Yes,
+    /// It has none, or it lives.
+    No,
 }
 
 impl Owner {
@@ -36,6 +46,8 @@ impl Owner {
             self.watch().await?;
         }
         self.check_configuration().await?;
+        // What the keys of a new file verify is read again over a new connection.
+        self.ready(&[], view).await?;
         if self.ownership.takes_over() && self.take_over().await? == Progress::More {
             self.ownership.ask_for_more();
         }
@@ -78,61 +90,116 @@ impl Owner {
         for peer in answer {
             let (name, epoch, pending): (String, String, u64) =
                 redis::from_redis_value(peer).map_err(|_| SpoolRedisError::Malformed)?;
-            let (unchanged, moved) = match before.remove(&name) {
-                Some(seen) if seen.epoch == epoch => (seen.unchanged + since, seen.moved),
-                seen => (Duration::ZERO, seen.is_some()),
+            let (unchanged, moved, mut scan) = match before.remove(&name) {
+                Some(seen) if seen.epoch == epoch => {
+                    (seen.unchanged + since, seen.moved, seen.scan)
+                }
+                seen => (Duration::ZERO, seen.is_some(), Scan::default()),
             };
-            peers.insert(name, PeerState { epoch, unchanged, moved, pending });
+            scan.sees(pending);
+            peers.insert(name, PeerState { epoch, unchanged, moved, pending, scan });
         }
         self.peers = peers;
         self.looked = Some(now);
+        self.count_left();
         Ok(())
+    }
+
+    /// What is left with dead owners, as of the last whole look at each.
+    fn count_left(&self) {
+        let mut left = self.unverified;
+        for peer in self.peers.values().filter(|peer| peer.is_dead(&self.times)) {
+            left += peer.scan.left;
+        }
+        self.ownership.set_left(left);
     }
 
     /// Takes over a page from the predecessor, or else from a dead peer. Done only where there was
     /// neither.
     pub(super) async fn take_over(&mut self) -> Result<Progress, SpoolRedisError> {
-        if let Some(predecessor) = self.predecessor.clone() {
-            let (messages, progress) = self.take_from(&predecessor, "*").await?;
-            if progress == Progress::Done {
-                self.predecessor = None;
-            }
+        let rules = self.ownership.rules_version();
+        if std::mem::replace(&mut self.rules_version, rules) != rules {
+            self.peers.values_mut().for_each(|peer| peer.scan.begin_anew());
+        }
+        if let Some((name, mut scan)) = self.predecessor.take() {
+            // It stays the predecessor if this fails.
+            self.predecessor = Some((name.clone(), Scan::default()));
+            let (messages, _) = self.take_from(&name, "*", &mut scan).await?;
+            // What is left with it is a dead owner's from now on.
+            self.predecessor = scan.next.is_some().then_some((name, scan));
             self.report(Fact::TakenOver(messages));
             return Ok(Progress::More);
         }
-        let dead = self.peers.iter().find(|(_, peer)| peer.is_dead(&self.times));
-        let Some((name, epoch)) = dead.map(|(name, peer)| (name.clone(), peer.epoch.clone()))
+        let dead = |peer: &PeerState| peer.is_dead(&self.times) && peer.scan.next.is_some();
+        let Some(name) = self.peers.iter().find(|(_, peer)| dead(peer)).map(|(name, _)| name)
         else {
             return Ok(Progress::Done);
         };
-        let (messages, progress) = self.take_from(&name, &epoch).await?;
-        if progress == Progress::Done {
-            self.peers.remove(&name);
+        let name = name.clone();
+        let Some(peer) = self.peers.get_mut(&name) else { return Ok(Progress::Done) };
+        let (epoch, mut scan) = (peer.epoch.clone(), std::mem::take(&mut peer.scan));
+        let (messages, stays) = self.take_from(&name, &epoch, &mut scan).await?;
+        let (taken, left) = (messages.len(), scan.left.not_allowed);
+        let is_whole = scan.next.is_none();
+        match self.peers.get_mut(&name) {
+            Some(peer) if stays == Stays::Yes => peer.scan = scan,
+            _ => drop(self.peers.remove(&name)),
         }
-        if !messages.is_empty() {
+        self.count_left();
+        if taken > 0 {
             tracing::info!(
                 owner = name,
-                messages = messages.len(),
+                messages = taken,
                 "delivering the messages of a sidecar that has stopped"
+            );
+        }
+        if is_whole
+            && left > 0
+            && let Some(suppressed) = self.left_log.next()
+        {
+            tracing::warn!(
+                owner = name,
+                messages = left,
+                suppressed,
+                "messages of a sidecar that has stopped are left for others: topics.allow or [upstream] of this one does not allow them"
             );
         }
         self.report(Fact::TakenOver(messages));
         Ok(Progress::More)
     }
 
-    /// A page of what a peer owns, if its epoch is still the one that was seen.
+    /// Takes what is for this sidecar of a page of what a peer owns, if its epoch is still the one that
+    /// was seen.
     async fn take_from(
         &mut self,
         peer: &str,
         epoch: &str,
-    ) -> Result<(Vec<StoredMessage>, Progress), SpoolRedisError> {
-        self.owned = Owned::More;
-        let taken = self.call("take", Memory::Shrinks, |command| {
-            command.arg(peer).arg(epoch).arg(PAGE);
+        scan: &mut Scan,
+    ) -> Result<(Vec<StoredMessage>, Stays), SpoolRedisError> {
+        let page = self.query("peek", |command| {
+            command.arg(peer).arg(scan.next.as_deref().unwrap_or(BEGINNING)).arg(PAGE);
         });
-        let (head, messages) = reply::page(taken.await?)?;
+        let (next, mut messages) = reply::page(page.await?)?;
+        let rules = self.ownership.rules();
+        messages
+            .retain(|message| self.trust.judges(message, &rules, &mut scan.found) == Takes::Yes);
+        self.owned = Owned::More;
+        let taken = self.call::<Vec<String>>("take", Memory::Shrinks, |command| {
+            command.arg(peer).arg(epoch);
+            for message in &messages {
+                command.arg(message.id.to_string()).arg(&message.meta[..]);
+            }
+        });
+        let taken = taken.await?;
         self.owned = Owned::Known;
-        Ok((messages, if head == "more" { Progress::More } else { Progress::Done }))
+        let (head, taken) = taken.split_first().ok_or(SpoolRedisError::Malformed)?;
+        let taken: HashSet<_> =
+            taken.iter().filter_map(|id| id.parse::<MessageId>().ok()).collect();
+        // A peer has taken the others, or their owner lives, or their words were changed.
+        scan.missed |= taken.len() < messages.len();
+        messages.retain(|message| taken.contains(&message.id));
+        scan.goes_on(next);
+        Ok((messages, if head == "left" { Stays::Yes } else { Stays::No }))
     }
 
     /// Reports a page of what all own: to be shown, not to be changed.

@@ -15,6 +15,8 @@ mod shared;
 #[cfg(feature = "redis-tests")]
 mod together;
 #[cfg(feature = "redis-tests")]
+mod trust;
+#[cfg(feature = "redis-tests")]
 mod ways;
 
 use std::path::Path;
@@ -29,9 +31,9 @@ use tokio::time::{sleep, timeout};
 pub(crate) use double::Double;
 pub(crate) use faults::{open, settled};
 #[cfg(feature = "redis-tests")]
-pub(crate) use shared::shared_at;
+pub(crate) use shared::{shared_at, shared_with};
 
-use super::{Claim, Death, OpenError, Options, Reason, Receipt, Spool};
+use super::{AdoptionRules, Claim, Death, OpenError, Options, Reason, Receipt, Spool};
 use crate::message::{Message, MessageId, Payload, Topic};
 
 /// Nothing takes so long unless it hangs.
@@ -45,6 +47,8 @@ pub(crate) fn options(path: &Path) -> Options {
         max_messages: 100_000,
         keep_receipts: Duration::from_hours(1),
         keep_claims: Duration::from_mins(10),
+        mac: None,
+        adopts: AdoptionRules::default(),
     }
 }
 

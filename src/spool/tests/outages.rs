@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use super::super::core::Core;
 use super::super::facts::{Fact, Progress, Reported};
 use super::super::index::Index;
+use super::super::ownership::Ownership;
 use super::super::redis::RedisBackend;
 use super::super::view::IndexView;
 use super::super::{Change, KeepError, NotOurs, ReadError, Spool};
@@ -200,9 +201,11 @@ async fn a_take_over_comes_page_by_page() {
         std::fs::File::open(folder.path().join("owner")).unwrap().try_lock().is_ok()
     })
     .await;
-    let (options, ownership) = (options("/nowhere".as_ref()), Arc::default());
+    let options = options("/nowhere".as_ref());
+    let ownership = Arc::new(Ownership::new(options.adopts.clone()));
     let fleet = fleet(&redis, "a");
     let backend = RedisBackend::new(&fleet, Some(folder.path()), &options, CALM, &ownership);
+    let backend = backend.unwrap();
     let core = Core::new(options, Index::default(), Some(ownership));
     let view = IndexView::new(&Arc::new(core));
     let mut pages = Vec::new();

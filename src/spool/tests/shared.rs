@@ -43,6 +43,11 @@ pub(crate) async fn shared_at(port: u16, folder: Option<&Path>) -> Spool {
     Spool::share_with(&fleet_at(port, "a"), folder, options, CALM).await.unwrap()
 }
 
+/// The same, with these options.
+pub(crate) async fn shared_with(port: u16, options: Options) -> Spool {
+    Spool::share_with(&fleet_at(port, "a"), None, options, CALM).await.unwrap()
+}
+
 fn fleet_at(port: u16, account: &str) -> Fleet {
     Fleet {
         redis: at(port, false),
@@ -60,7 +65,12 @@ pub(super) async fn share(redis: &Redis, account: &str, times: Times) -> Spool {
 }
 
 /// Connected, though this machine may stand still for longer than a connection may take.
-async fn share_in(redis: &Redis, account: &str, times: Times, folder: Option<&Path>) -> Spool {
+pub(super) async fn share_in(
+    redis: &Redis,
+    account: &str,
+    times: Times,
+    folder: Option<&Path>,
+) -> Spool {
     share_of(redis, account, times, folder, options("/nowhere".as_ref())).await
 }
 

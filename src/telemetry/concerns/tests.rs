@@ -218,6 +218,8 @@ const CASES: &[Case] = &[
     ("young", |s| s.kept = Some(kept(|k| k.oldest = Some(at(299)))), &[]),
     ("old", |s| s.kept = Some(kept(|k| k.oldest = Some(at(301)))), &[(Warn, "Stored messages are old")]),
     ("a dead letter", |s| s.kept = Some(kept(|k| k.dead = 1)), &[(Warn, "1 dead letter")]),
+    ("not allowed", |s| s.kept = Some(kept(|k| k.not_allowed = 1)), &[(Warn, "Stored messages may not be sent from here")]),
+    ("unverified", |s| s.kept = Some(kept(|k| k.unverified = 2)), &[(Bad, "Stored messages cannot be trusted")]),
     ("dead letters", |s| s.kept = Some(kept(|k| k.dead = 1_234)), &[(Warn, "1,234 dead letters")]),
     ("dropped for room", |s| s.kept = Some(kept(|k| k.dead_dropped_for_room = Some(at(3_599)))), &[(Bad, "Dead letters are dropped for room")]),
     ("long ago", |s| s.kept = Some(kept(|k| k.dead_dropped_for_room = Some(at(3_600)))), &[]),

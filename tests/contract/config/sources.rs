@@ -178,6 +178,27 @@ fn each_source_of_keys() {
 }
 
 #[test]
+fn an_unsigned_spool_on_another_machine_is_warned_of() {
+    let fleet = "[fleet]\nurl = \"rediss://redis.infra\"\n";
+    let near = "[fleet]\nurl = \"redis://localhost\"\n";
+    for (file, warned) in [
+        (format!("{fleet}[spool]\nstore = \"redis\"\n"), &["spool.mac_file"][..]),
+        (format!("{fleet}[spool]\nstore = \"redis\"\nmac_file = \"/run/keys\"\n"), &[]),
+        (
+            format!("{fleet}[spool]\nstore = \"redis\"\nmac_file = \"/k\"\nmac_required = false\n"),
+            &["spool.mac_required"],
+        ),
+        (format!("{near}[spool]\nstore = \"redis\"\n"), &[]),
+        (format!("{near}[spool]\nstore = \"redis\"\nmac_required = false\n"), &[]),
+        (fleet.to_owned(), &[]),
+    ] {
+        let config = read(&format!("{LEAST}{file}")).unwrap().config;
+        let keys: Vec<_> = warnings(&config).into_iter().map(|warning| warning.key).collect();
+        assert_eq!(keys, warned, "{file}");
+    }
+}
+
+#[test]
 fn rules_can_stand_in_for_the_instance() {
     let file = "[upstream]\nendpoint = \"h\"\n\
         [[upstream.instances]]\ninstance_id = \"one\"\ntopics = [\"Alarm/*\"]\n\
