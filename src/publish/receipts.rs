@@ -28,8 +28,8 @@ struct MessageStatus<'a> {
 pub(super) fn answer(id: &str, delivery: &Delivery<HttpUpstream>) -> Reply {
     let known = id.parse().ok().and_then(|id: MessageId| delivery.find(id));
     let Some(brief) = known else {
-        let detail = "No message with this id is kept. It was never accepted here, or it was dropped, \
-                      or it was delivered longer ago than receipts are kept (spool.keep_receipts).";
+        let detail = "No message with this id is kept. It was never accepted here, or it was \
+                      delivered or dropped longer ago than receipts are kept (spool.keep_receipts).";
         let status = StatusCode::NOT_FOUND;
         let problem = Problem::new(status, "no-such-message", "No such message", detail.to_owned());
         return problem.into_response();
