@@ -15,7 +15,7 @@ mod support;
 use std::time::Duration;
 
 use support::callers;
-use support::http::get;
+use support::http::{get, post};
 use support::process::{Emulator, Serve};
 use tokio::time::{Instant, sleep};
 
@@ -84,8 +84,10 @@ async fn main() {
     let emulator = Emulator::start(&["--account-qps", "0", "--egress-ip-qps", "0"]).await;
     let spool = tempfile::tempdir().unwrap();
     let serve = serve(&emulator.url(), spool.path()).await;
-    // After a start it sends nothing for a second, and all callers' connections would be open at once.
-    sleep(Duration::from_secs(2)).await;
+    // After a start it sends nothing for as long as a call of a process before it may be on its way, and all
+    // callers' connections would be open at once.
+    let first = post(&serve.publish, "/publish/TopicA", &[("prefer", "wait=60")], b"first").await;
+    assert_eq!(first.status, 200, "{}", serve.log());
     let before = cpu(serve.pid());
     let answers = callers::arrive(&serve.publish, PER_SECOND, Instant::now() + LOAD, 7).await;
     assert!(answers.iter().all(|asked| asked.status == 200), "{}", serve.log());

@@ -26,6 +26,7 @@ fn options(path: PathBuf) -> Options {
         path,
         max_bytes: 1 << 30,
         max_messages: 1_000_000,
+        max_in_memory: usize::MAX,
         keep_receipts: Duration::from_hours(1),
         keep_claims: Duration::from_mins(10),
         mac: None,

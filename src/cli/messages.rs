@@ -164,7 +164,7 @@ async fn carry_out(action: Action, config: &Config) -> Result<ActionResult, Stri
     let Some(spool) = &config.spool else {
         return Err("nothing is stored (spool.store = \"none\")".to_owned());
     };
-    let options = sidecar::spool_options(spool, &config.idempotency);
+    let options = sidecar::spool_options(spool, &config.idempotency, &config.runtime);
     if let (Store::Redis, Some(fleet)) = (spool.store, &config.fleet) {
         return shared(action, fleet, options).await;
     }

@@ -112,39 +112,39 @@ impl<U: Upstream> Intake<U> {
         turn: Option<Turn>,
         mut caller: Caller,
     ) {
-        let ticket = match plan {
-            Plan::Call(ticket) => ticket,
-            Plan::Keep(kept) => {
-                let keeps = Self::keep(&kept, &message, claim, turn, Calls::NONE, &mut caller);
-                return keeps.await;
+        let (kept, claim, turn, calls) = match plan {
+            Plan::Keep(kept) => (kept, claim, turn, Calls::NONE),
+            Plan::Call(ticket) => {
+                let calls = match (self.dispatcher.permit(ticket).await, &self.kept) {
+                    (Ok(permit), _) => self.call(&message, permit, &mut caller).await,
+                    (Err(Disposition::NoPermit(_)), Some(_)) => Some(Calls::NONE),
+                    (Err(ended), _) => return caller.respond(Outcome::new(0, ended)),
+                };
+                let (Some(calls), Some(kept)) = (calls, &self.kept) else { return };
+                (Arc::clone(kept), None, None, calls)
             }
         };
-        match (self.dispatcher.permit(ticket).await, &self.kept) {
-            (Ok(permit), _) => self.call(&message, permit, &mut caller).await,
-            (Err(Disposition::NoPermit(_)), Some(kept)) => {
-                Self::keep(kept, &message, None, None, Calls::NONE, &mut caller).await;
-            }
-            (Err(ended), _) => caller.respond(Outcome::new(0, ended)),
-        }
+        Self::keep(&kept, message, claim, turn, calls, &mut caller).await;
     }
 
     /// Keeps a message and answers its caller what becomes of it. If it cannot be kept, the answer to
     /// its last call is what became of it.
     async fn keep(
         kept: &Arc<KeptMessages<U>>,
-        message: &Message,
+        message: Message,
         claim: Option<Claim>,
         turn: Option<Turn>,
         Calls { calls, answer }: Calls,
         caller: &mut Caller,
     ) {
+        let id = message.id;
         let unknown = answer.as_ref().is_some_and(|a| a.verdict() == Verdict::Unknown);
         let tries = Tries { calls, unknown: unknown.into() };
         let keeps = kept.keep(message, claim, tries, turn, answer.as_ref(), caller);
         let ended = match contained(keeps).await {
             Ok(Ok(())) => return,
             Err(Panicked) => {
-                return kept.come_back(message.id, calls, Doubt::None, caller).await;
+                return kept.come_back(id, calls, Doubt::None, caller).await;
             }
             Ok(Err(KeepError::Unsure(_))) => Disposition::Unanswered,
             Ok(Err(error)) => answer.map_or(Disposition::NotKept(error), Disposition::Answered),
@@ -152,8 +152,14 @@ impl<U: Upstream> Intake<U> {
         caller.respond(Outcome::new(calls, ended));
     }
 
-    /// The calls for a message that is not kept yet.
-    async fn call(&self, message: &Message, mut permit: Permit, caller: &mut Caller) {
+    /// The calls for a message that is not kept yet. Returns them if it is to be kept now; else its caller
+    /// is answered.
+    async fn call(
+        &self,
+        message: &Message,
+        mut permit: Permit,
+        caller: &mut Caller,
+    ) -> Option<Calls> {
         // Without a spool, no call follows one of unknown outcome.
         let repeat = self.kept.as_ref().map(|kept| Repeat::of(kept.queue.retry(), &message.topic));
         let repeat = repeat.unwrap_or(Repeat::Never);
@@ -164,7 +170,8 @@ impl<U: Upstream> Intake<U> {
                 Ok(attempt) => attempt,
                 Err(over) => {
                     let ended = Disposition::OverBudget(over);
-                    return caller.respond(Outcome::new(calls - 1, ended));
+                    caller.respond(Outcome::new(calls - 1, ended));
+                    return None;
                 }
             };
             let gate = SendGate::new(caller.deadline, &self.dispatcher.stop);
@@ -174,7 +181,8 @@ impl<U: Upstream> Intake<U> {
                 // A call that has not left by now never leaves, and ends at once.
                 (Err(_), _) if !gate.left() => call.await,
                 (Err(_), Some(kept)) if repeat != Repeat::Never => {
-                    return Self::outlast(kept, message, calls, call, repeat, caller).await;
+                    Self::outlast(kept, message, calls, call, repeat, caller).await;
+                    return None;
                 }
                 (Err(_), _) => {
                     caller.respond(Outcome::new(calls, Disposition::Unanswered));
@@ -202,11 +210,13 @@ impl<U: Upstream> Intake<U> {
                 continue;
             }
             return match (next, &self.kept) {
-                (NextStep::Retry(_), Some(kept)) if !is_answered => {
-                    let made = Calls { calls, answer: Some(answer) };
-                    Self::keep(kept, message, None, None, made, caller).await;
+                (NextStep::Retry(_), Some(_)) if !is_answered => {
+                    Some(Calls { calls, answer: Some(answer) })
                 }
-                _ => caller.respond(Outcome::new(calls, Disposition::Answered(answer))),
+                _ => {
+                    caller.respond(Outcome::new(calls, Disposition::Answered(answer)));
+                    None
+                }
             };
         }
     }

@@ -16,6 +16,9 @@ use crate::config;
 use crate::message::MessageId;
 use crate::spool::{Brief, Claim, Spool, State};
 
+/// The most keys that are looked at for the next one that is free.
+const LOOKED_AT: usize = 100;
+
 /// Where the first request of a key stands.
 #[derive(Debug)]
 enum KeyState {
@@ -119,10 +122,11 @@ impl KeyTable {
         self.answered(key).map(|known| known.until)
     }
 
-    /// When a key may be free: that of a queued message stays reserved.
-    fn next_free(&self) -> Duration {
-        let now = Instant::now();
-        self.due.first().map_or(Duration::ZERO, |(until, _)| until.saturating_duration_since(now))
+    /// When a key may be free; `keep` after now, if those that are due next belong to queued messages.
+    fn next_free(&self, keep: Duration) -> Duration {
+        let ended = |key| self.answered(key).is_some_and(|known| known.ended);
+        let free = self.due.iter().take(LOOKED_AT).find(|(_, key)| ended(*key));
+        free.map_or(keep, |(until, _)| until.saturating_duration_since(Instant::now()))
     }
 
     /// Frees keys whose messages ended `keep` ago. `find` knows what is kept.
@@ -256,7 +260,7 @@ impl IdempotencyKeys {
             });
         }
         if slots.by_key.len() >= self.max {
-            return Err(Outcome::new(0, Disposition::TooManyKeys(slots.next_free())));
+            return Err(Outcome::new(0, Disposition::TooManyKeys(slots.next_free(self.keep))));
         }
         slots.by_key.insert(claim.key, (claim, KeyState::UnderWay(None)));
         Ok(FirstRequest { keys: Arc::clone(self), claim, answered: false })

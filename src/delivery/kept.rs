@@ -95,45 +95,52 @@ impl<U: Upstream> KeptMessages<U> {
     }
 
     /// Keeps a message and answers its caller what becomes of it, at the latest when its patience
-    /// ends: then it stays kept. `before`: the answer to its last call.
+    /// ends: then it stays kept. `before`: the answer to its last call. Its body is let go once it is stored.
     pub(super) async fn keep(
         &self,
-        message: &Message,
+        message: Message,
         claim: Option<Claim>,
         tries: Tries,
         mut turn: Option<Turn>,
         before: Option<&Answer>,
         caller: &mut Caller,
     ) -> Result<(), KeepError> {
+        let id = message.id;
         // From here on an operator may drop it, and its caller is answered that.
-        let outcome = self.queue.register_caller(message.id);
+        let outcome = self.queue.register_caller(id);
         if tries.unknown > 0 {
-            self.queue.mark_uncertain(message.id);
+            self.queue.mark_uncertain(id);
         }
-        let stored = self.store(message, claim, tries, tries.calls, caller).await;
+        let stored = self.store(&message, claim, tries, tries.calls, caller).await;
+        drop(message);
         if !matches!(stored, Ok(true)) {
-            drop(self.queue.take_caller(message.id));
+            drop(self.queue.take_caller(id));
             return stored.map(drop);
         }
         #[cfg(test)]
         super::tests::panics::at("has stored");
-        // One that does not wait is answered before a call can be made: that it is kept.
         let mut outcome = Some(outcome);
+        if let Some(turn) = &mut turn
+            && Instant::now() < caller.deadline
+        {
+            drop(deadline::by(caller.deadline, turn.comes()).await);
+        }
+        // One that does not wait, or not any longer, is answered before a call can be made: that it is kept.
         if Instant::now() >= caller.deadline
             && let Some(outcome) = outcome.take()
         {
-            caller.respond(self.outcome_of(message.id, outcome, caller.deadline).await);
+            caller.respond(self.outcome_of(id, outcome, caller.deadline).await);
         }
         if let Some(turn) = &mut turn {
             turn.comes().await;
         }
-        if let Some(brief) = self.spool.find(message.id) {
+        if let Some(brief) = self.spool.find(id) {
             let at_least = before.map_or(Duration::ZERO, |answer| Signal::of(answer).retry_after());
             self.enqueue_after(&brief, at_least);
         }
         drop(turn);
         if let Some(outcome) = outcome {
-            caller.respond(self.outcome_of(message.id, outcome, caller.deadline).await);
+            caller.respond(self.outcome_of(id, outcome, caller.deadline).await);
         }
         Ok(())
     }

@@ -41,9 +41,10 @@ impl CallOrder {
 impl Turn {
     /// Waits until the one before has had its turn, or was given up.
     pub(super) async fn comes(&mut self) {
-        if let Some(before) = self.before.take() {
+        if let Some(before) = &mut self.before {
             // It is dropped, not sent.
             drop(before.await);
+            self.before = None;
         }
     }
 }

@@ -119,6 +119,9 @@ impl<U: Upstream> KeptMessages<U> {
         turn.comes().await;
         let _memory = self.memory.turn(self.spool.size(item.id)).await;
         drop(turn);
+        if self.dispatcher.stop.is_cancelled() {
+            return Err((Signal::NoCall, Requeue::Yes));
+        }
         let message = self.ready(lane, item).await?;
         let permit = self.permit(item, call).await?;
         let repeat = Repeat::of(self.queue.retry(), &message.topic);

@@ -19,6 +19,8 @@ use crate::server::{Problem, Reply};
 const MAX_LINES: usize = 1_000;
 /// The most bytes in one request.
 pub(super) const MAX_BODY: usize = 8 << 20;
+/// The most characters of what is wrong with a line.
+const MAX_REASON: usize = 200;
 pub(super) const CONTENT_TYPE: &str = "application/x-ndjson";
 
 #[derive(Deserialize)]
@@ -94,6 +96,8 @@ pub(super) fn read(
         let (options, _) = reader.options(prefer, claim);
         Ok((Message { id: MessageId::new(), instance, topic, payload, trace }, options))
     });
+    // One that is too long is not repeated to its sender.
+    let key = key.filter(|key| key.len() <= key::MAX_KEY);
     Line { number, key, message }
 }
 
@@ -137,6 +141,8 @@ pub(super) fn whole_key() -> Problem {
 fn json_error(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.split(" at line ").next().unwrap_or_default();
+    // It repeats names of the line, of any length.
+    let what: String = what.chars().take(MAX_REASON).collect();
     format!("{what} at column {}", error.column())
 }
 
@@ -202,6 +208,13 @@ mod tests {
             assert!(item(line.as_bytes()).is_err(), "{line}");
         }
         assert!(item(br#"  {"topic":"TopicA","payload":"x"} "#).is_ok());
+    }
+
+    #[test]
+    fn a_reason_is_short() {
+        let name = "n".repeat(1 << 20);
+        let why = item(format!("{{\"{name}\":1}}").as_bytes()).err().unwrap();
+        assert!(why.contains("unknown field") && why.len() < 300, "{}", why.len());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::message::Topic;
 use crate::spool::Claim;
 
 /// The most bytes of a key.
-const MAX_KEY: usize = 256;
+pub(super) const MAX_KEY: usize = 256;
 
 /// The claim of a request's `Idempotency-Key`, if it has one.
 ///

@@ -88,7 +88,7 @@ impl Inner {
     }
 
     /// Begins all lines in their order, so that the first of two with the same key wins. The results have
-    /// the same order. `slot` is held until the last of them.
+    /// the same order. `slot` is held until the last of them is sent.
     async fn answer_batch(
         self: Arc<Self>,
         batch: Batch,
@@ -114,7 +114,7 @@ impl Inner {
             *reply.body_mut() = ReplyBody::Parts(results);
             reply
         } else {
-            self.results(lines, start, &context).await
+            self.results(lines, start, &context, slot).await
         };
         if let Some(value) = batch.applied.and_then(|a| HeaderValue::try_from(a).ok()) {
             reply.headers_mut().insert("preference-applied", value);
@@ -130,8 +130,14 @@ impl Inner {
         BegunLine { number, key, begun }
     }
 
-    /// All results at once.
-    async fn results(&self, lines: Vec<BegunLine>, start: Instant, context: &LogContext) -> Reply {
+    /// All results at once. `slot` is held until the client has read them.
+    async fn results(
+        &self,
+        lines: Vec<BegunLine>,
+        start: Instant,
+        context: &LogContext,
+        slot: OwnedSemaphorePermit,
+    ) -> Reply {
         let (mut body, mut statuses, mut wait) = (Vec::new(), Vec::new(), None);
         for line in lines {
             let (alone, result) = self.result(line, start, context).await;
@@ -141,6 +147,7 @@ impl Inner {
             body.extend(result);
         }
         let status = batch::status(&statuses);
+        let body = Bytes::from_owner(Results { body, _slot: slot });
         let mut reply = reply(status, batch::CONTENT_TYPE, body);
         let waits = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
         if let Some(wait) = wait.filter(|_| waits.contains(&status)) {
@@ -170,6 +177,18 @@ impl Inner {
         let alone = alone.collect().await.map(http_body_util::Collected::to_bytes);
         let result = batch::result(number, key, &answered.reply, &alone.unwrap_or_default());
         (answered.reply, result)
+    }
+}
+
+/// The results of a batch, which counts among the batches until they are read.
+struct Results {
+    body: Vec<u8>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Results {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
     }
 }
 

@@ -98,7 +98,7 @@ pub(super) fn answer(
                 "keys-full",
                 "Too many keys",
                 "As many keys are reserved as may be (idempotency.max_keys). Nothing was sent. The first of \
-                 them is free again after Retry-After; without a key the message can be sent now.",
+                 them may be free after Retry-After; without a key the message can be sent now.",
             )
             .retry_after(free_after.max(THROTTLE_RETRY)),
         ),

@@ -110,6 +110,11 @@ impl RequestReader {
 
     /// The payload of one of many messages.
     pub(super) fn line_payload(&self, body: Bytes) -> Result<Payload, Refusal> {
+        // One that can never be taken is not asked for again.
+        let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
+        if body.len() > limit {
+            return Err(too_large(limit, PAYLOAD_LIMIT).into());
+        }
         let mut reservation = self.memory.begin()?;
         reservation.add_body(body.len())?;
         Ok(self.payload(reservation.hold(body))?)

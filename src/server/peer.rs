@@ -14,7 +14,15 @@ impl Peer {
     /// All addresses of this pod are one client: a process in it may choose among them.
     pub(super) fn of(remote: IpAddr, local: IpAddr) -> Self {
         let (remote, local) = (remote.to_canonical(), local.to_canonical());
-        if remote.is_loopback() || remote == local { Self::Local } else { Self::Remote(remote) }
+        match remote {
+            _ if remote.is_loopback() || remote == local => Self::Local,
+            // A machine has a whole /64 to choose among.
+            IpAddr::V6(remote) => {
+                let network = u128::from(remote) >> 64 << 64;
+                Self::Remote(IpAddr::V6(network.into()))
+            }
+            IpAddr::V4(_) => Self::Remote(remote),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::peer::Peer;
 use crate::log_limiter::LogLimiter;
 
 /// A connection without a request is not closed for another sooner: its client may be about to send one.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(100);
 
 /// Without a request, or with a head that has not ended: what may be closed for a new connection.
 const IDLE: u8 = 0;

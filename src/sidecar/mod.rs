@@ -232,7 +232,8 @@ impl Sidecar {
 
 async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError> {
     let adopts = AdoptionRules::of(config);
-    let options = spool::Options { adopts, ..spool_options(spool, &config.idempotency) };
+    let options =
+        spool::Options { adopts, ..spool_options(spool, &config.idempotency, &config.runtime) };
     if hand_over_to(config).is_some()
         && let Some(file) = options.mac.clone()
     {
@@ -300,11 +301,16 @@ pub fn ledger_folder(spool: &config::Spool) -> PathBuf {
 }
 
 /// The configuration of a spool, as the spool takes it.
-pub fn spool_options(config: &config::Spool, idempotency: &config::Idempotency) -> spool::Options {
+pub fn spool_options(
+    config: &config::Spool,
+    idempotency: &config::Idempotency,
+    runtime: &config::Runtime,
+) -> spool::Options {
     spool::Options {
         path: config.path.clone(),
         max_bytes: config.max_bytes,
         max_messages: config.max_messages,
+        max_in_memory: MemoryPlan::of(runtime.memory).messages,
         // A key's answer is in its message's receipt.
         keep_receipts: config.keep_receipts.max(idempotency.keep),
         keep_claims: idempotency.keep,

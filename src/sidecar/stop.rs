@@ -131,7 +131,7 @@ pub(super) fn hand_over_to(config: &Config) -> Option<(config::Fleet, spool::Opt
     if !config.drain.handoff || spool.store == config::Store::Redis {
         return None;
     }
-    Some((config.fleet.clone()?, spool_options(spool, &config.idempotency)))
+    Some((config.fleet.clone()?, spool_options(spool, &config.idempotency, &config.runtime)))
 }
 
 /// How long a predecessor with this configuration may take from SIGTERM to its end.

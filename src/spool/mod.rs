@@ -75,6 +75,9 @@ pub struct Options {
     pub max_bytes: u64,
     /// The most messages, dead letters and receipts: each has its place in memory.
     pub max_messages: usize,
+    /// The most of them in the memory of this process: fewer, where it is small. In Redis those of all
+    /// sidecars together may be more.
+    pub max_in_memory: usize,
     /// How long the receipt of a delivered message is kept.
     pub keep_receipts: Duration,
     /// So long, but no longer than receipts are kept, the receipt of a message with a claim does not

@@ -36,10 +36,19 @@ pub(super) enum Bound {
 }
 
 /// What gives way to a new message.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct GivesWay {
     receipts: Vec<MessageId>,
     dead: Vec<(MessageId, Change)>,
+    room: Room,
+}
+
+/// Whether there is room for a new message once all of that has given way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Now,
+    /// The spool is far over its bounds, as when they were lowered: more gives way for each new message.
+    Later,
 }
 
 impl Spool {
@@ -52,16 +61,24 @@ impl Spool {
     ) -> Result<(), KeepError> {
         let (max, now) = (self.max(), Timestamp::now());
         let gives_way = index.gives_way(entry.share(), max, now).ok_or(KeepError::Full)?;
+        if gives_way.room == Room::Later {
+            self.give_way(index, gives_way, now);
+            return Err(KeepError::Full);
+        }
         if bound == Bound::SpoolAndTopic && !index.lets_take(&entry.destination.lane, max) {
             return Err(KeepError::TopicShare);
         }
+        self.give_way(index, gives_way, now);
+        Ok(())
+    }
+
+    fn give_way(&self, index: &mut Index, gives_way: GivesWay, now: Timestamp) {
         self.evict(index, gives_way.receipts);
         for (id, change) in gives_way.dead {
             // What the store does not take now is written before the new message.
             drop(self.note_in(index, id, &change));
             index.given_up.add(id, DropReason::Room, now);
         }
-        Ok(())
     }
 
     /// A receipt is not refused: others give way until there is room for all, but not this one.
@@ -87,7 +104,8 @@ impl Spool {
 
     pub(super) fn max(&self) -> Share {
         let options = &self.engine.core.options;
-        Share { messages: options.max_messages as u64, bytes: options.max_bytes }
+        let messages = options.max_messages.min(options.max_in_memory);
+        Share { messages: messages as u64, bytes: options.max_bytes }
     }
 
     /// A message for this lane has come in: its room is not for others alone.
@@ -134,7 +152,8 @@ impl Index {
         if !(used - self.tally.receipts.share - at_most).fits(max) {
             return None;
         }
-        let mut gives_way = GivesWay::default();
+        let is_over = !self.tally.total().fits(max);
+        let mut gives_way = GivesWay { receipts: Vec::new(), dead: Vec::new(), room: Room::Now };
         for (id, share) in self.spare_receipts(now) {
             if used.fits(max) {
                 break;
@@ -148,7 +167,6 @@ impl Index {
             }
             let entry = self.get(*id)?;
             let (share, key_is_free) = (entry.share(), *key_until <= now);
-            let left = receipt_of(*id, entry, now);
             let change = if used.messages > max.messages {
                 // Its place is needed: no receipt stays. The keys of all that follow are taken.
                 if !key_is_free || dead.messages <= kept_dead.messages {
@@ -158,19 +176,27 @@ impl Index {
                 Change::Forgotten
             } else if dead.bytes <= kept_dead.bytes {
                 return None;
-            } else if left.bytes < share.bytes {
-                used = used + left - share;
-                Change::Dropped { at: now, doubt: false }
-            } else if key_is_free {
-                used -= share;
-                Change::Forgotten
             } else {
-                continue;
+                let left = receipt_of(*id, entry, now);
+                if left.bytes < share.bytes {
+                    used = used + left - share;
+                    Change::Dropped { at: now, doubt: false }
+                } else if key_is_free {
+                    used -= share;
+                    Change::Forgotten
+                } else {
+                    continue;
+                }
             };
             dead -= share;
             gives_way.dead.push((*id, change));
         }
-        used.fits(max).then_some(gives_way)
+        if !used.fits(max) {
+            gives_way.room = Room::Later;
+        }
+        let more =
+            is_over && self.tally.dead.by_key.len() > LOOKED_AT && !gives_way.dead.is_empty();
+        (used.fits(max) || more).then_some(gives_way)
     }
 
     /// Receipts that no key needs, oldest first.

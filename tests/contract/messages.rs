@@ -378,8 +378,8 @@ async fn old_dead_letters_are_dropped() {
     {
         let flags = [("spool.store", "disk"), ("spool.path", &*path.to_string_lossy())];
         let config = support::config("http://127.0.0.1:1", &flags);
-        let (spool, idempotency) = (config.spool.unwrap(), config.idempotency);
-        let spool = Spool::open(spool_options(&spool, &idempotency)).await.unwrap();
+        let options = spool_options(&config.spool.unwrap(), &config.idempotency, &config.runtime);
+        let spool = Spool::open(options).await.unwrap();
         for at in [old, young] {
             let kept = message("TopicA", "x".into());
             spool.keep(&kept, None).await.unwrap();

@@ -51,9 +51,12 @@ pub fn config(endpoint: &str, flags: &[(&str, &str)]) -> Config {
         ("spool.store", "none"),
         ("listen.control", "none"),
     ];
+    // A fleet's calls may not take so long.
+    let in_fleet = flags.iter().any(|(key, _)| *key == "fleet.url");
+    let patient = if in_fleet { &[][..] } else { &PATIENT };
     let flags: Vec<_> = base
         .iter()
-        .chain(&PATIENT)
+        .chain(patient)
         .filter(|(key, _)| flags.iter().all(|(other, _)| other != key))
         .chain(flags)
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))

@@ -121,6 +121,7 @@ impl TestSidecar {
             path: folder.to_owned(),
             max_bytes: 64 << 20,
             max_messages: 100_000,
+            max_in_memory: usize::MAX,
             keep_receipts: Duration::from_mins(10),
             keep_claims: Duration::from_mins(10),
             mac: None,

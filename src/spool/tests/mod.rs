@@ -45,6 +45,7 @@ pub(crate) fn options(path: &Path) -> Options {
         path: path.to_owned(),
         max_bytes: 16 << 20,
         max_messages: 100_000,
+        max_in_memory: usize::MAX,
         keep_receipts: Duration::from_hours(1),
         keep_claims: Duration::from_mins(10),
         mac: None,

@@ -144,6 +144,32 @@ async fn the_share_is_of_what_is_short() {
     assert!(large.iter().all(|id| is_dead(&spool, *id)), "they are few");
 }
 
+/// Where the bounds were lowered, more is to give way than is looked at for one message: keeping begins
+/// again after some.
+#[tokio::test]
+async fn far_over_a_lowered_bound() {
+    let disk = Double::default();
+    let spool = open(&disk, &messages(10_000)).await;
+    let queued = keep(&spool, "good/x").await.unwrap();
+    let ages: Vec<_> = (1..=3_200).rev().collect();
+    dead(&spool, false, 10, &ages).await;
+    drop(spool);
+    let spool = open(&disk, &messages(500)).await;
+    let mut refused = 0;
+    let kept = loop {
+        match keep(&spool, "good/x").await {
+            Ok(id) => break id,
+            Err(error) => assert_eq!(error, KeepError::Full),
+        }
+        refused += 1;
+        assert!(refused < 10, "{:?}", spool.usage());
+    };
+    assert!(refused > 0);
+    assert!(spool.find(queued).is_some() && spool.find(kept).is_some());
+    let usage = spool.usage();
+    assert!(usage.dead.messages >= 250, "no more than need be: {usage:?}");
+}
+
 /// A key that is taken is answered from what is left of its message: that stays, and where its place is
 /// what a new message needs, dropping the dead letter would be of no use.
 #[tokio::test]

@@ -6,6 +6,9 @@ use super::{Concerns, NEARLY, share};
 use crate::config::grouped;
 use crate::telemetry::view::{Level, SidecarStatus};
 
+/// Large messages are refused from three quarters on.
+const LARGE: f64 = 0.7;
+
 impl Concerns {
     pub(super) fn idempotency_keys(&mut self, status: &SidecarStatus) {
         let Some(usage) = status.keys else { return };
@@ -27,7 +30,7 @@ impl Concerns {
 
     pub(super) fn memory(&mut self, status: &SidecarStatus) {
         let Some(usage) = status.memory else { return };
-        if share(usage.used as f64, Some(usage.max as f64)) < NEARLY {
+        if share(usage.used as f64, Some(usage.max as f64)) < LARGE {
             return;
         }
         let detail = format!(

@@ -78,7 +78,7 @@ fn well() -> SidecarStatus {
             lifted: Vec::new(),
         },
         connections: ["publish", "telemetry"].map(|listener| connections(listener, 79)).into(),
-        memory: Some(memory(79)),
+        memory: Some(memory(69)),
         keys: Some(keys(79)),
     }
 }
@@ -241,7 +241,7 @@ const CASES: &[Case] = &[
     ("many callers", |s| s.connections[0] = connections("publish", 80), &[(Warn, "Connections to publish are nearly used up")]),
     ("many keys", |s| s.keys = Some(keys(80)), &[(Warn, "Idempotency keys are nearly used up")]),
     ("all keys", |s| s.keys = Some(keys(100)), &[(Bad, "Idempotency keys are nearly used up")]),
-    ("large messages", |s| s.memory = Some(memory(80)), &[(Warn, "The memory for messages is nearly used up")]),
+    ("large messages", |s| s.memory = Some(memory(70)), &[(Warn, "The memory for messages is nearly used up")]),
     ("many probes", |s| s.connections[1] = connections("telemetry", 100), &[(Warn, "Connections to telemetry are nearly used up")]),
 
     ("an invalid change", |s| s.configuration.error = Some("1 mistake".into()), &[(Warn, "The changed configuration is invalid")]),
