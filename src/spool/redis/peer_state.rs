@@ -92,6 +92,12 @@ impl Scan {
 }
 
 impl PeerState {
+    /// Its epoch is not the one that was seen last.
+    pub(super) fn moved(pending: u64) -> Self {
+        let (epoch, unchanged, scan) = (String::new(), Duration::ZERO, Scan::default());
+        Self { epoch, unchanged, moved: true, pending, scan }
+    }
+
     pub(super) fn is_dead(&self, times: &Times) -> bool {
         self.epoch == LEFT || self.unchanged >= times.lease_timeout
     }

@@ -33,8 +33,10 @@ pub(in crate::spool) struct Peers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stays {
     Yes,
-    /// It has none, or it lives.
+    /// It has none.
     No,
+    /// It lives.
+    Alive,
 }
 
 impl Owner {
@@ -145,8 +147,10 @@ impl Owner {
         let (messages, stays) = self.take_from(&name, &epoch, &mut scan).await?;
         let (taken, left) = (messages.len(), scan.left.not_allowed);
         let is_whole = scan.next.is_none();
-        match self.peers.get_mut(&name) {
-            Some(peer) if stays == Stays::Yes => peer.scan = scan,
+        match (self.peers.get_mut(&name), stays) {
+            (Some(peer), Stays::Yes) => peer.scan = scan,
+            // The next look at the owners finds out its epoch.
+            (Some(peer), Stays::Alive) => *peer = PeerState::moved(peer.pending),
             _ => drop(self.peers.remove(&name)),
         }
         self.count_left();
@@ -211,7 +215,12 @@ impl Owner {
         scan.missed |= taken.len() < messages.len();
         messages.retain(|message| taken.contains(&message.id));
         scan.goes_on(next);
-        Ok((messages, if head == "left" { Stays::Yes } else { Stays::No }))
+        let stays = match &**head {
+            "left" => Stays::Yes,
+            "alive" => Stays::Alive,
+            _ => Stays::No,
+        };
+        Ok((messages, stays))
     }
 
     /// Reports a page of what all own: to be shown, not to be changed.
