@@ -1,7 +1,6 @@
 //! Stored messages that are held: they are queued, and no call is made for them. What holds them is a
 //! rule of this sidecar and not the provider, so no lane waits for them, and none expires.
 
-use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 use tokio::task::yield_now;
@@ -10,10 +9,9 @@ use super::kept::KeptMessages;
 use super::signal::HoldReason;
 use crate::config::Topics;
 use crate::message::{MessageId, Topic};
-use crate::spool::HeldCounts;
 use crate::upstream::Upstream;
 
-/// Messages that are looked at together after a change.
+/// Messages that are held and looked at together.
 const TOGETHER: usize = 256;
 
 impl<U: Upstream> KeptMessages<U> {
@@ -44,38 +42,37 @@ impl<U: Upstream> KeptMessages<U> {
         }
     }
 
-    /// Messages that are held.
-    pub(super) fn held(&self) -> HeldCounts {
-        let (mut counts, mut gone) = (HeldCounts::default(), HashSet::new());
-        for (id, reason) in self.queue.held() {
-            if self.queued(id).is_none() {
-                // A peer has taken it over.
-                gone.insert(id);
-                continue;
-            }
-            match reason {
-                HoldReason::NotAllowed => counts.not_allowed += 1,
-                HoldReason::Unverified => counts.unverified += 1,
-            }
-        }
-        if !gone.is_empty() {
-            self.queue.remove(&gone);
-        }
-        counts
-    }
-
     /// Sends by this rule from now on. What is held goes back to its lane, if it may: a task looks at it.
     pub(super) fn allow(self: &Arc<Self>, topics: &Topics) {
         topics.clone_into(&mut self.topics.write().unwrap_or_else(PoisonError::into_inner));
         let kept = Arc::clone(self);
         tokio::spawn(async move {
-            let held = kept.queue.held();
-            for some in held.chunks(TOGETHER) {
-                for (id, _) in some {
-                    kept.release(*id);
-                }
-                yield_now().await;
-            }
+            kept.each_held(|ids| ids.iter().for_each(|id| kept.release(*id))).await;
         });
+    }
+
+    /// Holds no more what is not queued any more: a peer has taken it over, or the store has lost it.
+    pub(super) async fn release_gone(&self) {
+        let is_queued = |id| self.queued(id).is_some();
+        self.each_held(|ids| {
+            // Most often there are none, and then the lanes do not wait for the spool's index.
+            let gone: Vec<_> = ids.iter().copied().filter(|id| !is_queued(*id)).collect();
+            if !gone.is_empty() {
+                self.queue.remove_held(&gone, is_queued);
+            }
+        })
+        .await;
+    }
+
+    /// Looks at what is held, some after the other, and lets other tasks run between.
+    async fn each_held(&self, look: impl Fn(&[MessageId])) {
+        let mut after = None;
+        loop {
+            let ids = self.queue.held_page(after, TOGETHER);
+            let Some(last) = ids.last() else { return };
+            after = Some(*last);
+            look(&ids);
+            yield_now().await;
+        }
     }
 }

@@ -20,6 +20,7 @@ mod kept;
 mod lane;
 mod order;
 mod outcome;
+mod position;
 mod pump;
 mod registry;
 mod retention;
@@ -206,7 +207,7 @@ impl<U: Upstream> Delivery<U> {
 
     /// Stored messages of this sidecar for which no call is made, whatever the provider does.
     pub fn held(&self) -> HeldCounts {
-        self.intake.kept.as_ref().map(|kept| kept.held()).unwrap_or_default()
+        self.intake.kept.as_ref().map(|kept| kept.queue.held_counts()).unwrap_or_default()
     }
 
     /// Lanes in which nothing is delivered but by a probe.

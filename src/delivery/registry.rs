@@ -11,24 +11,22 @@
 use std::collections::HashMap;
 
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::lane::RetryItem;
 use super::outcome::Outcome;
+use super::position::{HeldMessages, Position, Push};
 use super::signal::{HoldReason, Requeue};
-use crate::message::{self, MessageId};
-use crate::spool::{Doubt, Effect};
+use crate::message::MessageId;
+use crate::spool::{Doubt, Effect, HeldCounts};
 
 /// No entry stays once its message neither waits nor is called for, and its caller is gone.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     entries: HashMap<MessageId, MessageEntry>,
+    held: HeldMessages,
     /// No caller may wait any more.
     is_dismissed: bool,
 }
-
-/// What is to wait in a lane, and until when.
-pub(super) type Push = (message::Lane, RetryItem, Instant);
 
 #[derive(Debug, Default)]
 struct MessageEntry {
@@ -41,19 +39,6 @@ struct MessageEntry {
     /// It was dropped during its call, and only that call leaves open whether it arrived.
     dropped_during_call: bool,
     caller: Option<RegisteredCaller>,
-}
-
-#[derive(Debug, Default)]
-enum Position {
-    /// In no lane.
-    #[default]
-    NoLane,
-    /// Queued, and in no lane.
-    Held(HoldReason),
-    /// In its lane. `newer`: what a later push knows of it.
-    InLane { newer: Option<RetryItem> },
-    /// Handed out, or a fresh call for it is under way. `next`: it was pushed meanwhile.
-    UnderWay { next: Option<Box<Push>> },
 }
 
 /// How far an operator's drop of a message has come.
@@ -133,7 +118,7 @@ impl Registry {
         let item = push.1;
         match &mut self.entries.entry(item.id).or_default().position {
             position @ (Position::NoLane | Position::Held(_)) => {
-                *position = Position::InLane { newer: None };
+                self.held.moves(item.id, position, Position::InLane { newer: None });
                 return Some(push);
             }
             Position::InLane { newer } => *newer = Some(item),
@@ -145,25 +130,34 @@ impl Registry {
     /// As [`Self::push`], of a message that is to be held. One that is in its lane or under way is held
     /// when it is handed out.
     pub(super) fn hold(&mut self, push: Push, reason: HoldReason) {
-        match &mut self.entries.entry(push.1.id).or_default().position {
-            position @ (Position::NoLane | Position::Held(_)) => *position = Position::Held(reason),
+        let id = push.1.id;
+        match &mut self.entries.entry(id).or_default().position {
+            position @ (Position::NoLane | Position::Held(_)) => {
+                self.held.moves(id, position, Position::Held(reason));
+            }
             Position::InLane { newer } => *newer = Some(push.1),
             Position::UnderWay { next } => *next = Some(Box::new(push)),
         }
     }
 
-    /// Messages that are held.
-    pub(super) fn held(&self) -> impl Iterator<Item = (MessageId, HoldReason)> {
-        self.entries.iter().filter_map(|(id, entry)| match entry.position {
-            Position::Held(reason) => Some((*id, reason)),
-            _ => None,
-        })
+    /// How many messages are held.
+    pub(super) fn held_counts(&self) -> HeldCounts {
+        self.held.counts()
+    }
+
+    /// At most so many messages that are held, in the order of their ids, from behind this one.
+    pub(super) fn held_page(&self, after: Option<MessageId>, most: usize) -> Vec<MessageId> {
+        self.held.page(after, most)
+    }
+
+    pub(super) fn is_held(&self, id: MessageId) -> bool {
+        self.held.contains(id)
     }
 
     /// A lane hands a message out. Returns the newest of what is known of it.
     pub(super) fn hand_out(&mut self, item: RetryItem) -> RetryItem {
         let position = &mut self.entries.entry(item.id).or_default().position;
-        match std::mem::replace(position, Position::UnderWay { next: None }) {
+        match self.held.moves(item.id, position, Position::UnderWay { next: None }) {
             Position::InLane { newer: Some(newer) } => RetryItem { probe: item.probe, ..newer },
             _ => item,
         }
@@ -172,7 +166,7 @@ impl Registry {
     /// A fresh call for this message is under way, and the message is about to be kept.
     pub(super) fn fresh_call_begins(&mut self, id: MessageId) {
         let entry = self.entries.entry(id).or_default();
-        entry.position = Position::UnderWay { next: None };
+        self.held.moves(id, &mut entry.position, Position::UnderWay { next: None });
         entry.is_calling = true;
     }
 
@@ -182,8 +176,9 @@ impl Registry {
         let pushed = match requeue {
             Requeue::Yes => {
                 let entry = self.entries.get_mut(&item.id)?;
-                if let Position::UnderWay { next } = std::mem::take(&mut entry.position) {
-                    entry.position = Position::InLane { newer: next.map(|next| next.1) };
+                if let Position::UnderWay { next } = &mut entry.position {
+                    let newer = next.take().map(|next| next.1);
+                    self.held.moves(item.id, &mut entry.position, Position::InLane { newer });
                 }
                 None
             }
@@ -191,7 +186,8 @@ impl Registry {
             Requeue::Hold(reason) => {
                 let pushed = self.leave(item.id);
                 if pushed.is_none() {
-                    self.entries.entry(item.id).or_default().position = Position::Held(reason);
+                    let position = &mut self.entries.entry(item.id).or_default().position;
+                    self.held.moves(item.id, position, Position::Held(reason));
                 }
                 pushed
             }
@@ -211,7 +207,7 @@ impl Registry {
     fn leave(&mut self, id: MessageId) -> Option<Push> {
         let entry = self.entries.get_mut(&id)?;
         entry.dropped_during_call = false;
-        match std::mem::take(&mut entry.position) {
+        match self.held.moves(id, &mut entry.position, Position::NoLane) {
             Position::UnderWay { next: Some(next) } => self.push(*next),
             _ => None,
         }
@@ -242,11 +238,11 @@ impl Registry {
         let waited = match &mut entry.position {
             Position::NoLane => false,
             position @ Position::Held(_) => {
-                *position = Position::NoLane;
+                self.held.moves(id, position, Position::NoLane);
                 false
             }
             position @ Position::InLane { .. } => {
-                *position = Position::NoLane;
+                self.held.moves(id, position, Position::NoLane);
                 entry.dropped_during_call = false;
                 true
             }

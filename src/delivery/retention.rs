@@ -1,5 +1,5 @@
 //! The task that ends dead letters: it drops those that are old, and records in the audit log which it
-//! has dropped and which have given way to new messages.
+//! has dropped and which have given way to new messages. It also ends the hold of messages that are gone.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -29,6 +29,9 @@ pub(super) async fn run<U: Upstream>(kept: Weak<KeptMessages<U>>) {
 }
 
 async fn pass<U: Upstream>(kept: &Weak<KeptMessages<U>>) {
+    if let Some(kept) = kept.upgrade() {
+        kept.release_gone().await;
+    }
     while let Some((spool, keep)) = kept.upgrade().and_then(|kept| {
         let goes_on = !kept.dispatcher.stop.is_cancelled();
         goes_on.then(|| (kept.spool.clone(), kept.queue.retry().keep_dead))

@@ -14,7 +14,7 @@ use super::signal::{HoldReason, Requeue, Signal};
 use crate::answer::AccessDenied;
 use crate::config::Retry;
 use crate::message::{self, MessageId};
-use crate::spool::{self, Doubt, Effect};
+use crate::spool::{self, Doubt, Effect, HeldCounts};
 
 /// Kept messages that are read and tried at once, over all lanes: each has its body in memory.
 const MAX_TOGETHER: usize = 1_000;
@@ -129,9 +129,25 @@ impl RetryQueue {
         self.state().registry.hold((lane, item, due), reason);
     }
 
-    /// Messages that are held.
-    pub(super) fn held(&self) -> Vec<(MessageId, HoldReason)> {
-        self.state().registry.held().collect()
+    /// How many messages are held.
+    pub(super) fn held_counts(&self) -> HeldCounts {
+        self.state().registry.held_counts()
+    }
+
+    /// At most so many messages that are held, in the order of their ids, from behind this one.
+    pub(super) fn held_page(&self, after: Option<MessageId>, most: usize) -> Vec<MessageId> {
+        self.state().registry.held_page(after, most)
+    }
+
+    /// Those of these that are still held, and are not queued in the spool any more, are held no more.
+    /// The spool is asked while none can come back to its lane.
+    pub(super) fn remove_held(&self, ids: &[MessageId], is_queued: impl Fn(MessageId) -> bool) {
+        let mut state = self.state();
+        for id in ids {
+            if state.registry.is_held(*id) && !is_queued(*id) {
+                state.registry.leave_lane(*id);
+            }
+        }
     }
 
     /// Messages that are kept no more wait no more.

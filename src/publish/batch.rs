@@ -17,8 +17,6 @@ use crate::server::{Problem, Reply};
 
 /// The most messages in one request.
 const MAX_LINES: usize = 1_000;
-/// The most bytes in one request.
-pub(super) const MAX_BODY: usize = 8 << 20;
 /// The most characters of what is wrong with a line.
 const MAX_REASON: usize = 200;
 pub(super) const CONTENT_TYPE: &str = "application/x-ndjson";

@@ -13,6 +13,9 @@ use super::refusal::{Refusal, invalid};
 use crate::memory::NoMemory;
 use crate::server::{Problem, RequestBody};
 
+/// The most bytes in one request with many messages.
+pub(super) const MAX_BATCH: usize = 8 << 20;
+
 /// The keys that limit a message's body.
 pub(super) const PAYLOAD_LIMIT: &str = "publish.max_payload, upstream.payload";
 

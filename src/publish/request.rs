@@ -6,8 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use super::batch;
-use super::body::{BodyLimits, PAYLOAD_LIMIT, too_large};
+use super::body::{BodyLimits, MAX_BATCH, PAYLOAD_LIMIT, too_large};
 use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
 use super::refusal::{Refusal, invalid};
@@ -97,10 +96,10 @@ impl RequestReader {
     /// messages besides.
     pub(super) async fn batch(&self, request: Request<RequestBody>) -> Result<Bytes, Refusal> {
         let fits = usize::try_from(self.memory.largest()).unwrap_or(usize::MAX);
-        let (most, by) = if fits < batch::MAX_BODY {
+        let (most, by) = if fits < MAX_BATCH {
             (fits, "runtime.memory")
         } else {
-            (batch::MAX_BODY, "the limit of a batch")
+            (MAX_BATCH, "the limit of a batch")
         };
         let limits = BodyLimits { most, by, time: self.publish.body_timeout };
         let mut reservation = self.memory.begin()?;

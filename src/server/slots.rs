@@ -1,8 +1,8 @@
 //! The connections that a server has at once, and which of them gives way to a new one.
 //!
 //! A client that opens connections and sends nothing would keep all others away for as long as an idle
-//! connection lives. So, once every slot is taken, the connection that has had no request for longest is
-//! closed for a new one, but not before it has had the time to send one. One that has a request in progress is never closed for another.
+//! connection lives. So, once every slot is taken, a connection that has had no request yet, or else none for
+//! longest, is closed for a new one, but not before it has had the time to send one. One that has a request in progress is never closed for another.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -17,6 +17,10 @@ use crate::log_limiter::LogLimiter;
 
 /// A connection without a request is not closed for another sooner: its client may be about to send one.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// Connections that have had a request come behind those that have not: a client that reuses one may lose the
+/// request that it is sending just then.
+const SERVED: u64 = 1 << 63;
 
 /// Without a request, or with a head that has not ended: what may be closed for a new connection.
 const IDLE: u8 = 0;
@@ -78,7 +82,8 @@ pub struct ConnectionUsage {
 struct Occupant {
     peer: Peer,
     phase: AtomicU8,
-    /// When its last request ended, or it was accepted: as a number of the sequence, and in ms.
+    /// When its last request ended, or it was accepted: as a number of the sequence, with [`SERVED`], and in
+    /// ms.
     since: AtomicU64,
     since_ms: AtomicU64,
     closed: Notify,
@@ -231,8 +236,8 @@ impl SlotTable {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Makes the connection give way that has had no request for longest, among those of these peers, if
-    /// that is this long.
+    /// Makes the connection give way that has had no request at all, or else none for longest, among those
+    /// of these peers, if that is this long.
     fn close_silent(&self, of: impl Fn(Peer) -> bool, grace: Duration) -> Room {
         let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let taken = self.taken();
@@ -331,7 +336,8 @@ impl ConnectionPhase {
         if self.occupant.phase.load(SeqCst) != ANSWERED {
             return;
         }
-        self.occupant.since.store(self.slots.sequence.fetch_add(1, SeqCst), SeqCst);
+        let ended = self.slots.sequence.fetch_add(1, SeqCst);
+        self.occupant.since.store(ended | SERVED, SeqCst);
         self.occupant.since_ms.store(self.slots.elapsed_ms(), SeqCst);
         let next = if next == Timed::Head { HEAD } else { IDLE };
         if self.occupant.turn(&[ANSWERED], next) && self.slots.waiting.load(SeqCst) > 0 {
@@ -401,15 +407,33 @@ mod tests {
         let (d, b) = take(&slots, 1, b).await;
         assert!(b.is_none());
         let busy = c.phase().busy().unwrap();
-        let (_e, a) = take(&slots, 1, a).await;
-        assert!(a.is_none());
+        let (last, d) = take(&slots, 1, d).await;
+        assert!(d.is_none());
         drop(busy);
         // Its answer is not written yet.
-        let (_f, d) = take(&slots, 1, d).await;
-        assert!(d.is_none());
+        serve(&last);
+        let (_f, a) = take(&slots, 1, a).await;
+        assert!(a.is_none());
         let usage = slots.usage();
         assert_eq!((usage.open, usage.made_room, usage.over_share), (3, 3, 0));
         assert_eq!(c.phase().timed(), Timed::Idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_reused_stays_beside_silent_ones() {
+        let slots = ConnectionSlots::new("test", 2, PeerShare::All);
+        let reused = slots.take(peer(1)).await.unwrap();
+        serve(&reused);
+        let mut silent = slots.take(peer(2)).await.unwrap();
+        for _ in 0..3 {
+            let (new, old) = take(&slots, 2, silent).await;
+            assert!(old.is_none());
+            silent = new;
+        }
+        // Where no other is left, it gives way.
+        let _busy = silent.phase().busy().unwrap();
+        let (_new, reused) = take(&slots, 2, reused).await;
+        assert!(reused.is_none());
     }
 
     #[tokio::test(start_paused = true)]

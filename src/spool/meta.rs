@@ -222,6 +222,7 @@ pub(super) struct Summary {
     pub(super) instance: InstanceId,
     pub(super) topic: Topic,
     pub(super) is_receipt: bool,
+    pub(super) is_queued: bool,
     /// Whether it has a digest of the body.
     pub(super) has_digest: bool,
 }
@@ -233,6 +234,7 @@ pub(super) fn summary(meta: &[u8]) -> Option<Summary> {
         instance: Arc::from(&*words.instance),
         topic: Topic::parse(&words.topic).ok()?,
         is_receipt: words.receipt.is_some(),
+        is_queued: words.receipt.is_none() && words.death.is_none(),
         has_digest: words.body_sha256.as_deref().and_then(decoded).is_some(),
     })
 }

@@ -3,6 +3,9 @@
 use prometheus::core::Metric as _;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
+/// Families of one kind; those without a value are left out.
+pub(super) type Families = Vec<Option<MetricFamily>>;
+
 /// A metric under construction.
 pub(super) struct Family {
     family: MetricFamily,

@@ -6,6 +6,7 @@ mod explanations;
 mod family;
 mod metrics;
 mod page;
+mod process_metrics;
 mod starting;
 mod status;
 mod view;

@@ -159,15 +159,25 @@ async fn a_good_caller_among_bad_neighbours() {
     let seconds = std::env::var("TOLLGATE_DRILL").map_or(600, |text| text.parse().unwrap());
     let (group, folder) = (MemoryGroup::new(), tempfile::tempdir().unwrap());
     let path = folder.path().display().to_string();
-    let emulator = Emulator::start(&[]).await;
+    // No ceiling of an address holds against this host by itself.
+    let emulator = Emulator::start(&["--egress-ip-qps", "0"]).await;
     let before = format!("echo $$ > {}/cgroup.procs", group.0.display());
     let upstream = emulator.url();
-    let settings =
-        [("upstream.endpoint", &*upstream), ("spool.store", "disk"), ("spool.path", &*path)];
+    let settings = [
+        ("upstream.endpoint", &*upstream),
+        ("upstream.connect_timeout", "1s"),
+        ("upstream.call_timeout", "3s"),
+        ("spool.store", "disk"),
+        ("spool.path", &*path),
+    ];
     let serve = Serve::start_under(&before, &settings).await;
+    // After a start it sends nothing for as long as a call of a process before it may be on its way.
+    let first = post(&serve.publish, "/publish/TopicA", &[("prefer", "wait=60")], b"first").await;
+    assert_eq!(first.status, 200, "{}", first.text());
 
     let calm = arrive(&serve.publish, GOOD, Instant::now() + CALM, 1).await;
-    assert!(calm.iter().all(|asked| asked.status == 200), "calm");
+    let odd: Vec<_> = calm.iter().filter(|asked| asked.status != 200).collect();
+    assert!(odd.is_empty(), "calm: {odd:?}");
 
     serve.stop_reading();
     let tally = Arc::new(Tally::default());
@@ -198,11 +208,14 @@ async fn a_good_caller_among_bad_neighbours() {
     let dead = metric("tollgate_spool_messages{state=\"dead\"}").await;
     let dropped = metric("tollgate_log_lines_dropped_total").await;
     let served = noisy.iter().filter(|asked| [200, 202].contains(&asked.status)).count();
-    let accepted = calm.len() as u64 + served as u64 + tally.accepted.load(Relaxed);
+    let mut others: Vec<_> = noisy.iter().map(|asked| asked.status).collect();
+    others.retain(|status| ![200, 202].contains(status));
+    others.truncate(20);
+    let accepted = 1 + calm.len() as u64 + served as u64 + tally.accepted.load(Relaxed);
     let delivered = emulator.report().await["accepted"].as_u64().unwrap();
     let (peak, kills) = group.usage();
     println!(
-        "calm p99 {:?}, noisy p99 {:?}; good {served} of {}; neighbours: {} accepted, {} refused, {} cut; \
+        "calm p99 {:?}, noisy p99 {:?}; good {served} of {} (others {others:?}); neighbours: {} accepted, {} refused, {} cut; \
          probes {asked}, missed {missed:?}; log lines dropped {dropped}; memory {} MiB of {}, {kills}; \
          accepted {accepted}, delivered {delivered}, dead {dead}",
         p99(&calm),

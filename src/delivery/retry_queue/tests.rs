@@ -212,3 +212,39 @@ fn a_push_during_a_try_counts() {
     let next = queue.take_due(far()).0.pop().map(|(_, items)| items[0].expires);
     assert_eq!(next, Some(expires));
 }
+
+fn counts(queue: &RetryQueue) -> (u64, u64) {
+    let held = queue.held_counts();
+    (held.not_allowed, held.unverified)
+}
+
+/// Each way out of the hold, and into it.
+#[test]
+fn what_is_held_is_counted_by_its_reason() {
+    let queue = RetryQueue::new(retry(), 7);
+    let now = Instant::now();
+    for id in 0..6 {
+        queue.hold(lane(id), item(id, 0), now, HoldReason::NotAllowed);
+        queue.hold(lane(id), item(id, 0), now, HoldReason::NotAllowed);
+    }
+    queue.hold(lane(5), item(5, 0), now, HoldReason::Unverified);
+    assert_eq!(counts(&queue), (5, 1));
+    queue.push(lane(0), item(0, 0), now);
+    queue.remove(&[item(1, 0).id].into());
+    drop(queue.fresh_call_begins(item(2, 0).id));
+    assert_eq!(counts(&queue), (2, 1));
+    // Handed out, and found to have another body.
+    let (lane, items) = queue.take_due(far()).0.pop().unwrap();
+    assert_eq!(counts(&queue), (2, 1));
+    queue.ended(&lane, items[0], Signal::NoCall, Requeue::Hold(HoldReason::Unverified));
+    assert_eq!(counts(&queue), (2, 2));
+    let ids = |ids: &[u8]| ids.iter().map(|id| item(*id, 0).id).collect::<Vec<_>>();
+    assert_eq!(queue.held_page(None, 3), ids(&[0, 3, 4]));
+    assert_eq!(queue.held_page(Some(item(3, 0).id), 3), ids(&[4, 5]));
+    // One that has gone back to its lane since it was looked at stays there, and so does one that has
+    // come back to the spool.
+    queue.push(lane, item(0, 0), now);
+    queue.remove_held(&ids(&[0, 3, 4]), |id| id == item(4, 0).id);
+    assert_eq!((counts(&queue), queue.len(), queue.state().registry.len()), ((1, 1), 1, 3));
+    assert_eq!(queue.held_page(None, 9), ids(&[4, 5]));
+}

@@ -76,9 +76,9 @@ pub(super) struct Owner {
     pub(super) peers: HashMap<String, PeerState>,
     pub(super) looked: Option<Instant>,
     pub(super) trust: RecordTrust,
-    /// What Redis says is ours, and is not taken up: none of it verifies.
-    pub(super) unverified: HeldCounts,
-    /// The rules by which peers' messages were looked at.
+    /// What Redis says is ours, and is not taken up: it is not as this sidecar takes it over.
+    pub(super) set_aside: HeldCounts,
+    /// The rules by which others' messages were looked at.
     pub(super) rules_version: u64,
     /// Lines about messages that are left with dead peers.
     pub(super) left_log: LogLimiter,
@@ -119,7 +119,7 @@ impl Owner {
             peers: HashMap::new(),
             looked: None,
             trust,
-            unverified: HeldCounts::default(),
+            set_aside: HeldCounts::default(),
             rules_version: 0,
             left_log: LogLimiter::each_minute(1),
             facts: Vec::new(),
@@ -291,14 +291,21 @@ impl Owner {
         }
         let durability = connection.durability().await.inspect_err(|_| self.connection = None)?;
         self.configured(durability);
-        if self.trust.read_again().await {
-            // What did not verify may do so now.
-            self.peers.values_mut().for_each(|peer| peer.scan.begin_anew());
-            if self.unverified != HeldCounts::default() {
-                (self.owned, self.connection) = (Owned::More, None);
-            }
-        }
         Ok(())
+    }
+
+    /// Where the rules or the keys have changed, what was left or set aside is looked at again.
+    pub(super) async fn check_trust(&mut self) {
+        let rules = self.ownership.rules_version();
+        let have_rules_changed = std::mem::replace(&mut self.rules_version, rules) != rules;
+        if !self.trust.read_again(self.times.config).await && !have_rules_changed {
+            return;
+        }
+        self.peers.values_mut().for_each(|peer| peer.scan.begin_anew());
+        // The next connection begins with reading what is ours.
+        if self.set_aside != HeldCounts::default() && self.owned == Owned::Known {
+            (self.owned, self.connection) = (Owned::More, None);
+        }
     }
 
     fn configured(&mut self, durability: Durability) {

@@ -9,12 +9,16 @@ use tokio::time::Instant;
 use super::connection::{Memory, SpoolRedisError};
 use super::owner::{Owned, Owner, PAGE};
 use super::peer_state::{BEGINNING, PeerState, Scan};
-use super::reply;
+use super::reply::{self, Page};
 use super::trust::Takes;
 use crate::message::MessageId;
 use crate::spool::Share;
+use crate::spool::adoption::HeldCounts;
 use crate::spool::facts::{Fact, Progress, StoredMessage};
 use crate::spool::view::IndexView;
+
+/// In the place of an epoch: the owner is dead, whatever its epoch is.
+const ANY_EPOCH: &str = "*";
 
 /// How the other owners stand.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,8 +33,10 @@ pub(in crate::spool) struct Peers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stays {
     Yes,
-    /// It has none, or it lives.
+    /// It has none.
     No,
+    /// It lives.
+    Alive,
 }
 
 impl Owner {
@@ -40,14 +46,10 @@ impl Owner {
         if self.has_left() {
             return Ok(());
         }
+        self.check_trust().await;
         self.ready(&[], view).await?;
-        let due = self.times.heartbeat.mul_f64(0.9);
-        if self.looked.is_none_or(|looked| looked.elapsed() >= due) {
-            self.watch().await?;
-        }
+        self.watch_if_due().await?;
         self.check_configuration().await?;
-        // What the keys of a new file verify is read again over a new connection.
-        self.ready(&[], view).await?;
         if self.ownership.takes_over() && self.take_over().await? == Progress::More {
             self.ownership.ask_for_more();
         }
@@ -60,7 +62,7 @@ impl Owner {
         view: &IndexView,
     ) -> Result<(Progress, Peers), SpoolRedisError> {
         self.ready(&[], view).await?;
-        self.watch().await?;
+        self.watch_if_due().await?;
         let progress = self.take_over().await?;
         let mut peers = Peers::default();
         for peer in self.peers.values().filter(|peer| !peer.is_dead(&self.times)) {
@@ -68,6 +70,14 @@ impl Owner {
             peers.undecided |= peer.pending > 0 && !peer.moved;
         }
         Ok((progress, peers))
+    }
+
+    async fn watch_if_due(&mut self) -> Result<(), SpoolRedisError> {
+        let due = self.times.heartbeat.mul_f64(0.9);
+        if self.looked.is_some_and(|looked| looked.elapsed() < due) {
+            return Ok(());
+        }
+        self.watch().await
     }
 
     async fn watch(&mut self) -> Result<(), SpoolRedisError> {
@@ -96,7 +106,7 @@ impl Owner {
                 }
                 seen => (Duration::ZERO, seen.is_some(), Scan::default()),
             };
-            scan.sees(pending);
+            scan.sees(pending, now);
             peers.insert(name, PeerState { epoch, unchanged, moved, pending, scan });
         }
         self.peers = peers;
@@ -107,7 +117,7 @@ impl Owner {
 
     /// What is left with dead owners, as of the last whole look at each.
     fn count_left(&self) {
-        let mut left = self.unverified;
+        let mut left = self.set_aside;
         for peer in self.peers.values().filter(|peer| peer.is_dead(&self.times)) {
             left += peer.scan.left;
         }
@@ -117,14 +127,10 @@ impl Owner {
     /// Takes over a page from the predecessor, or else from a dead peer. Done only where there was
     /// neither.
     pub(super) async fn take_over(&mut self) -> Result<Progress, SpoolRedisError> {
-        let rules = self.ownership.rules_version();
-        if std::mem::replace(&mut self.rules_version, rules) != rules {
-            self.peers.values_mut().for_each(|peer| peer.scan.begin_anew());
-        }
         if let Some((name, mut scan)) = self.predecessor.take() {
             // It stays the predecessor if this fails.
             self.predecessor = Some((name.clone(), Scan::default()));
-            let (messages, _) = self.take_from(&name, "*", &mut scan).await?;
+            let (messages, _) = self.take_from(&name, ANY_EPOCH, &mut scan).await?;
             // What is left with it is a dead owner's from now on.
             self.predecessor = scan.next.is_some().then_some((name, scan));
             self.report(Fact::TakenOver(messages));
@@ -141,8 +147,10 @@ impl Owner {
         let (messages, stays) = self.take_from(&name, &epoch, &mut scan).await?;
         let (taken, left) = (messages.len(), scan.left.not_allowed);
         let is_whole = scan.next.is_none();
-        match self.peers.get_mut(&name) {
-            Some(peer) if stays == Stays::Yes => peer.scan = scan,
+        match (self.peers.get_mut(&name), stays) {
+            (Some(peer), Stays::Yes) => peer.scan = scan,
+            // The next look at the owners finds out its epoch.
+            (Some(peer), Stays::Alive) => *peer = PeerState::moved(peer.pending),
             _ => drop(self.peers.remove(&name)),
         }
         self.count_left();
@@ -179,10 +187,18 @@ impl Owner {
         let page = self.query("peek", |command| {
             command.arg(peer).arg(scan.next.as_deref().unwrap_or(BEGINNING)).arg(PAGE);
         });
-        let (next, mut messages) = reply::page(page.await?)?;
+        let Page { next, mut messages, unreadable } = reply::page(page.await?)?;
         let rules = self.ownership.rules();
+        let readable = messages.len();
+        self.trust.leaves_unreadable(unreadable, &mut scan.found);
         messages
             .retain(|message| self.trust.judges(message, &rules, &mut scan.found) == Takes::Yes);
+        // A call without messages ends an owner that has none left, or a predecessor.
+        let are_some_left = unreadable > 0 || messages.len() < readable;
+        if messages.is_empty() && are_some_left && epoch != ANY_EPOCH {
+            scan.goes_on(next);
+            return Ok((messages, Stays::Yes));
+        }
         self.owned = Owned::More;
         let taken = self.call::<Vec<String>>("take", Memory::Shrinks, |command| {
             command.arg(peer).arg(epoch);
@@ -199,7 +215,12 @@ impl Owner {
         scan.missed |= taken.len() < messages.len();
         messages.retain(|message| taken.contains(&message.id));
         scan.goes_on(next);
-        Ok((messages, if head == "left" { Stays::Yes } else { Stays::No }))
+        let stays = match &**head {
+            "left" => Stays::Yes,
+            "alive" => Stays::Alive,
+            _ => Stays::No,
+        };
+        Ok((messages, stays))
     }
 
     /// Reports a page of what all own: to be shown, not to be changed.
@@ -210,8 +231,9 @@ impl Owner {
         let page = self.query("all", |command| {
             command.arg(from.as_deref().unwrap_or(BEGINNING)).arg(PAGE);
         });
-        let (next, all) = reply::page(page.await?)?;
-        self.report(Fact::TakenOver(all));
+        let Page { next, messages, unreadable } = reply::page(page.await?)?;
+        self.trust.leaves_unreadable(unreadable, &mut HeldCounts::default());
+        self.report(Fact::TakenOver(messages));
         Ok(Some(next).filter(|next| !next.is_empty()))
     }
 }

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use super::connection::{Memory, SpoolRedisError};
 use super::owner::{Owned, Owner, PAGE};
 use super::peer_state::BEGINNING;
-use super::reply;
+use super::reply::{self, Page};
+use super::trust::Takes;
 use crate::message::MessageId;
 use crate::spool::adoption::HeldCounts;
 use crate::spool::entry::Content;
@@ -21,7 +22,8 @@ impl Owner {
         view: &IndexView,
     ) -> Result<(), SpoolRedisError> {
         self.facts.clear();
-        self.unverified = HeldCounts::default();
+        self.set_aside = HeldCounts::default();
+        let rules = self.ownership.rules();
         let mut facts = Vec::new();
         let mut mine = HashSet::new();
         let mut from = BEGINNING.to_owned();
@@ -29,20 +31,14 @@ impl Owner {
             let page = self.call("mine", Memory::Shrinks, |command| {
                 command.arg(&from).arg(PAGE);
             });
-            let (next, found) = reply::page(page.await?)?;
-            let mut new = found;
+            let Page { next, messages: mut new, unreadable } = reply::page(page.await?)?;
+            self.trust.leaves_unreadable(unreadable, &mut self.set_aside);
             new.retain(|one| {
                 mine.insert(one.id) && !skipped.contains(&one.id) && !view.contains(one.id)
             });
-            // An answer with these was lost, or a client of Redis has given them to us.
-            new.retain(|one| {
-                let verifies = self.trust.verifies(one);
-                if !verifies {
-                    self.unverified.unverified += 1;
-                    self.trust.log_unverified(one.id);
-                }
-                verifies
-            });
+            // An answer with these was lost, or a client of Redis has given them to us: as if they were
+            // a dead owner's.
+            new.retain(|one| self.trust.judges(one, &rules, &mut self.set_aside) == Takes::Yes);
             facts.push(Fact::TakenOver(new));
             if next.is_empty() {
                 break;

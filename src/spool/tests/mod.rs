@@ -5,6 +5,8 @@ mod double;
 mod faults;
 #[cfg(feature = "redis-tests")]
 mod handover;
+#[cfg(feature = "redis-tests")]
+mod macs;
 mod model;
 #[cfg(feature = "redis-tests")]
 mod outages;

@@ -1,0 +1,104 @@
+//! Metrics of the process itself, its listeners and its keys.
+
+use super::TelemetrySources;
+use super::family::{Families, Family};
+use crate::delivery::KeyUsage;
+use crate::keys::KeyStatus;
+use crate::log_limiter::dropped_lines;
+use crate::memory::MemoryUsage;
+use crate::meter::OperatorVerb;
+use crate::server::ConnectionUsage;
+
+pub(super) fn process(sources: &TelemetrySources) -> Families {
+    let upstream = sources.upstream.status();
+    let skew = Family::gauge(
+        "tollgate_clock_skew_seconds",
+        "The provider's clock minus this machine's, in seconds; at 900 s the provider refuses calls",
+    )
+    .value(&[], upstream.clock_skew.as_secs_f64());
+    let build = Family::gauge("tollgate_build_info", "The version and the commit")
+        .value(&[("version", env!("CARGO_PKG_VERSION")), ("commit", env!("TOLLGATE_COMMIT"))], 1.0);
+    let dropped = Family::counter(
+        "tollgate_log_lines_dropped_total",
+        "Log lines that were not written, since the reader of standard error did not keep up",
+    )
+    .value(&[], dropped_lines() as f64);
+    let mut actions = Family::counter(
+        "tollgate_operator_actions_total",
+        "Operators' requests over the control socket that changed or showed messages, by verb",
+    );
+    for verb in OperatorVerb::ALL {
+        let labels = [("verb", verb.as_str())];
+        actions = actions.value(&labels, sources.meter.operator_actions(verb) as f64);
+    }
+    [skew, build, dropped, actions].map(Family::done).into()
+}
+
+pub(super) fn connections(usages: [ConnectionUsage; 3]) -> Families {
+    let mut open =
+        Family::gauge("tollgate_connections", "Open connections of clients, by listener");
+    let mut max =
+        Family::gauge("tollgate_connections_max", "The most connections at once, by listener");
+    let mut closed = Family::counter(
+        "tollgate_connections_closed_total",
+        "Connections that were closed early: the longest without a request made_room for a new one, or a \
+         new one was over_share, as requests in progress of its client machine held half of the slots",
+    );
+    for usage in usages {
+        let labels = [("listener", usage.listener)];
+        open = open.value(&labels, usage.open as f64);
+        max = max.value(&labels, usage.max as f64);
+        for (reason, count) in [("made_room", usage.made_room), ("over_share", usage.over_share)] {
+            let labels = [("listener", usage.listener), ("reason", reason)];
+            closed = closed.value(&labels, count as f64);
+        }
+    }
+    [open, max, closed].map(Family::done).into()
+}
+
+pub(super) fn idempotency_keys(usage: KeyUsage) -> Families {
+    let reserved = Family::gauge("tollgate_idempotency_keys", "Reserved idempotency keys");
+    let max = Family::gauge("tollgate_idempotency_max_keys", "The most that may be reserved");
+    [(reserved, usage.reserved), (max, usage.max)]
+        .map(|(family, value)| family.value(&[], value as f64).done())
+        .into()
+}
+
+pub(super) fn memory(usage: MemoryUsage) -> Families {
+    let used = Family::gauge(
+        "tollgate_message_memory_bytes",
+        "Memory that is reserved for callers' messages in progress",
+    );
+    let max = Family::gauge(
+        "tollgate_message_memory_max_bytes",
+        "The most that may be reserved for them, a part of runtime.memory",
+    );
+    let refused = Family::counter(
+        "tollgate_message_memory_refusals_total",
+        "Messages that were answered 503 since there was no memory for them",
+    );
+    let values = [(used, usage.used), (max, usage.max), (refused, usage.refused)];
+    values.map(|(family, value)| family.value(&[], value as f64).done()).into()
+}
+
+pub(super) fn keys(status: &KeyStatus) -> Families {
+    let source = [("source", status.source)];
+    let mut expiry =
+        Family::gauge("tollgate_key_expiry_timestamp_seconds", "When the key expires, if it does");
+    if let Some(at) = status.expires_at {
+        expiry = expiry.value(&source, at.as_second() as f64);
+    }
+    let mut loaded =
+        Family::gauge("tollgate_key_loaded_timestamp_seconds", "When the key was loaded");
+    if let Some(at) = status.loaded_at {
+        loaded = loaded.value(&source, at.as_second() as f64);
+    }
+    let reloads =
+        Family::counter("tollgate_key_reloads_total", "Reads of the key's source, by result")
+            .value(&[("source", status.source), ("result", "ok")], status.reloads_ok as f64)
+            .value(
+                &[("source", status.source), ("result", "failed")],
+                status.reloads_failed as f64,
+            );
+    [expiry, loaded, reloads].map(Family::done).into()
+}
