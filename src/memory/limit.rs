@@ -82,7 +82,7 @@ mod tests {
                 Some(3_000),
             ),
             ("no limit", &[(own, "0::/\n"), ("sys/fs/cgroup/memory.max", "max\n")], None),
-            ("what nobody can read", &[(own, "0\n::\nx:memory\n4:memory:\n\u{0}\n")], None),
+            ("what is no list of groups", &[(own, "0\n::\nx:memory\n4:memory:\n\u{0}\n")], None),
             ("no groups", &[], None),
         ] {
             assert_eq!(smallest_in(system(files).path()), limit, "{name}");
