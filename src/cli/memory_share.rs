@@ -15,14 +15,14 @@ struct Lowered {
 
 /// Bounds that `runtime.memory` does not carry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Clamped {
+pub(super) struct ClampedByMemory {
     memory: u64,
     lowered: Vec<Lowered>,
 }
 
 /// Lowers the bounds of what is held for each connection, stored message and key to what the memory carries:
 /// otherwise callers could get the process killed. `None`: it carries what is configured.
-pub(super) fn clamp(config: &mut Config) -> Option<Clamped> {
+pub(super) fn clamp(config: &mut Config) -> Option<ClampedByMemory> {
     let memory = config.runtime.memory;
     let plan = MemoryPlan::of(memory);
     let mut lowered = Vec::new();
@@ -39,10 +39,10 @@ pub(super) fn clamp(config: &mut Config) -> Option<Clamped> {
         lower("spool.max_messages", &mut messages, plan.messages);
     }
     lower("idempotency.max_keys", &mut config.idempotency.max_keys, plan.keys);
-    (!lowered.is_empty()).then_some(Clamped { memory, lowered })
+    (!lowered.is_empty()).then_some(ClampedByMemory { memory, lowered })
 }
 
-impl fmt::Display for Clamped {
+impl fmt::Display for ClampedByMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = bytesize::ByteSize(self.memory);
         write!(f, "the memory ({shown}, runtime.memory) carries ")?;

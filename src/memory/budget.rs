@@ -21,10 +21,10 @@ pub(super) const fn cost(body: u64) -> u64 {
 
 /// Bytes for the bodies of messages. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct MemoryBudget(Arc<Account>);
+pub struct MemoryBudget(Arc<MemoryAccount>);
 
 #[derive(Debug)]
-struct Account {
+struct MemoryAccount {
     own: u64,
     /// Bytes that others do not use at present.
     lent: AtomicU64,
@@ -50,8 +50,8 @@ pub struct NoMemory;
 
 /// Bytes of a budget, free again when dropped.
 #[derive(Debug)]
-pub struct Reservation {
-    account: Arc<Account>,
+pub struct MemoryReservation {
+    account: Arc<MemoryAccount>,
     bytes: u64,
 }
 
@@ -59,7 +59,7 @@ impl MemoryBudget {
     /// A budget of `own` bytes.
     pub fn new(own: u64) -> Self {
         let (lent, used, refused) = Default::default();
-        Self(Arc::new(Account { own, lent, used, refused }))
+        Self(Arc::new(MemoryAccount { own, lent, used, refused }))
     }
 
     /// Lends it so many bytes more, until it is called again: what others may use, and do not.
@@ -71,8 +71,8 @@ impl MemoryBudget {
     ///
     /// # Errors
     /// All of it is in use.
-    pub fn begin(&self) -> Result<Reservation, NoMemory> {
-        let mut reservation = Reservation { account: Arc::clone(&self.0), bytes: 0 };
+    pub fn begin(&self) -> Result<MemoryReservation, NoMemory> {
+        let mut reservation = MemoryReservation { account: Arc::clone(&self.0), bytes: 0 };
         reservation.grow(PER_MESSAGE)?;
         Ok(reservation)
     }
@@ -84,18 +84,18 @@ impl MemoryBudget {
 
     /// What is in use now.
     pub fn usage(&self) -> MemoryUsage {
-        let Account { used, refused, .. } = &*self.0;
+        let MemoryAccount { used, refused, .. } = &*self.0;
         MemoryUsage { max: self.0.max(), used: used.load(Relaxed), refused: refused.load(Relaxed) }
     }
 }
 
-impl Account {
+impl MemoryAccount {
     fn max(&self) -> u64 {
         self.own.saturating_add(self.lent.load(Relaxed))
     }
 }
 
-impl Reservation {
+impl MemoryReservation {
     /// Makes room for so many more bytes of the message's body.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl Reservation {
     }
 
     fn grow(&mut self, bytes: u64) -> Result<(), NoMemory> {
-        let Account { used, refused, .. } = &*self.account;
+        let MemoryAccount { used, refused, .. } = &*self.account;
         let (wanted, max) = (self.bytes.saturating_add(bytes), self.account.max());
         let limit = if wanted <= SMALL { max } else { max / 4 * 3 };
         let grown = |used: u64| used.checked_add(bytes).filter(|used| *used <= limit);
@@ -131,7 +131,7 @@ impl Reservation {
     }
 }
 
-impl Drop for Reservation {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
         self.account.used.fetch_sub(self.bytes, Relaxed);
     }
@@ -139,7 +139,7 @@ impl Drop for Reservation {
 
 struct ReservedBytes {
     body: Bytes,
-    _reservation: Reservation,
+    _reservation: MemoryReservation,
 }
 
 impl AsRef<[u8]> for ReservedBytes {

@@ -8,7 +8,7 @@ mod budget;
 mod limit;
 mod queue;
 
-pub use budget::{MemoryBudget, MemoryUsage, NoMemory, Reservation};
+pub use budget::{MemoryBudget, MemoryReservation, MemoryUsage, NoMemory};
 pub use limit::limit;
 pub use queue::{MemoryQueue, MemoryTurn};
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::key;
 use super::prefer::Prefer;
-use super::refusal::{Refusal, invalid};
+use super::refusal::{RefusedRequest, invalid};
 use super::request::{RequestReader, bad_key};
 use crate::delivery::PublishOptions;
 use crate::message::{Message, MessageId, TraceId};
@@ -38,7 +38,7 @@ pub(super) struct Line {
     /// Its key, as far as the line can be read.
     pub(super) key: Option<String>,
     /// Its message and options, or what is wrong with it.
-    pub(super) message: Result<(Message, PublishOptions), Refusal>,
+    pub(super) message: Result<(Message, PublishOptions), RefusedRequest>,
 }
 
 /// Splits a body into its lines, numbered from 1; blank ones are skipped.

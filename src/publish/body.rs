@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use tokio::time::timeout;
 
-use super::refusal::{Refusal, invalid};
+use super::refusal::{RefusedRequest, invalid};
 use crate::memory::NoMemory;
 use crate::server::{Problem, RequestBody};
 
@@ -35,7 +35,7 @@ impl BodyLimits {
         &self,
         request: Request<RequestBody>,
         reserve: impl FnMut(usize) -> Result<(), NoMemory>,
-    ) -> Result<Bytes, Refusal> {
+    ) -> Result<Bytes, RefusedRequest> {
         let most = self.most as u64;
         if declared(request.headers()).is_some_and(|length| length > most)
             || request.body().size_hint().lower() > most
@@ -50,7 +50,7 @@ impl BodyLimits {
         &self,
         mut body: RequestBody,
         mut reserve: impl FnMut(usize) -> Result<(), NoMemory>,
-    ) -> Result<Bytes, Refusal> {
+    ) -> Result<Bytes, RefusedRequest> {
         // A copy: a part of hyper's buffer would keep all of it.
         let mut whole = BytesMut::new();
         while let Some(frame) = body.frame().await {

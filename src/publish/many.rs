@@ -14,7 +14,7 @@ use super::batch::{self, Line};
 use super::log::LogContext;
 use super::outcome;
 use super::prefer::Prefer;
-use super::refusal::Refusal;
+use super::refusal::RefusedRequest;
 use super::{DRAIN_RETRY, Inner, request, stopping};
 use crate::delivery::{Begun, CallOrder};
 use crate::message::Topic;
@@ -39,7 +39,7 @@ struct Batch {
 struct BegunLine {
     number: usize,
     key: Option<String>,
-    begun: Result<(Topic, Begun), Refusal>,
+    begun: Result<(Topic, Begun), RefusedRequest>,
 }
 
 impl Inner {
@@ -47,7 +47,7 @@ impl Inner {
         let context = LogContext::of(&request, "");
         let read = match Arc::clone(&self.batches).try_acquire_owned() {
             Ok(slot) => self.read_batch(request).await.map(|batch| (batch, slot)),
-            Err(_) => Err(Refusal::new(Published::Full, too_many_batches())),
+            Err(_) => Err(RefusedRequest::new(Published::Full, too_many_batches())),
         };
         let mut reply = match read {
             Ok((batch, slot)) => Arc::clone(&self).answer_batch(batch, slot, context).await,
@@ -61,8 +61,8 @@ impl Inner {
         reply
     }
 
-    async fn read_batch(&self, request: Request<RequestBody>) -> Result<Batch, Refusal> {
-        let drains = || Refusal::new(Published::Draining, stopping());
+    async fn read_batch(&self, request: Request<RequestBody>) -> Result<Batch, RefusedRequest> {
+        let drains = || RefusedRequest::new(Published::Draining, stopping());
         if self.draining() {
             return Err(drains());
         }

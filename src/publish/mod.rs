@@ -37,7 +37,7 @@ use crate::server::{Problem, Reply, RequestBody};
 use crate::spool::{Durability, Spool};
 use crate::upstream::HttpUpstream;
 use answered::Answered;
-use refusal::Refusal;
+use refusal::RefusedRequest;
 use request::{RequestReader, Submission};
 
 /// `Retry-After` of a stopping sidecar: another takes its place soon.
@@ -127,7 +127,7 @@ impl Inner {
         let context = log::LogContext::of(&request, topic);
         let mut parent = None;
         let submission = if self.draining() {
-            Err(Refusal::new(Published::Draining, stopping()))
+            Err(RefusedRequest::new(Published::Draining, stopping()))
         } else {
             let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
             reader.read(topic, request).await

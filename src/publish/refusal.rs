@@ -13,12 +13,12 @@ use crate::server::Problem;
 const MEMORY_RETRY: Duration = Duration::from_secs(1);
 
 /// What its caller is answered, and how it is counted.
-pub(super) struct Refusal {
+pub(super) struct RefusedRequest {
     pub(super) published: Published,
     pub(super) problem: Box<Problem>,
 }
 
-impl Refusal {
+impl RefusedRequest {
     pub(super) fn new(published: Published, problem: Problem) -> Self {
         Self { published, problem: Box::new(problem) }
     }
@@ -28,13 +28,13 @@ impl Refusal {
     }
 }
 
-impl From<Problem> for Refusal {
+impl From<Problem> for RefusedRequest {
     fn from(problem: Problem) -> Self {
         Self::new(Published::Invalid, problem)
     }
 }
 
-impl From<NoMemory> for Refusal {
+impl From<NoMemory> for RefusedRequest {
     fn from(_: NoMemory) -> Self {
         let detail = "Messages in progress take all of the memory that they may (runtime.memory). Nothing was \
                       sent; send it again.";

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use super::body::{BodyLimits, MAX_BATCH, PAYLOAD_LIMIT, too_large};
 use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
-use super::refusal::{Refusal, invalid};
+use super::refusal::{RefusedRequest, invalid};
 use crate::config;
 use crate::delivery::PublishOptions;
 use crate::memory::MemoryBudget;
@@ -59,7 +59,7 @@ impl RequestReader {
         &self,
         topic: &str,
         request: Request<RequestBody>,
-    ) -> Result<Submission, Refusal> {
+    ) -> Result<Submission, RefusedRequest> {
         if request.uri().query().is_some() {
             return Err(malformed("the path has a query; a \"?\" is not part of any topic").into());
         }
@@ -94,7 +94,10 @@ impl RequestReader {
 
     /// The whole body of a request with many messages. It is counted until it is dropped, and each of its
     /// messages besides.
-    pub(super) async fn batch(&self, request: Request<RequestBody>) -> Result<Bytes, Refusal> {
+    pub(super) async fn batch(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Bytes, RefusedRequest> {
         let fits = usize::try_from(self.memory.largest()).unwrap_or(usize::MAX);
         let (most, by) = if fits < MAX_BATCH {
             (fits, "runtime.memory")
@@ -108,7 +111,7 @@ impl RequestReader {
     }
 
     /// The payload of one of many messages.
-    pub(super) fn line_payload(&self, body: Bytes) -> Result<Payload, Refusal> {
+    pub(super) fn line_payload(&self, body: Bytes) -> Result<Payload, RefusedRequest> {
         // One that can never be taken is not asked for again.
         let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
         if body.len() > limit {

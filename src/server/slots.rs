@@ -168,7 +168,7 @@ impl ConnectionSlots {
         let slots = &self.0;
         let permit = if !slots.has_share(peer) {
             slots.permit().await
-        } else if slots.close_silent(|other| other == peer, Duration::ZERO) == Room::Made {
+        } else if slots.close_silent(|other| other == peer, Duration::ZERO) == Vacancy::Made {
             Arc::clone(&slots.free).acquire_owned().await.ok()
         } else {
             slots.refused.fetch_add(1, SeqCst);
@@ -214,9 +214,9 @@ impl SlotTable {
             // Before the search, so that none that turns silent after it is missed.
             let silent = self.turned_silent.notified();
             let later = match self.close_silent(|_| true, GRACE) {
-                Room::Made => return free.acquire_owned().await.ok(),
-                Room::At(ms) => Some(self.begun + Duration::from_millis(ms)),
-                Room::None => None,
+                Vacancy::Made => return free.acquire_owned().await.ok(),
+                Vacancy::At(ms) => Some(self.begun + Duration::from_millis(ms)),
+                Vacancy::None => None,
             };
             let later = async {
                 match later {
@@ -238,24 +238,24 @@ impl SlotTable {
 
     /// Makes the connection give way that has had no request at all, or else none for longest, among those
     /// of these peers, if that is this long.
-    fn close_silent(&self, of: impl Fn(Peer) -> bool, grace: Duration) -> Room {
+    fn close_silent(&self, of: impl Fn(Peer) -> bool, grace: Duration) -> Vacancy {
         let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let taken = self.taken();
         let silent = || taken.values().filter(|one| of(one.peer) && one.is_silent());
         while let Some(oldest) = silent().min_by_key(|one| one.since.load(SeqCst)) {
             let may_go = oldest.since_ms.load(SeqCst) + grace;
             if self.elapsed_ms() < may_go {
-                return Room::At(may_go);
+                return Vacancy::At(may_go);
             }
             // Else its request came just now.
             if oldest.turn(&[IDLE, HEAD], CLOSED) {
                 oldest.closed.notify_one();
                 drop(taken);
                 self.count();
-                return Room::Made;
+                return Vacancy::Made;
             }
         }
-        Room::None
+        Vacancy::None
     }
 
     fn count(&self) {
@@ -274,7 +274,7 @@ impl SlotTable {
 
 /// Whether there is room for a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Room {
+enum Vacancy {
     /// One is being closed for it.
     Made,
     /// One can be closed for it then, in ms since the table's start.

@@ -13,7 +13,7 @@ use super::destination::Destinations;
 use super::entry::{Content, Entry, Location};
 use super::record::{Change, DropReason};
 use super::tally::Tally;
-use super::{Affected, HeldCounts, KeepError, Refused, Share, Usage};
+use super::{Affected, HeldCounts, KeepError, RefusedKeeps, Share, Usage};
 use crate::message::MessageId;
 
 /// What entries need of a segment of the log. Its file is known to the disk alone.
@@ -55,7 +55,7 @@ pub(super) struct Index {
     pub(super) destinations: Destinations,
     pub(super) damaged: u64,
     pub(super) given_up: GivenUp,
-    pub(super) refused: Refused,
+    pub(super) refused: RefusedKeeps,
     pub(super) failure: Option<Arc<str>>,
 }
 

@@ -14,14 +14,14 @@ const IN_USE: Duration = Duration::from_hours(1);
 /// The lanes that hold something, and the two that were published to last: those are enough to know
 /// of any lane whether another one is in use.
 #[derive(Debug, Default)]
-pub(super) struct Lanes {
+pub(super) struct LaneShares {
     /// Queued messages, dead letters, and what is being written.
     held: BTreeMap<Lane, Share>,
     last: Option<(Lane, Instant)>,
     last_other: Option<(Lane, Instant)>,
 }
 
-impl Lanes {
+impl LaneShares {
     pub(super) fn add(&mut self, lane: &Lane, share: Share) {
         match self.held.get_mut(lane) {
             Some(held) => *held += share,

@@ -203,7 +203,7 @@ pub struct Usage {
     /// When one was dropped last for a new message.
     pub last_dropped_for_room: Option<Timestamp>,
     /// New messages that were refused since the start.
-    pub refused: Refused,
+    pub refused: RefusedKeeps,
     /// The error of the last write, if it failed, or that the store does not answer.
     pub failure: Option<Arc<str>>,
     /// The most that may be kept of all together.
@@ -216,7 +216,7 @@ pub struct Usage {
 
 /// New messages that were refused for a bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedKeeps {
     /// That of the spool.
     pub full: u64,
     /// That of their topic.

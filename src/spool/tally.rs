@@ -8,25 +8,25 @@ use jiff::Timestamp;
 
 use super::Share;
 use super::entry::{Entry, Stage};
-use super::lanes::Lanes;
+use super::lanes::LaneShares;
 use crate::message::MessageId;
 
 /// Counts and orders of the entries.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    pub(super) queued: Queued,
+    pub(super) queued: QueuedTally,
     pub(super) dead: Ended,
     pub(super) receipts: Ended,
     /// How long the key of a message with a claim is taken after its end.
     pub(super) keep_claims: Duration,
     /// What is being written.
     pub(super) reserved: Share,
-    pub(super) lanes: Lanes,
+    pub(super) lanes: LaneShares,
 }
 
 /// Messages that are to be delivered.
 #[derive(Debug, Default)]
-pub(super) struct Queued {
+pub(super) struct QueuedTally {
     pub(super) share: Share,
     pub(super) by_age: BTreeSet<(Timestamp, MessageId)>,
 }

@@ -10,7 +10,7 @@ use super::connection::{Memory, SpoolRedisError};
 use super::owner::{Owned, Owner, PAGE};
 use super::peer_state::{BEGINNING, PeerState, Scan};
 use super::reply::{self, Page};
-use super::trust::Takes;
+use super::trust::TakeOver;
 use crate::message::MessageId;
 use crate::spool::Share;
 use crate::spool::adoption::HeldCounts;
@@ -192,7 +192,7 @@ impl Owner {
         let readable = messages.len();
         self.trust.leaves_unreadable(unreadable, &mut scan.found);
         messages
-            .retain(|message| self.trust.judges(message, &rules, &mut scan.found) == Takes::Yes);
+            .retain(|message| self.trust.judges(message, &rules, &mut scan.found) == TakeOver::Yes);
         // A call without messages ends an owner that has none left, or a predecessor.
         let are_some_left = unreadable > 0 || messages.len() < readable;
         if messages.is_empty() && are_some_left && epoch != ANY_EPOCH {

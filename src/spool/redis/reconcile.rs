@@ -6,7 +6,7 @@ use super::connection::{Memory, SpoolRedisError};
 use super::owner::{Owned, Owner, PAGE};
 use super::peer_state::BEGINNING;
 use super::reply::{self, Page};
-use super::trust::Takes;
+use super::trust::TakeOver;
 use crate::message::MessageId;
 use crate::spool::adoption::HeldCounts;
 use crate::spool::entry::Content;
@@ -38,7 +38,7 @@ impl Owner {
             });
             // An answer with these was lost, or a client of Redis has given them to us: as if they were
             // a dead owner's.
-            new.retain(|one| self.trust.judges(one, &rules, &mut self.set_aside) == Takes::Yes);
+            new.retain(|one| self.trust.judges(one, &rules, &mut self.set_aside) == TakeOver::Yes);
             facts.push(Fact::TakenOver(new));
             if next.is_empty() {
                 break;

@@ -17,7 +17,7 @@ use crate::spool::{OpenError, meta};
 
 /// What is done with a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Takes {
+pub(super) enum TakeOver {
     Yes,
     /// It is for a sidecar that may send it.
     NotAllowed,
@@ -121,21 +121,21 @@ impl RecordTrust {
         message: &StoredMessage,
         rules: &AdoptionRules,
         left: &mut HeldCounts,
-    ) -> Takes {
+    ) -> TakeOver {
         let words = meta::summary(&message.meta);
         if !self.verifies(message) {
             let is_receipt = words.is_some_and(|words| words.is_receipt);
             left.unverified += u64::from(!is_receipt);
             self.log_unverified(message.id);
-            return Takes::Unverified;
+            return TakeOver::Unverified;
         }
         // What cannot be read is taken over, and reported as lost.
-        let Some(words) = words else { return Takes::Yes };
+        let Some(words) = words else { return TakeOver::Yes };
         if rules.allow(&words.instance, &words.topic) {
-            return Takes::Yes;
+            return TakeOver::Yes;
         }
         left.not_allowed += u64::from(words.is_queued);
-        Takes::NotAllowed
+        TakeOver::NotAllowed
     }
 
     /// Records of a page whose id or size no sidecar has written.
