@@ -39,8 +39,8 @@ impl Core {
         index.expire(options.keep_receipts, Timestamp::now());
         Self {
             options,
-            // From a tenth of a millisecond to three seconds.
-            commits: histogram::exponential(0.000_1, 2.0, 16),
+            // From a tenth of a millisecond to two seconds.
+            commits: histogram::exponential(0.000_1, 2.5, 12),
             ownership,
             index: Mutex::new(index),
             queue: Mutex::default(),

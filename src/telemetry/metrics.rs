@@ -340,9 +340,8 @@ fn spool(spool: &Spool) -> Families {
     }
     let refused = Family::counter(
         "tollgate_spool_refused_total",
-        "New messages that the spool refused: it was full, or their topic held its share (topic_share)",
+        "New messages that the spool refused since their topic held its share (topic_share)",
     )
-    .value(&[("reason", "full")], usage.refused.full as f64)
     .value(&[("reason", "topic_share")], usage.refused.topic_share as f64);
     let max_messages = Family::gauge(
         "tollgate_spool_max_messages",

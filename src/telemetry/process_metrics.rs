@@ -44,13 +44,17 @@ pub(super) fn connections(usages: [ConnectionUsage; 3]) -> Families {
         "Connections that were closed early: the longest without a request made_room for a new one, or a \
          new one was over_share, as requests in progress of its client machine held half of the slots",
     );
-    for usage in usages {
+    // Operators ask one after the other.
+    for usage in usages.into_iter().filter(|usage| usage.listener != "control") {
         let labels = [("listener", usage.listener)];
         open = open.value(&labels, usage.open as f64);
         max = max.value(&labels, usage.max as f64);
-        for (reason, count) in [("made_room", usage.made_room), ("over_share", usage.over_share)] {
-            let labels = [("listener", usage.listener), ("reason", reason)];
-            closed = closed.value(&labels, count as f64);
+        let labels = [labels[0], ("reason", "made_room")];
+        closed = closed.value(&labels, usage.made_room as f64);
+        // Only there a client machine has a share.
+        if usage.listener == "telemetry" {
+            let labels = [labels[0], ("reason", "over_share")];
+            closed = closed.value(&labels, usage.over_share as f64);
         }
     }
     [open, max, closed].map(Family::done).into()
