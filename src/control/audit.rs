@@ -32,7 +32,6 @@ impl Audit {
     /// It is done, with these messages.
     pub(super) fn record(self, affected: &Affected) {
         self.meter.operator_acted(self.verb);
-        let ids: Vec<_> = affected.first.iter().map(ToString::to_string).collect();
         tracing::info!(
             target: "tollgate::audit",
             uid = self.peer.map(|peer| peer.uid),
@@ -40,7 +39,7 @@ impl Audit {
             verb = self.verb.as_str(),
             selection = self.selection,
             messages = affected.messages,
-            ids = ids.join(","),
+            ids = affected.ids(),
             "audit: an operator's request is done"
         );
     }

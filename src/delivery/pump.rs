@@ -41,9 +41,9 @@ async fn hand_out<U: Upstream>(kept: &Weak<KeptMessages<U>>) {
             let Some(kept) = kept.upgrade() else { return };
             let now = Instant::now();
             let (groups, next) = kept.queue.take_due(now);
-            // All of them first: after a panic, what was not handed out comes back.
             memory_order.prune();
             call_order.prune();
+            // All of them first: after a panic, what was not handed out comes back.
             let handed_out = |(lane, items): Group| -> Vec<_> {
                 let item = |item| {
                     let lane = message::Lane::clone(&lane);

@@ -55,8 +55,6 @@ fn record(reason: DropReason, dropped: &Affected) {
     if dropped.messages == 0 {
         return;
     }
-    let ids: Vec<_> = dropped.first.iter().map(ToString::to_string).collect();
-    let (messages, ids) = (dropped.messages, ids.join(","));
     let why = match reason {
         DropReason::Age => "they are older than retry.keep_dead",
         DropReason::Room => "new messages needed their room (spool.max_bytes, spool.max_messages)",
@@ -66,8 +64,8 @@ fn record(reason: DropReason, dropped: &Affected) {
         verb = "expire",
         reason = reason.as_str(),
         why,
-        messages,
-        ids,
+        messages = dropped.messages,
+        ids = dropped.ids(),
         "audit: dead letters were dropped: they will not be delivered, and cannot be replayed"
     );
 }

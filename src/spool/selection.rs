@@ -186,6 +186,11 @@ impl Affected {
     /// The most ids that are kept.
     pub const MAX_IDS: usize = 20;
 
+    /// The first ids, with commas, for a line of the log.
+    pub fn ids(&self) -> String {
+        self.first.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
     /// One more.
     pub fn add(&mut self, id: MessageId) {
         self.messages += 1;

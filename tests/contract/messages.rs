@@ -1,6 +1,8 @@
 //! `tollgate messages`, on a running sidecar and on a stopped one.
 
+use std::fmt::Display;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use crate::support;
 use crate::support::http::{get, post, series};
@@ -11,6 +13,7 @@ use crate::support::until;
 use jiff::{SignedDuration, Timestamp};
 use rustix::process::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tollgate::sidecar::spool_options;
@@ -20,7 +23,7 @@ use tollgate::spool::{Change, Death, Reason, Spool};
 struct Verb(Vec<String>);
 
 impl Verb {
-    fn new(settings: &[(&str, &str)]) -> Self {
+    fn new(settings: &[(&str, impl Display)]) -> Self {
         let mut flags = vec!["--set".to_owned(), "upstream.instance_id=x".to_owned()];
         for (key, value) in settings {
             flags.extend(["--set".to_owned(), format!("{key}={value}")]);
@@ -39,6 +42,47 @@ impl Verb {
         let said = self.run(&[&["list", "-o", "json"], args].concat()).await;
         assert_eq!(said.code, 0, "{}", said.stderr);
         said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// A sidecar whose messages the provider has refused.
+struct DeadLetters {
+    _folder: TempDir,
+    _script: Script,
+    socket: PathBuf,
+    settings: Vec<(&'static str, String)>,
+    serve: Serve,
+    ids: Vec<String>,
+}
+
+impl DeadLetters {
+    /// One for each of these topics, whose name is its body.
+    async fn of(topics: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = folder.path().join("spool").display().to_string();
+        let socket = folder.path().join("control.sock");
+        let refusals = topics.iter().map(|_| error(400, "ParameterCheckFailed"));
+        let script = Script::start(refusals).await;
+        let settings = vec![
+            ("upstream.endpoint", script.url.clone()),
+            ("spool.store", "disk".to_owned()),
+            ("spool.path", spool),
+            ("listen.control", format!("unix:{}", socket.display())),
+        ];
+        let given: Vec<_> = settings.iter().map(|(key, value)| (*key, &**value)).collect();
+        let serve = Serve::start(&given, &[]).await;
+        let mut ids = Vec::new();
+        for topic in topics {
+            let path = format!("/publish/{topic}");
+            let prefer = [("prefer", "respond-async")];
+            let answer = post(&serve.publish, &path, &prefer, topic.as_bytes()).await;
+            ids.push(answer.json()["Id"].as_str().unwrap().to_owned());
+        }
+        until("all are dead letters", async || {
+            get(&serve.telemetry, "/status.json").await.json()["kept"]["dead"] == topics.len()
+        })
+        .await;
+        Self { _folder: folder, _script: script, socket, settings, serve, ids }
     }
 }
 
@@ -108,33 +152,11 @@ async fn raw(socket: &std::path::Path, method: &str, path: &str, body: &str) -> 
 
 #[tokio::test]
 async fn dead_letters() {
-    let folder = tempfile::tempdir().unwrap();
-    let spool = folder.path().join("spool").display().to_string();
-    let socket = folder.path().join("control.sock");
-    let control = format!("unix:{}", socket.display());
-    let script = Script::start((0..3).map(|_| error(400, "ParameterCheckFailed"))).await;
-    let settings = [
-        ("upstream.endpoint", &*script.url),
-        ("spool.store", "disk"),
-        ("spool.path", &*spool),
-        ("listen.control", &*control),
-    ];
-    let serve = Serve::start(&settings, &[]).await;
+    let topics = ["TopicA/one", "TopicA/two", "TopicB"];
+    let DeadLetters { _folder, _script, socket, settings, serve, ids } =
+        DeadLetters::of(&topics).await;
     let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let mut ids = Vec::new();
-    for topic in ["TopicA/one", "TopicA/two", "TopicB"] {
-        let path = format!("/publish/{topic}");
-        let answer =
-            post(&serve.publish, &path, &[("prefer", "respond-async")], topic.as_bytes()).await;
-        ids.push(answer.json()["Id"].as_str().unwrap().to_owned());
-    }
-    let dead = async {
-        while get(&serve.telemetry, "/status.json").await.json()["kept"]["dead"] != 3 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(support::http::BOUND, dead).await.expect("all are refused");
 
     let verb = Verb::new(&settings);
     let listed = verb.list(&["--state", "dead"]).await;
@@ -241,24 +263,8 @@ async fn the_socket_beside_the_spool() {
 /// A pattern, a list of many pages and a reader who has seen enough.
 #[tokio::test]
 async fn many_and_help() {
-    let folder = tempfile::tempdir().unwrap();
-    let spool = folder.path().display().to_string();
-    let script = Script::start((0..40).map(|_| error(400, "ParameterCheckFailed"))).await;
-    let control = format!("unix:{spool}/own.sock");
-    let settings = [
-        ("upstream.endpoint", &*script.url),
-        ("spool.store", "disk"),
-        ("spool.path", &*spool),
-        ("listen.control", &*control),
-    ];
-    let serve = Serve::start(&settings, &[]).await;
-    for _ in 0..40 {
-        post(&serve.publish, "/publish/TopicA", &[("prefer", "respond-async")], b"x").await;
-    }
-    until("all are dead letters", async || {
-        get(&serve.telemetry, "/status.json").await.json()["kept"]["dead"] == 40
-    })
-    .await;
+    let DeadLetters { _folder, _script, settings, serve, .. } =
+        DeadLetters::of(&["TopicA"; 40]).await;
     // What a list leaves out, it counts.
     let more = async |verb: &Verb, args: &[&str], listed: usize, more: &str| {
         for format in ["table", "json"] {
@@ -274,8 +280,8 @@ async fn many_and_help() {
     more(&verb, &["--limit", "40"], 40, "").await;
     more(&verb, &["--state", "queued"], 0, "").await;
     // No control socket, and the spool is held.
-    let mut quiet = settings.to_vec();
-    quiet.push(("listen.control", "none"));
+    let mut quiet = settings;
+    quiet.push(("listen.control", "none".to_owned()));
     let verb = Verb::new(&quiet);
     let said = verb.run(&["list"]).await;
     assert!(said.code == 1 && said.stderr.contains("another process holds"), "{}", said.stderr);
@@ -299,28 +305,8 @@ async fn many_and_help() {
 /// Who has done what with which messages is in the log, and counted.
 #[tokio::test]
 async fn operators_are_in_the_audit_log() {
-    let folder = tempfile::tempdir().unwrap();
-    let spool = folder.path().join("spool").display().to_string();
-    let socket = folder.path().join("control.sock");
-    let control = format!("unix:{}", socket.display());
-    let script = Script::start((0..25).map(|_| error(400, "ParameterCheckFailed"))).await;
-    let settings = [
-        ("upstream.endpoint", &*script.url),
-        ("spool.store", "disk"),
-        ("spool.path", &*spool),
-        ("listen.control", &*control),
-    ];
-    let serve = Serve::start(&settings, &[]).await;
-    let mut ids = Vec::new();
-    for _ in 0..25 {
-        let answer =
-            post(&serve.publish, "/publish/TopicA", &[("prefer", "respond-async")], b"x").await;
-        ids.push(answer.json()["Id"].as_str().unwrap().to_owned());
-    }
-    until("all are dead letters", async || {
-        get(&serve.telemetry, "/status.json").await.json()["kept"]["dead"] == 25
-    })
-    .await;
+    let DeadLetters { _folder, _script, socket, settings, serve, ids } =
+        DeadLetters::of(&["TopicA"; 25]).await;
     let verb = Verb::new(&settings);
     assert_eq!(verb.run(&["show", &ids[0]]).await.code, 0);
     let nobody = "0".repeat(32);
