@@ -26,6 +26,7 @@ const IDLE: u64 = 12 * MIB;
 const AT_WORK: u64 = 30 * MIB;
 const PER_SECOND: f64 = 1_000.0;
 const LOAD: Duration = Duration::from_secs(20);
+const WARM: Duration = Duration::from_secs(5);
 
 /// Resident bytes now, and the most there were.
 fn resident(pid: u32) -> (u64, u64) {
@@ -57,6 +58,28 @@ async fn serve(upstream: &str, spool: &std::path::Path) -> Serve {
     Serve::start(&settings, &[]).await
 }
 
+/// Bytes that each of many messages leaves resident once it was stored and delivered: its receipt, and the
+/// key that it may have. What `runtime.memory` counts with.
+async fn left_by_each(serve: &Serve, name: &str, key: Option<&str>) -> f64 {
+    const BATCHES: usize = 40;
+    const LINES: usize = 1_000;
+    let before = resident(serve.pid()).0;
+    for batch in 0..BATCHES {
+        let line = |n: usize| {
+            let key = key.map(|key| format!(",\"key\":\"{key}-{batch}-{n}\"")).unwrap_or_default();
+            format!("{{\"topic\":\"TopicA\",\"payload\":\"{name}\"{key}}}\n")
+        };
+        let lines: String = (0..LINES).map(line).collect();
+        let headers = [("content-type", "application/x-ndjson"), ("prefer", "respond-async")];
+        let answer = post(&serve.publish, "/publish", &headers, lines.as_bytes()).await;
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    while get(&serve.telemetry, "/status.json").await.json()["kept"]["queued"] != 0 {
+        sleep(Duration::from_millis(100)).await;
+    }
+    (resident(serve.pid()).0.saturating_sub(before)) as f64 / (BATCHES * LINES) as f64
+}
+
 #[tokio::main]
 async fn main() {
     let mib = |bytes: u64| bytes as f64 / MIB as f64;
@@ -84,10 +107,12 @@ async fn main() {
     let emulator = Emulator::start(&["--account-qps", "0", "--egress-ip-qps", "0"]).await;
     let spool = tempfile::tempdir().unwrap();
     let serve = serve(&emulator.url(), spool.path()).await;
-    // After a start it sends nothing for as long as a call of a process before it may be on its way, and all
-    // callers' connections would be open at once.
+    // After a start it sends nothing for as long as a call of a process before it may be on its way, and a
+    // twentieth until it has had answers for two seconds: all callers' connections would be open at once.
     let first = post(&serve.publish, "/publish/TopicA", &[("prefer", "wait=60")], b"first").await;
     assert_eq!(first.status, 200, "{}", serve.log());
+    let warm = callers::arrive(&serve.publish, PER_SECOND / 50.0, Instant::now() + WARM, 6).await;
+    assert!(warm.iter().all(|asked| asked.status == 200), "{}", serve.log());
     let before = cpu(serve.pid());
     let answers = callers::arrive(&serve.publish, PER_SECOND, Instant::now() + LOAD, 7).await;
     assert!(answers.iter().all(|asked| asked.status == 200), "{}", serve.log());
@@ -100,6 +125,11 @@ async fn main() {
         mib(most),
         100.0 * used.as_secs_f64() / LOAD.as_secs_f64()
     );
+    // What a burst needs for itself stays with the allocator.
+    left_by_each(&serve, "burst", Some("burst")).await;
+    let stored = left_by_each(&serve, "stored", None).await;
+    let keyed = left_by_each(&serve, "keyed", Some("key")).await;
+    println!("each delivered message leaves {stored:.0} bytes, with a key {keyed:.0}");
     assert!(starts[STARTS / 2] <= READY, "it takes longer than {READY:?} to be ready");
     assert!(idle <= IDLE, "idle, it takes more than {} MiB", IDLE / MIB);
     assert!(most <= AT_WORK, "at work, it takes more than {} MiB", AT_WORK / MIB);

@@ -78,7 +78,7 @@ section! {
         /// each makes room only among its own messages.
         max_bytes: u64 = "256MiB", size(bytesize::MIB..=bytesize::TIB);
 
-        /// The most messages, dead letters and receipts: each takes about 250 bytes of memory. A key's
+        /// The most messages, dead letters and receipts: each takes about 640 bytes of memory. A key's
         /// message needs a place as long as the key is reserved. Lowered to a part of runtime.memory.
         max_messages: usize = 1000000, whole(1..=MOST_MESSAGES);
 
@@ -123,7 +123,7 @@ section! {
         /// messages stay on this disk when drain.handoff moves the queue.
         keep: Duration = "10m", duration(SHORTEST..=HOUR * 24);
 
-        /// The most reserved keys; 0: as many as 1,000 messages/s reserve in `keep`. Each takes about 250
+        /// The most reserved keys; 0: as many as 1,000 messages/s reserve in `keep`. Each takes about 740
         /// bytes of memory besides its message. Lowered to a part of runtime.memory.
         max_keys: usize = 0, whole(0..=MOST_MESSAGES);
     }

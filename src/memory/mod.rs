@@ -25,10 +25,11 @@ const LEAST: u64 = 4 * MIB;
 
 /// An open connection without a request, in bytes. Measured by `cargo bench --bench footprint`.
 const CONNECTION: u64 = 25 << 10;
-/// A stored message's place in the index, in bytes, without its key.
-const STORED: u64 = 250;
-/// An idempotency key and what became of its message, in bytes.
-const KEY: u64 = 250;
+/// What the index holds of a stored message, in bytes, without its key: at most, of one that was delivered.
+/// Measured by the same.
+const STORED: u64 = 640;
+/// An idempotency key and what became of its message, in bytes. Measured by the same.
+const KEY: u64 = 740;
 
 /// The most of each kind of data that the process holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,10 +54,10 @@ impl MemoryPlan {
         let part = |sixteenths: u64| shared / 16 * sixteenths;
         let count = |bytes: u64, each: u64| usize::try_from(bytes / each).unwrap_or(usize::MAX);
         Self {
-            bodies: part(4),
+            bodies: part(3),
             stored_bodies: part(2),
             connections: count(part(3), CONNECTION),
-            messages: count(part(4), STORED),
+            messages: count(part(5), STORED),
             keys: count(part(3), KEY),
         }
     }
