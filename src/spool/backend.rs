@@ -22,10 +22,14 @@ pub(super) type Job<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 ///
 /// [`commit`](Self::commit), [`maintain`](Self::maintain) and [`leave`](Self::leave) are called one
 /// after the other, in tasks that no caller cancels, and the facts of each are applied before the
-/// next. Nothing here blocks the event loop.
+/// next. They alone may block the thread that they run on, if the backend says so.
 pub(super) trait Backend: Debug + Send + Sync {
     /// The store, for the log.
     fn name(&self) -> &'static str;
+    /// Whether the writing half blocks its thread, which then is not one of the event loop's.
+    fn blocks(&self) -> bool {
+        false
+    }
     /// The error of a message that the store did not take.
     fn refusal(&self, error: Arc<str>) -> KeepError;
     /// The error of a message that the store did not read.

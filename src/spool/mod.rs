@@ -280,7 +280,8 @@ impl Spool {
     ) -> Result<(), KeepError> {
         let done = self.submit(message, claim, tries)?;
         self.engine.wake();
-        let stopped = || self.engine.backend.refusal("it was stopped".into());
+        // The writer panicked, or the process ends: perhaps after the write.
+        let stopped = || KeepError::Unsure("the writer was stopped".into());
         done.await.unwrap_or_else(|_| Err(stopped()))
     }
 

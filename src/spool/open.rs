@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::core::Core;
 use super::disk::{Disk, DiskBackend, LOCK, LockedFolder};
-use super::facts::{Progress, WriteError};
+use super::facts::{Progress, Residue, WriteError};
 use super::index::Index;
 use super::ownership::Ownership;
 use super::queue::WriteOp;
@@ -147,7 +147,9 @@ pub(super) async fn on_disk(
     let repaired = if found.repairs.is_empty() {
         Ok(Vec::new())
     } else {
-        engine.commit(found.repairs.clone()).await
+        let (writing, repairs) = (Arc::clone(&engine), found.repairs.clone());
+        let written = engine.spawn(async move { writing.commit(repairs).await }).await;
+        written.unwrap_or_else(|error| Err(WriteError::new(&error, Residue::Possible)))
     };
     let repairs = found.repairs.into_iter().map(WriteOp::unobserved).collect();
     match repaired {

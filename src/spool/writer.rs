@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::KeepError;
@@ -50,8 +51,21 @@ impl Engine {
     pub(super) fn wake(self: &Arc<Self>) {
         if !std::mem::replace(&mut self.core.queue().writing, true) {
             let writer = GroupCommit { engine: Arc::clone(self), stopped: false };
-            self.runtime.spawn(writer.run());
+            drop(self.spawn(writer.run()));
         }
+    }
+
+    /// Runs what uses the writing half of the backend, on a thread that it may block.
+    pub(super) fn spawn<T: Send + 'static>(
+        &self,
+        job: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        if !self.backend.blocks() {
+            return self.runtime.spawn(job);
+        }
+        // One change of threads for all that waits, not one for each commit.
+        let runtime = self.runtime.clone();
+        self.runtime.spawn_blocking(move || runtime.block_on(job))
     }
 
     /// Waits until the writer has nothing to do, or nothing that the store takes now.
@@ -88,7 +102,7 @@ impl Engine {
         job: Job<'static, Reported<T>>,
     ) -> Result<T, WriteError> {
         let engine = Arc::clone(self);
-        let done = self.runtime.spawn(async move {
+        let done = self.spawn(async move {
             let _alone = engine.rollbacks.lock().await;
             engine.apply(job.await).await
         });

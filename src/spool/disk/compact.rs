@@ -23,11 +23,6 @@ const STEP: u64 = 1024 * 1024;
 const SPARE: u64 = 4;
 
 impl DiskWriter {
-    /// Whether there is something to delete or to move. Does not block.
-    pub(super) fn is_untidy(&self, view: &IndexView) -> bool {
-        self.oldest_to_delete(view).is_some() || self.oldest_to_compact(view).is_some()
-    }
-
     /// Deletes what is not needed, and moves a bit of what is needed out of the oldest segment if
     /// too much is kept around it.
     pub(super) fn tidy(&mut self, view: &IndexView) -> Reported<Progress> {

@@ -10,10 +10,11 @@ mod scan;
 mod segments;
 
 use std::io;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
@@ -52,8 +53,7 @@ pub(super) struct DiskBackend {
     segment_size: u64,
     reader: Arc<SegmentReader>,
     reads: Semaphore,
-    /// Held as long as a thread works with it, also when the caller of that has gone away.
-    writer: Arc<Mutex<DiskWriter>>,
+    writer: Mutex<DiskWriter>,
 }
 
 /// What only the writer uses.
@@ -101,8 +101,19 @@ impl DiskBackend {
         let repairs =
             repairs.filter_map(|(id, change)| Some(meta::change(*id, change, index.get(*id)?)));
         let found = Opened { repairs: repairs.collect(), index, damage: Damage(recovered.damage) };
-        let (reads, writer) = (Semaphore::new(MOST_READS), Arc::new(Mutex::new(writer)));
+        let (reads, writer) = (Semaphore::new(MOST_READS), Mutex::new(writer));
         Ok((Self { segment_size, reader, reads, writer }, found))
+    }
+
+    /// Has the writer work on this thread. A panic is a failure of unknown extent.
+    fn write<T>(&self, job: impl FnOnce(&mut DiskWriter) -> Reported<T>) -> Reported<T> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        catch_unwind(AssertUnwindSafe(|| job(&mut writer))).unwrap_or_else(|_| {
+            // It is unknown what stands at its end.
+            writer.log.seal();
+            let failed = WriteError::new(&"the spool's writer panicked", Residue::Possible);
+            Reported::without_facts(Err(failed))
+        })
     }
 
     /// Sets aside what was damaged at the start: it says nothing at the next one. Blocks.
@@ -116,6 +127,10 @@ impl DiskBackend {
 impl Backend for DiskBackend {
     fn name(&self) -> &'static str {
         "the disk"
+    }
+
+    fn blocks(&self) -> bool {
+        true
     }
 
     fn refusal(&self, error: Arc<str>) -> KeepError {
@@ -140,22 +155,11 @@ impl Backend for DiskBackend {
         batch: Vec<PendingRecord>,
         view: &'a IndexView,
     ) -> Job<'a, Reported<Vec<WriteResult>>> {
-        Box::pin(async move {
-            let (mut writer, view) = (Arc::clone(&self.writer).lock_owned().await, view.clone());
-            work(move || writer.commit(&batch, &view)).await
-        })
+        Box::pin(async move { self.write(|writer| writer.commit(&batch, view)) })
     }
 
     fn maintain<'a>(&'a self, view: &'a IndexView) -> Job<'a, Reported<Progress>> {
-        Box::pin(async move {
-            let mut writer = Arc::clone(&self.writer).lock_owned().await;
-            // Mostly nothing is due: that costs no thread.
-            if !writer.is_untidy(view) {
-                return Reported::without_facts(Ok(Progress::Done));
-            }
-            let view = view.clone();
-            work(move || writer.tidy(&view)).await
-        })
+        Box::pin(async move { self.write(|writer| writer.tidy(view)) })
     }
 
     fn body(&self, id: MessageId, at: Location) -> Job<'_, Result<Bytes, BodyError>> {
@@ -172,15 +176,6 @@ impl Backend for DiskBackend {
         let reader = Arc::clone(&self.reader);
         Box::pin(async move { drop(spawn_blocking(move || reader.quarantine(at)).await) })
     }
-}
-
-/// Has the writer work on a thread that it may block. Goes on to its end if it is dropped.
-async fn work<T: Send + 'static>(
-    job: impl FnOnce() -> Reported<T> + Send + 'static,
-) -> Reported<T> {
-    // It panicked, or the process ends and it never began.
-    let failed = |error| Reported::without_facts(Err(WriteError::new(&error, Residue::Possible)));
-    spawn_blocking(job).await.unwrap_or_else(failed)
 }
 
 impl DiskWriter {
