@@ -7,7 +7,6 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, HeaderValue};
@@ -16,11 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-/// The most bytes that are discarded to keep a connection, and the time limit for that. Twice the largest
-/// body of all: some clients (Java's) lose an answer that comes while they are sending, however gently the
-/// connection is closed.
-const MAX_DISCARDED: u64 = 16 << 20;
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+use super::discard::BEFORE_AN_ANSWER;
 
 /// The body of a request. Dropped, it leaves what was not read for [`Rest`].
 #[derive(Debug)]
@@ -97,7 +92,7 @@ impl Rest {
         }
         // A client that waits for our 100 sends no body when it gets this answer instead.
         let may_come = left.was_read || headers == Settling::BodyComes;
-        let short = left.body.size_hint().lower() <= MAX_DISCARDED;
+        let short = left.body.size_hint().lower() <= BEFORE_AN_ANSWER.bytes as u64;
         if may_come && short && discarded(left.body).await {
             return;
         }
@@ -134,12 +129,12 @@ async fn discarded(mut body: Incoming) -> bool {
         let mut bytes = 0;
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else { return false };
-            bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-            if bytes > MAX_DISCARDED {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > BEFORE_AN_ANSWER.bytes {
                 return false;
             }
         }
         true
     };
-    timeout(DISCARD_TIMEOUT, discard).await.unwrap_or(false)
+    timeout(BEFORE_AN_ANSWER.time, discard).await.unwrap_or(false)
 }

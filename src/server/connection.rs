@@ -15,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, ServiceExt};
@@ -30,6 +31,7 @@ use super::heads::{Framing, Framings};
 use super::listener::{AcceptedConnection, Listener};
 use super::problem::Problem;
 use super::reply::Reply;
+use super::returned::Returned;
 use super::slots::{Busy, ConnectionPhase, ConnectionSlots, HeldSlot};
 use super::watched::{Timeouts, Watched};
 
@@ -91,7 +93,12 @@ where
                 () = stop.cancelled() => break,
             };
             match next {
-                Ok(Some((slot, accepted))) => self.spawn(slot, accepted, &graceful),
+                Ok(Some((slot, accepted))) => {
+                    self.spawn(slot, accepted, &graceful);
+                    // It reads what has come before the next ones are accepted, for which it might have
+                    // to give way: after a pause of the process, many wait.
+                    yield_now().await;
+                }
                 // Its peer has enough connections.
                 Ok(None) => {}
                 Err(error) => {
@@ -115,18 +122,24 @@ where
             max_header: self.limits.max_header,
             max_lines: MAX_HEADERS,
         };
-        let io = TokioIo::new(Watched::new(stream, phase.clone(), timeouts, automatic));
+        let watched = Watched::new(stream, phase.clone(), timeouts, automatic);
+        let (io, mut dropped) = Returned::lend(watched);
         let door = Door { reach, hosts: Arc::clone(&self.hosts) };
         let service = layers(self.service.clone(), door, phase, framings);
         let service = TowerToHyperService::new(service);
-        let connection = graceful.watch(self.http().serve_connection(io, service));
+        let connection = self.http().serve_connection(TokioIo::new(io), service);
+        let connection = graceful.watch(connection);
+        let served = async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended");
+            }
+            if let Ok(watched) = dropped.try_recv() {
+                watched.finish().await;
+            }
+        };
         tokio::spawn(async move {
             tokio::select! {
-                ended = connection => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "connection ended");
-                    }
-                }
+                () = served => {}
                 () = slot.closed() => tracing::debug!("closed for a new connection"),
             }
             drop(slot);

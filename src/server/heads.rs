@@ -99,6 +99,11 @@ impl RequestScanner {
         self.part == Part::Start && self.line.is_empty()
     }
 
+    /// Whether no byte is known to follow: between two requests, or where the framing was lost.
+    pub(super) fn is_settled(&self) -> bool {
+        self.part == Part::Lost || self.is_between_requests()
+    }
+
     /// Takes the next bytes that hyper reads.
     pub(super) fn advance(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.part != Part::Lost {

@@ -4,13 +4,14 @@
 mod automatic;
 mod body;
 mod connection;
+mod discard;
 mod door;
 mod heads;
-mod linger;
 mod listener;
 mod peer;
 mod problem;
 mod reply;
+mod returned;
 mod slots;
 mod watched;
 

@@ -11,12 +11,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::automatic::AutomaticAnswers;
+use super::discard::{AFTER_OUR_END, BEFORE_AN_ANSWER, Discard};
 use super::heads::RequestScanner;
-use super::linger::Linger;
 use super::slots::{ConnectionPhase, Timed};
 
 /// How long a slow client may take.
@@ -41,9 +41,14 @@ pub(super) struct Watched<S> {
     automatic: AutomaticAnswers,
     /// What is still to be written of an answer that replaces one of hyper's own.
     replacement: Bytes,
+    /// Set while the rest of a request comes that has such an answer.
+    rest: Option<Discard>,
+    /// Whether there was such an answer.
+    replaced: bool,
     /// Whether the client has ended its side.
     ended: bool,
-    linger: Option<Linger>,
+    /// Set once our side has ended.
+    linger: Option<Discard>,
 }
 
 impl<S> Watched<S> {
@@ -64,6 +69,8 @@ impl<S> Watched<S> {
             scanner: RequestScanner::new(automatic.framings.clone()),
             automatic,
             replacement: Bytes::new(),
+            rest: None,
+            replaced: false,
             ended: false,
             linger: None,
         }
@@ -101,6 +108,16 @@ impl<S> Watched<S> {
     }
 }
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+    /// Ends a connection that hyper has dropped after an answer of its own.
+    pub(super) async fn finish(mut self) {
+        if self.replaced {
+            // However it ends: there is no other answer.
+            drop(self.shutdown().await);
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -122,8 +139,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     fn poll_replacement(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(rest) = &mut self.rest {
+            let scanner = &mut self.scanner;
+            ready!(rest.poll(&mut self.stream, cx, |bytes| {
+                scanner.advance(bytes);
+                scanner.is_settled()
+            }));
+            self.rest = None;
+        }
         while !self.replacement.is_empty() {
             let written = Pin::new(&mut self.stream).poll_write(cx, &self.replacement);
             let written = ready!(self.watch_write(cx, written))?;
@@ -139,6 +164,9 @@ impl<S: AsyncWrite + Unpin> Watched<S> {
     fn replaces(&mut self, bytes: &[u8]) -> bool {
         let Some(answer) = self.automatic.explained(bytes) else { return false };
         self.replacement = answer.into();
+        let comes = !self.ended && !self.scanner.is_settled();
+        self.rest = comes.then(|| Discard::new(BEFORE_AN_ANSWER));
+        self.replaced = true;
         true
     }
 }
@@ -199,6 +227,70 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
             }
             this.phase.lingers();
         }
-        this.linger.get_or_insert_with(Linger::new).poll(&mut this.stream, cx)
+        let linger = this.linger.get_or_insert_with(|| Discard::new(AFTER_OUR_END));
+        ready!(linger.poll(&mut this.stream, cx, |_| false));
+        // The answer is sent; how the client's side ends no longer matters.
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::server::heads::Framings;
+    use crate::server::peer::Peer;
+    use crate::server::slots::{ConnectionSlots, PeerShare};
+
+    const TOO_LARGE: &[u8] =
+        b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    const HALF: &[u8] = b"POST /publish/TopicA HTTP/1.1\r\ncontent-length: 9\r\nx: ";
+
+    /// Sends these parts a while apart, and reads what comes at each; then reads to the end.
+    async fn answers(parts: &[&[u8]]) -> Vec<String> {
+        let slots = ConnectionSlots::new("test", 1, PeerShare::All);
+        let slot = slots.take(Peer::Local).await.unwrap();
+        let timeouts = Timeouts { idle: Duration::from_mins(1), head: Duration::from_secs(10) };
+        let framings = Framings::default();
+        let automatic = AutomaticAnswers { framings, max_header: 16 << 10, max_lines: 64 };
+        let (mut client, ours) = tokio::io::duplex(1 << 20);
+        let mut watched = Watched::new(ours, slot.phase(), timeouts, automatic);
+        client.write_all(parts[0]).await.unwrap();
+        watched.read_exact(&mut vec![0; parts[0].len()]).await.unwrap();
+        // What hyper does with a head that it does not take.
+        let answering = tokio::spawn(async move {
+            watched.write_all(TOO_LARGE).await.unwrap();
+            drop(timeout(Duration::ZERO, watched.flush()).await);
+            watched.finish().await;
+        });
+        let mut all = Vec::new();
+        for part in &parts[1..] {
+            let mut read = [0; 4_096];
+            let read = timeout(Duration::from_millis(300), client.read(&mut read)).await;
+            all.push(read.map_or_else(|_| "nothing".to_owned(), |read| format!("{read:?}")));
+            client.write_all(part).await.unwrap();
+        }
+        let mut rest = String::new();
+        client.read_to_string(&mut rest).await.unwrap();
+        all.push(rest.lines().next().unwrap_or_default().to_owned());
+        drop(client);
+        answering.await.unwrap();
+        all
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_to_a_head_waits_for_the_rest_of_its_request() {
+        let line = "HTTP/1.1 431 Request Header Fields Too Large";
+        assert_eq!(
+            answers(&[HALF, b"y\r\n\r\nbo", b"dy is 9"]).await,
+            ["nothing", "nothing", line]
+        );
+        assert_eq!(answers(&[&[HALF, b"y\r\n\r\nbody is 9"].concat()]).await, [line]);
+        // Of a request that does not end, for no longer than a second.
+        let begun = Instant::now();
+        assert_eq!(answers(&[HALF]).await, [line]);
+        assert!(begun.elapsed() < Duration::from_millis(1_100));
     }
 }

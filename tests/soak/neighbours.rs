@@ -80,14 +80,14 @@ impl Tally {
     }
 }
 
-/// A connection that sends nothing, again and again.
+/// A connection that sends nothing, and is opened again a second after it was closed.
 async fn silent(address: String) {
     loop {
         if let Ok(mut stream) = TcpStream::connect(&address).await {
             let mut end = [0; 64];
             while stream.read(&mut end).await.is_ok_and(|bytes| bytes > 0) {}
         }
-        sleep(Duration::from_millis(200)).await;
+        sleep(Duration::from_secs(1)).await;
     }
 }
 
@@ -102,16 +102,20 @@ async fn ask(address: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -
     asked.await.ok()
 }
 
-/// Bursts of large bodies, 50 a second.
+/// Large bodies: 50 a second, and a hundred more at once every 20 s.
 async fn large(address: String, tally: Arc<Tally>) {
     let body = vec![0x5a; 48 << 10];
-    loop {
-        let burst = (0..100).map(|_| {
+    let mut sending = JoinSet::new();
+    for number in 0_u64.. {
+        let burst = if number % 1_000 == 500 { 100 } else { 1 };
+        for _ in 0..burst {
             let (address, body, tally) = (address.clone(), body.clone(), Arc::clone(&tally));
-            async move { tally.note(ask(&address, "/publish/Large", &[], &body).await) }
-        });
-        burst.collect::<JoinSet<_>>().join_all().await;
-        sleep(Duration::from_secs(2)).await;
+            sending.spawn(async move {
+                tally.note(ask(&address, "/publish/Large", &[], &body).await);
+            });
+        }
+        while sending.try_join_next().is_some() {}
+        sleep(Duration::from_millis(20)).await;
     }
 }
 
