@@ -13,15 +13,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config, Spool, Store};
+use crate::config::{self, Config};
 use crate::keys::Keys;
 use crate::spool::MacKeys;
 use crate::upstream::HttpUpstream;
 
 /// Time limit of each probe: a hung disk or a silent resolver is a result, too.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
-/// What the spool's folder needs beside twice the messages: the ledger, and segments in compaction.
-const SPOOL_OVERHEAD: u64 = 32 << 20;
 /// Longer than any password or list of certificates.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -55,7 +53,7 @@ pub(super) async fn all(config: &Config) -> Vec<Probe> {
         }
     }
     if let Some(spool) = &config.spool {
-        let needed = needed(spool);
+        let needed = spool.most_on_disk();
         let probe = blocking("spool.path", &spool.path, move |path| folder(path, needed));
         probes.push(probe.await);
         if let Some(mac) = &spool.mac {
@@ -161,15 +159,6 @@ fn readable(path: &Path) -> Result<String, String> {
 
 fn mac_keys(path: &Path) -> Result<String, String> {
     MacKeys::read(path).map(|_| "has keys".to_owned()).map_err(|error| error.to_string())
-}
-
-/// How many bytes must be free for the spool's limits to be reached.
-fn needed(spool: &Spool) -> u64 {
-    let messages = match spool.store {
-        Store::Disk => spool.max_bytes.saturating_mul(2),
-        Store::Redis => 0,
-    };
-    messages.saturating_add(SPOOL_OVERHEAD)
 }
 
 /// Writes a file into the folder, or into the nearest one above that exists, and deletes it.
