@@ -173,13 +173,13 @@ fn folder(path: &Path, needed: u64) -> Result<String, String> {
     // It may not have been created.
     drop(std::fs::remove_file(&file));
     written.map_err(|error| format!("cannot be written: {error}"))?;
-    if let Ok(disk) = rustix::fs::statvfs(existing) {
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < needed {
-            let (free, needed) = (ByteSize(free), ByteSize(needed));
-            return Err(format!("has {free} free, and may need {needed} (spool.max_bytes)"));
-        }
+    let state = if existing == path { "is writable" } else { "can be created" };
+    let Ok(disk) = rustix::fs::statvfs(existing) else { return Ok(state.to_owned()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let shown = ByteSize(free);
+    if free < needed {
+        let needed = ByteSize(needed);
+        return Err(format!("has {shown} free, and may need {needed} (spool.max_bytes)"));
     }
-    let exists = existing == path;
-    Ok(if exists { "is writable" } else { "can be created" }.to_owned())
+    Ok(format!("{state}, {shown} free"))
 }
