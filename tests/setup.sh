@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
-# browser chromium, Prometheus with promtool, Redis, containerd with runc, the CNI plugins and buildah, the HTTP clients of Node, Java and curl, the provider's
-# own Python SDK in target/test-venv, and there Python's HTTP clients and what judges manifests; kubectl and
-# helm in target/test-tools.
+# browser chromium, Prometheus with promtool, Redis, containerd with runc, the CNI plugins and buildah, the HTTP
+# clients of Node, Java and curl, the provider's own Python SDK in target/test-venv, and there Python's HTTP
+# clients and what judges manifests; kubectl and helm in target/test-tools.
 # Safe to run again: what is there stays.
 set -eu
 cd "$(dirname "$0")/.."
