@@ -34,7 +34,7 @@ pub(super) async fn of_the_documents(node: &Node) {
     let mut run = 0;
     for (shown, words) in commands() {
         // It is for a spool that no sidecar has: the drill of the claims runs it.
-        if words[1..3] == ["messages", "deliver"] {
+        if words.iter().skip(1).take(2).eq(["messages", "deliver"]) {
             continue;
         }
         let output = container.exec(&words);
@@ -43,11 +43,12 @@ pub(super) async fn of_the_documents(node: &Node) {
         // What needs a fleet, or a message with this id, says that it is not there; all else is done.
         let is_missing =
             ["does not share its ceilings", "is no message id", "(fleet.url)", "another process"];
-        let is_explained = code == Some(1) && is_missing.iter().any(|words| said.contains(words));
+        let is_explained =
+            matches!(code, Some(1 | 2)) && is_missing.iter().any(|words| said.contains(words));
         assert!(code == Some(0) || is_explained, "{shown}: {code:?}: {said}");
         run += 1;
     }
-    assert!(run > 30, "only {run} commands were found");
+    assert!(run > 25, "only {run} commands were found");
     // Two of them have dropped and replayed, and the sidecar is as well as before.
     let words = ["tollgate", "get", "/livez"].map(str::to_owned);
     until("it lives", async || container.exec(&words).stdout == b"ok\n").await;

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::node::{Container, Ended, Node, Pod, cgroup};
-use crate::support::http::{get, post, series};
+use crate::support::http::{get, post};
 use crate::support::process::{Emulator, Serve};
 use crate::support::redis::Redis;
 use crate::support::until;
@@ -180,7 +180,9 @@ async fn fills(container: &Container<'_>) -> (Vec<String>, String) {
 
 async fn at_risk(container: &Container<'_>) -> usize {
     let metrics = get(&container.telemetry, "/metrics").await.text();
-    series(&metrics, "tollgate_spool_at_risk_messages") as usize
+    let mut lines = metrics.lines();
+    let value = lines.find_map(|line| line.strip_prefix("tollgate_spool_at_risk_messages "));
+    value.unwrap().parse().unwrap()
 }
 
 /// What the last of these warnings counts.
@@ -188,7 +190,7 @@ fn warned(log: &str, words: &str) -> usize {
     let line = log.lines().rev().find(|line| line.contains(words));
     let fields = line.map_or(Value::Null, |line| serde_json::from_str(line).unwrap());
     assert!(fields.is_null() || fields["level"] == "WARN", "{fields}");
-    fields["messages"].as_u64().unwrap_or(0) as usize
+    usize::try_from(fields["messages"].as_u64().unwrap_or(0)).unwrap()
 }
 
 /// What a sidecar that ended by itself has reported.

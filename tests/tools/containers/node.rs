@@ -150,13 +150,14 @@ impl Node {
     pub(super) fn pod(&self) -> Pod<'_> {
         let name = self.name("pod");
         done(Command::new("ip").args(["netns", "add", &name]));
-        let pod = Pod { node: self, name, address: String::new() };
+        let mut pod = Pod { node: self, name, address: String::new() };
         done(
             Command::new("ip").args(["netns", "exec", &pod.name, "ip", "link", "set", "lo", "up"]),
         );
         let result: Value = serde_json::from_str(&pod.plugin("ADD")).unwrap();
         let address = result["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap();
-        Pod { address: address.to_owned(), ..pod }
+        pod.address = address.to_owned();
+        pod
     }
 
     /// Where pods reach the machine.
@@ -254,6 +255,9 @@ impl Pod<'_> {
         for capability in CAPABILITIES {
             ctr.args(["--cap-drop", capability]);
         }
+        // As a kubelet's runtime does: there a process finds its limits.
+        let groups = "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid:noexec:nodev";
+        ctr.args(["--mount", groups]);
         ctr.args(["--memory-limit", &(128 << 20).to_string(), "--cpus", "1"]);
         ctr.arg("--with-ns").arg(format!("network:/var/run/netns/{}", self.name));
         let run = self.node.volume("run");
