@@ -58,11 +58,14 @@ fn text(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
 }
 
-fn done(command: &mut Command) -> String {
-    let shown = format!("{command:?}");
+fn tried(command: &mut Command) -> Result<String, String> {
     let output = output(command);
-    assert!(output.status.success(), "{shown}: {}", text(&output));
-    text(&output)
+    let text = text(&output);
+    if output.status.success() { Ok(text) } else { Err(format!("{command:?}: {text}")) }
+}
+
+fn done(command: &mut Command) -> String {
+    tried(command).unwrap_or_else(|why| panic!("{why}"))
 }
 
 impl Node {
@@ -70,6 +73,9 @@ impl Node {
     pub(super) async fn start() -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("only root runs containers".to_owned());
+        }
+        if std::net::TcpListener::bind("[::1]:0").is_err() {
+            return Err("it has no IPv6".to_owned());
         }
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path();
@@ -113,6 +119,9 @@ impl Node {
         if !tried.status.success() {
             return Err(format!("a container does not run: {}", last_line(&text(&tried))));
         }
+        node.try_pod()
+            .map(drop)
+            .map_err(|why| format!("a pod gets no network: {}", last_line(&why)))?;
         Ok(node)
     }
 
@@ -148,16 +157,18 @@ impl Node {
 
     /// A pod with its network.
     pub(super) fn pod(&self) -> Pod<'_> {
+        self.try_pod().unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn try_pod(&self) -> Result<Pod<'_>, String> {
         let name = self.name("pod");
-        done(Command::new("ip").args(["netns", "add", &name]));
+        tried(Command::new("ip").args(["netns", "add", &name]))?;
         let mut pod = Pod { node: self, name, address: String::new() };
-        done(
-            Command::new("ip").args(["netns", "exec", &pod.name, "ip", "link", "set", "lo", "up"]),
-        );
-        let result: Value = serde_json::from_str(&pod.plugin("ADD")).unwrap();
+        tried(Command::new("ip").args(["-n", &pod.name, "link", "set", "lo", "up"]))?;
+        let result: Value = serde_json::from_str(&pod.plugin("ADD")?).unwrap();
         let address = result["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap();
         pod.address = address.to_owned();
-        pod
+        Ok(pod)
     }
 
     /// Where pods reach the machine.
@@ -212,7 +223,7 @@ pub(super) struct Pod<'a> {
 }
 
 impl Pod<'_> {
-    fn plugin(&self, verb: &str) -> String {
+    fn plugin(&self, verb: &str) -> Result<String, String> {
         let config = json!({
             "cniVersion": "0.4.0", "name": "tollgate", "type": "ptp", "ipMasq": false,
             "ipam": {
@@ -235,8 +246,10 @@ impl Pod<'_> {
             .expect("the CNI plugins are missing: run tests/setup.sh");
         plugin.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
         let said = plugin.wait_with_output().unwrap();
-        assert!(said.status.success() || verb == "DEL", "ptp {verb}: {}", text(&said));
-        String::from_utf8(said.stdout).unwrap()
+        if !said.status.success() {
+            return Err(format!("ptp {verb}: {}", text(&said)));
+        }
+        Ok(String::from_utf8(said.stdout).unwrap())
     }
 
     /// Runs the image with these words in the restricted profile: its user, no capability, the runtime's seccomp
@@ -289,7 +302,7 @@ impl Pod<'_> {
 
 impl Drop for Pod<'_> {
     fn drop(&mut self) {
-        self.plugin("DEL");
+        drop(self.plugin("DEL"));
         drop(Command::new("ip").args(["netns", "del", &self.name]).status());
     }
 }
