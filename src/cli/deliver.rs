@@ -8,8 +8,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::messages::MessagesFormat;
-use super::run::{VerbError, print, runtime};
+use super::run::{MessagesFormat, VerbError, print, runtime};
 use super::serve::prepare;
 use super::{Stop, count, logging};
 use crate::ceiling::Start;

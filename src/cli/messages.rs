@@ -7,7 +7,7 @@ use clap::{Subcommand, ValueEnum};
 use jiff::Timestamp;
 
 use super::client::SidecarClient;
-use super::run::{VerbError, block_on, print};
+use super::run::{MessagesFormat, VerbError, block_on, print};
 use super::{age, count, deliver};
 use crate::config::{self, Config, Flags, Store};
 use crate::control::{Changed, Listing, MAX_LISTED};
@@ -40,12 +40,6 @@ enum MessagesVerb {
     #[command(flatten)]
     Select(Action),
     Deliver(deliver::DeliverArgs),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum MessagesFormat {
-    Table,
-    Json,
 }
 
 #[derive(Debug, Subcommand)]

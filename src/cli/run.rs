@@ -55,6 +55,13 @@ impl From<ConfigErrors> for VerbError {
     }
 }
 
+/// How `tollgate messages` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum MessagesFormat {
+    Table,
+    Json,
+}
+
 /// Prints why a verb failed, and turns that into its exit code.
 pub(super) fn finish(verb: &str, done: Result<(), VerbError>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
