@@ -20,7 +20,7 @@ pub(super) const FAILS: &str = r#"[{"code":"SendMessageFailed"}]"#;
 /// Messages of a drill that is not about room.
 const MESSAGES: usize = 200;
 /// Longer than any stop here may take.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_mins(1);
 /// What a kubelet gives a pod that it evicts for its size.
 const EVICTED: Duration = Duration::from_secs(1);
 

@@ -167,7 +167,7 @@ impl Node {
         tried(Command::new("ip").args(["-n", &pod.name, "link", "set", "lo", "up"]))?;
         let result: Value = serde_json::from_str(&pod.plugin("ADD")?).unwrap();
         let address = result["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap();
-        pod.address = address.to_owned();
+        address.clone_into(&mut pod.address);
         Ok(pod)
     }
 
@@ -378,11 +378,9 @@ pub(super) fn cgroup(pid: i32, controller: &str) -> PathBuf {
     let mut lines = groups.lines().map(|line| line.splitn(3, ':').collect::<Vec<_>>());
     // Version 1 has a hierarchy a controller; version 2 has one, without a name.
     let found = lines.find(|line| line[1].split(',').any(|name| name == controller));
-    match found {
-        Some(line) => Path::new("/sys/fs/cgroup").join(controller).join(&line[2][1..]),
-        None => {
-            let line = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
-            Path::new("/sys/fs/cgroup").join(line)
-        }
+    if let Some(line) = found {
+        return Path::new("/sys/fs/cgroup").join(controller).join(&line[2][1..]);
     }
+    let line = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+    Path::new("/sys/fs/cgroup").join(line)
 }
