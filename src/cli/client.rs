@@ -76,10 +76,7 @@ impl SidecarClient {
         path: &str,
         body: String,
     ) -> Result<Bytes, String> {
-        let answer =
-            timeout(RESPONSE_TIMEOUT, exchange(&mut self.sender, method, path, body)).await;
-        let (status, body) =
-            answer.map_err(|_| format!("{} does not answer in time", self.address))??;
+        let (status, body) = self.ask(method, path, body).await?;
         if !(200..300).contains(&status) {
             let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
             return Err(match problem["detail"].as_str() {
@@ -88,6 +85,18 @@ impl SidecarClient {
             });
         }
         Ok(body)
+    }
+
+    /// Sends a request, and returns the status and the body of any answer.
+    pub(super) async fn ask(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: String,
+    ) -> Result<(u16, Bytes), String> {
+        let answer =
+            timeout(RESPONSE_TIMEOUT, exchange(&mut self.sender, method, path, body)).await;
+        answer.map_err(|_| format!("{} does not answer in time", self.address))?
     }
 
     pub(super) fn read<T: for<'de> serde::Deserialize<'de>>(

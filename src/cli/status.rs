@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
 }
 
 /// A listener on all addresses is reached at the loopback address.
-fn local(mut at: SocketAddr) -> SocketAddr {
+pub(super) fn local(mut at: SocketAddr) -> SocketAddr {
     if at.ip().is_unspecified() {
         at.set_ip(match at.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 async fn every_verb_explains_itself_with_an_example() {
     let help = run(&["--help"], &[]).await;
     assert_eq!(help.code, 0);
-    for verb in ["serve", "demo", "check", "status", "messages", "bill", "emulator"] {
+    for verb in ["serve", "demo", "check", "status", "messages", "bill", "get", "emulator"] {
         assert!(help.stdout.contains(&format!("\n  {verb} ")), "{}", help.stdout);
         let own = run(&[verb, "--help"], &[]).await;
         assert_eq!(own.code, 0, "{verb}");

@@ -1,5 +1,5 @@
 //! With what others have made: Chromium, Prometheus, mosquitto, the provider's SDKs, HTTP clients of Python,
-//! Node, Java and curl, Kubernetes' schemas.
+//! Node, Java and curl, Kubernetes' schemas, containerd.
 //! `tests/setup.sh` installs them.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
@@ -7,10 +7,12 @@
 #[allow(dead_code, reason = "what the emulator's own tests need, too")]
 mod client;
 mod clients;
+mod containers;
 mod emulator_broker;
 mod emulator_sdk;
 mod kubernetes;
 mod mqtt;
+mod operators;
 mod page;
 mod prometheus;
 mod runbooks;
