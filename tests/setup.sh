@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
-# browser chromium, Prometheus with promtool, Redis, the HTTP clients of Node, Java and curl, the provider's
+# browser chromium, Prometheus with promtool, Alertmanager, Redis, the HTTP clients of Node, Java and curl, the provider's
 # own Python SDK in target/test-venv, and there Python's HTTP clients and what judges manifests; kubectl and
 # helm in target/test-tools.
 # Safe to run again: what is there stays.
@@ -27,7 +27,7 @@ installed() {
 
 # a python from pyenv or the like serves as well as Debian's
 missing=""
-for package in mosquitto mosquitto-clients chromium prometheus redis-server; do
+for package in mosquitto mosquitto-clients chromium prometheus prometheus-alertmanager redis-server; do
     installed "$package" || missing="$missing $package"
 done
 # another Node, curl or JDK serves as well as Debian's, too; fetch came with Node 18
@@ -44,7 +44,7 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of words
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
     # Debian starts what it installs; the tests start their own
-    for service in mosquitto prometheus redis-server; do
+    for service in mosquitto prometheus prometheus-alertmanager redis-server; do
         case "$missing " in *" $service "*) ;; *) continue ;; esac
         if [ -d /run/systemd/system ]; then
             as_root systemctl disable --quiet --now "$service"
@@ -106,4 +106,4 @@ PY
     rm -rf "$folder"
 fi
 
-echo "tests/setup.sh: mosquitto, chromium, prometheus, redis-server, $venv and $tools are ready"
+echo "tests/setup.sh: mosquitto, chromium, prometheus, prometheus-alertmanager, redis-server, $venv and $tools are ready"
