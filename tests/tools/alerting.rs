@@ -78,13 +78,11 @@ async fn an_alert_of_each_severity_reaches_its_receiver() {
         replaced(&file("try.yaml"), "[rules.yaml, alerts.yaml]", "[made.yaml, alerts.yaml]");
     let config = replaced(&config, "127.0.0.1:9464", &format!("127.0.0.1:{}", free_port()));
     // What a sidecar in trouble says; and alerts wait for nothing.
-    let made: String = EACH
-        .iter()
-        .map(|(_, _, metric, _)| {
-            let labels = "{ cluster: east, namespace: shop, pod: a }";
-            format!("      - {{ record: {metric}, expr: vector(1), labels: {labels} }}\n")
-        })
-        .collect();
+    let made = EACH.map(|(_, _, metric, _)| {
+        let labels = "{ cluster: east, namespace: shop, pod: a }";
+        format!("      - {{ record: {metric}, expr: vector(1), labels: {labels} }}\n")
+    });
+    let made = made.concat();
     let made = format!("groups:\n  - name: made\n    rules:\n{made}");
     let at_once: Vec<_> = file("alerts.yaml")
         .lines()
@@ -159,7 +157,7 @@ fn thresholds(body: &str) -> Vec<(String, f64)> {
 
 /// Whether a line on the dashboard is where the alert begins: more than none is from the first on.
 fn meets(line: f64, (operator, figure): &(String, f64)) -> bool {
-    if operator == ">" && *figure == 0.0 {
+    if operator == ">" && figure.total_cmp(&0.0).is_eq() {
         0.0 < line && line <= 1.0
     } else {
         line.total_cmp(figure).is_eq()

@@ -122,7 +122,7 @@ impl Plan {
             Regions::None => false,
             Regions::All => true,
             Regions::Some => {
-                let life = self.seed ^ (member as u64) << 32 ^ life;
+                let life = self.seed ^ ((member as u64) << 32) ^ life;
                 fastrand::Rng::with_seed(life).bool()
             }
         }
