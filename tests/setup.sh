@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
-# browser chromium, Prometheus with promtool, Redis, containerd with runc, the CNI plugins and buildah, the HTTP
-# clients of Node, Java and curl, the provider's own Python SDK in target/test-venv, and there Python's HTTP
+# browser chromium, Prometheus with promtool, Alertmanager, Redis, containerd with runc, the CNI plugins and buildah, the
+# HTTP clients of Node, Java and curl, the provider's own Python SDK in target/test-venv, and there Python's HTTP
 # clients and what judges manifests; kubectl and helm in target/test-tools.
 # Safe to run again: what is there stays.
 set -eu
@@ -27,7 +27,7 @@ installed() {
 
 # a python from pyenv or the like serves as well as Debian's
 missing=""
-for package in mosquitto mosquitto-clients chromium prometheus redis-server \
+for package in mosquitto mosquitto-clients chromium prometheus prometheus-alertmanager redis-server \
     containerd runc containernetworking-plugins buildah iproute2; do
     installed "$package" || missing="$missing $package"
 done
@@ -45,7 +45,7 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of words
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
     # Debian starts what it installs; the tests start their own
-    for service in mosquitto prometheus redis-server containerd; do
+    for service in mosquitto prometheus prometheus-alertmanager redis-server containerd; do
         case "$missing " in *" $service "*) ;; *) continue ;; esac
         if [ -d /run/systemd/system ]; then
             as_root systemctl disable --quiet --now "$service"
@@ -107,4 +107,4 @@ PY
     rm -rf "$folder"
 fi
 
-echo "tests/setup.sh: mosquitto, chromium, prometheus, redis-server, containerd, $venv and $tools are ready"
+echo "tests/setup.sh: mosquitto, chromium, prometheus, prometheus-alertmanager, redis-server, containerd, $venv and $tools are ready"

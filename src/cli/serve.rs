@@ -11,7 +11,7 @@ use super::reload::apply_changes;
 use super::run::{VerbError, runtime};
 use super::{Stop, dumps, logging, memory_share, open_files, spool_room};
 use crate::ceiling::Start;
-use crate::config::{Config, ConfigFile, Flags, Loaded, warnings};
+use crate::config::{Config, ConfigFile, Flags, Fleet, Loaded, warnings};
 use crate::keys::Keys;
 use crate::sidecar::{Sidecar, StartError};
 
@@ -85,6 +85,7 @@ async fn serve(
         upstream = config.upstream.endpoint.authority(),
         account = config.ceilings.account,
         egress_ip = config.ceilings.egress_ip,
+        fleet = config.fleet.as_ref().map(Fleet::shared_ceiling),
         "tollgate is serving"
     );
     tokio::select! {

@@ -177,7 +177,12 @@ fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
 /// All sidecars of a fleet.
 fn members(fleet: &FleetView, to: &mut impl Write) -> io::Result<()> {
     let (mode, size) = (fleet.mode.as_str(), count(fleet.size as u64, "sidecar"));
-    writeln!(to, "Account {}: {size}; this one is {mode}", fleet.account)?;
+    let region = match (&*fleet.region, fleet.all_regions) {
+        ("", _) => "all regions".to_owned(),
+        (region, false) => format!("region {region}"),
+        (region, true) => format!("region {region}, whose ceiling is shared with all regions"),
+    };
+    writeln!(to, "Account {}, {region}: {size}; this one is {mode}", fleet.account)?;
     if fleet.opens_in_seconds > 0.0 {
         let seconds = fleet.opens_in_seconds.ceil();
         writeln!(to, "Redis is learning which permits are in use, for {seconds:.0} s more")?;
@@ -193,13 +198,13 @@ fn members(fleet: &FleetView, to: &mut impl Write) -> io::Result<()> {
         "SIDECAR", "SHARE", "USED", "WAITING", "LONGEST", "SEEN"
     )?;
     for member in &fleet.members {
-        let MemberView { name, share, used, waiting, egress_group, .. } = member;
+        let MemberView { name, share, used, waiting, region, egress_group, .. } = member;
         let longest = format!("{:.1}s", member.longest_wait_seconds);
         let starved = if member.starved { "STARVED" } else { "" };
         let seen = age(member.seen);
         let line = format!(
             "{name:width$}  {share:>6}  {used:>6}  {waiting:>7}  {longest:>7}  {seen:>5}  \
-             {egress_group} {starved}"
+             {region} {egress_group} {starved}"
         );
         writeln!(to, "{}", line.trim_end())?;
     }

@@ -32,6 +32,9 @@ pub fn explain(loaded: &Loaded) -> String {
     }
     let config = &loaded.config;
     line(&mut text, format_args!("\nceilings: {}", ceilings(&config.ceilings, &config.upstream)));
+    if let Some(fleet) = &config.fleet {
+        line(&mut text, format_args!("shared with: {}", fleet.shared_ceiling()));
+    }
     for warning in warnings(config) {
         line(&mut text, format_args!("warning: {warning}"));
     }

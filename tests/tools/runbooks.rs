@@ -7,12 +7,16 @@ use crate::support::process::{Emulator, Serve, run};
 use crate::support::prometheus::{alerts, commands, dashboard, file, promtool};
 use serde_json::Value;
 
+/// What promtool plays.
+const TESTS: [&str; 4] =
+    ["tests.yaml", "tests_objectives.yaml", "tests_fleet.yaml", "tests_kept.yaml"];
+
 #[tokio::test]
 async fn promtool_is_content() {
     for args in [
         &["check", "config", "try.yaml"][..],
         &["check", "rules", "rules.yaml", "alerts.yaml"],
-        &["test", "rules", "tests.yaml", "tests_fleet.yaml", "tests_kept.yaml"],
+        &[&["test", "rules"], &TESTS[..]].concat(),
     ] {
         let (content, said) = promtool(args, "").await;
         assert!(content, "promtool {}:\n{said}", args.join(" "));
@@ -22,7 +26,7 @@ async fn promtool_is_content() {
     assert!(!content && said.contains("kubernetes_sd_configs not found"), "{said}");
 
     // Each alert is shown firing and not firing.
-    let tests = file("tests.yaml") + &file("tests_fleet.yaml") + &file("tests_kept.yaml");
+    let tests: String = TESTS.iter().map(|name| file(name)).collect();
     for alert in alerts() {
         let fires =
             format!("        alertname: {alert}\n        exp_alerts:\n          - exp_labels");
