@@ -105,7 +105,10 @@ is refused below.
 - { name: TOLLGATE__LISTEN__PUBLISH, value: {{ (.Values.publish | default dict).listen | default (printf "%s:%v" (ternary "[::]" "127.0.0.1" $gateway) $port) | quote }} }
 - { name: TOLLGATE__LISTEN__TELEMETRY, value: "[::]:9464" }
 - { name: TOLLGATE__SPOOL__PATH, value: /var/lib/tollgate/spool }
+{{- /* Of a spool in Redis it is what all pods may store together, and no volume's size. */}}
+{{- if eq (get (include "tollgate.settings" . | fromJson) "spool.store" | default "disk") "disk" }}
 - { name: TOLLGATE__SPOOL__MAX_BYTES, value: {{ printf "%sMiB" (include "tollgate.maxMiB" .) }} }
+{{- end }}
 - { name: TOLLGATE__SPOOL__LIFETIME, value: {{ ternary "pod" "volume" (eq (include "tollgate.volume" .) "emptyDir") }} }
 - { name: TOLLGATE__DRAIN__GRACE, value: {{ printf "%vs" (.Values.drainSeconds | default 20) }} }
 {{- if $gateway }}
@@ -135,13 +138,13 @@ is refused below.
 {{/* Refuses what cannot work and the schema cannot see. */}}
 {{- define "tollgate.refuse" -}}
 {{- $settings := include "tollgate.settings" . | fromJson }}
-{{- $values := dict "listen.publish" "publish.port or publish.listen" "listen.telemetry" "nothing: monitors and probes use port 9464"
-    "spool.path" "spool.volume" "spool.max_bytes" "spool.size" "spool.lifetime" "spool.volume" "drain.grace" "drainSeconds"
-    "drain.accept_for" "mode" "keys.source" "secret" "keys.path" "secret" }}
+{{- $values := dict "listen.publish" "set publish.port or publish.listen" "listen.telemetry" "leave it out: probes and monitors use port 9464"
+    "spool.path" "set spool.volume" "spool.max_bytes" "set spool.size" "spool.lifetime" "set spool.volume" "drain.grace" "set drainSeconds"
+    "drain.accept_for" "leave it out" "keys.source" "set secret, or an empty one" "keys.path" "leave it out" }}
 {{- range include "tollgate.variables" . | fromYamlArray }}
 {{- $key := trimPrefix "TOLLGATE__" .name | lower | replace "__" "." }}
 {{- if hasKey $settings $key }}
-{{- fail (printf "config or extraEnv sets %s, which the chart sets: change instead the value %s" $key (get $values $key)) }}
+{{- fail (printf "config or extraEnv sets %s, which the values of the chart decide: %s" $key (get $values $key)) }}
 {{- end }}
 {{- end }}
 {{- if and (eq .Values.mode "gateway") (.Values.autoscaling | default dict).enabled }}
