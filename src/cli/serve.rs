@@ -11,7 +11,7 @@ use super::reload::apply_changes;
 use super::run::{VerbError, runtime};
 use super::{Stop, dumps, logging, memory_share, open_files};
 use crate::ceiling::Start;
-use crate::config::{ConfigFile, Flags, Loaded, warnings};
+use crate::config::{ConfigFile, Flags, Loaded};
 use crate::keys::Keys;
 use crate::sidecar::{Sidecar, StartError};
 
@@ -53,7 +53,7 @@ async fn serve(
     log: &Log,
 ) -> Result<(), VerbError> {
     let config = &loaded.config;
-    for warning in warnings(config) {
+    for warning in loaded.warnings() {
         tracing::warn!(key = warning.key, "{warning}");
     }
     let signals = Stop::listen().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?)));

@@ -2,6 +2,7 @@
 {{- define "tollgate.checkPod" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
+securityContext: { runAsNonRoot: true, fsGroup: 65532, seccompProfile: { type: RuntimeDefault } }
 {{- include "tollgate.schedule" . }}
 {{- end }}
 
