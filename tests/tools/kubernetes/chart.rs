@@ -212,6 +212,7 @@ fn every_value_arrives() {
     assert_eq!(value("TOLLGATE__TELEMETRY__LEVEL"), "debug");
     assert_eq!(value("TOLLGATE__DRAIN__GRACE"), "60s");
     assert_eq!(value("TOLLGATE__LISTEN__PUBLISH"), "[::]:18080");
+    assert_eq!(value("TOLLGATE__KEYS__SOURCE"), "oidc");
     assert_eq!(value("ALIBABA_CLOUD_ROLE_ARN"), "acs:ram::1:role/publisher");
     assert_eq!(value("ALIBABA_CLOUD_OIDC_PROVIDER_ARN"), "acs:ram::1:oidc-provider/ack-rrsa-c1");
     assert!(env.iter().any(|e| e["name"] == "NODE"));

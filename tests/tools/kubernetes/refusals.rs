@@ -91,7 +91,7 @@ fn the_file_and_the_values_agree() {
         ("[spool]\nmax_bytes = \"1GiB\"", "set spool.size"),
         ("[spool]\npath = \"/data\"", "sets spool.path"),
         ("[drain]\ngrace = \"60s\"", "set drainSeconds"),
-        ("[keys]\nsource = \"env\"", "set secret"),
+        ("[keys]\nsource = \"env\"", "set secret and rrsa.roleArn"),
         ("[drain]\nhandoff = true", "needs fleet.url"),
     ] {
         let file = tempfile::NamedTempFile::new().unwrap();

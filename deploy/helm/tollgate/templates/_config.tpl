@@ -78,6 +78,8 @@ files and segments, and 96 MiB of the ledger; and a file system keeps 5 % for it
 {{- $settings := include "tollgate.settings" . | fromJson }}
 {{- $ports := list 443 }}
 {{- range (.Values.networkPolicy | default dict).egressPorts }}{{ $ports = append $ports (int .) }}{{ end }}
+{{- /* The metadata service of the provider's machines. */}}
+{{- if has (get $settings "keys.source") (list "auto" "ecs") }}{{ $ports = append $ports 80 }}{{ end }}
 {{- range $key, $default := dict "upstream.endpoint" 443 "upstream.proxy" 80 "keys.uri" 80 "fleet.url" 6379 }}
 {{- $url := get $settings $key }}
 {{- if $url }}
@@ -118,6 +120,8 @@ is refused below.
 {{- if .Values.secret }}
 - { name: TOLLGATE__KEYS__SOURCE, value: file }
 - { name: TOLLGATE__KEYS__PATH, value: /var/run/secrets/tollgate }
+{{- else if (.Values.rrsa | default dict).roleArn }}
+- { name: TOLLGATE__KEYS__SOURCE, value: oidc }
 {{- end }}
 {{- end }}
 
@@ -140,7 +144,7 @@ is refused below.
 {{- $settings := include "tollgate.settings" . | fromJson }}
 {{- $values := dict "listen.publish" "set publish.port or publish.listen" "listen.telemetry" "leave it out: probes and monitors use port 9464"
     "spool.path" "set spool.volume" "spool.max_bytes" "set spool.size" "spool.lifetime" "set spool.volume" "drain.grace" "set drainSeconds"
-    "drain.accept_for" "leave it out" "keys.source" "set secret, or an empty one" "keys.path" "leave it out" }}
+    "drain.accept_for" "leave it out" "keys.source" "set secret and rrsa.roleArn, or leave both empty" "keys.path" "leave it out" }}
 {{- range include "tollgate.variables" . | fromYamlArray }}
 {{- $key := trimPrefix "TOLLGATE__" .name | lower | replace "__" "." }}
 {{- if hasKey $settings $key }}
