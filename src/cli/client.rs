@@ -106,7 +106,7 @@ async fn exchange(
     path: &str,
     body: String,
 ) -> Result<(u16, Bytes), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let text = |error: &dyn fmt::Display| error.to_string();
     let request = Request::builder().method(method).uri(path).header("host", "localhost");
     let request = request.body(Full::new(Bytes::from(body))).map_err(|e| text(&e))?;
     sender.ready().await.map_err(|e| text(&e))?;

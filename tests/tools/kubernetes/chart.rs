@@ -376,6 +376,24 @@ fn egress_follows_from_the_configuration() {
     assert_eq!(policy, &json!([{"port": 443}, {"port": 7_777}]));
 }
 
+/// Alerts add up the ceilings by account and region.
+#[test]
+fn the_region() {
+    let region = |values: &str| {
+        let manifests = helm_with(values);
+        template(workload(&manifests))["metadata"]["labels"]["tollgate/region"].clone()
+    };
+    let of = |lines: &str| format!("config: |\n  [upstream]\n  instance_id = \"i\"\n  {lines}\n");
+    assert_eq!(region(""), "cn-hangzhou");
+    let vpc = of("endpoint = \"https://onsmqtt-vpc.ap-southeast-1.aliyuncs.com\"");
+    assert_eq!(region(&vpc), "ap-southeast-1");
+    assert_eq!(region(&format!("region: eu-central-1\n{vpc}")), "eu-central-1");
+    let elsewhere = "endpoint = \"https://proxy.example\"";
+    assert_eq!(region(&of(elsewhere)), Value::Null);
+    let named = format!("{elsewhere}\n  [fleet]\n  region = \"cn-beijing\"");
+    assert_eq!(region(&of(&named)), "cn-beijing");
+}
+
 #[test]
 fn names() {
     let name = |release: &str, set: &str| {
@@ -391,15 +409,15 @@ fn names() {
         }
         deployment
     };
-    assert_eq!(name("demo", "x=null"), "demo-tollgate");
-    assert_eq!(name("tollgate-eu", "x=null"), "tollgate-eu");
+    assert_eq!(name("demo", "global.x=1"), "demo-tollgate");
+    assert_eq!(name("tollgate-eu", "global.x=1"), "tollgate-eu");
     assert_eq!(name("demo", "nameOverride=gate"), "demo-gate");
     assert_eq!(name("demo", "fullnameOverride=gate"), "gate");
-    assert_eq!(name("shop.eu", "x=null"), "shop-eu-tollgate");
-    assert_eq!(name("2026", "x=null"), "t-2026-tollgate");
+    assert_eq!(name("shop.eu", "global.x=1"), "shop-eu-tollgate");
+    assert_eq!(name("2026", "global.x=1"), "t-2026-tollgate");
     // Longer names than 48 characters stay different.
     let (one, two) =
-        (name(&"a".repeat(53), "x=null"), name(&format!("{}b", "a".repeat(52)), "x=null"));
+        (name(&"a".repeat(53), "global.x=1"), name(&format!("{}b", "a".repeat(52)), "global.x=1"));
     assert!(one != two && one.len() <= 48 && two.len() <= 48, "{one} {two}");
 }
 

@@ -187,7 +187,10 @@ fn releases_do_not_double_anything() {
         let set = endpoint["relabelings"].as_array().unwrap().iter();
         let set: Vec<_> =
             set.map(|relabeling| relabeling["targetLabel"].as_str().unwrap()).collect();
-        assert!(["job", "service", "account"].iter().all(|label| set.contains(label)), "{set:?}");
+        assert!(
+            ["job", "service", "account", "region"].iter().all(|label| set.contains(label)),
+            "{set:?}"
+        );
         // The second time it runs on the same pod it would be a second series.
         assert!(endpoint["portNumber"] == 9_464 || endpoint["port"] == "telemetry");
     }
@@ -241,7 +244,8 @@ fn the_operator_knows_what_is_rendered() {
 fn checkov_is_content() {
     let example = example_chart();
     let path = example.path().join("orders").display().to_string();
-    let folder = tempfile::tempdir().unwrap();
+    // It does not look into folders whose name begins with a dot.
+    let folder = tempfile::Builder::new().prefix("manifests").tempdir().unwrap();
     for (name, binary, args) in [
         (
             "gateway",

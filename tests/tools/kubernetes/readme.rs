@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{CHART, read, root};
 
 /// The number that an alert's value is compared with first.
-pub fn threshold(expr: &str) -> Option<String> {
+pub(super) fn threshold(expr: &str) -> Option<String> {
     let number = |rest: &str| {
         let rest = rest.trim_start_matches('=').trim_start();
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
@@ -26,7 +26,7 @@ fn values(text: &str) -> Vec<(String, String, String)> {
             comment = format!("{comment} {words}").trim().to_owned();
             continue;
         }
-        if line.is_empty() {
+        if line.is_empty() || line.starts_with("## ") {
             assert!(comment.is_empty(), "a comment explains nothing: {comment}");
             continue;
         }

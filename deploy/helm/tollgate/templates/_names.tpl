@@ -40,10 +40,15 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 tollgate/name: {{ include "tollgate.fullname" . }}
 {{- end }}
 
-{{/* For a pod's labels: monitors select by them, alerts group by the account. */}}
+{{/* For a pod's labels: monitors select by them, alerts group by account and region. */}}
 {{- define "tollgate.labels" -}}
 tollgate/name: {{ include "tollgate.fullname" . }}
 tollgate/account: {{ .Values.account | quote }}
+{{- $settings := include "tollgate.settings" . | fromJson }}
+{{- $named := regexFind `onsmqtt(-vpc)?\.[a-z0-9-]+\.aliyuncs\.com` (get $settings "upstream.endpoint") }}
+{{- with .Values.region | default (get $settings "fleet.region") | default (splitList "." $named | rest | first) }}
+tollgate/region: {{ . }}
+{{- end }}
 {{- end }}
 
 {{- define "tollgate.configmap" -}}
