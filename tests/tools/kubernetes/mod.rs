@@ -8,6 +8,7 @@ mod monitoring;
 mod readme;
 mod refusals;
 mod sidecars;
+mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -160,7 +161,7 @@ fn check(manifests: &[Value], container: &Value) -> String {
 
 /// From SIGTERM on: what the app needs, what tollgate delivers in, and five seconds to end.
 fn grace(pod: &Value, app: u64) {
-    let (container, _) = (containers(pod).find(|c| c["name"] == "tollgate").unwrap(), ());
+    let container = containers(pod).find(|c| c["name"] == "tollgate").unwrap();
     let set = variables(container);
     let seconds = |key: &str| set.get(key).map_or(0, |s| s.trim_end_matches('s').parse().unwrap());
     let (accept, grace): (u64, u64) =
