@@ -173,6 +173,22 @@ fn egress_follows_from_the_configuration() {
     assert_eq!(policy, &json!([{"port": 443}, {"port": 7_777}]));
 }
 
+/// With what the configuration says of a stop.
+#[test]
+fn the_pod_gets_the_time_that_a_stop_takes() {
+    let time = |values: &str| {
+        let manifests = helm_with(values);
+        let (_, pod) = ours(workload(&manifests));
+        pod["terminationGracePeriodSeconds"].as_u64().unwrap()
+    };
+    assert_eq!(time("drainSeconds: 60"), 5 + 60 + 5);
+    // The last call of a short drain begins at half of it.
+    assert_eq!(time("drainSeconds: 5"), 5 + 5 + 3 + 5);
+    assert_eq!(time(&format!("{FLEET}  [drain]\n  handoff = true\n")), 5 + 20 + 5 + 10);
+    let call = "config: |\n  upstream.call_timeout = \"15s\"\n  upstream.endpoint = \"http://emulator:9000\"\n";
+    assert_eq!(time(call), 5 + 20 + 15 + 5);
+}
+
 /// Alerts add up the ceilings by account and region.
 #[test]
 fn the_region() {

@@ -61,11 +61,19 @@ files and segments, and 96 MiB of the ledger; and a file system keeps 5 % for it
 {{- if eq (include "tollgate.volume" .) "emptyDir" }}{{ add 1 (.Values.replicas | default 1) }}{{ else }}{{ .Values.replicas | default 1 }}{{ end }}
 {{- end }}
 
-{{/* The seconds from SIGTERM until tollgate has ended. */}}
+{{/* A duration of the configuration in whole seconds; otherwise the default. */}}
+{{- define "tollgate.seconds" -}}
+{{- $written := get .settings .key }}
+{{- ternary (trimSuffix "s" $written) (.otherwise | toString) (regexMatch `^[0-9]+s$` $written) }}
+{{- end }}
+
+{{/* The seconds from SIGTERM until tollgate has ended. The last call may begin at half of a short drain. */}}
 {{- define "tollgate.stopSeconds" -}}
 {{- $settings := include "tollgate.settings" . | fromJson }}
-{{- $accept := ternary 5 0 (eq .Values.mode "gateway") }}
-{{- add $accept (.Values.drainSeconds | default 20) 5 (ternary 10 0 (eq (get $settings "drain.handoff") "true")) }}
+{{- $drain := .Values.drainSeconds | default 20 | int }}
+{{- $accept := include "tollgate.seconds" (dict "settings" $settings "key" "drain.accept_for" "otherwise" (ternary 5 0 (eq .Values.mode "gateway"))) | int }}
+{{- $call := include "tollgate.seconds" (dict "settings" $settings "key" "upstream.call_timeout" "otherwise" 3) | int }}
+{{- add $accept $drain (ternary $call 0 (lt $drain (int (mul 2 $call)))) 5 (ternary 10 0 (eq (get $settings "drain.handoff") "true")) }}
 {{- end }}
 
 {{/* For terminationGracePeriodSeconds of a pod with a sidecar: the app's own time, and then tollgate's. */}}
