@@ -228,6 +228,8 @@ fn names() {
     assert_eq!(name("demo", "fullnameOverride=gate"), "gate");
     assert_eq!(name("shop.eu", "global.x=1"), "shop-eu-tollgate");
     assert_eq!(name("2026", "global.x=1"), "t-2026-tollgate");
+    assert_eq!(name("2026", "nameOverride=on-call"), "t-2026-on-call");
+    assert_eq!(name("2026", "fullnameOverride=null"), "t-2026-tollgate");
     // Longer names than 48 characters stay different.
     let (one, two) =
         (name(&"a".repeat(53), "global.x=1"), name(&format!("{}b", "a".repeat(52)), "global.x=1"));

@@ -19,7 +19,7 @@
 {{- $repository := $image.repository | default "tollgate" }}
 image: {{ empty $image.digest | ternary (printf "%s:%s" $repository ($image.tag | default .Chart.AppVersion)) (printf "%s@%s" $repository $image.digest) | quote }}
 {{- with $image.pullPolicy }}
-imagePullPolicy: {{ . }}
+imagePullPolicy: {{ . | quote }}
 {{- end }}
 {{- end }}
 
@@ -75,7 +75,7 @@ imagePullPolicy: {{ . }}
     sources:
       - serviceAccountToken:
           path: token
-          audience: {{ .audience | default "sts.aliyuncs.com" }}
+          audience: {{ .audience | default "sts.aliyuncs.com" | quote }}
           expirationSeconds: {{ .expirationSeconds | default 3600 | int }}
 {{- end }}
 {{- end }}

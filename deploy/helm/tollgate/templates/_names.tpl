@@ -24,9 +24,9 @@ name of its workload: subcharts of one release would otherwise share a ConfigMap
 
 {{/* The labels of every object. */}}
 {{- define "tollgate.meta" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimAll "-_." }}
-app.kubernetes.io/name: {{ include "tollgate.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimAll "-_." | quote }}
+app.kubernetes.io/name: {{ include "tollgate.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: tollgate
@@ -35,19 +35,19 @@ app.kubernetes.io/component: {{ .Values.mode }}
 
 {{- /* Of a gateway's pods only: hooks and other gateways of the release do not have the third. */}}
 {{- define "tollgate.selector" -}}
-app.kubernetes.io/name: {{ include "tollgate.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-tollgate/name: {{ include "tollgate.fullname" . }}
+app.kubernetes.io/name: {{ include "tollgate.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+tollgate/name: {{ include "tollgate.fullname" . | quote }}
 {{- end }}
 
 {{/* For a pod's labels: monitors select by them, alerts group by account and region. */}}
 {{- define "tollgate.labels" -}}
-tollgate/name: {{ include "tollgate.fullname" . }}
+tollgate/name: {{ include "tollgate.fullname" . | quote }}
 tollgate/account: {{ .Values.account | quote }}
 {{- $settings := include "tollgate.settings" . | fromJson }}
 {{- $named := regexFind `onsmqtt(-vpc)?\.[a-z0-9-]+\.aliyuncs\.com` (get $settings "upstream.endpoint") }}
 {{- with .Values.region | default (get $settings "fleet.region") | default (splitList "." $named | rest | first) }}
-tollgate/region: {{ . }}
+tollgate/region: {{ . | quote }}
 {{- end }}
 {{- end }}
 

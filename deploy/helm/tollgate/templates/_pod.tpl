@@ -43,7 +43,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  serviceAccountName: {{ include "tollgate.serviceAccount" . }}
+  serviceAccountName: {{ include "tollgate.serviceAccount" . | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ include "tollgate.stopSeconds" . }}

@@ -36,8 +36,8 @@ tollgate.labels and tollgate.gracePeriod.
 - metadata:
     name: tollgate-spool
     labels:
-      app.kubernetes.io/name: {{ include "tollgate.name" . }}
-      app.kubernetes.io/instance: {{ .Release.Name }}
+      app.kubernetes.io/name: {{ include "tollgate.name" . | quote }}
+      app.kubernetes.io/instance: {{ .Release.Name | quote }}
   spec:
     accessModes: {{ (.Values.spool | default dict).accessModes | default (list "ReadWriteOncePod") | toJson }}
     {{- with (.Values.spool | default dict).storageClass }}
@@ -50,6 +50,6 @@ tollgate.labels and tollgate.gracePeriod.
 {{/* For a pod's annotations: with restartOnChange, a changed configuration restarts the pods. */}}
 {{- define "tollgate.annotations" -}}
 {{- if .Values.restartOnChange -}}
-tollgate/config-checksum: {{ .Values.config | default "" | sha256sum }}
+tollgate/config-checksum: {{ .Values.config | default "" | sha256sum | quote }}
 {{- end }}
 {{- end }}
