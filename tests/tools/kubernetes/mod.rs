@@ -143,8 +143,8 @@ fn fits(manifests: &[Value], workload: &Value) {
 fn check(manifests: &[Value], container: &Value) -> String {
     let mounted = container["volumeMounts"].as_array().unwrap().iter();
     assert!(mounted.clone().any(|mount| mount["mountPath"] == "/etc/tollgate"));
-    let maps = manifests.iter().filter(|manifest| manifest["kind"] == "ConfigMap");
-    let config = maps.filter_map(|map| map["data"]["tollgate.toml"].as_str()).next().unwrap();
+    let mut maps = manifests.iter().filter(|manifest| manifest["kind"] == "ConfigMap");
+    let config = maps.find_map(|map| map["data"]["tollgate.toml"].as_str()).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), config).unwrap();
     assert_eq!(container["args"], json!(["serve", "--config", "/etc/tollgate/tollgate.toml"]));

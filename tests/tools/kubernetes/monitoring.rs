@@ -82,9 +82,9 @@ async fn each_alert_can_be_changed() {
     let mut values = "mode: monitoring\nmonitoring:\n  runbooks: https://wiki.example/tollgate/\n  labels: { release: prometheus }\n  alerts:\n".to_owned();
     let mut moved = 0;
     for (name, rule) in &alerts {
-        values += &format!(
-            "    {name}:\n      for: 77m\n      severity: info\n      labels: {{ team: shop }}\n"
-        );
+        values += "    ";
+        values += name;
+        values += ":\n      for: 77m\n      severity: info\n      labels: { team: shop }\n";
         if super::readme::threshold(rule["expr"].as_str().unwrap()).is_some() {
             values += "      threshold: 0.4321\n";
             moved += 1;

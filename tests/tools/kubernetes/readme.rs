@@ -23,7 +23,10 @@ fn values(text: &str) -> Vec<(String, String, String)> {
         let indent = line.len() - line.trim_start().len();
         let line = line.trim_start();
         if let Some(words) = line.strip_prefix("# ") {
-            comment = format!("{comment} {words}").trim().to_owned();
+            if !comment.is_empty() {
+                comment.push(' ');
+            }
+            comment.push_str(words.trim());
             continue;
         }
         if line.is_empty() || line.starts_with("## ") {
