@@ -11,7 +11,7 @@ use super::reload::apply_changes;
 use super::run::{VerbError, runtime};
 use super::{Stop, dumps, logging, memory_share, open_files, spool_room};
 use crate::ceiling::Start;
-use crate::config::{Config, ConfigFile, Flags, Fleet, Loaded, warnings};
+use crate::config::{Config, ConfigFile, Flags, Fleet, Loaded};
 use crate::keys::Keys;
 use crate::sidecar::{Sidecar, StartError};
 
@@ -58,7 +58,7 @@ async fn serve(
     log: &Log,
 ) -> Result<(), VerbError> {
     let config = &loaded.config;
-    for warning in warnings(config) {
+    for warning in loaded.warnings() {
         tracing::warn!(key = warning.key, "{warning}");
     }
     tokio::spawn(spool_room::log(config));

@@ -28,9 +28,9 @@ const MEMBERS_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Args {
     #[command(flatten)]
     flags: Flags,
-    /// Address of the telemetry listener [default: listen.telemetry of the configuration]
+    /// Address of the telemetry listener, or a name with its port [default: listen.telemetry of the configuration]
     #[arg(long, value_name = "ADDRESS")]
-    at: Option<SocketAddr>,
+    at: Option<String>,
     /// Show all sidecars that share its ceilings: their permits, calls and waiting messages
     #[arg(long)]
     fleet: bool,
@@ -46,11 +46,11 @@ enum StatusFormat {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), VerbError> {
-    let at = match args.at {
-        Some(at) => at,
-        None => local(args.flags.load_for_operator()?.config.listen.telemetry),
+    let at = match &args.at {
+        Some(at) => at.clone(),
+        None => local(args.flags.load_for_operator()?.config.listen.telemetry).to_string(),
     };
-    let (body, status) = block_on(fetch(at, args))?;
+    let (body, status) = block_on(fetch(&at, args))?;
     match (args.output, &status.fleet) {
         (StatusFormat::Json, _) => {
             let status: Value = serde_json::from_slice(&body).map_err(io::Error::other)?;
@@ -73,7 +73,7 @@ pub(super) fn local(mut at: SocketAddr) -> SocketAddr {
 }
 
 /// The status, also as it was sent. With `--fleet`, it has a fleet with its members.
-async fn fetch(at: SocketAddr, args: &Args) -> Result<(Bytes, SidecarStatus), String> {
+async fn fetch(at: &str, args: &Args) -> Result<(Bytes, SidecarStatus), String> {
     let silent =
         |error| format!("no sidecar answers at {at}: {error}; check --at or listen.telemetry");
     let mut sidecar = SidecarClient::at(at).await.map_err(silent)?;

@@ -5,7 +5,6 @@ use std::fmt::Write;
 use crate::answer::PRECEDENCE;
 
 use super::setting::grouped;
-use super::warnings::warnings;
 use super::{Ceilings, Loaded, Setting, Upstream};
 
 /// A longer value does not push the origins of all others away.
@@ -35,7 +34,7 @@ pub fn explain(loaded: &Loaded) -> String {
     if let Some(fleet) = &config.fleet {
         line(&mut text, format_args!("shared with: {}", fleet.shared_ceiling()));
     }
-    for warning in warnings(config) {
+    for warning in loaded.warnings() {
         line(&mut text, format_args!("warning: {warning}"));
     }
     precedence(&mut text);

@@ -242,7 +242,8 @@ async fn status_says_what_is_wrong() {
         "{}",
         said.stdout
     );
-    let json = run(&["status", "--at", &serve.telemetry, "-o", "json"], &[]).await.stdout;
+    let named = serve.telemetry.replace("127.0.0.1", "localhost");
+    let json = run(&["status", "--at", &named, "-o", "json"], &[]).await.stdout;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["concerns"][0]["level"], "bad");
     serve.signal(Signal::TERM);
