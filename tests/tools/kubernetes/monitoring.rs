@@ -83,7 +83,7 @@ async fn each_alert_can_be_changed() {
     let mut moved = 0;
     for (name, rule) in &alerts {
         values += "    ";
-        values += name;
+        values.push_str(name);
         values += ":\n      for: 77m\n      severity: info\n      labels: { team: shop }\n";
         if super::readme::threshold(rule["expr"].as_str().unwrap()).is_some() {
             values += "      threshold: 0.4321\n";
