@@ -79,10 +79,10 @@ mod tests {
     fn it_names_the_bound_that_fits() {
         let of = |size: u64| {
             let path = PathBuf::from("/spool");
-            TooSmall { path, size: size * MIB, needed: 544 * MIB }.to_string()
+            TooSmall { path, size: size * MIB, needed: 640 * MIB }.to_string()
         };
-        let (text, tiny) = (of(64), of(16));
-        assert!(text.contains("has 64.0 MiB") && text.contains("may take 544.0 MiB"), "{text}");
+        let (text, tiny) = (of(160), of(64));
+        assert!(text.contains("has 160.0 MiB") && text.contains("may take 640.0 MiB"), "{text}");
         assert!(text.ends_with("at most 16MiB"), "{text}");
         assert!(tiny.ends_with("use a larger volume"), "{tiny}");
     }

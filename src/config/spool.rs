@@ -48,8 +48,8 @@ pub struct Spool {
     pub mac: Option<MacFile>,
 }
 
-/// What the folder needs beside twice the messages: the ledger, and segments in compaction.
-const OVERHEAD: u64 = 32 * bytesize::MIB;
+/// What the folder needs beside twice the messages: segments in compaction, and up to 96 MiB of the ledger.
+const OVERHEAD: u64 = 128 * bytesize::MIB;
 
 impl Spool {
     /// The most bytes that the folder may take: messages with what compaction copies of them, the ledger and
@@ -113,7 +113,7 @@ section! {
         /// with 503. To a new message receipts give way first, then the oldest dead letters as long as they
         /// take more than half of this or of max_messages. While several parent topics are in use, one may
         /// hold at most 8 times the room that is free, about 89 %. The folder may need twice this size plus
-        /// 32 MiB. With "redis" this and max_messages hold for all sidecars of the account together, and
+        /// 128 MiB. With "redis" this and max_messages hold for all sidecars of the account together, and
         /// each makes room only among its own messages.
         max_bytes: u64 = "256MiB", size(bytesize::MIB..=bytesize::TIB);
 
