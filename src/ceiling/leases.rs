@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Mode;
-use super::exchange::{CallTimes, LeaseReply, LeaseRequest, ReturnedLease};
+use super::exchange::{CallTimes, LeaseReply, LeaseRequest, ReturnedLease, Scope};
 use super::free_leases::FreeLeases;
 use super::lease::{Lease, Sent};
 use super::redis_clock::RedisClock;
@@ -86,6 +86,7 @@ pub(super) struct Leases {
     /// Permits that the fleet withholds, and those of them that are still at work.
     withheld: usize,
     debt: usize,
+    scope: Scope,
     /// When the request was sent that has no answer yet.
     asked: Option<Instant>,
     /// When the next request is sent at the latest.
@@ -124,6 +125,7 @@ impl Leases {
             opens: now,
             withheld: 0,
             debt: 0,
+            scope: Scope::Own,
             asked: None,
             heartbeat: now,
             link: Link::Down(now),
@@ -352,6 +354,7 @@ impl Leases {
         self.ask_at = self.ask_at.max(now + Duration::from_micros(reply.ask_in));
         self.withheld = reply.withheld;
         self.debt = reply.debt;
+        self.scope = reply.scope;
         self.opens = now + Duration::from_micros(reply.warm_up);
         let end = reply.now + reply.warm_up;
         let is_new = reply.warm_up > 0 && self.warm_up_end.is_none_or(|before| before != end);
@@ -402,6 +405,11 @@ impl Leases {
 
     pub(super) fn withheld(&self) -> usize {
         self.withheld
+    }
+
+    /// Whose calls the account's ceiling counts, by the last reply.
+    pub(super) fn scope(&self) -> Scope {
+        self.scope
     }
 
     /// How long the warm-up of Redis still lasts.

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::script_client::ScriptConnection;
-use super::{CeilingInner, Status};
+use super::{CeilingInner, Scope, Status};
 use crate::answer::clean;
 use crate::config;
 
@@ -33,6 +33,9 @@ pub struct Member {
     pub name: String,
     /// Of tollgate.
     pub version: String,
+    /// The region of its calls; empty: it is not known.
+    #[serde(default)]
+    pub region: String,
     /// Its `fleet.egress_group`; empty: none.
     #[serde(default)]
     pub egress_group: String,
@@ -54,6 +57,10 @@ pub struct Member {
 pub struct FleetStatus {
     /// Whose permits they are.
     pub account: String,
+    /// The region of this sidecar's calls; empty: it is not known.
+    pub region: String,
+    /// Whose calls the account's ceiling counts.
+    pub scope: Scope,
     /// How many sidecars share them; 0: not known yet.
     pub size: usize,
     /// No more than a few hundred of them, the latest reports first; empty until the first view.
@@ -144,7 +151,8 @@ fn read(words: &str) -> Option<Member> {
     let (age, words) = words.split_once(':')?;
     let age = Duration::from_millis(age.parse().ok()?);
     let mut member: Member = serde_json::from_str(words).ok()?;
-    for text in [&mut member.name, &mut member.version, &mut member.egress_group] {
+    let Member { name, version, region, egress_group, .. } = &mut member;
+    for text in [name, version, region, egress_group] {
         *text = clean(text).into();
     }
     Some(Member { age, ..member })
@@ -164,6 +172,7 @@ pub(super) async fn run(
         let key = |part| format!("tollgate:{{{}}}:members:{part}", config.account);
         known.keys = [vec![key("seen"), key("words")], ceilings].concat();
         known.fleet.account.clone_from(&config.account);
+        known.fleet.region.clone_from(&config.region);
     }
     loop {
         let looked = members.known().looked;
@@ -193,6 +202,7 @@ fn this(name: &str, config: &config::Fleet, status: &Status) -> Member {
     Member {
         name: name.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        region: config.region.clone(),
         egress_group: config.egress_group.clone(),
         share: narrowest.and_then(|ceiling| ceiling.share).unwrap_or(0),
         used: narrowest.map_or(0, |ceiling| ceiling.used),
@@ -219,11 +229,13 @@ mod tests {
             (long, format!("{}…", "p".repeat(127))),
         ] {
             let words = format!(
-                r#"5:{{"name":"{name}","version":"{name}","egress_group":"{name}",{counts}}}"#
+                r#"5:{{"name":"{name}","version":"{name}","region":"{name}","egress_group":"{name}",{counts}}}"#
             );
             let member = read(&words).unwrap();
             assert_eq!(member.name, shown);
-            assert_eq!((&member.version, &member.egress_group), (&member.name, &member.name));
+            for text in [&member.version, &member.region, &member.egress_group] {
+                assert_eq!(text, &member.name);
+            }
             assert_eq!(member.age, Duration::from_millis(5));
         }
     }

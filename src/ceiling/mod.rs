@@ -35,6 +35,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 pub use call_end::Read;
+pub use exchange::Scope;
 pub use limiter::{CeilingStatus, Decisions, Status};
 pub use members::{FleetStatus, Member};
 pub use permit::{Pending, Permit};
@@ -269,8 +270,8 @@ impl Ceiling {
         self.shared.limiter().share(config, kinds.clone(), call_timeout, fleet.expected_sidecars);
         let (shared, wakeup) = (Arc::downgrade(&self.shared), self.shared.wakeup.clone());
         let members = Arc::clone(&self.shared.members);
-        let keys = redis_task::keys(fleet, &kinds);
-        tokio::spawn(members::run(members, shared.clone(), fleet.clone(), keys.clone()));
+        let keys = redis_task::CeilingKeys::new(fleet, &kinds);
+        tokio::spawn(members::run(members, shared.clone(), fleet.clone(), keys.own.clone()));
         tokio::spawn(redis_task::run(shared, fleet.clone(), keys, wakeup));
     }
 
@@ -351,8 +352,12 @@ impl Ceiling {
     /// The sidecars that share the ceilings, as last read; from now on they are read often. `None`: no
     /// ceiling is shared.
     pub fn fleet(&self) -> Option<FleetStatus> {
-        let opens_in = self.shared.limiter().fleet.as_ref()?.opens_in(Instant::now());
-        Some(FleetStatus { opens_in, ..self.shared.members.look() })
+        let (opens_in, scope) = {
+            let limiter = self.shared.limiter();
+            let leases = limiter.fleet.as_ref()?;
+            (leases.opens_in(Instant::now()), leases.scope())
+        };
+        Some(FleetStatus { opens_in, scope, ..self.shared.members.look() })
     }
 
     /// How many sidecars share the ceilings, this one among them; 0: it is not known, or none do.

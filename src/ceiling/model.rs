@@ -50,6 +50,7 @@ pub(super) struct Gets {
     pub(super) figures: Vec<i64>,
     pub(super) parked: i64,
     pub(super) owed: i64,
+    pub(super) wide: i64,
     pub(super) out: Vec<Out>,
 }
 
@@ -306,6 +307,26 @@ pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Get
         figures: kept.iter().map(|c| c.goal).collect(),
         parked: kept[0].resting(),
         owed: kept[0].owe,
+        wide: 0,
         out,
     }
+}
+
+/// One call of the script by a sidecar that knows its region, beside the account's ceiling of all
+/// regions.
+pub(super) fn serve_region(
+    kept: &mut Vec<Kept>,
+    wide: &mut Kept,
+    ask: &Ask,
+    run: &str,
+    now: i64,
+) -> Gets {
+    if wide.run != run || wide.permits.is_empty() {
+        return serve(kept, ask, run, now);
+    }
+    kept.resize_with(ask.figures.len(), Kept::default);
+    kept[0] = std::mem::take(wide);
+    let gets = serve(kept, ask, run, now);
+    *wide = std::mem::take(&mut kept[0]);
+    Gets { wide: 1, ..gets }
 }

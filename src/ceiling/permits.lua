@@ -8,7 +8,14 @@
 -- which a call may begin on a permit: once a call is answered that was sent later, the provider has
 -- read that one, and the permit comes back sooner (src/ceiling/unanswered.rs).
 --
--- KEYS  four a ceiling, the account's first: permits, state, parked, out; all with one hash tag
+-- The provider counts an account's calls by region, and a sidecar that knows its region shares that
+-- region's ceiling. One that knows none, such as one of an older version, shares the ceiling of all
+-- regions. Neither of the two knows the permits of the other, so only one is in use: that of all regions,
+-- until a week after the last sidecar without a region. A change either way is to every sidecar what a
+-- new server is: the ceiling begins with a warm-up, and by its end no lease of the other is left.
+--
+-- KEYS  four a ceiling, the account's first: permits, state, parked, out; then, from a sidecar that knows
+--       its region, the four of the account's ceiling of all regions; all with one hash tag
 -- ARGV  1 the figures, "1000,300"   2 how many permits are wanted   3 how many of those are long-lived
 --       4 whether the provider pushed back, 0 or 1
 --       5 when the latest call that was answered had been sent, at the earliest; 0: none was
@@ -17,7 +24,8 @@
 --       9 … given back: "ids:nonce:free_in", an id a ceiling, the score as it was given, and in how
 --       many microseconds the permit has cooled; "hold": its call ended without an answer
 -- Returns now, how long the warm-up lasts, contended (0 or 1), ask_in, figures, withheld permits, those
--- of them still at work (the debt), { "ids:nonce:ready_in" … }
+-- of them still at work (the debt), whether the account's ceiling is that of all regions (0 or 1),
+-- { "ids:nonce:ready_in" … }
 
 -- No lease is longer than LONG, so that LONG after anything was forgotten every permit is home.
 local LEASE, LONG = 10000000, 30000000
@@ -53,14 +61,30 @@ local run = string.match(info, 'run_id:(%w+)') .. ':' .. (string.match(info, 'ma
 local want, core = tonumber(ARGV[2]), tonumber(ARGV[3])
 local answered = tonumber(ARGV[5])
 local cycle, min, hold = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local ceilings = {}
+local function keys(k)
+  return { permits = KEYS[4 * k + 1], state = KEYS[4 * k + 2], parked = KEYS[4 * k + 3], out = KEYS[4 * k + 4] }
+end
+local figures, ceilings = {}, {}
+for figure in string.gmatch(ARGV[1], '%d+') do figures[#figures + 1] = tonumber(figure) end
+
+-- The ceiling of all regions is in use while it is whole and of this server. Only a sidecar without a
+-- region makes it, and keeps it from being forgotten: one that made it and died at once has not said when
+-- that is. While it is in use, that of the region is void.
+local wide = #KEYS > 4 * #figures and keys(#figures)
+if wide then
+  local h = redis.call('HMGET', wide.state, 'run', 'size')
+  if h[1] == run and redis.call('ZCARD', wide.permits) == tonumber(h[2]) then
+    redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
+    redis.call('PEXPIRE', wide.state, FORGET, 'NX')
+    redis.call('PEXPIRE', wide.permits, FORGET, 'NX')
+  else
+    wide = false
+  end
+end
 
 -- Figures, and what is forgotten.
-for figure in string.gmatch(ARGV[1], '%d+') do
-  local k = #ceilings
-  local c = { permits = KEYS[4 * k + 1], state = KEYS[4 * k + 2], parked = KEYS[4 * k + 3],
-    out = KEYS[4 * k + 4] }
-  local figure = tonumber(figure)
+for k, figure in ipairs(figures) do
+  local c = k == 1 and wide or keys(k - 1)
   local h = redis.call('HMGET', c.state, 'run', 'learn', 'size', 'goal', 'goal_at', 'tick',
     'pace', 'short_at', 'owe', 'batch', 'parked_at', 'answered')
   for i, name in ipairs({ 'learn', 'size', 'goal', 'goal_at', 'tick', 'pace', 'short_at', 'owe', 'batch',
@@ -102,7 +126,7 @@ for figure in string.gmatch(ARGV[1], '%d+') do
     c.size = to
   end
   redis.call('ZREMRANGEBYSCORE', c.parked, '-inf', int(now))
-  ceilings[k + 1] = c
+  ceilings[k] = c
 end
 
 -- Withholds the permit; the debt shrinks.
@@ -230,11 +254,11 @@ if scarce > 0 and want > 0 then
   ask_in = c.tick - now
 end
 
-local learn_in, short, figures = 0, 0, {}
+local learn_in, short, goals = 0, 0, {}
 for k, c in ipairs(ceilings) do
   learn_in = math.max(learn_in, c.learn - now)
   if now < c.short_at + SHORT then short = 1 end
-  figures[k] = int(c.goal)
+  goals[k] = int(c.goal)
   redis.call('HSET', c.state, 'run', run, 'learn', int(c.learn), 'size', int(c.size),
     'goal', int(c.goal), 'goal_at', int(c.goal_at), 'tick', int(c.tick), 'pace', int(c.pace),
     'short_at', int(c.short_at),
@@ -243,5 +267,5 @@ for k, c in ipairs(ceilings) do
   -- It goes when it is empty, and its end with it.
   redis.call('PEXPIRE', c.out, FORGET)
 end
-return { int(now), int(learn_in), short, int(ask_in), table.concat(figures, ','),
-  redis.call('ZCARD', account.parked) + account.owe, account.owe, out }
+return { int(now), int(learn_in), short, int(ask_in), table.concat(goals, ','),
+  redis.call('ZCARD', account.parked) + account.owe, account.owe, wide and 1 or 0, out }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::exchange::Scope;
 use super::leases::Leases;
 use super::script_client::{ClientError, ScriptClient, connect};
 use super::{CeilingInner, CeilingKind};
@@ -36,7 +37,7 @@ pub(super) struct Wakeup {
 pub(super) async fn run(
     shared: Weak<CeilingInner>,
     fleet: config::Fleet,
-    keys: Vec<String>,
+    keys: CeilingKeys,
     wakeup: Wakeup,
 ) {
     let Some(members) = shared.upgrade().map(|shared| Arc::clone(&shared.members)) else { return };
@@ -48,11 +49,11 @@ pub(super) async fn run(
             return;
         }
         let outcome = match &mut line {
-            None => connect(&fleet, &keys).await.map(|new| {
+            None => connect(&fleet, &keys.all).await.map(|new| {
                 members.connected(Some(new.connection()));
                 line = Some(new);
             }),
-            Some(line) => step(&shared, line, &keys, &wakeup).await,
+            Some(line) => step(&shared, line, &keys.all, &wakeup).await,
         };
         match outcome {
             Ok(()) if !trouble.is_empty() => {
@@ -98,6 +99,16 @@ fn log(error: &ClientError) {
     }
 }
 
+fn log_scope(scope: Scope) {
+    match scope {
+        Scope::AllRegions => tracing::info!(
+            "the account's ceiling is shared over all its regions: a sidecar of an older version, or \
+             without fleet.region, uses the account, or did within a week"
+        ),
+        Scope::Own => tracing::info!("the account's ceiling is that of this region alone"),
+    }
+}
+
 /// Asks what is to be asked, or waits until there is something.
 async fn step(
     shared: &Weak<CeilingInner>,
@@ -128,7 +139,15 @@ async fn step(
     };
     let reply = line.ask(keys, &ask).await?;
     if let Some(shared) = shared.upgrade() {
-        with_leases(&shared, |leases, now, _| leases.answered(reply, now));
+        let scope = reply.scope;
+        let before = with_leases(&shared, |leases, now, _| {
+            let before = leases.scope();
+            leases.answered(reply, now);
+            before
+        });
+        if before != Some(scope) {
+            log_scope(scope);
+        }
         shared.changed.notify_one();
     }
     Ok(())
@@ -145,13 +164,32 @@ fn with_leases<T>(
     limiter.fleet.as_mut().map(|leases| look(leases, Instant::now(), waiting))
 }
 
-/// Four a ceiling, all with one hash tag, so that they live on one node.
-pub(super) fn keys(fleet: &config::Fleet, kinds: &[CeilingKind]) -> Vec<String> {
-    let account = &fleet.account;
-    let name = |kind: &CeilingKind| match kind {
-        CeilingKind::Account => format!("tollgate:{{{account}}}:account"),
-        CeilingKind::EgressIp => format!("tollgate:{{{account}}}:egress:{}", fleet.egress_group),
-    };
-    let parts = |kind| ["", ":state", ":parked", ":out"].map(|part| name(kind) + part);
-    kinds.iter().flat_map(parts).collect()
+/// The keys of the ceilings that a sidecar shares, all with one hash tag, so that they live on one node.
+#[derive(Debug, Clone)]
+pub(super) struct CeilingKeys {
+    /// Four a ceiling. They are forgotten a week after the last sidecar that names them.
+    pub(super) own: Vec<String>,
+    /// All that the script takes: also those of the account's ceiling of all regions.
+    pub(super) all: Vec<String>,
+}
+
+impl CeilingKeys {
+    pub(super) fn new(fleet: &config::Fleet, kinds: &[CeilingKind]) -> Self {
+        let config::Fleet { account, region, egress_group, .. } = fleet;
+        let parts =
+            |name: String| ["", ":state", ":parked", ":out"].map(|part| name.clone() + part);
+        // As versions without regions have it.
+        let all_regions = parts(format!("tollgate:{{{account}}}:account"));
+        let own = kinds.iter().flat_map(|kind| match kind {
+            CeilingKind::Account if region.is_empty() => all_regions.clone(),
+            CeilingKind::Account => parts(format!("tollgate:{{{account}}}:region:{region}")),
+            CeilingKind::EgressIp => parts(format!("tollgate:{{{account}}}:egress:{egress_group}")),
+        });
+        let own: Vec<_> = own.collect();
+        let mut all = own.clone();
+        if kinds.contains(&CeilingKind::Account) && !region.is_empty() {
+            all.extend(all_regions);
+        }
+        Self { own, all }
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::exchange::{CallTimes, GrantedLease, LeaseReply, LeaseRequest};
+use super::exchange::{CallTimes, GrantedLease, LeaseReply, LeaseRequest, Scope};
 use crate::config;
 pub(super) use crate::redis_client::{ClientError, PATIENCE};
 use crate::redis_client::{Requirements, Server, load};
@@ -52,8 +52,9 @@ fn warn(server: &Server) {
     }
 }
 
-/// As the script writes it: now, `warm_up`, contended, `ask_in`, figures, withheld, debt, permits.
-type RawReply = (u64, u64, u64, u64, String, usize, usize, Vec<String>);
+/// As the script writes it: now, `warm_up`, contended, `ask_in`, figures, withheld, debt, whether of all
+/// regions, permits.
+type RawReply = (u64, u64, u64, u64, String, usize, usize, u64, Vec<String>);
 
 impl ScriptClient {
     /// For what is not part of the one request that is on its way.
@@ -89,7 +90,7 @@ fn micros(time: Duration) -> u128 {
 }
 
 fn read(
-    (now, warm_up, contended, ask_in, figures, withheld, debt, out): RawReply,
+    (now, warm_up, contended, ask_in, figures, withheld, debt, wide, out): RawReply,
 ) -> Option<LeaseReply> {
     let numbers = |text: &str| text.split(',').map(|n| n.parse().ok()).collect::<Option<Vec<_>>>();
     let given = |out: &String| {
@@ -109,6 +110,7 @@ fn read(
         figures,
         withheld,
         debt,
+        scope: if wide > 0 { Scope::AllRegions } else { Scope::Own },
         out,
     })
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::probe::{self, Probe};
 use super::run::{VerbError, finish, print, runtime};
-use super::{memory_share, open_files};
+use super::{memory_share, open_files, spool_room};
 use crate::config::{Config, Flags, explain};
 
 /// Validate the configuration, and print all of it with the origin of each value
@@ -37,6 +37,9 @@ pub fn run(args: Args) -> ExitCode {
         }
         if let Some(clamped) = memory_share::clamp(&mut loaded.config) {
             print(|to| writeln!(to, "note: {clamped}"))?;
+        }
+        if let Some(too_small) = spool_room::find(&loaded.config)? {
+            print(|to| writeln!(to, "warning: {too_small}"))?;
         }
         if args.probe { probed(&loaded.config) } else { Ok(()) }
     });

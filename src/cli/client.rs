@@ -1,6 +1,6 @@
 //! An HTTP client of a running sidecar: of its control socket or its telemetry listener.
 
-use std::net::SocketAddr;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, ToSocketAddrs, UnixStream};
 use tokio::time::timeout;
 
 use crate::config::Config;
@@ -47,9 +47,9 @@ impl SidecarClient {
         Ok(None)
     }
 
-    /// Connects to a telemetry listener.
-    pub(super) async fn at(address: SocketAddr) -> Result<Self, String> {
-        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    /// Connects to a telemetry listener, at any address of a name.
+    pub(super) async fn at(address: impl ToSocketAddrs + fmt::Display) -> Result<Self, String> {
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await;
         let stream = stream.map_err(|_| "the connection does not open in time".to_owned())?;
         let stream = stream.map_err(|error| error.to_string())?;
         Self::handshake(stream, address.to_string()).await
@@ -76,10 +76,7 @@ impl SidecarClient {
         path: &str,
         body: String,
     ) -> Result<Bytes, String> {
-        let answer =
-            timeout(RESPONSE_TIMEOUT, exchange(&mut self.sender, method, path, body)).await;
-        let (status, body) =
-            answer.map_err(|_| format!("{} does not answer in time", self.address))??;
+        let (status, body) = self.ask(method, path, body).await?;
         if !(200..300).contains(&status) {
             let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
             return Err(match problem["detail"].as_str() {
@@ -88,6 +85,18 @@ impl SidecarClient {
             });
         }
         Ok(body)
+    }
+
+    /// Sends a request, and returns the status and the body of any answer.
+    pub(super) async fn ask(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: String,
+    ) -> Result<(u16, Bytes), String> {
+        let answer =
+            timeout(RESPONSE_TIMEOUT, exchange(&mut self.sender, method, path, body)).await;
+        answer.map_err(|_| format!("{} does not answer in time", self.address))?
     }
 
     pub(super) fn read<T: for<'de> serde::Deserialize<'de>>(
@@ -106,7 +115,7 @@ async fn exchange(
     path: &str,
     body: String,
 ) -> Result<(u16, Bytes), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let text = |error: &dyn fmt::Display| error.to_string();
     let request = Request::builder().method(method).uri(path).header("host", "localhost");
     let request = request.body(Full::new(Bytes::from(body))).map_err(|e| text(&e))?;
     sender.ready().await.map_err(|e| text(&e))?;

@@ -7,8 +7,8 @@ use clap::{Subcommand, ValueEnum};
 use jiff::Timestamp;
 
 use super::client::SidecarClient;
-use super::run::{VerbError, block_on, print};
-use super::{age, count};
+use super::run::{MessagesFormat, VerbError, block_on, print};
+use super::{age, count, deliver};
 use crate::config::{self, Config, Flags, Store};
 use crate::control::{Changed, Listing, MAX_LISTED};
 use crate::message::MessageId;
@@ -17,16 +17,17 @@ use crate::spool::{
     Brief, Change, Listed, OpenError, Options, Reason, Selection, Spool, State, Which,
 };
 
-/// List, show, replay or drop stored messages and dead letters
+/// List, show, replay, drop or deliver stored messages and dead letters
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     tollgate messages list --state dead --config tollgate.toml\n  \
     tollgate messages replay --reason refused --topic 'Alarm/*'\n  \
-    tollgate messages drop 01a2082df4757088bbc9b040e1f84a7d\n\n\
+    tollgate messages drop 01a2082df4757088bbc9b040e1f84a7d\n  \
+    tollgate messages deliver --spool /mnt/claim/spool\n\n\
     Asks a running sidecar over its control socket, or opens the spool of a stopped one.")]
 pub(super) struct Args {
     #[command(subcommand)]
-    action: Action,
+    verb: MessagesVerb,
     #[command(flatten)]
     flags: Flags,
     /// Output format
@@ -34,10 +35,11 @@ pub(super) struct Args {
     output: MessagesFormat,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum MessagesFormat {
-    Table,
-    Json,
+#[derive(Debug, Subcommand)]
+enum MessagesVerb {
+    #[command(flatten)]
+    Select(Action),
+    Deliver(deliver::DeliverArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,10 +123,14 @@ struct Selected {
 }
 
 pub(super) fn run(args: Args) -> Result<(), VerbError> {
+    let action = match args.verb {
+        MessagesVerb::Select(action) => action,
+        MessagesVerb::Deliver(deliver) => return deliver::run(&deliver, args.flags, args.output),
+    };
     let config = args.flags.load_for_operator()?.config;
     // Before a sidecar is looked for: the same error, whether one runs or not.
-    args.action.check().map_err(VerbError::Usage)?;
-    let done = block_on(carry_out(args.action, &config))?;
+    action.check().map_err(VerbError::Usage)?;
+    let done = block_on(carry_out(action, &config))?;
     print(|to| write(&done, args.output, to))?;
     // Not on standard output: there each line is a message.
     if let ActionResult::Listed(_, more) = &done

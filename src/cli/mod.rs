@@ -4,11 +4,13 @@
 mod bill;
 pub mod check;
 mod client;
+mod deliver;
 #[cfg(feature = "emulator")]
 mod demo;
 mod dumps;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod get;
 mod logging;
 mod memory_share;
 mod messages;
@@ -17,6 +19,7 @@ mod probe;
 mod reload;
 mod run;
 mod serve;
+mod spool_room;
 mod status;
 #[cfg(feature = "emulator")]
 mod traffic;
@@ -45,7 +48,7 @@ Run it:
   tollgate check --config tollgate.toml
   tollgate serve --config tollgate.toml
 
-Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 4 configuration invalid.";
+Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 3 stopped with accepted\nmessages that end with the pod, 4 configuration invalid.";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -66,6 +69,7 @@ enum Verb {
     Messages(messages::Args),
     Bill(bill::Args),
     Status(status::Args),
+    Get(get::Args),
 }
 
 /// Without the emulator there is no demo to try.
@@ -84,6 +88,7 @@ pub fn main() -> ExitCode {
         Verb::Messages(args) => run::finish("messages", messages::run(args)),
         Verb::Bill(args) => run::finish("bill", bill::run(&args)),
         Verb::Status(args) => run::finish("status", status::run(&args)),
+        Verb::Get(args) => run::finish("get", get::run(&args)),
         #[cfg(feature = "emulator")]
         Verb::Emulator(args) => run::finish("emulator", emulator::run(args)),
     }

@@ -13,15 +13,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config, Spool, Store};
+use crate::config::{self, Config};
 use crate::keys::Keys;
 use crate::spool::MacKeys;
 use crate::upstream::HttpUpstream;
 
 /// Time limit of each probe: a hung disk or a silent resolver is a result, too.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
-/// What the spool's folder needs beside twice the messages: the ledger, and segments in compaction.
-const SPOOL_OVERHEAD: u64 = 32 << 20;
 /// Longer than any password or list of certificates.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -55,7 +53,7 @@ pub(super) async fn all(config: &Config) -> Vec<Probe> {
         }
     }
     if let Some(spool) = &config.spool {
-        let needed = needed(spool);
+        let needed = spool.most_on_disk();
         let probe = blocking("spool.path", &spool.path, move |path| folder(path, needed));
         probes.push(probe.await);
         if let Some(mac) = &spool.mac {
@@ -163,15 +161,6 @@ fn mac_keys(path: &Path) -> Result<String, String> {
     MacKeys::read(path).map(|_| "has keys".to_owned()).map_err(|error| error.to_string())
 }
 
-/// How many bytes must be free for the spool's limits to be reached.
-fn needed(spool: &Spool) -> u64 {
-    let messages = match spool.store {
-        Store::Disk => spool.max_bytes.saturating_mul(2),
-        Store::Redis => 0,
-    };
-    messages.saturating_add(SPOOL_OVERHEAD)
-}
-
 /// Writes a file into the folder, or into the nearest one above that exists, and deletes it.
 fn folder(path: &Path, needed: u64) -> Result<String, String> {
     let existing = path.ancestors().find(|path| path.exists());
@@ -184,13 +173,13 @@ fn folder(path: &Path, needed: u64) -> Result<String, String> {
     // It may not have been created.
     drop(std::fs::remove_file(&file));
     written.map_err(|error| format!("cannot be written: {error}"))?;
-    if let Ok(disk) = rustix::fs::statvfs(existing) {
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < needed {
-            let (free, needed) = (ByteSize(free), ByteSize(needed));
-            return Err(format!("has {free} free, and may need {needed} (spool.max_bytes)"));
-        }
+    let state = if existing == path { "is writable" } else { "can be created" };
+    let Ok(disk) = rustix::fs::statvfs(existing) else { return Ok(state.to_owned()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let shown = ByteSize(free);
+    if free < needed {
+        let needed = ByteSize(needed);
+        return Err(format!("has {shown} free, and may need {needed} (spool.max_bytes)"));
     }
-    let exists = existing == path;
-    Ok(if exists { "is writable" } else { "can be created" }.to_owned())
+    Ok(format!("{state}, {shown} free"))
 }

@@ -14,6 +14,8 @@ pub(super) enum VerbError {
     Runtime(String),
     /// At run time, and already in the log.
     Logged,
+    /// It stopped with accepted messages that end with the pod, and they are in the log.
+    AtRisk,
     /// The command line is wrong in a way that clap cannot see.
     Usage(String),
     /// A file that the command line names is invalid.
@@ -29,6 +31,7 @@ impl VerbError {
             Self::Runtime(_) | Self::Logged => 1,
             // The same as clap's.
             Self::Usage(_) => 2,
+            Self::AtRisk => 3,
             Self::File(_) | Self::Config(_) => 4,
         }
     }
@@ -52,6 +55,13 @@ impl From<ConfigErrors> for VerbError {
     }
 }
 
+/// How `tollgate messages` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum MessagesFormat {
+    Table,
+    Json,
+}
+
 /// Prints why a verb failed, and turns that into its exit code.
 pub(super) fn finish(verb: &str, done: Result<(), VerbError>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
@@ -60,7 +70,7 @@ pub(super) fn finish(verb: &str, done: Result<(), VerbError>) -> ExitCode {
             eprintln!("tollgate {verb}: {text}");
         }
         VerbError::Config(errors) => eprintln!("{errors}"),
-        VerbError::Logged => {}
+        VerbError::Logged | VerbError::AtRisk => {}
     }
     error.exit_code().into()
 }

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use super::logging::Log;
 use super::reload::apply_changes;
 use super::run::{VerbError, runtime};
-use super::{Stop, dumps, logging, memory_share, open_files};
+use super::{Stop, dumps, logging, memory_share, open_files, spool_room};
 use crate::ceiling::Start;
-use crate::config::{ConfigFile, Flags, Loaded, warnings};
+use crate::config::{Config, ConfigFile, Flags, Fleet, Loaded};
 use crate::keys::Keys;
 use crate::sidecar::{Sidecar, StartError};
 
@@ -31,19 +31,24 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let mut loaded = args.flags.load_file(file.as_ref())?;
     // The lines that are still to be written are written when it is dropped, within about a second.
     let log = logging::start(&loaded.config.telemetry);
-    dumps::protect();
-    open_files::raise();
-    if let Some(clamped) = open_files::clamp(&mut loaded.config) {
-        tracing::warn!("{clamped}");
-    }
-    if let Some(clamped) = memory_share::clamp(&mut loaded.config) {
-        tracing::info!("{clamped}");
-    }
+    prepare(&mut loaded.config);
     let runtime = runtime(loaded.config.runtime.threads).map_err(|error| logged(&error))?;
     let served = runtime.block_on(serve(&args.flags, loaded, file, &log));
     // Without a limit, a thread that waits for a hung disk would keep the process from ending.
     runtime.shutdown_timeout(LAST_WRITES);
     served
+}
+
+/// Protects the process, and lowers bounds to what its limits carry.
+pub(super) fn prepare(config: &mut Config) {
+    dumps::protect();
+    open_files::raise();
+    if let Some(clamped) = open_files::clamp(config) {
+        tracing::warn!("{clamped}");
+    }
+    if let Some(clamped) = memory_share::clamp(config) {
+        tracing::info!("{clamped}");
+    }
 }
 
 async fn serve(
@@ -53,9 +58,10 @@ async fn serve(
     log: &Log,
 ) -> Result<(), VerbError> {
     let config = &loaded.config;
-    for warning in warnings(config) {
+    for warning in loaded.warnings() {
         tracing::warn!(key = warning.key, "{warning}");
     }
+    tokio::spawn(spool_room::log(config));
     let signals = Stop::listen().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?)));
     let (mut stop, hangup) = signals.map_err(|error| logged(&error))?;
     let started = async {
@@ -79,6 +85,7 @@ async fn serve(
         upstream = config.upstream.endpoint.authority(),
         account = config.ceilings.account,
         egress_ip = config.ceilings.egress_ip,
+        fleet = config.fleet.as_ref().map(Fleet::shared_ceiling),
         "tollgate is serving"
     );
     tokio::select! {
@@ -87,15 +94,15 @@ async fn serve(
     }
     tracing::info!(grace = ?config.drain.grace, "stopping: tollgate finishes messages in progress");
     let left = sidecar.drain(stop.received()).await;
-    if left > 0 {
+    if left.unanswered > 0 {
         // None of them was accepted: their callers got no reply.
         tracing::warn!(
-            messages = left,
+            messages = left.unanswered,
             "stopped before these messages were finished: their callers got no answer"
         );
     }
     tracing::info!("stopped");
-    Ok(())
+    if left.at_risk > 0 { Err(VerbError::AtRisk) } else { Ok(()) }
 }
 
 /// The log is where the operator looks for what a sidecar fails with.

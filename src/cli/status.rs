@@ -28,9 +28,9 @@ const MEMBERS_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Args {
     #[command(flatten)]
     flags: Flags,
-    /// Address of the telemetry listener [default: listen.telemetry of the configuration]
+    /// Address of the telemetry listener, or a name with its port [default: listen.telemetry of the configuration]
     #[arg(long, value_name = "ADDRESS")]
-    at: Option<SocketAddr>,
+    at: Option<String>,
     /// Show all sidecars that share its ceilings: their permits, calls and waiting messages
     #[arg(long)]
     fleet: bool,
@@ -46,11 +46,11 @@ enum StatusFormat {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), VerbError> {
-    let at = match args.at {
-        Some(at) => at,
-        None => local(args.flags.load_for_operator()?.config.listen.telemetry),
+    let at = match &args.at {
+        Some(at) => at.clone(),
+        None => local(args.flags.load_for_operator()?.config.listen.telemetry).to_string(),
     };
-    let (body, status) = block_on(fetch(at, args))?;
+    let (body, status) = block_on(fetch(&at, args))?;
     match (args.output, &status.fleet) {
         (StatusFormat::Json, _) => {
             let status: Value = serde_json::from_slice(&body).map_err(io::Error::other)?;
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
 }
 
 /// A listener on all addresses is reached at the loopback address.
-fn local(mut at: SocketAddr) -> SocketAddr {
+pub(super) fn local(mut at: SocketAddr) -> SocketAddr {
     if at.ip().is_unspecified() {
         at.set_ip(match at.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -73,7 +73,7 @@ fn local(mut at: SocketAddr) -> SocketAddr {
 }
 
 /// The status, also as it was sent. With `--fleet`, it has a fleet with its members.
-async fn fetch(at: SocketAddr, args: &Args) -> Result<(Bytes, SidecarStatus), String> {
+async fn fetch(at: &str, args: &Args) -> Result<(Bytes, SidecarStatus), String> {
     let silent =
         |error| format!("no sidecar answers at {at}: {error}; check --at or listen.telemetry");
     let mut sidecar = SidecarClient::at(at).await.map_err(silent)?;
@@ -177,7 +177,12 @@ fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
 /// All sidecars of a fleet.
 fn members(fleet: &FleetView, to: &mut impl Write) -> io::Result<()> {
     let (mode, size) = (fleet.mode.as_str(), count(fleet.size as u64, "sidecar"));
-    writeln!(to, "Account {}: {size}; this one is {mode}", fleet.account)?;
+    let region = match (&*fleet.region, fleet.all_regions) {
+        ("", _) => "all regions".to_owned(),
+        (region, false) => format!("region {region}"),
+        (region, true) => format!("region {region}, whose ceiling is shared with all regions"),
+    };
+    writeln!(to, "Account {}, {region}: {size}; this one is {mode}", fleet.account)?;
     if fleet.opens_in_seconds > 0.0 {
         let seconds = fleet.opens_in_seconds.ceil();
         writeln!(to, "Redis is learning which permits are in use, for {seconds:.0} s more")?;
@@ -193,13 +198,13 @@ fn members(fleet: &FleetView, to: &mut impl Write) -> io::Result<()> {
         "SIDECAR", "SHARE", "USED", "WAITING", "LONGEST", "SEEN"
     )?;
     for member in &fleet.members {
-        let MemberView { name, share, used, waiting, egress_group, .. } = member;
+        let MemberView { name, share, used, waiting, region, egress_group, .. } = member;
         let longest = format!("{:.1}s", member.longest_wait_seconds);
         let starved = if member.starved { "STARVED" } else { "" };
         let seen = age(member.seen);
         let line = format!(
             "{name:width$}  {share:>6}  {used:>6}  {waiting:>7}  {longest:>7}  {seen:>5}  \
-             {egress_group} {starved}"
+             {region} {egress_group} {starved}"
         );
         writeln!(to, "{}", line.trim_end())?;
     }

@@ -5,7 +5,6 @@ use std::fmt::Write;
 use crate::answer::PRECEDENCE;
 
 use super::setting::grouped;
-use super::warnings::warnings;
 use super::{Ceilings, Loaded, Setting, Upstream};
 
 /// A longer value does not push the origins of all others away.
@@ -32,7 +31,10 @@ pub fn explain(loaded: &Loaded) -> String {
     }
     let config = &loaded.config;
     line(&mut text, format_args!("\nceilings: {}", ceilings(&config.ceilings, &config.upstream)));
-    for warning in warnings(config) {
+    if let Some(fleet) = &config.fleet {
+        line(&mut text, format_args!("shared with: {}", fleet.shared_ceiling()));
+    }
+    for warning in loaded.warnings() {
         line(&mut text, format_args!("warning: {warning}"));
     }
     precedence(&mut text);

@@ -7,8 +7,9 @@ use super::checks::{optional_path, or_empty};
 use super::error::ValueError;
 use super::parse::Raw;
 use super::read::{Reader, value, whole};
+use super::row::Row;
 use super::table::section;
-use super::uri::host_and_port;
+use super::uri::{self, host_and_port};
 use super::{Ceilings, Upstream};
 
 /// Leases last 10 s at least; a call must leave room in one.
@@ -23,6 +24,8 @@ pub struct Fleet {
     pub redis: Redis,
     /// The account whose ceiling is shared.
     pub account: String,
+    /// The region whose calls the provider counts together; empty: it is not known.
+    pub region: String,
     /// Sidecars of one group share the ceiling of one egress address; empty: each has its own.
     pub egress_group: String,
     /// How many share it: decides how many permits each may keep for long.
@@ -33,6 +36,16 @@ pub struct Fleet {
     pub password_file: Option<PathBuf>,
     /// Who vouches for Redis, a PEM file; `None`: the operating system's authorities.
     pub ca_file: Option<PathBuf>,
+}
+
+impl Fleet {
+    /// Whose ceiling it is, for a person to read.
+    pub fn shared_ceiling(&self) -> String {
+        match (&self.account, &*self.region) {
+            (account, "") => format!("account {account}, all regions"),
+            (account, region) => format!("account {account}, region {region}"),
+        }
+    }
 }
 
 /// Where Redis is, without user and password.
@@ -59,10 +72,14 @@ section! {
         /// rediss and rediss+sentinel with TLS.
         url: Option<Redis> = "", value(url);
 
-        /// What is shared: sidecars that name the same account share its ceiling. Those that also name the
-        /// same group share the ceiling of one egress address, as behind one NAT gateway; without a group
-        /// each has an address of its own.
+        /// What is shared: sidecars that name the same account and region share its ceiling, as the provider
+        /// counts calls by main account and region. By default it is the region in upstream.endpoint, as in
+        /// onsmqtt.cn-hangzhou.aliyuncs.com. As long as a sidecar of the account has no region, all share one
+        /// ceiling over all regions, and for a week after. Those that also name the same group share the
+        /// ceiling of one egress address, as behind one NAT gateway; without a group each has an address of
+        /// its own.
         account: String = "default", value(name);
+        region: String => Example "cn-hangzhou", region;
         egress_group: String = "", value(|raw| or_empty(raw, name));
 
         /// How many sidecars share the ceilings. A sidecar may lease its equal share of the permits for 30
@@ -83,6 +100,7 @@ pub(super) fn fleet(r: &mut Reader<'_>) -> Option<Option<Fleet>> {
     Some(rows.url.map(|redis| Fleet {
         redis,
         account: rows.account,
+        region: rows.region,
         egress_group: rows.egress_group,
         expected_sidecars: rows.expected_sidecars,
         username: rows.username,
@@ -165,6 +183,25 @@ fn url(raw: &Raw) -> Result<Option<Redis>, ValueError> {
     }
     let primary = sentinel.then(|| primary.to_owned());
     Ok(Some(Redis { tls, nodes, primary, database: i64::from(database) }))
+}
+
+/// As it is set, or that of the endpoint.
+fn region(r: &mut Reader<'_>, row: &Row) -> Option<String> {
+    let endpoint = r.given("upstream.endpoint");
+    let endpoint = endpoint.and_then(|raw| uri::endpoint(raw.text().ok()?).ok());
+    let derived = endpoint.and_then(|endpoint| endpoint.region()).unwrap_or_default();
+    match r.given(row.name) {
+        Some(raw) if raw.text().is_ok_and(str::is_empty) => {
+            // Set, to nothing: as if it were not.
+            r.record(row.name, &raw, Ok(derived))
+        }
+        _ => r.value_or(row, &derived, |raw| or_empty(raw, lower_case)),
+    }
+}
+
+/// A region is the same in any case.
+fn lower_case(raw: &Raw) -> Result<String, ValueError> {
+    name(raw).map(|name| name.to_ascii_lowercase())
 }
 
 /// Part of keys in Redis.

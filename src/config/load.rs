@@ -16,6 +16,7 @@ use super::read::{Given, Reader};
 use super::sections::rows;
 use super::setting::Setting;
 use super::unknown::{KnownKeys, shown_unknown};
+use super::warnings::{Warning, warnings};
 use super::{Config, sections};
 
 /// Two underscores: Kubernetes itself puts `TOLLGATE_PORT` and the like into every pod beside a
@@ -32,9 +33,16 @@ pub struct Loaded {
     /// The same as text, for people, in the order of the documentation.
     pub settings: Vec<Setting>,
     pub(super) given: Given,
+    overridden: Vec<Warning>,
 }
 
 impl Loaded {
+    /// What is valid, and its operator should know about: insecure values, and those of the file that a
+    /// variable overrides.
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.overridden.iter().cloned().chain(warnings(&self.config)).collect()
+    }
+
     /// A number of these values, below 2^48 so that a metric has it exactly. Equal where all values are
     /// equal as they are shown, that is without secrets.
     pub fn hash(&self) -> u64 {
@@ -96,7 +104,9 @@ pub(super) fn load_over(
     errors.append(&mut reader.errors);
     let settings = reader.settings;
     match config {
-        Some(config) if errors.is_empty() => Ok(Loaded { config, settings, given }),
+        Some(config) if errors.is_empty() => {
+            Ok(Loaded { config, settings, given, overridden: sources.overridden })
+        }
         _ => Err(ConfigErrors(errors)),
     }
 }
@@ -112,13 +122,15 @@ struct Sources {
     known: KnownKeys,
     merged: Figment,
     errors: Vec<ConfigError>,
+    overridden: Vec<Warning>,
     credentials_uri: Option<String>,
 }
 
 impl Sources {
     fn none() -> Self {
         let known = KnownKeys(keys());
-        Self { known, merged: Figment::new(), errors: Vec::new(), credentials_uri: None }
+        let (errors, overridden) = (Vec::new(), Vec::new());
+        Self { known, merged: Figment::new(), errors, overridden, credentials_uri: None }
     }
 
     /// Whether the file could be read, right or wrong.
@@ -163,8 +175,26 @@ impl Sources {
                 let value = shown_unknown(&key, &Value::from(value));
                 self.errors.push(ConfigError { origin, key, value, problem, remedy });
             } else {
+                self.overrides(&key, &value, &origin);
                 self.text(&key, &value, origin);
             }
+        }
+    }
+
+    /// Who sets a key in the file need not know of the variables that manifests set.
+    fn overrides(&mut self, key: &str, variable: &str, origin: &Origin) {
+        let Some(row) = rows().find(|row| row.name == key) else { return };
+        let Ok(in_file) = self.merged.find_value(key) else { return };
+        let is_from_file = self
+            .merged
+            .get_metadata(in_file.tag())
+            .is_some_and(|metadata| matches!(Origin::of(metadata), Origin::File(_)));
+        if is_from_file && written(&in_file).as_deref() != Some(variable.trim()) {
+            self.overridden.push(Warning {
+                key: row.name,
+                problem: format!("has no effect as the file sets it: {origin} holds"),
+                remedy: "leave it out of the file, or the variable out of the manifest",
+            });
         }
     }
 
@@ -210,6 +240,16 @@ impl Sources {
     fn merge(&mut self, dict: Dict, origin: &Origin) {
         let source = Fetched { dict, metadata: origin.metadata() };
         self.merged = std::mem::take(&mut self.merged).merge(source);
+    }
+}
+
+/// A single value as a variable would have it.
+fn written(value: &Value) -> Option<String> {
+    match value {
+        Value::String(_, text) => Some(text.clone()),
+        Value::Bool(_, is_so) => Some(is_so.to_string()),
+        Value::Num(_, number) => number.to_i128().map(|number| number.to_string()),
+        _ => None,
     }
 }
 

@@ -52,7 +52,7 @@ pub use retry::Retry;
 pub use sections::{Drain, LogFormat, Runtime, Telemetry, Topics};
 pub use setting::Setting;
 pub(crate) use setting::grouped;
-pub use spool::{Idempotency, MacFile, Spool, Store, Unsigned};
+pub use spool::{Idempotency, Lifetime, MacFile, Spool, Store, Unsigned};
 pub use upstream::{InstanceRule, Roots, SignatureVersion, Upstream};
 pub use uri::{Endpoint, Proxy};
 pub use warnings::{Warning, warnings};

@@ -20,6 +20,15 @@ pub enum Store {
     Redis,
 }
 
+/// What ends with a spool's folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// It is deleted with the pod, as an `emptyDir` is.
+    Pod,
+    /// It outlives pods.
+    Volume,
+}
+
 /// `[spool]`: what is kept.
 #[derive(Debug, Clone)]
 pub struct Spool {
@@ -27,6 +36,8 @@ pub struct Spool {
     pub store: Store,
     /// The folder; the ledger is there, too.
     pub path: PathBuf,
+    /// How long the folder lives.
+    pub lifetime: Lifetime,
     /// The most bytes.
     pub max_bytes: u64,
     /// The most messages, dead letters and receipts.
@@ -35,6 +46,26 @@ pub struct Spool {
     pub keep_receipts: Duration,
     /// The keys that sign and verify records in Redis; `None`: neither is done.
     pub mac: Option<MacFile>,
+}
+
+/// What the folder needs beside twice the messages: segments in compaction, and up to 96 MiB of the ledger.
+const OVERHEAD: u64 = 128 * bytesize::MIB;
+
+impl Spool {
+    /// The most bytes that the folder may take: messages with what compaction copies of them, the ledger and
+    /// temporary files. In Redis the messages are elsewhere.
+    pub fn most_on_disk(&self) -> u64 {
+        let messages = match self.store {
+            Store::Disk => self.max_bytes.saturating_mul(2),
+            Store::Redis => 0,
+        };
+        messages.saturating_add(OVERHEAD)
+    }
+
+    /// The largest `spool.max_bytes` for a file system of so many bytes, for a disk's store.
+    pub fn max_bytes_in(file_system: u64) -> u64 {
+        file_system.saturating_sub(OVERHEAD) / 2
+    }
 }
 
 /// The file with the keys for the MACs of records in Redis.
@@ -58,6 +89,8 @@ pub enum Unsigned {
 const STORES: [(&str, Option<Store>); 3] =
     [("disk", Some(Store::Disk)), ("redis", Some(Store::Redis)), ("none", None)];
 
+const LIFETIMES: [(&str, Lifetime); 2] = [("pod", Lifetime::Pod), ("volume", Lifetime::Volume)];
+
 section! {
     pub(super) struct SpoolRows [spool] {
         /// Where messages are stored that are not delivered yet: "disk"; "redis": the Redis of [fleet],
@@ -70,11 +103,17 @@ section! {
         /// "redis" it holds the ledger and the sidecar's name.
         path: PathBuf = "/var/lib/tollgate/spool", value(path);
 
+        /// How long that folder lives: "volume": it outlives this process and its pod; "pod": it is deleted
+        /// with the pod, as an emptyDir is. The manifests in deploy/ set it. With "pod" a 202 has
+        /// "Durability": "pod", and tollgate exits with 3 if it ends with messages in the folder. Then set
+        /// drain.handoff, or a drain.grace as long as the longest outage that a deleted pod must survive.
+        lifetime: Lifetime = "volume", choice(&LIFETIMES);
+
         /// The size limit of messages, dead letters and receipts. Above it tollgate refuses new messages
         /// with 503. To a new message receipts give way first, then the oldest dead letters as long as they
         /// take more than half of this or of max_messages. While several parent topics are in use, one may
         /// hold at most 8 times the room that is free, about 89 %. The folder may need twice this size plus
-        /// 32 MiB. With "redis" this and max_messages hold for all sidecars of the account together, and
+        /// 128 MiB. With "redis" this and max_messages hold for all sidecars of the account together, and
         /// each makes room only among its own messages.
         max_bytes: u64 = "256MiB", size(bytesize::MIB..=bytesize::TIB);
 
@@ -106,6 +145,7 @@ pub(super) fn spool(r: &mut Reader<'_>) -> Option<Option<Spool>> {
     Some(rows.store.map(|store| Spool {
         store,
         path: rows.path,
+        lifetime: rows.lifetime,
         max_bytes: rows.max_bytes,
         max_messages: rows.max_messages,
         keep_receipts: rows.keep_receipts,

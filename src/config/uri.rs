@@ -48,6 +48,18 @@ impl Endpoint {
         }
     }
 
+    /// The provider's region in a host such as `onsmqtt.cn-hangzhou.aliyuncs.com`,
+    /// `onsmqtt-vpc.cn-hangzhou.aliyuncs.com`, or one of `PrivateLink`. `None`: there is none.
+    pub fn region(&self) -> Option<String> {
+        let host = self.host.trim_end_matches('.').to_ascii_lowercase();
+        let host = host.strip_suffix(".aliyuncs.com")?;
+        let host = host.strip_suffix(".privatelink").unwrap_or(host);
+        let (_, region) = host.rsplit_once('.')?;
+        let (continent, place) = region.split_once('-')?;
+        let is_region = continent.len() == 2 && !place.is_empty();
+        is_region.then(|| region.to_owned())
+    }
+
     /// Whether this is the provider itself, whose published ceilings then hold.
     pub fn is_provider(&self) -> bool {
         let host = self.host.trim_end_matches('.').to_ascii_lowercase();
@@ -199,6 +211,34 @@ pub(super) fn mask(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regions() {
+        for (host, region) in [
+            ("onsmqtt.cn-hangzhou.aliyuncs.com", Some("cn-hangzhou")),
+            ("onsmqtt-vpc.cn-hangzhou.aliyuncs.com", Some("cn-hangzhou")),
+            ("OnsMqtt.CN-Hangzhou.aliyuncs.com.", Some("cn-hangzhou")),
+            ("onsmqtt.cn-shanghai-finance-1.aliyuncs.com", Some("cn-shanghai-finance-1")),
+            ("onsmqtt-vpc.ap-southeast-1.aliyuncs.com", Some("ap-southeast-1")),
+            ("onsmqtt.mq-internet-access.aliyuncs.com", Some("mq-internet-access")),
+            (
+                "ep-1-cn-hangzhou-h.epsrv-1.cn-hangzhou.privatelink.aliyuncs.com",
+                Some("cn-hangzhou"),
+            ),
+            ("onsmqtt.aliyuncs.com", None),
+            ("onsmqtt.internal.aliyuncs.com", None),
+            ("aliyuncs.com", None),
+            (".aliyuncs.com", None),
+            ("cn-hangzhou.aliyuncs.com", None),
+            ("onsmqtt.cn-.aliyuncs.com", None),
+            ("onsmqtt.cn-hangzhou.aliyuncs.com.example.com", None),
+            ("127.0.0.1", None),
+            ("mqtt.example.com", None),
+        ] {
+            let endpoint = Endpoint { tls: true, host: host.to_owned(), port: 443 };
+            assert_eq!(endpoint.region().as_deref(), region, "{host}");
+        }
+    }
 
     #[test]
     fn endpoints() {

@@ -250,13 +250,6 @@ impl<U: Upstream> Delivery<U> {
         let Some(kept) = kept else { return under_way };
         retention::record_given_way(&kept.spool);
         drop(timeout(FLUSH, kept.spool.flush()).await);
-        let left = kept.queue.len();
-        if left > 0 {
-            tracing::info!(
-                messages = left,
-                "messages stay in the spool: the next start delivers them"
-            );
-        }
         0
     }
 }

@@ -27,6 +27,7 @@ use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, Telem
 use crate::upstream::{HttpUpstream, TlsError};
 pub use listeners::control_sockets;
 use listeners::{SMALL, ServerSlots, Servers, bind, bind_control, bind_publish, publish_limits};
+pub use stop::Leftovers;
 use stop::{SpoolRemainder, hand_over_to, longest_stop};
 
 /// Why a sidecar does not start.
@@ -214,6 +215,11 @@ impl Sidecar {
         &self.addresses
     }
 
+    /// What it delivers, and has stored.
+    pub fn delivery(&self) -> &Delivery<HttpUpstream> {
+        &self.delivery
+    }
+
     /// Where the reader of the configuration reports what became of a change.
     pub fn configuration(&self) -> &Configuration {
         &self.configuration
@@ -308,6 +314,7 @@ pub fn spool_options(
 ) -> spool::Options {
     spool::Options {
         path: config.path.clone(),
+        lifetime: config.lifetime,
         max_bytes: config.max_bytes,
         max_messages: config.max_messages,
         max_in_memory: MemoryPlan::of(runtime.memory).messages,

@@ -24,17 +24,30 @@ pub(super) const LAST_REPLIES: Duration = Duration::from_secs(1);
 /// Time for the rest of a stop: permits are given back, and the ledger and the log are written.
 const LAST_STEPS: Duration = Duration::from_secs(5);
 
+/// What a sidecar has left when it has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Messages whose callers got no answer. None of them was accepted.
+    pub unanswered: usize,
+    /// Accepted messages in the spool that are to be delivered.
+    pub queued: u64,
+    /// Dead letters in the spool.
+    pub dead_letters: u64,
+    /// Accepted messages that end with the pod (`spool.lifetime`).
+    pub at_risk: u64,
+}
+
 impl Sidecar {
     /// Stops: `/readyz` fails at once; after `drain.accept_for` new messages are refused; messages on
     /// their way finish within `drain.grace`; then the listeners close. `hurry` ends both waits.
-    /// Returns how many messages did not finish.
     ///
     /// Every call must be able to end within the grace, so the last one begins `upstream.call_timeout`
     /// before its end, or at half of a shorter grace.
-    pub async fn drain(self, hurry: impl Future<Output = ()>) -> usize {
+    pub async fn drain(self, hurry: impl Future<Output = ()>) -> Leftovers {
         self.ending.store(true, Ordering::Relaxed);
         if let Some(rest) = &self.spool {
             rest.spool.retire();
+            rest.warn_of_risk();
         }
         let uncertain = self.meter.uncertain();
         let grace = self.drain.grace;
@@ -51,7 +64,7 @@ impl Sidecar {
             }
         }
         // While the listeners are open: a caller whose call ends now still gets its reply.
-        let left = self.delivery.close(self.call_timeout + LAST_RECORDS).await;
+        let unanswered = self.delivery.close(self.call_timeout + LAST_RECORDS).await;
         let uncertain = self.meter.uncertain() - uncertain;
         if uncertain > 0 {
             tracing::warn!(
@@ -70,6 +83,10 @@ impl Sidecar {
         if let Some(rest) = &self.spool {
             drop(timeout(LAST_WRITES, rest.spool.settle()).await);
         }
+        let mut left = Leftovers { unanswered, queued: 0, dead_letters: 0, at_risk: 0 };
+        if let Some(rest) = &self.spool {
+            rest.count(&mut left);
+        }
         left
     }
 }
@@ -82,6 +99,39 @@ pub(super) struct SpoolRemainder {
 }
 
 impl SpoolRemainder {
+    /// At the beginning of a stop, since its end may not come: a kubelet that evicts a pod waits a second.
+    fn warn_of_risk(&self) {
+        let messages = self.spool.at_risk();
+        if messages > 0 {
+            tracing::warn!(
+                messages,
+                "stopping with messages in a spool that is deleted with the pod (spool.lifetime): those that are \
+                 not delivered by the end are lost with it"
+            );
+        }
+    }
+
+    /// Counts and logs what is left.
+    fn count(&self, left: &mut Leftovers) {
+        let usage = self.spool.usage();
+        let (queued, dead_letters) = (usage.queued.messages, usage.dead.messages);
+        *left = Leftovers { queued, dead_letters, at_risk: self.spool.at_risk(), ..*left };
+        if left.at_risk > 0 {
+            tracing::warn!(
+                messages = left.at_risk,
+                queued,
+                dead_letters,
+                "stopped with messages in a spool that is deleted with the pod (spool.lifetime): they are lost, \
+                 unless a container of this pod starts again"
+            );
+        } else if queued > 0 {
+            tracing::info!(
+                messages = queued,
+                "messages stay in the spool: the next start delivers them"
+            );
+        }
+    }
+
     /// Migrates the messages, or closes the spool with them.
     async fn leave(&self) {
         let Some((fleet, options)) = &self.to else {
@@ -101,13 +151,13 @@ impl SpoolRemainder {
                 tracing::warn!(
                     error,
                     left,
-                    "messages not migrated to Redis: they stay on this disk for the next start"
+                    "messages not migrated to Redis: they stay on this disk"
                 );
             }
             Ok(Ok(_)) | Err(_) => {
                 tracing::warn!(
                     left,
-                    "messages not migrated to Redis in time: they stay on this disk for the next start"
+                    "messages not migrated to Redis in time: they stay on this disk"
                 );
             }
         }

@@ -10,6 +10,7 @@ use super::facts::WriteError;
 use super::ownership::{Durability, Ownership};
 use super::record::Brief;
 use super::writer::Engine;
+use crate::config::Lifetime;
 
 /// Messages that this sidecar takes over from others, as it does.
 #[derive(Debug)]
@@ -76,7 +77,23 @@ impl Spool {
 
     /// How durable what is kept now is.
     pub fn durability(&self) -> Durability {
-        self.ownership().map_or(Durability::Disk, |ownership| ownership.durability())
+        match (self.ownership(), self.engine.core.options.lifetime) {
+            (Some(ownership), _) => ownership.durability(),
+            (None, Lifetime::Pod) => Durability::Pod,
+            (None, Lifetime::Volume) => Durability::Disk,
+        }
+    }
+
+    /// Accepted messages that would be lost if the pod were deleted now: queued ones and dead letters in a
+    /// folder that ends with it.
+    pub fn at_risk(&self) -> u64 {
+        match self.durability() {
+            Durability::Pod => {
+                let usage = self.usage();
+                usage.queued.messages + usage.dead.messages
+            }
+            _ => 0,
+        }
     }
 
     /// Writes what waits, and leaves the rest to the peers at once. On a disk all stays.

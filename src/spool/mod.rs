@@ -56,7 +56,7 @@ pub use selection::{Affected, Listed, Picked, Selection, SelectionError, Which};
 pub use share::Share;
 
 use self::core::Core;
-use crate::config::MacFile;
+use crate::config::{Lifetime, MacFile};
 use crate::message::{Message, MessageId};
 use backend::BodyError;
 use entry::Entry;
@@ -71,6 +71,8 @@ use writer::Engine;
 pub struct Options {
     /// The folder; made if need be. One process holds it.
     pub path: PathBuf,
+    /// How long the folder lives.
+    pub lifetime: Lifetime,
     /// The most bytes of messages, dead letters and receipts, as they lie on the disk.
     pub max_bytes: u64,
     /// The most messages, dead letters and receipts: each has its place in memory.

@@ -25,6 +25,11 @@ const TAKEN: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 impl Spool {
+    /// Whether a folder has, or had, the spool of a disk. Blocks.
+    pub fn is_at(path: &Path) -> bool {
+        path.join(LOCK).exists()
+    }
+
     /// Opens a spool on the disk, and recovers what a crash has left of it.
     pub async fn open(options: Options) -> Result<Self, OpenError> {
         Self::open_within(TAKEN, options).await
@@ -170,8 +175,8 @@ fn unreadable(options: &Options, error: impl Into<io::Error>) -> OpenError {
 
 /// Messages on this disk would never be delivered once the spool is in Redis.
 async fn nothing_is_left(path: &Path, options: &Options) -> Result<(), OpenError> {
-    let lock = path.join(LOCK);
-    if !spawn_blocking(move || lock.exists()).await.unwrap_or(true) {
+    let there = path.to_owned();
+    if !spawn_blocking(move || Spool::is_at(&there)).await.unwrap_or(true) {
         return Ok(());
     }
     let disk = Spool::open(Options { path: path.to_owned(), ..options.clone() }).await?;

@@ -14,9 +14,11 @@ use crate::message::MessageId;
 /// How durable a message is that was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
-    /// On the disk, synced.
+    /// On the disk, synced, in a folder that outlives the pod.
     #[default]
     Disk,
+    /// On the disk, synced, in a folder that is deleted with the pod.
+    Pod,
     /// In Redis's log, synced.
     RedisAofAlways,
     /// In Redis's log, synced within a second or two.
@@ -30,6 +32,7 @@ impl Durability {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Disk => "disk",
+            Self::Pod => "pod",
             Self::RedisAofAlways => "redis-aof-always",
             Self::RedisAofEverysec => "redis-aof-everysec",
             Self::RedisMemory => "redis-memory",

@@ -67,7 +67,11 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
     .flatten()
     .flatten()
     .collect();
-    families.extend(ProcessCollector::for_self().collect());
+    let process = ProcessCollector::for_self().collect();
+    // Address space is no memory, and its figure means little beside the resident one.
+    families.extend(
+        process.into_iter().filter(|family| family.name() != "process_virtual_memory_bytes"),
+    );
     let text = TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
         tracing::error!(%error, "metrics could not be written");
         String::new()
@@ -355,7 +359,12 @@ fn spool(spool: &Spool) -> Families {
         "1 while the spool cannot be written to its disk or Redis",
     )
     .value(&[], f64::from(u8::from(usage.failure.is_some())));
-    let limits = [max_messages, max_bytes, failing];
+    let at_risk = Family::gauge(
+        "tollgate_spool_at_risk_messages",
+        "Accepted messages that are lost if the pod is deleted now: spool.lifetime is \"pod\"",
+    )
+    .value(&[], spool.at_risk() as f64);
+    let limits = [max_messages, max_bytes, failing, at_risk];
     let kept = [messages, bytes, oldest, commits, damaged, dropped, refused];
     kept.into_iter().chain(limits).map(Family::done).collect()
 }

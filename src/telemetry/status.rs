@@ -32,6 +32,7 @@ impl FleetView {
             starved: is_starved(&member, fleet.size, narrowest),
             name: member.name,
             version: member.version,
+            region: member.region,
             egress_group: member.egress_group,
             share: member.share,
             used: member.used,
@@ -45,6 +46,8 @@ impl FleetView {
         Some(Self {
             mode: status.mode,
             account: fleet.account,
+            region: fleet.region,
+            all_regions: fleet.scope == ceiling::Scope::AllRegions,
             size: fleet.size,
             opens_in_seconds: fleet.opens_in.as_secs_f64(),
             at: fleet.at.map(|at| ago(at.elapsed())),

@@ -121,6 +121,12 @@ pub(crate) struct FleetView {
     #[serde(with = "mode")]
     pub(crate) mode: Mode,
     pub(crate) account: String,
+    /// Of this sidecar's calls; empty: it is not known.
+    #[serde(default)]
+    pub(crate) region: String,
+    /// Whether the account's ceiling is shared over all regions, though this sidecar knows its own.
+    #[serde(default)]
+    pub(crate) all_regions: bool,
     /// How many sidecars there are; 0: not known.
     pub(crate) size: usize,
     /// For so long Redis leases no new permits, since it is learning which are in use.
@@ -137,6 +143,8 @@ pub(crate) struct FleetView {
 pub(crate) struct MemberView {
     pub(crate) name: String,
     pub(crate) version: String,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub(crate) region: String,
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub(crate) egress_group: String,
     /// Permits that it holds.

@@ -529,7 +529,7 @@ async fn what_has_not_left_in_time_stays() {
     assert_eq!(problem["type"], "urn:tollgate:timeout");
     told.notify_one();
     assert_eq!(first.await.unwrap().status, 200);
-    assert_eq!(sidecar.drain(std::future::pending()).await, 0);
+    assert_eq!(sidecar.drain(std::future::pending()).await.unanswered, 0);
     assert_eq!(script.requests().len(), 1, "the second call never left");
     drop(telemetry);
 }
@@ -571,7 +571,7 @@ async fn hang_ups_and_half_closes() {
         }
     };
     tokio::time::timeout(support::http::BOUND, counted).await.expect("both are counted");
-    assert_eq!(sidecar.drain(std::future::pending()).await, 0);
+    assert_eq!(sidecar.drain(std::future::pending()).await.unanswered, 0);
 }
 
 /// Where it is safe, a failed call is tried again at once: the caller sees one success.
@@ -716,5 +716,5 @@ async fn a_late_answer_is_counted_though_its_caller_has_gone() {
     told.notify_one();
     support::until("it is counted", async || counted("billable").await > 0.5).await;
     assert_eq!(counted("uncertain").await, 0.0);
-    assert_eq!(sidecar.drain(std::future::pending()).await, 0, "and it ends by itself");
+    assert_eq!(sidecar.drain(std::future::pending()).await.unanswered, 0, "and it ends by itself");
 }

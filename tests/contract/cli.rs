@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 async fn every_verb_explains_itself_with_an_example() {
     let help = run(&["--help"], &[]).await;
     assert_eq!(help.code, 0);
-    for verb in ["serve", "demo", "check", "status", "messages", "bill", "emulator"] {
+    for verb in ["serve", "demo", "check", "status", "messages", "bill", "get", "emulator"] {
         assert!(help.stdout.contains(&format!("\n  {verb} ")), "{}", help.stdout);
         let own = run(&[verb, "--help"], &[]).await;
         assert_eq!(own.code, 0, "{verb}");
@@ -242,7 +242,8 @@ async fn status_says_what_is_wrong() {
         "{}",
         said.stdout
     );
-    let json = run(&["status", "--at", &serve.telemetry, "-o", "json"], &[]).await.stdout;
+    let named = serve.telemetry.replace("127.0.0.1", "localhost");
+    let json = run(&["status", "--at", &named, "-o", "json"], &[]).await.stdout;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["concerns"][0]["level"], "bad");
     serve.signal(Signal::TERM);

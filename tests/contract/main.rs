@@ -9,6 +9,7 @@ mod config;
 mod connections;
 mod demo;
 mod door;
+mod durability;
 mod keys;
 mod ledger;
 mod memory;

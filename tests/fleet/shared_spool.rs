@@ -360,6 +360,28 @@ async fn a_disk_hands_its_rest_over_at_sigterm() {
     assert_eq!((left.code, &*left.stdout), (0, ""), "{}", left.stderr);
 }
 
+/// The claim of a pod that is not there any more.
+#[tokio::test]
+async fn a_disk_without_a_sidecar_is_handed_over() {
+    let pods = Pods::new().await;
+    pods.fault(FAILS).await;
+    let disk = [("spool.store", "disk")];
+    let ends = pods.pod("disk", &disk).await;
+    let bodies = keeps(&ends, "left", 300, "disk").await;
+    ends.signal(Signal::TERM);
+    assert!(ends.ended().await.0.success());
+    let peer = pods.pod("peer", &[]).await;
+    // As its peers are configured, and its folder named.
+    let spool = pods.folder.path().join("disk").display().to_string();
+    let settings = pods.settings("none", &[("listen.control", "none")]);
+    let said = messages(&settings, &["deliver", "--handoff", "--spool", &spool]).await;
+    let left = "300 handed over; left: 0 messages, 0 dead letters\n";
+    assert_eq!((said.code, &*said.stdout), (0, left), "{}", said.stderr);
+    support::until("the peer has them", async || queued(&peer).await == 300).await;
+    pods.fault(b"[]").await;
+    are_once(&pods.delivers(&bodies, ACCEPTABLE).await, None);
+}
+
 /// Without a Redis that takes them they stay where they are.
 #[tokio::test]
 async fn what_cannot_be_handed_over_stays_on_the_disk() {
@@ -371,7 +393,7 @@ async fn what_cannot_be_handed_over_stays_on_the_disk() {
     pods.redis.kill();
     ends.signal(Signal::TERM);
     let (status, log) = ends.ended().await;
-    assert!(status.success() && log.contains("they stay on this disk for the next start"), "{log}");
+    assert!(status.success() && log.contains("they stay on this disk"), "{log}");
     pods.redis.restart();
     // Nor is it passed over by who keeps in Redis from now on.
     let switched = pods.settings("disk", &[("upstream.instance_id", support::INSTANCE)]);

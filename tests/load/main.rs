@@ -4,6 +4,7 @@
 
 mod crash;
 mod demand;
+mod regions;
 mod rolling;
 mod shared_ceiling;
 mod standstill;

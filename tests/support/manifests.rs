@@ -7,8 +7,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// The oldest that the chart names with a schema for native sidecars, one between, and the newest.
-const VERSIONS: [&str; 3] = ["1.30", "1.34", "1.37"];
+/// The oldest that the chart names, two between, and the newest.
+const VERSIONS: [&str; 4] = ["1.29", "1.30", "1.34", "1.37"];
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
@@ -28,7 +28,11 @@ pub fn tool(name: &str, args: &[&str]) -> Output {
 
 /// What a tool renders, as every version takes it.
 pub fn rendered(name: &str, args: &[&str]) -> Vec<Value> {
-    let yaml = said(name, &tool(name, args));
+    judged(&said(name, &tool(name, args)))
+}
+
+/// Manifests that every version takes.
+pub fn judged(yaml: &str) -> Vec<Value> {
     let mut judge = Command::new(root().join("target/test-venv/bin/python"))
         .arg(root().join("tests/support/manifests.py"))
         .args(VERSIONS)

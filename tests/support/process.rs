@@ -206,7 +206,12 @@ pub struct Emulator {
 impl Emulator {
     /// Starts one on a free port that knows the test's key.
     pub async fn start(args: &[&str]) -> Self {
-        let base = ["emulator", "--listen", "127.0.0.1:0", "--latency", "5ms"];
+        Self::start_at("127.0.0.1:0", args).await
+    }
+
+    /// The same at an address of its own.
+    pub async fn start_at(listen: &str, args: &[&str]) -> Self {
+        let base = ["emulator", "--listen", listen, "--latency", "5ms"];
         let keys = ["--keys", "testid=testsecret"];
         let mut child = tollgate(&[&base[..], &keys, args].concat(), &[]).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

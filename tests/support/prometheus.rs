@@ -43,13 +43,20 @@ impl Prometheus {
     /// Starts one on a free port with this configuration, its times cut to a second, beside
     /// `deploy/prometheus`'s rules. Returns when it serves.
     pub async fn start(config: &str) -> Self {
+        let rules = replaced(&file("rules.yaml"), "interval: 1m", "interval: 1s");
+        let rules = [("rules.yaml", rules), ("alerts.yaml", file("alerts.yaml"))];
+        Self::start_with(config, &rules).await
+    }
+
+    /// The same, with these files of rules.
+    pub async fn start_with(config: &str, rules: &[(&str, String)]) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let at = temporary.path();
         let config = replaced(config, "scrape_interval: 15s", "scrape_interval: 1s");
         let config = replaced(&config, "evaluation_interval: 15s", "evaluation_interval: 1s");
         std::fs::write(at.join("prometheus.yaml"), config).unwrap();
-        for rules in ["rules.yaml", "alerts.yaml"] {
-            std::fs::copy(folder().join(rules), at.join(rules)).unwrap();
+        for (name, text) in rules {
+            std::fs::write(at.join(name), text).unwrap();
         }
         let address = format!("127.0.0.1:{}", super::ports::free_port());
         let log = std::fs::File::create(at.join("log")).unwrap();
@@ -57,6 +64,8 @@ impl Prometheus {
             .arg(format!("--config.file={}", at.join("prometheus.yaml").display()))
             .arg(format!("--storage.tsdb.path={}", at.join("data").display()))
             .arg(format!("--web.listen-address={address}"))
+            // Its Alertmanager is found a few seconds after the first alert.
+            .arg("--rules.alert.resend-delay=1s")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -151,6 +160,9 @@ pub async fn promtool(args: &[&str], stdin: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8(text).unwrap())
 }
 
+/// What one chooses on the dashboard.
+pub const VARIABLES: [&str; 6] = ["cluster", "namespace", "service", "pod", "instance", "topic"];
+
 /// The dashboard's queries as Grafana would ask them, with all chosen.
 pub fn dashboard() -> (Value, Vec<(String, String)>) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/grafana/tollgate.json");
@@ -159,9 +171,11 @@ pub fn dashboard() -> (Value, Vec<(String, String)>) {
     for panel in dashboard["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().unwrap_or(&Vec::new()) {
             let mut query = target["expr"].as_str().unwrap().to_owned();
-            let all = [("$__rate_interval", "1m"), ("$__range", "1h"), ("$namespace", ".*")];
-            for (variable, value) in all.iter().chain(&[("$instance", ".*"), ("$topic", ".*")]) {
+            for (variable, value) in [("$__rate_interval", "1m"), ("$__range", "1h")] {
                 query = query.replace(variable, value);
+            }
+            for variable in VARIABLES {
+                query = query.replace(&format!("${variable}"), ".*");
             }
             assert!(!query.contains('$'), "an unknown variable: {query}");
             queries.push((format!("panel {}", panel["title"]), query));

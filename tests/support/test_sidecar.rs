@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 use tollgate::answer::{Answer, HttpAnswer, TransportError};
 use tollgate::ceiling::{Ceiling, Permit, Start};
-use tollgate::config::Config;
+use tollgate::config::{Config, Lifetime};
 use tollgate::delivery::{Delivery, Disposition, Outcome, PublishOptions};
 use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Topic};
 use tollgate::meter::{CallKind, Meter};
@@ -118,6 +118,7 @@ impl TestSidecar {
     pub async fn new(folder: &Path, provider: &Provider, flags: &[(&str, &str)]) -> Self {
         let config = config(flags);
         let options = Options {
+            lifetime: Lifetime::Volume,
             path: folder.to_owned(),
             max_bytes: 64 << 20,
             max_messages: 100_000,

@@ -1,16 +1,19 @@
-//! With what others have made: Chromium, Prometheus, mosquitto, the provider's SDKs, HTTP clients of Python,
-//! Node, Java and curl, Kubernetes' schemas.
+//! With what others have made: Chromium, Prometheus, Alertmanager, mosquitto, the provider's SDKs, HTTP clients of Python,
+//! Node, Java and curl, Kubernetes' schemas, containerd.
 //! `tests/setup.sh` installs them.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
+mod alerting;
 #[path = "../emulator/client.rs"]
 #[allow(dead_code, reason = "what the emulator's own tests need, too")]
 mod client;
 mod clients;
+mod containers;
 mod emulator_broker;
 mod emulator_sdk;
 mod kubernetes;
 mod mqtt;
+mod operators;
 mod page;
 mod prometheus;
 mod runbooks;

@@ -321,7 +321,7 @@ fn everything() -> Value {
             error("Throttling.User", 657, "2026-11-23T02:56:55Z"),
             error("InvalidSecurityToken.MismatchWithAccessKey", 1, "2026-11-23T02:40:00Z")
         ],
-        "fleet": { "mode": "shared", "account": "default", "size": 20, "opens_in_seconds": 0.0, "at": "2026-11-23T03:00:01Z", "members": members }
+        "fleet": { "mode": "shared", "account": "default", "region": "cn-hangzhou", "all_regions": true, "size": 20, "opens_in_seconds": 0.0, "at": "2026-11-23T03:00:01Z", "members": members }
     })
 }
 
@@ -348,7 +348,10 @@ async fn spend_budgets_plan_and_fleet() {
         ("legend", "Bought TPS 900"),
         ("provider", "probably blocked: 10.0.0.3"),
         ("provider", "in 40 min"),
-        ("fleet", "Ceilings are shared; 20 sidecars of account default"),
+        (
+            "fleet",
+            "Ceilings are shared; 20 sidecars of account default, region cn-hangzhou, whose ceiling is shared with all regions",
+        ),
         ("members", "starved"),
         ("members-words", "and 8 more: tollgate status --fleet"),
         ("queued-words", "oldest 3 min, 17 dead letters"),

@@ -249,6 +249,7 @@ async fn pods_are_found() {
         });
         if let Some(account) = account {
             labels["__meta_kubernetes_pod_label_tollgate_account"] = account.into();
+            labels["__meta_kubernetes_pod_label_tollgate_region"] = "cn-hangzhou".into();
         }
         json!({"targets": [metrics.address], "labels": labels})
     };
@@ -264,14 +265,18 @@ async fn pods_are_found() {
     let files = format!("    file_sd_configs:\n      - files: [\"{}\"]\n", list.display());
     let prometheus = Prometheus::start(&replaced(&file("scrape.yaml"), kubernetes, &files)).await;
     prometheus.reaches("count(up)", 2.0).await;
-    let up = prometheus.ask("sum by (job, namespace, pod, service, account) (up)").await.unwrap();
+    let up = "sum by (job, cluster, namespace, pod, service, account, region) (up)";
+    let up = prometheus.ask(up).await.unwrap();
     let labels: BTreeSet<_> = up.into_iter().map(|(l, _)| l).collect();
-    let wanted = |pod: &str, account: &str| {
+    let wanted = |pod: &str, account: &str, region: Option<&str>| {
         let labels = [("job", "tollgate"), ("namespace", "shop"), ("service", "orders")];
         let labels = labels.into_iter().chain([("pod", pod), ("account", account)]);
+        let labels = labels.chain([("cluster", "default")]);
+        let labels = labels.chain(region.map(|region| ("region", region)));
         labels.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     };
-    assert_eq!(labels, [wanted("a", "default"), wanted("b", "second")].into());
+    let wanted = [wanted("a", "default", None), wanted("b", "second", Some("cn-hangzhou"))];
+    assert_eq!(labels, wanted.into());
 }
 
 /// Provider codes in rules are those of the one table that knows them.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use redis::{Commands, Connection};
 
 use super::words::{HOLD, TIMES};
-use crate::ceiling::model::{Ask, Back, Gets, Kept, Out, serve};
+use crate::ceiling::model::{Ask, Back, Gets, Kept, Out, serve, serve_region};
 use crate::ceiling::script_client::SCRIPT;
 use crate::redis_client::server::Redis;
 
@@ -24,6 +24,7 @@ fn scripted() -> String {
 enum Step {
     Pass(i64),
     Ask {
+        sidecar: Sidecar,
         figures: Vec<i64>,
         want: usize,
         core: usize,
@@ -35,6 +36,13 @@ enum Step {
     NewRun,
     /// Some of its keys are gone.
     Flush(usize),
+}
+
+/// Whose calls it shares.
+#[derive(Debug, Clone, Copy)]
+enum Sidecar {
+    OfRegion,
+    OfAllRegions,
 }
 
 /// What is given back: of all that ever went out, so that some are stale.
@@ -65,8 +73,11 @@ fn step(account: i64, egress: Option<i64>) -> impl Strategy<Value = Step> {
     let back = prop::collection::vec(giving(), 0..12);
     let answered = prop::option::weighted(0.7, prop_oneof![0..2_000_000_i64, 0..60_000_000_i64]);
     let park = prop::bool::weighted(0.1);
-    let ask = (prop::bool::weighted(0.05), 0..40_usize, 0..40_usize, park, answered, back)
-        .prop_map(move |(lower, want, core, park, answered, back)| Step::Ask {
+    let sidecar =
+        prop_oneof![6 => Just(Sidecar::OfRegion), 1 => Just(Sidecar::OfAllRegions)].boxed();
+    let ask = (sidecar, prop::bool::weighted(0.05), 0..40_usize, 0..40_usize, park, answered, back)
+        .prop_map(move |(sidecar, lower, want, core, park, answered, back)| Step::Ask {
+            sidecar,
             figures: figures(lower),
             want,
             core,
@@ -78,7 +89,7 @@ fn step(account: i64, egress: Option<i64>) -> impl Strategy<Value = Step> {
         8 => pass.prop_map(Step::Pass),
         20 => ask,
         1 => Just(Step::NewRun),
-        1 => (0..8_usize).prop_map(Step::Flush),
+        1 => (0..12_usize).prop_map(Step::Flush),
     ]
 }
 
@@ -94,11 +105,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     figures.prop_flat_map(|(account, egress)| prop::collection::vec(step(account, egress), 1..60))
 }
 
+/// The region's, perhaps a group's, and those of all regions.
 fn keys(ceilings: usize) -> Vec<String> {
-    let names = ["account", "egress"];
+    let names = [&["region", "egress"][..ceilings], &["account"]].concat();
     let parts = ["", ":state", ":parked", ":out"];
     let key = |name: &str, part: &str| format!("tollgate:{{t}}:{name}{part}");
-    names[..ceilings].iter().flat_map(|name| parts.map(|part| key(name, part))).collect()
+    names.iter().flat_map(|name| parts.map(|part| key(name, part))).collect()
 }
 
 fn joined(numbers: &[i64]) -> String {
@@ -106,10 +118,14 @@ fn joined(numbers: &[i64]) -> String {
 }
 
 /// As the script writes it.
-type Reply = (i64, i64, i64, i64, String, i64, i64, Vec<String>);
+type Reply = (i64, i64, i64, i64, String, i64, i64, i64, Vec<String>);
 
-fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
-    let keys = keys(ask.figures.len());
+fn asks(connection: &mut Connection, sha: &str, sidecar: Sidecar, ask: &Ask) -> Gets {
+    let mut keys = keys(ask.figures.len());
+    if let Sidecar::OfAllRegions = sidecar {
+        let wide = keys.split_off(keys.len() - 4);
+        keys.splice(..4, wide);
+    }
     let mut command = redis::cmd("EVALSHA");
     command.arg(sha).arg(keys.len()).arg(keys).arg(joined(&ask.figures));
     command.arg(ask.want).arg(ask.core).arg(u8::from(ask.park));
@@ -118,7 +134,7 @@ fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
         command.arg(format!("{}:{}:{}", joined(&back.ids), back.nonce, back.free_in));
     }
     let reply: Reply = command.query(connection).unwrap();
-    let (now, learn_in, short, ask_in, figures, parked, owed, out) = reply;
+    let (now, learn_in, short, ask_in, figures, parked, owed, wide, out) = reply;
     let numbers = |text: &str| text.split(',').map(|n| n.parse().unwrap()).collect::<Vec<i64>>();
     let out = out.iter().map(|out| {
         let parts: Vec<_> = out.split(':').collect();
@@ -129,7 +145,7 @@ fn asks(connection: &mut Connection, sha: &str, ask: &Ask) -> Gets {
         }
     });
     let (figures, out) = (numbers(&figures), out.collect());
-    Gets { now, learn_in, short, ask_in, figures, parked, owed, out }
+    Gets { now, learn_in, short, ask_in, figures, parked, owed, wide, out }
 }
 
 /// What the server keeps, in the model's words.
@@ -141,8 +157,12 @@ fn kept(connection: &mut Connection, ceilings: usize) -> Vec<Kept> {
         .chunks(4)
         .map(|keys| {
             let state: HashMap<String, String> = connection.hgetall(&keys[1]).unwrap();
-            let number = |name: &str| state[name].parse().unwrap();
             let permits = scores(connection, &keys[0]);
+            // What is not whole is none.
+            if state.is_empty() || permits.is_empty() {
+                return Kept::default();
+            }
+            let number = |name: &str| state[name].parse().unwrap();
             let size: i64 = number("size");
             assert!(permits.keys().copied().eq(0..size));
             Kept {
@@ -178,7 +198,8 @@ fn the_script_is_its_model() {
         redis::cmd("FLUSHALL").exec(&mut connection).unwrap();
         let sha: String =
             redis::cmd("SCRIPT").arg("LOAD").arg(scripted()).query(&mut connection).unwrap();
-        let (mut now, mut run, mut model) = (1_795_451_930_246_754_i64, 1, Vec::new());
+        let (mut now, mut run) = (1_795_451_930_246_754_i64, 1);
+        let (mut model, mut wide) = (Vec::new(), Kept::default());
         let mut given: Vec<Out> = Vec::new();
         for step in steps {
             match step {
@@ -194,9 +215,9 @@ fn the_script_is_its_model() {
                         continue;
                     };
                     let () = connection.del(key).unwrap();
-                    model[which / 4] = Kept::default();
+                    *model.get_mut(which / 4).unwrap_or(&mut wide) = Kept::default();
                 }
-                Step::Ask { figures, want, core, park, answered, back } => {
+                Step::Ask { sidecar, figures, want, core, park, answered, back } => {
                     let from = given.len().saturating_sub(20);
                     let back = back.iter().filter(|_| !given.is_empty()).map(|giving| {
                         let given = if giving.latest { &given[from..] } else { &given[..] };
@@ -208,10 +229,23 @@ fn the_script_is_its_model() {
                     let ask = Ask { figures, want, core, park, answered, back, ..TIMES };
                     let () = connection.set("test:now", now).unwrap();
                     let () = connection.set("test:run", run).unwrap();
-                    let expected = serve(&mut model, &ask, &format!("{run}:one"), now);
-                    let got = asks(&mut connection, &sha, &ask);
+                    let incarnation = format!("{run}:one");
+                    let expected = match sidecar {
+                        Sidecar::OfRegion => {
+                            serve_region(&mut model, &mut wide, &ask, &incarnation, now)
+                        }
+                        Sidecar::OfAllRegions => {
+                            model.resize_with(ask.figures.len(), Kept::default);
+                            std::mem::swap(&mut model[0], &mut wide);
+                            let gets = serve(&mut model, &ask, &incarnation, now);
+                            std::mem::swap(&mut model[0], &mut wide);
+                            gets
+                        }
+                    };
+                    let got = asks(&mut connection, &sha, sidecar, &ask);
                     prop_assert_eq!(&got, &expected);
-                    prop_assert_eq!(&kept(&mut connection, ask.figures.len()), &model);
+                    let all = [&model[..], std::slice::from_ref(&wide)].concat();
+                    prop_assert_eq!(&kept(&mut connection, ask.figures.len()), &all);
                     given.extend(got.out);
                 }
             }
@@ -219,4 +253,30 @@ fn the_script_is_its_model() {
         Ok(())
     });
     outcome.unwrap();
+}
+
+/// Also where the sidecar that made it died before it could say so.
+#[test]
+fn the_ceiling_of_all_regions_is_forgotten_in_time() {
+    let redis = Redis::start();
+    let mut connection = redis.connection();
+    let sha: String =
+        redis::cmd("SCRIPT").arg("LOAD").arg(scripted()).query(&mut connection).unwrap();
+    let () = connection.set("test:now", 1_795_451_930_246_754_i64).unwrap();
+    let () = connection.set("test:run", 1).unwrap();
+    let ask = Ask { figures: vec![7], ..TIMES };
+    asks(&mut connection, &sha, Sidecar::OfAllRegions, &ask);
+    assert_eq!(asks(&mut connection, &sha, Sidecar::OfRegion, &ask).wide, 1);
+    for key in &keys(1)[4..6] {
+        let left: i64 = connection.pttl(key).unwrap();
+        let day = 24 * 3_600_000;
+        assert!((6 * day..=7 * day).contains(&left), "{key}: {left}");
+    }
+    // Nor does another request put that off, and the region's own is made after it.
+    let () = connection.pexpire(&keys(1)[5], 60_000).unwrap();
+    asks(&mut connection, &sha, Sidecar::OfRegion, &ask);
+    assert!(connection.pttl::<_, i64>(&keys(1)[5]).unwrap() <= 60_000);
+    let () = connection.del(&keys(1)[5]).unwrap();
+    let gets = asks(&mut connection, &sha, Sidecar::OfRegion, &ask);
+    assert_eq!((gets.wide, gets.learn_in > 29_000_000), (0, true));
 }

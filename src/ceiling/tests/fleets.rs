@@ -7,7 +7,7 @@ use fastrand::Rng;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::plan::{Demand, Fault, MS, Plan, SECOND, Trouble, assumed};
+use super::plan::{Demand, Fault, MS, Plan, Regions, SECOND, Trouble, assumed};
 use super::simulation::{BEGIN, BOUNDS, Seen, run};
 use super::words::{CYCLE, HOLD, TIMES, asked, reply, worst};
 use crate::ceiling::Mode;
@@ -44,6 +44,7 @@ fn trouble() -> impl Strategy<Value = Trouble> {
         Just(Fault::Stopped),
         Just(Fault::Killed),
         Just(Fault::Flushed),
+        Just(Fault::Expired),
         // Two servers' clocks, each of them less than a second apart.
         (-490 * MS..490 * MS).prop_map(|clock| Fault::Failover { clock }),
         who().prop_map(Fault::CutOff),
@@ -88,6 +89,7 @@ proptest! {
             groups,
             members,
             expected,
+            regions: Regions::None,
             demand: Demand::Uniform,
             wanted: 3 * n,
             calm: false,
@@ -101,6 +103,70 @@ proptest! {
     }
 }
 
+// === with and without a region ===
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 8, ..ProptestConfig::with_cases(64) })]
+
+    /// An update to a version that knows regions, and its way back, at any time and with any fault.
+    #[test]
+    fn a_fleet_is_never_over_in_an_update(
+        n in prop::sample::select(vec![1_i64, 7, 100, 300]),
+        egress in any::<bool>(),
+        members in 1..6_usize,
+        all in any::<bool>(),
+        begun in any::<bool>(),
+        restarts in prop::collection::vec((0..6_usize, any::<bool>(), 5 * SECOND..80 * SECOND, 1..5_000_i64), 1..8),
+        troubles in prop::collection::vec(trouble(), 0..3),
+        seed in any::<u64>(),
+    ) {
+        let restarts = restarts.into_iter().map(|(member, ordered, from, ms)| {
+            let who = (member, member + 1);
+            let fault = if ordered { Fault::Left(who) } else { Fault::Crashed(who) };
+            Trouble { fault, from, to: from + ms * MS }
+        });
+        // A change of the ceiling forgets as a new server does, at times that are not known here.
+        let stands = |fault| matches!(fault, Fault::Stalled | Fault::BackendStalled | Fault::Frozen);
+        let troubles = troubles.into_iter().filter(|trouble| !stands(trouble.fault));
+        let plan = Plan {
+            figures: if egress { vec![n, (n * 2 / 3).max(1)] } else { vec![n] },
+            groups: 1,
+            members,
+            expected: members,
+            regions: if all { Regions::All } else { Regions::Some },
+            demand: Demand::Uniform,
+            wanted: 3 * n,
+            calm: false,
+            begun,
+            troubles: troubles.chain(restarts).collect(),
+            seed,
+            until: 110 * SECOND,
+        };
+        let seen = run(&plan);
+        prop_assert_eq!(never_over(&plan, &seen), Ok(()));
+    }
+}
+
+/// A week after the last sidecar without a region the others move to the ceiling of their own.
+#[test]
+fn the_ceiling_of_all_regions_is_left() {
+    let expired = Trouble { fault: Fault::Expired, from: 20 * SECOND, to: 21 * SECOND };
+    let plan = Plan {
+        figures: vec![300],
+        wanted: 900,
+        regions: Regions::All,
+        troubles: vec![expired],
+        until: 70 * SECOND,
+        ..many(4, Demand::Uniform, 7)
+    };
+    let seen = run(&plan);
+    assert_eq!(never_over(&plan, &seen), Ok(()));
+    for (from, to) in [(10, 20), (60, 70)] {
+        let of_use = used(&plan, &seen, from * SECOND, to * SECOND);
+        assert!(of_use >= 0.9, "{of_use:.4} from {from} s");
+    }
+}
+
 // === many ===
 
 const DEMANDS: [Demand; 4] = [Demand::Uniform, Demand::Bursty, Demand::OneHot, Demand::Ramp];
@@ -111,6 +177,7 @@ fn many(members: usize, demand: Demand, seed: u64) -> Plan {
         groups: 1,
         members,
         expected: members,
+        regions: Regions::None,
         demand,
         wanted: 3_000,
         calm: true,

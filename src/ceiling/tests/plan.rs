@@ -36,6 +36,8 @@ pub(super) enum Fault {
     BackendStalled,
     /// One answer in ten is lost.
     AnswersLost,
+    /// The ceiling of all regions is forgotten, a week after the last sidecar without a region.
+    Expired,
 }
 
 #[derive(Debug, Clone)]
@@ -57,6 +59,15 @@ pub(super) enum Demand {
     Ramp,
 }
 
+/// Which members know their region, as those of an older version do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Regions {
+    None,
+    All,
+    /// Each life of a member has it or not, as in an update and its way back.
+    Some,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     /// Of the account; and perhaps of each egress group, among which members are divided.
@@ -65,6 +76,7 @@ pub(super) struct Plan {
     pub(super) members: usize,
     /// What members take for their number: more of them is fewer core permits.
     pub(super) expected: usize,
+    pub(super) regions: Regions,
     pub(super) demand: Demand,
     /// Calls a second that all want together.
     pub(super) wanted: i64,
@@ -83,8 +95,9 @@ pub(super) struct Plan {
 pub(super) fn assumed(mut troubles: Vec<Trouble>) -> Vec<Trouble> {
     let stalls =
         |t: &Trouble| matches!(t.fault, Fault::Stalled | Fault::BackendStalled | Fault::Frozen);
-    let forgets =
-        |t: &Trouble| matches!(t.fault, Fault::Killed | Fault::Flushed | Fault::Failover { .. });
+    let forgets = |t: &Trouble| {
+        matches!(t.fault, Fault::Killed | Fault::Flushed | Fault::Expired | Fault::Failover { .. })
+    };
     let (mut end, mut stalled) = (i64::MIN, false);
     troubles.sort_by_key(|trouble| trouble.from);
     troubles.retain(|trouble| {
@@ -103,6 +116,18 @@ pub(super) fn assumed(mut troubles: Vec<Trouble>) -> Vec<Trouble> {
 }
 
 impl Plan {
+    /// Whether this life of a member knows its region.
+    pub(super) fn knows_region(&self, member: usize, life: u64) -> bool {
+        match self.regions {
+            Regions::None => false,
+            Regions::All => true,
+            Regions::Some => {
+                let life = self.seed ^ ((member as u64) << 32) ^ life;
+                fastrand::Rng::with_seed(life).bool()
+            }
+        }
+    }
+
     pub(super) fn group(&self, member: usize) -> usize {
         member % self.groups
     }

@@ -111,7 +111,7 @@ impl Member {
     }
 }
 
-/// Ceilings as the server keeps them: the account's, then those of groups.
+/// Ceilings as the server keeps them: the account's of all regions and of one, then those of groups.
 type Server = Vec<Kept>;
 
 /// When calls arrived at the provider, in order.
@@ -147,7 +147,7 @@ impl Fleet {
             now: 0,
             events: BTreeMap::new(),
             number: 0,
-            redis: vec![Kept::default(); groups + 1],
+            redis: vec![Kept::default(); groups + 2],
             run: 0,
             clock: 0,
             members: Vec::new(),
@@ -161,6 +161,7 @@ impl Fleet {
                 fleet.redis.fill(kept.remove(1));
             }
             fleet.redis[0] = kept.remove(0);
+            fleet.redis[1] = Kept::default();
         }
         for member in 0..fleet.plan.members {
             let leases = fleet.new_leases();
@@ -401,22 +402,29 @@ impl Fleet {
         if self.cut_off(member) {
             return;
         }
-        let gets = self.serve(self.plan.group(member), &ask, BEGIN + self.now + self.clock);
+        let gets = self.serve(member, &ask, BEGIN + self.now + self.clock);
         let delay = self.delay();
         self.push(delay, Event::Reply { member, connection, gets });
     }
 
     /// The script runs on the account's keys and those of one group.
-    fn serve(&mut self, group: usize, ask: &model::Ask, now: i64) -> Gets {
-        let mut kept = vec![std::mem::take(&mut self.redis[0])];
+    fn serve(&mut self, member: usize, ask: &model::Ask, now: i64) -> Gets {
+        let (group, run) = (self.plan.group(member) + 2, self.run.to_string());
+        let knows_region = self.plan.knows_region(member, self.members[member].life);
+        let own = usize::from(knows_region);
+        let mut kept = vec![std::mem::take(&mut self.redis[own])];
         if self.plan.figures.len() > 1 {
-            kept.push(std::mem::take(&mut self.redis[group + 1]));
+            kept.push(std::mem::take(&mut self.redis[group]));
         }
-        let gets = model::serve(&mut kept, ask, &self.run.to_string(), now);
+        let gets = if knows_region {
+            model::serve_region(&mut kept, &mut self.redis[0], ask, &run, now)
+        } else {
+            model::serve(&mut kept, ask, &run, now)
+        };
         if self.plan.figures.len() > 1 {
-            self.redis[group + 1] = kept.remove(1);
+            self.redis[group] = kept.remove(1);
         }
-        self.redis[0] = kept.remove(0);
+        self.redis[own] = kept.remove(0);
         gets
     }
 

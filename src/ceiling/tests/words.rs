@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::plan::{MS, SECOND};
 use super::simulation::CALL_TIMEOUT;
-use crate::ceiling::exchange::{GrantedLease, LeaseReply, LeaseRequest};
+use crate::ceiling::exchange::{GrantedLease, LeaseReply, LeaseRequest, Scope};
 use crate::ceiling::model::{self, Back, Gets};
 
 pub(super) const CYCLE: i64 = CALL_TIMEOUT + SECOND + MS + 100 * MS;
@@ -56,6 +56,7 @@ pub(super) fn reply(gets: Gets) -> LeaseReply {
         figures: ids(gets.figures),
         withheld: usize::try_from(gets.parked).unwrap(),
         debt: usize::try_from(gets.owed).unwrap(),
+        scope: if gets.wide > 0 { Scope::AllRegions } else { Scope::Own },
         out: gets
             .out
             .into_iter()

@@ -36,6 +36,7 @@ pub(crate) use faults::{open, settled};
 pub(crate) use shared::{shared_at, shared_with};
 
 use super::{AdoptionRules, Claim, Death, OpenError, Options, Reason, Receipt, Spool};
+use crate::config::Lifetime;
 use crate::message::{Message, MessageId, Payload, Topic};
 
 /// Nothing takes so long unless it hangs.
@@ -44,6 +45,7 @@ const BOUND: Duration = Duration::from_secs(30);
 /// Plenty of room.
 pub(crate) fn options(path: &Path) -> Options {
     Options {
+        lifetime: Lifetime::Volume,
         path: path.to_owned(),
         max_bytes: 16 << 20,
         max_messages: 100_000,

@@ -52,6 +52,7 @@ fn fleet_at(port: u16, account: &str) -> Fleet {
     Fleet {
         redis: at(port, false),
         account: account.to_owned(),
+        region: String::new(),
         egress_group: String::new(),
         expected_sidecars: 1,
         username: String::new(),

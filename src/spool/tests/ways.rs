@@ -105,6 +105,7 @@ async fn over_tls_with_an_authority_of_its_own() {
         redis: at(redis.port, true),
         ca_file: Some(ca.into()),
         account: "a".to_owned(),
+        region: String::new(),
         egress_group: String::new(),
         expected_sidecars: 1,
         username: String::new(),
@@ -169,6 +170,7 @@ async fn through_a_cluster_to_the_node_that_has_its_slot() {
         let fleet = Fleet {
             redis: config::Redis { nodes, ..at(0, false) },
             account: "a".to_owned(),
+            region: String::new(),
             egress_group: String::new(),
             expected_sidecars: 1,
             username: String::new(),
@@ -223,6 +225,7 @@ async fn a_server_that_says_nothing() {
         let fleet = Fleet {
             redis,
             account: "a".to_owned(),
+            region: String::new(),
             egress_group: String::new(),
             expected_sidecars: 1,
             username: String::new(),

@@ -99,6 +99,7 @@ fn fleet(mode: Mode) -> FleetView {
     let member = |name: &str| MemberView {
         name: name.to_owned(),
         version: "0.1.0".to_owned(),
+        region: String::new(),
         egress_group: String::new(),
         share: 500,
         used: 300,
@@ -109,7 +110,16 @@ fn fleet(mode: Mode) -> FleetView {
     };
     let members = ["a", "b"].map(member).into();
     let account = "default".to_owned();
-    FleetView { mode, account, size: 2, opens_in_seconds: 0.0, at: Some(at(1)), members }
+    FleetView {
+        mode,
+        account,
+        region: String::new(),
+        all_regions: false,
+        size: 2,
+        opens_in_seconds: 0.0,
+        at: Some(at(1)),
+        members,
+    }
 }
 
 fn error(code: &str, seconds_ago: i64) -> CallError {

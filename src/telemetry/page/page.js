@@ -224,13 +224,15 @@ function provider(s) {
 
 const MODES = { alone: 'Not shared', shared: 'Ceilings are shared', cut_off: 'Redis does not answer: using leased permits', closed: 'Redis does not answer, and all leases have ended' };
 
+const regions = f => f.all_regions ? `, region ${f.region}, whose ceiling is shared with all regions` : f.region ? `, region ${f.region}` : ', all regions';
+
 function fleet(f, now) {
   hide('fleet', !f);
   if (!f) return;
   const members = f.members ?? [];
-  show('fleet-words', [MODES[f.mode] ?? f.mode, f.size && plural(f.size, 'sidecar', 'sidecars') + ` of account ${f.account}`].filter(Boolean).join('; '));
+  show('fleet-words', [MODES[f.mode] ?? f.mode, f.size && plural(f.size, 'sidecar', 'sidecars') + ` of account ${f.account}` + regions(f)].filter(Boolean).join('; '));
   hide('members-table', !members.length);
-  repeat('members', members.slice(0, MEMBERS).map(m => ({ name: m.name, state: m.starved ? 'starved' : m.egress_group ?? '', share: number(m.share), used: number(m.used), waiting: number(m.waiting), seen: ago(m.seen, now) })));
+  repeat('members', members.slice(0, MEMBERS).map(m => ({ name: m.name, state: m.starved ? 'starved' : [m.region, m.egress_group].filter(Boolean).join(', '), share: number(m.share), used: number(m.used), waiting: number(m.waiting), seen: ago(m.seen, now) })));
   show('members-words', f.size > MEMBERS ? `and ${number(f.size - MEMBERS)} more: tollgate status --fleet` : '');
 }
 

@@ -9,8 +9,8 @@ use super::{owned, read, shown};
 const DOCUMENTED: &str = include_str!("../../../config/tollgate.toml");
 const PRODUCTION: &str = include_str!("../../../config/production.toml");
 /// Keys without a default: the file shows an example.
-const EXAMPLES: [&str; 4] =
-    ["upstream.endpoint", "upstream.instance_id", "upstream.proxy", "keys.uri"];
+const EXAMPLES: [&str; 5] =
+    ["upstream.endpoint", "upstream.instance_id", "upstream.proxy", "keys.uri", "fleet.region"];
 
 /// The file with every default switched on: a `#` right before a name or a `[` is one.
 fn switched_on() -> String {

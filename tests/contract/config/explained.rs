@@ -67,6 +67,35 @@ fn the_ceilings_that_follow() {
     assert!(!explain(&read(PROVIDER).unwrap()).contains("warning"));
 }
 
+#[test]
+fn the_region_of_a_shared_ceiling() {
+    let fleet = "[fleet]\nurl = \"redis://redis\"\naccount = \"main\"\n";
+    let vpc = PROVIDER.replace("onsmqtt.", "onsmqtt-vpc.");
+    for (file, expected) in [
+        (format!("{PROVIDER}{fleet}"), "shared with: account main, region cn-hangzhou\n"),
+        (format!("{vpc}{fleet}"), "shared with: account main, region cn-hangzhou\n"),
+        (format!("{PROVIDER}{fleet}region = \"\"\n"), "account main, region cn-hangzhou\n"),
+        (
+            format!("{PROVIDER}{fleet}region = \"Ap-South-1\"\n"),
+            "account main, region ap-south-1\n",
+        ),
+        (format!("{LEAST}{fleet}"), "shared with: account main, all regions\n"),
+        (format!("{LEAST}{fleet}region = \"cn-hangzhou\"\n"), "region cn-hangzhou\n"),
+    ] {
+        let text = explain(&read(&file).unwrap());
+        assert!(text.contains(expected), "{file}\n{text}");
+    }
+    // Where it comes from, and nothing without a fleet.
+    let text = explain(&read(&format!("{PROVIDER}{fleet}")).unwrap());
+    let region = text.lines().find(|line| line.trim_start().starts_with("region ")).unwrap();
+    let words: Vec<_> = region.split_whitespace().collect();
+    assert_eq!(words, ["region", "cn-hangzhou", "default"]);
+    assert!(!explain(&read(PROVIDER).unwrap()).contains("shared with"));
+    for wrong in ["cn hangzhou", "cn:hangzhou", "{x}"] {
+        assert!(read(&format!("{PROVIDER}{fleet}region = \"{wrong}\"\n")).is_err(), "{wrong}");
+    }
+}
+
 /// The order in which `Answer::verdict` decides; `tests/contract/answers.rs` holds the verdicts against it.
 #[test]
 fn what_decides_the_meaning_of_an_answer() {

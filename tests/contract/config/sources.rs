@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tollgate::config::{Address, Keys, Roots, load, warnings};
+use tollgate::config::{Address, Keys, Roots, explain, load, warnings};
 use tollgate::message::Topic;
 
 use super::{File, LEAST, origin, owned, read, read_with, shown};
@@ -33,6 +33,42 @@ fn later_sources_win_and_say_so() {
         assert_eq!(origin(loaded, "publish.max_waiting"), "default", "others stay");
         assert!(origin(loaded, "upstream.endpoint").starts_with("file"));
     }
+}
+
+/// A manifest's variable does not win over the file without a word.
+#[test]
+fn a_variable_over_the_file_is_a_warning() {
+    let text = format!(
+        "{LEAST}[listen]\npublish = \"unix:/run/p.sock\"\n[ceilings]\naccount = 100\n\
+         [publish]\nratelimit_headers = false\n[topics]\nallow = [\"A\"]\n"
+    );
+    let file = File::new(text);
+    let overridden = |env: &[(&str, &str)], flags: &[(&str, &str)]| -> Vec<_> {
+        let loaded = load(Some(&file.path), owned(env), &owned(flags)).unwrap();
+        let shown = explain(&loaded);
+        let warnings = loaded.warnings();
+        let overridden = warnings.iter().filter(|w| w.problem.contains("has no effect"));
+        overridden
+            .map(|w| {
+                assert!(shown.contains(&w.to_string()));
+                w.key
+            })
+            .collect()
+    };
+    let other = [
+        ("TOLLGATE__LISTEN__PUBLISH", "127.0.0.1:15080"),
+        ("TOLLGATE__CEILINGS__ACCOUNT", "50"),
+        ("TOLLGATE__TOPICS__ALLOW", "B"),
+        ("TOLLGATE__DRAIN__GRACE", "9s"),
+    ];
+    assert_eq!(overridden(&other, &[]), ["ceilings.account", "listen.publish", "topics.allow"]);
+    // The same value, or a flag, which its operator has typed.
+    let same = [
+        ("TOLLGATE__LISTEN__PUBLISH", "unix:/run/p.sock"),
+        ("TOLLGATE__CEILINGS__ACCOUNT", "100"),
+        ("TOLLGATE__PUBLISH__RATELIMIT_HEADERS", "false"),
+    ];
+    assert_eq!(overridden(&same, &[("ceilings.account", "50")]), [""; 0]);
 }
 
 #[test]

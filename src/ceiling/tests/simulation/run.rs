@@ -9,6 +9,7 @@ use crate::ceiling::model::Kept;
 enum Turn {
     LastCopy,
     Empty,
+    Expired,
     New,
     Promoted { clock: i64 },
 }
@@ -22,6 +23,7 @@ pub(in crate::ceiling::tests) fn run(plan: &Plan) -> Seen {
         match trouble.fault {
             Fault::Killed => turns.push((trouble.to, Turn::New)),
             Fault::Flushed => turns.push((trouble.from, Turn::Empty)),
+            Fault::Expired => turns.push((trouble.from, Turn::Expired)),
             Fault::Failover { clock } => {
                 let behind = (trouble.to - trouble.from).min(3 * SECOND);
                 turns.push((trouble.from - behind, Turn::LastCopy));
@@ -37,6 +39,7 @@ pub(in crate::ceiling::tests) fn run(plan: &Plan) -> Seen {
         match turn {
             Turn::LastCopy => copy.clone_from(&fleet.redis),
             Turn::Empty => fleet.redis.fill(Kept::default()),
+            Turn::Expired => fleet.redis[0] = Kept::default(),
             Turn::New => {
                 fleet.redis.fill(Kept::default());
                 fleet.run += 1;

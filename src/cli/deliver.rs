@@ -1,0 +1,211 @@
+//! `tollgate messages deliver`: empties a spool that no sidecar serves any more.
+
+use std::io::Write;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::run::{MessagesFormat, VerbError, print, runtime};
+use super::serve::prepare;
+use super::{Stop, count, logging};
+use crate::ceiling::Start;
+use crate::config::{Config, Flags};
+use crate::keys::Keys;
+use crate::sidecar::{Sidecar, spool_options};
+use crate::spool::Spool;
+
+/// Between two lines about progress.
+const PROGRESS: Duration = Duration::from_secs(5);
+/// Between two looks at what is left.
+const LOOK: Duration = Duration::from_millis(100);
+/// Time limit for writes to the disk that are still under way at the end.
+const LAST_WRITES: Duration = Duration::from_secs(1);
+
+/// Deliver what a spool without a sidecar holds, and end when it is empty
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    tollgate messages deliver --spool /mnt/spool-orders-2/spool\n  \
+    tollgate messages deliver --handoff --spool /mnt/spool-orders-2/spool\n\n\
+    Needs the sidecar's configuration and key, and keeps to its ceilings: without [fleet] it uses them in \
+    full, beside other sidecars of the account. Messages older than retry.max_age become dead letters: raise it \
+    by --set retry.max_age=168h. SIGTERM ends it, and it can be run again.\n\n\
+    Exits with 0 if neither messages nor dead letters are left: then the volume can be deleted. Exits with 1 if \
+    some are left, and prints how many.")]
+pub(super) struct DeliverArgs {
+    /// The spool's folder [default: spool.path of the configuration]
+    #[arg(long, value_name = "PATH")]
+    spool: Option<String>,
+    /// Move messages and dead letters to the Redis of [fleet], for its sidecars, instead of calling the provider
+    #[arg(long)]
+    handoff: bool,
+    /// End after this long, for example 10m [default: no limit]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    limit: Option<Duration>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: Result<SignedDuration, _> = text.parse();
+    let parsed = parsed.ok().and_then(|duration| Duration::try_from(duration).ok());
+    parsed.ok_or_else(|| "write a duration such as 90s or 10m".to_owned())
+}
+
+/// What became of the messages.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Emptied {
+    /// Delivered, or handed over.
+    done: u64,
+    queued: u64,
+    dead_letters: u64,
+}
+
+pub(super) fn run(
+    args: &DeliverArgs,
+    mut flags: Flags,
+    output: MessagesFormat,
+) -> Result<(), VerbError> {
+    // Whatever sidecars do now: this is a disk's spool, and it is not to be left as it is.
+    let fixed = [("spool.store", "disk"), ("spool.lifetime", "volume"), ("drain.handoff", "false")];
+    let path = args.spool.as_deref().map(|path| ("spool.path", path));
+    let set = fixed.into_iter().chain(path);
+    flags.set.extend(set.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    let loaded = if args.handoff { flags.load_for_operator()? } else { flags.load()? };
+    let mut config = loaded.config;
+    let Some(spool) = &config.spool else { return Ok(()) };
+    let path = spool.path.clone();
+    if !Spool::is_at(&path) {
+        return Err(format!("there is no spool at {}", path.display()).into());
+    }
+    let _log = logging::start(&config.telemetry);
+    prepare(&mut config);
+    // No caller is served.
+    config.listen.publish.clear();
+    let runtime = runtime(config.runtime.threads)?;
+    let until = args.limit.map(|limit| Instant::now() + limit);
+    let emptied = runtime.block_on(async {
+        if args.handoff { hand_over(&config, until).await } else { deliver(&config, until).await }
+    });
+    runtime.shutdown_timeout(LAST_WRITES);
+    let emptied = emptied?;
+    let Emptied { done, queued, dead_letters } = emptied;
+    let verb = if args.handoff { "handed over" } else { "delivered" };
+    print(|to| match output {
+        MessagesFormat::Json => {
+            serde_json::to_writer(&mut *to, &emptied)?;
+            writeln!(to)
+        }
+        MessagesFormat::Table => {
+            let dead = count(dead_letters, "dead letter");
+            writeln!(to, "{done} {verb}; left: {}, {dead}", count(queued, "message"))
+        }
+    })?;
+    if queued + dead_letters == 0 {
+        return Ok(());
+    }
+    Err(VerbError::Runtime(format!(
+        "{} and {} are left at {}: run it again, or list, replay or drop them (tollgate messages, --set spool.path=…)",
+        count(queued, "message"),
+        count(dead_letters, "dead letter"),
+        path.display()
+    )))
+}
+
+/// Delivers as a sidecar without callers does.
+async fn deliver(config: &Config, until: Option<Instant>) -> Result<Emptied, String> {
+    let mut stop = Stop::listen().map_err(|error| error.to_string())?;
+    let keys = Keys::start(&config.keys, CancellationToken::new());
+    let keys = keys.map_err(|error| error.to_string())?;
+    let (start, seed) = (Start::AfterOthers, fastrand::u64(..));
+    let sidecar = Sidecar::start_unless(stop.received(), config, keys, start, seed).await;
+    let sidecar = sidecar.map_err(|error| error.to_string())?;
+    let begun = left(&sidecar);
+    let mut next_line = Instant::now();
+    loop {
+        let now = left(&sidecar);
+        let held = sidecar.delivery().held();
+        // Those for which no call is made wait for an operator, not for time.
+        if now.queued <= held.not_allowed + held.unverified {
+            break;
+        }
+        if Instant::now() >= next_line {
+            next_line = Instant::now() + PROGRESS;
+            let done = now.done_since(begun);
+            let paused = sidecar.delivery().paused().len();
+            tracing::info!(
+                delivered = done,
+                queued = now.queued,
+                dead_letters = now.dead_letters,
+                paused_topics = paused,
+                "delivering what the spool holds"
+            );
+        }
+        tokio::select! {
+            () = sleep(LOOK) => {}
+            () = stop.received() => break,
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+    }
+    let left = sidecar.drain(stop.received()).await;
+    let emptied = Emptied { done: 0, queued: left.queued, dead_letters: left.dead_letters };
+    Ok(Emptied { done: emptied.done_since(begun), ..emptied })
+}
+
+fn left(sidecar: &Sidecar) -> Emptied {
+    sidecar.delivery().spool().map(of).unwrap_or_default()
+}
+
+fn of(spool: &Spool) -> Emptied {
+    let usage = spool.usage();
+    Emptied { done: 0, queued: usage.queued.messages, dead_letters: usage.dead.messages }
+}
+
+impl Emptied {
+    /// How many of those are not there any more.
+    fn done_since(self, begun: Self) -> u64 {
+        (begun.queued + begun.dead_letters).saturating_sub(self.queued + self.dead_letters)
+    }
+}
+
+/// Moves everything to the spool of the fleet, a slice after the other.
+async fn hand_over(config: &Config, until: Option<Instant>) -> Result<Emptied, String> {
+    let mut stop = Stop::listen().map_err(|error| error.to_string())?;
+    let (Some(spool), Some(fleet)) = (&config.spool, &config.fleet) else {
+        return Err("--handoff needs the Redis of a fleet: set fleet.url".to_owned());
+    };
+    let options = spool_options(spool, &config.idempotency, &config.runtime);
+    let from = Spool::open(options.clone()).await.map_err(|error| error.to_string())?;
+    let to = Spool::share(fleet, None, options).await.map_err(|error| error.to_string())?;
+    let begun = of(&from);
+    let moved = async {
+        loop {
+            let next_line = Instant::now() + PROGRESS;
+            let slice = until.map_or(next_line, |until| next_line.min(until));
+            let handed = from.hand_over(&to, slice).await.map_err(|error| error.to_string())?;
+            let now = of(&from);
+            tracing::info!(
+                handed_over = now.done_since(begun),
+                left = now.queued + now.dead_letters,
+                "handing over what the spool holds"
+            );
+            let is_over = until.is_some_and(|until| Instant::now() >= until);
+            if handed == 0 || now.queued + now.dead_letters == 0 || is_over {
+                return Ok::<_, String>(());
+            }
+        }
+    };
+    // A slice that is given up half-way is found again by the next run: what Redis has is `Already` kept.
+    let moved = tokio::select! {
+        moved = moved => moved,
+        () = stop.received() => Ok(()),
+    };
+    to.close().await;
+    from.flush().await;
+    moved?;
+    let left = of(&from);
+    Ok(Emptied { done: left.done_since(begun), ..left })
+}

@@ -1,0 +1,44 @@
+//! The commands of the documents about Kubernetes run, in their order, on a copy of `deploy/`.
+
+use std::process::Command;
+
+use super::{read, root};
+
+#[test]
+fn what_the_documents_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let copied =
+        Command::new("cp").arg("-r").arg(root().join("deploy")).arg(folder.path()).status();
+    assert!(copied.unwrap().success());
+    std::fs::write(folder.path().join("my-values.yaml"), "account: shop\n").unwrap();
+    let mut run = 0;
+    for path in ["docs/operations.md", "docs/kubernetes.md", "deploy/helm/tollgate/README.md"] {
+        let text = read(path);
+        let commands = text.lines().filter_map(|line| line.strip_prefix("    "));
+        for command in commands.filter(|line| !line.starts_with([' ', '{'])) {
+            let words: Vec<_> = command.split(' ').collect();
+            let mut args: Vec<&str> = words[1..].to_vec();
+            match (words[0], args[0]) {
+                // What would change a cluster is only rendered.
+                ("helm", "install") => args[0] = "template",
+                ("kubectl", "create") => args.extend(["--dry-run=client", "-o", "yaml"]),
+                ("helm", "template" | "dependency") | ("kubectl", "kustomize") => {}
+                ("make", target) => {
+                    assert!(read("Makefile").contains(&format!("\n{target}:")), "{command}");
+                    continue;
+                }
+                // Run on each configuration that is rendered.
+                ("tollgate", "check") => continue,
+                _ => panic!("{path} has a command that no test runs: {command}"),
+            }
+            args.iter_mut().filter(|arg| **arg == "NAME").for_each(|name| *name = "shop");
+            let binary = root().join("target/test-tools").join(words[0]);
+            let output =
+                Command::new(binary).args(&args).current_dir(folder.path()).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && !output.stdout.is_empty(), "{command}: {said}");
+            run += 1;
+        }
+    }
+    assert!(run >= 6, "{run}");
+}

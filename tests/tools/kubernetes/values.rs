@@ -1,0 +1,210 @@
+//! Each value of the chart arrives where it belongs, and what can be switched off is gone.
+
+use std::collections::BTreeSet;
+
+use super::{CHART, helm, helm_with, ours, template};
+use crate::support::manifests::{not_restricted, tool};
+use serde_json::{Value, json};
+
+/// Every value that moves something, moved.
+const ALL: &str = r#"
+nameOverride: gate
+image: { repository: registry.example.com/t, tag: v1, pullPolicy: Always }
+imagePullSecrets: [{ name: pull }]
+existingConfigMap: mine
+restartOnChange: true
+secret: ""
+rrsa: { roleArn: "acs:ram::1:role/publisher", oidcProviderArn: "acs:ram::1:oidc-provider/ack-rrsa-c1" }
+account: shop
+publish: { port: 18080 }
+resources: { requests: { cpu: "1", memory: 64Mi }, limits: { memory: 256Mi, ephemeral-storage: 2Gi } }
+spool: { volume: emptyDir, size: 2Gi }
+drainSeconds: 60
+probes: { startup: { failureThreshold: 999 }, readiness: { periodSeconds: 7 }, liveness: { timeoutSeconds: 8 } }
+securityContext: { runAsUser: 70000 }
+podSecurityContext: { fsGroup: 70000, supplementalGroups: [1] }
+extraEnv: [{ name: TOLLGATE__TELEMETRY__LEVEL, value: debug }, { name: NODE, valueFrom: { fieldRef: { fieldPath: spec.nodeName } } }]
+envFrom: [{ secretRef: { name: more } }]
+extraVolumes: [{ name: ca, configMap: { name: ca } }]
+extraVolumeMounts: [{ name: ca, mountPath: /ca, readOnly: true }]
+extraObjects:
+  - { apiVersion: v1, kind: ConfigMap, metadata: { name: "{{ .Release.Name }}-own" } }
+  - |
+    apiVersion: v1
+    kind: Secret
+    metadata: { name: {{ include "tollgate.fullname" . }}-own }
+autoscaling: { enabled: true, minReplicas: 3, maxReplicas: 9, behavior: { scaleDown: { stabilizationWindowSeconds: 5 } } }
+service: { type: LoadBalancer, port: 8000, annotations: { a: b }, labels: { c: d }, spec: { externalTrafficPolicy: Local } }
+networkPolicy:
+  enabled: true
+  clients: [{ namespaceSelector: { matchLabels: { team: shop } } }]
+  scrapers: [{ namespaceSelector: { matchLabels: { team: sre } } }]
+  egressPorts: [6380]
+  egress: [{ to: [{ ipBlock: { cidr: 10.0.0.0/8 } }] }]
+podDisruptionBudget: { enabled: true, maxUnavailable: null, minAvailable: 50% }
+serviceAccount: { create: true, annotations: { pod-identity.alibabacloud.com/role-name: publisher } }
+podLabels: { pod-identity.alibabacloud.com/injection: "on" }
+podAnnotations: { note: here }
+nodeSelector: { disk: ssd }
+tolerations: [{ key: k, operator: Exists }]
+affinity: { podAntiAffinity: { preferredDuringSchedulingIgnoredDuringExecution: [] } }
+topologySpreadConstraints: [{ maxSkew: 1, topologyKey: zone, whenUnsatisfiable: ScheduleAnyway }]
+priorityClassName: high
+monitoring: { monitor: ServiceMonitor, labels: { release: prometheus }, interval: 30s, cluster: eu-1 }
+"#;
+
+#[test]
+fn every_value_arrives() {
+    let manifests = helm_with(ALL);
+    let named = |kind: &str, name: &str| {
+        let is = |m: &&Value| m["kind"] == kind && m["metadata"]["name"] == name;
+        manifests.iter().find(is).unwrap_or_else(|| panic!("no {kind} {name}"))
+    };
+    let deployment = named("Deployment", "demo-gate");
+    assert!(deployment["spec"]["replicas"].is_null(), "the autoscaler's");
+    let scaler = &named("HorizontalPodAutoscaler", "demo-gate")["spec"];
+    assert_eq!((&scaler["minReplicas"], &scaler["maxReplicas"]), (&json!(3), &json!(9)));
+    assert_eq!(scaler["scaleTargetRef"]["name"], "demo-gate");
+    assert_eq!(scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"], 5);
+
+    let (container, pod) = ours(deployment);
+    assert_eq!(not_restricted(pod), Vec::<String>::new());
+    assert_eq!(container["image"], "registry.example.com/t:v1");
+    assert_eq!(container["imagePullPolicy"], "Always");
+    assert_eq!(container["envFrom"], json!([{"secretRef": {"name": "more"}}]));
+    let env = container["env"].as_array().unwrap();
+    let value = |key: &str| env.iter().find(|e| e["name"] == key).unwrap()["value"].clone();
+    assert_eq!(value("TOLLGATE__TELEMETRY__LEVEL"), "debug");
+    assert_eq!(value("TOLLGATE__DRAIN__GRACE"), "60s");
+    assert_eq!(value("TOLLGATE__LISTEN__PUBLISH"), "[::]:18080");
+    assert_eq!(value("TOLLGATE__KEYS__SOURCE"), "oidc");
+    assert_eq!(value("ALIBABA_CLOUD_ROLE_ARN"), "acs:ram::1:role/publisher");
+    assert_eq!(value("ALIBABA_CLOUD_OIDC_PROVIDER_ARN"), "acs:ram::1:oidc-provider/ack-rrsa-c1");
+    assert!(env.iter().any(|e| e["name"] == "NODE"));
+    assert!(env.iter().all(|e| e["name"] != "TOLLGATE__KEYS__PATH"));
+    // The token is where the variable says, from a volume that exists.
+    let token = value("ALIBABA_CLOUD_OIDC_TOKEN_FILE");
+    let volume = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "tollgate-oidc");
+    let source = &volume.unwrap()["projected"]["sources"][0]["serviceAccountToken"];
+    let wanted =
+        json!({"path": "token", "audience": "sts.aliyuncs.com", "expirationSeconds": 3_600});
+    assert_eq!(source, &wanted);
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    let at = mounts.iter().find(|m| m["name"] == "tollgate-oidc").unwrap();
+    assert_eq!(token, format!("{}/token", at["mountPath"].as_str().unwrap()));
+    assert!(mounts.iter().any(|m| m["mountPath"] == "/ca"));
+    assert_eq!(container["startupProbe"]["failureThreshold"], 999);
+    assert_eq!(container["readinessProbe"]["periodSeconds"], 7);
+    assert_eq!(container["livenessProbe"]["timeoutSeconds"], 8);
+    assert_eq!(container["livenessProbe"]["periodSeconds"], 10, "the rest stays");
+    assert_eq!(container["securityContext"]["runAsUser"], 70_000);
+    assert_eq!(container["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(container["ports"][0]["containerPort"], 18_080);
+    assert_eq!(container["resources"]["limits"]["ephemeral-storage"], "2Gi");
+    assert_eq!(pod["securityContext"]["fsGroup"], 70_000);
+    assert_eq!(pod["terminationGracePeriodSeconds"], 70);
+    assert_eq!(pod["serviceAccountName"], "demo-gate");
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    for (key, holds) in [
+        ("imagePullSecrets", json!([{"name": "pull"}])),
+        ("nodeSelector", json!({"disk": "ssd"})),
+        ("tolerations", json!([{"key": "k", "operator": "Exists"}])),
+        ("priorityClassName", json!("high")),
+    ] {
+        assert_eq!(pod[key], holds);
+        // The hooks must run, too.
+        assert_eq!(template(named("Job", "demo-gate-check"))["spec"][key], holds);
+        assert_eq!(named("Pod", "demo-gate-test")["spec"][key], holds);
+    }
+    assert_eq!(pod["topologySpreadConstraints"][0]["topologyKey"], "zone");
+    assert!(pod["affinity"]["podAntiAffinity"].is_object());
+    let metadata = &template(deployment)["metadata"];
+    assert_eq!(metadata["labels"]["pod-identity.alibabacloud.com/injection"], "on");
+    assert_eq!(metadata["labels"]["tollgate/account"], "shop");
+    assert_eq!(metadata["annotations"]["note"], "here");
+    assert!(metadata["annotations"]["tollgate/config-checksum"].is_string());
+
+    let service = named("Service", "demo-gate");
+    assert_eq!(service["spec"]["type"], "LoadBalancer");
+    assert_eq!(service["spec"]["externalTrafficPolicy"], "Local");
+    assert_eq!(service["spec"]["ports"][0]["port"], 8_000);
+    assert_eq!(
+        (&service["metadata"]["annotations"]["a"], &service["metadata"]["labels"]["c"]),
+        (&json!("b"), &json!("d"))
+    );
+    let policy = &named("NetworkPolicy", "demo-gate")["spec"];
+    assert_eq!(policy["ingress"][0]["ports"][0]["port"], 18_080);
+    assert_eq!(policy["ingress"][1]["from"][0]["namespaceSelector"]["matchLabels"]["team"], "sre");
+    assert_eq!(policy["egress"][1]["ports"], json!([{"port": 443}, {"port": 6_380}]));
+    assert_eq!(policy["egress"][2]["to"][0]["ipBlock"]["cidr"], "10.0.0.0/8");
+    let budget = &named("PodDisruptionBudget", "demo-gate")["spec"];
+    assert_eq!((&budget["minAvailable"], &budget["maxUnavailable"]), (&json!("50%"), &Value::Null));
+    let account = named("ServiceAccount", "demo-gate");
+    assert_eq!(
+        account["metadata"]["annotations"]["pod-identity.alibabacloud.com/role-name"],
+        "publisher"
+    );
+    named("ConfigMap", "demo-own");
+    named("Secret", "demo-gate-own");
+    // Only theirs: the configuration is in a map of yours.
+    assert!(manifests.iter().all(|m| m["data"]["tollgate.toml"].is_null()));
+    for pod in [
+        pod,
+        &template(named("Job", "demo-gate-check"))["spec"],
+        &named("Pod", "demo-gate-test")["spec"],
+    ] {
+        let volume =
+            pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "tollgate-config");
+        assert_eq!(volume.unwrap()["configMap"]["name"], "mine");
+    }
+}
+
+#[test]
+fn what_can_be_switched_off() {
+    let kinds = |flags: &[&str]| -> BTreeSet<String> {
+        helm(flags).iter().map(|m| m["kind"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = kinds(&[]);
+    for (flag, kind) in [
+        ("networkPolicy.enabled=false", "NetworkPolicy"),
+        ("networkPolicy=null", "NetworkPolicy"),
+        ("podDisruptionBudget.enabled=false", "PodDisruptionBudget"),
+        ("check=false", "Job"),
+    ] {
+        let mut left = kinds(&["--set", flag]);
+        assert!(left.insert(kind.to_owned()), "{flag}");
+        assert_eq!(left, all, "{flag}");
+    }
+    // A section that is null is none, or has its defaults.
+    for section in [
+        "image",
+        "resources",
+        "spool",
+        "publish",
+        "monitoring",
+        "podDisruptionBudget",
+        "service",
+        "probes",
+        "rrsa",
+        "autoscaling",
+        "serviceAccount",
+        "secret",
+        "extraEnv",
+        "tolerations",
+        "replicas",
+        "drainSeconds",
+        "securityContext",
+        "podSecurityContext",
+        "affinity",
+        "podLabels",
+        "imagePullSecrets",
+    ] {
+        let rendered =
+            tool("helm", &["template", "demo", CHART, "--set", &format!("{section}=null")]);
+        assert!(
+            rendered.status.success(),
+            "{section}: {}",
+            String::from_utf8_lossy(&rendered.stderr)
+        );
+    }
+}
