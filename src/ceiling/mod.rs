@@ -357,7 +357,7 @@ impl Ceiling {
             let leases = limiter.fleet.as_ref()?;
             (leases.opens_in(Instant::now()), leases.scope())
         };
-        Some(FleetStatus { opens_in, scope, ..self.shared.members.look() })
+        Some(FleetStatus { scope, opens_in, ..self.shared.members.look() })
     }
 
     /// How many sidecars share the ceilings, this one among them; 0: it is not known, or none do.

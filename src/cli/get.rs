@@ -29,9 +29,9 @@ pub(super) struct Args {
     path: PathAndQuery,
     #[command(flatten)]
     flags: Flags,
-    /// Address of a listener [default: listen.telemetry of the configuration]
+    /// Address of a listener, or a name with its port [default: listen.telemetry of the configuration]
     #[arg(long, value_name = "ADDRESS")]
-    at: Option<SocketAddr>,
+    at: Option<String>,
 }
 
 fn path(text: &str) -> Result<PathAndQuery, String> {
@@ -42,16 +42,16 @@ fn path(text: &str) -> Result<PathAndQuery, String> {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), VerbError> {
-    let at = match (args.at, args.flags.load_for_operator()) {
-        (Some(at), _) => at,
-        (None, Ok(loaded)) => local(loaded.config.listen.telemetry),
+    let at = match (&args.at, args.flags.load_for_operator()) {
+        (Some(at), _) => at.clone(),
+        (None, Ok(loaded)) => local(loaded.config.listen.telemetry).to_string(),
         // A sidecar that runs with the configuration before the mistake can say so.
         (None, Err(errors)) => {
             eprintln!("{errors}\nasking {DEFAULT} (--at names another address)");
-            DEFAULT
+            DEFAULT.to_string()
         }
     };
-    let (status, body) = block_on(fetch(at, args.path.as_str()))?;
+    let (status, body) = block_on(fetch(&at, args.path.as_str()))?;
     print(|to| to.write_all(&body))?;
     if (200..300).contains(&status) {
         return Ok(());
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     Err(VerbError::Runtime(format!("{at} answers {status}")))
 }
 
-async fn fetch(at: SocketAddr, path: &str) -> Result<(u16, Bytes), String> {
+async fn fetch(at: &str, path: &str) -> Result<(u16, Bytes), String> {
     let silent =
         |error| format!("no sidecar answers at {at}: {error}; check --at or listen.telemetry");
     let mut sidecar = SidecarClient::at(at).await.map_err(silent)?;

@@ -181,16 +181,16 @@ fn lines_on_the_dashboard_are_the_alerts_thresholds() {
             of_alerts.push((alert, thresholds(body)));
         }
         let steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"].as_array();
-        let lines: Vec<_> =
+        let drawn: Vec<_> =
             steps.into_iter().flatten().filter_map(|step| step["value"].as_f64()).collect();
-        for line in &lines {
+        for line in &drawn {
             let shared = of_alerts.iter().any(|(_, all)| all.iter().any(|one| meets(*line, one)));
             assert!(shared, "{title} has a line at {line}, and its alerts have {of_alerts:?}");
         }
         for (alert, all) in of_alerts {
             // An alert that compares with no figure has no line.
             let has_line =
-                all.is_empty() || all.iter().any(|one| lines.iter().any(|line| meets(*line, one)));
+                all.is_empty() || all.iter().any(|one| drawn.iter().any(|line| meets(*line, one)));
             if has_line {
                 seen.insert(alert);
             }

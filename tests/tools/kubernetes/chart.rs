@@ -265,7 +265,7 @@ fn hooks_and_notes() {
     assert_eq!(test["metadata"]["annotations"]["helm.sh/hook"], "test");
     assert_eq!(not_restricted(&test["spec"]), Vec::<String>::new());
     assert_eq!(not_restricted(&template(job)["spec"]), Vec::<String>::new());
-    let at = test["spec"]["containers"][0]["args"][2].as_str().unwrap();
+    let at = test["spec"]["containers"][0]["args"][3].as_str().unwrap();
     let service = manifests.iter().find(|m| {
         m["kind"] == "Service"
             && at.starts_with(&format!("{}:", m["metadata"]["name"].as_str().unwrap()))
