@@ -140,7 +140,7 @@ impl Kept {
         self.owe -= 1;
     }
 
-    fn back(&mut self, id: i64, back: &Back, ask: &Ask, now: i64) {
+    fn back(&mut self, id: i64, back: &Back, ask: &Ask, (now, claims): (i64, bool)) {
         let Some(score) = usize::try_from(id).ok().and_then(|id| self.permits.get(id)) else {
             return;
         };
@@ -149,7 +149,7 @@ impl Kept {
         let unread = back.free_in == ask.hold;
         let within = |end: i64, most: i64| (now + SKEW + 1..=most).contains(&end);
         let lives = unread && within(back.nonce, self.learn + ask.hold) || within(till, self.learn);
-        if *score != back.nonce && !(now < self.learn && unclaimed && lives) {
+        if *score != back.nonce && !(claims && now < self.learn && unclaimed && lives) {
             return;
         }
         if unread {
@@ -243,13 +243,26 @@ pub(super) fn at_rest(figures: &[i64], run: &str, now: i64) -> Vec<Kept> {
 
 /// One call of the script.
 pub(super) fn serve(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64) -> Gets {
+    answer(kept, ask, run, now, Claims::All)
+}
+
+/// In which ceilings a permit of before a warm-up may be given back during it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claims {
+    All,
+    /// Not in the account's: it is that of all regions, and each region has a holder of the permit.
+    AllButTheFirst,
+}
+
+fn answer(kept: &mut Vec<Kept>, ask: &Ask, run: &str, now: i64, claims: Claims) -> Gets {
     kept.resize_with(ask.figures.len(), Kept::default);
     for (ceiling, figure) in kept.iter_mut().zip(&ask.figures) {
         ceiling.begin(*figure, run, now, ask.hold);
     }
     for back in &ask.back {
-        for (ceiling, id) in kept.iter_mut().zip(&back.ids) {
-            ceiling.back(*id, back, ask, now);
+        for (k, (ceiling, id)) in kept.iter_mut().zip(&back.ids).enumerate() {
+            let claims = claims == Claims::All || k > 0;
+            ceiling.back(*id, back, ask, (now, claims));
         }
     }
     for ceiling in kept.iter_mut() {
@@ -326,7 +339,7 @@ pub(super) fn serve_region(
     }
     kept.resize_with(ask.figures.len(), Kept::default);
     kept[0] = std::mem::take(wide);
-    let gets = serve(kept, ask, run, now);
+    let gets = answer(kept, ask, run, now, Claims::AllButTheFirst);
     *wide = std::mem::take(&mut kept[0]);
     Gets { wide: 1, ..gets }
 }

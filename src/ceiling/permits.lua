@@ -139,7 +139,8 @@ end
 
 -- Given back: only what is still its giver's. During the warm-up, a permit that no holder has returned
 -- yet is whose lease of before has not ended: leases do not overlap, so there is one such holder.
--- The lease's end is by the clock of the server before.
+-- The lease's end is by the clock of the server before. Not so where the ceiling of all regions begins:
+-- each region has such a holder, so none claims anything.
 for g = 9, #ARGV do
   local ids, nonce, free_in = string.match(ARGV[g], '^([%d,]+):(%d+):(%d+)$')
   local k = 0
@@ -152,7 +153,8 @@ for g = 9, #ARGV do
     local unread = tonumber(free_in) == hold
     local lives = unread and tonumber(nonce) > now + SKEW and tonumber(nonce) <= c.learn + hold
       or till > now + SKEW and till <= c.learn
-    if score == nonce or c.learning and unclaimed and lives then
+    local claims = c.learning and not (k == 1 and wide)
+    if score == nonce or claims and unclaimed and lives then
       if unread then
         local last = odd(now) - 1
         redis.call('ZADD', c.permits, 'XX', int(last + hold), id)
