@@ -62,8 +62,8 @@ pub struct HttpAnswer {
     pub date: Option<Timestamp>,
     /// What `retry.codes` says that its code means.
     pub ruled: Option<Verdict>,
-    /// What the upstream has learnt of our clock from it.
-    pub clock: ClockUpdate,
+    /// What the upstream has learnt from it for the next call.
+    pub next: NextSignature,
 }
 
 /// A wait that is bounded, in milliseconds: small, since outcomes carry it.
@@ -84,14 +84,16 @@ impl From<Pause> for Duration {
     }
 }
 
-/// Whether an answer has changed what is added to our clock.
+/// How the next call is signed, after a refusal of this one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum ClockUpdate {
-    /// It has not.
+pub enum NextSignature {
+    /// As this one.
     #[default]
-    None,
-    /// The next call is signed with another time.
-    Corrected,
+    Same,
+    /// With another time: the provider refused ours, and ours was corrected.
+    OtherTime,
+    /// With another key, which the provider is not known to refuse.
+    OtherKey,
 }
 
 /// What the body of an answer is.
@@ -289,6 +291,11 @@ impl Answer {
     /// Whether a gateway gave up waiting for the provider, which may read the call yet.
     pub fn is_gateway_timeout(&self) -> bool {
         self.http().is_some_and(|http| http.status == 504 && http.code.is_none())
+    }
+
+    /// Whether it refused a key, and the next call has another one.
+    pub fn has_other_key(&self) -> bool {
+        self.http().is_some_and(|http| http.next == NextSignature::OtherKey)
     }
 
     /// The HTTP answer, where there was one.

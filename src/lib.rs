@@ -11,7 +11,7 @@
 //! | --- | --- | --- |
 //! | 5 | [`cli`] | the verbs of the command line, and the only module that prints |
 //! | 4 | [`sidecar`] | starts the parts from a configuration, drains and stops them |
-//! | 3 | [`publish`], [`telemetry`], [`control`] | HTTP services: for callers; for Prometheus, the kubelet and a browser; for operators |
+//! | 3 | [`publish`], [`telemetry`], [`control`], [`keyring`] | HTTP services: for callers; for Prometheus, the kubelet and a browser; for operators; for sidecars that want a key |
 //! | 2 | [`delivery`] | what happens to a message from acceptance to its end |
 //! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | permits; one call; stored messages; counted calls |
 //! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`], [`histogram`] | the access key; signatures of a call; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries; histograms of what modules measure |
@@ -44,6 +44,7 @@ pub mod delivery;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod histogram;
+pub mod keyring;
 pub mod keys;
 pub mod log_limiter;
 pub mod memory;

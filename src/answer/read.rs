@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::text::{CleanText, clean};
-use super::{AnswerBody, ClockUpdate, HttpAnswer, MAX_RETRY_AFTER, Pause};
+use super::{AnswerBody, HttpAnswer, MAX_RETRY_AFTER, NextSignature, Pause};
 
 /// The header of the provider's own, in milliseconds.
 const ACS_RETRY_AFTER: HeaderName = HeaderName::from_static("x-acs-retry-after");
@@ -34,7 +34,7 @@ pub(super) fn read(status: u16, headers: &HeaderMap, body: &[u8]) -> HttpAnswer 
         pause: retry_after(headers, date),
         date,
         ruled: None,
-        clock: ClockUpdate::None,
+        next: NextSignature::Same,
     }
 }
 

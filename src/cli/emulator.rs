@@ -41,6 +41,10 @@ pub(super) struct EmulatorArgs {
     #[arg(long, value_name = "ID=SECRET[:TOKEN]", value_delimiter = ',', value_parser = key)]
     keys: Vec<KeyPair>,
 
+    /// How long keys live that the token service and the metadata service give out [default: as asked, 1h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    key_life: Option<Duration>,
+
     /// Broker that gets each accepted message, mqtt://[user:password@]host[:port]
     #[arg(long, value_name = "URL")]
     mqtt: Option<String>,
@@ -101,6 +105,7 @@ impl EmulatorArgs {
             account_qps: self.account_qps,
             egress_ip_qps: self.egress_ip_qps,
             keys: if self.keys.is_empty() { default.keys } else { self.keys },
+            key_life: self.key_life,
             mqtt: self.mqtt,
             mqtt_payload: match self.mqtt_payload {
                 PayloadArg::Decoded => MqttPayload::Decoded,
@@ -168,10 +173,13 @@ fn screen(url: &str, options: &EmulatorOptions) -> String {
   address   {egress_ip}
   broker    {}
 
-  POST /    SendMessage, signed
+  POST /    SendMessage, signed; AssumeRole, signed; AssumeRoleWithOIDC
+  GET /latest/meta-data/ram/security-credentials/
   curl -s {url}/_emulator/report
   curl -s {url}/_emulator/messages
   curl -s {url}/_emulator/faults -d '[{{\"code\":\"SystemOverFlow\",\"probability\":0.3,\"for\":\"10s\"}}]'
+  curl -s {url}/_emulator/keys
+  curl -s {url}/_emulator/keys/ID -X DELETE
   curl -s {url}/_emulator/reset -X POST
   curl -s {url}/_emulator/blocked -X DELETE
 

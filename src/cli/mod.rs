@@ -11,6 +11,7 @@ mod dumps;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod get;
+mod keyring;
 mod logging;
 mod memory_share;
 mod messages;
@@ -70,6 +71,7 @@ enum Verb {
     Bill(bill::Args),
     Status(status::Args),
     Get(get::Args),
+    Keyring(keyring::Args),
 }
 
 /// Without the emulator there is no demo to try.
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => check::run(args),
         Verb::Messages(args) => run::finish("messages", messages::run(args)),
         Verb::Bill(args) => run::finish("bill", bill::run(&args)),
+        Verb::Keyring(args) => run::finish("keyring", keyring::run(&args)),
         Verb::Status(args) => run::finish("status", status::run(&args)),
         Verb::Get(args) => run::finish("get", get::run(&args)),
         #[cfg(feature = "emulator")]

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config};
+use crate::config::{Config, KeySource};
 use crate::keys::Keys;
 use crate::spool::MacKeys;
 use crate::upstream::HttpUpstream;
@@ -95,11 +95,16 @@ fn egress(address: IpAddr) -> Result<(), String> {
 
 /// Fetches the key once, as a start does, and reads the certificate authorities.
 async fn keys_and_roots(config: &Config) -> Vec<Probe> {
-    let what = match &config.keys {
-        config::Keys::Env => "keys.source env".to_owned(),
-        config::Keys::File { path, .. } => format!("keys.path {}", path.display()),
+    let what = match &config.keys.source {
+        KeySource::Env => "keys.source env".to_owned(),
+        KeySource::File { path, .. } => format!("keys.path {}", path.display()),
         // A URI may hold a token.
-        config::Keys::Uri { .. } => "keys.uri".to_owned(),
+        KeySource::Uri(_) => "keys.uri".to_owned(),
+        KeySource::Oidc(role) => format!("keys.oidc_role_arn {}", role.session.role_arn),
+        KeySource::Role(role) => format!("keys.role_arn {}", role.session.role_arn),
+        KeySource::Ecs(metadata) => format!("keys.ecs_endpoint {}", metadata.endpoint.authority()),
+        KeySource::Cli(_) => "keys.source cli".to_owned(),
+        KeySource::Auto(_) => "keys.source auto".to_owned(),
     };
     let stop = CancellationToken::new();
     let _stops = stop.clone().drop_guard();
@@ -121,11 +126,12 @@ async fn keys_and_roots(config: &Config) -> Vec<Probe> {
 
 fn key(keys: &Keys) -> Result<String, String> {
     let status = keys.status();
+    let source = status.source;
     match (keys.current(), status.last_error, status.expires_at) {
         (Err(error), None, _) => Err(error.to_string()),
         (_, Some(error), _) => Err(error),
-        (Ok(_), None, Some(at)) => Ok(format!("has a key that expires at {at}")),
-        (Ok(_), None, None) => Ok("has a key".to_owned()),
+        (Ok(_), None, Some(at)) => Ok(format!("has a key (of \"{source}\") that expires at {at}")),
+        (Ok(_), None, None) => Ok(format!("has a key (of \"{source}\")")),
     }
 }
 

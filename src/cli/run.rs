@@ -19,7 +19,6 @@ pub(super) enum VerbError {
     /// The command line is wrong in a way that clap cannot see.
     Usage(String),
     /// A file that the command line names is invalid.
-    #[cfg_attr(not(feature = "emulator"), expect(dead_code, reason = "the emulator reads it"))]
     File(String),
     /// The configuration is invalid.
     Config(ConfigErrors),

@@ -163,7 +163,8 @@ fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
         let expires = key.expires.map(|at| format!("expires {at}"));
         format!("loaded {} ago, {}", age(at), expires.as_deref().unwrap_or("does not expire"))
     });
-    lines.push(("key", format!("{}, {loaded}", key.source)));
+    let refused = key.refused.as_ref().map(|id| format!("; the new key {id} is refused"));
+    lines.push(("key", format!("{}, {loaded}{}", key.source, refused.unwrap_or_default())));
     let answer = status.last_answer.map_or("none yet".to_owned(), |at| format!("{} ago", age(at)));
     lines.push(("last answer", answer));
     for error in status.errors.iter().take(5) {

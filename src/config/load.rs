@@ -22,8 +22,21 @@ use super::{Config, sections};
 /// Two underscores: Kubernetes itself puts `TOLLGATE_PORT` and the like into every pod beside a
 /// Service of that name.
 const PREFIX: &str = "TOLLGATE__";
-/// Where the provider's own tools look for the credentials URI.
-const CREDENTIALS_URI: &str = "ALIBABA_CLOUD_CREDENTIALS_URI";
+/// Variables of the provider's own tools, the key that each stands for, and the sources for which it does.
+/// Elsewhere a variable may well be there for another program.
+const VARIABLES: [(&str, &str, &[&str]); 9] = [
+    ("ALIBABA_CLOUD_CREDENTIALS_URI", "keys.uri", &["uri", "auto"]),
+    ("ALIBABA_CLOUD_ROLE_ARN", "keys.oidc_role_arn", &["oidc", "auto"]),
+    ("ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "keys.oidc_provider_arn", &["oidc", "auto"]),
+    ("ALIBABA_CLOUD_OIDC_TOKEN_FILE", "keys.oidc_token_file", &["oidc", "auto"]),
+    ("ALIBABA_CLOUD_ROLE_SESSION_NAME", "keys.role_session_name", &["oidc", "role", "auto"]),
+    ("ALIBABA_CLOUD_STS_REGION", "keys.sts_region", &["oidc", "role", "cli", "auto"]),
+    ("ALIBABA_CLOUD_ECS_METADATA", "keys.ecs_role", &["ecs", "auto"]),
+    ("ALIBABA_CLOUD_CREDENTIALS_FILE", "keys.cli_credentials", &["cli", "auto"]),
+    ("ALIBABA_CLOUD_PROFILE", "keys.cli_profile", &["cli", "auto"]),
+];
+/// "true" in it asks for the service within the VPC.
+const STS_VPC: &str = "ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED";
 
 /// A valid configuration, and where each value came from.
 #[derive(Debug, Clone)]
@@ -123,14 +136,16 @@ struct Sources {
     merged: Figment,
     errors: Vec<ConfigError>,
     overridden: Vec<Warning>,
-    credentials_uri: Option<String>,
+    /// Of [`VARIABLES`] and [`STS_VPC`], those that are not empty.
+    provider: BTreeMap<&'static str, String>,
 }
 
 impl Sources {
     fn none() -> Self {
         let known = KnownKeys(keys());
         let (errors, overridden) = (Vec::new(), Vec::new());
-        Self { known, merged: Figment::new(), errors, overridden, credentials_uri: None }
+        let provider = BTreeMap::new();
+        Self { known, merged: Figment::new(), errors, overridden, provider }
     }
 
     /// Whether the file could be read, right or wrong.
@@ -159,8 +174,12 @@ impl Sources {
         // Sorted, so that the same environment always gives the same answer.
         let mut variables = BTreeMap::new();
         for (name, value) in env {
-            if name == CREDENTIALS_URI {
-                self.credentials_uri = Some(value);
+            let mut known = VARIABLES.iter().map(|(variable, ..)| *variable).chain([STS_VPC]);
+            if let Some(variable) = known.find(|variable| *variable == name) {
+                // Manifests often set a variable to nothing instead of leaving it away.
+                if !value.trim().is_empty() {
+                    self.provider.insert(variable, value);
+                }
             } else if name.starts_with(PREFIX) {
                 variables.insert(name, value);
             }
@@ -198,16 +217,32 @@ impl Sources {
         }
     }
 
-    /// Takes the credentials URI from the provider's own variable, where it is asked for and
-    /// nothing else names one: the variable may well be there for another program.
+    /// Takes values from the provider's own variables, where the source uses them and nothing else gives
+    /// one.
     fn fall_back(&mut self) {
-        let source = self.merged.find_value("keys.source").ok();
-        let is_asked = source.as_ref().and_then(Value::as_str) == Some("uri");
-        if is_asked
-            && !self.merged.contains("keys.uri")
-            && let Some(uri) = self.credentials_uri.take()
-        {
-            self.text("keys.uri", &uri, Origin::Environment(CREDENTIALS_URI.to_owned()));
+        let word = |key: &str| {
+            let found = self.merged.find_value(key).ok()?;
+            found.as_str().map(str::to_owned)
+        };
+        let source = word("keys.source").unwrap_or_default();
+        let base =
+            if source == "role" { word("keys.base").unwrap_or_default() } else { String::new() };
+        let sources = [source.as_str(), base.as_str()];
+        for (variable, key, of) in VARIABLES {
+            let is_used = sources.iter().any(|source| of.contains(source));
+            if is_used
+                && !self.merged.contains(key)
+                && let Some(value) = self.provider.remove(variable)
+            {
+                self.text(key, &value, Origin::Environment(variable.to_owned()));
+            }
+        }
+        let vpc =
+            self.provider.get(STS_VPC).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let uses_sts =
+            sources.iter().any(|source| ["oidc", "role", "cli", "auto"].contains(source));
+        if vpc && uses_sts && !self.merged.contains("keys.sts_vpc") {
+            self.text("keys.sts_vpc", "true", Origin::Environment(STS_VPC.to_owned()));
         }
     }
 

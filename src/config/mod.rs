@@ -16,6 +16,8 @@ mod explain;
 mod file;
 mod flags;
 mod fleet;
+mod key_source;
+mod keyring;
 mod listen;
 mod load;
 mod nearest;
@@ -38,12 +40,16 @@ mod warnings;
 
 pub use billing::{Billing, Budget, Limit, MAX_TIERS, Period, Prices};
 pub use ceilings::{Ceilings, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Unanswered};
-pub use credentials::Keys;
 pub use error::{ConfigError, ConfigErrors};
 pub use explain::explain;
 pub use file::ConfigFile;
 pub use flags::Flags;
 pub use fleet::{Fleet, Redis};
+pub use key_source::{
+    Canary, CliFile, CliFiles, EcsMetadata, KeySource, KeyUri, Keys, MetadataV1, OidcRole, RoleOf,
+    RoleSession, StsService,
+};
+pub use keyring::{CallerProof, Issuer, Keyring, KeyringCaller};
 pub use listen::{Address, Listen, Publish};
 pub use load::{Loaded, keys, load, load_file};
 pub use origin::Origin;
@@ -88,4 +94,6 @@ pub struct Config {
     pub drain: Drain,
     /// `[runtime]`
     pub runtime: Runtime,
+    /// `[keyring]`; `None`: there is none.
+    pub keyring: Option<Keyring>,
 }

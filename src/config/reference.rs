@@ -7,8 +7,8 @@ const HEADER: &str = r#"# Every key of tollgate, with its default. Generated fro
 # then run UPDATE=1 cargo test --test contract config
 #
 # A line that begins with # and a name is a default: remove the # to change it. upstream.endpoint must
-# be set, and upstream.instance_id unless upstream.instances names an instance for every topic.
-# keys.uri has no default.
+# be set, and upstream.instance_id unless upstream.instances names an instance for every topic. An example
+# stands where a key has no default.
 #
 # Each key can also come from the environment, as TOLLGATE__SECTION__KEY with two underscores, for
 # example TOLLGATE__PUBLISH__WAIT=2s; lists with commas, tables as TOML has them on one line:

@@ -10,6 +10,7 @@ use super::ceilings::{CeilingRows, ceilings};
 use super::checks::{HOUR, SHORTEST, level, pattern};
 use super::credentials::{KeyRows, keys};
 use super::fleet::{FleetRows, fleet, fleet_fits};
+use super::keyring::{KeyringRows, keyring};
 use super::listen::{Listen, Publish};
 use super::parse::Scalar;
 use super::read::{Ranged, ReadKey, Reader, boolean, choice, duration, list, size, value, whole};
@@ -23,7 +24,7 @@ use super::{Config, Fleet};
 use crate::message::{Topic, TopicPattern};
 
 /// The rows of all sections, in the order of the documentation.
-pub(super) const SECTIONS: [&[Row]; 14] = [
+pub(super) const SECTIONS: [&[Row]; 15] = [
     Listen::ROWS,
     Publish::ROWS,
     Upstream::ROWS,
@@ -38,6 +39,7 @@ pub(super) const SECTIONS: [&[Row]; 14] = [
     Telemetry::ROWS,
     Drain::ROWS,
     Runtime::ROWS,
+    KeyringRows::ROWS,
 ];
 
 pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
@@ -60,6 +62,8 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let telemetry = Telemetry::read(r);
     let drain = Drain::read(r);
     let runtime = Runtime::read(r);
+    let sts = keys.as_ref().map(|(_, sts)| sts.clone());
+    let keyring = keyring(r, sts);
     if let Some(idempotency) = &mut idempotency {
         keys_follow_the_rate(r, idempotency);
     }
@@ -76,7 +80,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
         listen: listen?,
         publish: publish?,
         upstream: upstream?,
-        keys: keys?,
+        keys: keys?.0,
         ceilings: ceilings?,
         fleet: fleet?,
         retry: retry?,
@@ -87,6 +91,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
         telemetry: telemetry?,
         drain: drain?,
         runtime: runtime?,
+        keyring: keyring?,
     })
 }
 

@@ -98,7 +98,7 @@ section! {
         /// An HTTP proxy for all calls, which must allow CONNECT to the endpoint:
         /// http://[user:password@]host:port. Behind it, all calls leave from one address, the proxy's, with one
         /// ceiling ceilings.egress_ip; sidecars behind the same proxy share that address (fleet.egress_group).
-        /// The variables HTTPS_PROXY and NO_PROXY hold for keys.uri only. No default.
+        /// The variables HTTPS_PROXY and NO_PROXY hold for https requests for keys only. No default.
         proxy: Option<Proxy> => Example "http://proxy.example:3128",
             optional(|raw| uri::proxy(raw.text()?));
 

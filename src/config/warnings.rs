@@ -8,7 +8,8 @@ use http::Uri;
 
 use super::setting::grouped;
 use super::{
-    Address, Config, Fleet, Keys, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Store, Unsigned,
+    Address, Config, Fleet, KeySource, KeyUri, Keys, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Store,
+    Unsigned,
 };
 
 /// A valid value that its operator should know about.
@@ -82,7 +83,7 @@ fn proxy(config: &Config) -> Option<Warning> {
 }
 
 fn keys(keys: &Keys) -> Option<Warning> {
-    let Keys::Uri { uri } = keys else { return None };
+    let KeySource::Uri(KeyUri { uri, .. }) = &keys.source else { return None };
     let uri: Uri = uri.parse().ok()?;
     if uri.scheme_str() != Some("http") || is_near(uri.host().unwrap_or_default()) {
         return None;

@@ -14,7 +14,7 @@ use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::PauseReason;
 use super::signal::{Requeue, Signal};
-use crate::answer::{AccessDenied, Answer, ClockUpdate, Verdict};
+use crate::answer::{AccessDenied, Answer, NextSignature, Verdict};
 use crate::backoff::Backoff;
 use crate::ceiling::{Class, Permit, Ticket};
 use crate::deadline;
@@ -189,9 +189,6 @@ impl<U: Upstream> Intake<U> {
                     call.await
                 }
             };
-            if let Some(kept) = &self.kept {
-                kept.queue.observe(message.lane(), message.id, Signal::of(&answer));
-            }
             // Of a call whose caller was already answered `unknown` we did not accept the message: it is
             // neither called for again nor kept.
             let is_answered = caller.is_answered();
@@ -204,6 +201,11 @@ impl<U: Upstream> Intake<U> {
                 }
                 _ => false,
             };
+            // A lane whose calls have another key now is not paused.
+            let has_access = again && next == NextStep::Access(AccessDenied::Key);
+            if let Some(kept) = self.kept.as_ref().filter(|_| !has_access) {
+                kept.queue.observe(message.lane(), message.id, Signal::of(&answer));
+            }
             if again && let Some(another) = self.another_permit(caller).await {
                 permit = another;
                 calls += 1;
@@ -283,6 +285,7 @@ impl<U: Upstream> Intake<U> {
         caller: &Caller,
     ) -> bool {
         match why {
+            _ if answer.has_other_key() => true,
             AccessDenied::Key => {
                 let renewed = timeout_at(caller.deadline, self.dispatcher.upstream.renew_key());
                 let renewed = self.dispatcher.stop.run_until_cancelled(renewed).await;
@@ -290,7 +293,8 @@ impl<U: Upstream> Intake<U> {
             }
             // The upstream corrects its clock when two answers agree: the second, if this is the first.
             AccessDenied::Clock => {
-                calls == 1 || answer.http().is_some_and(|http| http.clock == ClockUpdate::Corrected)
+                calls == 1
+                    || answer.http().is_some_and(|http| http.next == NextSignature::OtherTime)
             }
             AccessDenied::Permission | AccessDenied::Endpoint => false,
         }

@@ -153,7 +153,7 @@ impl LaneQueue {
         self.react(item.id, call, signal, now, retry, random);
         if requeue == Requeue::Yes {
             let wait = match signal {
-                Signal::NoCall => PAUSE,
+                Signal::NoCall | Signal::OtherKey => PAUSE,
                 Signal::Postpone(wait) => wait,
                 _ => retry_wait(retry, item.attempts, random).max(signal.retry_after()),
             };
@@ -183,7 +183,7 @@ impl LaneQueue {
         random: f64,
     ) {
         let denied = match signal {
-            Signal::NoCall | Signal::Postpone(_) => {
+            Signal::NoCall | Signal::OtherKey | Signal::Postpone(_) => {
                 if let Some(trouble) = self.trouble.as_mut().filter(|_| call == LaneCall::Probe) {
                     // Another probe, but not at once.
                     let wait = if let Signal::Postpone(wait) = signal { wait } else { PAUSE };

@@ -178,7 +178,9 @@ impl RetryQueue {
         let random = state.jitter.f64();
         let lane = match signal {
             // A lane in which nothing waits has nothing to learn from a call that passed.
-            Signal::Works | Signal::NoCall | Signal::Postpone(_) => state.lanes.get_mut(&lane),
+            Signal::Works | Signal::OtherKey | Signal::NoCall | Signal::Postpone(_) => {
+                state.lanes.get_mut(&lane)
+            }
             Signal::Fails { .. } | Signal::Denied(_) => Some(state.lanes.entry(lane).or_default()),
         };
         let Some(lane) = lane else { return };

@@ -13,6 +13,8 @@ pub(super) enum Signal {
     Fails { retry_after: Option<Duration> },
     /// The provider does not let us in.
     Denied(AccessDenied),
+    /// The provider has refused the key of this call, and the next has another one.
+    OtherKey,
     /// No call was made.
     NoCall,
     /// No call was made; do not try again for this long.
@@ -49,6 +51,7 @@ impl Signal {
                 Self::NoCall
             }
             Verdict::Delivered | Verdict::Refused => Self::Works,
+            Verdict::Denied(_) if answer.has_other_key() => Self::OtherKey,
             Verdict::Denied(why) => Self::Denied(why),
             Verdict::Throttled { retry_after } => Self::Fails { retry_after },
             Verdict::Failed => Self::Fails { retry_after: None },

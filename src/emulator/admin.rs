@@ -5,6 +5,7 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use serde::Serialize;
 
 use super::faults::Fault;
+use super::issued_key::NewKey;
 use super::reply::{self, Body};
 use super::state::EmulatorInner;
 
@@ -48,6 +49,23 @@ pub(super) fn answer(
             shared.lift_blocks();
             done()
         }
+        ("/keys", "GET") => reply::json(StatusCode::OK, &shared.keys.views(shared.wall())),
+        ("/keys", "POST") => match NewKey::read(body, shared.wall()) {
+            Ok(key) => {
+                shared.keys.add(key);
+                done()
+            }
+            Err(error) => problem(StatusCode::BAD_REQUEST, "InvalidKey", error),
+        },
+        (path, "DELETE") if path.starts_with("/keys/") => {
+            let id = path.trim_start_matches("/keys/");
+            if shared.keys.revoke(id) {
+                return done();
+            }
+            problem(StatusCode::NOT_FOUND, "NotFound", "There is no key of this id.".to_owned())
+        }
+        ("/keys", _) => wrong_method("GET, POST"),
+        (path, _) if path.starts_with("/keys/") => wrong_method("DELETE"),
         ("/report" | "/messages", _) => wrong_method("GET"),
         ("/faults" | "/reset", _) => wrong_method("POST"),
         ("/blocked", _) => wrong_method("DELETE"),
@@ -57,7 +75,7 @@ pub(super) fn answer(
 
 /// For any path that nothing is at.
 pub(super) fn not_found() -> Response<Body> {
-    let paths = "There is /, and below /_emulator/ there are report, messages, faults, reset and \
+    let paths = "There is /, and below /_emulator/ there are report, messages, keys, faults, reset and \
                  blocked.";
     problem(StatusCode::NOT_FOUND, "NotFound", paths.to_owned())
 }

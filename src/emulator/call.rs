@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use http::request::Parts;
 use http::{HeaderMap, Method, header};
 
+use super::faults::SEND_MESSAGE;
 use super::refusal::Refusal;
 
 /// Decoded names and values, in the order they came.
@@ -29,7 +30,41 @@ pub(super) enum Version {
     V3,
 }
 
-const API_VERSION: &str = "2020-04-20";
+/// The operations that are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operation {
+    SendMessage,
+    AssumeRole,
+    AssumeRoleWithOidc,
+}
+
+impl Operation {
+    const ALL: [Self; 3] = [Self::SendMessage, Self::AssumeRole, Self::AssumeRoleWithOidc];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::SendMessage => SEND_MESSAGE,
+            Self::AssumeRole => "AssumeRole",
+            Self::AssumeRoleWithOidc => "AssumeRoleWithOIDC",
+        }
+    }
+
+    const fn api_version(self) -> &'static str {
+        match self {
+            Self::SendMessage => "2020-04-20",
+            Self::AssumeRole | Self::AssumeRoleWithOidc => "2015-04-01",
+        }
+    }
+}
+
+/// Whether the head of a call names an operation of the Security Token Service. The provider has that
+/// elsewhere, and its calls count towards no ceiling of `SendMessage`.
+pub(super) fn is_for_sts(parts: &Parts) -> bool {
+    let sts = |action: &str| action.starts_with("AssumeRole");
+    let query = pairs(parts.uri.query().unwrap_or_default());
+    text(&parts.headers, "x-acs-action").is_some_and(sts)
+        || query.iter().any(|(name, value)| name == "Action" && sts(value))
+}
 
 impl<'a> ReceivedCall<'a> {
     pub(super) fn new(parts: &'a Parts, body: &'a [u8]) -> Self {
@@ -69,8 +104,8 @@ impl<'a> ReceivedCall<'a> {
         if self.headers.contains_key(header::AUTHORIZATION) { Version::V3 } else { Version::V1 }
     }
 
-    /// Whether this is the one operation served here, before its signature is checked.
-    pub(super) fn check_operation(&self) -> Result<(), Refusal> {
+    /// Which operation this is, before its signature is checked.
+    pub(super) fn operation(&self) -> Result<Operation, Refusal> {
         if !matches!(*self.method, Method::GET | Method::POST) {
             return Err(Refusal::new("UnsupportedHTTPMethod"));
         }
@@ -80,16 +115,17 @@ impl<'a> ReceivedCall<'a> {
         };
         let action = action.ok_or_else(|| Refusal::missing("Action"))?;
         let version = version.ok_or_else(|| Refusal::missing("Version"))?;
-        if action != "SendMessage" || version != API_VERSION {
-            return Err(Refusal::new("InvalidApi.NotFound"));
-        }
+        let operation = Operation::ALL
+            .into_iter()
+            .find(|one| one.as_str() == action && one.api_version() == version);
+        let operation = operation.ok_or_else(|| Refusal::new("InvalidApi.NotFound"))?;
         // JSON is all that is spoken here. Whether the provider takes an absent Format for JSON
         // or XML is told both ways.
         match self.parameter("Format") {
             Some(format) if !format.eq_ignore_ascii_case("JSON") => {
                 Err(Refusal::new("InvalidParameter.Format"))
             }
-            _ => Ok(()),
+            _ => Ok(operation),
         }
     }
 }

@@ -54,6 +54,23 @@ const CODES: &[(&str, u16, &str)] = &[
         "Specified SecurityToken mismatch with the AccessKey.",
     ),
     ("MissingSecurityToken", 400, "SecurityToken is mandatory for this action."),
+    // Security Token Service
+    ("AuthenticationFail.OIDCToken.Expired", 400, "This JSON Web Token has expired."),
+    ("AuthenticationFail.OIDCToken.Invalid", 400, "This JSON Web Token is invalid."),
+    (
+        "InvalidParameter.DurationSeconds",
+        400,
+        "The Min/Max value of DurationSeconds is 15min/12hr.",
+    ),
+    ("InvalidParameter.OIDCProviderArn", 400, "The parameter OIDCProviderArn is wrongly formed."),
+    ("InvalidParameter.PolicyGrammar", 400, "The parameter Policy has not passed grammar check."),
+    ("InvalidParameter.RoleArn", 400, "The parameter RoleArn is wrongly formed."),
+    ("InvalidParameter.RoleSessionName", 400, "The parameter RoleSessionName is wrongly formed."),
+    (
+        "NoPermission",
+        403,
+        "You are not authorized to do this action. You should be authorized by RAM.",
+    ),
     // request
     ("InvalidApi.NotFound", 404, "Specified api is not found, please check your url and method."),
     ("InvalidParameter.Format", 400, "The specified parameter \"Format\" is not valid."),

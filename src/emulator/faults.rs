@@ -8,6 +8,8 @@ use thiserror::Error;
 
 /// A list longer than this is a mistake.
 const MOST: usize = 1000;
+/// The operation that faults hit unless they name another one.
+pub(super) const SEND_MESSAGE: &str = "SendMessage";
 
 /// A kind of failure. As JSON, `{"code":"SystemOverFlow","probability":0.3,"for":"10s"}`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -22,6 +24,9 @@ pub struct Fault {
     /// How long it lasts, from when it was set.
     #[serde(default, rename = "for", deserialize_with = "duration")]
     pub lasts: Option<Duration>,
+    /// The operation that it hits: `AssumeRole`, `AssumeRoleWithOIDC`, or `metadata`; absent, `SendMessage`.
+    #[serde(default)]
+    pub action: Option<String>,
     /// The parent topic or the whole topic that it hits; absent, every topic.
     #[serde(default)]
     pub topic: Option<String>,
@@ -93,6 +98,7 @@ impl Fault {
             code: None,
             probability: always(),
             lasts: None,
+            action: None,
             topic: None,
             then,
             status: None,
@@ -123,6 +129,10 @@ impl Fault {
             }
             _ => None,
         }
+    }
+
+    fn hits(&self, action: &str, topic: &str) -> bool {
+        self.action.as_deref().unwrap_or(SEND_MESSAGE) == action && self.hits_topic(topic)
     }
 
     fn hits_topic(&self, topic: &str) -> bool {
@@ -173,13 +183,13 @@ impl Faults {
         self.playing = list.into_iter().map(play).collect();
     }
 
-    /// The first fault of the list that hits this call.
-    pub(super) fn draw(&mut self, topic: &str, now: u64) -> Option<Fault> {
+    /// The first fault of the list that hits this call of an operation.
+    pub(super) fn draw(&mut self, action: &str, topic: &str, now: u64) -> Option<Fault> {
         let chance = &mut self.chance;
         let hit = self.playing.iter_mut().find(|playing| {
             playing.ends.is_none_or(|ends| now < ends)
                 && playing.left != Some(0)
-                && playing.fault.hits_topic(topic)
+                && playing.fault.hits(action, topic)
                 && chance.f64() < playing.fault.probability
         })?;
         hit.left = hit.left.map(|left| left - 1);
@@ -255,18 +265,23 @@ mod tests {
     #[test]
     fn topic_time_and_times() {
         let mut faults = faults(r#"[{"code":"X","topic":"A","for":"1s","times":3}]"#);
-        assert!(faults.draw("B", 0).is_none());
-        assert!(faults.draw("AB", 0).is_none());
-        assert!(faults.draw("A", 0).is_some());
-        assert!(faults.draw("A/sub", 0).is_some(), "a parent stands for its sub-topics");
-        assert!(faults.draw("A", 1_000_000_000).is_none(), "over after a second");
-        assert!(faults.draw("A", 999_999_999).is_some());
-        assert!(faults.draw("A", 0).is_none(), "three calls and no more");
+        assert!(faults.draw(SEND_MESSAGE, "B", 0).is_none());
+        assert!(faults.draw(SEND_MESSAGE, "AB", 0).is_none());
+        assert!(faults.draw(SEND_MESSAGE, "A", 0).is_some());
+        assert!(
+            faults.draw(SEND_MESSAGE, "A/sub", 0).is_some(),
+            "a parent stands for its sub-topics"
+        );
+        assert!(faults.draw(SEND_MESSAGE, "A", 1_000_000_000).is_none(), "over after a second");
+        assert!(faults.draw(SEND_MESSAGE, "A", 999_999_999).is_some());
+        assert!(faults.draw(SEND_MESSAGE, "A", 0).is_none(), "three calls and no more");
     }
 
     #[test]
     fn chance_is_near_the_share_and_repeats_with_the_seed() {
-        let run = |mut faults: Faults| (0..10_000).map(|_| faults.draw("A", 0).is_some()).collect();
+        let run = |mut faults: Faults| {
+            (0..10_000).map(|_| faults.draw(SEND_MESSAGE, "A", 0).is_some()).collect()
+        };
         let json = r#"[{"code":"X","probability":0.3}]"#;
         let first: Vec<bool> = run(faults(json));
         let hits = first.iter().filter(|hit| **hit).count();

@@ -6,43 +6,56 @@
 //! The way of a call: `server` reads it, `traffic` counts its arrival against the ceilings,
 //! `send_message` has it authenticated (`authentication`), checks its `parameters`, plays
 //! `faults` and takes the message into the `ledger`, and `reply` words the answer.
-//! `admin` serves `/_emulator/*`, `mqtt` hands messages to a real broker.
+//! `admin` serves `/_emulator/*`, `mqtt` hands messages to a real broker. `sts` and `metadata` give out
+//! temporary keys, whose `policy` holds for `send_message`.
 //!
 //! Where the provider's documents are silent or disagree, this is assumed:
 //! * calls refused for the account's ceiling count towards it, too;
 //! * a call over an address's ceiling has that address blocked at once, until lifted;
 //! * an empty parameter is a missing one;
-//! * 64 KB of payload are 65,536 characters as sent.
+//! * 64 KB of payload are 65,536 characters as sent;
+//! * a policy's resource for `SendMessage` is `acs:mq:<region>:<account>:topic/<instance>/<parent topic>`.
+//!
+//! Calls of the Security Token Service and of the metadata service count towards no ceiling. Any role may be
+//! assumed, and of an OIDC token all but its signature is checked.
 
 mod admin;
 mod authentication;
 mod call;
 mod codes;
 mod faults;
+mod issued_key;
 mod ledger;
 mod lines;
+mod metadata;
 mod mqtt;
 mod options;
 mod parameters;
+mod policy;
 mod refusal;
 mod reply;
 mod report;
 mod send_message;
 mod server;
 mod state;
+mod sts;
 mod traffic;
 mod window;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use authentication::KnownKey;
 pub use faults::{Fault, FaultError, Then, parse_duration};
 use mqtt::Broker;
-pub use options::{DEMO_KEY_ID, DEMO_KEY_SECRET, EmulatorOptions, KeyPair, MqttPayload, Over};
+pub use options::{
+    DEMO_KEY_ID, DEMO_KEY_SECRET, EmulatorOptions, KeyPair, MetadataAccess, MqttPayload, Over,
+};
 pub use report::{Accepted, EmulatedSecond, MqttReport, Report};
 use state::EmulatorInner;
 
@@ -121,6 +134,17 @@ impl Emulator {
     /// Accepted messages that are still kept, oldest first.
     pub fn messages(&self) -> Vec<Arc<Accepted>> {
         self.shared.messages()
+    }
+
+    /// Lets a key sign from now on, for as long as it lives; another one of its id no more.
+    pub fn add_key(&self, key: KeyPair, life: Option<Duration>) {
+        let expires = life.and_then(|life| self.shared.wall().checked_add(life).ok());
+        self.shared.keys.add(KnownKey::lasting(key, expires));
+    }
+
+    /// Lets a key of this id sign no more. Whether there was one.
+    pub fn revoke_key(&self, id: &str) -> bool {
+        self.shared.keys.revoke(id)
     }
 
     /// Lets blocked addresses in again, and forgets nothing else.

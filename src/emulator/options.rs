@@ -24,6 +24,11 @@ pub struct EmulatorOptions {
     pub block_for: Option<Duration>,
     /// The keys that may sign.
     pub keys: Vec<KeyPair>,
+    /// How long keys live that the emulator gives out, whatever is asked for. `None`: as asked, and an hour
+    /// from the metadata service.
+    pub key_life: Option<Duration>,
+    /// Whether the metadata service answers without a token.
+    pub metadata: MetadataAccess,
     /// A broker that accepted messages are handed to, `mqtt://[user:password@]host[:port]`.
     pub mqtt: Option<String>,
     /// Which bytes the broker gets.
@@ -55,6 +60,8 @@ impl Default for EmulatorOptions {
             egress_ip_qps: 300,
             block_for: None,
             keys: vec![KeyPair::new(DEMO_KEY_ID, DEMO_KEY_SECRET)],
+            key_life: None,
+            metadata: MetadataAccess::AnyVersion,
             mqtt: None,
             mqtt_payload: MqttPayload::Decoded,
             latency: Duration::ZERO,
@@ -102,6 +109,15 @@ impl fmt::Debug for KeyPair {
         let kind = if self.token.is_some() { "temporary" } else { "lasting" };
         f.debug_struct("KeyPair").field("id", &self.id).field("kind", &kind).finish_non_exhaustive()
     }
+}
+
+/// Who may ask the metadata service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataAccess {
+    /// Versions 1 and 2.
+    AnyVersion,
+    /// Version 2: a token must come with each request.
+    TokenOnly,
 }
 
 /// How a call over the account's ceiling is refused: the provider documents both.

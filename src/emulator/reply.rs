@@ -18,6 +18,7 @@ use super::report::Accepted;
 pub(super) type Body = Either<Full<Bytes>, Lines>;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json;charset=utf-8");
+const PLAIN: HeaderValue = HeaderValue::from_static("text/plain");
 const HTML: HeaderValue = HeaderValue::from_static("text/html");
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-acs-request-id");
@@ -78,6 +79,10 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body>
     // these values have nothing that JSON cannot say
     let text = serde_json::to_vec(value).unwrap_or_default();
     whole(status, JSON, text.into())
+}
+
+pub(super) fn text(status: StatusCode, text: Bytes) -> Response<Body> {
+    whole(status, PLAIN, text)
 }
 
 pub(super) fn messages(messages: Vec<Arc<Accepted>>) -> Response<Body> {

@@ -27,6 +27,8 @@ pub struct Report {
     pub blocked: Vec<IpAddr>,
     /// Rightly signed calls by `AccessKeyId`.
     pub keys: BTreeMap<String, u64>,
+    /// Temporary keys given out.
+    pub issued: u64,
     /// Accepted messages that are no longer kept for `/_emulator/messages`.
     pub forgotten: u64,
     /// The hand-over to a broker, where there is one.

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::authentication;
+use super::authentication::{self, KnownKey};
 use super::call::ReceivedCall;
-use super::faults::{Fault, Then};
+use super::faults::{Fault, SEND_MESSAGE, Then};
 use super::options::Over;
 use super::parameters::Request;
 use super::refusal::Refusal;
@@ -73,23 +73,16 @@ pub(super) fn settle(
     source: IpAddr,
     call: &ReceivedCall<'_>,
 ) -> DelayedOutcome {
-    let checked = call
-        .check_operation()
-        .and_then(|()| authentication::check(call, &shared.keys, shared.wall()));
-    let verdict = checked.and_then(|signed| {
+    let verdict = authenticate(shared, call).and_then(|key| {
         let now = shared.now();
-        {
-            let mut books = shared.books();
-            if !books.ledger.first_use(signed.key_id, signed.nonce, now) {
-                return Err(Refusal::new("SignatureNonceUsed"));
-            }
-            books.ledger.signed(signed.key_id);
-        }
         let request = Request::read(call)?;
+        if !key.may_send(request.instance, request.topic) {
+            return Err(Refusal::new("Forbidden.RAM"));
+        }
         if request.is_oversize() {
             return Ok(DelayedOutcome { outcome: CallOutcome::EmptyMsgId, delay: Duration::ZERO });
         }
-        let fault = shared.books().faults.draw(request.topic, now);
+        let fault = shared.books().faults.draw(SEND_MESSAGE, request.topic, now);
         Ok(match fault {
             None => {
                 DelayedOutcome { outcome: accept(shared, source, &request), delay: Duration::ZERO }
@@ -98,6 +91,21 @@ pub(super) fn settle(
         })
     });
     settled(shared, verdict)
+}
+
+/// The key that has signed a call, which no other call had before.
+pub(super) fn authenticate(
+    shared: &EmulatorInner,
+    call: &ReceivedCall<'_>,
+) -> Result<Arc<KnownKey>, Refusal> {
+    let signed = authentication::check(call, &shared.keys, shared.wall())?;
+    let (mut books, id) = (shared.books(), &signed.key.pair.id);
+    if !books.ledger.first_use(id, signed.nonce, shared.now()) {
+        return Err(Refusal::new("SignatureNonceUsed"));
+    }
+    books.ledger.signed(id);
+    drop(books);
+    Ok(signed.key)
 }
 
 fn settled(shared: &EmulatorInner, verdict: Result<DelayedOutcome, Refusal>) -> DelayedOutcome {

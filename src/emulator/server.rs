@@ -19,13 +19,15 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::admin;
-use super::call::ReceivedCall;
+use super::call::{self, Operation, ReceivedCall};
+use super::faults::Then;
+use super::issued_key::KeyAnswer;
 use super::refusal::Refusal;
 use super::reply::{self, Body};
 use super::send_message::{self, CallOutcome, DelayedOutcome};
 use super::state::EmulatorInner;
 use super::traffic::Arrival;
+use super::{admin, metadata, sts};
 
 const MOST_CONNECTIONS: usize = 16_384;
 /// Connections that wait to be accepted: tests open thousands at once.
@@ -110,6 +112,15 @@ async fn handle(
         return Ok(admin::answer(shared, &parts.method, path, &body));
     }
 
+    if path.starts_with(metadata::PREFIX) {
+        return answer_with_keys(shared, metadata::answer(shared, &parts), &parts).await;
+    }
+    if path == "/" && call::is_for_sts(&parts) {
+        let body = read(shared, body).await?;
+        let issued = sts::answer(shared, &ReceivedCall::new(&parts, &body));
+        return answer_with_keys(shared, issued, &parts).await;
+    }
+
     let arrival = shared.arrive(source);
     if arrival == Arrival::Blocked {
         return Err(HangUp);
@@ -117,7 +128,17 @@ async fn handle(
     let body = read(shared, body).await?;
     let verdict = match arrival {
         Arrival::OverAccount(room_in) => send_message::over_account(shared, room_in),
-        _ if path == "/" => send_message::settle(shared, source, &ReceivedCall::new(&parts, &body)),
+        _ if path == "/" => {
+            let call = ReceivedCall::new(&parts, &body);
+            match call.operation() {
+                Ok(Operation::SendMessage) => send_message::settle(shared, source, &call),
+                // Its operation stood in the body.
+                Ok(_) => {
+                    return answer_with_keys(shared, sts::answer(shared, &call), &parts).await;
+                }
+                Err(refusal) => send_message::refuse(shared, refusal),
+            }
+        }
         _ => send_message::refuse(shared, Refusal::new("InvalidApi.NotFound")),
     };
     let DelayedOutcome { outcome, delay } = verdict;
@@ -132,6 +153,40 @@ async fn handle(
         CallOutcome::Html503 => reply::html_503(),
         CallOutcome::Close | CallOutcome::AcceptedThenClose => return Err(HangUp),
         CallOutcome::Hang => {
+            sleep(LONGEST_HANG).await;
+            return Err(HangUp);
+        }
+    };
+    if shared.options.clock_offset != 0 {
+        reply::set_date(&mut reply, shared.wall());
+    }
+    Ok(reply)
+}
+
+/// The answer of a service that gives out keys.
+async fn answer_with_keys(
+    shared: &EmulatorInner,
+    issued: KeyAnswer,
+    parts: &http::request::Parts,
+) -> Result<Response<Body>, HangUp> {
+    let KeyAnswer { answer, fault } = issued;
+    let delay = fault.as_ref().and_then(|fault| fault.latency).unwrap_or_default();
+    if !delay.is_zero() {
+        sleep(delay).await;
+    }
+    let mut reply = match fault.map(|fault| (fault.then, fault.code, fault.status)) {
+        None | Some((Then::Answer, None, _)) => match answer {
+            Ok(reply) => reply,
+            Err(refusal) => reply::refused(&refusal, &parts.headers),
+        },
+        Some((Then::Answer, Some(code), status)) => {
+            let refusal = Refusal::new(code);
+            let status = status.unwrap_or(refusal.status);
+            reply::refused(&Refusal { status, ..refusal }, &parts.headers)
+        }
+        Some((Then::Html503 | Then::EmptyMsgid, ..)) => reply::html_503(),
+        Some((Then::Close | Then::DeliverThenClose, ..)) => return Err(HangUp),
+        Some((Then::Hang, ..)) => {
             sleep(LONGEST_HANG).await;
             return Err(HangUp);
         }

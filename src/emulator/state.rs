@@ -31,6 +31,9 @@ pub(super) struct Books {
     pub(super) traffic: Traffic,
     pub(super) ledger: AcceptedLedger,
     pub(super) faults: Faults,
+    pub(super) issued: u64,
+    /// Tokens of the metadata service, and when they end.
+    pub(super) metadata_tokens: Vec<(String, u64)>,
 }
 
 impl EmulatorInner {
@@ -119,6 +122,7 @@ impl EmulatorInner {
             by_second: books.traffic.seconds(),
             blocked: books.traffic.blocked(now),
             keys: books.ledger.keys.clone(),
+            issued: books.issued,
             forgotten: books.ledger.forgotten,
             mqtt: self.broker.as_ref().map(Broker::report),
         }
@@ -131,6 +135,8 @@ impl Books {
             traffic: Traffic::default(),
             ledger: AcceptedLedger::new(hasher, options.keep_messages, options.keep_bytes),
             faults: Faults::new(options.seed),
+            issued: 0,
+            metadata_tokens: Vec::new(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The key from the environment. A process cannot see its environment change, so it is read once.
+//! The key from the environment. A process cannot see its environment change: what is missing at the start
+//! stays so.
 
 use std::ffi::OsString;
 
@@ -6,15 +7,35 @@ use secrecy::SecretString;
 
 use super::error::{Flaw, KeyError};
 use super::key::Key;
-
-pub(super) const WORD: &str = "env";
+use super::source::{Pace, Source};
 
 const ID: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
 const SECRET: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
 const TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 
+/// The variables of this process.
+pub struct EnvironmentKey;
+
+impl Source for EnvironmentKey {
+    fn as_str(&self) -> &'static str {
+        "env"
+    }
+
+    fn place(&self) -> String {
+        "the environment".to_owned()
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::BeforeExpiry
+    }
+
+    async fn load(&mut self) -> Result<Key, KeyError> {
+        read(|name| std::env::var_os(name))
+    }
+}
+
 /// Reads the key by `lookup`, which is the process environment's outside tests.
-pub(super) fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Key, KeyError> {
+fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Key, KeyError> {
     // Manifests often set a variable to nothing instead of leaving it away.
     let text = |name, part| match lookup(name) {
         Some(value) if !value.is_empty() => value

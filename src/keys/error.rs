@@ -36,17 +36,23 @@ pub enum KeyError {
     /// The credentials URI is not one.
     #[error("the credentials URI must be an absolute http:// or https:// URI")]
     NotUri,
-    /// No client for the credentials URI could be made.
-    #[error("no HTTP client for the credentials URI: {0}")]
+    /// No client for a server that gives out keys could be made.
+    #[error("no HTTP client for the server that gives out keys: {0}")]
     Client(String),
-    /// The credentials URI brought no key.
+    /// A server brought no key.
     #[error("{origin}: {why}")]
-    Uri {
+    Server {
         /// Scheme, host and port; neither user, path nor query, where secrets may stand.
         origin: String,
         /// What went wrong.
         why: String,
     },
+    /// The source did not end in time.
+    #[error("{0}: no answer while there was time")]
+    Slow(String),
+    /// None of several sources has one.
+    #[error("no source has a key: {0}")]
+    NoSource(String),
 }
 
 /// What is wrong with a part of a key.

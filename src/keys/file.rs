@@ -79,6 +79,10 @@ impl Source for KeyFolder {
         "file"
     }
 
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
     fn pace(&self) -> Pace {
         Pace::Every(self.poll)
     }

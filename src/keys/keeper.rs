@@ -1,45 +1,42 @@
-//! The one task that looks at a source, and the state that it publishes to the handles.
+//! The one task that looks at a source.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::Now;
 use super::error::KeyError;
 use super::key::Key;
+use super::rotation::{Offered, Rotation};
 use super::source::{Due, MIN_GAP, Source};
 
 /// How long we sleep by the monotonic clock before asking the wall's again: it may be set, and the
 /// monotonic one stands still while a machine is suspended.
 const RECHECK: Duration = Duration::from_mins(1);
+/// A look may take this part of what is left of the key in use, so that others can follow it.
+const LOOK_OF_REST: u32 = 4;
+/// … but no look is given up sooner.
+const SHORTEST_LOOK: Duration = Duration::from_secs(1);
 
-/// All that the handles see.
+/// What became of the looks.
 #[derive(Default)]
-pub(super) struct KeeperState {
-    pub(super) key: Option<Arc<Key>>,
-    pub(super) loaded_at: Option<Timestamp>,
-    pub(super) taken_up: u64,
+pub(super) struct LookState {
+    /// The source's word; `auto` has that of the source which it has found.
+    pub(super) source: &'static str,
     pub(super) failed: u64,
     pub(super) error: Option<String>,
     /// How many looks have ended, well or not.
     pub(super) looks: u64,
 }
 
-impl KeeperState {
-    pub(super) fn take_up(&mut self, key: Key, now: Timestamp) {
-        self.key = Some(Arc::new(key));
-        self.loaded_at = Some(now);
-        self.taken_up += 1;
-    }
-}
-
 pub(super) struct Keeper<S> {
     source: S,
-    state: watch::Sender<KeeperState>,
+    rotation: Arc<Rotation>,
+    state: watch::Sender<LookState>,
     wanted: watch::Receiver<u64>,
     now: Now,
     rng: fastrand::Rng,
@@ -49,18 +46,19 @@ pub(super) struct Keeper<S> {
 impl<S: Source> Keeper<S> {
     pub(super) fn new(
         source: S,
-        state: watch::Sender<KeeperState>,
+        rotation: Arc<Rotation>,
+        state: watch::Sender<LookState>,
         wanted: watch::Receiver<u64>,
         now: Now,
         rng: fastrand::Rng,
     ) -> Self {
-        Self { source, state, wanted, now, rng, failures: 0 }
+        Self { source, rotation, state, wanted, now, rng, failures: 0 }
     }
 
     /// Looks until no handle is left.
     pub(super) async fn run(mut self) {
         loop {
-            let found = self.source.load().await;
+            let found = self.look().await;
             let due = self.note(found);
             let ended = Instant::now();
             let looks = self.state.borrow().looks;
@@ -76,6 +74,23 @@ impl<S: Source> Keeper<S> {
         }
     }
 
+    /// One look. It is given up in time for others while the key in use still lives.
+    async fn look(&mut self) -> Result<Key, KeyError> {
+        let Some(left) = self.left() else { return self.source.load().await };
+        let bound = (left / LOOK_OF_REST).max(SHORTEST_LOOK);
+        match timeout(bound, self.source.load()).await {
+            Ok(found) => found,
+            Err(_) => Err(KeyError::Slow(self.source.place())),
+        }
+    }
+
+    /// How long the key in use still lives, if it ends.
+    fn left(&self) -> Option<Duration> {
+        let expires = self.rotation.current()?.expires()?;
+        let left = Duration::try_from(expires.duration_since((self.now)())).ok()?;
+        (!left.is_zero()).then_some(left)
+    }
+
     /// Publishes what a look brought; returns when the next one is due.
     fn note(&mut self, found: Result<Key, KeyError>) -> Due {
         let now = (self.now)();
@@ -89,12 +104,14 @@ impl<S: Source> Keeper<S> {
                 self.failures = 0;
                 let expires = key.expires();
                 self.succeeded(key, now);
-                pace.after_success(expires, now, &mut self.rng)
+                let taken_up = self.rotation.status().loaded_at.unwrap_or(now);
+                pace.after_success(expires, taken_up, now, &mut self.rng)
             }
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);
                 self.failed(&error);
-                pace.after_failure(self.failures, &mut self.rng)
+                let left = self.left();
+                pace.after_failure(self.failures, left, &mut self.rng)
             }
         }
     }
@@ -103,37 +120,42 @@ impl<S: Source> Keeper<S> {
         let source = self.source.as_str();
         let masked = key.masked();
         let expires = key.expires();
-        let (changed, recovered) = {
-            let state = self.state.borrow();
-            let same = |old: &Arc<Key>| old.same_as(&key) && old.expires() == expires;
-            (!state.key.as_ref().is_some_and(same), state.error.is_some())
-        };
+        let offered = self.rotation.offer(key, now);
+        let recovered = self.state.borrow().error.is_some();
         self.state.send_modify(|state| {
-            if changed {
-                state.take_up(key, now);
-            }
+            state.source = source;
             state.error = None;
             state.looks += 1;
         });
-        if changed {
-            let expires = expires.map(tracing::field::display);
-            info!(source, key = masked, expires, "access key loaded");
-        } else if recovered {
-            info!(source, key = masked, "access key can be read again, unchanged");
+        match offered {
+            Offered::TakenUp => {
+                let expires = expires.map(tracing::field::display);
+                info!(source, key = masked, expires, "access key loaded");
+            }
+            Offered::OnTrial => {
+                info!(
+                    source,
+                    key = masked,
+                    "a new access key: tollgate tries it on some calls first"
+                );
+            }
+            Offered::Known if recovered => {
+                info!(source, key = masked, "access key can be read again, unchanged");
+            }
+            Offered::Known => {}
         }
     }
 
     fn failed(&self, error: &KeyError) {
         let error = error.to_string();
-        let (new, kept) = {
-            let state = self.state.borrow();
-            (state.error.as_ref() != Some(&error), state.key.as_ref().map(|key| key.masked()))
-        };
+        let new = self.state.borrow().error.as_ref() != Some(&error);
         // Once for each trouble, not once for each look at it.
         if new {
+            let kept = self.rotation.current().map(|key| key.masked());
             warn!(source = self.source.as_str(), kept, error, "no access key from its source");
         }
         self.state.send_modify(|state| {
+            state.source = self.source.as_str();
             state.failed += 1;
             state.error = Some(error);
             state.looks += 1;

@@ -63,9 +63,14 @@ impl Key {
         self.expires
     }
 
+    /// Whether it has ended by this time.
+    pub(super) fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires.is_some_and(|at| at <= now)
+    }
+
     /// The id as logs and pages may show it: both ends of a long id, so that two keys of an account can be
     /// told apart; the last characters of a shorter one; none of a short one. At least half stays hidden.
-    pub(super) fn masked(&self) -> String {
+    pub(crate) fn masked(&self) -> String {
         let id = &*self.id;
         // Valid ids are ASCII.
         let first = id.get(..SHOWN).filter(|_| id.len() >= 4 * SHOWN).unwrap_or_default();

@@ -1,15 +1,30 @@
-//! Where the access key comes from, and that it is fresh.
+//! Where the access key comes from, that it is fresh, and how a new one is taken up.
 //!
 //! A [`Source`] knows how to fetch a key once; one keeper task per process asks it again and again
 //! at the source's [`Pace`], and [`Keys`] is the handle that everyone else holds: reading the
-//! current key is a look into memory, never I/O.
+//! current key is a look into memory, never I/O. A source without a key is no reason not to start: callers
+//! are answered at once that there is none, and log, metrics, page and probes say which path or address
+//! has none.
 
+mod answer;
+mod auto;
+mod boxed;
+mod cli;
+mod ecs;
 mod env;
 mod error;
+mod fetch;
 mod file;
+mod fixed;
+mod issuer;
 mod keeper;
 mod key;
+mod oidc;
+mod proof;
+mod role;
+mod rotation;
 mod source;
+mod sts;
 mod uri;
 
 #[cfg(test)]
@@ -21,14 +36,27 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::auto::FirstOf;
+pub use self::cli::CliProfiles;
+pub use self::ecs::MetadataKeys;
+pub use self::env::EnvironmentKey;
 pub use self::error::{Flaw, KeyError};
 pub use self::file::KeyFolder;
+pub use self::issuer::RoleIssuer;
 pub use self::key::Key;
+pub use self::oidc::OidcKeys;
+pub use self::role::AssumedRole;
 pub use self::source::{Pace, Source};
 pub use self::uri::CredentialsUri;
 
-use self::keeper::{Keeper, KeeperState};
-use crate::config;
+pub(crate) use self::fetch::{KeyServer, Patience, variable};
+pub(crate) use self::proof::{read_text, read_token};
+
+use self::boxed::BoxedSource;
+use self::keeper::{Keeper, LookState};
+use self::rotation::Rotation;
+use crate::answer::{AccessDenied, NextSignature};
+use crate::config::{self, Canary, KeySource};
 
 /// What time it is. A function, so that tests can say it.
 pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -36,8 +64,8 @@ pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 /// The current key, kept fresh. Clones share it.
 #[derive(Clone)]
 pub struct Keys {
-    source: &'static str,
-    state: watch::Receiver<KeeperState>,
+    rotation: Arc<Rotation>,
+    state: watch::Receiver<LookState>,
     /// The number of the look that a caller of `refresh` waits for. The keeper ends when no handle is left.
     wanted: watch::Sender<u64>,
     now: Now,
@@ -46,7 +74,7 @@ pub struct Keys {
 /// How the keys are, for people and metrics. Holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyStatus {
-    /// `env`, `file` or `uri`.
+    /// The source's word in the configuration; for `auto` that of the source it has found.
     pub source: &'static str,
     /// The key's id, masked as in logs.
     pub id: Option<String>,
@@ -59,52 +87,85 @@ pub struct KeyStatus {
     pub reloads_ok: u64,
     /// How often a look at the source brought no valid key.
     pub reloads_failed: u64,
+    /// How often the provider refused a new key that was tried on some calls.
+    pub rejections: u64,
+    /// The masked id of a new key that the provider has refused, while the one before is in use.
+    pub rejected: Option<String>,
     /// Why the latest look brought none; `None` as soon as one succeeds.
     pub last_error: Option<String>,
+}
+
+/// What a configuration names.
+fn source(config: &KeySource) -> Result<BoxedSource, KeyError> {
+    Ok(match config {
+        KeySource::Env => BoxedSource::new(EnvironmentKey),
+        KeySource::File { path, poll } => BoxedSource::new(KeyFolder::new(path.clone(), *poll)),
+        KeySource::Uri(uri) => BoxedSource::new(CredentialsUri::new(uri)?),
+        KeySource::Oidc(role) => BoxedSource::new(OidcKeys::new(role)?),
+        KeySource::Role(role) => {
+            let base = source(&role.base)?;
+            BoxedSource::new(AssumedRole::new(base, &role.sts, role.session.clone())?)
+        }
+        KeySource::Ecs(metadata) => BoxedSource::new(MetadataKeys::new(metadata)?),
+        KeySource::Cli(files) => BoxedSource::new(CliProfiles::new(files)),
+        KeySource::Auto(chain) => {
+            // The provider's SDKs leave them out by these variables.
+            let is_off = |name: &str| {
+                std::env::var(name).is_ok_and(|value| value.eq_ignore_ascii_case("true"))
+            };
+            let is_left_out = |source: &KeySource| match source {
+                KeySource::Cli(_) => is_off("ALIBABA_CLOUD_CLI_PROFILE_DISABLED"),
+                KeySource::Ecs(_) => is_off("ALIBABA_CLOUD_ECS_METADATA_DISABLED"),
+                _ => false,
+            };
+            let chain = chain.iter().filter(|one| !is_left_out(one)).map(source);
+            BoxedSource::new(FirstOf::new(chain.collect::<Result<_, _>>()?))
+        }
+    })
+}
+
+/// A source that is read by hand, for one key at a time.
+pub fn source_of(config: &KeySource) -> Result<impl Source, KeyError> {
+    source(config)
 }
 
 impl Keys {
     /// Starts what the configuration names; within a tokio runtime.
     ///
-    /// A key from the environment must be there at once. Any other source may still be on its way
-    /// up when we start, so not having a key yet is no error: see [`Keys::loaded`].
+    /// Any source may still be on its way up when we start, so not having a key yet is no error: see
+    /// [`Keys::loaded`]. An error means that the source can never be asked.
     pub fn start(config: &config::Keys, stop: CancellationToken) -> Result<Self, KeyError> {
         let now: Now = Arc::new(Timestamp::now);
-        let rng = fastrand::Rng::new();
-        match config {
-            config::Keys::Env => Ok(Self::fixed(env::read(|name| std::env::var_os(name))?)),
-            config::Keys::File { path, poll } => {
-                Ok(Self::with_source(KeyFolder::new(path.clone(), *poll), now, rng, stop))
-            }
-            config::Keys::Uri { uri } => {
-                Ok(Self::with_source(CredentialsUri::new(uri)?, now, rng, stop))
-            }
-        }
+        let (source, rng) = (source(&config.source)?, fastrand::Rng::new());
+        Ok(Self::with_source(source, config.canary, now, rng, stop))
     }
 
-    /// A key that stays as it is, as the environment's does.
+    /// A key that stays as it is.
     pub fn fixed(key: Key) -> Self {
         let now: Now = Arc::new(Timestamp::now);
-        let mut state = KeeperState::default();
-        state.take_up(key, now());
+        let rotation = Rotation::new(Canary::NONE);
+        rotation.offer(key, now());
         // Without a sender there are no looks: a refresh ends at once.
-        let (_, state) = watch::channel(state);
-        Self { source: env::WORD, state, wanted: watch::channel(0).0, now }
+        let (_, state) = watch::channel(LookState { source: "env", ..LookState::default() });
+        Self { rotation: Arc::new(rotation), state, wanted: watch::channel(0).0, now }
     }
 
     /// Keeps a source's key fresh until `stop`; within a tokio runtime.
     pub fn with_source(
         source: impl Source,
+        canary: Canary,
         now: Now,
         rng: fastrand::Rng,
         stop: CancellationToken,
     ) -> Self {
-        let name = source.as_str();
-        let (publisher, state) = watch::channel(KeeperState::default());
+        let rotation = Arc::new(Rotation::new(canary));
+        let begun = LookState { source: source.as_str(), ..LookState::default() };
+        let (publisher, state) = watch::channel(begun);
         let (wanted, asked) = watch::channel(0);
-        let keeper = Keeper::new(source, publisher, asked, Arc::clone(&now), rng);
+        let keeper =
+            Keeper::new(source, Arc::clone(&rotation), publisher, asked, Arc::clone(&now), rng);
         tokio::spawn(async move { stop.run_until_cancelled(keeper.run()).await });
-        Self { source: name, state, wanted, now }
+        Self { rotation, state, wanted, now }
     }
 
     /// Waits until the source was read once, whatever came of it.
@@ -114,12 +175,37 @@ impl Keys {
         drop(state.wait_for(|state| state.looks > 0).await);
     }
 
-    /// The key to sign with, from memory.
+    /// The key in use, from memory.
     pub fn current(&self) -> Result<Arc<Key>, KeyError> {
-        let key = self.state.borrow().key.clone().ok_or(KeyError::NotLoaded)?;
+        let key = self.rotation.current().ok_or(KeyError::NotLoaded)?;
         match key.expires() {
             Some(at) if at <= (self.now)() => Err(KeyError::Expired(at)),
             _ => Ok(key),
+        }
+    }
+
+    /// The key to sign one call with, from memory: the one in use, or for a share of calls one on trial.
+    /// What becomes of the call is to be told by [`Keys::worked`] and [`Keys::refused`].
+    pub fn choose(&self) -> Result<Arc<Key>, KeyError> {
+        self.rotation.choose((self.now)())
+    }
+
+    /// The provider took a call with this key.
+    pub fn worked(&self, key: &Arc<Key>) {
+        self.rotation.worked(key);
+    }
+
+    /// The provider refused a call with this key. Whether the next call has another one.
+    pub fn refused(&self, key: &Arc<Key>, why: AccessDenied) -> NextSignature {
+        self.rotation.refused(key, why, (self.now)())
+    }
+
+    /// Where the provider has refused the key in use: has the source another one? True if another one is
+    /// in use afterwards.
+    pub async fn renew(&self) -> bool {
+        match self.rotation.refused_key() {
+            Some(refused) => self.refresh(&refused).await,
+            None => self.current().is_ok(),
         }
     }
 
@@ -150,32 +236,36 @@ impl Keys {
 
     /// How the keys are.
     pub fn status(&self) -> KeyStatus {
+        let rotation = self.rotation.status();
         let state = self.state.borrow();
         KeyStatus {
-            source: self.source,
-            id: state.key.as_ref().map(|key| key.masked()),
-            loaded_at: state.loaded_at,
-            expires_at: state.key.as_ref().and_then(|key| key.expires()),
-            reloads_ok: state.taken_up,
+            source: state.source,
+            id: rotation.id,
+            loaded_at: rotation.loaded_at,
+            expires_at: rotation.expires_at,
+            reloads_ok: rotation.taken_up,
             reloads_failed: state.failed,
+            rejections: rotation.rejections,
+            rejected: rotation.rejected,
             last_error: state.error.clone(),
         }
     }
 
     /// Resolves when a first key is there; never, if the keeper was stopped before.
     pub async fn loaded(&self) {
-        self.until(|state| state.key.is_some()).await;
+        self.until(|key| key.is_some()).await;
     }
 
     /// Resolves when a key other than `old` was taken up; never, if the keeper was stopped before.
     pub async fn changed_from(&self, old: &Key) {
-        self.until(|state| state.key.as_ref().is_some_and(|key| !key.same_as(old))).await;
+        self.until(|key| key.is_some_and(|key| !key.same_as(old))).await;
     }
 
-    async fn until(&self, condition: impl FnMut(&KeeperState) -> bool) {
+    async fn until(&self, condition: impl Fn(Option<&Arc<Key>>) -> bool) {
         let mut state = self.state.clone();
-        let is_stopped = state.wait_for(condition).await.is_err();
-        if is_stopped {
+        let holds = |_: &LookState| condition(self.rotation.current().as_ref());
+        let is_stopped = state.wait_for(holds).await.is_err();
+        if is_stopped && !condition(self.rotation.current().as_ref()) {
             std::future::pending::<()>().await;
         }
     }

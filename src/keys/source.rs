@@ -14,6 +14,9 @@ pub trait Source: Send + 'static {
     /// Its word in the configuration, metrics and pages.
     fn as_str(&self) -> &'static str;
 
+    /// The path or address that it looks at, without secrets.
+    fn place(&self) -> String;
+
     /// When to look again.
     fn pace(&self) -> Pace;
 
@@ -49,14 +52,21 @@ const LEAD: Duration = Duration::from_mins(15);
 /// … and up to this much earlier, so that a fleet started at once doesn't renew at once.
 const LEAD_JITTER: Duration = Duration::from_mins(5);
 const SHORT_LIFE: Duration = Duration::from_hours(1);
+/// A key that lives no longer than this, as the provider gives none, is renewed at a tenth of its life, so
+/// that it outlasts a failure of its source for most of it.
+const SHORTEST_LIFE: Duration = Duration::from_mins(1);
+/// While a key still lives, tries to renew it are no further apart than this part of what is left of it.
+const TRIES_OF_REST: u32 = 8;
 
 /// Full jitter, so that a fleet does not ask as one when its source works again.
 const BACKOFF: Backoff = Backoff::exponential(Duration::from_secs(2), Duration::from_secs(30));
 
 impl Pace {
+    /// `taken_up`: when the key was first seen.
     pub(super) fn after_success(
         self,
         expires: Option<Timestamp>,
+        taken_up: Timestamp,
         now: Timestamp,
         rng: &mut fastrand::Rng,
     ) -> Due {
@@ -68,7 +78,10 @@ impl Pace {
                 let wait = if life >= SHORT_LIFE {
                     life.saturating_sub(LEAD + LEAD_JITTER.mul_f64(rng.f64()))
                 } else {
-                    (life / 2).mul_f64(0.8 + 0.2 * rng.f64())
+                    let whole = Duration::try_from(expires.duration_since(taken_up));
+                    let whole = whole.unwrap_or_default();
+                    let part = if whole > SHORTEST_LIFE { life / 2 } else { whole / 10 };
+                    part.mul_f64(0.8 + 0.2 * rng.f64())
                 };
                 let wait = SignedDuration::try_from(wait.max(MIN_GAP)).unwrap_or_default();
                 Due::At(now.saturating_add(wait).unwrap_or(expires))
@@ -76,10 +89,19 @@ impl Pace {
         }
     }
 
-    pub(super) fn after_failure(self, failures: u32, rng: &mut fastrand::Rng) -> Due {
+    /// `left`: how long the key that is in use still lives, if it ends.
+    pub(super) fn after_failure(
+        self,
+        failures: u32,
+        left: Option<Duration>,
+        rng: &mut fastrand::Rng,
+    ) -> Due {
+        let most = left.map_or(Duration::MAX, |left| left / TRIES_OF_REST);
         match self {
             Self::Every(poll) => Due::In(poll.max(MIN_POLL)),
-            Self::BeforeExpiry => Due::In(BACKOFF.after(failures, rng.f64()).max(MIN_GAP)),
+            Self::BeforeExpiry => {
+                Due::In(BACKOFF.after(failures, rng.f64()).min(most).max(MIN_GAP))
+            }
         }
     }
 }
@@ -90,7 +112,7 @@ mod tests {
 
     fn wait_for(life: Duration, rng: &mut fastrand::Rng) -> Duration {
         let now = Timestamp::UNIX_EPOCH;
-        let Due::At(at) = Pace::BeforeExpiry.after_success(Some(now + life), now, rng) else {
+        let Due::At(at) = Pace::BeforeExpiry.after_success(Some(now + life), now, now, rng) else {
             panic!("a key that ends is renewed by the clock")
         };
         Duration::try_from(at.duration_since(now)).unwrap()
@@ -112,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn a_short_life_is_renewed_at_half_of_it_at_most_and_never_within_a_second() {
+    fn a_short_life_is_renewed_early_and_never_within_a_second() {
         let mut rng = fastrand::Rng::with_seed(2);
-        for seconds in [3_599, 900, 60, 10] {
+        for (seconds, part) in [(3_599, 2), (900, 2), (61, 2), (60, 10), (20, 10)] {
             let life = Duration::from_secs(seconds);
             for _ in 0..200 {
-                let wait = wait_for(life, &mut rng);
-                assert!(wait <= life / 2 && wait >= life.mul_f64(0.39), "{wait:?} of {life:?}");
+                let (wait, most) = (wait_for(life, &mut rng), life / part);
+                assert!(wait <= most && wait >= most.mul_f64(0.79), "{wait:?} of {life:?}");
             }
         }
         assert_eq!(wait_for(Duration::from_millis(10), &mut rng), MIN_GAP);
@@ -130,7 +152,7 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(3);
         for (failures, ceiling) in [(1, 2), (2, 4), (3, 8), (4, 16), (5, 30), (40, 30)] {
             let waits: Vec<_> = (0..500)
-                .map(|_| match Pace::BeforeExpiry.after_failure(failures, &mut rng) {
+                .map(|_| match Pace::BeforeExpiry.after_failure(failures, None, &mut rng) {
                     Due::In(wait) => wait,
                     other => panic!("{other:?}"),
                 })
@@ -142,13 +164,26 @@ mod tests {
         }
     }
 
+    /// However often it has failed, it tries again while the key lives.
+    #[test]
+    fn a_dying_key_is_tried_for_more_often() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        for (left, most) in [(160, 20), (16, 2), (8, 1), (1, 1), (0, 1)] {
+            let left = Some(Duration::from_secs(left));
+            let waits = (0..200).map(|_| Pace::BeforeExpiry.after_failure(40, left, &mut rng));
+            let most = Duration::from_secs(most);
+            let fits = |due| matches!(due, Due::In(wait) if (MIN_GAP..=most).contains(&wait));
+            assert!(waits.into_iter().all(fits), "{left:?}");
+        }
+    }
+
     #[test]
     fn a_poll_keeps_its_beat_whatever_it_finds() {
         let mut rng = fastrand::Rng::with_seed(4);
         let pace = Pace::Every(Duration::from_secs(5));
         let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(pace.after_success(None, now, &mut rng), Due::In(Duration::from_secs(5)));
-        assert_eq!(pace.after_failure(9, &mut rng), Due::In(Duration::from_secs(5)));
-        assert_eq!(Pace::Every(Duration::ZERO).after_failure(1, &mut rng), Due::In(MIN_POLL));
+        assert_eq!(pace.after_success(None, now, now, &mut rng), Due::In(Duration::from_secs(5)));
+        assert_eq!(pace.after_failure(9, None, &mut rng), Due::In(Duration::from_secs(5)));
+        assert_eq!(Pace::Every(Duration::ZERO).after_failure(1, None, &mut rng), Due::In(MIN_POLL));
     }
 }

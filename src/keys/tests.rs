@@ -21,6 +21,8 @@ struct Scripted {
     pace: Pace,
     takes: Duration,
     answer: Answer,
+    /// While it answers nothing.
+    hangs: Option<std::ops::Range<Duration>>,
     world: World,
     /// Dropped with the source: tells that it went.
     _gone: Option<oneshot::Sender<()>>,
@@ -33,11 +35,13 @@ struct World {
     /// How far the clock on the wall was set forward.
     stepped: Arc<Mutex<Duration>>,
     looks: Arc<Mutex<Vec<Duration>>>,
+    canary: Canary,
 }
 
 impl World {
     fn new() -> Self {
-        Self { start: Instant::now(), stepped: Arc::default(), looks: Arc::default() }
+        let (stepped, looks) = (Arc::default(), Arc::default());
+        Self { start: Instant::now(), stepped, looks, canary: Canary::NONE }
     }
 
     fn now(&self) -> Timestamp {
@@ -66,7 +70,7 @@ impl World {
     }
 
     fn keys_of(&self, source: Scripted, stop: CancellationToken) -> Keys {
-        Keys::with_source(source, self.clock(), fastrand::Rng::with_seed(7), stop)
+        Keys::with_source(source, self.canary, self.clock(), fastrand::Rng::with_seed(7), stop)
     }
 
     fn source(
@@ -75,13 +79,24 @@ impl World {
         answer: impl FnMut(usize, Timestamp) -> Result<Key, KeyError> + Send + 'static,
     ) -> Scripted {
         let takes = Duration::from_millis(100);
-        Scripted { pace, takes, answer: Box::new(answer), world: self.clone(), _gone: None }
+        Scripted {
+            pace,
+            takes,
+            answer: Box::new(answer),
+            hangs: None,
+            world: self.clone(),
+            _gone: None,
+        }
     }
 }
 
 impl Source for Scripted {
     fn as_str(&self) -> &'static str {
         "scripted"
+    }
+
+    fn place(&self) -> String {
+        "the script".to_owned()
     }
 
     fn pace(&self) -> Pace {
@@ -95,6 +110,9 @@ impl Source for Scripted {
             looks.len()
         };
         sleep(self.takes).await;
+        if self.hangs.as_ref().is_some_and(|hangs| hangs.contains(&self.world.start.elapsed())) {
+            std::future::pending::<()>().await;
+        }
         (self.answer)(nth, self.world.now())
     }
 }
@@ -108,7 +126,7 @@ fn key(n: usize, expires: Option<Timestamp>) -> Key {
 }
 
 fn trouble(words: &str) -> KeyError {
-    KeyError::Uri { origin: "http://keys".to_owned(), why: words.to_owned() }
+    KeyError::Server { origin: "http://keys".to_owned(), why: words.to_owned() }
 }
 
 // === Renewal ===
@@ -394,4 +412,44 @@ async fn each_trouble_is_logged_once_and_no_secret_ever() {
     let shown = format!("{keys:#?} {:#?} {log}", keys.current().unwrap());
     assert!(shown.contains("****0001"));
     assert!(!shown.contains("hush") && !shown.contains("LTAI0001"), "{shown}");
+}
+
+// === Keys that live for seconds ===
+
+/// Renewed well before their end, and a source that is down for most of a life leaves no gap.
+#[tokio::test(start_paused = true)]
+async fn keys_of_twenty_seconds_outlast_a_source_that_is_down_for_fifteen() {
+    for down_from in 30..50 {
+        let world = World::new();
+        let life = Duration::from_secs(20);
+        let from = Timestamp::UNIX_EPOCH + Duration::from_secs(down_from);
+        let down = from..from + Duration::from_secs(15);
+        let keys = world.keys(Pace::BeforeExpiry, move |n, now| {
+            if down.contains(&now) { Err(trouble("down")) } else { Ok(key(n, Some(now + life))) }
+        });
+        keys.loaded().await;
+        while world.start.elapsed() < Duration::from_mins(2) {
+            assert!(keys.current().is_ok(), "{down_from}: {:?}", keys.status());
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert!(keys.status().reloads_failed >= 5, "{:?}", keys.status());
+        assert!(world.looks().len() < 130, "at most one a second");
+    }
+}
+
+/// A source that hangs is given up in time for others looks to follow.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_hangs_is_given_up_while_the_key_lives() {
+    let world = World::new();
+    let life = Duration::from_secs(20);
+    let mut source = world.source(Pace::BeforeExpiry, move |n, now| Ok(key(n, Some(now + life))));
+    source.hangs = Some(Duration::from_secs(10)..Duration::from_secs(25));
+    let keys = world.keys_of(source, CancellationToken::new());
+    keys.loaded().await;
+    while world.start.elapsed() < Duration::from_mins(1) {
+        assert!(keys.current().is_ok(), "{:?}", keys.status());
+        sleep(Duration::from_millis(100)).await;
+    }
+    let status = keys.status();
+    assert!(status.reloads_failed >= 3 && status.last_error.is_none(), "{status:?}");
 }

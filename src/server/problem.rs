@@ -154,7 +154,7 @@ impl Problem {
     }
 
     /// Its JSON document.
-    pub(super) fn to_json(&self) -> Vec<u8> {
+    pub fn to_json(&self) -> Vec<u8> {
         json(self)
     }
 

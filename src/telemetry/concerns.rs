@@ -115,6 +115,14 @@ impl Concerns {
                 return self.add(level, "The access key expires soon", detail, SOURCE);
             }
         }
+        if let Some(id) = &key.refused {
+            let detail = format!(
+                "The provider refuses the new key {id}. tollgate goes on with the one before, as long as \
+                 that works."
+            );
+            let remedy = "Mount a key that works. Do not disable the old one before.";
+            self.add(Level::Warn, "The new access key is refused", detail, remedy);
+        }
         if let Some(error) = error {
             let detail = format!("The key in use still works. Its source fails: {error}.");
             self.add(Level::Warn, "The access key cannot be renewed", detail, SOURCE);
@@ -129,7 +137,9 @@ impl Concerns {
             };
             let lanes = Lanes::of(status, Some(denied));
             let latest = latest(status.errors.iter().filter(means), status.now);
-            if lanes.topics == 0 && latest.is_empty() {
+            // A new key that was only tried harms no caller.
+            let is_of_trial = status.key.refused.is_some();
+            if lanes.topics == 0 && (latest.is_empty() || is_of_trial) {
                 continue;
             }
             let title = denied.explanation().trim_end_matches('.');

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use crate::answer::AccessDenied;
 use crate::ceiling::Ceiling;
 use crate::delivery::Delivery;
-use crate::keys::Keys;
+use crate::keys::{KeyError, Keys};
 use crate::memory::MemoryBudget;
 use crate::meter::Meter;
 use crate::server::{ConnectionSlots, Problem, Reply, json_reply, reply};
@@ -114,8 +114,16 @@ impl TelemetryService {
     fn startup(&self) -> Reply {
         match self.sources.keys.current() {
             Ok(_) => text(StatusCode::OK, "ok\n".to_owned()),
-            Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, format!("no key: {error}\n")),
+            Err(error) => {
+                let why = self.no_key(&error);
+                text(StatusCode::SERVICE_UNAVAILABLE, format!("no key: {why}\n"))
+            }
         }
+    }
+
+    /// Why there is no key: what its source last failed with names a variable, a path or an address.
+    fn no_key(&self, error: &KeyError) -> String {
+        self.sources.keys.status().last_error.unwrap_or_else(|| error.to_string())
     }
 
     /// An outage of the upstream does not make it unready: the provider would fail for every other pod,
@@ -130,7 +138,8 @@ impl TelemetryService {
         if query != Some("verbose") {
             return text(status, format!("{word}\n"));
         }
-        let key = key.map_or_else(|error| format!("no: {error}"), |_| "yes".to_owned());
+        let key =
+            key.map_or_else(|error| format!("no: {}", self.no_key(&error)), |_| "yes".to_owned());
         let mut lines =
             format!("{word}\nstopping: {stopping}\naccepting: {accepting}\nkey: {key}\n");
         if let Some(usage) = self.sources.spool.as_ref().map(Spool::usage) {

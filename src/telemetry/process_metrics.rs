@@ -97,12 +97,21 @@ pub(super) fn keys(status: &KeyStatus) -> Families {
     if let Some(at) = status.loaded_at {
         loaded = loaded.value(&source, at.as_second() as f64);
     }
-    let reloads =
-        Family::counter("tollgate_key_reloads_total", "Reads of the key's source, by result")
-            .value(&[("source", status.source), ("result", "ok")], status.reloads_ok as f64)
-            .value(
-                &[("source", status.source), ("result", "failed")],
-                status.reloads_failed as f64,
-            );
+    let mut reloads = Family::counter(
+        "tollgate_key_reloads_total",
+        "Keys by result: ok (taken up), failed (the source had none), refused (the provider refused a new \
+         key that was tried on some calls)",
+    );
+    for (result, count) in [
+        ("ok", status.reloads_ok),
+        ("failed", status.reloads_failed),
+        ("refused", status.rejections),
+    ] {
+        // What cannot happen has no series: other sources say when a key ends, or never have a new one.
+        if result == "refused" && !matches!(status.source, "file" | "cli") {
+            continue;
+        }
+        reloads = reloads.value(&[source[0], ("result", result)], count as f64);
+    }
     [expiry, loaded, reloads].map(Family::done).into()
 }

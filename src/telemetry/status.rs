@@ -181,6 +181,7 @@ impl SidecarStatus {
                 loaded: key.loaded_at,
                 expires: key.expires_at,
                 error: key.last_error,
+                refused: key.rejected,
             },
             last_answer: upstream.last_answer,
             last_delivered: failures.delivered,

@@ -209,6 +209,9 @@ pub(crate) struct KeyView {
     pub(crate) loaded: Option<Timestamp>,
     pub(crate) expires: Option<Timestamp>,
     pub(crate) error: Option<String>,
+    /// The masked id of a new key that the provider refuses, while the one before is in use.
+    #[serde(default)]
+    pub(crate) refused: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -23,7 +23,7 @@ use super::pool::{Pool, PooledConnection, Slot};
 use super::trouble::Trouble;
 use super::tunnel::unused_variable;
 use super::{SendGate, SendMessage, Upstream};
-use crate::answer::{AccessDenied, Answer, ClockUpdate, Codes, TransportError, Verdict};
+use crate::answer::{AccessDenied, Answer, Codes, NextSignature, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
 use crate::config::{self, SignatureVersion};
 use crate::deadline;
@@ -53,8 +53,6 @@ struct UpstreamInner {
     keys: Keys,
     /// What the configuration says of codes.
     codes: Codes,
-    /// The key that was refused last.
-    refused: Mutex<Option<Arc<Key>>>,
     clock: Mutex<ProviderClock>,
     /// At most one line a second about a `Date` that is not believed.
     clock_lines: LogLimiter,
@@ -115,7 +113,6 @@ impl HttpUpstream {
             pools,
             keys,
             codes,
-            refused: Mutex::default(),
             clock: Mutex::default(),
             clock_lines: LogLimiter::new(1),
             trouble: Trouble::new(),
@@ -191,7 +188,7 @@ impl Upstream for HttpUpstream {
             Ok(answer) => {
                 let mut answer = shared.codes.rule(answer);
                 pool.put_back(connection);
-                shared.learn(&mut answer, key);
+                shared.learn(&mut answer, &key);
                 match answer.verdict() {
                     // A gateway that did not wait for what stands behind it, which may read it yet.
                     _ if answer.is_gateway_timeout() => drop(permit),
@@ -210,11 +207,7 @@ impl Upstream for HttpUpstream {
     }
 
     async fn renew_key(&self) -> bool {
-        let refused = self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match refused {
-            Some(key) => self.shared.keys.refresh(&key).await,
-            None => false,
-        }
+        self.shared.keys.renew().await
     }
 }
 
@@ -317,7 +310,7 @@ impl UpstreamInner {
         permit: &Permit,
         gate: &SendGate,
     ) -> Result<(Arc<Key>, Request<Full<Bytes>>), TransportError> {
-        let key = self.keys.current().map_err(|_| TransportError::NoKey)?;
+        let key = self.keys.choose().map_err(|_| TransportError::NoKey)?;
         let request = self.request(message, &key)?;
         if !permit.holds() {
             return Err(TransportError::Unwritten);
@@ -369,7 +362,7 @@ impl UpstreamInner {
     }
 
     /// Takes from an answer what the next call needs to know.
-    fn learn(&self, answer: &mut Answer, key: Arc<Key>) {
+    fn learn(&self, answer: &mut Answer, key: &Arc<Key>) {
         let now = Timestamp::now();
         self.last_answer_ms.store(now.as_millisecond(), Ordering::Relaxed);
         self.trouble.ended();
@@ -379,14 +372,23 @@ impl UpstreamInner {
             Verdict::Delivered | Verdict::Refused => TimeCheck::Passed,
             _ => TimeCheck::Silent,
         };
-        if verdict == Verdict::Denied(AccessDenied::Key) {
-            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
-        }
+        let next = match verdict {
+            Verdict::Denied(why @ (AccessDenied::Key | AccessDenied::Permission)) => {
+                self.keys.refused(key, why)
+            }
+            // A message that is refused has a key that is not.
+            Verdict::Delivered | Verdict::Refused => {
+                self.keys.worked(key);
+                NextSignature::Same
+            }
+            _ => NextSignature::Same,
+        };
         let Answer::Http(http) = answer else { return };
+        http.next = next;
         let learnt = self.clock().learn(http.date, now, check);
         match learnt {
             Some(Correction::Made(skew)) => {
-                http.clock = ClockUpdate::Corrected;
+                http.next = NextSignature::OtherTime;
                 let skew_ms = skew.as_millis();
                 tracing::warn!(skew_ms, "the provider refused our time: corrected");
             }

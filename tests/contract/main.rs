@@ -10,6 +10,7 @@ mod connections;
 mod demo;
 mod door;
 mod durability;
+mod keyring;
 mod keys;
 mod ledger;
 mod memory;

@@ -1,9 +1,11 @@
 //! No secret leaves the process but in a signature: not in a log at trace level, `check`'s output,
 //! a problem, a metric, the page or a `Debug` print.
 
+use crate::keys::sources::service_account_token;
 use crate::support::http::{get, post};
-use crate::support::process::{Serve, run};
+use crate::support::process::{Emulator, Keyring, Serve, run};
 use crate::support::script::{Script, error, json, ok};
+use crate::support::until;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tollgate::keys::Key;
@@ -90,4 +92,87 @@ async fn nothing_that_is_shown_holds_a_secret() {
     let runtime = tokio::runtime::Handle::current();
     let _inside = runtime.enter();
     holds_none("Debug", &format!("{:?}", tollgate::keys::Keys::fixed(key)));
+}
+
+/// Nor does a source of keys, whatever it asks and whoever refuses it.
+#[tokio::test]
+async fn no_source_of_keys_shows_a_secret() {
+    let keys = format!("id-of-this-test={SECRET}");
+    let emulator = Emulator::start(&["--keys", &keys]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("token"), format!("{}{SECRET}", service_account_token(3_600))).unwrap();
+    std::fs::write(path("shared"), TOKEN).unwrap();
+    let profile = format!(
+        r#"{{"current":"a","profiles":[{{"name":"a","mode":"AK","access_key_id":"id-of-this-test","access_key_secret":"{SECRET}"}}]}}"#
+    );
+    std::fs::write(path("config.json"), profile).unwrap();
+    let url = emulator.url();
+    let role = "acs:ram::1:role/r";
+    let uri = format!(
+        "http://user:{SECRET}@{}/latest/meta-data/ram/security-credentials/EmulatedRole?token={SECRET}",
+        emulator.address
+    );
+    let (token, shared, config) = (path("token"), path("shared"), path("config.json"));
+    let env = [
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "id-of-this-test"),
+        ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", SECRET),
+    ];
+    let refusals = br#"[{"action":"AssumeRole","code":"NoPermission","times":1},{"action":"AssumeRoleWithOIDC","then":"html-503","times":1},{"action":"metadata","then":"close","times":1}]"#;
+    for source in [
+        vec![("keys.source", "role"), ("keys.role_arn", role)],
+        vec![
+            ("keys.source", "oidc"),
+            ("keys.oidc_role_arn", role),
+            ("keys.oidc_provider_arn", "acs:ram::1:oidc-provider/p"),
+            ("keys.oidc_token_file", &token),
+        ],
+        vec![("keys.source", "uri"), ("keys.uri", &uri), ("keys.uri_token_file", &shared)],
+        vec![("keys.source", "ecs"), ("keys.ecs_endpoint", &url)],
+        vec![("keys.source", "cli"), ("keys.cli_config", &config)],
+    ] {
+        post(&emulator.address, "/_emulator/faults", &[], refusals).await;
+        let base = [
+            ("upstream.endpoint", url.as_str()),
+            ("keys.sts_endpoint", &url),
+            ("telemetry.level", "trace"),
+        ];
+        let serve = Serve::start(&[&base[..], &source].concat(), &env).await;
+        until("it has a key", async || get(&serve.telemetry, "/startupz").await.status == 200)
+            .await;
+        let answer = post(&serve.publish, "/publish/TopicA", &[], PAYLOAD.as_bytes()).await;
+        assert_eq!(answer.status, 200, "{source:?}: {}", answer.text());
+        for path in ["/metrics", "/status.json", "/readyz?verbose"] {
+            holds_none(path, &get(&serve.telemetry, path).await.text());
+        }
+        serve.signal(rustix::process::Signal::TERM);
+        let (_, log) = serve.ended().await;
+        holds_none("the log", &log);
+    }
+
+    let file = format!(
+        "[telemetry]\nlevel = \"trace\"\n[keys]\nsts_endpoint = \"{url}\"\n[keyring]\nlisten = \"127.0.0.1:0\"\n\
+         role_arn = \"{role}\"\n[[keyring.callers]]\nname = \"batch\"\ntoken_file = \"{shared}\"\n"
+    );
+    std::fs::write(path("keyring.toml"), file).unwrap();
+    let keyring = Keyring::start(&path("keyring.toml"), &["id-of-this-test", SECRET]).await;
+    let encoded = TOKEN.replace('/', "%2F").replace('+', "%2B").replace('=', "%3D");
+    let mut secrets = Vec::new();
+    for (target, expected) in [
+        (format!("/credentials?token={encoded}"), 200),
+        (format!("/credentials?token={SECRET}"), 401),
+        (format!("/{SECRET}"), 404),
+    ] {
+        until(&target, async || get(&keyring.address, &target).await.status == expected).await;
+        let answer = get(&keyring.address, &target).await;
+        if expected == 200 {
+            for part in ["AccessKeySecret", "SecurityToken"] {
+                secrets.push(answer.json()[part].as_str().unwrap().to_owned());
+            }
+        }
+    }
+    let log = keyring.log();
+    assert!(log.contains("key handed out") && log.contains("no key handed out"), "{log}");
+    holds_none("the keyring's log", &log);
+    assert!(secrets.iter().all(|secret| !log.contains(secret)), "{log}");
 }

@@ -8,6 +8,7 @@ mod authentication;
 mod client;
 mod connections;
 mod faults;
+mod keys;
 mod limits;
 mod report;
 #[path = "../support/mod.rs"]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
 mod fleets;
+mod keys;
 mod neighbours;
 mod outages;
 mod standstills;

@@ -242,3 +242,43 @@ impl Emulator {
         format!("http://{}", self.address)
     }
 }
+
+/// `tollgate keyring`; killed when dropped.
+pub struct Keyring {
+    pub address: String,
+    log: Arc<Mutex<String>>,
+    _child: Child,
+}
+
+impl Keyring {
+    /// Starts one with this configuration file, and a lasting key (id, secret) in its environment.
+    pub async fn start(config: &str, key: &[&str]) -> Self {
+        let env =
+            [("ALIBABA_CLOUD_ACCESS_KEY_ID", key[0]), ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", key[1])];
+        let mut child = tollgate(&["keyring", "--config", config], &env).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::new(Mutex::new(String::new()));
+        let serving = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                log.lock().unwrap().push_str(&format!("{line}\n"));
+                let fields: Value = serde_json::from_str(&line).unwrap_or_default();
+                if fields["message"] == "the keyring is serving" {
+                    return fields["listen"].as_str().unwrap().to_owned();
+                }
+            }
+            panic!("it does not serve:\n{}", log.lock().unwrap());
+        };
+        let address = timeout(BOUND, serving).await.expect("it serves in time");
+        let kept = Arc::clone(&log);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                kept.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        Self { address, log, _child: child }
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+}

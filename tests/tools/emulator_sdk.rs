@@ -111,3 +111,67 @@ async fn the_sdk_reads_refusals() {
     assert_eq!(results[0]["RetryAfter"], 700);
     assert_eq!(emulator.report().accepted, 0);
 }
+
+/// The provider's own library for keys gets one from `tollgate keyring` by its credentials-URI provider, and from
+/// the emulator's services by its own ones; with each, the SDK publishes.
+#[tokio::test]
+async fn the_credentials_library_gets_keys_that_publish() {
+    const SHARED: &str = "a-shared-token-of-this-test";
+    let emulator = Emulator::start(options()).unwrap();
+    let address = emulator.address().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("shared"), SHARED).unwrap();
+    std::fs::write(path("token"), service_account_token()).unwrap();
+    let config = format!(
+        r#"
+        [keys]
+        sts_endpoint = "http://{address}"
+        [keyring]
+        listen = "127.0.0.1:0"
+        role_arn = "acs:ram::1000000000000001:role/tollgate"
+        [[keyring.callers]]
+        name = "python"
+        token_file = "{}"
+        instances = ["{INSTANCE}"]
+        topics = ["Alarm"]
+        "#,
+        path("shared")
+    );
+    std::fs::write(path("keyring.toml"), config).unwrap();
+    let keyring = support::process::Keyring::start(&path("keyring.toml"), &LASTING[..2]).await;
+    let uri = format!("http://{}/credentials?token={SHARED}", keyring.address);
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(root.join("target/test-venv/bin/python"))
+        .arg(root.join("tests/python/sdk_keys.py"))
+        .args([&address, &uri, &path("token")])
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(Duration::from_mins(1), output).await.unwrap().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "run tests/setup.sh? {errors}\n{}", keyring.log());
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let results: Vec<Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(results.len(), 4, "{results:?}");
+    let messages = emulator.messages();
+    for (result, message) in results.iter().zip(&messages) {
+        assert!(result["id"].as_str().unwrap().starts_with("STS."), "{result}");
+        assert_eq!(result["MsgId"], message.msg_id, "{result}");
+    }
+    assert_eq!(messages.len(), 4);
+    let log = keyring.log();
+    assert_eq!(log.matches("key handed out").count(), 1, "{log}");
+    for secret in [SHARED, LASTING[1]] {
+        assert!(!log.contains(secret), "{log}");
+    }
+}
+
+fn service_account_token() -> String {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let ends = jiff::Timestamp::now().as_second() + 3_600;
+    let claims = format!(r#"{{"iss":"https://issuer","aud":"sts.aliyuncs.com","exp":{ends}}}"#);
+    format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
+}

@@ -1,34 +1,137 @@
 //! The keys that may sign, and the tokens that temporary ones need.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde::Serialize;
 
 use super::super::options::KeyPair;
+use super::super::policy::Policy;
 use super::super::refusal::Refusal;
 
+/// Keys that are known at once. Beyond it, keys that have ended are forgotten.
+const MOST_KEYS: usize = 10_000;
+
 /// Keys by id.
-pub(in super::super) struct KeyRing(HashMap<String, KeyPair>);
+pub(in super::super) struct KeyRing(Mutex<HashMap<String, Arc<KnownKey>>>);
+
+/// A key, and what it may do.
+pub(in super::super) struct KnownKey {
+    pub(in super::super) pair: KeyPair,
+    /// By the provider's clock.
+    pub(in super::super) expires: Option<Timestamp>,
+    /// What narrows it; `None`: it may do everything.
+    pub(in super::super) policy: Option<Policy>,
+    /// Of a role's key.
+    pub(in super::super) role: Option<KeyRole>,
+}
+
+/// For which session a key was given out.
+#[derive(Debug, Clone, Serialize)]
+pub(in super::super) struct KeyRole {
+    pub(in super::super) role_arn: String,
+    pub(in super::super) session_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in super::super) external_id: Option<String>,
+}
+
+/// A key as it may be shown.
+#[derive(Serialize)]
+pub(in super::super) struct KeyView {
+    id: String,
+    kind: &'static str,
+    expires: Option<String>,
+    expired: bool,
+    policy: Option<serde_json::Value>,
+    role: Option<KeyRole>,
+}
+
+impl KnownKey {
+    /// A key without a role.
+    pub(in super::super) fn lasting(pair: KeyPair, expires: Option<Timestamp>) -> Self {
+        Self { pair, expires, policy: None, role: None }
+    }
+
+    /// Whether it may send to a topic.
+    pub(in super::super) fn may_send(&self, instance: &str, topic: &str) -> bool {
+        let parent = topic.split('/').next().unwrap_or_default();
+        self.may(
+            "mq:SendMessage",
+            &format!("acs:mq:cn-emulated:1000000000000001:topic/{instance}/{parent}"),
+        )
+    }
+
+    pub(in super::super) fn may(&self, action: &str, resource: &str) -> bool {
+        self.policy.as_ref().is_none_or(|policy| policy.allows(action, resource))
+    }
+
+    fn has_ended(&self, now: Timestamp) -> bool {
+        self.expires.is_some_and(|at| at <= now)
+    }
+}
 
 impl KeyRing {
     pub(in super::super) fn new(keys: Vec<KeyPair>) -> Self {
-        Self(keys.into_iter().map(|key| (key.id.clone(), key)).collect())
+        let known = |pair: KeyPair| (pair.id.clone(), Arc::new(KnownKey::lasting(pair, None)));
+        Self(Mutex::new(keys.into_iter().map(known).collect()))
     }
 
-    /// The key of that id, if the token that came is the one that must come.
-    pub(super) fn find(&self, id: &str, token: Option<&str>) -> Result<&KeyPair, Refusal> {
-        let key = self.0.get(id).ok_or_else(|| Refusal::new("InvalidAccessKeyId.NotFound"))?;
-        match (key.token.as_deref(), token) {
-            (None, None) => Ok(key),
-            (Some(_), None) => Err(Refusal::new("MissingSecurityToken")),
-            (Some(expected), Some(token)) if expected == token => Ok(key),
-            (_, Some(token)) if self.anybody_has(token) => {
-                Err(Refusal::new("InvalidSecurityToken.MismatchWithAccessKey"))
-            }
-            (_, Some(_)) => Err(Refusal::new("InvalidSecurityToken.Malformed")),
+    fn keys(&self) -> MutexGuard<'_, HashMap<String, Arc<KnownKey>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(in super::super) fn add(&self, key: KnownKey) {
+        let mut keys = self.keys();
+        if keys.len() >= MOST_KEYS {
+            let now = Timestamp::now();
+            keys.retain(|_, key| !key.has_ended(now));
         }
+        keys.insert(key.pair.id.clone(), Arc::new(key));
     }
 
-    fn anybody_has(&self, token: &str) -> bool {
-        self.0.values().any(|key| key.token.as_deref() == Some(token))
+    /// Whether there was one.
+    pub(in super::super) fn revoke(&self, id: &str) -> bool {
+        self.keys().remove(id).is_some()
+    }
+
+    pub(in super::super) fn views(&self, now: Timestamp) -> Vec<KeyView> {
+        let view = |key: &Arc<KnownKey>| KeyView {
+            id: key.pair.id.clone(),
+            kind: if key.pair.token.is_some() { "temporary" } else { "lasting" },
+            expires: key.expires.map(|at| at.to_string()),
+            expired: key.has_ended(now),
+            policy: key.policy.as_ref().map(Policy::as_json),
+            role: key.role.clone(),
+        };
+        let mut views: Vec<_> = self.keys().values().map(view).collect();
+        views.sort_by(|a, b| a.id.cmp(&b.id));
+        views
+    }
+
+    /// The key of that id, if the token that came is the one that must come and the key has not ended.
+    pub(super) fn find(
+        &self,
+        id: &str,
+        token: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Arc<KnownKey>, Refusal> {
+        let keys = self.keys();
+        let key = keys.get(id).ok_or_else(|| Refusal::new("InvalidAccessKeyId.NotFound"))?;
+        let anybody_has = |token| keys.values().any(|key| key.pair.token.as_deref() == Some(token));
+        match (key.pair.token.as_deref(), token) {
+            (None, None) => {}
+            (Some(_), None) => return Err(Refusal::new("MissingSecurityToken")),
+            (Some(expected), Some(token)) if expected == token => {}
+            (_, Some(token)) if anybody_has(token) => {
+                return Err(Refusal::new("InvalidSecurityToken.MismatchWithAccessKey"));
+            }
+            (_, Some(_)) => return Err(Refusal::new("InvalidSecurityToken.Malformed")),
+        }
+        if key.has_ended(now) {
+            return Err(Refusal::new("InvalidSecurityToken.Expired"));
+        }
+        Ok(Arc::clone(key))
     }
 }
 
@@ -43,7 +146,8 @@ mod tests {
             KeyPair::with_token("one", "s", "token-1"),
             KeyPair::with_token("two", "s", "token-2"),
         ]);
-        let code = |id, token| keys.find(id, token).err().map(|refusal| refusal.code);
+        let now = Timestamp::UNIX_EPOCH;
+        let code = |id, token| keys.find(id, token, now).err().map(|refusal| refusal.code);
         assert_eq!(code("lasting", None), None);
         assert_eq!(code("one", Some("token-1")), None);
         assert_eq!(code("nobody", None).unwrap(), "InvalidAccessKeyId.NotFound");
@@ -53,5 +157,10 @@ mod tests {
             let mismatch = code(id, Some("token-2")).unwrap();
             assert_eq!(mismatch, "InvalidSecurityToken.MismatchWithAccessKey");
         }
+        let ending = KeyPair::with_token("ending", "s", "token-3");
+        keys.add(KnownKey::lasting(ending, Some(now)));
+        assert_eq!(code("ending", Some("token-3")).unwrap(), "InvalidSecurityToken.Expired");
+        assert!(keys.revoke("one") && !keys.revoke("one"));
+        assert_eq!(code("one", Some("token-1")).unwrap(), "InvalidAccessKeyId.NotFound");
     }
 }

@@ -10,25 +10,27 @@ mod v3;
 #[cfg(test)]
 mod vectors;
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::call::{ReceivedCall, Version};
 use super::refusal::Refusal;
-pub(super) use key::KeyRing;
+pub(super) use key::{KeyRing, KeyRole, KnownKey};
 
 /// How far a call's time may be from the provider's.
 const WINDOW: SignedDuration = SignedDuration::from_mins(15);
 
 /// A call whose signature is right. Whether its nonce is fresh is for the caller to see.
 pub(super) struct VerifiedSignature<'a> {
-    pub(super) key_id: &'a str,
+    pub(super) key: Arc<KnownKey>,
     pub(super) nonce: &'a str,
 }
 
 /// Checks a call against the keys at the provider's time `now`.
 pub(super) fn check<'a>(
     call: &'a ReceivedCall<'_>,
-    keys: &'a KeyRing,
+    keys: &KeyRing,
     now: Timestamp,
 ) -> Result<VerifiedSignature<'a>, Refusal> {
     match call.version() {

@@ -9,7 +9,7 @@ use super::{KeyRing, ReceivedCall, Refusal, VerifiedSignature, check_time, does_
 
 pub(super) fn check<'a>(
     call: &'a ReceivedCall<'_>,
-    keys: &'a KeyRing,
+    keys: &KeyRing,
     now: Timestamp,
 ) -> Result<VerifiedSignature<'a>, Refusal> {
     let of_signature = |name| call.parameter(name).ok_or_else(|| incomplete(name));
@@ -24,14 +24,14 @@ pub(super) fn check<'a>(
         return Err(incomplete("SignatureVersion 1.0"));
     }
     check_time(timestamp, now)?;
-    let key = keys.find(key_id, call.parameter("SecurityToken"))?;
+    let key = keys.find(key_id, call.parameter("SecurityToken"), now)?;
 
     let string_to_sign = string_to_sign(call.method.as_str(), &canonical(call));
-    let expected = hmac_sha1(&hmac_key(&key.secret), &string_to_sign);
+    let expected = hmac_sha1(&hmac_key(&key.pair.secret), &string_to_sign);
     if expected.is_none() || STANDARD.decode(signature).ok() != expected {
         return Err(does_not_match(&string_to_sign));
     }
-    Ok(VerifiedSignature { key_id: &key.id, nonce })
+    Ok(VerifiedSignature { key, nonce })
 }
 
 /// All parameters but the signature itself.

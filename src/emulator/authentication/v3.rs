@@ -12,7 +12,7 @@ const ALGORITHM: &str = "ACS3-HMAC-SHA256";
 
 pub(super) fn check<'a>(
     call: &'a ReceivedCall<'_>,
-    keys: &'a KeyRing,
+    keys: &KeyRing,
     now: Timestamp,
 ) -> Result<VerifiedSignature<'a>, Refusal> {
     let mandatory = |name: &str| {
@@ -24,16 +24,16 @@ pub(super) fn check<'a>(
     let declared_hash = mandatory("x-acs-content-sha256")?;
     authorization.check_coverage(call)?;
     check_time(timestamp, now)?;
-    let key = keys.find(authorization.key_id, call.header("x-acs-security-token"))?;
+    let key = keys.find(authorization.key_id, call.header("x-acs-security-token"), now)?;
 
     let body_hash = sha256_hex(call.body);
     let canonical = canonical_request(call, authorization.signed_headers, &body_hash)?;
     let string_to_sign = string_to_sign(&canonical);
-    let expected = hmac_sha256(&key.secret, &string_to_sign).map(|mac| hex(&mac));
+    let expected = hmac_sha256(&key.pair.secret, &string_to_sign).map(|mac| hex(&mac));
     if declared_hash != body_hash || expected.as_deref() != Some(authorization.signature) {
         return Err(does_not_match(&string_to_sign));
     }
-    Ok(VerifiedSignature { key_id: &key.id, nonce })
+    Ok(VerifiedSignature { key, nonce })
 }
 
 /// `ACS3-HMAC-SHA256 Credential=…,SignedHeaders=a;b,Signature=…`, without blanks.

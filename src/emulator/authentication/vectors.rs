@@ -126,7 +126,7 @@ fn v1_every_intermediate_string() {
             let pair = KeyPair { token, ..KeyPair::new(id, &vector.access_key_secret) };
             let keys = KeyRing::new(vec![pair]);
             let signed = check(&call, &keys, time(&vector.params["Timestamp"])).unwrap();
-            assert_eq!(signed.key_id, id);
+            assert_eq!(signed.key.pair.id, *id);
             assert_eq!(signed.nonce, vector.params["SignatureNonce"]);
         }
     }
@@ -154,7 +154,7 @@ fn v3_every_intermediate_string() {
         let pair = KeyPair::new(&vector.access_key_id, &vector.access_key_secret);
         let keys = KeyRing::new(vec![pair]);
         let signed = check(&call, &keys, time(&vector.headers["x-acs-date"])).unwrap();
-        assert_eq!(signed.key_id, vector.access_key_id);
+        assert_eq!(signed.key.pair.id, vector.access_key_id);
         assert_eq!(signed.nonce, vector.headers["x-acs-signature-nonce"]);
     }
 }

@@ -64,7 +64,13 @@ fn well() -> SidecarStatus {
             topics: Vec::new(),
             budgets: Vec::new(),
         },
-        key: KeyView { source: "env".into(), loaded: Some(at(3_600)), expires: None, error: None },
+        key: KeyView {
+            source: "env".into(),
+            loaded: Some(at(3_600)),
+            expires: None,
+            error: None,
+            refused: None,
+        },
         last_answer: Some(at(1)),
         last_delivered: Some(at(1)),
         clock_skew_seconds: 0.0,
@@ -249,6 +255,7 @@ const CASES: &[Case] = &[
     ("over", |s| { s.plan_tps = Some(500); s.tps_peak = 501; }, &[(Warn, "Over the bought TPS")]),
 
     ("many callers", |s| s.connections[0] = connections("publish", 80), &[(Warn, "Connections to publish are nearly used up")]),
+    ("a refused new key", |s| s.key.refused = Some("****0002".into()), &[(Warn, "The new access key is refused")]),
     ("many keys", |s| s.keys = Some(keys(80)), &[(Warn, "Idempotency keys are nearly used up")]),
     ("all keys", |s| s.keys = Some(keys(100)), &[(Bad, "Idempotency keys are nearly used up")]),
     ("large messages", |s| s.memory = Some(memory(70)), &[(Warn, "The memory for messages is nearly used up")]),

@@ -215,6 +215,7 @@ function provider(s) {
     ['Key from', key.source], ['Key loaded', key.loaded ? ago(key.loaded, s.now) : 'not yet'],
     ['Key expires', key.expires ? (Date.parse(key.expires) > Date.parse(s.now) ? `in ${until(key.expires, s.now)} (${moment(key.expires, s.now)})` : `expired ${ago(key.expires, s.now)}`) : 'never'],
   ];
+  if (key.refused) rows.push(['Refused new key', key.refused]);
   if (key.error) rows.push(['Error of its source', key.error]);
   rows.push(['Last answer', ago(s.last_answer, s.now)], ['Last delivery', ago(s.last_delivered, s.now)],
     ['Clock skew', skew < 1 ? 'under 1 s' : `${span(skew)} ${s.clock_skew_seconds > 0 ? 'behind' : 'ahead'}`],

@@ -2,15 +2,35 @@
 
 use std::collections::BTreeSet;
 
-use tollgate::config::{Address, Keys, Origin, keys, load, reference, warnings};
+use tollgate::config::{Address, KeySource, Origin, keys, load, reference, warnings};
 
 use super::{owned, read, shown};
 
 const DOCUMENTED: &str = include_str!("../../../config/tollgate.toml");
 const PRODUCTION: &str = include_str!("../../../config/production.toml");
 /// Keys without a default: the file shows an example.
-const EXAMPLES: [&str; 5] =
-    ["upstream.endpoint", "upstream.instance_id", "upstream.proxy", "keys.uri", "fleet.region"];
+const EXAMPLES: [&str; 20] = [
+    "upstream.endpoint",
+    "upstream.instance_id",
+    "upstream.proxy",
+    "keys.uri",
+    "keys.uri_token_file",
+    "keys.uri_ca_file",
+    "keys.oidc_role_arn",
+    "keys.oidc_provider_arn",
+    "keys.oidc_token_file",
+    "keys.role_arn",
+    "keys.external_id",
+    "keys.policy",
+    "keys.sts_region",
+    "keys.sts_endpoint",
+    "keys.ecs_role",
+    "keys.cli_profile",
+    "fleet.region",
+    "keyring.certificate",
+    "keyring.private_key",
+    "keyring.role_arn",
+];
 
 /// The file with every default switched on: a `#` right before a name or a `[` is one.
 fn switched_on() -> String {
@@ -33,8 +53,9 @@ fn defaults() -> tollgate::config::Loaded {
 fn every_key_stands_in_the_file_with_its_default() {
     let defaults = defaults();
     let mut written = read(&switched_on()).unwrap();
-    // The only key without a default that has an effect by itself.
+    // The only keys without a default that have an effect by themselves.
     assert!(written.config.upstream.proxy.take().is_some());
+    assert!(written.config.keyring.take().is_some());
     let mut compared = 0;
     for key in keys() {
         let setting = written.settings.iter().find(|setting| setting.key == key);
@@ -80,7 +101,7 @@ fn every_key_is_one_row() {
 fn the_production_example_is_valid() {
     let config = read(PRODUCTION).unwrap().config;
     assert_eq!(config.listen.publish, [Address::Unix("/run/tollgate/publish.sock".into())]);
-    assert!(matches!(config.keys, Keys::File { .. }));
+    assert!(matches!(config.keys.source, KeySource::File { .. }));
     assert!(config.upstream.endpoint.is_provider() && config.upstream.endpoint.tls);
     assert_eq!(config.ceilings.account, Some(200));
     assert_eq!(warnings(&config), []);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tollgate::config::{Address, Keys, Roots, explain, load, warnings};
+use tollgate::config::{Address, KeySource, KeyUri, Roots, explain, load, warnings};
 use tollgate::message::Topic;
 
 use super::{File, LEAST, origin, owned, read, read_with, shown};
@@ -194,19 +194,19 @@ fn ceilings_follow_the_endpoint() {
 #[test]
 fn each_source_of_keys() {
     let uri_variable = ("ALIBABA_CLOUD_CREDENTIALS_URI", "http://h/variable");
-    let uri = |uri: &str| Keys::Uri { uri: uri.to_owned() };
-    let file = Keys::File { path: "/k".into(), poll: Duration::from_secs(2) };
+    let uri = |uri: &str| KeySource::Uri(KeyUri::plain(uri));
+    let file = KeySource::File { path: "/k".into(), poll: Duration::from_secs(2) };
     for (keys, env, expected) in [
-        ("", vec![], Keys::Env),
-        ("source = \"env\"\nuri = \"http://h\"\npath = \"x\"", vec![], Keys::Env),
+        ("", vec![], KeySource::Env),
+        ("source = \"env\"\nuri = \"http://h\"\npath = \"x\"", vec![], KeySource::Env),
         ("source = \"file\"\npath = \"/k\"", vec![], file),
         ("source = \"uri\"\nuri = \"http://h/file\"", vec![uri_variable], uri("http://h/file")),
         ("source = \"uri\"", vec![uri_variable], uri("http://h/variable")),
         // Someone else's variable is nobody's mistake.
-        ("", vec![("ALIBABA_CLOUD_CREDENTIALS_URI", "not a uri")], Keys::Env),
+        ("", vec![("ALIBABA_CLOUD_CREDENTIALS_URI", "not a uri")], KeySource::Env),
     ] {
         let loaded = read_with(&format!("{LEAST}[keys]\n{keys}\n"), &env, &[]).unwrap();
-        assert_eq!(loaded.config.keys, expected);
+        assert_eq!(loaded.config.keys.source, expected);
     }
     let env = [uri_variable, ("TOLLGATE__KEYS__SOURCE", "uri")];
     let loaded = read_with(LEAST, &env, &[]).unwrap();

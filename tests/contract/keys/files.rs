@@ -12,7 +12,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
-use tollgate::config;
+use tollgate::config::KeySource;
 use tollgate::keys::{Key, KeyError, KeyFolder, Keys, Source};
 
 const POLL: Duration = Duration::from_secs(5);
@@ -122,7 +122,7 @@ async fn a_link_to_a_version_that_is_gone() {
 }
 
 fn start(path: PathBuf) -> Keys {
-    Keys::start(&config::Keys::File { path, poll: POLL }, CancellationToken::new()).unwrap()
+    Keys::start(&KeySource::File { path, poll: POLL }.into(), CancellationToken::new()).unwrap()
 }
 
 // Paused time moves on by itself only while nothing reads a file.

@@ -2,5 +2,7 @@
 //! beside the code, in paused time.
 
 mod files;
-mod server;
+mod rotation;
+pub(crate) mod server;
+pub(crate) mod sources;
 mod uri;

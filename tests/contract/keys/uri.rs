@@ -15,7 +15,7 @@ use secrecy::ExposeSecret;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::{Instant, Interval, interval};
 use tokio_util::sync::CancellationToken;
-use tollgate::config;
+use tollgate::config::{KeySource, KeyUri};
 use tollgate::keys::{CredentialsUri, Keys, Source};
 
 use super::server::{Reply, Server, reply};
@@ -35,14 +35,14 @@ fn good() -> String {
 
 /// What one fetch says of a server; no secret may be in it.
 async fn failure(uri: &str) -> String {
-    let error = CredentialsUri::new(uri).unwrap().load().await.unwrap_err();
+    let error = CredentialsUri::new(&KeyUri::plain(uri)).unwrap().load().await.unwrap_err();
     let shown = format!("{error} {error:?}");
     assert!(!shown.contains("hush"), "{shown}");
     error.to_string()
 }
 
 fn start(uri: String) -> Keys {
-    Keys::start(&config::Keys::Uri { uri }, CancellationToken::new()).unwrap()
+    Keys::start(&KeySource::Uri(KeyUri::plain(uri)).into(), CancellationToken::new()).unwrap()
 }
 
 /// An https URI is fetched through the proxy of the environment, unless `NO_PROXY` names its host; an http
@@ -65,7 +65,7 @@ async fn a_proxy_of_the_environment() {
         (&plain.uri(), "HTTP_PROXY", "", false),
     ] {
         let proxy = ConnectProxy::start(None).await;
-        let mut source = CredentialsUri::with_environment(uri, |name| match name {
+        let mut source = CredentialsUri::with_environment(&KeyUri::plain(uri), |name| match name {
             "NO_PROXY" => Some(except.to_owned()),
             name if name == variable => Some(format!("http://user:hushword@{}", proxy.address)),
             _ => None,
@@ -84,7 +84,7 @@ async fn a_proxy_of_the_environment() {
     }
     for wrong in ["socks5://user:hush@proxy:1080", "http://", "http://ho st"] {
         let set = |name: &str| (name == "HTTPS_PROXY").then(|| wrong.to_owned());
-        let error = CredentialsUri::with_environment(&https, set).err().unwrap();
+        let error = CredentialsUri::with_environment(&KeyUri::plain(&https), set).err().unwrap();
         assert!(!format!("{error} {error:?}").contains("hush"), "{error}");
     }
 }
@@ -166,7 +166,7 @@ async fn a_body_of_64_kib_is_read_and_one_byte_more_is_not() {
         body
     };
     let server = Server::text(200, padded(64 * 1024)).await;
-    assert!(CredentialsUri::new(&server.uri()).unwrap().load().await.is_ok());
+    assert!(CredentialsUri::new(&KeyUri::plain(server.uri())).unwrap().load().await.is_ok());
     let server = Server::text(200, padded(64 * 1024 + 1)).await;
     assert!(failure(&server.uri()).await.ends_with("answered with more than 65536 bytes"));
 }

@@ -1,0 +1,164 @@
+//! The central holder of keys, for clusters without workload identity: it alone has a lasting key, and hands
+//! short-lived, narrowed ones to callers that prove themselves.
+//!
+//! `serve` accepts connections over TLS (`certificate`); `proof` finds out who asks, by a token of a service
+//! account (`issuer_keys`, `token_check`) or a shared token (`shared_tokens`); `hand_out` has a key for each
+//! caller, with a session `policy`. Instances share no state: each has keys of its own for its callers.
+
+mod certificate;
+mod hand_out;
+mod issuer_keys;
+mod policy;
+mod proof;
+mod serve;
+mod shared_tokens;
+mod token_check;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::keys::{Key, KeyError, Keys, RoleIssuer};
+use crate::log_limiter::LogLimiter;
+use certificate::Certificates;
+use hand_out::{HandOut, Withheld};
+use proof::Proofs;
+
+/// Log lines a second about callers that get nothing.
+const MOST_LINES: u64 = 5;
+
+/// Why a keyring does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyringError {
+    /// Its address cannot be bound.
+    #[error("cannot listen at {0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
+    /// Its own key's source, or a key set, can never be asked.
+    #[error("{0}")]
+    Keys(#[from] KeyError),
+    /// Its certificate cannot be used.
+    #[error("{0}")]
+    Certificate(String),
+}
+
+/// A running keyring.
+pub struct RunningKeyring {
+    address: SocketAddr,
+    stop: CancellationToken,
+    served: tokio::task::JoinHandle<()>,
+}
+
+/// What all connections share.
+struct KeyringInner {
+    proofs: Proofs,
+    hand_out: HandOut,
+    lines: LogLimiter,
+}
+
+/// A key in the form of the provider's metadata service.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct HandedKey<'a> {
+    code: &'static str,
+    access_key_id: &'a str,
+    access_key_secret: &'a str,
+    security_token: Option<&'a str>,
+    expiration: String,
+    last_updated: String,
+}
+
+impl RunningKeyring {
+    /// Starts one on the current runtime, with the keys that it assumes roles with.
+    pub async fn start(config: &config::Keyring, base: Keys) -> Result<Self, KeyringError> {
+        let failed = |error| KeyringError::Listen(config.listen, error);
+        let certificates = match &config.tls {
+            Some((certificate, key)) => Some(Certificates::read(certificate, key).await?),
+            None => None,
+        };
+        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let stop = CancellationToken::new();
+        let inner = Arc::new(KeyringInner {
+            proofs: Proofs::start(config, &stop).await?,
+            hand_out: HandOut::new(config, RoleIssuer::new(base, &config.sts)?),
+            lines: LogLimiter::new(MOST_LINES),
+        });
+        if let Some(certificates) = &certificates {
+            tokio::spawn(certificates.clone().follow(stop.clone()));
+        }
+        let most = config.max_connections;
+        let served = tokio::spawn(serve::run(listener, certificates, inner, most, stop.clone()));
+        Ok(Self { address, stop, served })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it: what is under way is given a moment.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        drop(self.served.await);
+    }
+}
+
+impl KeyringInner {
+    /// Whether keys can be handed out: there is one of our own, and each issuer's key set was read once.
+    fn readiness(&self) -> Result<(), String> {
+        if let Err(error) = self.hand_out.base().current() {
+            let why = self.hand_out.base().status().last_error;
+            return Err(format!("no key of its own: {}", why.unwrap_or(error.to_string())));
+        }
+        self.proofs.readiness()
+    }
+
+    /// A key for who proves itself, as JSON.
+    async fn key_for(
+        &self,
+        headers: &http::HeaderMap,
+        query: Option<&str>,
+        from: SocketAddr,
+    ) -> Result<Vec<u8>, Withheld> {
+        let proven = self.proofs.check(headers, query).await.map_err(Withheld::Unproven);
+        let handed = match proven {
+            Ok(caller) => self.hand_out.key_for(&caller).await.map(|key| (caller, key)),
+            Err(withheld) => Err(withheld),
+        };
+        match handed {
+            Ok((caller, key)) => {
+                let expires = key.expires().map(tracing::field::display);
+                let (name, subject) = (&*caller.caller.name, &*caller.subject);
+                let role = caller.caller.role_arn.as_deref();
+                tracing::info!(caller = name, subject, %from, key = key.masked(), expires, role, instances = ?caller.caller.instances, topics = ?caller.caller.topics, "key handed out");
+                Ok(json(&key))
+            }
+            Err(withheld) => {
+                if let Some(suppressed) = self.lines.next() {
+                    tracing::warn!(%from, suppressed, reason = %withheld, "no key handed out");
+                }
+                Err(withheld)
+            }
+        }
+    }
+}
+
+fn json(key: &Key) -> Vec<u8> {
+    let time = |at: Timestamp| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let handed = HandedKey {
+        code: "Success",
+        access_key_id: key.id(),
+        access_key_secret: key.secret().expose_secret(),
+        security_token: key.token().map(ExposeSecret::expose_secret),
+        expiration: time(key.expires().unwrap_or(Timestamp::MAX)),
+        last_updated: time(Timestamp::now()),
+    };
+    // Strings: serialising them cannot fail.
+    serde_json::to_vec(&handed).unwrap_or_default()
+}

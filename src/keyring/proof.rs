@@ -1,0 +1,208 @@
+//! Who asks: from a request to the caller that the configuration names.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
+use tokio_util::sync::CancellationToken;
+
+use super::issuer_keys::IssuerKeys;
+use super::shared_tokens::SharedTokens;
+use super::token_check::{TokenFlaw, subject_of};
+use crate::config::{CallerProof, Keyring, KeyringCaller};
+use crate::keys::KeyError;
+
+/// The longest proof. Tokens of service accounts have about a thousand characters.
+const MOST_CHARACTERS: usize = 8_192;
+
+/// A caller that has proven who it is.
+pub(super) struct ProvenCaller {
+    pub(super) caller: Arc<KeyringCaller>,
+    /// The subject of its token, or its own name.
+    pub(super) subject: String,
+}
+
+/// Why who asks is not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unproven {
+    /// It says nothing.
+    #[error("no token came with the request")]
+    Absent,
+    /// It cannot be one.
+    #[error("what came as a token is none")]
+    Malformed,
+    /// It is of no caller's.
+    #[error("the shared token is of no caller's")]
+    Unknown,
+    /// It is of a service account's, and not in order.
+    #[error("the token is not in order: {0}")]
+    Token(#[from] TokenFlaw),
+    /// It is in order, and of no caller's.
+    #[error("no caller has the subject {0:?}")]
+    Stranger(String),
+}
+
+/// What proves callers.
+pub(super) struct Proofs {
+    audience: String,
+    callers: Vec<Arc<KeyringCaller>>,
+    issuers: Vec<Arc<IssuerKeys>>,
+    shared: SharedTokens,
+}
+
+impl Proofs {
+    /// Reads the shared tokens once, and begins to read key sets.
+    pub(super) async fn start(
+        config: &Keyring,
+        stop: &CancellationToken,
+    ) -> Result<Self, KeyError> {
+        let callers: Vec<_> = config.callers.iter().cloned().map(Arc::new).collect();
+        let file = |caller: &Arc<KeyringCaller>| -> Option<(Arc<KeyringCaller>, PathBuf)> {
+            match &caller.proof {
+                CallerProof::TokenFile(path) => Some((Arc::clone(caller), path.clone())),
+                CallerProof::Subject(_) => None,
+            }
+        };
+        let shared = SharedTokens::start(callers.iter().filter_map(file).collect(), stop).await;
+        let issuers = config.issuers.iter().map(|issuer| IssuerKeys::start(issuer, stop));
+        let issuers = issuers.collect::<Result<_, _>>()?;
+        Ok(Self { audience: config.audience.clone(), callers, issuers, shared })
+    }
+
+    pub(super) fn readiness(&self) -> Result<(), String> {
+        self.issuers.iter().try_for_each(|issuer| issuer.readiness())
+    }
+
+    pub(super) async fn check(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+    ) -> Result<ProvenCaller, Unproven> {
+        let token = token(headers, query)?;
+        let token = token.expose_secret();
+        if token.len() > MOST_CHARACTERS || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Unproven::Malformed);
+        }
+        if let Some(caller) = self.shared.caller(token) {
+            let subject = caller.name.clone();
+            return Ok(ProvenCaller { caller, subject });
+        }
+        if token.split('.').count() != 3 {
+            return Err(Unproven::Unknown);
+        }
+        let subject = subject_of(token, &self.issuers, &self.audience).await?;
+        let is_meant = |caller: &&Arc<KeyringCaller>| matches!(&caller.proof, CallerProof::Subject(pattern) if fits(pattern, &subject));
+        match self.callers.iter().find(is_meant) {
+            Some(caller) => Ok(ProvenCaller { caller: Arc::clone(caller), subject }),
+            None => Err(Unproven::Stranger(subject)),
+        }
+    }
+}
+
+/// The token of a request: as Bearer, as the password of a URI, or, for SDKs which send neither, as `token`
+/// in the query.
+fn token(headers: &HeaderMap, query: Option<&str>) -> Result<SecretString, Unproven> {
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    match (given.next(), given.next()) {
+        (Some(_), Some(_)) => Err(Unproven::Malformed),
+        (Some(value), None) => {
+            let text = value.to_str().map_err(|_| Unproven::Malformed)?;
+            let (scheme, rest) = text.split_once(' ').ok_or(Unproven::Malformed)?;
+            if scheme.eq_ignore_ascii_case("bearer") {
+                return Ok(SecretString::from(rest.trim()));
+            }
+            if !scheme.eq_ignore_ascii_case("basic") {
+                return Err(Unproven::Malformed);
+            }
+            let bytes = STANDARD.decode(rest.trim()).map_err(|_| Unproven::Malformed)?;
+            let text = String::from_utf8(bytes).map_err(|_| Unproven::Malformed)?;
+            let (_, password) = text.split_once(':').ok_or(Unproven::Malformed)?;
+            Ok(SecretString::from(password))
+        }
+        (None, _) => {
+            let mut pairs = query.unwrap_or_default().split('&');
+            let token = pairs.find_map(|pair| pair.strip_prefix("token="));
+            let token = token.filter(|token| !token.is_empty()).ok_or(Unproven::Absent)?;
+            let token = percent_decode_str(token).decode_utf8().map_err(|_| Unproven::Malformed)?;
+            Ok(SecretString::from(&*token))
+        }
+    }
+}
+
+/// Whether a subject fits a pattern, in which `*` stands for any characters.
+fn fits(pattern: &str, subject: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = subject.strip_prefix(first) else { return false };
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_and_patterns() {
+        for (pattern, subject, expected) in [
+            ("a:b", "a:b", true),
+            ("a:b", "a:bc", false),
+            ("a:*", "a:b", true),
+            ("a:*", "xa:b", false),
+            ("a:*:c", "a:b:c", true),
+            ("a:*:c", "a:c", false),
+            ("a:*:c*", "a:b:cc", true),
+            ("*", "anything", true),
+            ("*:c", "a:b", false),
+            ("", "a", false),
+        ] {
+            assert_eq!(fits(pattern, subject), expected, "{pattern} {subject}");
+        }
+    }
+
+    #[test]
+    fn tokens_come_in_three_ways() {
+        let header = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+            headers
+        };
+        for (headers, query, expected) in [
+            (header("Bearer abc"), None, Some("abc")),
+            (header("bearer  abc "), Some("token=other"), Some("abc")),
+            (header("Basic dTphOmI="), None, Some("a:b")),
+            (header("Basic dQ=="), None, None),
+            (header("Basic %"), None, None),
+            (header("Digest x"), None, None),
+            (header("abc"), None, None),
+            (HeaderMap::new(), Some("a=b&token=a%2Fb"), Some("a/b")),
+            (HeaderMap::new(), Some("token="), None),
+            (HeaderMap::new(), Some("mytoken=x"), None),
+            (HeaderMap::new(), None, None),
+        ] {
+            let found = token(&headers, query).ok();
+            let found = found.as_ref().map(ExposeSecret::expose_secret);
+            assert_eq!(found, expected, "{headers:?} {query:?}");
+        }
+        let mut twice = header("Bearer a");
+        twice.append(AUTHORIZATION, "Bearer b".parse().unwrap());
+        assert!(matches!(token(&twice, None), Err(Unproven::Malformed)));
+    }
+}

@@ -1,0 +1,158 @@
+//! The key of the provider's command line: a profile of `~/.aliyun/config.json`, or of the SDKs' ini file.
+
+mod ini;
+mod json;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::boxed::BoxedSource;
+use super::ecs::MetadataKeys;
+use super::error::KeyError;
+use super::fixed::FixedKey;
+use super::key::Key;
+use super::oidc::OidcKeys;
+use super::proof::read_text;
+use super::role::AssumedRole;
+use super::source::{Pace, Source};
+use crate::config::{self, CliFile, CliFiles, EcsMetadata, RoleSession};
+
+/// A file with hundreds of profiles is smaller.
+const MAX_FILE: u16 = u16::MAX;
+/// How often a profile with a lasting key is read again.
+const POLL: Duration = Duration::from_secs(10);
+
+/// What a profile says, whichever file it stands in.
+pub(super) enum Profile {
+    Lasting { id: String, secret: SecretString, token: Option<SecretString> },
+    Role { base: Box<Self>, role: ProfileRole },
+    Oidc { provider_arn: String, token_file: PathBuf, role: ProfileRole },
+    Machine { role: Option<String> },
+}
+
+/// The role of a profile.
+pub(super) struct ProfileRole {
+    pub(super) arn: String,
+    pub(super) name: Option<String>,
+    pub(super) seconds: Option<u64>,
+    pub(super) policy: Option<String>,
+    pub(super) external_id: Option<String>,
+    pub(super) sts_region: Option<String>,
+    pub(super) vpc: bool,
+}
+
+/// Files of profiles, the first that exists.
+pub struct CliProfiles {
+    config: CliFiles,
+    /// That of the profile which was read last.
+    pace: Pace,
+}
+
+impl CliProfiles {
+    /// Nothing is read yet.
+    pub fn new(config: &CliFiles) -> Self {
+        Self { config: config.clone(), pace: Pace::BeforeExpiry }
+    }
+
+    fn files(&self) -> impl Iterator<Item = &(CliFile, PathBuf)> {
+        self.config.files.iter()
+    }
+
+    async fn profile(&self) -> Result<Profile, KeyError> {
+        let config = self.config.clone();
+        let read = move || read(&config);
+        let cut_off = |_| Err((self.place().into(), "reading it was cut off".to_owned()));
+        let read = tokio::task::spawn_blocking(read).await.unwrap_or_else(cut_off);
+        read.map_err(|(path, why)| KeyError::File { path, why })
+    }
+
+    fn source(&self, profile: Profile) -> Result<BoxedSource, KeyError> {
+        Ok(match profile {
+            Profile::Lasting { id, secret, token } => {
+                BoxedSource::new(FixedKey(Some(Key::new(id, secret, token, None)?)))
+            }
+            Profile::Role { base, role } => {
+                let base = self.source(*base)?;
+                let sts = self.sts(&role);
+                BoxedSource::new(AssumedRole::new(base, &sts, self.session(role))?)
+            }
+            Profile::Oidc { provider_arn, token_file, role } => {
+                let sts = self.sts(&role);
+                let session = self.session(role);
+                let role = config::OidcRole { provider_arn, token_file, session, sts };
+                BoxedSource::new(OidcKeys::new(&role)?)
+            }
+            Profile::Machine { role } => {
+                let config = EcsMetadata { role, ..self.config.ecs.clone() };
+                BoxedSource::new(MetadataKeys::new(&config)?)
+            }
+        })
+    }
+
+    /// What the configuration says holds over the profile.
+    fn sts(&self, role: &ProfileRole) -> config::Endpoint {
+        self.config.sts.endpoint(role.sts_region.as_deref(), role.vpc)
+    }
+
+    fn session(&self, role: ProfileRole) -> RoleSession {
+        RoleSession {
+            role_arn: role.arn,
+            name: role.name.unwrap_or_else(|| self.config.session_name.clone()),
+            duration: role.seconds.map_or(self.config.session_duration, Duration::from_secs),
+            policy: role.policy,
+            external_id: role.external_id,
+        }
+    }
+}
+
+impl Source for CliProfiles {
+    fn as_str(&self) -> &'static str {
+        "cli"
+    }
+
+    fn place(&self) -> String {
+        let path = self.files().find(|(_, path)| path.exists()).or_else(|| self.files().next());
+        path.map(|(_, path)| path.display().to_string()).unwrap_or_default()
+    }
+
+    fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    async fn load(&mut self) -> Result<Key, KeyError> {
+        let profile = self.profile().await?;
+        let pace = match profile {
+            Profile::Lasting { .. } => Pace::Every(POLL),
+            _ => Pace::BeforeExpiry,
+        };
+        let key = self.source(profile)?.load().await?;
+        self.pace = pace;
+        Ok(key)
+    }
+}
+
+/// The profile of the first file that exists; or the path and what is wrong.
+fn read(config: &CliFiles) -> Result<Profile, (PathBuf, String)> {
+    let found = config.files.iter().find(|(_, path)| path.exists());
+    let Some((kind, path)) = found else {
+        let names: Vec<_> = config.files.iter().map(|(_, path)| shown(path)).collect();
+        let first = config.files.first().map(|(_, path)| path.clone()).unwrap_or_default();
+        let others = names.get(1..).unwrap_or_default();
+        let why = match others {
+            [] => "does not exist".to_owned(),
+            others => format!("does not exist, nor does {}", others.join(", ")),
+        };
+        return Err((first, why));
+    };
+    let profile = read_text(path, MAX_FILE).and_then(|text| match kind {
+        CliFile::Json => json::profile(&text, config.profile.as_deref()),
+        CliFile::Ini => ini::profile(&text, config.profile.as_deref()),
+    });
+    profile.map_err(|why| (path.clone(), why))
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
