@@ -1,11 +1,12 @@
 //! `tollgate messages deliver`: empties a spool that no sidecar serves any more.
 
 use std::io::Write;
+use std::pin::pin;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::run::{MessagesFormat, VerbError, print, runtime};
@@ -23,6 +24,14 @@ const PROGRESS: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 /// Time limit for writes to the disk that are still under way at the end.
 const LAST_WRITES: Duration = Duration::from_secs(1);
+/// Time limits for what has begun when it is stopped: moving a slice, and its last records in Redis. A pod's
+/// grace is longer.
+const LAST_SLICE: Duration = Duration::from_secs(20);
+const LAST_RECORDS: Duration = Duration::from_secs(5);
+/// No dead letter is dropped for its age: an operator decides.
+const KEEP_DEAD: &str = "8760h";
+const GIVEN_UP: &str = "Redis did not take the last messages in time: they are on this disk, and some may be in Redis, \
+                        too; run it again with --handoff before anything else sends them";
 
 /// Deliver what a spool without a sidecar holds, and end when it is empty
 #[derive(Debug, clap::Args)]
@@ -68,7 +77,12 @@ pub(super) fn run(
     output: MessagesFormat,
 ) -> Result<(), VerbError> {
     // Whatever sidecars do now: this is a disk's spool, and it is not to be left as it is.
-    let fixed = [("spool.store", "disk"), ("spool.lifetime", "volume"), ("drain.handoff", "false")];
+    let fixed = [
+        ("spool.store", "disk"),
+        ("spool.lifetime", "volume"),
+        ("drain.handoff", "false"),
+        ("retry.keep_dead", KEEP_DEAD),
+    ];
     let path = args.spool.as_deref().map(|path| ("spool.path", path));
     let set = fixed.into_iter().chain(path);
     flags.set.extend(set.map(|(key, value)| (key.to_owned(), value.to_owned())));
@@ -181,11 +195,23 @@ async fn hand_over(config: &Config, until: Option<Instant>) -> Result<Emptied, S
     let from = Spool::open(options.clone()).await.map_err(|error| error.to_string())?;
     let to = Spool::share(fleet, None, options).await.map_err(|error| error.to_string())?;
     let begun = of(&from);
+    let mut stopped = pin!(stop.received());
     let moved = async {
+        let mut is_stopped = false;
         loop {
             let next_line = Instant::now() + PROGRESS;
             let slice = until.map_or(next_line, |until| next_line.min(until));
-            let handed = from.hand_over(&to, slice).await.map_err(|error| error.to_string())?;
+            // A slice that has begun goes on to its end: given up half-way, it would be in both spools.
+            let mut handing = pin!(from.hand_over(&to, slice));
+            let handed = tokio::select! {
+                handed = &mut handing => handed,
+                () = &mut stopped, if !is_stopped => {
+                    is_stopped = true;
+                    let ended = timeout(LAST_SLICE, handing).await;
+                    ended.map_err(|_| GIVEN_UP.to_owned())?
+                }
+            };
+            let handed = handed.map_err(|error| error.to_string())?;
             let now = of(&from);
             tracing::info!(
                 handed_over = now.done_since(begun),
@@ -193,18 +219,15 @@ async fn hand_over(config: &Config, until: Option<Instant>) -> Result<Emptied, S
                 "handing over what the spool holds"
             );
             let is_over = until.is_some_and(|until| Instant::now() >= until);
-            if handed == 0 || now.queued + now.dead_letters == 0 || is_over {
+            if handed == 0 || now.queued + now.dead_letters == 0 || is_over || is_stopped {
                 return Ok::<_, String>(());
             }
         }
     };
-    // A slice that is given up half-way is found again by the next run: what Redis has is `Already` kept.
-    let moved = tokio::select! {
-        moved = moved => moved,
-        () = stop.received() => Ok(()),
-    };
-    to.close().await;
-    from.flush().await;
+    let moved = moved.await;
+    // Redis or the disk may stand still.
+    drop(timeout(LAST_RECORDS, to.close()).await);
+    drop(timeout(LAST_WRITES, from.flush()).await);
     moved?;
     let left = of(&from);
     Ok(Emptied { done: left.done_since(begun), ..left })

@@ -11,9 +11,10 @@ use super::reload::apply_changes;
 use super::run::{VerbError, runtime};
 use super::{Stop, dumps, logging, memory_share, open_files, spool_room};
 use crate::ceiling::Start;
-use crate::config::{Config, ConfigFile, Flags, Fleet, Loaded};
+use crate::config::{Config, ConfigFile, Flags, Fleet, Lifetime, Loaded};
 use crate::keys::Keys;
 use crate::sidecar::{Sidecar, StartError};
+use crate::spool::Spool;
 
 /// Time limit for writes to the disk that are still under way at the end.
 const LAST_WRITES: Duration = Duration::from_secs(1);
@@ -72,9 +73,13 @@ async fn serve(
     let sidecar = match started.await {
         Err(error @ StartError::Stopped) => {
             tracing::info!("{error}");
+            warn_of_unread(config);
             return Ok(());
         }
-        started => started.map_err(|error| logged(&error))?,
+        started => started.map_err(|error| {
+            warn_of_unread(config);
+            logged(&error)
+        })?,
     };
     sidecar.configuration().read(loaded.hash(), Vec::new());
     let addresses = sidecar.addresses();
@@ -109,4 +114,18 @@ async fn serve(
 fn logged(error: &dyn Display) -> VerbError {
     tracing::error!(%error, "tollgate does not start");
     VerbError::Logged
+}
+
+/// Of what an earlier container of this pod has left, if this one ends without a look at it.
+fn warn_of_unread(config: &Config) {
+    let Some(spool) = config.spool.as_ref().filter(|spool| spool.lifetime == Lifetime::Pod) else {
+        return;
+    };
+    if Spool::is_at(&spool.path) {
+        tracing::warn!(
+            path = %spool.path.display(),
+            "ended before the spool was read: messages that an earlier container of this pod has left in it are lost \
+             with the pod (spool.lifetime)"
+        );
+    }
 }

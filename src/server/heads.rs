@@ -80,7 +80,7 @@ pub(super) struct RequestScanner {
     /// Whether the line is longer than that.
     is_cut: bool,
     fields: Fields,
-    framings: Framings,
+    framings: Option<Framings>,
 }
 
 impl RequestScanner {
@@ -90,13 +90,18 @@ impl RequestScanner {
             line: Vec::new(),
             is_cut: false,
             fields: Fields::default(),
-            framings,
+            framings: Some(framings),
         }
     }
 
     /// Whether no request has begun that has not ended.
     pub(super) fn is_between_requests(&self) -> bool {
         self.part == Part::Start && self.line.is_empty()
+    }
+
+    /// No request is served any more: framings are of no use.
+    pub(super) fn serve_no_more(&mut self) {
+        self.framings = None;
     }
 
     /// Whether no byte is known to follow: between two requests, or where the framing was lost.
@@ -175,7 +180,9 @@ impl RequestScanner {
             (None | Some(0), None) => (Framing::Clear, Part::Start),
             (Some(length), None) => (Framing::Clear, Part::Body(length)),
         };
-        self.framings.push(framing);
+        if let Some(framings) = &self.framings {
+            framings.push(framing);
+        }
         part
     }
 }

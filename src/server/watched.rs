@@ -167,6 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         let comes = !self.ended && !self.scanner.is_settled();
         self.rest = comes.then(|| Discard::new(BEFORE_AN_ANSWER));
         self.replaced = true;
+        self.scanner.serve_no_more();
         true
     }
 }
