@@ -44,6 +44,13 @@ fn a_gateway() {
     let deployment = of(&manifests, "Deployment");
     fits(&manifests, deployment);
     selects(&manifests);
+    // Those of 0.1: a Deployment's cannot change, and the Service selects old pods until new ones are ready.
+    let selector =
+        json!({"app.kubernetes.io/name": "tollgate", "app.kubernetes.io/instance": "demo"});
+    assert_eq!(deployment["spec"]["selector"]["matchLabels"], selector);
+    for service in manifests.iter().filter(|m| m["kind"] == "Service") {
+        assert_eq!(service["spec"]["selector"], selector);
+    }
     assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
     let (container, pod) = ours(deployment);
     // Nodes still route to a pod that ends.
@@ -58,7 +65,7 @@ fn a_gateway() {
     for manifest in &manifests {
         let metadata = &manifest["metadata"];
         assert_eq!(metadata["namespace"], "shop", "{manifest}");
-        assert_eq!(metadata["labels"]["helm.sh/chart"], "tollgate-0.1.0");
+        assert_eq!(metadata["labels"]["helm.sh/chart"], "tollgate-0.2.0");
         for label in ["name", "instance", "version", "managed-by", "part-of", "component"] {
             assert!(metadata["labels"][format!("app.kubernetes.io/{label}")].is_string());
         }

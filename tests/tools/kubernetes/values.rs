@@ -133,7 +133,7 @@ fn every_value_arrives() {
         (&json!("b"), &json!("d"))
     );
     let policy = &named("NetworkPolicy", "demo-gate")["spec"];
-    assert_eq!(policy["ingress"][0]["ports"][0]["port"], 18_080);
+    assert_eq!(policy["ingress"][0]["ports"][0]["port"], "publish");
     assert_eq!(policy["ingress"][1]["from"][0]["namespaceSelector"]["matchLabels"]["team"], "sre");
     assert_eq!(
         policy["egress"][1]["ports"],
