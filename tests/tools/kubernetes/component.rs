@@ -39,6 +39,13 @@ fn app(kind: &str, name: &str) -> Value {
         "metadata": {"name": name, "labels": {"tollgate/sidecar": "true"}}})
 }
 
+/// A workload with a claim of its own.
+fn claimed(mut app: Value) -> String {
+    app["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "own"}, "spec":
+        {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}}}]);
+    app.to_string()
+}
+
 /// A folder with the components, and a kustomization with these files and components.
 fn kustomization(files: &[(&str, String)], components: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -170,6 +177,13 @@ fn it_fails_where_it_patches_nothing() {
     fails(&files, &["../sidecar"], "test failed");
     // Claims are a StatefulSet's.
     fails(&[("app.json", labelled)], &["../sidecar", "../claims"], "test failed");
+    // The app's own claims are not replaced.
+    let set = app("StatefulSet", "orders");
+    let own = claimed(set.clone());
+    let words = "testing value /spec/volumeClaimTemplates failed";
+    fails(&[("app.json", own)], &["../sidecar", "../claims"], words);
+    let words = "doc is missing path";
+    fails(&[("app.json", set.to_string())], &["../sidecar", "../claims/added"], words);
 }
 
 #[test]
@@ -196,4 +210,13 @@ fn claims_and_a_monitor() {
     let gateway = helm(&[]);
     assert_ne!(template(workload(&gateway))["metadata"]["labels"]["tollgate/name"], "sidecar");
     assert!(root().join("deploy/kustomize/monitor").is_dir());
+
+    // Beside the app's own claims, the same.
+    let own = claimed(app("StatefulSet", "orders"));
+    let folder = kustomization(&[("app.json", own)], &["../sidecar", "../claims/added"]);
+    let manifests = rendered("kubectl", &["kustomize", &shop(&folder)]);
+    let added = of(&manifests, "StatefulSet");
+    assert_eq!(added["spec"]["volumeClaimTemplates"][0]["metadata"]["name"], "own");
+    assert_eq!(&added["spec"]["volumeClaimTemplates"][1], claim);
+    assert_eq!(added["spec"]["template"], set["spec"]["template"]);
 }
