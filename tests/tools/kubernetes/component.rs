@@ -77,6 +77,17 @@ fn an_example() {
     let (container, pod) = ours(deployment);
     assert_eq!(container["restartPolicy"], "Always", "a native sidecar");
     grace(pod, 30);
+    // All pods of a rollout together keep to the ceilings, and another kustomization has another ConfigMap.
+    let map = of(&manifests, "ConfigMap");
+    assert_eq!(map["metadata"]["name"], "orders-tollgate");
+    let volumes = pod["volumes"].as_array().unwrap().iter();
+    let names: Vec<_> = volumes.map(|volume| &volume["configMap"]["name"]).collect();
+    assert!(names.contains(&&json!("orders-tollgate")), "{names:?}");
+    let config = map["data"]["tollgate.toml"].as_str().unwrap();
+    let pods = 2 * deployment["spec"]["replicas"].as_u64().unwrap();
+    for (key, all) in [("account", 1_000), ("egress_ip", 300)] {
+        assert!(config.lines().any(|line| line == format!("{key} = {}", all / pods)), "{config}");
+    }
     // What the example says one needs for it.
     let example = read("deploy/kustomize/example/kustomization.yaml");
     assert!(example.contains("components: [../sidecar]"));
