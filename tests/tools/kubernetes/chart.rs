@@ -228,6 +228,19 @@ fn the_pod_gets_the_time_that_a_stop_takes() {
     refuses(&["--values", values], "upstream.call_timeout is \"15 seconds\"");
 }
 
+/// `keys.source` is one that this version knows, and finds what the chart gives it.
+#[test]
+fn a_role_instead_of_a_secret() {
+    let role =
+        "secret=,rrsa.roleArn=acs:ram::1:role/r,rrsa.oidcProviderArn=acs:ram::1:oidc-provider/p";
+    let manifests = helm(&["--set", role]);
+    fits(&manifests, workload(&manifests));
+    let checked = super::check(&manifests, ours(workload(&manifests)).0);
+    for known in ["TOLLGATE__KEYS__SOURCE", "ALIBABA_CLOUD_ROLE_ARN", "rrsa-tokens/token"] {
+        assert!(checked.contains(known), "{known}: {checked}");
+    }
+}
+
 /// Alerts add up the ceilings by account and region.
 #[test]
 fn the_region() {
