@@ -44,6 +44,13 @@ fn a_gateway() {
     let deployment = of(&manifests, "Deployment");
     fits(&manifests, deployment);
     selects(&manifests);
+    // Those of 0.1: a Deployment's cannot change, and the Service selects old pods until new ones are ready.
+    let selector =
+        json!({"app.kubernetes.io/name": "tollgate", "app.kubernetes.io/instance": "demo"});
+    assert_eq!(deployment["spec"]["selector"]["matchLabels"], selector);
+    for service in manifests.iter().filter(|m| m["kind"] == "Service") {
+        assert_eq!(service["spec"]["selector"], selector);
+    }
     assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
     let (container, pod) = ours(deployment);
     // Nodes still route to a pod that ends.
@@ -58,7 +65,7 @@ fn a_gateway() {
     for manifest in &manifests {
         let metadata = &manifest["metadata"];
         assert_eq!(metadata["namespace"], "shop", "{manifest}");
-        assert_eq!(metadata["labels"]["helm.sh/chart"], "tollgate-0.1.0");
+        assert_eq!(metadata["labels"]["helm.sh/chart"], "tollgate-0.2.0");
         for label in ["name", "instance", "version", "managed-by", "part-of", "component"] {
             assert!(metadata["labels"][format!("app.kubernetes.io/{label}")].is_string());
         }
@@ -76,17 +83,38 @@ fn pods_without_a_fleet_share_the_ceilings() {
         )
     };
     let two = |account: &str, egress: &str| (Some(account.to_owned()), Some(egress.to_owned()));
-    // With the extra pod of a rolling update, unless a pod ends before its successor starts.
+    // A pod that ends still sends, and its successor does already, unless it ends first.
     assert_eq!(parts(&helm(&[])), two("500", "150"));
-    assert_eq!(parts(&helm(&["--set", "replicas=3"])), two("250", "75"));
+    assert_eq!(parts(&helm(&["--set", "replicas=3"])), two("166", "50"));
     assert_eq!(parts(&helm(&["--set", "replicas=3,spool.volume=claims"])), two("333", "100"));
     let one = helm(&["--set", "spool.volume=claim,spool.claim=spool"]);
     assert_eq!(parts(&one), (None, None));
     assert_eq!(parts(&helm_with(&format!("replicas: 3\n{FLEET}"))), (None, None));
+    // Its URL may be a secret's.
+    let secret = "replicas: 3\nextraEnv:\n  - name: TOLLGATE__FLEET__URL\n    valueFrom: { secretKeyRef: { name: redis, key: url } }\n";
+    let manifests = helm_with(secret);
+    let env = ours(workload(&manifests)).0["env"].as_array().unwrap().clone();
+    let name = |set: &Value| set["name"].as_str().unwrap().to_owned();
+    assert!(env.iter().map(name).all(|name| !name.contains("CEILINGS")), "{env:?}");
+    let policy = &of(&manifests, "NetworkPolicy")["spec"]["egress"][1]["ports"];
+    assert_eq!(policy, &json!([{"port": 443}, {"port": 6_379}]));
+    helm_with(&format!("{secret}  - {{ name: TOLLGATE__DRAIN__HANDOFF, value: \"true\" }}\n"));
     // What the configuration says holds.
     let said = "config: |\n  [upstream]\n  endpoint = \"http://emulator:9000\"\n  instance_id = \"post-cn-0pp12gl0000\"\n  \
                 [ceilings]\n  account = 100\n";
     assert_eq!(parts(&helm_with(said)), (None, None));
+    refuses(&["--set", "replicas=151"], "302 pods that send at once cannot share 300 calls");
+    // The chart does not see into a map of yours: you say it, or it is one pod.
+    let mine = "existingConfigMap=mine,replicas=3";
+    refuses(&["--set", mine], "up to 6 pods send at once: set TOLLGATE__FLEET__URL");
+    refuses(&["--set", "existingConfigMap=mine"], "up to 2 pods send at once");
+    let account = format!("{mine},extraEnv[0].name=TOLLGATE__CEILINGS__ACCOUNT");
+    refuses(&["--set", &account, "--set-string", "extraEnv[0].value=100"], "up to 6 pods");
+    let both = "existingConfigMap: mine\nreplicas: 3\nextraEnv:\n  - { name: TOLLGATE__CEILINGS__ACCOUNT, value: \"100\" }\n  \
+                - { name: TOLLGATE__CEILINGS__EGRESS_IP, value: \"30\" }\n";
+    assert_eq!(parts(&helm_with(both)), two("100", "30"));
+    let one = helm(&["--set", "existingConfigMap=mine,spool.volume=claim,spool.claim=spool"]);
+    assert_eq!(parts(&one), (None, None));
 }
 
 #[test]
@@ -185,8 +213,32 @@ fn the_pod_gets_the_time_that_a_stop_takes() {
     // The last call of a short drain begins at half of it.
     assert_eq!(time("drainSeconds: 5"), 5 + 5 + 3 + 5);
     assert_eq!(time(&format!("{FLEET}  [drain]\n  handoff = true\n")), 5 + 20 + 5 + 10);
-    let call = "config: |\n  upstream.call_timeout = \"15s\"\n  upstream.endpoint = \"http://emulator:9000\"\n";
-    assert_eq!(time(call), 5 + 20 + 15 + 5);
+    let call = |written: &str| {
+        let endpoint = "upstream.endpoint = \"http://emulator:9000\"";
+        format!("config: |\n  upstream.call_timeout = \"{written}\"\n  {endpoint}\n")
+    };
+    for (written, seconds) in
+        [("15s", 15), ("14500ms", 15), ("1m", 60), ("1m 30s", 90), ("1m30s", 90), ("1h", 3_600)]
+    {
+        assert_eq!(time(&call(written)), 5 + 20 + seconds + 5, "{written}");
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), call("15 seconds")).unwrap();
+    let values = file.path().to_str().unwrap();
+    refuses(&["--values", values], "upstream.call_timeout is \"15 seconds\"");
+}
+
+/// `keys.source` is one that this version knows, and finds what the chart gives it.
+#[test]
+fn a_role_instead_of_a_secret() {
+    let role =
+        "secret=,rrsa.roleArn=acs:ram::1:role/r,rrsa.oidcProviderArn=acs:ram::1:oidc-provider/p";
+    let manifests = helm(&["--set", role]);
+    fits(&manifests, workload(&manifests));
+    let checked = super::check(&manifests, ours(workload(&manifests)).0);
+    for known in ["TOLLGATE__KEYS__SOURCE", "ALIBABA_CLOUD_ROLE_ARN", "rrsa-tokens/token"] {
+        assert!(checked.contains(known), "{known}: {checked}");
+    }
 }
 
 /// Alerts add up the ceilings by account and region.

@@ -39,6 +39,13 @@ fn app(kind: &str, name: &str) -> Value {
         "metadata": {"name": name, "labels": {"tollgate/sidecar": "true"}}})
 }
 
+/// A workload with a claim of its own.
+fn claimed(mut app: Value) -> String {
+    app["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "own"}, "spec":
+        {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}}}]);
+    app.to_string()
+}
+
 /// A folder with the components, and a kustomization with these files and components.
 fn kustomization(files: &[(&str, String)], components: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -70,6 +77,17 @@ fn an_example() {
     let (container, pod) = ours(deployment);
     assert_eq!(container["restartPolicy"], "Always", "a native sidecar");
     grace(pod, 30);
+    // All pods of a rollout together keep to the ceilings, and another kustomization has another ConfigMap.
+    let map = of(&manifests, "ConfigMap");
+    assert_eq!(map["metadata"]["name"], "orders-tollgate");
+    let volumes = pod["volumes"].as_array().unwrap().iter();
+    let names: Vec<_> = volumes.map(|volume| &volume["configMap"]["name"]).collect();
+    assert!(names.contains(&&json!("orders-tollgate")), "{names:?}");
+    let config = map["data"]["tollgate.toml"].as_str().unwrap();
+    let pods = 2 * deployment["spec"]["replicas"].as_u64().unwrap();
+    for (key, all) in [("account", 1_000), ("egress_ip", 300)] {
+        assert!(config.lines().any(|line| line == format!("{key} = {}", all / pods)), "{config}");
+    }
     // What the example says one needs for it.
     let example = read("deploy/kustomize/example/kustomization.yaml");
     assert!(example.contains("components: [../sidecar]"));
@@ -170,6 +188,13 @@ fn it_fails_where_it_patches_nothing() {
     fails(&files, &["../sidecar"], "test failed");
     // Claims are a StatefulSet's.
     fails(&[("app.json", labelled)], &["../sidecar", "../claims"], "test failed");
+    // The app's own claims are not replaced.
+    let set = app("StatefulSet", "orders");
+    let own = claimed(set.clone());
+    let words = "testing value /spec/volumeClaimTemplates failed";
+    fails(&[("app.json", own)], &["../sidecar", "../claims"], words);
+    let words = "doc is missing path";
+    fails(&[("app.json", set.to_string())], &["../sidecar", "../claims/added"], words);
 }
 
 #[test]
@@ -196,4 +221,13 @@ fn claims_and_a_monitor() {
     let gateway = helm(&[]);
     assert_ne!(template(workload(&gateway))["metadata"]["labels"]["tollgate/name"], "sidecar");
     assert!(root().join("deploy/kustomize/monitor").is_dir());
+
+    // Beside the app's own claims, the same.
+    let own = claimed(app("StatefulSet", "orders"));
+    let folder = kustomization(&[("app.json", own)], &["../sidecar", "../claims/added"]);
+    let manifests = rendered("kubectl", &["kustomize", &shop(&folder)]);
+    let added = of(&manifests, "StatefulSet");
+    assert_eq!(added["spec"]["volumeClaimTemplates"][0]["metadata"]["name"], "own");
+    assert_eq!(&added["spec"]["volumeClaimTemplates"][1], claim);
+    assert_eq!(added["spec"]["template"], set["spec"]["template"]);
 }

@@ -110,6 +110,11 @@ async fn each_alert_can_be_changed() {
         changed["tollgate:runbooks:info"]["labels"]["base"],
         "https://wiki.example/tollgate/"
     );
+    let dashboard = of(&manifests, "ConfigMap")["data"]["tollgate.json"].as_str().unwrap();
+    assert!(dashboard.contains("https://wiki.example/tollgate/"));
+    assert!(!dashboard.contains("https://example.com/"), "links go to the runbooks, too");
+    let parsed: Value = serde_json::from_str(dashboard).unwrap();
+    assert!(parsed["templating"].is_object());
     // Prometheus reads them as they are.
     for manifest in manifests.iter().filter(|manifest| manifest["kind"] == "PrometheusRule") {
         assert_eq!(manifest["metadata"]["labels"]["release"], "prometheus");
@@ -192,7 +197,7 @@ fn releases_do_not_double_anything() {
             "{set:?}"
         );
         // The second time it runs on the same pod it would be a second series.
-        assert!(endpoint["portNumber"] == 9_464 || endpoint["port"] == "telemetry");
+        assert_eq!(endpoint["port"], "telemetry");
     }
     // And one set of rules.
     assert_eq!(all.iter().filter(|m| m["kind"] == "PrometheusRule").count(), 2);
@@ -237,7 +242,7 @@ fn the_operator_knows_what_is_rendered() {
         assert!(!right && said.contains(words), "{said}");
     };
     wrong("\"honorLabels\"", "\"honourLabels\"", "honourLabels");
-    wrong("\"portNumber\":9464", "\"portNumber\":\"9464\"", "portNumber");
+    wrong("\"port\":\"telemetry\"", "\"port\":9464", "port");
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn what_cannot_work() {
         // Their number changes, and they share nothing.
         ("autoscaling.enabled=true", "fleet.url"),
         (
-            "autoscaling.enabled=true,autoscaling.minReplicas=5,existingConfigMap=mine",
+            "autoscaling.enabled=true,autoscaling.minReplicas=5,extraEnv[0].name=TOLLGATE__FLEET__URL,extraEnv[0].value=redis://redis",
             "minReplicas",
         ),
         ("mode=sidecar", "workload"),

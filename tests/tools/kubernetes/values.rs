@@ -23,7 +23,7 @@ drainSeconds: 60
 probes: { startup: { failureThreshold: 999 }, readiness: { periodSeconds: 7 }, liveness: { timeoutSeconds: 8 } }
 securityContext: { runAsUser: 70000 }
 podSecurityContext: { fsGroup: 70000, supplementalGroups: [1] }
-extraEnv: [{ name: TOLLGATE__TELEMETRY__LEVEL, value: debug }, { name: NODE, valueFrom: { fieldRef: { fieldPath: spec.nodeName } } }]
+extraEnv: [{ name: TOLLGATE__TELEMETRY__LEVEL, value: debug }, { name: TOLLGATE__FLEET__URL, valueFrom: { secretKeyRef: { name: redis, key: url } } }, { name: NODE, valueFrom: { fieldRef: { fieldPath: spec.nodeName } } }]
 envFrom: [{ secretRef: { name: more } }]
 extraVolumes: [{ name: ca, configMap: { name: ca } }]
 extraVolumeMounts: [{ name: ca, mountPath: /ca, readOnly: true }]
@@ -133,9 +133,12 @@ fn every_value_arrives() {
         (&json!("b"), &json!("d"))
     );
     let policy = &named("NetworkPolicy", "demo-gate")["spec"];
-    assert_eq!(policy["ingress"][0]["ports"][0]["port"], 18_080);
+    assert_eq!(policy["ingress"][0]["ports"][0]["port"], "publish");
     assert_eq!(policy["ingress"][1]["from"][0]["namespaceSelector"]["matchLabels"]["team"], "sre");
-    assert_eq!(policy["egress"][1]["ports"], json!([{"port": 443}, {"port": 6_380}]));
+    assert_eq!(
+        policy["egress"][1]["ports"],
+        json!([{"port": 443}, {"port": 6_380}, {"port": 6_379}])
+    );
     assert_eq!(policy["egress"][2]["to"][0]["ipBlock"]["cidr"], "10.0.0.0/8");
     let budget = &named("PodDisruptionBudget", "demo-gate")["spec"];
     assert_eq!((&budget["minAvailable"], &budget["maxUnavailable"]), (&json!("50%"), &Value::Null));

@@ -1,6 +1,7 @@
 {{- /*
 The keys that `config` and `extraEnv` set, as JSON: {"fleet.url": "redis://…"}. From the file's text, because
-older Helm does not read TOML. tollgate itself reads the file: this only finds what manifests follow from.
+older Helm does not read TOML. tollgate itself reads the file: this only finds what manifests follow from. The value
+of a variable with valueFrom is not known here: it is the text from-a-variable.
 */}}
 {{- define "tollgate.settings" -}}
 {{- $found := dict }}
@@ -25,7 +26,7 @@ older Helm does not read TOML. tollgate itself reads the file: this only finds w
 {{- end }}
 {{- range .Values.extraEnv }}
 {{- if hasPrefix "TOLLGATE__" .name }}
-{{- $_ := set $found (trimPrefix "TOLLGATE__" .name | lower | replace "__" ".") (.value | default "") }}
+{{- $_ := set $found (trimPrefix "TOLLGATE__" .name | lower | replace "__" ".") (ternary "from-a-variable" (.value | default "") (hasKey . "valueFrom")) }}
 {{- end }}
 {{- end }}
 {{- toJson $found }}
@@ -56,15 +57,25 @@ files and segments, and 96 MiB of the ledger; and a file system keeps 5 % for it
 {{ (.Values.spool | default dict).volume | default "emptyDir" }}
 {{- end }}
 
-{{/* The greatest number of a gateway's pods at one moment, and whether they share their ceilings. */}}
+{{- /*
+The greatest number of a gateway's pods that send at one moment. On claims a pod ends before its successor starts. On
+an emptyDir a rollout counts a pod that ends as gone, while it still delivers: each pod and its successor send.
+*/}}
 {{- define "tollgate.pods" -}}
-{{- if eq (include "tollgate.volume" .) "emptyDir" }}{{ add 1 (.Values.replicas | default 1) }}{{ else }}{{ .Values.replicas | default 1 }}{{ end }}
+{{- mul (.Values.replicas | default 1) (ternary 2 1 (eq (include "tollgate.volume" .) "emptyDir")) }}
 {{- end }}
 
-{{/* A duration of the configuration in whole seconds; otherwise the default. */}}
+{{/* A duration of the configuration in whole seconds, rounded up; without one the default. */}}
 {{- define "tollgate.seconds" -}}
 {{- $written := get .settings .key }}
-{{- ternary (trimSuffix "s" $written) (.otherwise | toString) (regexMatch `^[0-9]+s$` $written) }}
+{{- if and $written (not (regexMatch `^([0-9]+ ?(ms|s|m|h) ?)+$` $written)) }}
+{{- fail (printf "%s is %q: the chart computes terminationGracePeriodSeconds from it, and reads durations such as 250ms, 5s or 1m 30s" .key $written) }}
+{{- end }}
+{{- $milliseconds := 0 }}
+{{- range regexFindAll `[0-9]+ ?(ms|s|m|h)` $written -1 }}
+{{- $milliseconds = add $milliseconds (mul (regexFind `[0-9]+` . | int64) (get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) (regexFind `[a-z]+` .))) }}
+{{- end }}
+{{- ternary (div (add $milliseconds 999) 1000) .otherwise (hasKey .settings .key) }}
 {{- end }}
 
 {{/* The seconds from SIGTERM until tollgate has ended. The last call may begin at half of a short drain. */}}
@@ -138,10 +149,11 @@ is refused below.
 {{- $settings := include "tollgate.settings" . | fromJson }}
 {{- if and (eq .Values.mode "gateway") (not .Values.existingConfigMap) (not (get $settings "fleet.url")) }}
 {{- $pods := include "tollgate.pods" . | int }}
+{{- if gt $pods 300 }}{{ fail (printf "replicas: %d pods that send at once cannot share 300 calls per second: set fleet.url in config" $pods) }}{{ end }}
 {{- if and (gt $pods 1) (not (hasKey $settings "ceilings.account")) }}
 - { name: TOLLGATE__CEILINGS__ACCOUNT, value: {{ div 1000 $pods | quote }} }
 {{- end }}
-{{- if and (gt $pods 1) (not (hasKey $settings "ceilings.egress_ip")) (contains ".aliyuncs.com" (get $settings "upstream.endpoint")) }}
+{{- if and (gt $pods 1) (not (hasKey $settings "ceilings.egress_ip")) (regexMatch `(?i)\.aliyuncs\.com|^from-a-variable$` (get $settings "upstream.endpoint")) }}
 - { name: TOLLGATE__CEILINGS__EGRESS_IP, value: {{ div 300 $pods | quote }} }
 {{- end }}
 {{- end }}
@@ -159,15 +171,20 @@ is refused below.
 {{- fail (printf "config or extraEnv sets %s, which the values of the chart decide: %s" $key (get $values $key)) }}
 {{- end }}
 {{- end }}
+{{- if and (eq .Values.mode "gateway") .Values.existingConfigMap (not (get $settings "fleet.url")) (gt (include "tollgate.pods" . | int) 1) }}
+{{- if not (and (hasKey $settings "ceilings.account") (hasKey $settings "ceilings.egress_ip")) }}
+{{- fail (printf "the chart does not see the ceilings in existingConfigMap, and up to %s pods send at once: set TOLLGATE__FLEET__URL in extraEnv, or TOLLGATE__CEILINGS__ACCOUNT and TOLLGATE__CEILINGS__EGRESS_IP to what each pod may send" (include "tollgate.pods" .)) }}
+{{- end }}
+{{- end }}
 {{- if and (eq .Values.mode "gateway") (.Values.autoscaling | default dict).enabled }}
-{{- if not (or .Values.existingConfigMap (get $settings "fleet.url")) }}
-{{- fail "autoscaling needs fleet.url in config: pods that share nothing cannot keep to the account's ceiling while their number changes" }}
+{{- if not (get $settings "fleet.url") }}
+{{- fail "autoscaling needs fleet.url in config or TOLLGATE__FLEET__URL in extraEnv: pods that share nothing cannot keep to the account's ceiling while their number changes" }}
 {{- end }}
 {{- if gt (int (.Values.autoscaling.minReplicas | default 2)) (int (.Values.autoscaling.maxReplicas | default 4)) }}
 {{- fail "autoscaling.minReplicas is more than autoscaling.maxReplicas" }}
 {{- end }}
 {{- end }}
 {{- if and (eq (get $settings "drain.handoff") "true") (not (get $settings "fleet.url")) }}
-{{- fail "drain.handoff needs fleet.url in config: the Redis that takes the messages" }}
+{{- fail "drain.handoff needs fleet.url in config or TOLLGATE__FLEET__URL in extraEnv: the Redis that takes the messages" }}
 {{- end }}
 {{- end }}

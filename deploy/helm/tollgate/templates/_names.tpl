@@ -33,11 +33,26 @@ app.kubernetes.io/part-of: tollgate
 app.kubernetes.io/component: {{ .Values.mode }}
 {{- end }}
 
-{{- /* Of a gateway's pods only: hooks and other gateways of the release do not have the third. */}}
+{{- /*
+Of a gateway's pods only: hooks have another name, and another gateway of the release, which has an alias, too. As in
+0.1: Kubernetes refuses a Deployment whose selector changes.
+*/}}
 {{- define "tollgate.selector" -}}
 app.kubernetes.io/name: {{ include "tollgate.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
-tollgate/name: {{ include "tollgate.fullname" . | quote }}
+{{- end }}
+
+{{/* The name in the labels of the hooks' pods. */}}
+{{- define "tollgate.hookName" -}}
+{{ include "tollgate.name" . | trunc 57 | trimSuffix "-" }}-check
+{{- end }}
+
+{{/* The labels of the hooks' pods: no selector of the release selects them. */}}
+{{- define "tollgate.hookLabels" -}}
+{{- $labels := include "tollgate.meta" . | fromYaml }}
+{{- $_ := set $labels "app.kubernetes.io/name" (include "tollgate.hookName" .) }}
+{{- $_ := set $labels "app.kubernetes.io/component" "check" }}
+{{- toYaml $labels }}
 {{- end }}
 
 {{/* For a pod's labels: monitors select by them, alerts group by account and region. */}}
