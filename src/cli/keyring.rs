@@ -4,7 +4,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::run::{VerbError, runtime};
 use super::{Stop, dumps, logging};
-use crate::config::Flags;
+use crate::config::{self, Flags};
 use crate::keyring::RunningKeyring;
 use crate::keys::Keys;
 
@@ -41,7 +41,9 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
         };
         let ends = CancellationToken::new();
         let _ends = ends.clone().drop_guard();
-        let keys = Keys::start(&loaded.config.keys, ends);
+        // Sessions are asked for once in a while: a new key is used at once, or no call would ever try it.
+        let source = config::Keys::from(loaded.config.keys.source.clone());
+        let keys = Keys::start(&source, ends);
         let keys = keys.map_err(|error| logged(format!("keys: {error}")))?;
         let running = RunningKeyring::start(&keyring, keys).await;
         let running = running.map_err(|error| logged(error.to_string()))?;

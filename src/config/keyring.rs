@@ -1,6 +1,7 @@
 //! `[keyring]`: the central holder of keys, which only `tollgate keyring` reads.
 
-use std::net::SocketAddr;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -199,8 +200,16 @@ fn issuers(r: &mut Reader<'_>, row: &Row) -> Option<Vec<Issuer>> {
         let token_file = table.value_or(r, "token_file", None, |raw| checks::path(raw).map(Some));
         let read =
             Issuer { issuer: issuer?, jwks: jwks?, ca_file: ca_file?, token_file: token_file? };
-        if read.token_file.is_some() && !read.jwks.starts_with("https:") {
-            return table.wrong(r, "would send a token in clear text", "write an https jwks");
+        if !read.jwks.starts_with("https:") {
+            // Not on this machine, who changes it on its way proves any caller; and the token could be read.
+            let remedy = "write an https jwks";
+            match &read.token_file {
+                Some(_) => return table.wrong(r, "would send a token in clear text", remedy),
+                None if !is_on_this_machine(&read.jwks) => {
+                    return table.wrong(r, "would take keys in clear text", remedy);
+                }
+                None => {}
+            }
         }
         Some(read)
     })?;
@@ -225,7 +234,20 @@ fn callers(r: &mut Reader<'_>, row: &Row) -> Option<Vec<KeyringCaller>> {
             policy: policy?,
         })
     })?;
+    let mut names = HashSet::new();
+    if let Some(twice) = read.iter().find(|caller| !names.insert(&caller.name)) {
+        let problem = format!("has two callers with the name {}", twice.name);
+        r.conflict(row.name, problem, "give each caller a name of its own");
+        return None;
+    }
     few(r, row, read)
+}
+
+fn is_on_this_machine(url: &str) -> bool {
+    let url: Option<http::Uri> = url.parse().ok();
+    let host = url.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    let address: Result<IpAddr, _> = host.trim_matches(['[', ']']).parse();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn proof(r: &mut Reader<'_>, table: &Table<'_>) -> Option<CallerProof> {
