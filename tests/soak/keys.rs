@@ -1,5 +1,6 @@
 //! Keys that live 20 s, renewed under 500 messages a second for two minutes: no refused call reaches a caller, and
 //! none is lost, also while the service that gives them out is down for 15 s.
+#![allow(clippy::print_stdout, reason = "figures to quote")]
 
 use std::time::Duration;
 
