@@ -99,20 +99,16 @@ impl HandOut {
         if let Some(key) = held.usable(now, held.renew) {
             return Ok(key);
         }
-        let issued = match &held.failed {
-            Some((at, why)) if at.elapsed() < PAUSE => Err(why.clone()),
-            _ => self.issue(caller).await.map_err(|error| error.to_string()),
-        };
-        match issued {
-            Ok(key) => {
-                *held = CallerKey::new(key, now);
-                held.key.clone().ok_or_else(|| failed("it has ended at once".to_owned()))
-            }
-            Err(why) => {
-                held.failed = Some((Instant::now(), why.clone()));
-                held.usable(now, None).ok_or_else(|| failed(why))
+        if held.failed.as_ref().is_none_or(|(at, _)| at.elapsed() >= PAUSE) {
+            match self.issue(caller).await {
+                Ok(key) => *held = CallerKey::new(key, now),
+                Err(error) => held.failed = Some((Instant::now(), error.to_string())),
             }
         }
+        held.usable(Timestamp::now(), None).ok_or_else(|| {
+            let why = held.failed.as_ref().map(|(_, why)| why.clone());
+            failed(why.unwrap_or_else(|| "it has ended at once".to_owned()))
+        })
     }
 
     async fn issue(&self, caller: &ProvenCaller) -> Result<Key, KeyError> {

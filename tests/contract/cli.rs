@@ -191,7 +191,7 @@ async fn one_line_a_failed_message_and_none_a_delivered_one() {
     assert_eq!(line["request_id"], "mine");
     assert_eq!(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
     assert_eq!((&line["topic"], &line["outcome"]), (&"no".into(), &"invalid".into()));
-    assert_eq!(lines.len(), 4, "serving, the failed message, stopping, stopped:\n{log}");
+    assert_eq!(lines.len(), 5, "a key, serving, the failed message, stopping, stopped:\n{log}");
 }
 
 /// A changed file is taken up while running; an invalid one changes nothing and says so.
