@@ -16,6 +16,7 @@ use super::shared_tokens::SharedTokens;
 use super::token_check::{TokenFlaw, subject_of};
 use crate::config::{CallerProof, Keyring, KeyringCaller};
 use crate::keys::KeyError;
+use crate::message::TopicPattern;
 
 /// The longest proof. Tokens of service accounts have about a thousand characters.
 const MOST_CHARACTERS: usize = 8_192;
@@ -134,25 +135,9 @@ fn token(headers: &HeaderMap, query: Option<&str>) -> Result<SecretString, Unpro
     }
 }
 
-/// Whether a subject fits a pattern, in which `*` stands for any characters.
+/// Whether a subject fits a pattern, in which `*` stands for any characters, as in one over topics.
 fn fits(pattern: &str, subject: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = subject.strip_prefix(first) else { return false };
-    let mut parts = parts.peekable();
-    if parts.peek().is_none() {
-        return rest.is_empty();
-    }
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() {
-            return rest.ends_with(part);
-        }
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    true
+    TopicPattern::new(pattern).matches_text(subject)
 }
 
 #[cfg(test)]
