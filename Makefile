@@ -1,5 +1,8 @@
 .PHONY: demo test quick bench check image setup soak
 
+# Most tests wait for processes and clocks: six at a time keep two cores busy. Those under load take turns.
+export RUST_TEST_THREADS ?= 6
+
 demo: ## one process, nothing to set up
 	cargo run --release -- demo
 

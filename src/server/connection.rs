@@ -186,7 +186,8 @@ where
         let framing = request.extensions().get().copied().unwrap_or(Framing::Clear);
         let answer = match door.refusal(&request, framing) {
             Some(problem) => Err(problem.into_response()),
-            None => Ok(service.clone().oneshot(request)),
+            // On the heap: each layer, and hyper, would move it otherwise, and it has kilobytes.
+            None => Ok(Box::pin(service.clone().oneshot(request))),
         };
         async move {
             match answer {

@@ -75,9 +75,9 @@ impl Pool {
                 return Ok((connection, slot));
             }
         }
-        let opened =
-            timeout_at(deadline, self.open()).await.map_err(|_| TransportError::ConnectTimeout)?;
-        Ok((opened?, slot))
+        // On the heap: few calls open a connection, and each would have the room for it.
+        let opened = timeout_at(deadline, Box::pin(self.open())).await;
+        Ok((opened.map_err(|_| TransportError::ConnectTimeout)??, slot))
     }
 
     /// A place to keep a connection open for a late answer; `None`: as many are open as may be.

@@ -22,7 +22,7 @@ pub mod virtual_time;
 
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout};
 use tollgate::ceiling::Start;
 use tollgate::config::{self, Config};
@@ -71,11 +71,18 @@ pub fn key() -> Key {
     Key::new("testid", "testsecret".into(), None, None).unwrap()
 }
 
-/// Held by a test that loads the whole machine. Tests of one binary run at the same time, and what another
-/// test takes of two cores is missing in what this one measures.
-pub async fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::const_new(());
-    ALONE.lock().await
+/// The two cores that tests under load share, in the order in which they ask. Tests of one binary run at the
+/// same time, and what another test takes of two cores is missing in what this one measures.
+static CORES: Semaphore = Semaphore::const_new(2);
+
+/// Held by a test that loads the whole machine.
+pub async fn alone() -> SemaphorePermit<'static> {
+    CORES.acquire_many(2).await.unwrap()
+}
+
+/// Held by a test that keeps less than a core busy, beside one other of its kind.
+pub async fn beside_another() -> SemaphorePermit<'static> {
+    CORES.acquire().await.unwrap()
 }
 
 /// Looks until it is so; fails if it never is.
