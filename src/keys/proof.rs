@@ -4,21 +4,58 @@
 use std::fs;
 use std::io::Read;
 use std::path::Path;
+use std::time::Duration;
 
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::error::KeyError;
 
 /// The provider takes OIDC tokens of at most 20,000 characters.
 const MAX_TOKEN: u16 = 20_000;
+/// A file system that works takes milliseconds.
+const LONGEST_READ: Duration = Duration::from_secs(5);
+/// Threads that read at once.
+const MOST_HANGING: usize = 16;
 
 /// Reads a token, on a thread for blocking work; blanks around it are cut off.
 pub(crate) async fn read_token(path: &Path) -> Result<SecretString, KeyError> {
     let owned = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || read(&owned)).await;
-    read.unwrap_or_else(|_| Err("reading it was cut off".to_owned()))
-        .map_err(|why| KeyError::File { path: path.to_owned(), why })
+    read_blocking(path, move || read(&owned).map_err(|why| KeyError::File { path: owned, why })).await
+}
+
+/// Reads files on a thread for blocking work, and gives up where their file system hangs. The thread then
+/// hangs on: no more of them do than [`MOST_HANGING`].
+pub(crate) async fn read_blocking<T: Send + 'static>(
+    path: &Path,
+    read: impl FnOnce() -> Result<T, KeyError> + Send + 'static,
+) -> Result<T, KeyError> {
+    static ROOM: Semaphore = Semaphore::const_new(MOST_HANGING);
+    read_within(&ROOM, path, read).await
+}
+
+async fn read_within<T: Send + 'static>(
+    room: &'static Semaphore,
+    path: &Path,
+    read: impl FnOnce() -> Result<T, KeyError> + Send + 'static,
+) -> Result<T, KeyError> {
+    let reading = async {
+        let permit = room.acquire().await;
+        let read = move || {
+            let read = read();
+            drop(permit);
+            read
+        };
+        tokio::task::spawn_blocking(read).await
+    };
+    let failed = |why: &str| KeyError::File { path: path.to_owned(), why: why.to_owned() };
+    match timeout(LONGEST_READ, reading).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(_)) => Err(failed("reading it was cut off")),
+        Err(_) => Err(failed("cannot be read in time: does its file system hang?")),
+    }
 }
 
 fn read(path: &Path) -> Result<SecretString, String> {
@@ -49,4 +86,41 @@ pub(crate) fn read_text(path: &Path, most: u16) -> Result<Zeroizing<String>, Str
         return Err(format!("is larger than {most} bytes"));
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::time::{Instant, advance};
+
+    use super::*;
+
+    /// A mount whose server is gone: who reads it gets an answer in time, and threads do not pile up.
+    #[tokio::test]
+    async fn a_file_system_that_hangs() {
+        static ROOM: Semaphore = Semaphore::const_new(1);
+        let (release, hangs) = mpsc::channel::<()>();
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let hung = tokio::spawn(read_within(&ROOM, Path::new("/nfs/token"), move || {
+            drop(begun.send(()));
+            drop(hangs.recv());
+            Ok(1)
+        }));
+        begins.await.unwrap();
+        tokio::time::pause();
+        let since = Instant::now();
+        // It needs a place of its own, and there is none.
+        let other = tokio::spawn(read_within(&ROOM, Path::new("/nfs/other"), || Ok(2)));
+        tokio::task::yield_now().await;
+        advance(LONGEST_READ).await;
+        let error = hung.await.unwrap().unwrap_err().to_string();
+        assert!(error.starts_with("/nfs/token: ") && error.contains("hang"), "{error}");
+        assert!(other.await.unwrap().is_err());
+        assert!(since.elapsed() <= 2 * LONGEST_READ, "{:?}", since.elapsed());
+        drop(release);
+        tokio::time::resume();
+        let again = read_within(&ROOM, Path::new("/nfs/token"), || Ok(3)).await;
+        assert_eq!(again, Ok(3), "a place is free again when the read has ended");
+    }
 }

@@ -19,6 +19,7 @@ use tollgate::emulator::{
     DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorOptions, Fault, MetadataAccess, Then,
 };
 use tollgate::keys::{Key, KeyError, Keys, Source, source_of};
+use tollgate::message::MessageId;
 
 use super::server::{Server, reply};
 use crate::support::ports::refusing;
@@ -512,7 +513,7 @@ async fn a_source_without_a_key_is_waited_for_and_named() {
         let keys = Keys::start(&source.into(), CancellationToken::new()).unwrap();
         assert!(matches!(keys.current(), Err(KeyError::NotLoaded)), "{shown}");
         keys.first_look().await;
-        assert!(matches!(keys.choose(), Err(KeyError::NotLoaded)), "{shown}");
+        assert!(matches!(keys.choose(MessageId::new()), Err(KeyError::NotLoaded)), "{shown}");
         let error = keys.status().last_error.unwrap();
         assert!(error.contains(named), "{shown}: {error}");
     }
