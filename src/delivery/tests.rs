@@ -294,7 +294,7 @@ async fn no_room_for_the_call_after_a_refused_key() {
     let (delivery, spool) = start(&disk, &provider).await;
     provider.refuses_new_key();
     let wanted = PublishOptions { patience: Duration::from_millis(200), claim: None, ..PATIENT };
-    let asked: Vec<_> = (0..10)
+    let asked: Vec<_> = (0..8)
         .map(|_| {
             let delivery = delivery.clone();
             tokio::spawn(async move { delivery.publish(message("TopicA"), wanted).await })
@@ -319,7 +319,7 @@ async fn no_room_for_the_call_after_a_refused_key_and_no_spool() {
     let delivery = Delivery::new(&config, provider.clone(), None, ceiling, meter, 7);
     provider.refuses_new_key();
     let wanted = PublishOptions { patience: Duration::from_millis(200), claim: None, ..PATIENT };
-    let asked: Vec<_> = (0..10)
+    let asked: Vec<_> = (0..8)
         .map(|_| {
             let delivery = delivery.clone();
             tokio::spawn(async move { delivery.publish(message("TopicA"), wanted).await })

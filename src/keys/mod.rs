@@ -50,7 +50,7 @@ pub use self::source::{Pace, Source};
 pub use self::uri::CredentialsUri;
 
 pub(crate) use self::fetch::{KeyServer, Patience, variable};
-pub(crate) use self::proof::{read_blocking, read_text, read_token};
+pub(crate) use self::proof::{TokenFile, read_blocking, read_text, read_token, read_token_file};
 
 use self::boxed::BoxedSource;
 use self::keeper::{Keeper, LookState};

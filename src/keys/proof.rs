@@ -2,7 +2,7 @@
 //! while we run, so each use reads them again.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,8 +20,24 @@ const LONGEST_READ: Duration = Duration::from_secs(5);
 /// Threads that read at once.
 const MOST_HANGING: usize = 16;
 
-/// Reads a token, on a thread for blocking work; blanks around it are cut off.
+/// What a file with a token holds.
+pub(crate) enum TokenFile {
+    /// This token; blanks around it are cut off.
+    Holds(SecretString),
+    /// None: the file does not exist, or is empty.
+    HoldsNone(String),
+}
+
+/// Reads a token, on a thread for blocking work.
 pub(crate) async fn read_token(path: &Path) -> Result<SecretString, KeyError> {
+    match read_token_file(path).await? {
+        TokenFile::Holds(token) => Ok(token),
+        TokenFile::HoldsNone(why) => Err(KeyError::File { path: path.to_owned(), why }),
+    }
+}
+
+/// The same; that there is none is no error.
+pub(crate) async fn read_token_file(path: &Path) -> Result<TokenFile, KeyError> {
     let owned = path.to_owned();
     read_blocking(path, move || read(&owned).map_err(|why| KeyError::File { path: owned, why })).await
 }
@@ -58,16 +74,21 @@ async fn read_within<T: Send + 'static>(
     }
 }
 
-fn read(path: &Path) -> Result<SecretString, String> {
+fn read(path: &Path) -> Result<TokenFile, String> {
+    if let Err(error) = fs::metadata(path)
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        return Ok(TokenFile::HoldsNone(error.to_string()));
+    }
     let text = read_text(path, MAX_TOKEN)?;
     let token = text.trim_ascii();
     if token.is_empty() {
-        return Err("is empty".to_owned());
+        return Ok(TokenFile::HoldsNone("is empty".to_owned()));
     }
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("holds no token: it has white space or control characters".to_owned());
     }
-    Ok(SecretString::from(token))
+    Ok(TokenFile::Holds(SecretString::from(token)))
 }
 
 /// Reads a text that holds secrets, in one buffer that is wiped. Blocks.
@@ -103,8 +124,8 @@ mod tests {
         let (release, hangs) = mpsc::channel::<()>();
         let (begun, begins) = tokio::sync::oneshot::channel();
         let hung = tokio::spawn(read_within(&ROOM, Path::new("/nfs/token"), move || {
-            drop(begun.send(()));
-            drop(hangs.recv());
+            begun.send(()).unwrap();
+            hangs.recv().unwrap_err();
             Ok(1)
         }));
         begins.await.unwrap();
