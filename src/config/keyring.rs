@@ -242,7 +242,9 @@ fn resolve(r: &mut Reader<'_>, rows: Vec<CallerRow>, issuers: &[Issuer]) -> Vec<
         }
         if caller.session_policy().chars().count() > MAX_POLICY {
             wrong(
-                format!("whose instances and topics make a policy of more than {MAX_POLICY} characters"),
+                format!(
+                    "whose instances and topics make a policy of more than {MAX_POLICY} characters"
+                ),
                 "write fewer, with * for several, or a policy of its own",
             );
         }

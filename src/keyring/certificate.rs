@@ -83,11 +83,7 @@ async fn look(
     read_blocking(certificate, move || read(&owned, &secret, known)).await
 }
 
-fn read(
-    certificate: &Path,
-    key: &Path,
-    known: Option<[u8; 32]>,
-) -> Result<Option<Read>, KeyError> {
+fn read(certificate: &Path, key: &Path, known: Option<[u8; 32]>) -> Result<Option<Read>, KeyError> {
     let wrong = |path: &Path, why: String| KeyError::File { path: path.to_owned(), why };
     let contents = |path: &Path| read_text(path, u16::MAX).map_err(|why| wrong(path, why));
     let (chain, secret) = (contents(certificate)?, contents(key)?);

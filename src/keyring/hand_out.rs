@@ -136,10 +136,7 @@ impl HandOut {
     }
 
     fn keys_of(&self, caller: &ProvenCaller) -> Result<Arc<AccountKeys>, Withheld> {
-        let id = AccountId {
-            caller: caller.caller.name.clone(),
-            subject: caller.subject.clone(),
-        };
+        let id = AccountId { caller: caller.caller.name.clone(), subject: caller.subject.clone() };
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(keys) = callers.get(&id) {
             return Ok(Arc::clone(keys));

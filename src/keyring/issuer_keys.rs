@@ -107,8 +107,8 @@ impl IssuerKeys {
         }
         let _place = self.waiting.try_acquire().ok()?;
         let is_due = |state: &mut KeySet| {
-            let is_due = !state.is_looking
-                && state.wanted_at.is_none_or(|at| at.elapsed() >= LEAST_GAP);
+            let is_due =
+                !state.is_looking && state.wanted_at.is_none_or(|at| at.elapsed() >= LEAST_GAP);
             if is_due {
                 (state.is_looking, state.wanted_at) = (true, Some(Instant::now()));
             }

@@ -49,10 +49,7 @@ impl Source for FirstOf {
                 Ok(key) => {
                     self.chosen = Some(at);
                     let place = source.place();
-                    info!(
-                        source = source_word,
-                        place, "keys.source = \"auto\" has found a source"
-                    );
+                    info!(source = source_word, place, "keys.source = \"auto\" has found a source");
                     return Ok(key);
                 }
                 Err(error @ KeyError::Absent(_)) => absent.push(format!("{source_word}: {error}")),

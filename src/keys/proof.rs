@@ -39,7 +39,8 @@ pub(crate) async fn read_token(path: &Path) -> Result<SecretString, KeyError> {
 /// The same; that there is none is no error.
 pub(crate) async fn read_token_file(path: &Path) -> Result<TokenFile, KeyError> {
     let owned = path.to_owned();
-    read_blocking(path, move || read(&owned).map_err(|why| KeyError::File { path: owned, why })).await
+    read_blocking(path, move || read(&owned).map_err(|why| KeyError::File { path: owned, why }))
+        .await
 }
 
 /// Reads files on a thread for blocking work, and gives up where their file system hangs. The thread then

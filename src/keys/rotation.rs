@@ -233,7 +233,8 @@ impl RotatingKeys {
                 let key = Arc::new(key);
                 self.rejected = None;
                 self.refusals.clear();
-                self.trial = Some(KeyTrial { key, until, calls: 0, has_worked: false, is_refused: false });
+                self.trial =
+                    Some(KeyTrial { key, until, calls: 0, has_worked: false, is_refused: false });
                 return Offered::OnTrial;
             }
         }

@@ -615,7 +615,8 @@ async fn probes_and_paths() {
 /// Anyone may ask whether it is ready: what is wrong stands in its log.
 #[tokio::test]
 async fn a_stranger_learns_nothing_from_probes() {
-    let base = KeySource::File { path: "/nowhere/of/this/host".into(), poll: Duration::from_secs(1) };
+    let base =
+        KeySource::File { path: "/nowhere/of/this/host".into(), poll: Duration::from_secs(1) };
     let base = Keys::start(&base.into(), CancellationToken::new()).unwrap();
     base.first_look().await;
     let jwks = Issuer {

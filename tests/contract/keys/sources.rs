@@ -503,7 +503,8 @@ async fn auto_waits_for_a_source_that_is_set_up() {
         (given.cli(&[(CliFile::Json, "config.json")]), "AssumeRole", "cli"),
         (named, "metadata", "ecs"),
     ] {
-        let once = Fault { action: Some(action.to_owned()), times: Some(1), ..Fault::new(Then::Close) };
+        let once =
+            Fault { action: Some(action.to_owned()), times: Some(1), ..Fault::new(Then::Close) };
         emulator.set_faults(vec![once]).unwrap();
         let chain = KeySource::Auto(vec![KeySource::Env, first, file_of(&given)]);
         let keys = Keys::start(&chain.into(), CancellationToken::new()).unwrap();
