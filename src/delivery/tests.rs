@@ -290,7 +290,9 @@ async fn a_stop_while_a_key_is_looked_for() {
 /// it while its caller waits, that is no refusal: the message is kept, and delivered.
 #[tokio::test(start_paused = true)]
 async fn no_room_for_the_call_after_a_refused_key() {
-    let (disk, provider) = (Double::default(), Provider::default());
+    // All are called before the first is answered.
+    let takes = Duration::from_millis(50);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
     let (delivery, spool) = start(&disk, &provider).await;
     provider.refuses_new_key();
     let wanted = PublishOptions { patience: Duration::from_millis(200), claim: None, ..PATIENT };
@@ -313,7 +315,8 @@ async fn no_room_for_the_call_after_a_refused_key() {
 /// refused.
 #[tokio::test(start_paused = true)]
 async fn no_room_for_the_call_after_a_refused_key_and_no_spool() {
-    let (config, provider) = (config(&[]), Provider::default());
+    let takes = Duration::from_millis(50);
+    let (config, provider) = (config(&[]), Provider { takes, ..Provider::default() });
     let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
     let meter = Meter::new(5, &config.billing, []);
     let delivery = Delivery::new(&config, provider.clone(), None, ceiling, meter, 7);
