@@ -51,7 +51,7 @@ impl SharedTokens {
             tokio::spawn(async move {
                 while stop.run_until_cancelled(sleep(POLL)).await.is_some() {
                     look(&mut tokens).await;
-                    *shared.write().unwrap_or_else(PoisonError::into_inner) = tokens.clone();
+                    shared.write().unwrap_or_else(PoisonError::into_inner).clone_from(&tokens);
                 }
             });
         }
