@@ -81,9 +81,9 @@ impl Secrets {
             match arg.split_once('=') {
                 Some(("keys.path", folder)) => {
                     let folder = std::path::Path::new(folder);
-                    ["access_key_secret", "security_token"]
-                        .iter()
-                        .for_each(|part| secrets.add_file(&folder.join(part)));
+                    for part in ["access_key_secret", "security_token"] {
+                        secrets.add_file(&folder.join(part));
+                    }
                 }
                 Some((key, path)) if key.ends_with("token_file") || key.ends_with("mac_file") => {
                     secrets.add_file(path.as_ref());
@@ -92,7 +92,9 @@ impl Secrets {
                     // The password of its user.
                     let user = text.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
                     let password = user.and_then(|(user, _)| user.split_once(':'));
-                    password.iter().for_each(|(_, password)| secrets.add(password));
+                    if let Some((_, password)) = password {
+                        secrets.add(password);
+                    }
                 }
                 _ => {}
             }
@@ -109,7 +111,9 @@ impl Secrets {
     fn add_file(&mut self, path: &std::path::Path) {
         // What cannot be read is no secret of the process's either.
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.lines().for_each(|line| self.add(line.trim()));
+        for line in text.lines() {
+            self.add(line.trim());
+        }
     }
 
     /// None of them is in what a process has shown.
