@@ -18,7 +18,7 @@ use super::uri::{self, Endpoint};
 pub(super) const LIFE: std::ops::RangeInclusive<Duration> =
     Duration::from_mins(15)..=Duration::from_hours(12);
 /// The longest session policy that the provider takes.
-const MAX_POLICY: usize = 2_048;
+pub(super) const MAX_POLICY: usize = 2_048;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum SourceWord {
@@ -58,7 +58,7 @@ section! {
         /// Where the key comes from (docs/keys.md):
         ///   "env"   ALIBABA_CLOUD_ACCESS_KEY_ID, ALIBABA_CLOUD_ACCESS_KEY_SECRET and, for a temporary key,
         ///           ALIBABA_CLOUD_SECURITY_TOKEN
-        ///   "auto"  the first that has a key, in the order of the provider's SDKs: env, oidc, cli, ecs, uri
+        ///   "auto"  the first that is set up, in the order of the provider's SDKs: env, oidc, cli, ecs, uri
         ///   "oidc"  RRSA: a role for the service account of the pod. No key is stored anywhere
         ///   "file"  a folder with a file for each part, as Kubernetes mounts a Secret; followed when changed
         ///   "uri"   a URI that answers with a temporary key, such as that of `tollgate keyring`
@@ -225,7 +225,8 @@ impl KeyRows {
                 let chain = [
                     Some(KeySource::Env),
                     self.oidc(),
-                    Some(KeySource::Cli(self.cli(&[CliFile::Json, CliFile::Ini]))),
+                    Some(KeySource::Cli(self.cli(&[CliFile::Json]))),
+                    Some(KeySource::Cli(self.cli(&[CliFile::Ini]))),
                     Some(KeySource::Ecs(self.ecs())),
                     self.key_uri(),
                 ];
@@ -362,7 +363,7 @@ fn external_id(raw: &Raw) -> Result<String, ValueError> {
 /// A JSON object that the provider may take. What stands in it is the provider's to judge.
 pub(super) fn policy(raw: &Raw) -> Result<String, ValueError> {
     let text = raw.text()?;
-    if text.len() > MAX_POLICY {
+    if text.chars().count() > MAX_POLICY {
         let problem = format!("is longer than {MAX_POLICY} characters");
         return Err(ValueError::new(problem, "write a shorter one"));
     }

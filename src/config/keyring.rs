@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::checks;
-use super::credentials::{LIFE, arn, policy};
+use super::credentials::{LIFE, MAX_POLICY, arn, policy};
 use super::error::ValueError;
 use super::key_source::RoleSession;
 use super::parse::{Raw, Scalar};
@@ -18,8 +18,8 @@ use super::uri::{self, Endpoint};
 
 /// Keys of `[[keyring.issuers]]` and `[[keyring.callers]]`.
 const ISSUER: [&str; 4] = ["issuer", "jwks", "ca_file", "token_file"];
-const CALLER: [&str; 7] =
-    ["name", "subject", "token_file", "instances", "topics", "role_arn", "policy"];
+const CALLER: [&str; 8] =
+    ["name", "subject", "issuer", "token_file", "instances", "topics", "role_arn", "policy"];
 /// More callers, or issuers, than these are a mistake.
 const MOST: usize = 1_000;
 
@@ -40,7 +40,8 @@ section! {
         /// The audience that tokens of service accounts must have.
         audience: String = "tollgate", value(word);
 
-        /// The most callers with a key of their own at once, and the most requests of one of them in a second.
+        /// The most keys of callers at once, and the most requests of one of them in a second. A caller whose
+        /// subject has a * has one for each account that it stands for: the rest, divided among those callers.
         max_callers: usize = 1000, whole(1..=100_000);
         requests_per_second: u32 = 50, whole(1..=1_000);
 
@@ -56,15 +57,15 @@ section! {
         /// token_file = "/var/run/secrets/kubernetes.io/serviceaccount/token"
         issuers: Vec<Issuer> = [], issuers;
 
-        /// Who gets keys, and for what: a service account by its subject, in which * stands for anything, or
-        /// the holder of a token that a file here has, too. instances and topics (parent topics) narrow what
+        /// Who gets keys, and for what: a service account by its subject, in which * stands for anything, and by
+        /// its issuer (which may be left out if there is one), or the holder of a token that a file here has, too. instances and topics (parent topics) narrow what
         /// the keys may do; empty: all. role_arn and policy stand for those that follow from the above. As tables:
         /// [[keyring.callers]]
         /// name = "shop"
         /// subject = "system:serviceaccount:shop:*"
         /// instances = ["post-cn-0pp12gl0000"]
         /// topics = ["Alarm"]
-        callers: Vec<KeyringCaller> = [], callers;
+        callers: Vec<CallerRow> = [], callers;
     }
 }
 
@@ -85,7 +86,7 @@ pub struct Keyring {
     pub issuers: Vec<Issuer>,
     /// Who gets keys.
     pub callers: Vec<KeyringCaller>,
-    /// The most callers that have keys at once.
+    /// The most keys of callers at once.
     pub max_callers: usize,
     /// The most requests of a caller in a second.
     pub requests_per_second: u32,
@@ -96,17 +97,9 @@ pub struct Keyring {
 impl Keyring {
     /// What it cannot do without, if that is missing.
     pub fn missing(&self) -> Option<&'static str> {
-        let by_subject = |one: &KeyringCaller| matches!(one.proof, CallerProof::Subject(_));
-        if self.callers.is_empty() {
-            return Some(
-                "keyring.callers is empty, so nothing would get a key: write [[keyring.callers]] with name, and \
-                 subject or token_file",
-            );
-        }
-        let needs_issuer = self.callers.iter().any(by_subject) && self.issuers.is_empty();
-        needs_issuer.then_some(
-            "keyring.issuers is empty, and callers prove themselves by tokens: write [[keyring.issuers]] with \
-             issuer and jwks",
+        self.callers.is_empty().then_some(
+            "keyring.callers is empty, so nothing would get a key: write [[keyring.callers]] with name, and \
+             subject or token_file",
         )
     }
 }
@@ -144,10 +137,31 @@ pub struct KeyringCaller {
 /// How a caller proves itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallerProof {
-    /// By a token of a service account with such a subject; `*` stands for anything.
-    Subject(String),
+    /// By a token of a service account.
+    ServiceAccount {
+        /// Who has issued it.
+        issuer: String,
+        /// Such as `system:serviceaccount:shop:*`, where `*` stands for anything.
+        subject: String,
+    },
     /// By the token in this file.
     TokenFile(PathBuf),
+}
+
+/// A caller as a table has it.
+#[derive(Debug, Clone)]
+pub(super) struct CallerRow {
+    caller: KeyringCaller,
+    names_issuer: NamesIssuer,
+}
+
+/// Whether a table names the issuer of its subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NamesIssuer {
+    /// It does, or needs none.
+    Yes,
+    /// It is the only one that there is.
+    No,
 }
 
 /// What `[keyring]` says; `None` without a role: there is no keyring then.
@@ -176,6 +190,16 @@ pub(super) fn keyring(r: &mut Reader<'_>, sts: Option<Endpoint>) -> Option<Optio
         policy: None,
         external_id: None,
     };
+    let callers = resolve(r, rows.callers, &rows.issuers);
+    let names: HashSet<_> = rows.issuers.iter().map(|issuer| &issuer.issuer).collect();
+    if names.len() < rows.issuers.len() {
+        let problem = "has two issuers with one name";
+        r.conflict("keyring.issuers", problem, "write each issuer once");
+    }
+    if callers.len() > rows.max_callers {
+        let problem = "is less than the callers that there are";
+        r.conflict("keyring.max_callers", problem, "let it have one for each caller at least");
+    }
     let keyring = Keyring {
         listen: rows.listen,
         tls,
@@ -183,12 +207,50 @@ pub(super) fn keyring(r: &mut Reader<'_>, sts: Option<Endpoint>) -> Option<Optio
         session,
         audience: rows.audience,
         issuers: rows.issuers,
-        callers: rows.callers,
+        callers,
         max_callers: rows.max_callers,
         requests_per_second: rows.requests_per_second,
         max_connections: rows.max_connections,
     };
     (r.errors.len() == before).then_some(Some(keyring))
+}
+
+/// The callers, each with its issuer and a policy that the provider takes.
+fn resolve(r: &mut Reader<'_>, rows: Vec<CallerRow>, issuers: &[Issuer]) -> Vec<KeyringCaller> {
+    let resolved = rows.into_iter().map(|CallerRow { mut caller, names_issuer }| {
+        let name = caller.name.clone();
+        let mut wrong = |problem: String, remedy: &'static str| {
+            r.conflict("keyring.callers", format!("has caller {name}, {problem}"), remedy);
+        };
+        if let CallerProof::ServiceAccount { issuer, .. } = &mut caller.proof {
+            match (names_issuer, issuers) {
+                (_, []) => wrong(
+                    "which has a subject, and keyring.issuers is empty".to_owned(),
+                    "write [[keyring.issuers]] with issuer and jwks",
+                ),
+                (NamesIssuer::No, [only]) => issuer.clone_from(&only.issuer),
+                (NamesIssuer::No, _) => wrong(
+                    "which has a subject and no issuer, and there are several".to_owned(),
+                    "write issuer in it: a subject of one is not that of another",
+                ),
+                (NamesIssuer::Yes, all) if all.iter().all(|one| one.issuer != *issuer) => wrong(
+                    format!("whose issuer {issuer} is not one of keyring.issuers"),
+                    "write the name that one of [[keyring.issuers]] has",
+                ),
+                (NamesIssuer::Yes, _) => {}
+            }
+        }
+        if caller.session_policy().chars().count() > MAX_POLICY {
+            wrong(
+                format!(
+                    "whose instances and topics make a policy of more than {MAX_POLICY} characters"
+                ),
+                "write fewer, with * for several, or a policy of its own",
+            );
+        }
+        caller
+    });
+    resolved.collect()
 }
 
 fn issuers(r: &mut Reader<'_>, row: &Row) -> Option<Vec<Issuer>> {
@@ -216,27 +278,30 @@ fn issuers(r: &mut Reader<'_>, row: &Row) -> Option<Vec<Issuer>> {
     few(r, row, read)
 }
 
-fn callers(r: &mut Reader<'_>, row: &Row) -> Option<Vec<KeyringCaller>> {
+fn callers(r: &mut Reader<'_>, row: &Row) -> Option<Vec<CallerRow>> {
     let remedy = "write [[keyring.callers]] in the file, with name and subject or token_file";
     let read = tables(r, row, &CALLER, remedy, |r, table| {
         let name = table.value(r, "name", caller_name);
         let proof = proof(r, table);
+        let is_named = table.part("issuer").is_some() || table.part("subject").is_none();
         let instances = words(r, table, "instances");
         let topics = words(r, table, "topics");
         let role_arn = table.value_or(r, "role_arn", None, |raw| arn(raw).map(Some));
         let policy = table.value_or(r, "policy", None, |raw| policy(raw).map(Some));
-        Some(KeyringCaller {
+        let caller = KeyringCaller {
             name: name?,
             proof: proof?,
             instances: instances?,
             topics: topics?,
             role_arn: role_arn?,
             policy: policy?,
-        })
+        };
+        let names_issuer = if is_named { NamesIssuer::Yes } else { NamesIssuer::No };
+        Some(CallerRow { caller, names_issuer })
     })?;
     let mut names = HashSet::new();
-    if let Some(twice) = read.iter().find(|caller| !names.insert(&caller.name)) {
-        let problem = format!("has two callers with the name {}", twice.name);
+    if let Some(twice) = read.iter().find(|row| !names.insert(&row.caller.name)) {
+        let problem = format!("has two callers with the name {}", twice.caller.name);
         r.conflict(row.name, problem, "give each caller a name of its own");
         return None;
     }
@@ -252,7 +317,14 @@ fn is_on_this_machine(url: &str) -> bool {
 
 fn proof(r: &mut Reader<'_>, table: &Table<'_>) -> Option<CallerProof> {
     match (table.part("subject"), table.part("token_file")) {
-        (Some(_), None) => table.value(r, "subject", word).map(CallerProof::Subject),
+        (Some(_), None) => {
+            let subject = table.value(r, "subject", word);
+            let issuer = table.value_or(r, "issuer", String::new(), word);
+            Some(CallerProof::ServiceAccount { issuer: issuer?, subject: subject? })
+        }
+        (None, Some(_)) if table.part("issuer").is_some() => {
+            table.wrong(r, "has an issuer and no subject", "write subject, or no issuer")
+        }
         (None, Some(_)) => table.value(r, "token_file", checks::path).map(CallerProof::TokenFile),
         _ => table.wrong(r, "has not one of subject and token_file", "write one of them"),
     }

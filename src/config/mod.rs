@@ -29,6 +29,7 @@ mod reload;
 mod retry;
 mod row;
 mod sections;
+mod session_policy;
 mod setting;
 mod spool;
 mod table;

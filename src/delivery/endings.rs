@@ -1,6 +1,8 @@
 //! What a call for a kept message came to: what the spool notes of it, and what the waiting caller and
 //! the key of the message are answered.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use tokio::time::timeout;
 
@@ -16,6 +18,9 @@ use crate::upstream::Upstream;
 /// Why a message is a dead letter that may be sent again, but not for ever.
 const TOO_MANY_UNKNOWN: &str =
     "the outcome of as many calls is unknown as may be (retry.unknown_tries)";
+
+/// How long a kept message waits for a look at where the key comes from, which may hang.
+const MAX_RENEWAL: Duration = Duration::from_secs(30);
 
 impl<U: Upstream> KeptMessages<U> {
     /// Records the answer to a call for a kept message, `attempts` calls in all.
@@ -44,7 +49,7 @@ impl<U: Upstream> KeptMessages<U> {
                 let tries = Tries { calls: attempts, unknown: unknown + u32::from(is_unknown) };
                 drop(self.spool.note(id, Change::Tried(tries)));
                 if next == NextStep::Access(AccessDenied::Key) {
-                    let renewed = self.dispatcher.upstream.renew_key();
+                    let renewed = timeout(MAX_RENEWAL, self.dispatcher.upstream.renew_key());
                     self.dispatcher.stop.run_until_cancelled(renewed).await;
                 }
                 return (signal, Requeue::Yes);

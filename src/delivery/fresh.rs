@@ -206,20 +206,28 @@ impl<U: Upstream> Intake<U> {
             if let Some(kept) = self.kept.as_ref().filter(|_| !has_access) {
                 kept.queue.observe(message.lane(), message.id, Signal::of(&answer));
             }
-            if again && let Some(another) = self.another_permit(caller).await {
-                permit = another;
-                calls += 1;
-                continue;
+            let mut without_permit = None;
+            if again {
+                match self.another_permit(caller).await {
+                    Ok(another) => {
+                        permit = another;
+                        calls += 1;
+                        continue;
+                    }
+                    Err(ended) => without_permit = Some(ended),
+                }
             }
-            return match (next, &self.kept) {
-                (NextStep::Retry(_), Some(_)) if !is_answered => {
-                    Some(Calls { calls, answer: Some(answer) })
-                }
-                _ => {
-                    caller.respond(Outcome::new(calls, Disposition::Answered(answer)));
-                    None
-                }
+            let follows = again || answer.has_other_key() || matches!(next, NextStep::Retry(_));
+            if follows && !is_answered && self.kept.is_some() {
+                return Some(Calls { calls, answer: Some(answer) });
+            }
+            // Not the refusal of a key that the next call would not have had.
+            let ended = match (without_permit, next) {
+                (Some(ended), NextStep::Access(_)) => ended,
+                _ => Disposition::Answered(answer),
             };
+            caller.respond(Outcome::new(calls, ended));
+            return None;
         }
     }
 
@@ -310,8 +318,8 @@ impl<U: Upstream> Intake<U> {
             && self.dispatcher.stop.run_until_cancelled(sleep(pause)).await.is_some()
     }
 
-    async fn another_permit(&self, caller: &Caller) -> Option<Permit> {
+    async fn another_permit(&self, caller: &Caller) -> Result<Permit, Disposition> {
         let ticket = self.dispatcher.ceiling.request(Class::Retry, caller.deadline);
-        self.dispatcher.permit(ticket.ok()?).await.ok()
+        self.dispatcher.permit(ticket.map_err(Disposition::NoPermit)?).await
     }
 }

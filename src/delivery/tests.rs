@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::kept::MAX_WRITE;
 use super::{Delivery, Disposition, Outcome, PublishOptions};
-use crate::answer::{Answer, HttpAnswer, TransportError};
+use crate::answer::{Answer, HttpAnswer, NextSignature, TransportError};
 use crate::ceiling::{Ceiling, Permit, Start};
 use crate::config::{self, Config};
 use crate::message::{Message, MessageId, Payload, Topic};
@@ -82,6 +82,15 @@ impl Upstream for Provider {
     async fn renew_key(&self) -> bool {
         sleep(self.takes).await;
         false
+    }
+}
+
+impl Provider {
+    /// It refuses the key of each call, and the next call has another one.
+    fn refuses_new_key(&self) {
+        self.answers(403);
+        let mut answers = self.answers.lock().unwrap();
+        answers.as_mut().unwrap().next = NextSignature::OtherKey;
     }
 }
 
@@ -275,6 +284,60 @@ async fn a_stop_while_a_key_is_looked_for() {
         "{outcome:?}"
     );
     assert!(stopped.elapsed() < takes / 2, "{:?} {outcome:?}", stopped.elapsed());
+}
+
+/// A call that was refused for a new key on trial is made again with the old one. If the ceiling has no room for
+/// it while its caller waits, that is no refusal: the message is kept, and delivered.
+#[tokio::test(start_paused = true)]
+async fn no_room_for_the_call_after_a_refused_key() {
+    // All are called before the first is answered.
+    let takes = Duration::from_millis(50);
+    let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
+    let (delivery, spool) = start(&disk, &provider).await;
+    provider.refuses_new_key();
+    let wanted = PublishOptions { patience: Duration::from_millis(200), claim: None, ..PATIENT };
+    let asked: Vec<_> = (0..8)
+        .map(|_| {
+            let delivery = delivery.clone();
+            tokio::spawn(async move { delivery.publish(message("TopicA"), wanted).await })
+        })
+        .collect();
+    let mut called = 0;
+    for outcome in asked {
+        let outcome = outcome.await.unwrap();
+        // Some have no room for their first call.
+        let is_uncalled = outcome.calls == 0 && matches!(outcome.ended, Disposition::NoPermit(_));
+        assert!(is_uncalled || matches!(outcome.ended, Disposition::Kept(_)), "{outcome:?}");
+        called += u32::from(!is_uncalled);
+    }
+    assert!(called > 0);
+    assert!(delivery.paused().is_empty());
+    provider.answers(200);
+    until("all are delivered", || spool.usage().queued.messages == 0).await;
+}
+
+/// Without a spool its caller is answered that there was no room, and when there is some: not that its key is
+/// refused.
+#[tokio::test(start_paused = true)]
+async fn no_room_for_the_call_after_a_refused_key_and_no_spool() {
+    let takes = Duration::from_millis(50);
+    let (config, provider) = (config(&[]), Provider { takes, ..Provider::default() });
+    let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
+    let meter = Meter::new(5, &config.billing, []);
+    let delivery = Delivery::new(&config, provider.clone(), None, ceiling, meter, 7);
+    provider.refuses_new_key();
+    let wanted = PublishOptions { patience: Duration::from_millis(200), claim: None, ..PATIENT };
+    let asked: Vec<_> = (0..8)
+        .map(|_| {
+            let delivery = delivery.clone();
+            tokio::spawn(async move { delivery.publish(message("TopicA"), wanted).await })
+        })
+        .collect();
+    for outcome in asked {
+        let outcome = outcome.await.unwrap();
+        assert!(matches!(outcome.ended, Disposition::NoPermit(_)), "{outcome:?}");
+    }
+    assert!(!provider.called().is_empty());
 }
 
 /// Nor does it make the outcome of a refused call unknown.

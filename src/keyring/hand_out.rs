@@ -5,20 +5,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
-use super::policy;
 use super::proof::{ProvenCaller, Unproven};
-use crate::config::{Keyring, RoleSession};
+use crate::backoff::Backoff;
+use crate::config::{CallerProof, Keyring, KeyringCaller, RoleSession};
 use crate::keys::{Key, KeyError, Keys, RoleIssuer};
 
-/// How long a caller waits for another one's request for the same key.
+/// How long a caller waits for a request for its key.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// A key with less than this left is of no use to a caller.
 const LAST: SignedDuration = SignedDuration::from_mins(1);
-/// After a failure, the service is not asked again for so long.
-const PAUSE: Duration = Duration::from_secs(1);
+/// After a failure, the service is not asked again for a caller for so long.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const PAUSES: Backoff = Backoff::exponential(Duration::from_secs(2), Duration::from_secs(8));
+/// Requests to the service at once, over all callers.
+const MOST_REQUESTS: usize = 16;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Why a caller gets no key.
@@ -30,9 +33,9 @@ pub(super) enum Withheld {
     /// It asks too often.
     #[error("caller {0} asks too often")]
     TooOften(String),
-    /// As many callers as there may be have keys already.
-    #[error("as many callers as keyring.max_callers allows have keys already")]
-    TooMany,
+    /// As many of its accounts as there may be have keys already.
+    #[error("as many accounts of caller {0} as its part of keyring.max_callers allows have keys")]
+    TooMany(String),
     /// The Security Token Service gave none.
     #[error("caller {0}: {1}")]
     Failed(String, String),
@@ -40,19 +43,33 @@ pub(super) enum Withheld {
 
 /// Keys for callers.
 pub(super) struct HandOut {
-    issuer: RoleIssuer,
-    session: RoleSession,
-    callers: Mutex<HashMap<String, Arc<CallerKeys>>>,
+    roles: Arc<Roles>,
+    callers: Mutex<HashMap<AccountId, Arc<AccountKeys>>>,
+    /// Accounts that a caller with a `*` in its subject may have.
     most: usize,
     rate: u32,
 }
 
-/// Of one caller.
+/// What is asked for keys.
+struct Roles {
+    issuer: RoleIssuer,
+    session: RoleSession,
+    room: Semaphore,
+    jitter: Mutex<fastrand::Rng>,
+}
+
+/// A caller, and which of those that it stands for. Its issuer is the caller's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct AccountId {
+    caller: String,
+    subject: String,
+}
+
+/// Of one account.
 #[derive(Default)]
-struct CallerKeys {
+struct AccountKeys {
     asked: Mutex<AskedRate>,
-    /// Held while a key is fetched, so that all who ask share it.
-    key: AsyncMutex<CallerKey>,
+    state: watch::Sender<AccountKey>,
 }
 
 /// Requests in the second that has begun with the first of them.
@@ -63,26 +80,33 @@ struct AskedRate {
 }
 
 #[derive(Default)]
-struct CallerKey {
+struct AccountKey {
     key: Option<Arc<Key>>,
     /// From when on it is renewed.
     renew: Option<Timestamp>,
+    /// A task asks for one; all who want it meanwhile share that.
+    is_asking: bool,
+    failures: u32,
+    /// Why there is none, and until when none is asked for.
     failed: Option<(Instant, String)>,
 }
 
 impl HandOut {
     pub(super) fn new(config: &Keyring, issuer: RoleIssuer) -> Self {
+        let wild = config.callers.iter().filter(|caller| stands_for_many(caller)).count();
+        let others = config.callers.len() - wild;
+        let session = config.session.clone();
+        let jitter = Mutex::new(fastrand::Rng::new());
         Self {
-            issuer,
-            session: config.session.clone(),
+            roles: Arc::new(Roles { issuer, session, room: Semaphore::new(MOST_REQUESTS), jitter }),
             callers: Mutex::default(),
-            most: config.max_callers,
+            most: (config.max_callers.saturating_sub(others) / wild.max(1)).max(1),
             rate: config.requests_per_second,
         }
     }
 
     pub(super) fn base(&self) -> &Keys {
-        self.issuer.base()
+        self.roles.issuer.base()
     }
 
     /// The key of a caller: the one that it has had before, while much of that is left.
@@ -92,77 +116,117 @@ impl HandOut {
         if !keys.may_ask(self.rate) {
             return Err(Withheld::TooOften(name()));
         }
-        let failed = |why: String| Withheld::Failed(name(), why);
-        let held = timeout(PATIENCE, keys.key.lock()).await;
-        let mut held = held.map_err(|_| failed("its key is still being fetched".to_owned()))?;
+        let mut state = keys.state.subscribe();
         let now = Timestamp::now();
-        if let Some(key) = held.usable(now, held.renew) {
-            return Ok(key);
+        if keys.state.send_if_modified(|state| state.begins(now)) {
+            // Whether its caller waits for it or not: what comes is kept for the next one.
+            let (roles, keys) = (Arc::clone(&self.roles), Arc::clone(&keys));
+            let caller = Arc::clone(&caller.caller);
+            tokio::spawn(async move { roles.renew(&caller, &keys).await });
         }
-        if held.failed.as_ref().is_none_or(|(at, _)| at.elapsed() >= PAUSE) {
-            match self.issue(caller).await {
-                Ok(key) => *held = CallerKey::new(key, now),
-                Err(error) => held.failed = Some((Instant::now(), error.to_string())),
-            }
-        }
-        held.usable(Timestamp::now(), None).ok_or_else(|| {
-            let why = held.failed.as_ref().map(|(_, why)| why.clone());
-            failed(why.unwrap_or_else(|| "it has ended at once".to_owned()))
+        let failed = |why: &str| Withheld::Failed(name(), why.to_owned());
+        let asked = timeout(PATIENCE, state.wait_for(|state| !state.is_asking)).await;
+        drop(asked);
+        let state = keys.state.borrow();
+        state.usable(Timestamp::now(), None).ok_or_else(|| match &state.failed {
+            _ if state.is_asking => failed("its key is still being fetched"),
+            Some((_, why)) => failed(why),
+            None => failed("it has ended at once"),
         })
     }
 
-    async fn issue(&self, caller: &ProvenCaller) -> Result<Key, KeyError> {
-        let role_arn = caller.caller.role_arn.as_ref().unwrap_or(&self.session.role_arn).clone();
-        let policy = Some(policy::of(&caller.caller));
-        let name = caller.caller.name.clone();
-        let session = RoleSession { role_arn, name, policy, ..self.session.clone() };
-        self.issuer.issue(&session).await
-    }
-
-    fn keys_of(&self, caller: &ProvenCaller) -> Result<Arc<CallerKeys>, Withheld> {
+    fn keys_of(&self, caller: &ProvenCaller) -> Result<Arc<AccountKeys>, Withheld> {
+        let id = AccountId { caller: caller.caller.name.clone(), subject: caller.subject.clone() };
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(keys) = callers.get(&caller.subject) {
+        if let Some(keys) = callers.get(&id) {
             return Ok(Arc::clone(keys));
         }
-        if callers.len() >= self.most {
+        let most = if stands_for_many(&caller.caller) { self.most } else { 1 };
+        let is_full = |callers: &HashMap<AccountId, _>| {
+            callers.keys().filter(|other| other.caller == id.caller).count() >= most
+        };
+        if is_full(&callers) {
             let now = Timestamp::now();
             callers.retain(|_, keys| keys.is_in_use(now));
         }
-        if callers.len() >= self.most {
-            return Err(Withheld::TooMany);
+        if is_full(&callers) {
+            return Err(Withheld::TooMany(id.caller));
         }
-        let keys = Arc::<CallerKeys>::default();
-        callers.insert(caller.subject.clone(), Arc::clone(&keys));
+        let keys = Arc::<AccountKeys>::default();
+        callers.insert(id, Arc::clone(&keys));
         Ok(keys)
     }
 }
 
-impl CallerKeys {
+/// Whether it is one for all the accounts whose subjects fit.
+fn stands_for_many(caller: &KeyringCaller) -> bool {
+    matches!(&caller.proof, CallerProof::ServiceAccount { subject, .. } if subject.contains('*'))
+}
+
+impl Roles {
+    /// One request for an account's key, of which its state has it that it is made.
+    async fn renew(&self, caller: &KeyringCaller, keys: &AccountKeys) {
+        let issued = match self.room.acquire().await {
+            Ok(_place) => self.issue(caller).await.map_err(|error| error.to_string()),
+            Err(closed) => Err(closed.to_string()),
+        };
+        let random = self.jitter.lock().unwrap_or_else(PoisonError::into_inner).f64();
+        keys.state.send_modify(|state| match issued {
+            Ok(key) => *state = AccountKey::new(key, Timestamp::now()),
+            Err(why) => state.fails(why, random),
+        });
+    }
+
+    async fn issue(&self, caller: &KeyringCaller) -> Result<Key, KeyError> {
+        let role_arn = caller.role_arn.as_ref().unwrap_or(&self.session.role_arn).clone();
+        let policy = Some(caller.session_policy());
+        let name = caller.name.clone();
+        let session = RoleSession { role_arn, name, policy, ..self.session.clone() };
+        self.issuer.issue(&session).await
+    }
+}
+
+impl AccountKeys {
     fn may_ask(&self, rate: u32) -> bool {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if asked.since.is_none_or(|since| now - since >= SECOND) {
             *asked = AskedRate { since: Some(now), requests: 0 };
         }
-        asked.requests += 1;
+        asked.requests = asked.requests.saturating_add(1);
         asked.requests <= rate
     }
 
     /// Whether it has a key that lives, or is about to.
     fn is_in_use(&self, now: Timestamp) -> bool {
-        match self.key.try_lock() {
-            Ok(held) => held.usable(now, None).is_some(),
-            Err(_) => true,
-        }
+        let state = self.state.borrow();
+        state.is_asking || state.usable(now, None).is_some()
     }
 }
 
-impl CallerKey {
+impl AccountKey {
     /// Half of its life is for the caller, who wants to renew it in time, too.
     fn new(key: Key, now: Timestamp) -> Self {
         let life = key.expires().map(|at| at.duration_since(now));
         let renew = life.and_then(|life| now.checked_add(life / 2).ok());
-        Self { key: Some(Arc::new(key)), renew, failed: None }
+        Self { key: Some(Arc::new(key)), renew, ..Self::default() }
+    }
+
+    /// Whether a key is to be asked for now, and no task does.
+    fn begins(&mut self, now: Timestamp) -> bool {
+        let waits = self.failed.as_ref().is_some_and(|(until, _)| Instant::now() < *until);
+        if self.is_asking || waits || self.usable(now, self.renew).is_some() {
+            return false;
+        }
+        self.is_asking = true;
+        true
+    }
+
+    fn fails(&mut self, why: String, random: f64) {
+        self.is_asking = false;
+        self.failures = self.failures.saturating_add(1);
+        let pause = PAUSES.after(self.failures, random).max(SHORTEST_PAUSE);
+        self.failed = Some((Instant::now() + pause, why));
     }
 
     /// The key, if it need not be renewed and enough of it is left.

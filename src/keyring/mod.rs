@@ -3,12 +3,11 @@
 //!
 //! `serve` accepts connections over TLS (`certificate`); `proof` finds out who asks, by a token of a service
 //! account (`issuer_keys`, `token_check`) or a shared token (`shared_tokens`); `hand_out` has a key for each
-//! caller, with a session `policy`. Instances share no state: each has keys of its own for its callers.
+//! caller, with a session policy. Instances share no state: each has keys of its own for its callers.
 
 mod certificate;
 mod hand_out;
 mod issuer_keys;
-mod policy;
 mod proof;
 mod serve;
 mod shared_tokens;
@@ -16,22 +15,31 @@ mod token_check;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
+use secrecy::zeroize::Zeroizing;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
+use crate::config::{self, CallerProof};
 use crate::keys::{Key, KeyError, Keys, RoleIssuer};
 use crate::log_limiter::LogLimiter;
+use crate::server::Listener;
 use certificate::Certificates;
 use hand_out::{HandOut, Withheld};
 use proof::Proofs;
 
+/// What proves callers, a key set or a shared token, is trusted for so long after it was last read.
+const TRUSTED: Duration = Duration::from_hours(1);
 /// Log lines a second about callers that get nothing.
 const MOST_LINES: u64 = 5;
+
+/// Of a key as JSON.
+const MOST_BYTES: usize = 16 * 1024;
 
 /// Why a keyring does not start.
 #[derive(Debug, thiserror::Error)]
@@ -81,19 +89,24 @@ impl RunningKeyring {
             Some((certificate, key)) => Some(Certificates::read(certificate, key).await?),
             None => None,
         };
+        let stop = CancellationToken::new();
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let stop = CancellationToken::new();
         let inner = Arc::new(KeyringInner {
             proofs: Proofs::start(config, &stop).await?,
             hand_out: HandOut::new(config, RoleIssuer::new(base, &config.sts)?),
             lines: LogLimiter::new(MOST_LINES),
         });
-        if let Some(certificates) = &certificates {
-            tokio::spawn(certificates.clone().follow(stop.clone()));
-        }
+        let listener = match certificates {
+            Some(certificates) => {
+                let current = certificates.current();
+                tokio::spawn(certificates.follow(stop.clone()));
+                Listener::Tls(listener, current)
+            }
+            None => Listener::Tcp(listener),
+        };
         let most = config.max_connections;
-        let served = tokio::spawn(serve::run(listener, certificates, inner, most, stop.clone()));
+        let served = tokio::spawn(serve::run(listener, inner, most, stop.clone()));
         Ok(Self { address, stop, served })
     }
 
@@ -110,13 +123,16 @@ impl RunningKeyring {
 }
 
 impl KeyringInner {
-    /// Whether keys can be handed out: there is one of our own, and each issuer's key set was read once.
-    fn readiness(&self) -> Result<(), String> {
-        if let Err(error) = self.hand_out.base().current() {
-            let why = self.hand_out.base().status().last_error;
-            return Err(format!("no key of its own: {}", why.unwrap_or(error.to_string())));
+    /// Whether keys can be handed out: there is one of our own, and each issuer's key set is known. Anyone may
+    /// ask: paths, addresses and names stand in the log only.
+    fn readiness(&self) -> Result<(), &'static str> {
+        if self.hand_out.base().current().is_err() {
+            return Err("no key of its own: see the log\n");
         }
-        self.proofs.readiness()
+        self.proofs
+            .is_ready()
+            .then_some(())
+            .ok_or("the keys of an issuer are not known: see the log\n")
     }
 
     /// A key for who proves itself, as JSON.
@@ -124,8 +140,9 @@ impl KeyringInner {
         &self,
         headers: &http::HeaderMap,
         query: Option<&str>,
-        from: SocketAddr,
-    ) -> Result<Vec<u8>, Withheld> {
+        from: Option<SocketAddr>,
+    ) -> Result<Bytes, Withheld> {
+        let from = from.map(tracing::field::display);
         let proven = self.proofs.check(headers, query).await.map_err(Withheld::Unproven);
         let handed = match proven {
             Ok(caller) => self.hand_out.key_for(&caller).await.map(|key| (caller, key)),
@@ -135,13 +152,17 @@ impl KeyringInner {
             Ok((caller, key)) => {
                 let expires = key.expires().map(tracing::field::display);
                 let (name, subject) = (&*caller.caller.name, &*caller.subject);
+                let issuer = match &caller.caller.proof {
+                    CallerProof::ServiceAccount { issuer, .. } => Some(&**issuer),
+                    CallerProof::TokenFile(_) => None,
+                };
                 let role = caller.caller.role_arn.as_deref();
-                tracing::info!(caller = name, subject, %from, key = key.masked(), expires, role, instances = ?caller.caller.instances, topics = ?caller.caller.topics, "key handed out");
+                tracing::info!(caller = name, issuer, subject, from, key = key.masked(), expires, role, instances = ?caller.caller.instances, topics = ?caller.caller.topics, "key handed out");
                 Ok(json(&key))
             }
             Err(withheld) => {
                 if let Some(suppressed) = self.lines.next() {
-                    tracing::warn!(%from, suppressed, reason = %withheld, "no key handed out");
+                    tracing::warn!(from, suppressed, reason = %withheld, "no key handed out");
                 }
                 Err(withheld)
             }
@@ -149,7 +170,8 @@ impl KeyringInner {
     }
 }
 
-fn json(key: &Key) -> Vec<u8> {
+/// Wiped when it was sent.
+fn json(key: &Key) -> Bytes {
     let time = |at: Timestamp| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let handed = HandedKey {
         code: "Success",
@@ -159,6 +181,9 @@ fn json(key: &Key) -> Vec<u8> {
         expiration: time(key.expires().unwrap_or(Timestamp::MAX)),
         last_updated: time(Timestamp::now()),
     };
-    // Strings: serialising them cannot fail.
-    serde_json::to_vec(&handed).unwrap_or_default()
+    // As large as it can get: growing would leave copies behind that are not wiped.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MOST_BYTES));
+    // Strings, and memory takes all: writing them cannot fail.
+    drop(serde_json::to_writer(&mut *bytes, &handed));
+    Bytes::from_owner(bytes)
 }

@@ -8,12 +8,13 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use percent_encoding::percent_decode_str;
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 
 use super::issuer_keys::IssuerKeys;
 use super::shared_tokens::SharedTokens;
-use super::token_check::{TokenFlaw, subject_of};
+use super::token_check::{ProvenSubject, TokenFlaw, subject_of};
 use crate::config::{CallerProof, Keyring, KeyringCaller};
 use crate::keys::KeyError;
 use crate::message::TopicPattern;
@@ -44,7 +45,7 @@ pub(super) enum Unproven {
     #[error("the token is not in order: {0}")]
     Token(#[from] TokenFlaw),
     /// It is in order, and of no caller's.
-    #[error("no caller has the subject {0:?}")]
+    #[error("no caller has the subject {0:?} of this issuer")]
     Stranger(String),
 }
 
@@ -66,7 +67,7 @@ impl Proofs {
         let file = |caller: &Arc<KeyringCaller>| -> Option<(Arc<KeyringCaller>, PathBuf)> {
             match &caller.proof {
                 CallerProof::TokenFile(path) => Some((Arc::clone(caller), path.clone())),
-                CallerProof::Subject(_) => None,
+                CallerProof::ServiceAccount { .. } => None,
             }
         };
         let shared = SharedTokens::start(callers.iter().filter_map(file).collect(), stop).await;
@@ -75,8 +76,8 @@ impl Proofs {
         Ok(Self { audience: config.audience.clone(), callers, issuers, shared })
     }
 
-    pub(super) fn readiness(&self) -> Result<(), String> {
-        self.issuers.iter().try_for_each(|issuer| issuer.readiness())
+    pub(super) fn is_ready(&self) -> bool {
+        self.issuers.iter().all(|issuer| issuer.is_ready())
     }
 
     pub(super) async fn check(
@@ -96,8 +97,14 @@ impl Proofs {
         if token.split('.').count() != 3 {
             return Err(Unproven::Unknown);
         }
-        let subject = subject_of(token, &self.issuers, &self.audience).await?;
-        let is_meant = |caller: &&Arc<KeyringCaller>| matches!(&caller.proof, CallerProof::Subject(pattern) if fits(pattern, &subject));
+        let ProvenSubject { issuer, subject } =
+            subject_of(token, &self.issuers, &self.audience).await?;
+        let is_meant = |caller: &&Arc<KeyringCaller>| match &caller.proof {
+            CallerProof::ServiceAccount { issuer: of, subject: pattern } => {
+                *of == issuer && fits(pattern, &subject)
+            }
+            CallerProof::TokenFile(_) => false,
+        };
         match self.callers.iter().find(is_meant) {
             Some(caller) => Ok(ProvenCaller { caller: Arc::clone(caller), subject }),
             None => Err(Unproven::Stranger(subject)),
@@ -121,7 +128,8 @@ fn token(headers: &HeaderMap, query: Option<&str>) -> Result<SecretString, Unpro
                 return Err(Unproven::Malformed);
             }
             let bytes = STANDARD.decode(rest.trim()).map_err(|_| Unproven::Malformed)?;
-            let text = String::from_utf8(bytes).map_err(|_| Unproven::Malformed)?;
+            let bytes = Zeroizing::new(bytes);
+            let text = std::str::from_utf8(&bytes).map_err(|_| Unproven::Malformed)?;
             let (_, password) = text.split_once(':').ok_or(Unproven::Malformed)?;
             Ok(SecretString::from(password))
         }
@@ -129,8 +137,10 @@ fn token(headers: &HeaderMap, query: Option<&str>) -> Result<SecretString, Unpro
             let mut pairs = query.unwrap_or_default().split('&');
             let token = pairs.find_map(|pair| pair.strip_prefix("token="));
             let token = token.filter(|token| !token.is_empty()).ok_or(Unproven::Absent)?;
-            let token = percent_decode_str(token).decode_utf8().map_err(|_| Unproven::Malformed)?;
-            Ok(SecretString::from(&*token))
+            let mut bytes = Zeroizing::new(Vec::with_capacity(token.len()));
+            bytes.extend(percent_decode_str(token));
+            let token = std::str::from_utf8(&bytes).map_err(|_| Unproven::Malformed)?;
+            Ok(SecretString::from(token))
         }
     }
 }

@@ -1,139 +1,82 @@
-//! Connections: bounded in number, in size and in time.
+//! What is answered, on connections that are bounded as those of all servers.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use http::header::{
+    CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use http::{Method, Request, StatusCode};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::KeyringInner;
-use super::certificate::Certificates;
 use super::hand_out::Withheld;
-use crate::server::Problem;
+use crate::server::{
+    ClientAddress, ConnectionSlots, HttpServer, Limits, Listener, PeerShare, Problem, Reply,
+    RequestBody, reply,
+};
 
 /// The path of the keys.
 const KEYS: &str = "/credentials";
-/// A handshake, the head of a request, and a whole connection take no longer than this.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-const HEAD: Duration = Duration::from_secs(5);
-const WHOLE: Duration = Duration::from_secs(30);
+/// The largest part of a head is a token.
+const LIMITS: Limits = Limits {
+    max_header: 16 * 1024,
+    header_timeout: Duration::from_secs(5),
+    // A handshake is a part of it.
+    idle_timeout: Duration::from_secs(5),
+};
 /// What is under way at the end has so long.
 const LAST: Duration = Duration::from_secs(5);
-/// For the head of a request, whose largest part is a token.
-const BUFFER: usize = 16 * 1024;
 
-type KeyringReply = Response<Full<Bytes>>;
-
-/// Accepts until `stop`.
+/// Accepts until `stop`. No client machine has more than half of the connections, and those without a request
+/// give way to others.
 pub(super) async fn run(
-    listener: TcpListener,
-    certificates: Option<Certificates>,
+    listener: Listener,
     keyring: Arc<KeyringInner>,
     most: usize,
     stop: CancellationToken,
 ) {
-    let tasks = TaskTracker::new();
-    let room = Arc::new(Semaphore::new(most));
-    let accepting = async {
-        while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
-            match listener.accept().await {
-                Ok((stream, from)) => {
-                    let (certificates, keyring) = (certificates.clone(), Arc::clone(&keyring));
-                    tasks.spawn(async move {
-                        let served = connection(stream, from, certificates, keyring);
-                        // Its end, whichever it is, is no matter of the keyring's.
-                        drop(timeout(WHOLE, served).await);
-                        drop(permit);
-                    });
-                }
-                // Out of file descriptors, or a client that was gone too soon.
-                Err(error) => {
-                    tracing::debug!(%error, "no connection accepted");
-                    sleep(Duration::from_millis(20)).await;
+    let service = tower::service_fn(move |request: Request<RequestBody>| {
+        let keyring = Arc::clone(&keyring);
+        async move { Ok::<_, Infallible>(answer(&keyring, &request).await) }
+    });
+    let slots = ConnectionSlots::new("keyring", most, PeerShare::Half);
+    HttpServer::new(LIMITS, slots, &[], service).serve(listener, stop, LAST).await;
+}
+
+async fn answer(keyring: &KeyringInner, request: &Request<RequestBody>) -> Reply {
+    let uri = request.uri();
+    let mut reply = if matches!(*request.method(), Method::GET | Method::HEAD) {
+        match uri.path() {
+            KEYS => {
+                let from = request.extensions().get().map(|ClientAddress(address)| *address);
+                match keyring.key_for(request.headers(), uri.query(), from).await {
+                    Ok(key) => reply(StatusCode::OK, "application/json", key),
+                    Err(withheld) => withhold(&withheld),
                 }
             }
+            "/livez" => text(StatusCode::OK, "ok\n"),
+            "/readyz" => match keyring.readiness() {
+                Ok(()) => text(StatusCode::OK, "ok\n"),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+            },
+            _ => text(StatusCode::NOT_FOUND, "there are /credentials, /livez and /readyz\n"),
         }
+    } else {
+        text(StatusCode::METHOD_NOT_ALLOWED, "only GET goes here\n")
     };
-    stop.run_until_cancelled(accepting).await;
-    tasks.close();
-    drop(timeout(LAST, tasks.wait()).await);
-}
-
-async fn connection(
-    stream: TcpStream,
-    from: SocketAddr,
-    certificates: Option<Certificates>,
-    keyring: Arc<KeyringInner>,
-) {
-    let Some(certificates) = certificates else { return http(stream, from, keyring).await };
-    match timeout(HANDSHAKE, certificates.acceptor().accept(stream)).await {
-        Ok(Ok(stream)) => http(stream, from, keyring).await,
-        Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS"),
-        Err(_) => tracing::debug!(%from, "no TLS in time"),
-    }
-}
-
-async fn http(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    from: SocketAddr,
-    keyring: Arc<KeyringInner>,
-) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let keyring = Arc::clone(&keyring);
-        async move { Ok::<_, Infallible>(answer(&keyring, &request, from).await) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(BUFFER)
-        // Callers come minutes apart.
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%from, %error, "connection ended");
-    }
-}
-
-async fn answer(
-    keyring: &KeyringInner,
-    request: &Request<Incoming>,
-    from: SocketAddr,
-) -> KeyringReply {
-    let uri = request.uri();
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET goes here\n".to_owned());
-    }
-    match uri.path() {
-        KEYS => match keyring.key_for(request.headers(), uri.query(), from).await {
-            Ok(key) => json(StatusCode::OK, key),
-            Err(withheld) => withhold(&withheld),
-        },
-        "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
-        "/readyz" => match keyring.readiness() {
-            Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
-            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        },
-        _ => text(StatusCode::NOT_FOUND, format!("there are {KEYS}, /livez and /readyz\n")),
-    }
+    let mut add = |name: HeaderName, value| {
+        reply.headers_mut().insert(name, HeaderValue::from_static(value));
+    };
+    add(CACHE_CONTROL, "no-store");
+    // Callers come minutes apart.
+    add(CONNECTION, "close");
+    reply
 }
 
 /// What a caller without a key is answered. Which part of its proof is wrong stands in the log only.
-fn withhold(withheld: &Withheld) -> KeyringReply {
+fn withhold(withheld: &Withheld) -> Reply {
     let (status, slug, title, detail) = match withheld {
         Withheld::Unproven(_) => (
             StatusCode::UNAUTHORIZED,
@@ -148,11 +91,11 @@ fn withhold(withheld: &Withheld) -> KeyringReply {
             "Too many requests of this caller",
             "A key serves for minutes: keep it.",
         ),
-        Withheld::TooMany => (
+        Withheld::TooMany(_) => (
             StatusCode::SERVICE_UNAVAILABLE,
             "too-many-callers",
             "Too many callers",
-            "As many callers as keyring.max_callers allows have keys.",
+            "As many accounts of this caller as its part of keyring.max_callers allows have keys.",
         ),
         Withheld::Failed(..) => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -161,29 +104,15 @@ fn withhold(withheld: &Withheld) -> KeyringReply {
             "The Security Token Service gave none. The log of the keyring says why.",
         ),
     };
-    let problem = Problem::new(status, slug, title, detail.to_owned());
-    let mut reply = json(status, problem.to_json());
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    if status == StatusCode::UNAUTHORIZED {
-        reply.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    } else {
-        reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    }
+    let mut reply = Problem::new(status, slug, title, detail.to_owned()).into_response();
+    let (name, value) = match status {
+        StatusCode::UNAUTHORIZED => (WWW_AUTHENTICATE, "Bearer"),
+        _ => (RETRY_AFTER, "1"),
+    };
+    reply.headers_mut().insert(name, HeaderValue::from_static(value));
     reply
 }
 
-fn json(status: StatusCode, body: Vec<u8>) -> KeyringReply {
-    whole(status, HeaderValue::from_static("application/json"), body.into())
-}
-
-fn text(status: StatusCode, body: String) -> KeyringReply {
-    whole(status, HeaderValue::from_static("text/plain; charset=utf-8"), body.into())
-}
-
-fn whole(status: StatusCode, kind: HeaderValue, body: Bytes) -> KeyringReply {
-    let mut reply = Response::new(Full::new(body));
-    *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, kind);
-    reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    reply
+fn text(status: StatusCode, body: &'static str) -> Reply {
+    reply(status, "text/plain; charset=utf-8", body)
 }

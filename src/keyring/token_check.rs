@@ -51,12 +51,18 @@ struct SubjectClaim {
     sub: String,
 }
 
-/// The subject of a token that is in order.
+/// Whom a token that is in order is of.
+pub(super) struct ProvenSubject {
+    pub(super) issuer: String,
+    pub(super) subject: String,
+}
+
+/// The subject of a token that is in order, and who has proven it.
 pub(super) async fn subject_of(
     token: &str,
     issuers: &[Arc<IssuerKeys>],
     audience: &str,
-) -> Result<String, TokenFlaw> {
+) -> Result<ProvenSubject, TokenFlaw> {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         // Only this module uses the crate, so there is no other one.
@@ -82,7 +88,8 @@ pub(super) async fn subject_of(
     validation.set_issuer(&[&issuer.issuer]);
     validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
     let read = decode::<SubjectClaim>(token, &key, &validation);
-    read.map(|read| read.claims.sub).map_err(|error| flaw(&error))
+    let proven = read.map_err(|error| flaw(&error))?;
+    Ok(ProvenSubject { issuer: issuer.issuer.clone(), subject: proven.claims.sub })
 }
 
 fn flaw(error: &Error) -> TokenFlaw {

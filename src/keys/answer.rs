@@ -2,6 +2,7 @@
 
 use jiff::fmt::temporal::Pieces;
 use jiff::{SignedDuration, Timestamp};
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 
@@ -70,7 +71,9 @@ pub(super) fn moment(text: &str) -> Option<Timestamp> {
 
 /// Wraps at once, so that a mistake further on in the JSON drops it wiped.
 pub(super) fn secret<'de, D: Deserializer<'de>>(json: D) -> Result<Option<SecretString>, D::Error> {
-    Ok(Option::<String>::deserialize(json)?.map(SecretString::from))
+    let text = Option::<String>::deserialize(json)?.map(Zeroizing::new);
+    // Copied, and the copy that may be larger than its text wiped.
+    Ok(text.map(|text| SecretString::from(&**text)))
 }
 
 #[cfg(test)]

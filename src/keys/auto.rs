@@ -1,5 +1,5 @@
-//! The first source that has a key, in the order of the provider's SDKs. The one that has had one is kept:
-//! a moment's failure must not bring a key of another account.
+//! The first source that is set up here, in the order of the provider's SDKs. It is waited for, and the one that
+//! has had a key is kept: a moment's failure must not bring a key of another account, or the machine's.
 
 use tracing::info;
 
@@ -42,21 +42,20 @@ impl Source for FirstOf {
         if let Some(chosen) = self.chosen.and_then(|at| self.sources.get_mut(at)) {
             return chosen.load().await;
         }
-        let mut failures = Vec::new();
+        let mut absent = Vec::new();
         for (at, source) in self.sources.iter_mut().enumerate() {
+            let source_word = source.as_str();
             match source.load().await {
                 Ok(key) => {
                     self.chosen = Some(at);
-                    info!(
-                        source = source.as_str(),
-                        place = source.place(),
-                        "keys.source = \"auto\" has found a source"
-                    );
+                    let place = source.place();
+                    info!(source = source_word, place, "keys.source = \"auto\" has found a source");
                     return Ok(key);
                 }
-                Err(error) => failures.push(format!("{}: {error}", source.as_str())),
+                Err(error @ KeyError::Absent(_)) => absent.push(format!("{source_word}: {error}")),
+                Err(error) => return Err(KeyError::NotYet { source_word, why: Box::new(error) }),
             }
         }
-        Err(KeyError::NoSource(failures.join("; ")))
+        Err(KeyError::NoSource(absent.join("; ")))
     }
 }

@@ -14,7 +14,7 @@ use super::error::KeyError;
 use super::fixed::FixedKey;
 use super::key::Key;
 use super::oidc::OidcKeys;
-use super::proof::read_text;
+use super::proof::{read_blocking, read_text};
 use super::role::AssumedRole;
 use super::source::{Pace, Source};
 use crate::config::{self, CliFile, CliFiles, EcsMetadata, RoleSession};
@@ -48,24 +48,23 @@ pub struct CliProfiles {
     config: CliFiles,
     /// That of the profile which was read last.
     pace: Pace,
+    /// The file which was read last.
+    read: Option<PathBuf>,
 }
 
 impl CliProfiles {
     /// Nothing is read yet.
     pub fn new(config: &CliFiles) -> Self {
-        Self { config: config.clone(), pace: Pace::BeforeExpiry }
+        Self { config: config.clone(), pace: Pace::BeforeExpiry, read: None }
     }
 
-    fn files(&self) -> impl Iterator<Item = &(CliFile, PathBuf)> {
-        self.config.files.iter()
-    }
-
-    async fn profile(&self) -> Result<Profile, KeyError> {
+    async fn profile(&self) -> Result<(PathBuf, Profile), KeyError> {
         let config = self.config.clone();
-        let read = move || read(&config);
-        let cut_off = |_| Err((self.place().into(), "reading it was cut off".to_owned()));
-        let read = tokio::task::spawn_blocking(read).await.unwrap_or_else(cut_off);
-        read.map_err(|(path, why)| KeyError::File { path, why })
+        read_blocking(&self.first(), move || read(&config)).await
+    }
+
+    fn first(&self) -> PathBuf {
+        self.config.files.first().map(|(_, path)| path.clone()).unwrap_or_default()
     }
 
     fn source(&self, profile: Profile) -> Result<BoxedSource, KeyError> {
@@ -113,8 +112,7 @@ impl Source for CliProfiles {
     }
 
     fn place(&self) -> String {
-        let path = self.files().find(|(_, path)| path.exists()).or_else(|| self.files().next());
-        path.map(|(_, path)| path.display().to_string()).unwrap_or_default()
+        self.read.clone().unwrap_or_else(|| self.first()).display().to_string()
     }
 
     fn pace(&self) -> Pace {
@@ -122,7 +120,8 @@ impl Source for CliProfiles {
     }
 
     async fn load(&mut self) -> Result<Key, KeyError> {
-        let profile = self.profile().await?;
+        let (path, profile) = self.profile().await?;
+        self.read = Some(path);
         let pace = match profile {
             Profile::Lasting { .. } => Pace::Every(POLL),
             _ => Pace::BeforeExpiry,
@@ -133,24 +132,28 @@ impl Source for CliProfiles {
     }
 }
 
-/// The profile of the first file that exists; or the path and what is wrong.
-fn read(config: &CliFiles) -> Result<Profile, (PathBuf, String)> {
+/// The first file that exists, and its profile. Blocks.
+fn read(config: &CliFiles) -> Result<(PathBuf, Profile), KeyError> {
     let found = config.files.iter().find(|(_, path)| path.exists());
     let Some((kind, path)) = found else {
         let names: Vec<_> = config.files.iter().map(|(_, path)| shown(path)).collect();
-        let first = config.files.first().map(|(_, path)| path.clone()).unwrap_or_default();
         let others = names.get(1..).unwrap_or_default();
-        let why = match others {
-            [] => "does not exist".to_owned(),
-            others => format!("does not exist, nor does {}", others.join(", ")),
+        let others = if others.is_empty() {
+            String::new()
+        } else {
+            format!(", nor does {}", others.join(", "))
         };
-        return Err((first, why));
+        let first = names.first().map_or("", String::as_str);
+        return Err(KeyError::Absent(format!("{first}: does not exist{others}")));
     };
     let profile = read_text(path, MAX_FILE).and_then(|text| match kind {
         CliFile::Json => json::profile(&text, config.profile.as_deref()),
         CliFile::Ini => ini::profile(&text, config.profile.as_deref()),
     });
-    profile.map_err(|why| (path.clone(), why))
+    match profile {
+        Ok(profile) => Ok((path.clone(), profile)),
+        Err(why) => Err(KeyError::File { path: path.clone(), why }),
+    }
 }
 
 fn shown(path: &Path) -> String {

@@ -4,7 +4,7 @@ use reqwest::{RequestBuilder, StatusCode, Url};
 
 use super::answer::{CredentialsAnswer, read_json};
 use super::error::KeyError;
-use super::fetch::{KeyServer, Patience};
+use super::fetch::{FetchedAnswer, KeyServer, Patience};
 use super::key::Key;
 use super::source::{Pace, Source};
 use crate::config::{EcsMetadata, MetadataV1};
@@ -45,8 +45,8 @@ impl MetadataKeys {
     async fn token(&self) -> Result<Option<String>, KeyError> {
         let (name, seconds) = TOKEN_LIFE;
         let request = self.server.client().put(self.at(TOKEN_PATH)).header(name, seconds);
-        let answer = self.server.fetch_ok(request).await;
-        let token = answer.and_then(|answer| {
+        let answer = self.reach(request).await?;
+        let token = self.server.ok(answer).and_then(|answer| {
             let is_token = |token: &&str| {
                 (1..=MAX_TOKEN).contains(&token.len())
                     && token.bytes().all(|byte| byte.is_ascii_graphic())
@@ -61,13 +61,22 @@ impl MetadataKeys {
         }
     }
 
+    /// Where no service answers, this is no machine of the provider's, unless a role of it is configured.
+    async fn reach(&self, request: RequestBuilder) -> Result<FetchedAnswer, KeyError> {
+        self.server.fetch(request).await.map_err(|error| match &self.role {
+            Some(_) => error,
+            None => KeyError::Absent(error.to_string()),
+        })
+    }
+
     async fn role(&self, token: Option<&str>) -> Result<String, KeyError> {
         if let Some(role) = &self.role {
             return Ok(role.clone());
         }
         let answer = self.server.fetch(self.get(ROLE_PATH, token)).await?;
         if answer.status == StatusCode::NOT_FOUND {
-            return Err(self.server.failure("this machine has no RAM role"));
+            let none = self.server.failure("this machine has no RAM role");
+            return Err(KeyError::Absent(none.to_string()));
         }
         let role = answer.text().filter(|_| answer.status == StatusCode::OK);
         let role = role.and_then(|text| text.lines().next()).filter(|role| is_role(role));

@@ -44,8 +44,12 @@ fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Key, KeyError> {
             .map_err(|_| KeyError::Invalid { part, flaw: Flaw::NotText }),
         _ => Ok(None),
     };
-    let id = text(ID, "access key id")?.ok_or(KeyError::Missing(ID))?;
-    let secret = text(SECRET, "access key secret")?.ok_or(KeyError::Missing(SECRET))?;
+    let (id, secret) = match (text(ID, "access key id")?, text(SECRET, "access key secret")?) {
+        (None, None) => return Err(KeyError::Absent(format!("{ID} is not set"))),
+        (None, Some(_)) => return Err(KeyError::Missing(ID)),
+        (Some(_), None) => return Err(KeyError::Missing(SECRET)),
+        (Some(id), Some(secret)) => (id, secret),
+    };
     let token = text(TOKEN, "security token")?;
     Key::new(id, SecretString::from(secret), token.map(SecretString::from), None)
 }
@@ -84,7 +88,7 @@ mod tests {
         let id = (ID, b"LTAIenv".as_slice());
         let secret = (SECRET, b"hush".as_slice());
         for (variables, expected) in [
-            (vec![], KeyError::Missing(ID)),
+            (vec![], KeyError::Absent(format!("{ID} is not set"))),
             (vec![secret], KeyError::Missing(ID)),
             (vec![(ID, b"".as_slice()), secret], KeyError::Missing(ID)),
             (vec![id], KeyError::Missing(SECRET)),

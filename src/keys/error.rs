@@ -50,9 +50,28 @@ pub enum KeyError {
     /// The source did not end in time.
     #[error("{0}: no answer while there was time")]
     Slow(String),
+    /// The server refused the key that asked it.
+    #[error("{origin}: {why}")]
+    Refused {
+        /// Scheme, host and port.
+        origin: String,
+        /// What it said.
+        why: String,
+    },
+    /// There is no such source here: no variable, file or service of it. Others may have a key.
+    #[error("{0}")]
+    Absent(String),
     /// None of several sources has one.
     #[error("no source has a key: {0}")]
     NoSource(String),
+    /// One of several sources is set up here, and does not work. No other takes its place.
+    #[error("{source_word}, which is set up here: {why}")]
+    NotYet {
+        /// Its word in the configuration.
+        source_word: &'static str,
+        /// What went wrong.
+        why: Box<Self>,
+    },
 }
 
 /// What is wrong with a part of a key.

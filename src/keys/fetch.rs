@@ -103,6 +103,11 @@ impl KeyServer {
         &self.origin
     }
 
+    /// The server refused the key that asked it.
+    pub(crate) fn refusal(&self, why: impl Into<String>) -> KeyError {
+        KeyError::Refused { origin: self.origin.clone(), why: why.into() }
+    }
+
     pub(crate) fn failure(&self, why: impl Into<String>) -> KeyError {
         KeyError::Server { origin: self.origin.clone(), why: why.into() }
     }
@@ -129,6 +134,11 @@ impl KeyServer {
         request: RequestBuilder,
     ) -> Result<FetchedAnswer, KeyError> {
         let answer = self.fetch(request).await?;
+        self.ok(answer)
+    }
+
+    /// The answer, if its status is 200.
+    pub(crate) fn ok(&self, answer: FetchedAnswer) -> Result<FetchedAnswer, KeyError> {
         match answer.status {
             StatusCode::OK => Ok(answer),
             status => Err(self.failure(format!("answered with HTTP status {}", status.as_u16()))),

@@ -21,6 +21,7 @@ use tokio::time::sleep;
 
 use super::error::{Flaw, KeyError};
 use super::key::Key;
+use super::proof::read_blocking;
 use super::source::{Pace, Source};
 
 const ID: &str = "access_key_id";
@@ -66,11 +67,7 @@ impl KeyFolder {
 
     async fn read(&self) -> Result<FoundKey, KeyError> {
         let path = self.path.clone();
-        let read = move || read(&path);
-        match tokio::task::spawn_blocking(read).await {
-            Ok(found) => found,
-            Err(_) => Err(failure(&self.path, "reading it was cut off")),
-        }
+        read_blocking(&self.path, move || read(&path)).await
     }
 }
 

@@ -23,12 +23,13 @@ impl RoleIssuer {
         &self.base
     }
 
-    /// A new key. Where the service refuses the base's, and its source has another one, that is tried.
+    /// A new key. Where the service refuses the base's as a key, and its source has another one, that is tried;
+    /// any other failure would be the same with that.
     pub async fn issue(&self, session: &RoleSession) -> Result<Key, KeyError> {
         let base = self.base.current()?;
         let issued = self.sts.assume_role(&base, session).await;
         match issued {
-            Err(KeyError::Server { .. }) if self.base.refresh(&base).await => {
+            Err(KeyError::Refused { .. }) if self.base.refresh(&base).await => {
                 let base = self.base.current()?;
                 self.sts.assume_role(&base, session).await
             }

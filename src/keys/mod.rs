@@ -50,13 +50,14 @@ pub use self::source::{Pace, Source};
 pub use self::uri::CredentialsUri;
 
 pub(crate) use self::fetch::{KeyServer, Patience, variable};
-pub(crate) use self::proof::{read_text, read_token};
+pub(crate) use self::proof::{TokenFile, read_blocking, read_text, read_token, read_token_file};
 
 use self::boxed::BoxedSource;
 use self::keeper::{Keeper, LookState};
 use self::rotation::Rotation;
 use crate::answer::{AccessDenied, NextSignature};
-use crate::config::{self, Canary, KeySource};
+use crate::config::{self, Canary, CliFile, KeySource};
+use crate::message::MessageId;
 
 /// What time it is. A function, so that tests can say it.
 pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -114,7 +115,9 @@ fn source(config: &KeySource) -> Result<BoxedSource, KeyError> {
                 std::env::var(name).is_ok_and(|value| value.eq_ignore_ascii_case("true"))
             };
             let is_left_out = |source: &KeySource| match source {
-                KeySource::Cli(_) => is_off("ALIBABA_CLOUD_CLI_PROFILE_DISABLED"),
+                KeySource::Cli(cli) if cli.files.iter().all(|(kind, _)| *kind == CliFile::Json) => {
+                    is_off("ALIBABA_CLOUD_CLI_PROFILE_DISABLED")
+                }
                 KeySource::Ecs(_) => is_off("ALIBABA_CLOUD_ECS_METADATA_DISABLED"),
                 _ => false,
             };
@@ -184,24 +187,25 @@ impl Keys {
         }
     }
 
-    /// The key to sign one call with, from memory: the one in use, or for a share of calls one on trial.
-    /// What becomes of the call is to be told by [`Keys::worked`] and [`Keys::refused`].
-    pub fn choose(&self) -> Result<Arc<Key>, KeyError> {
-        self.rotation.choose((self.now)())
+    /// The key to sign one call for a message with, from memory: the one in use, or for a share of calls
+    /// one on trial. After a refusal, the other one. What becomes of the call is to be reported by
+    /// [`Keys::worked`] and [`Keys::refused`].
+    pub fn choose(&self, message: MessageId) -> Result<Arc<Key>, KeyError> {
+        self.rotation.choose(message, (self.now)())
     }
 
-    /// The provider took a call with this key.
-    pub fn worked(&self, key: &Arc<Key>) {
-        self.rotation.worked(key);
+    /// The provider took a call for this message with this key.
+    pub fn worked(&self, message: MessageId, key: &Arc<Key>) {
+        self.rotation.worked(message, key);
     }
 
-    /// The provider refused a call with this key. Whether the next call has another one.
-    pub fn refused(&self, key: &Arc<Key>, why: AccessDenied) -> NextSignature {
-        self.rotation.refused(key, why, (self.now)())
+    /// The provider refused a call for this message with this key. Whether its next call has another one.
+    pub fn refused(&self, message: MessageId, key: &Arc<Key>, why: AccessDenied) -> NextSignature {
+        self.rotation.refused(message, key, why, (self.now)())
     }
 
-    /// Where the provider has refused the key in use: has the source another one? True if another one is
-    /// in use afterwards.
+    /// Where the provider has refused the key in use: has the source another one? True if there is another
+    /// one to sign with afterwards.
     pub async fn renew(&self) -> bool {
         match self.rotation.refused_key() {
             Some(refused) => self.refresh(&refused).await,
@@ -209,8 +213,8 @@ impl Keys {
         }
     }
 
-    /// The provider refused this key: has the source another one? True if the current key now is
-    /// a usable one that differs from `refused`.
+    /// The provider refused this key: has the source another one? True if there now is a usable one
+    /// that differs from `refused`, in use or on trial.
     ///
     /// Callers share one look, and looks are at least a second apart, so a caller may wait for
     /// that second and for the source. Dropping the future is harmless.
@@ -271,7 +275,7 @@ impl Keys {
     }
 
     fn differs_from(&self, refused: &Key) -> bool {
-        self.current().is_ok_and(|key| !key.same_as(refused))
+        self.rotation.has_other_than(refused, (self.now)())
     }
 }
 

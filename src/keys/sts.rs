@@ -3,8 +3,10 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{RequestBuilder, StatusCode, Url};
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
@@ -12,6 +14,7 @@ use super::answer::{CredentialsAnswer, read_json};
 use super::error::KeyError;
 use super::fetch::{FetchedAnswer, KeyServer, Patience, variable};
 use super::key::Key;
+use crate::answer::{self, AccessDenied, Verdict};
 use crate::config::{Endpoint, RoleSession, SignatureVersion};
 use crate::signing::{self, Call, Credentials, Stamp};
 
@@ -85,7 +88,6 @@ impl Sts {
         provider_arn: &str,
         session: &RoleSession,
     ) -> Result<Key, KeyError> {
-        let stamp = self.stamp()?;
         let duration = seconds(session.duration);
         let mut form = vec![
             ("DurationSeconds", &*duration),
@@ -95,6 +97,16 @@ impl Sts {
             ("RoleSessionName", &*session.name),
         ];
         form.extend(session.policy.as_deref().map(|policy| ("Policy", policy)));
+        let answer = self.server.fetch(self.unsigned(&form)?).await?;
+        if !self.corrects(&answer) {
+            return self.key_of("AssumeRoleWithOIDC", &answer);
+        }
+        let answer = self.server.fetch(self.unsigned(&form)?).await?;
+        self.key_of("AssumeRoleWithOIDC", &answer)
+    }
+
+    fn unsigned(&self, form: &[(&str, &str)]) -> Result<RequestBuilder, KeyError> {
+        let stamp = self.stamp()?;
         let query = signing::encode::pairs(&[
             ("Action", "AssumeRoleWithOIDC"),
             ("Format", "JSON"),
@@ -102,12 +114,10 @@ impl Sts {
             ("Timestamp", &stamp.time),
             ("Version", VERSION),
         ]);
-        let request = self
-            .post(&query)
-            .header("content-type", signing::FORM)
-            .body(signing::encode::pairs(&form));
-        let answer = self.server.fetch(request).await?;
-        self.key_of("AssumeRoleWithOIDC", &answer)
+        // It has the token: wiped when it was sent.
+        let body = Zeroizing::new(signing::encode::pairs(form).into_bytes());
+        let request = self.post(&query).header("content-type", signing::FORM);
+        Ok(request.body(Bytes::from_owner(body)))
     }
 
     fn signed(&self, base: &Key, params: &[(&str, &str)]) -> Result<RequestBuilder, KeyError> {
@@ -177,10 +187,18 @@ impl Sts {
         let id = request_id.as_deref().and_then(shown);
         let id = id.map(|id| format!(" (request {id})")).unwrap_or_default();
         match shown(&code) {
+            Some(code) if is_of_the_key(code) => {
+                Err(self.server.refusal(format!("{action}: refused with {code}{id}")))
+            }
             Some(code) => Err(failed(format!("refused with {code}{id}"))),
             None => Err(failed(format!("answered with HTTP status {status}{id}"))),
         }
     }
+}
+
+/// Whether another key may be let in where this one is not.
+fn is_of_the_key(code: &str) -> bool {
+    answer::meaning(code) == Some(Verdict::Denied(AccessDenied::Key))
 }
 
 fn refusal(answer: &FetchedAnswer) -> Option<StsRefusal> {

@@ -113,7 +113,7 @@ where
     }
 
     fn spawn(&self, slot: HeldSlot, accepted: AcceptedConnection, graceful: &GracefulShutdown) {
-        let AcceptedConnection { stream, reach, .. } = accepted;
+        let AcceptedConnection { stream, reach, from, .. } = accepted;
         let (phase, framings) = (slot.phase(), Framings::default());
         let timeouts =
             Timeouts { idle: self.limits.idle_timeout, head: self.limits.header_timeout };
@@ -124,7 +124,7 @@ where
         };
         let watched = Watched::new(stream, phase.clone(), timeouts, automatic);
         let (io, mut dropped) = Returned::lend(watched);
-        let door = Door { reach, hosts: Arc::clone(&self.hosts) };
+        let door = Door { reach, from, hosts: Arc::clone(&self.hosts) };
         let service = layers(self.service.clone(), door, phase, framings);
         let service = TowerToHyperService::new(service);
         let connection = self.http().serve_connection(TokioIo::new(io), service);
@@ -182,6 +182,9 @@ where
     let checked = tower::service_fn(move |mut request: Request<RequestBody>| {
         if let Reach::Socket(Some(peer)) = door.reach {
             request.extensions_mut().insert(peer);
+        }
+        if let Some(from) = door.from {
+            request.extensions_mut().insert(from);
         }
         let framing = request.extensions().get().copied().unwrap_or(Framing::Clear);
         let answer = match door.refusal(&request, framing) {

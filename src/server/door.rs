@@ -11,7 +11,7 @@ use http::{Request, StatusCode, Version};
 
 use super::automatic::unknown_coding;
 use super::heads::Framing;
-use super::peer::PeerProcess;
+use super::peer::{ClientAddress, PeerProcess};
 use super::problem::Problem;
 
 /// From where a connection can come.
@@ -29,6 +29,7 @@ pub(super) enum Reach {
 #[derive(Debug, Clone)]
 pub(super) struct Door {
     pub(super) reach: Reach,
+    pub(super) from: Option<ClientAddress>,
     /// Names, besides localhost and addresses, under which a loopback address is reached; `*` is any.
     pub(super) hosts: Arc<[String]>,
 }
@@ -208,7 +209,7 @@ mod tests {
     #[test]
     fn names_of_a_loopback_address() {
         let hosts = ["tollgate.test".to_owned()].into();
-        let door = Door { reach: Reach::Loopback, hosts };
+        let door = Door { reach: Reach::Loopback, from: None, hosts };
         for host in [
             "localhost:8080",
             "LOCALHOST",

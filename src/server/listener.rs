@@ -1,18 +1,22 @@
 //! A bound address: a TCP port or a Unix socket.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 
 use rustix::io::Errno;
+use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
 
 use super::door::Reach;
-use super::peer::{Peer, PeerProcess};
+use super::peer::{ClientAddress, Peer, PeerProcess};
+use super::tls::TlsConnection;
 use crate::config::Address;
 
 /// Connections that wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
@@ -23,6 +27,8 @@ const BACKLOG: i32 = 65_535;
 pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
+    /// A TCP port with TLS, by the configuration that is current when a connection is accepted.
+    Tls(TcpListener, watch::Receiver<Arc<ServerConfig>>),
     /// A Unix socket, removed when dropped.
     Unix(UnixListener, SocketFile),
 }
@@ -60,6 +66,7 @@ pub(super) struct AcceptedConnection {
     pub(super) stream: Pin<Box<dyn ClientStream>>,
     pub(super) reach: Reach,
     pub(super) peer: Peer,
+    pub(super) from: Option<ClientAddress>,
 }
 
 /// A connection of either kind.
@@ -86,7 +93,7 @@ impl Listener {
     /// The address as the configuration writes it.
     pub fn address(&self) -> String {
         match self {
-            Self::Tcp(listener) => {
+            Self::Tcp(listener) | Self::Tls(listener, _) => {
                 listener.local_addr().map_or_else(|e| e.to_string(), |address| address.to_string())
             }
             Self::Unix(_, file) => format!("unix:{}", file.path.display()),
@@ -96,24 +103,47 @@ impl Listener {
     pub(super) async fn accept(&self) -> io::Result<AcceptedConnection> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, remote) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                // Of the connection: the listener may be bound to all addresses.
-                let local = stream.local_addr()?.ip();
+                let (stream, remote, local) = accept_tcp(listener).await?;
                 let is_loopback = local.to_canonical().is_loopback();
                 let reach = if is_loopback { Reach::Loopback } else { Reach::Network };
-                let peer = Peer::of(remote.ip(), local);
-                Ok(AcceptedConnection { stream: Box::pin(stream), reach, peer })
+                Ok(AcceptedConnection::tcp(Box::pin(stream), reach, remote, local))
+            }
+            Self::Tls(listener, config) => {
+                let (stream, remote, local) = accept_tcp(listener).await?;
+                let config = Arc::clone(&config.borrow());
+                let stream = Box::pin(TlsConnection::new(stream, config));
+                // No page can point a name at it: it would have to have a certificate for that.
+                Ok(AcceptedConnection::tcp(stream, Reach::Network, remote, local))
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 let process = stream.peer_cred().ok();
                 let process = process.map(|it| PeerProcess { uid: it.uid(), pid: it.pid() });
                 let (stream, reach) = (Box::pin(stream), Reach::Socket(process));
-                Ok(AcceptedConnection { stream, reach, peer: Peer::Local })
+                Ok(AcceptedConnection { stream, reach, peer: Peer::Local, from: None })
             }
         }
     }
+}
+
+impl AcceptedConnection {
+    fn tcp(
+        stream: Pin<Box<dyn ClientStream>>,
+        reach: Reach,
+        remote: SocketAddr,
+        local: IpAddr,
+    ) -> Self {
+        let (peer, from) = (Peer::of(remote.ip(), local), Some(ClientAddress(remote)));
+        Self { stream, reach, peer, from }
+    }
+}
+
+/// A connection, where it comes from, and its own address here: the listener may be bound to all.
+async fn accept_tcp(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr, IpAddr)> {
+    let (stream, remote) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    let local = stream.local_addr()?.ip();
+    Ok((stream, remote, local))
 }
 
 /// As `TcpListener::bind`, with the longest queue of connections that are not accepted yet. `[::]` is all

@@ -13,12 +13,13 @@ mod problem;
 mod reply;
 mod returned;
 mod slots;
+mod tls;
 mod watched;
 
 pub use body::RequestBody;
 pub use connection::{HttpServer, Limits};
 pub use listener::Listener;
-pub use peer::PeerProcess;
+pub use peer::{ClientAddress, PeerProcess};
 pub use problem::Problem;
 pub use reply::{Reply, ReplyBody, json_reply, reply};
 pub use slots::{ConnectionSlots, ConnectionUsage, PeerShare};

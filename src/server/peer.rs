@@ -1,6 +1,6 @@
 //! Who is at the other end of a connection.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,10 @@ impl Peer {
         }
     }
 }
+
+/// The address that a request comes from, if not over a Unix socket: an extension of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientAddress(pub SocketAddr);
 
 /// The process that has opened a connection over a Unix socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

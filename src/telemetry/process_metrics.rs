@@ -92,11 +92,6 @@ pub(super) fn keys(status: &KeyStatus) -> Families {
     if let Some(at) = status.expires_at {
         expiry = expiry.value(&source, at.as_second() as f64);
     }
-    let mut loaded =
-        Family::gauge("tollgate_key_loaded_timestamp_seconds", "When the key was loaded");
-    if let Some(at) = status.loaded_at {
-        loaded = loaded.value(&source, at.as_second() as f64);
-    }
     let mut reloads = Family::counter(
         "tollgate_key_reloads_total",
         "Keys by result: ok (taken up), failed (the source had none), refused (the provider refused a new \
@@ -107,11 +102,13 @@ pub(super) fn keys(status: &KeyStatus) -> Families {
         ("failed", status.reloads_failed),
         ("refused", status.rejections),
     ] {
-        // What cannot happen has no series: other sources say when a key ends, or never have a new one.
-        if result == "refused" && !matches!(status.source, "file" | "cli") {
+        // What cannot happen has no series: other sources never have a new key, and one that says when it ends
+        // is not tried first.
+        let may_be_tried = matches!(status.source, "file" | "cli") && status.expires_at.is_none();
+        if result == "refused" && !may_be_tried {
             continue;
         }
         reloads = reloads.value(&[source[0], ("result", result)], count as f64);
     }
-    [expiry, loaded, reloads].map(Family::done).into()
+    [expiry, reloads].map(Family::done).into()
 }

@@ -29,7 +29,7 @@ use crate::config::{self, SignatureVersion};
 use crate::deadline;
 use crate::keys::{Key, Keys};
 use crate::log_limiter::LogLimiter;
-use crate::message::{Message, PayloadEncoding};
+use crate::message::{Message, MessageId, PayloadEncoding};
 use crate::signing::{self, Credentials, Signed, Stamp};
 
 /// No answer of the provider comes near it.
@@ -188,7 +188,7 @@ impl Upstream for HttpUpstream {
             Ok(answer) => {
                 let mut answer = shared.codes.rule(answer);
                 pool.put_back(connection);
-                shared.learn(&mut answer, &key);
+                shared.learn(message.id, &mut answer, &key);
                 match answer.verdict() {
                     // A gateway that did not wait for what stands behind it, which may read it yet.
                     _ if answer.is_gateway_timeout() => drop(permit),
@@ -310,7 +310,7 @@ impl UpstreamInner {
         permit: &Permit,
         gate: &SendGate,
     ) -> Result<(Arc<Key>, Request<Full<Bytes>>), TransportError> {
-        let key = self.keys.choose().map_err(|_| TransportError::NoKey)?;
+        let key = self.keys.choose(message.id).map_err(|_| TransportError::NoKey)?;
         let request = self.request(message, &key)?;
         if !permit.holds() {
             return Err(TransportError::Unwritten);
@@ -362,7 +362,7 @@ impl UpstreamInner {
     }
 
     /// Takes from an answer what the next call needs to know.
-    fn learn(&self, answer: &mut Answer, key: &Arc<Key>) {
+    fn learn(&self, message: MessageId, answer: &mut Answer, key: &Arc<Key>) {
         let now = Timestamp::now();
         self.last_answer_ms.store(now.as_millisecond(), Ordering::Relaxed);
         self.trouble.ended();
@@ -374,11 +374,11 @@ impl UpstreamInner {
         };
         let next = match verdict {
             Verdict::Denied(why @ (AccessDenied::Key | AccessDenied::Permission)) => {
-                self.keys.refused(key, why)
+                self.keys.refused(message, key, why)
             }
             // A message that is refused has a key that is not.
             Verdict::Delivered | Verdict::Refused => {
-                self.keys.worked(key);
+                self.keys.worked(message, key);
                 NextSignature::Same
             }
             _ => NextSignature::Same,

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -21,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 use tollgate::config::{
     CallerProof, Endpoint, Issuer, KeySource, KeyUri, Keyring, KeyringCaller, RoleSession,
 };
@@ -99,6 +102,32 @@ fn caller(name: &str, proof: CallerProof) -> KeyringCaller {
     KeyringCaller { name: name.to_owned(), proof, instances, topics, role_arn: None, policy: None }
 }
 
+/// On a free port, without anything.
+fn config() -> Keyring {
+    Keyring {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        tls: None,
+        sts: Endpoint { tls: false, host: "127.0.0.1".to_owned(), port: 1 },
+        session: RoleSession {
+            role_arn: "acs:ram::1000000000000001:role/tollgate".to_owned(),
+            name: "keyring".to_owned(),
+            duration: Duration::from_hours(1),
+            policy: None,
+            external_id: None,
+        },
+        audience: "tollgate".to_owned(),
+        issuers: Vec::new(),
+        callers: Vec::new(),
+        max_callers: 100,
+        requests_per_second: 1_000,
+        max_connections: 256,
+    }
+}
+
+fn of(issuer: &str, subject: &str) -> CallerProof {
+    CallerProof::ServiceAccount { issuer: issuer.to_owned(), subject: subject.to_owned() }
+}
+
 fn emulator(change: impl FnOnce(&mut EmulatorOptions)) -> Emulator {
     let mut options =
         EmulatorOptions { listen: "127.0.0.1:0".parse().unwrap(), ..EmulatorOptions::default() };
@@ -131,21 +160,12 @@ impl Stand {
         let orders = KeyringCaller {
             instances: vec!["post-cn-test".to_owned()],
             topics: vec!["Alarm".to_owned()],
-            ..caller("orders", CallerProof::Subject("system:serviceaccount:shop:*".to_owned()))
+            ..caller("orders", of(ISSUER, "system:serviceaccount:shop:*"))
         };
         let (host, port) = (emulator.address().ip().to_string(), emulator.address().port());
         let mut config = Keyring {
-            listen: "127.0.0.1:0".parse().unwrap(),
             tls: Some((path("tls.crt"), path("tls.key"))),
             sts: Endpoint { tls: false, host, port },
-            session: RoleSession {
-                role_arn: "acs:ram::1000000000000001:role/tollgate".to_owned(),
-                name: "keyring".to_owned(),
-                duration: Duration::from_hours(1),
-                policy: None,
-                external_id: None,
-            },
-            audience: "tollgate".to_owned(),
             issuers: vec![Issuer {
                 issuer: ISSUER.to_owned(),
                 jwks: format!("http://{}/openid/v1/jwks", jwks.address),
@@ -153,9 +173,7 @@ impl Stand {
                 token_file: None,
             }],
             callers: vec![orders, caller("batch", CallerProof::TokenFile(path("shared")))],
-            max_callers: 100,
-            requests_per_second: 1_000,
-            max_connections: 256,
+            ..config()
         };
         change(&mut config);
         let base = Key::new(DEMO_KEY_ID, DEMO_KEY_SECRET.into(), None, None).unwrap();
@@ -379,7 +397,44 @@ async fn silent_connections_are_ended() {
     }
     let begun = Instant::now();
     assert_eq!(stand.ask(&stand.issuer.token(|_| ())).await.status, 200);
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    // They give way to it, long before their own time is over.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+/// Nor do tokens with unknown keys, while the key set that might have them does not come.
+#[tokio::test]
+async fn a_key_set_that_hangs_keeps_no_caller_waiting() {
+    let issuer = TokenIssuer::new("k1");
+    let set = issuer.set();
+    let jwks = Server::start(move |n| {
+        let set = set.clone();
+        async move {
+            if n > 1 {
+                std::future::pending::<()>().await;
+            }
+            reply(200, set)
+        }
+    })
+    .await;
+    let stand = Stand::with(
+        |_| (),
+        |config| config.issuers[0].jwks = format!("http://{}/keys", jwks.address),
+    )
+    .await;
+    let unknown = TokenIssuer::new("k2").token(|_| ());
+    let begun = Instant::now();
+    let (address, ca) = (stand.keyring.address(), stand.path("ca.pem"));
+    let mut strangers = JoinSet::new();
+    for _ in 0..20 {
+        let (ca, token) = (ca.clone(), format!("Bearer {unknown}"));
+        strangers.spawn(async move {
+            get(address, &ca, "/credentials", &[("authorization", &token)]).await.unwrap().status
+        });
+    }
+    assert_eq!(stand.ask(&issuer.token(|_| ())).await.status, 200);
+    assert!(strangers.join_all().await.into_iter().all(|status| status == 401));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(jwks.requests().len(), 2);
 }
 
 #[tokio::test]
@@ -387,7 +442,8 @@ async fn bounds_on_callers_and_rates() {
     let stand = Stand::with(
         |_| (),
         |config| {
-            config.max_callers = 2;
+            // One of them is for the other caller, whatever this one does.
+            config.max_callers = 3;
             config.requests_per_second = 3;
         },
     )
@@ -400,6 +456,7 @@ async fn bounds_on_callers_and_rates() {
     assert_eq!(stand.ask(&of("b")).await.status, 200);
     let third = stand.ask(&of("c")).await;
     assert_eq!((third.status, third.header("retry-after")), (503, "1"));
+    assert_eq!(stand.ask(SHARED).await.status, 200);
     let mut statuses = Vec::new();
     for _ in 0..20 {
         statuses.push(stand.ask(&of("a")).await.status);
@@ -460,32 +517,87 @@ async fn several_issuers_prove_their_own_callers_only() {
             let first = config.issuers[0].clone();
             let jwks = format!("http://{}/keys", jwks.address);
             config.issuers.push(Issuer { issuer: "https://second".to_owned(), jwks, ..first });
+            let orders_too = of("https://second", "system:serviceaccount:shop:orders-too");
+            config.callers.push(caller("orders-too", orders_too));
+            config.callers.push(caller("twin", of("https://second", &format!("{SUBJECT}-twin"))));
         },
     )
     .await;
     let of_second = |claims: &mut Value| claims["iss"] = "https://second".into();
-    assert_eq!(stand.ask(&mine.token(of_second)).await.status, 200);
+    // A namespace of one name in another cluster is another caller, or none.
+    assert_eq!(stand.ask(&mine.token(of_second)).await.status, 401);
+    let subject = |name: &'static str, iss: &'static str| {
+        move |claims: &mut Value| (claims["iss"], claims["sub"]) = (iss.into(), name.into())
+    };
+    let too = "system:serviceaccount:shop:orders-too";
+    let second = stand.ask(&mine.token(subject(too, "https://second"))).await;
+    let first = stand.ask(&stand.issuer.token(subject(too, ISSUER))).await;
+    assert_eq!((second.status, first.status), (200, 200));
+    assert_ne!(second.json()["AccessKeyId"], first.json()["AccessKeyId"], "each has its own");
     assert_eq!(stand.ask(&mine.token(|_| ())).await.status, 401, "the other's name");
     assert_eq!(stand.ask(&stand.issuer.token(of_second)).await.status, 401);
     assert_eq!(stand.ask(&stand.issuer.token(|_| ())).await.status, 200);
 }
 
+/// A caller that leaves while its key is made does not cost another request: what comes is kept for the next.
 #[tokio::test]
-async fn a_certificate_is_read_again() {
+async fn the_key_of_a_caller_that_has_left_is_kept() {
     let stand = Stand::start().await;
-    let old = stand.path("old-ca.pem");
-    std::fs::copy(stand.path("ca.pem"), &old).unwrap();
-    write_certificate(stand.folder.path());
-    let address = stand.keyring.address();
-    until("the new one is in use", async || {
-        get(address, &stand.path("ca.pem"), "/livez", &[]).await.is_ok()
+    let slow = Fault {
+        action: Some("AssumeRole".to_owned()),
+        latency: Some(Duration::from_millis(300)),
+        ..Fault::new(Then::Answer)
+    };
+    stand.emulator.set_faults(vec![slow]).unwrap();
+    for _ in 0..3 {
+        // It hangs up when its request is under way.
+        drop(timeout(Duration::from_millis(80), stand.ask(SHARED)).await);
+    }
+    assert_eq!(stand.ask(SHARED).await.status, 200);
+    assert_eq!(stand.emulator.report().issued, 1);
+}
+
+/// However many callers come at once, a service that is slow has few requests, and one that fails is not asked
+/// again for each of theirs.
+#[tokio::test]
+async fn the_token_service_is_asked_by_few_at_once() {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counted = (Arc::clone(&now), Arc::clone(&most));
+    let sts = Server::start(move |_| {
+        let (now, most) = counted.clone();
+        async move {
+            most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            now.fetch_sub(1, SeqCst);
+            reply(403, r#"{"Code":"NoPermission","RequestId":"R"}"#)
+        }
     })
     .await;
-    assert!(get(address, &old, "/livez", &[]).await.is_err());
-    // One that cannot be used changes nothing.
-    std::fs::write(stand.path("tls.crt"), "hush").unwrap();
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    assert!(get(address, &stand.path("ca.pem"), "/livez", &[]).await.is_ok());
+    let stand = Stand::with(
+        |_| (),
+        |config| {
+            config.sts.port = sts.address.port();
+            config.max_connections = 512;
+        },
+    )
+    .await;
+    let mut callers = JoinSet::new();
+    for n in 0..50 {
+        let subject = format!("system:serviceaccount:shop:{n}");
+        let token = stand.issuer.token(|claims| claims["sub"] = subject.into());
+        let (address, ca) = (stand.keyring.address(), stand.path("ca.pem"));
+        callers.spawn(async move {
+            let authorization = format!("Bearer {token}");
+            let headers = [("authorization", &*authorization)];
+            for _ in 0..2 {
+                let answer = get(address, &ca, "/credentials", &headers).await.unwrap();
+                assert_eq!(answer.status, 503);
+            }
+        });
+    }
+    callers.join_all().await;
+    assert!(most.load(SeqCst) <= 16, "{} at once", most.load(SeqCst));
+    assert_eq!(sts.requests().len(), 50, "one for each caller, which then waits");
 }
 
 #[tokio::test]
@@ -498,4 +610,32 @@ async fn probes_and_paths() {
     let key: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(key.as_object().unwrap().len(), 6, "{text}");
     stand.keyring.stop().await;
+}
+
+/// Anyone may ask whether it is ready: what is wrong stands in its log.
+#[tokio::test]
+async fn a_stranger_learns_nothing_from_probes() {
+    let base =
+        KeySource::File { path: "/nowhere/of/this/host".into(), poll: Duration::from_secs(1) };
+    let base = Keys::start(&base.into(), CancellationToken::new()).unwrap();
+    base.first_look().await;
+    let jwks = Issuer {
+        issuer: "https://issuer.internal".to_owned(),
+        jwks: "http://127.0.0.1:1/keys".to_owned(),
+        ca_file: None,
+        token_file: None,
+    };
+    let good = Key::new(DEMO_KEY_ID, DEMO_KEY_SECRET.into(), None, None).unwrap();
+    for base in [base, Keys::fixed(good)] {
+        let config = Keyring { tls: None, issuers: vec![jwks.clone()], ..config() };
+        let keyring = RunningKeyring::start(&config, base).await.unwrap();
+        let address = keyring.address().to_string();
+        let answer = crate::support::http::get(&address, "/readyz").await;
+        assert_eq!(answer.status, 503);
+        let text = answer.text();
+        for hidden in ["nowhere", "issuer", "127.0.0.1", "LTAI"] {
+            let is_word = text == "the keys of an issuer are not known: see the log\n";
+            assert!(!text.contains(hidden) || hidden == "issuer" && is_word, "{text}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The real binary.
+//! The real binary. No process of a test may show a secret that it was given: its output is looked at when it ends.
 #![allow(clippy::format_push_string, reason = "short is better here")]
 
 use std::process::{ExitStatus, Stdio};
@@ -46,11 +46,81 @@ fn clean(mut command: Command, args: &[&str], env: &[(&str, &str)]) -> Command {
 
 /// Runs a verb to its end.
 pub async fn run(args: &[&str], env: &[(&str, &str)]) -> Said {
+    let secrets = Secrets::given(args, env);
     let output = timeout(BOUND, tollgate(args, env).output()).await.expect("no hang").unwrap();
-    Said {
+    let said = Said {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
+    };
+    secrets.assert_unseen(&said.stdout);
+    secrets.assert_unseen(&said.stderr);
+    said
+}
+
+/// Secrets that a process was given: by its environment, and in the files that its settings name.
+#[derive(Default)]
+pub struct Secrets(Vec<String>);
+
+impl Secrets {
+    /// Shorter ones are found in other words.
+    const SHORTEST: usize = 8;
+
+    fn given<'a>(
+        args: &[impl AsRef<str>],
+        env: impl IntoIterator<Item = &'a (&'a str, &'a str)>,
+    ) -> Self {
+        let mut secrets = Self::default();
+        for (name, value) in env {
+            if name.contains("SECRET") || name.contains("TOKEN") && !name.ends_with("_FILE") {
+                secrets.add(value);
+            }
+        }
+        for arg in args.iter().map(AsRef::as_ref) {
+            let arg = arg.strip_prefix("--set=").unwrap_or(arg);
+            match arg.split_once('=') {
+                Some(("keys.path", folder)) => {
+                    let folder = std::path::Path::new(folder);
+                    for part in ["access_key_secret", "security_token"] {
+                        secrets.add_file(&folder.join(part));
+                    }
+                }
+                Some((key, path)) if key.ends_with("token_file") || key.ends_with("mac_file") => {
+                    secrets.add_file(path.as_ref());
+                }
+                Some((key, text)) if key.ends_with("url") || key.ends_with("uri") => {
+                    // The password of its user.
+                    let user = text.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
+                    let password = user.and_then(|(user, _)| user.split_once(':'));
+                    if let Some((_, password)) = password {
+                        secrets.add(password);
+                    }
+                }
+                _ => {}
+            }
+        }
+        secrets
+    }
+
+    fn add(&mut self, secret: &str) {
+        if secret.len() >= Self::SHORTEST {
+            self.0.push(secret.to_owned());
+        }
+    }
+
+    fn add_file(&mut self, path: &std::path::Path) {
+        // What cannot be read is no secret of the process's either.
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        for line in text.lines() {
+            self.add(line.trim());
+        }
+    }
+
+    /// None of them is in what a process has shown.
+    pub fn assert_unseen(&self, shown: &str) {
+        for secret in &self.0 {
+            assert!(!shown.contains(secret.as_str()), "a secret is shown: {secret}\n{shown}");
+        }
     }
 }
 
@@ -62,6 +132,16 @@ pub struct Serve {
     log: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
     stalled: Arc<Notify>,
+    secrets: Secrets,
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        // A test that fails has a message of its own.
+        if !std::thread::panicking() {
+            self.secrets.assert_unseen(&self.log());
+        }
+    }
 }
 
 impl Serve {
@@ -76,7 +156,7 @@ impl Serve {
         settings: &[(&str, &str)],
         env: &[(&str, &str)],
     ) -> Self {
-        Self::spawn(more, settings, |args, key| {
+        Self::spawn(more, settings, env, |args, key| {
             let mut command = tollgate(args, key);
             command.envs(env.iter().copied());
             command
@@ -86,12 +166,13 @@ impl Serve {
 
     /// Starts one in a shell that has run something before.
     pub async fn start_under(before: &str, settings: &[(&str, &str)]) -> Self {
-        Self::spawn(&[], settings, |args, key| tollgate_under(before, args, key)).await
+        Self::spawn(&[], settings, &[], |args, key| tollgate_under(before, args, key)).await
     }
 
     async fn spawn(
         more: &[&str],
         settings: &[(&str, &str)],
+        env: &[(&str, &str)],
         command: impl FnOnce(&[&str], &[(&str, &str)]) -> Command,
     ) -> Self {
         let mut args = vec!["serve".to_owned()];
@@ -113,6 +194,7 @@ impl Serve {
             ("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"),
             ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret"),
         ];
+        let secrets = Secrets::given(&args, key.iter().chain(env));
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         let mut child = command(&args, &key).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -144,7 +226,7 @@ impl Serve {
             }
         });
         let (publish, telemetry) = (text("publish"), text("telemetry"));
-        Self { publish, telemetry, child, log, reader, stalled }
+        Self { publish, telemetry, child, log, reader, stalled, secrets }
     }
 
     /// Reads its log no more; the pipe fills.
@@ -190,6 +272,7 @@ impl Serve {
         let status = timeout(BOUND * 2, self.child.wait()).await.expect("it ends in time").unwrap();
         let mut stdout = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut stdout).await.unwrap();
+        self.secrets.assert_unseen(&stdout);
         assert_eq!(stdout, "", "serve speaks in its log");
         (&mut self.reader).await.unwrap();
         let log = self.log();
@@ -247,7 +330,16 @@ impl Emulator {
 pub struct Keyring {
     pub address: String,
     log: Arc<Mutex<String>>,
+    secrets: Secrets,
     _child: Child,
+}
+
+impl Drop for Keyring {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.secrets.assert_unseen(&self.log());
+        }
+    }
 }
 
 impl Keyring {
@@ -275,7 +367,12 @@ impl Keyring {
                 kept.lock().unwrap().push_str(&format!("{line}\n"));
             }
         });
-        Self { address, log, _child: child }
+        let mut secrets = Secrets::given(&[] as &[&str], &env);
+        let config = std::fs::read_to_string(config).unwrap();
+        for line in config.lines().filter(|line| line.starts_with("token_file")) {
+            secrets.add_file(line.split('"').nth(1).unwrap().as_ref());
+        }
+        Self { address, log, secrets, _child: child }
     }
 
     pub fn log(&self) -> String {

@@ -355,9 +355,20 @@ async fn there_are_few_series_whatever_topics_come() {
     let emulator = Emulator::start(&["--account-qps", "0", "--egress-ip-qps", "0"]).await;
     let spool = tempfile::tempdir().unwrap();
     let (path, url) = (spool.path().display().to_string(), emulator.url());
-    let settings =
-        [("upstream.endpoint", url.as_str()), ("spool.store", "disk"), ("spool.path", &path)];
+    // Of all sources, a mounted Secret has the most series.
+    let secret = tempfile::tempdir().unwrap();
+    std::fs::write(secret.path().join("access_key_id"), "testid").unwrap();
+    std::fs::write(secret.path().join("access_key_secret"), "testsecret").unwrap();
+    let mounted = secret.path().display().to_string();
+    let settings = [
+        ("upstream.endpoint", url.as_str()),
+        ("spool.store", "disk"),
+        ("spool.path", &path),
+        ("keys.source", "file"),
+        ("keys.path", &mounted),
+    ];
     let serve = Serve::start(&settings, &[]).await;
+    until("it has a key", async || get(&serve.telemetry, "/startupz").await.status == 200).await;
     let count = async || {
         let metrics = get(&serve.telemetry, "/metrics").await.text();
         metrics.lines().filter(|line| !line.starts_with('#')).count()

@@ -106,6 +106,36 @@ fn in_a_file() {
         ("[keys]\nsts_vpc = true", "keys.sts_vpc", "set keys.sts_region"),
         ("[keys]\npolicy = \"{}\"", "keys.policy", "Statement"),
         ("[keyring]\nrole_arn = \"acs:ram::1:role/r\"", "keyring.listen", "keyring.certificate"),
+        (
+            "[keyring]\nlisten = \"127.0.0.1:1\"\nrole_arn = \"acs:ram::1:role/r\"\n[[keyring.callers]]\nname = \"shop\"\nsubject = \"s:*\"\n",
+            "keyring.callers",
+            "keyring.issuers",
+        ),
+        (
+            "[keyring]\nlisten = \"127.0.0.1:1\"\nrole_arn = \"acs:ram::1:role/r\"\n[[keyring.issuers]]\nissuer = \"a\"\njwks = \"https://h/k\"\n[[keyring.issuers]]\nissuer = \"b\"\njwks = \"https://h/k\"\n[[keyring.callers]]\nname = \"shop\"\nsubject = \"s:*\"\n",
+            "keyring.callers",
+            "write issuer in it",
+        ),
+        (
+            "[keyring]\nlisten = \"127.0.0.1:1\"\nrole_arn = \"acs:ram::1:role/r\"\n[[keyring.issuers]]\nissuer = \"a\"\njwks = \"https://h/k\"\n[[keyring.callers]]\nname = \"shop\"\nsubject = \"s:*\"\nissuer = \"c\"\n",
+            "keyring.callers",
+            "whose issuer c is not one",
+        ),
+        (
+            "[keyring]\nlisten = \"127.0.0.1:1\"\nrole_arn = \"acs:ram::1:role/r\"\n[[keyring.issuers]]\nissuer = \"a\"\njwks = \"https://h/k\"\n[[keyring.issuers]]\nissuer = \"a\"\njwks = \"https://h/k\"\n[[keyring.callers]]\nname = \"shop\"\ntoken_file = \"/t\"\n",
+            "keyring.issuers",
+            "two issuers with one name",
+        ),
+        (
+            "[keyring]\nlisten = \"127.0.0.1:1\"\nrole_arn = \"acs:ram::1:role/r\"\n[[keyring.callers]]\nname = \"shop\"\ntoken_file = \"/t\"\ntopics = [\"topic-with-a-long-name-00\", \"topic-with-a-long-name-01\", \"topic-with-a-long-name-02\", \"topic-with-a-long-name-03\", \"topic-with-a-long-name-04\", \"topic-with-a-long-name-05\", \"topic-with-a-long-name-06\", \"topic-with-a-long-name-07\", \"topic-with-a-long-name-08\", \"topic-with-a-long-name-09\", \"topic-with-a-long-name-10\", \"topic-with-a-long-name-11\", \"topic-with-a-long-name-12\", \"topic-with-a-long-name-13\", \"topic-with-a-long-name-14\", \"topic-with-a-long-name-15\", \"topic-with-a-long-name-16\", \"topic-with-a-long-name-17\", \"topic-with-a-long-name-18\", \"topic-with-a-long-name-19\", \"topic-with-a-long-name-20\", \"topic-with-a-long-name-21\", \"topic-with-a-long-name-22\", \"topic-with-a-long-name-23\", \"topic-with-a-long-name-24\", \"topic-with-a-long-name-25\", \"topic-with-a-long-name-26\", \"topic-with-a-long-name-27\", \"topic-with-a-long-name-28\", \"topic-with-a-long-name-29\", \"topic-with-a-long-name-30\", \"topic-with-a-long-name-31\", \"topic-with-a-long-name-32\", \"topic-with-a-long-name-33\", \"topic-with-a-long-name-34\", \"topic-with-a-long-name-35\", \"topic-with-a-long-name-36\", \"topic-with-a-long-name-37\", \"topic-with-a-long-name-38\", \"topic-with-a-long-name-39\", \"topic-with-a-long-name-40\", \"topic-with-a-long-name-41\", \"topic-with-a-long-name-42\", \"topic-with-a-long-name-43\", \"topic-with-a-long-name-44\", \"topic-with-a-long-name-45\", \"topic-with-a-long-name-46\", \"topic-with-a-long-name-47\", \"topic-with-a-long-name-48\", \"topic-with-a-long-name-49\", \"topic-with-a-long-name-50\", \"topic-with-a-long-name-51\", \"topic-with-a-long-name-52\", \"topic-with-a-long-name-53\", \"topic-with-a-long-name-54\", \"topic-with-a-long-name-55\", \"topic-with-a-long-name-56\", \"topic-with-a-long-name-57\", \"topic-with-a-long-name-58\", \"topic-with-a-long-name-59\"]\n",
+            "keyring.callers",
+            "more than 2048 characters",
+        ),
+        (
+            "[keyring]\nlisten = \"127.0.0.1:1\"\nrole_arn = \"acs:ram::1:role/r\"\nmax_callers = 1\n[[keyring.callers]]\nname = \"a1\"\ntoken_file = \"/t\"\n[[keyring.callers]]\nname = \"b1\"\ntoken_file = \"/u\"\n",
+            "keyring.max_callers",
+            "for each caller",
+        ),
         ("[keys]\nsource = \"vault\"", "keys.source", "env, auto, oidc, file, uri"),
         ("[keys]\nsource = \"file\"\npath = \"\"", "keys.path", "not a path"),
         ("[keys]\nuri = \"unix:/x\"", "keys.uri", "http"),

@@ -19,6 +19,7 @@ use tollgate::emulator::{
     DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorOptions, Fault, MetadataAccess, Then,
 };
 use tollgate::keys::{Key, KeyError, Keys, Source, source_of};
+use tollgate::message::MessageId;
 
 use super::server::{Server, reply};
 use crate::support::ports::refusing;
@@ -92,8 +93,7 @@ impl Given {
     }
 
     fn role(&self) -> KeySource {
-        let base =
-            KeySource::File { path: self.folder.path().to_owned(), poll: Duration::from_secs(1) };
+        let base = file_of(self);
         let session = RoleSession { external_id: Some("partner-7".to_owned()), ..session() };
         KeySource::Role(Box::new(RoleOf { base, session, sts: self.endpoint() }))
     }
@@ -480,11 +480,56 @@ async fn auto_says_which_source_it_has_found() {
     assert!(!keys.refresh(&first).await, "no other source takes its place");
     assert_eq!(keys.status().source, "oidc");
 
-    let nothing = KeySource::Auto(vec![absent, given.oidc()]);
-    let error = failure("auto", &nothing).await;
-    for name in ["absent", "token"] {
-        assert!(error.contains(&given.path(name).display().to_string()), "{error}");
+    // The next one is not asked, although it works.
+    let broken = KeySource::Auto(vec![absent.clone(), given.oidc(), given.role()]);
+    let error = failure("auto", &broken).await;
+    assert!(error.contains(&given.path("token").display().to_string()), "{error}");
+    assert!(error.contains("oidc, which is set up here"), "{error}");
+
+    let error = failure("auto", &KeySource::Auto(vec![KeySource::Env, absent])).await;
+    for name in ["ALIBABA_CLOUD_ACCESS_KEY_ID", "absent"] {
+        assert!(error.contains(name), "{error}");
     }
+}
+
+/// One failure at the start does not bring the key of another identity: a source that is set up is waited for.
+#[tokio::test]
+async fn auto_waits_for_a_source_that_is_set_up() {
+    let emulator = emulator(|_| ());
+    let given = Given::new(emulator.address());
+    let named = KeySource::Ecs(given.ecs());
+    for (first, action, word) in [
+        (given.oidc(), "AssumeRoleWithOIDC", "oidc"),
+        (given.cli(&[(CliFile::Json, "config.json")]), "AssumeRole", "cli"),
+        (named, "metadata", "ecs"),
+    ] {
+        let once =
+            Fault { action: Some(action.to_owned()), times: Some(1), ..Fault::new(Then::Close) };
+        emulator.set_faults(vec![once]).unwrap();
+        let chain = KeySource::Auto(vec![KeySource::Env, first, file_of(&given)]);
+        let keys = Keys::start(&chain.into(), CancellationToken::new()).unwrap();
+        keys.first_look().await;
+        assert!(keys.current().is_err(), "{word}");
+        assert!(keys.status().last_error.unwrap().contains(word));
+        keys.loaded().await;
+        assert_eq!(keys.status().source, word);
+    }
+}
+
+/// No metadata service and no role of it are no failure: this is not a machine of the provider's.
+#[tokio::test]
+async fn auto_goes_on_where_there_is_no_metadata_service() {
+    let (_held, nobody) = refusing();
+    let given = Given::new(nobody);
+    let ecs = KeySource::Ecs(EcsMetadata { role: None, ..given.ecs() });
+    let chain = KeySource::Auto(vec![ecs, file_of(&given)]);
+    let keys = Keys::start(&chain.into(), CancellationToken::new()).unwrap();
+    keys.loaded().await;
+    assert_eq!(keys.status().source, "file");
+}
+
+fn file_of(given: &Given) -> KeySource {
+    KeySource::File { path: given.folder.path().to_owned(), poll: Duration::from_secs(1) }
 }
 
 /// One policy for all: a start is no failure, callers learn at once that there is no key, and the path or
@@ -512,7 +557,7 @@ async fn a_source_without_a_key_is_waited_for_and_named() {
         let keys = Keys::start(&source.into(), CancellationToken::new()).unwrap();
         assert!(matches!(keys.current(), Err(KeyError::NotLoaded)), "{shown}");
         keys.first_look().await;
-        assert!(matches!(keys.choose(), Err(KeyError::NotLoaded)), "{shown}");
+        assert!(matches!(keys.choose(MessageId::new()), Err(KeyError::NotLoaded)), "{shown}");
         let error = keys.status().last_error.unwrap();
         assert!(error.contains(named), "{shown}: {error}");
     }
