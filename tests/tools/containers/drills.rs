@@ -61,7 +61,7 @@ impl Drill {
 /// A provider, and how sidecars reach it.
 pub(super) struct Provider {
     pub(super) emulator: Emulator,
-    url: String,
+    pub(super) url: String,
 }
 
 impl Provider {
@@ -79,7 +79,7 @@ impl Provider {
     }
 
     /// The bodies that it has.
-    async fn has(&self) -> BTreeSet<String> {
+    pub(super) async fn has(&self) -> BTreeSet<String> {
         let all = get(&self.emulator.address, "/_emulator/messages").await.text();
         let body = |line: &str| {
             let message: Value = serde_json::from_str(line).unwrap();

@@ -1,8 +1,10 @@
 //! What a 202 is worth where pods end: the packed image in real containers, stopped, evicted and killed as a
-//! kubelet and a kernel do it. docs/durability.md has the table.
+//! kubelet and a kernel do it. docs/durability.md has the table. And the rendered manifests, from nothing to the first
+//! message.
 
 mod commands;
 mod drills;
+mod newcomer;
 mod node;
 
 use std::io::Write;
@@ -36,4 +38,5 @@ async fn in_real_containers() {
         drill.holds();
     }
     commands::of_the_documents(&node).await;
+    newcomer::paths(&node).await;
 }
