@@ -14,7 +14,6 @@ use super::say;
 use crate::kubernetes::{example_chart, ours, template};
 use crate::support::http::{BOUND, get};
 use crate::support::manifests::{of, root, tool};
-use crate::support::redis::Redis;
 use crate::support::until;
 
 /// What of a container is followed here. A field that is not fails the test, so that none is left out unseen.
@@ -248,12 +247,9 @@ fn publish(pod: &Pod<'_>, path: &Path, container: &Value, workload: &Value, body
 /// From the rendered manifests to the first message. Returns a row of the table.
 async fn walk(node: &Node, path: &Path) -> String {
     let provider = Provider::start("[]").await;
-    let redis = Redis::start_with(&["--bind", "::", "127.0.0.1", "--protected-mode", "no"]);
-    let fleet = format!("redis://{}:{}", Node::gateway(), redis.port);
     let urls = [
         ("https://onsmqtt-vpc.cn-hangzhou.aliyuncs.com", &*provider.url),
         ("https://onsmqtt.cn-hangzhou.aliyuncs.com", &*provider.url),
-        ("redis://redis.shop.svc:6379", &*fleet),
     ];
     let (manifests, took) = &path.rendered;
     let workload = of(manifests, "Deployment");
