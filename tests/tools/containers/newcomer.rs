@@ -5,6 +5,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -53,10 +55,10 @@ fn kustomize() -> Path {
     let text = std::fs::read_to_string(root().join("deploy/kustomize/example/kustomization.yaml"));
     let text = text.unwrap();
     // What a kustomization without tollgate has.
-    let own = ["#", "apiVersion:", "kind:", "namespace:", "resources:"];
+    let own = ["#", "apiVersion:", "kind:", "namespace:", "namePrefix:", "resources:"];
     let lines = text.lines().filter(|line| own.iter().all(|own| !line.starts_with(own))).count();
     let rendered = rendered("kubectl", &["kustomize", "deploy/kustomize/example"]);
-    Path { what: "sidecar, Kustomize", lines, rendered, release: "" }
+    Path { what: "sidecar, Kustomize, RRSA", lines, rendered, release: "" }
 }
 
 /// The example's chart with the three includes alone: without the fourth Kubernetes' own grace period holds.
@@ -70,12 +72,14 @@ fn chart() -> Path {
     std::fs::write(&workload, least.join("\n")).unwrap();
     let at = folder.path().join("orders");
     let rendered = rendered("helm", &["template", "demo", at.to_str().unwrap()]);
-    Path { what: "sidecar, Helm", lines, rendered, release: "" }
+    Path { what: "sidecar, Helm, RRSA", lines, rendered, release: "" }
 }
 
 fn gateway() -> Path {
-    let rendered = rendered("helm", &["template", "demo", "deploy/helm/tollgate"]);
-    Path { what: "gateway, Helm", lines: 0, rendered, release: "demo" }
+    // Without RRSA: the key is in a Secret.
+    let chart = ["template", "demo", "deploy/helm/tollgate", "--set", "secret=tollgate"];
+    let rendered = rendered("helm", &chart);
+    Path { what: "gateway, Helm, Secret", lines: 0, rendered, release: "demo" }
 }
 
 /// A volume of Kubernetes with these files, as the kubelet lays it out.
@@ -140,6 +144,32 @@ fn mounted(
     bind(&folder, to, mode)
 }
 
+/// What ACK's pod identity webhook adds to a pod that asks for it, and whose service account names a role: variables, and
+/// a token of the pod.
+fn identity(node: &Node, manifests: &[Value], workload: &Value, sts: &str) -> Vec<String> {
+    let template = template(workload);
+    if template["metadata"]["labels"]["pod-identity.alibabacloud.com/injection"] != "on" {
+        return Vec::new();
+    }
+    let name = &template["spec"]["serviceAccountName"];
+    let is_it = |m: &&Value| m["kind"] == "ServiceAccount" && &m["metadata"]["name"] == name;
+    let account = manifests.iter().find(is_it).unwrap_or_else(|| panic!("no account {name}"));
+    let role = text(&account["metadata"]["annotations"]["pod-identity.alibabacloud.com/role-name"]);
+    let until = jiff::Timestamp::now().as_second() + 3_600;
+    let claims = format!(r#"{{"iss":"i","aud":["sts.aliyuncs.com"],"exp":{until}}}"#);
+    let token = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+    let at = "/var/run/secrets/ack.alibabacloud.com/rrsa-tokens";
+    let variables = [
+        format!("ALIBABA_CLOUD_ROLE_ARN=acs:ram::1000000000000001:role/{role}"),
+        "ALIBABA_CLOUD_OIDC_PROVIDER_ARN=acs:ram::1000000000000001:oidc-provider/ack".to_owned(),
+        format!("ALIBABA_CLOUD_OIDC_TOKEN_FILE={at}/token"),
+        format!("TOLLGATE__KEYS__STS_ENDPOINT={sts}"),
+    ];
+    let mount = bind(&files(node, &[("token", &token)]), at, "ro");
+    let variables = variables.into_iter().flat_map(|set| ["--env".to_owned(), set]);
+    variables.chain(["--mount".to_owned(), mount]).collect()
+}
+
 /// Starts the container of the template, with all that the template says of it.
 fn start<'a>(
     node: &Node,
@@ -164,6 +194,8 @@ fn start<'a>(
         let volume = volume.unwrap_or_else(|| panic!("no volume for {mount}"));
         flag("--mount", mounted(node, manifests, urls, volume, mount));
     }
+    flags.extend(identity(node, manifests, workload, urls[0].1));
+    let mut flag = |name: &str, value: String| flags.extend([name.to_owned(), value]);
     let resources = &container["resources"];
     assert!(resources["limits"]["cpu"].is_null(), "the test does not follow a limit of CPU");
     flag("--memory-limit", bytes(&resources["limits"]["memory"]).to_string());

@@ -4,6 +4,7 @@
 mod chart;
 mod component;
 mod documents;
+mod keyring;
 mod monitoring;
 mod readme;
 mod refusals;

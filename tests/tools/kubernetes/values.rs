@@ -195,6 +195,7 @@ fn what_can_be_switched_off() {
         "extraEnv",
         "tolerations",
         "replicas",
+        "keyring",
         "drainSeconds",
         "securityContext",
         "podSecurityContext",
