@@ -6,6 +6,7 @@ mod commands;
 mod drills;
 mod newcomer;
 mod node;
+mod threads;
 
 use std::io::Write;
 
@@ -26,6 +27,8 @@ async fn in_real_containers() {
             return;
         }
     };
+    let (pod, volume) = (node.pod(), node.volume("claim"));
+    let idle = threads::idle(&pod, &volume).await;
     drills::restricted(&node).await;
     let mut drills = drills::all(&node).await;
     drills.push(drills::claims(&node).await);
@@ -37,6 +40,7 @@ async fn in_real_containers() {
     for drill in &drills {
         drill.holds();
     }
+    idle.gets_no_thread().await;
     commands::of_the_documents(&node).await;
     newcomer::paths(&node).await;
 }

@@ -56,8 +56,13 @@ fn what_cannot_work() {
         ("spool.volume=claims,autoscaling.enabled=true", "volume"),
         // Their number changes, and they share nothing.
         ("autoscaling.enabled=true", "fleet.url"),
+        // Pods that let no more through.
         (
-            "autoscaling.enabled=true,autoscaling.minReplicas=5,extraEnv[0].name=TOLLGATE__FLEET__URL,extraEnv[0].value=redis://redis",
+            "autoscaling.enabled=true,extraEnv[0].name=TOLLGATE__FLEET__URL,extraEnv[0].value=redis://redis",
+            "autoscaling.metrics is empty",
+        ),
+        (
+            "autoscaling.enabled=true,autoscaling.metrics[0].type=Resource,autoscaling.minReplicas=5,extraEnv[0].name=TOLLGATE__FLEET__URL,extraEnv[0].value=redis://redis",
             "minReplicas",
         ),
         ("mode=sidecar", "workload"),

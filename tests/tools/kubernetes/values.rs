@@ -33,7 +33,7 @@ extraObjects:
     apiVersion: v1
     kind: Secret
     metadata: { name: {{ include "tollgate.fullname" . }}-own }
-autoscaling: { enabled: true, minReplicas: 3, maxReplicas: 9, behavior: { scaleDown: { stabilizationWindowSeconds: 5 } } }
+autoscaling: { enabled: true, minReplicas: 3, maxReplicas: 9, metrics: [{ type: Resource, resource: { name: memory, target: { type: Utilization, averageUtilization: 80 } } }], behavior: { scaleDown: { stabilizationWindowSeconds: 5 } } }
 service: { type: LoadBalancer, port: 8000, annotations: { a: b }, labels: { c: d }, spec: { externalTrafficPolicy: Local } }
 networkPolicy:
   enabled: true
@@ -65,6 +65,7 @@ fn every_value_arrives() {
     let scaler = &named("HorizontalPodAutoscaler", "demo-gate")["spec"];
     assert_eq!((&scaler["minReplicas"], &scaler["maxReplicas"]), (&json!(3), &json!(9)));
     assert_eq!(scaler["scaleTargetRef"]["name"], "demo-gate");
+    assert_eq!(scaler["metrics"][0]["resource"]["name"], "memory");
     assert_eq!(scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"], 5);
 
     let (container, pod) = ours(deployment);

@@ -211,6 +211,9 @@ provider's SDKs look for it.
 {{- if not (get $settings "fleet.url") }}
 {{- fail "autoscaling needs fleet.url in config or TOLLGATE__FLEET__URL in extraEnv: pods that share nothing cannot keep to the account's ceiling while their number changes" }}
 {{- end }}
+{{- if not .Values.autoscaling.metrics }}
+{{- fail "autoscaling.metrics is empty: say what to scale by, such as memory; more pods let no more calls through, since all share the ceilings" }}
+{{- end }}
 {{- if gt (int (.Values.autoscaling.minReplicas | default 2)) (int (.Values.autoscaling.maxReplicas | default 4)) }}
 {{- fail "autoscaling.minReplicas is more than autoscaling.maxReplicas" }}
 {{- end }}
