@@ -96,7 +96,7 @@ impl Provider {
     }
 
     /// Works again, and gets all of these.
-    async fn gets(&self, bodies: &[String]) {
+    pub(super) async fn gets(&self, bodies: &[String]) {
         self.fault("[]").await;
         until("all are delivered", async || self.delivered(bodies).await == bodies.len()).await;
     }
