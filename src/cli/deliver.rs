@@ -136,7 +136,7 @@ fn end_in_time(drain: &mut Drain, limit: Duration, handoff: bool) -> Duration {
         return limit;
     }
     drain.grace = drain.grace.min(limit / 2);
-    limit - drain.grace
+    limit.saturating_sub(drain.grace)
 }
 
 /// Delivers as a sidecar without callers does.
