@@ -1,13 +1,14 @@
 //! What a 202 is worth: in a folder that ends with its pod, on a volume that is too small, and on one that is
 //! left without a sidecar.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support;
 use crate::support::http::{get, post, series};
 use crate::support::process::{Emulator, Said, Serve, run};
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::time::Instant;
 
 const KEY: [(&str, &str); 2] =
     [("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"), ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret")];
