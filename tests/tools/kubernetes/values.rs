@@ -148,7 +148,8 @@ fn every_value_arrives() {
         account["metadata"]["annotations"]["pod-identity.alibabacloud.com/role-name"],
         "publisher"
     );
-    drop([named("ConfigMap", "demo-own"), named("Secret", "demo-gate-own")]);
+    named("ConfigMap", "demo-own");
+    named("Secret", "demo-gate-own");
     // Only theirs: the configuration is in a map of yours.
     assert!(manifests.iter().all(|m| m["data"]["tollgate.toml"].is_null()));
     for pod in [
