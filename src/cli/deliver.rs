@@ -13,7 +13,7 @@ use super::run::{MessagesFormat, VerbError, print, runtime};
 use super::serve::prepare;
 use super::{Stop, count, logging};
 use crate::ceiling::Start;
-use crate::config::{Config, Flags};
+use crate::config::{Config, Drain, Flags};
 use crate::keys::Keys;
 use crate::sidecar::{Sidecar, spool_options};
 use crate::spool::Spool;
@@ -50,7 +50,7 @@ pub(super) struct DeliverArgs {
     /// Move messages and dead letters to the Redis of [fleet], for its sidecars, instead of calling the provider
     #[arg(long)]
     handoff: bool,
-    /// End after this long, for example 10m [default: no limit]
+    /// End within this time, drain.grace included, for example 10m [default: no limit]
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     limit: Option<Duration>,
 }
@@ -97,8 +97,11 @@ pub(super) fn run(
     prepare(&mut config);
     // No caller is served.
     config.listen.publish.clear();
+    config.drain.accept_for = Duration::ZERO;
     let runtime = runtime(config.runtime.threads)?;
-    let until = args.limit.map(|limit| Instant::now() + limit);
+    let until = args
+        .limit
+        .map(|limit| Instant::now() + end_in_time(&mut config.drain, limit, args.handoff));
     let emptied = runtime.block_on(async {
         if args.handoff { hand_over(&config, until).await } else { deliver(&config, until).await }
     });
@@ -125,6 +128,15 @@ pub(super) fn run(
         count(dead_letters, "dead letter"),
         path.display()
     )))
+}
+
+/// How long to deliver, so that the end, too, is within the limit: calls that have begun are waited for.
+fn end_in_time(drain: &mut Drain, limit: Duration, handoff: bool) -> Duration {
+    if handoff {
+        return limit;
+    }
+    drain.grace = drain.grace.min(limit / 2);
+    limit.saturating_sub(drain.grace)
 }
 
 /// Delivers as a sidecar without callers does.

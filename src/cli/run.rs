@@ -2,6 +2,8 @@
 
 use std::io::{self, StdoutLock, Write};
 use std::process::ExitCode;
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
@@ -74,18 +76,51 @@ pub(super) fn finish(verb: &str, done: Result<(), VerbError>) -> ExitCode {
     error.exit_code().into()
 }
 
-/// A runtime with this many threads.
+/// Threads for blocking work that are there from the start, and remain: one for writes, and one for all else. When the
+/// system gives no more (`pids.max`), work waits for these. With none there, the runtime panics in its caller.
+const BLOCKING: usize = 2;
+/// Longer than any process lives.
+const KEPT: Duration = Duration::from_hours(365 * 24);
+
+/// A runtime with this many threads. An error: the system gives no thread.
 pub(super) fn runtime(threads: usize) -> io::Result<Runtime> {
+    let failed = |error| io::Error::other(format!("the runtime does not start: {error}"));
+    first_threads(threads).map_err(|error| {
+        io::Error::other(format!(
+            "no thread is to be had ({error}): raise the limit of processes (pids.max, podPidsLimit, RLIMIT_NPROC)"
+        ))
+    })?;
     let mut builder = if threads <= 1 {
         // A second thread costs more than it brings where there is one core.
         Builder::new_current_thread()
     } else {
         Builder::new_multi_thread()
     };
-    let builder = builder.worker_threads(threads.max(1)).enable_all();
-    builder
-        .build()
-        .map_err(|error| io::Error::other(format!("the runtime does not start: {error}")))
+    let builder = builder.worker_threads(threads.max(1)).thread_keep_alive(KEPT).enable_all();
+    let runtime = builder.build().map_err(failed)?;
+    // Each waits for the other, so that there are as many threads.
+    let together = Arc::new(Barrier::new(BLOCKING));
+    let waiting = std::iter::repeat_n(together, BLOCKING);
+    let begun: Vec<_> = waiting.map(|all| runtime.spawn_blocking(move || all.wait())).collect();
+    runtime.block_on(async {
+        for thread in begun {
+            drop(thread.await);
+        }
+    });
+    Ok(runtime)
+}
+
+/// Tries as many threads as the runtime is to begin with, which would panic without them.
+fn first_threads(threads: usize) -> io::Result<()> {
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        // They remain until all are there, or one is not.
+        let _shut = gate.lock();
+        for _ in 0..threads.max(1) + BLOCKING {
+            std::thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()))?;
+        }
+        Ok(())
+    })
 }
 
 /// Runs a future on one thread. A name that is still looked up does not hold up its result.

@@ -1,11 +1,14 @@
 //! What a 202 is worth: in a folder that ends with its pod, on a volume that is too small, and on one that is
 //! left without a sidecar.
 
+use std::time::Duration;
+
 use crate::support;
 use crate::support::http::{get, post, series};
 use crate::support::process::{Emulator, Said, Serve, run};
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::time::Instant;
 
 const KEY: [(&str, &str); 2] =
     [("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"), ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret")];
@@ -181,7 +184,9 @@ async fn a_spool_without_a_sidecar_is_emptied() {
     assert!(!folder.path().join("spool/nowhere").exists());
 
     // The provider fails for longer than it may take.
+    let begun = Instant::now();
     let failed = deliver(&emulator, &spool, &["--for", "1s"]).await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "drain.grace, 20 s, is within the limit");
     assert_eq!(failed.code, 1, "{}", failed.stderr);
     assert_eq!(failed.stdout, "0 delivered; left: 300 messages, 0 dead letters\n");
     assert!(

@@ -51,7 +51,17 @@ fn the_job_that_delivers() {
     std::fs::copy(&job, folder.path().join("job.yaml")).unwrap();
     std::fs::write(folder.path().join("kustomization.yaml"), "resources: [job.yaml]\n").unwrap();
     let manifests = rendered("kubectl", &["kustomize", &folder.path().display().to_string()]);
-    let pod = &of(&manifests, "Job")["spec"]["template"]["spec"];
+    let template = &of(&manifests, "Job")["spec"]["template"];
+    let pod = &template["spec"];
+    // The monitor of sidecars scrapes it.
+    let monitor = rendered("kubectl", &["kustomize", "deploy/kustomize/monitor"]);
+    let monitor = &of(&monitor, "PodMonitor")["spec"];
+    for (label, value) in monitor["selector"]["matchLabels"].as_object().unwrap() {
+        assert_eq!(&template["metadata"]["labels"][label], value);
+    }
+    let endpoint = &monitor["podMetricsEndpoints"][0]["port"];
+    let ports = containers(pod).next().unwrap()["ports"].as_array().unwrap();
+    assert!(ports.iter().any(|port| &port["name"] == endpoint), "{ports:?}");
     assert_eq!(not_restricted(pod), Vec::<String>::new());
     assert_eq!(pod["securityContext"]["fsGroup"], 65_532);
     let container = containers(pod).next().unwrap();

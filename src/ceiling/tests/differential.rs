@@ -126,6 +126,10 @@ fn asks(connection: &mut Connection, sha: &str, sidecar: Sidecar, ask: &Ask) -> 
         let wide = keys.split_off(keys.len() - 4);
         keys.splice(..4, wide);
     }
+    asks_with(connection, sha, &keys, ask)
+}
+
+fn asks_with(connection: &mut Connection, sha: &str, keys: &[String], ask: &Ask) -> Gets {
     let mut command = redis::cmd("EVALSHA");
     command.arg(sha).arg(keys.len()).arg(keys).arg(joined(&ask.figures));
     command.arg(ask.want).arg(ask.core).arg(u8::from(ask.park));
@@ -279,4 +283,89 @@ fn the_ceiling_of_all_regions_is_forgotten_in_time() {
     let () = connection.del(&keys(1)[5]).unwrap();
     let gets = asks(&mut connection, &sha, Sidecar::OfRegion, &ask);
     assert_eq!((gets.wide, gets.learn_in > 29_000_000), (0, true));
+}
+
+/// Two regions on one server, and the model of both.
+struct TwoRegions {
+    connection: Connection,
+    sha: String,
+    now: i64,
+    regions: [(Vec<String>, Vec<Kept>); 2],
+    wide: Kept,
+}
+
+impl TwoRegions {
+    fn start(redis: &Redis) -> Self {
+        let mut connection = redis.connection();
+        redis::cmd("FLUSHALL").exec(&mut connection).unwrap();
+        let () = connection.set("test:run", 1).unwrap();
+        let sha = redis::cmd("SCRIPT").arg("LOAD").arg(scripted()).query(&mut connection).unwrap();
+        let named = |name: &str| keys(1).iter().map(|key| key.replace("region", name)).collect();
+        let regions = ["region", "other"].map(|name| (named(name), Vec::new()));
+        Self { connection, sha, now: 1_795_451_930_246_754, regions, wide: Kept::default() }
+    }
+
+    fn ask(&mut self, region: usize, back: Vec<Back>) -> Vec<Out> {
+        let ask = Ask { figures: vec![7], want: 7, answered: self.now - 1, back, ..TIMES };
+        let () = self.connection.set("test:now", self.now).unwrap();
+        let (keys, kept) = &mut self.regions[region];
+        let expected = serve_region(kept, &mut self.wide, &ask, "1:one", self.now);
+        let got = asks_with(&mut self.connection, &self.sha, keys, &ask);
+        assert_eq!(got, expected);
+        got.out
+    }
+
+    /// A sidecar without a region comes.
+    fn begin_wide(&mut self) {
+        let ask = Ask { figures: vec![7], ..TIMES };
+        let () = self.connection.set("test:now", self.now).unwrap();
+        let mut kept = vec![Kept::default()];
+        let expected = serve(&mut kept, &ask, "1:one", self.now);
+        self.wide = kept.remove(0);
+        assert_eq!(asks(&mut self.connection, &self.sha, Sidecar::OfAllRegions, &ask), expected);
+    }
+}
+
+/// Each of two regions has a holder of a permit with the same id when the ceiling of all regions begins. What one
+/// of them gives back then is leased to no third while the other may still have it.
+#[test]
+fn what_a_region_gives_back_is_not_leased_while_another_has_it() {
+    let redis = Redis::start();
+    // Given back as cooled, and as one whose call has no answer.
+    for free_in in [0, HOLD] {
+        let mut fleet = TwoRegions::start(&redis);
+        let mut held = [BTreeMap::new(), BTreeMap::new()];
+        for _ in 0..120 {
+            fleet.now += 400_000;
+            for (region, held) in held.iter_mut().enumerate() {
+                held.extend(fleet.ask(region, Vec::new()).into_iter().map(|out| (out.ids[0], out)));
+            }
+        }
+        let now = fleet.now;
+        for held in &mut held {
+            held.retain(|_, out| out.nonce - HOLD + TIMES.cycle > now + 2_000_000);
+        }
+        assert!(held[0].keys().any(|id| held[1].contains_key(id)), "{held:?}");
+
+        fleet.begin_wide();
+        let warm = fleet.wide.learn;
+        let mut back: Vec<_> = held[0]
+            .values()
+            .map(|out| Back { ids: out.ids.clone(), nonce: out.nonce, free_in })
+            .collect();
+        let mut leased = Vec::new();
+        while fleet.now < warm + 5_000_000 {
+            for region in 0..2 {
+                let out = fleet.ask(region, std::mem::take(&mut back));
+                let early = out.iter().find(|out| fleet.now + out.ready_in < warm);
+                assert!(early.is_none(), "in the warm-up: {early:?}");
+                leased.extend(out.into_iter().map(|out| out.ids[0]));
+            }
+            fleet.now += 400_000;
+        }
+        let all = leased.len();
+        leased.sort_unstable();
+        leased.dedup();
+        assert!(!leased.is_empty() && leased.len() == all, "twice: {leased:?}");
+    }
 }

@@ -61,7 +61,7 @@ impl Drill {
 /// A provider, and how sidecars reach it.
 pub(super) struct Provider {
     pub(super) emulator: Emulator,
-    url: String,
+    pub(super) url: String,
 }
 
 impl Provider {
@@ -79,7 +79,7 @@ impl Provider {
     }
 
     /// The bodies that it has.
-    async fn has(&self) -> BTreeSet<String> {
+    pub(super) async fn has(&self) -> BTreeSet<String> {
         let all = get(&self.emulator.address, "/_emulator/messages").await.text();
         let body = |line: &str| {
             let message: Value = serde_json::from_str(line).unwrap();
@@ -96,7 +96,7 @@ impl Provider {
     }
 
     /// Works again, and gets all of these.
-    async fn gets(&self, bodies: &[String]) {
+    pub(super) async fn gets(&self, bodies: &[String]) {
         self.fault("[]").await;
         until("all are delivered", async || self.delivered(bodies).await == bodies.len()).await;
     }

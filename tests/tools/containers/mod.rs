@@ -1,9 +1,12 @@
 //! What a 202 is worth where pods end: the packed image in real containers, stopped, evicted and killed as a
-//! kubelet and a kernel do it. docs/durability.md has the table.
+//! kubelet and a kernel do it. docs/durability.md has the table. And the rendered manifests, from nothing to the first
+//! message.
 
 mod commands;
 mod drills;
+mod newcomer;
 mod node;
+mod threads;
 
 use std::io::Write;
 
@@ -24,6 +27,8 @@ async fn in_real_containers() {
             return;
         }
     };
+    let (pod, volume) = (node.pod(), node.volume("claim"));
+    let idle = threads::idle(&pod, &volume).await;
     drills::restricted(&node).await;
     let mut drills = drills::all(&node).await;
     drills.push(drills::claims(&node).await);
@@ -35,5 +40,7 @@ async fn in_real_containers() {
     for drill in &drills {
         drill.holds();
     }
+    idle.gets_no_thread().await;
     commands::of_the_documents(&node).await;
+    newcomer::paths(&node).await;
 }

@@ -2,6 +2,7 @@
 //! IPv6 alone, and the test does what a kubelet does. Each node has its own containerd, in a folder of its own.
 
 use std::cell::Cell;
+use std::ffi::OsStr;
 use std::fs::{File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -177,6 +178,16 @@ impl Node {
     }
 }
 
+/// The flags of `drop: [ALL]`.
+pub(super) fn no_capabilities() -> impl Iterator<Item = String> {
+    CAPABILITIES.into_iter().flat_map(|name| ["--cap-drop".to_owned(), name.to_owned()])
+}
+
+/// A mount of a folder, `rw` or `ro`.
+pub(super) fn bind(from: &Path, to: &str, mode: &str) -> String {
+    format!("type=bind,src={},dst={to},options=rbind:{mode}", from.display())
+}
+
 /// Tests of one machine at the same time have other networks.
 fn subnet() -> String {
     format!("{SUBNET}:{:x}", std::process::id() % 0xffff)
@@ -260,43 +271,56 @@ impl Pod<'_> {
         settings: &[(&str, &str)],
         args: &[&str],
     ) -> Container<'_> {
+        let mut flags = vec!["--read-only".to_owned(), "--seccomp".to_owned()];
+        flags.extend(no_capabilities());
+        let mut flag = |name: &str, value: String| flags.extend([name.to_owned(), value]);
+        flag("--memory-limit", (128 << 20).to_string());
+        flag("--cpus", "1".to_owned());
+        let run = self.node.volume("run");
+        for (from, to) in [(spool, "/var/lib/tollgate"), (&run, "/run/tollgate")] {
+            flag("--mount", bind(from, to, "rw"));
+        }
+        for set in
+            ["ALIBABA_CLOUD_ACCESS_KEY_ID=testid", "ALIBABA_CLOUD_ACCESS_KEY_SECRET=testsecret"]
+        {
+            flag("--env", set.to_owned());
+        }
+        for (key, value) in settings {
+            let name = key.to_ascii_uppercase().replace('.', "__");
+            flag("--env", format!("TOLLGATE__{name}={value}"));
+        }
+        self.start(&flags, args)
+    }
+
+    /// Runs the image with these words and these flags of `ctr run`.
+    pub(super) fn start<W: AsRef<OsStr>>(&self, flags: &[String], args: &[W]) -> Container<'_> {
         let id = self.node.name("container");
         let log = self.node.folder.path().join(format!("{id}.log"));
         let file = File::create(&log).unwrap();
         let mut ctr = self.node.ctr();
-        ctr.args(["run", "--rm", "--read-only", "--seccomp"]);
-        for capability in CAPABILITIES {
-            ctr.args(["--cap-drop", capability]);
-        }
+        ctr.args(["run", "--rm"]);
         // As a kubelet's runtime does: there a process finds its limits.
         let groups = "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid:noexec:nodev";
         ctr.args(["--mount", groups]);
-        ctr.args(["--memory-limit", &(128 << 20).to_string(), "--cpus", "1"]);
         ctr.arg("--with-ns").arg(format!("network:/var/run/netns/{}", self.name));
-        let run = self.node.volume("run");
-        for (from, to) in [(spool, "/var/lib/tollgate"), (&run, "/run/tollgate")] {
-            let from = from.display();
-            ctr.arg("--mount").arg(format!("type=bind,src={from},dst={to},options=rbind:rw"));
-        }
-        let key =
-            ["ALIBABA_CLOUD_ACCESS_KEY_ID=testid", "ALIBABA_CLOUD_ACCESS_KEY_SECRET=testsecret"];
-        for set in key {
-            ctr.args(["--env", set]);
-        }
-        for (key, value) in settings {
-            let name = key.to_ascii_uppercase().replace('.', "__");
-            ctr.arg("--env").arg(format!("TOLLGATE__{name}={value}"));
-        }
-        ctr.args(["tollgate:0.1.0", &id, "/usr/bin/tollgate"]).args(args);
+        ctr.args(flags).args(["tollgate:0.1.0", &id, "/usr/bin/tollgate"]).args(args);
         let child = ctr
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .spawn()
             .unwrap();
-        let (publish, telemetry) =
-            (format!("[{}]:8080", self.address), format!("[{}]:9464", self.address));
-        Container { pod: self, id, child, log, publish, telemetry }
+        Container { pod: self, id, child, log, publish: self.at(8080), telemetry: self.at(9464) }
+    }
+
+    /// The address of a port, from outside.
+    pub(super) fn at(&self, port: u64) -> String {
+        format!("[{}]:{port}", self.address)
+    }
+
+    /// Runs a program of the machine in the pod's network, as its app.
+    pub(super) fn app(&self, words: &[&str]) -> Output {
+        output(Command::new("ip").args(["netns", "exec", &self.name]).args(words))
     }
 }
 
@@ -329,6 +353,11 @@ impl Container<'_> {
         let mut lines = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let line = lines.find(|words| words.first() == Some(&&*self.id));
         line.unwrap_or_else(|| panic!("{} is gone:\n{}", self.id, self.log()))[1].parse().unwrap()
+    }
+
+    /// Whether it has ended by itself.
+    pub(super) fn is_over(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// What `kubectl exec` runs.

@@ -97,7 +97,7 @@ fn pods_without_a_fleet_share_the_ceilings() {
     let name = |set: &Value| set["name"].as_str().unwrap().to_owned();
     assert!(env.iter().map(name).all(|name| !name.contains("CEILINGS")), "{env:?}");
     let policy = &of(&manifests, "NetworkPolicy")["spec"]["egress"][1]["ports"];
-    assert_eq!(policy, &json!([{"port": 443}, {"port": 6_379}]));
+    assert_eq!(policy, &json!([{"port": 443}, {"port": 80}, {"port": 6_379}]));
     helm_with(&format!("{secret}  - {{ name: TOLLGATE__DRAIN__HANDOFF, value: \"true\" }}\n"));
     // What the configuration says holds.
     let said = "config: |\n  [upstream]\n  endpoint = \"http://emulator:9000\"\n  instance_id = \"post-cn-0pp12gl0000\"\n  \
@@ -178,6 +178,9 @@ fn egress_follows_from_the_configuration() {
         ports.iter().map(|port| port["port"].as_u64().unwrap()).collect::<BTreeSet<_>>()
     };
     let upstream = "upstream.endpoint = \"https://onsmqtt.cn-hangzhou.aliyuncs.com\"\nupstream.instance_id = 'post-cn-0pp12gl0000'\n";
+    // "auto" may ask the metadata service.
+    assert_eq!(ports(upstream), [80, 443].into());
+    let upstream = format!("{upstream}keys.source = 'env'\n");
     let with = |more: &str| ports(&format!("{upstream}{more}"));
     assert_eq!(with(""), [443].into());
     assert_eq!(with("[fleet]\nurl = \"redis://redis.shop.svc\""), [443, 6_379].into());
@@ -193,12 +196,12 @@ fn egress_follows_from_the_configuration() {
     assert_eq!(with("upstream.proxy = \"http://u:p@proxy:3128\""), [443, 3_128].into());
     assert_eq!(
         ports("[upstream]\nendpoint = \"http://emulator:9000\"\ninstance_id = \"i\""),
-        [443, 9_000].into()
+        [80, 443, 9_000].into()
     );
     let from_a_variable = "extraEnv: [{ name: TOLLGATE__FLEET__URL, value: \"redis://one:7777\" }]";
     let manifests = helm_with(from_a_variable);
     let policy = &of(&manifests, "NetworkPolicy")["spec"]["egress"][1]["ports"];
-    assert_eq!(policy, &json!([{"port": 443}, {"port": 7_777}]));
+    assert_eq!(policy, &json!([{"port": 443}, {"port": 80}, {"port": 7_777}]));
 }
 
 /// With what the configuration says of a stop.
@@ -231,8 +234,7 @@ fn the_pod_gets_the_time_that_a_stop_takes() {
 /// `keys.source` is one that this version knows, and finds what the chart gives it.
 #[test]
 fn a_role_instead_of_a_secret() {
-    let role =
-        "secret=,rrsa.roleArn=acs:ram::1:role/r,rrsa.oidcProviderArn=acs:ram::1:oidc-provider/p";
+    let role = "rrsa.roleArn=acs:ram::1:role/r,rrsa.oidcProviderArn=acs:ram::1:oidc-provider/p";
     let manifests = helm(&["--set", role]);
     fits(&manifests, workload(&manifests));
     let checked = super::check(&manifests, ours(workload(&manifests)).0);
@@ -295,7 +297,7 @@ fn hooks_and_notes() {
     let annotations = &job["metadata"]["annotations"];
     assert!(annotations["helm.sh/hook"].as_str().unwrap().contains("pre-upgrade"));
     let check = &template(job)["spec"]["containers"][0];
-    assert_eq!(check["args"], json!(["check", "--config", "/etc/tollgate/tollgate.toml"]));
+    assert_eq!(check["args"], json!(["check", "--config=/etc/tollgate/tollgate.toml"]));
     assert_eq!(template(job)["spec"]["restartPolicy"], "Never");
     let (container, _) = ours(workload(&manifests));
     assert_eq!(check["env"], container["env"], "it checks what the pods have");
@@ -329,7 +331,7 @@ fn hooks_and_notes() {
         let said = String::from_utf8(said.stdout).unwrap();
         said.split_once("NOTES:").expect("notes").1.to_owned()
     };
-    let said = notes(&["--set", "service.port=8000"]);
+    let said = notes(&["--set", "service.port=8000,secret=tollgate"]);
     for words in [
         "http://demo-tollgate:8000/publish/TopicA",
         "helm test demo",
@@ -340,8 +342,9 @@ fn hooks_and_notes() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
-    let said = notes(&["--set", "spool.volume=claims,secret="]);
+    let said = notes(&["--set", "spool.volume=claims"]);
     assert!(said.contains("scale-down") && !said.contains("create secret"), "{said}");
+    assert!(said.contains("pod-identity.alibabacloud.com/role-name"), "what auto needs: {said}");
     assert!(notes(&["--set", "mode=monitoring"]).contains("once"));
 }
 

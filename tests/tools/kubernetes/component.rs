@@ -92,7 +92,16 @@ fn an_example() {
     let example = read("deploy/kustomize/example/kustomization.yaml");
     assert!(example.contains("components: [../sidecar]"));
     // Only what the example shows is there: the template of the component is not for a cluster.
-    assert_eq!(manifests.len(), 2);
+    assert_eq!(manifests.len(), 3);
+    // RRSA: the pod asks for it, and its service account says the role.
+    let account = of(&manifests, "ServiceAccount");
+    assert_eq!(super::variables(container)["TOLLGATE__KEYS__SOURCE"], "auto");
+    assert_eq!(pod["serviceAccountName"], account["metadata"]["name"]);
+    assert!(
+        account["metadata"]["annotations"]["pod-identity.alibabacloud.com/role-name"].is_string()
+    );
+    let labels = &template(deployment)["metadata"]["labels"];
+    assert_eq!(labels["pod-identity.alibabacloud.com/injection"], "on");
 }
 
 #[test]
@@ -135,7 +144,7 @@ fn every_kind_in_every_style() {
     let other = app("Deployment", "other").to_string().replace("tollgate/sidecar", "unrelated");
     files.push(("other.json".to_owned(), other));
     let files: Vec<_> = files.iter().map(|(name, text)| (name.as_str(), text.clone())).collect();
-    let folder = kustomization(&files, &["../sidecar"]);
+    let folder = kustomization(&files, &["../sidecar", "../secret"]);
     let manifests = rendered("kubectl", &["kustomize", &shop(&folder)]);
     let map = &of(&manifests, "ConfigMap")["metadata"]["name"];
     let mut patched = 0;
@@ -160,6 +169,15 @@ fn every_kind_in_every_style() {
         let volumes = pod["volumes"].as_array().unwrap();
         assert_eq!(volumes.len(), if name == "eu-block" { 5 } else { 6 }, "{kind} {name}");
         grace(pod, 30);
+        // The key is a Secret's, which keeps its name.
+        let (container, _) = ours(manifest);
+        let set = super::variables(container);
+        assert_eq!(set["TOLLGATE__KEYS__SOURCE"], "file");
+        let mounts = container["volumeMounts"].as_array().unwrap().iter();
+        let mut at = mounts.filter(|mount| mount["mountPath"] == set["TOLLGATE__KEYS__PATH"]);
+        let volume = volumes.iter().find(|volume| volume["name"] == "tollgate-key").unwrap();
+        assert_eq!((at.next().unwrap()["name"].as_str(), at.next()), (Some("tollgate-key"), None));
+        assert_eq!(volume["secret"]["secretName"], "tollgate");
         // Kustomize knows where a Kubernetes kind names a ConfigMap, and not where Argo's does.
         let config = volumes.iter().find(|volume| volume["name"] == "tollgate-config").unwrap();
         assert!(kind == "Rollout" || &config["configMap"]["name"] == map, "{kind}: {config}");
@@ -181,6 +199,7 @@ fn it_fails_where_it_patches_nothing() {
     let none = "no-workload-has-the-label-tollgate-sidecar-true";
     fails(&[("app.json", unlabelled)], &["../sidecar"], none);
     fails(&[("app.json", labelled.replace("\"true\"", "\"false\""))], &["../sidecar"], none);
+    fails(&[("app.json", labelled.clone())], &["../secret"], "unable to find field");
     // A kind that it does not patch.
     let service = json!({"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]},
         "metadata": {"name": "orders", "labels": {"tollgate/sidecar": "true"}}});

@@ -19,7 +19,15 @@ fn files(folder: &Path) {
         std::fs::write(at, content.replace("?ref=COMMIT", "")).unwrap();
         written.push(path);
     }
-    assert_eq!(written, ["orders/kustomization.yaml", "orders/tollgate.toml", "my-values.yaml"]);
+    assert_eq!(
+        written,
+        [
+            "orders/kustomization.yaml",
+            "orders/tollgate.toml",
+            "my-values.yaml",
+            "keyring-values.yaml"
+        ]
+    );
     let workload = read("deploy/kustomize/example/orders.yaml");
     std::fs::write(folder.join("orders/orders.yaml"), workload).unwrap();
 }

@@ -4,6 +4,7 @@
 mod chart;
 mod component;
 mod documents;
+mod keyring;
 mod monitoring;
 mod readme;
 mod refusals;
@@ -49,7 +50,7 @@ fn copy(from: &str, to: &Path) {
 }
 
 /// The example's chart with this chart as its dependency, as `helm dependency build` puts it there.
-fn example_chart() -> TempDir {
+pub(super) fn example_chart() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let example = folder.path().join("orders");
     copy("deploy/helm/example", &example);
@@ -59,7 +60,7 @@ fn example_chart() -> TempDir {
 }
 
 /// The pod template of a workload of any kind.
-fn template(workload: &Value) -> &Value {
+pub(super) fn template(workload: &Value) -> &Value {
     match workload["kind"].as_str() {
         Some("CronJob") => &workload["spec"]["jobTemplate"]["spec"]["template"],
         _ => &workload["spec"]["template"],
@@ -67,7 +68,7 @@ fn template(workload: &Value) -> &Value {
 }
 
 /// Tollgate's own container, and its pod.
-fn ours(workload: &Value) -> (&Value, &Value) {
+pub(super) fn ours(workload: &Value) -> (&Value, &Value) {
     let pod = &template(workload)["spec"];
     let mut ours = containers(pod).filter(|container| container["name"] == "tollgate");
     (ours.next().expect("tollgate is in the pod"), pod)

@@ -1,6 +1,6 @@
 //! What the chart has for the Prometheus operator and Grafana: once in a cluster, and each pod scraped once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -167,7 +167,17 @@ fn releases_do_not_double_anything() {
     let monitors: Vec<_> =
         all.iter().filter(|m| m["kind"].as_str().unwrap().ends_with("Monitor")).collect();
     assert_eq!(monitors.len(), 4);
-    let mut pods = 0;
+    // Two gateways are two services, and a sidecar's is its app's.
+    let service = |monitor: &Value, pod: &Value| {
+        let endpoints = ["podMetricsEndpoints", "endpoints"].map(|key| &monitor["spec"][key][0]);
+        let set = endpoints.iter().find_map(|endpoint| endpoint["relabelings"].as_array());
+        let set = set.unwrap().iter().find(|set| set["targetLabel"] == "service").unwrap();
+        let label = set["sourceLabels"][0].as_str().unwrap();
+        let label = label.strip_prefix("__meta_kubernetes_pod_label_").unwrap();
+        let is_it = |(key, _): &(&String, &Value)| key.replace(['.', '/', '-'], "_") == label;
+        pod.as_object().unwrap().iter().find(is_it).unwrap().1.clone()
+    };
+    let (mut pods, mut services) = (0, BTreeSet::new());
     for workload in all.iter().filter(|m| m["kind"] == "Deployment" || m["kind"] == "StatefulSet") {
         let pod = &template(workload)["metadata"]["labels"];
         let scrapes = monitors.iter().filter(|monitor| {
@@ -180,10 +190,14 @@ fn releases_do_not_double_anything() {
             services.clone().count() == 1
                 && services.clone().all(|s| selected(&s["spec"]["selector"], pod))
         });
-        assert_eq!(scrapes.count(), 1, "{pod}");
+        let scrapes: Vec<_> = scrapes.collect();
+        assert_eq!(scrapes.len(), 1, "{pod}");
+        services.insert(service(scrapes[0], pod).as_str().unwrap().to_owned());
         pods += 1;
     }
     assert_eq!(pods, 4);
+    let wanted = ["one-tollgate", "orders", "two-tollgate"];
+    assert!(services.iter().eq(wanted), "{services:?}");
     // The labels of deploy/prometheus/scrape.yaml.
     for monitor in monitors {
         let endpoints = ["podMetricsEndpoints", "endpoints"].map(|key| &monitor["spec"][key][0]);

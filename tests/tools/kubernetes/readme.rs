@@ -48,6 +48,7 @@ fn values(text: &str) -> Vec<(String, String, String)> {
             "publish",
             "spool",
             "probes",
+            "keyring",
             "autoscaling",
             "service",
             "networkPolicy",

@@ -56,8 +56,13 @@ fn what_cannot_work() {
         ("spool.volume=claims,autoscaling.enabled=true", "volume"),
         // Their number changes, and they share nothing.
         ("autoscaling.enabled=true", "fleet.url"),
+        // Pods that let no more through.
         (
-            "autoscaling.enabled=true,autoscaling.minReplicas=5,extraEnv[0].name=TOLLGATE__FLEET__URL,extraEnv[0].value=redis://redis",
+            "autoscaling.enabled=true,extraEnv[0].name=TOLLGATE__FLEET__URL,extraEnv[0].value=redis://redis",
+            "autoscaling.metrics is empty",
+        ),
+        (
+            "autoscaling.enabled=true,autoscaling.metrics[0].type=Resource,autoscaling.minReplicas=5,extraEnv[0].name=TOLLGATE__FLEET__URL,extraEnv[0].value=redis://redis",
             "minReplicas",
         ),
         ("mode=sidecar", "workload"),
@@ -71,8 +76,8 @@ fn what_cannot_work() {
         ("mode=monitoring,monitoring.alerts.TollgateUp.enabled=false", "there is no such alert"),
         ("mode=monitoring,monitoring.alerts.TollgateAbsent.threshold=2", "no threshold"),
         ("podDisruptionBudget.minAvailable=1", "podDisruptionBudget"),
-        ("rrsa.roleArn=acs:ram::1:role/x", "secret"),
-        ("rrsa.roleArn=acs:ram::1:role/x,secret=", "oidcProviderArn"),
+        ("rrsa.roleArn=acs:ram::1:role/x,secret=tollgate", "secret"),
+        ("rrsa.roleArn=acs:ram::1:role/x", "oidcProviderArn"),
         ("config=null", "config"),
     ] {
         refuses(&["--set", wrong], words);
@@ -91,13 +96,21 @@ fn the_file_and_the_values_agree() {
         ("[spool]\nmax_bytes = \"1GiB\"", "set spool.size"),
         ("[spool]\npath = \"/data\"", "sets spool.path"),
         ("[drain]\ngrace = \"60s\"", "set drainSeconds"),
-        ("[keys]\nsource = \"env\"", "set secret and rrsa.roleArn"),
         ("[drain]\nhandoff = true", "needs fleet.url"),
     ] {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{upstream}{config}\n")).unwrap();
         refuses(&["--set-file", &format!("config={}", file.path().display())], words);
     }
+    // The source of the key is the file's, unless a value says it.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{upstream}[keys]\nsource = \"env\"\n")).unwrap();
+    let config = format!("config={}", file.path().display());
+    let secret = &["--set", "secret=tollgate", "--set-file", &config];
+    refuses(secret, "set secret and rrsa.roleArn");
+    let manifests = super::helm(&["--set-file", &config]);
+    let set = super::variables(super::ours(super::workload(&manifests)).0);
+    assert!(!set.contains_key("TOLLGATE__KEYS__SOURCE"), "{set:?}");
     for variable in ["TOLLGATE__DRAIN__GRACE", "TOLLGATE__LISTEN__PUBLISH"] {
         let set = format!("extraEnv[0].name={variable},extraEnv[0].value=1s");
         refuses(&["--set", &set], "which the values of the chart decide");

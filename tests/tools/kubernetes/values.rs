@@ -33,7 +33,7 @@ extraObjects:
     apiVersion: v1
     kind: Secret
     metadata: { name: {{ include "tollgate.fullname" . }}-own }
-autoscaling: { enabled: true, minReplicas: 3, maxReplicas: 9, behavior: { scaleDown: { stabilizationWindowSeconds: 5 } } }
+autoscaling: { enabled: true, minReplicas: 3, maxReplicas: 9, metrics: [{ type: Resource, resource: { name: memory, target: { type: Utilization, averageUtilization: 80 } } }], behavior: { scaleDown: { stabilizationWindowSeconds: 5 } } }
 service: { type: LoadBalancer, port: 8000, annotations: { a: b }, labels: { c: d }, spec: { externalTrafficPolicy: Local } }
 networkPolicy:
   enabled: true
@@ -64,13 +64,14 @@ fn every_value_arrives() {
     assert!(deployment["spec"]["replicas"].is_null(), "the autoscaler's");
     let scaler = &named("HorizontalPodAutoscaler", "demo-gate")["spec"];
     assert_eq!((&scaler["minReplicas"], &scaler["maxReplicas"]), (&json!(3), &json!(9)));
-    assert_eq!(scaler["scaleTargetRef"]["name"], "demo-gate");
+    let (target, metric) = (&scaler["scaleTargetRef"], &scaler["metrics"][0]["resource"]);
+    assert_eq!((&target["name"], &metric["name"]), (&json!("demo-gate"), &json!("memory")));
     assert_eq!(scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"], 5);
 
     let (container, pod) = ours(deployment);
     assert_eq!(not_restricted(pod), Vec::<String>::new());
-    assert_eq!(container["image"], "registry.example.com/t:v1");
-    assert_eq!(container["imagePullPolicy"], "Always");
+    let image = (&container["image"], &container["imagePullPolicy"]);
+    assert_eq!(image, (&json!("registry.example.com/t:v1"), &json!("Always")));
     assert_eq!(container["envFrom"], json!([{"secretRef": {"name": "more"}}]));
     let env = container["env"].as_array().unwrap();
     let value = |key: &str| env.iter().find(|e| e["name"] == key).unwrap()["value"].clone();
@@ -80,8 +81,8 @@ fn every_value_arrives() {
     assert_eq!(value("TOLLGATE__KEYS__SOURCE"), "oidc");
     assert_eq!(value("ALIBABA_CLOUD_ROLE_ARN"), "acs:ram::1:role/publisher");
     assert_eq!(value("ALIBABA_CLOUD_OIDC_PROVIDER_ARN"), "acs:ram::1:oidc-provider/ack-rrsa-c1");
-    assert!(env.iter().any(|e| e["name"] == "NODE"));
-    assert!(env.iter().all(|e| e["name"] != "TOLLGATE__KEYS__PATH"));
+    let has = |key: &str| env.iter().any(|e| e["name"] == key);
+    assert!(has("NODE") && !has("TOLLGATE__KEYS__PATH"));
     // The token is where the variable says, from a volume that exists.
     let token = value("ALIBABA_CLOUD_OIDC_TOKEN_FILE");
     let volume = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "tollgate-oidc");
@@ -95,8 +96,8 @@ fn every_value_arrives() {
     assert!(mounts.iter().any(|m| m["mountPath"] == "/ca"));
     assert_eq!(container["startupProbe"]["failureThreshold"], 999);
     assert_eq!(container["readinessProbe"]["periodSeconds"], 7);
-    assert_eq!(container["livenessProbe"]["timeoutSeconds"], 8);
-    assert_eq!(container["livenessProbe"]["periodSeconds"], 10, "the rest stays");
+    let live = &container["livenessProbe"];
+    assert_eq!((&live["timeoutSeconds"], &live["periodSeconds"]), (&json!(8), &json!(10)));
     assert_eq!(container["securityContext"]["runAsUser"], 70_000);
     assert_eq!(container["securityContext"]["runAsNonRoot"], true);
     assert_eq!(container["ports"][0]["containerPort"], 18_080);
@@ -195,6 +196,7 @@ fn what_can_be_switched_off() {
         "extraEnv",
         "tolerations",
         "replicas",
+        "keyring",
         "drainSeconds",
         "securityContext",
         "podSecurityContext",

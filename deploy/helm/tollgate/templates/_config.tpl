@@ -98,7 +98,15 @@ an emptyDir a rollout counts a pod that ends as gone, while it still delivers: e
 {{- $ports := list 443 }}
 {{- range (.Values.networkPolicy | default dict).egressPorts }}{{ $ports = append $ports (int .) }}{{ end }}
 {{- /* The metadata service of the provider's machines. */}}
-{{- if has (get $settings "keys.source") (list "auto" "ecs") }}{{ $ports = append $ports 80 }}{{ end }}
+{{- if has (include "tollgate.keySource" .) (list "auto" "ecs") }}{{ $ports = append $ports 80 }}{{ end }}
+{{- if eq .Values.mode "keyring" }}
+{{- range .Values.keyring.issuers }}
+{{- $host := urlParse .jwks | dig "host" "" }}
+{{- $ports = append $ports (regexFind `[0-9]+$` (regexFind `:[0-9]+$` $host) | default (ternary "80" "443" (hasPrefix "http:" .jwks)) | int) }}
+{{- /* A policy holds for the address behind a Service: the API server's own port. */}}
+{{- if hasPrefix "kubernetes.default" $host }}{{ $ports = append $ports 6443 }}{{ end }}
+{{- end }}
+{{- end }}
 {{- range $key, $default := dict "upstream.endpoint" 443 "upstream.proxy" 80 "keys.uri" 80 "fleet.url" 6379 }}
 {{- $url := get $settings $key }}
 {{- if $url }}
@@ -120,6 +128,9 @@ Variables that the manifests decide, as a list. What the file says of the same k
 is refused below.
 */}}
 {{- define "tollgate.variables" -}}
+{{- if eq .Values.mode "keyring" }}
+{{- include "tollgate.keyringVariables" . }}
+{{- else }}
 {{- $gateway := eq .Values.mode "gateway" }}
 {{- $port := (.Values.publish | default dict).port | default 15080 }}
 {{- /* [::] is both families, also in a cluster without IPv6. */}}
@@ -136,11 +147,24 @@ is refused below.
 {{- /* Nodes route callers to this pod until each has learned that it ends. */}}
 - { name: TOLLGATE__DRAIN__ACCEPT_FOR, value: 5s }
 {{- end }}
+{{- end }}
+{{- $theirs := or .Values.existingConfigMap (hasKey (include "tollgate.settings" . | fromJson) "keys.source") }}
+{{- if or .Values.secret (.Values.rrsa | default dict).roleArn (not $theirs) }}
+- { name: TOLLGATE__KEYS__SOURCE, value: {{ include "tollgate.keySource" . }} }
+{{- end }}
 {{- if .Values.secret }}
-- { name: TOLLGATE__KEYS__SOURCE, value: file }
 - { name: TOLLGATE__KEYS__PATH, value: /var/run/secrets/tollgate }
-{{- else if (.Values.rrsa | default dict).roleArn }}
-- { name: TOLLGATE__KEYS__SOURCE, value: oidc }
+{{- end }}
+{{- end }}
+
+{{- /*
+Where the key comes from: what a value says, or else the configuration, or else the first that has one, as the
+provider's SDKs look for it.
+*/}}
+{{- define "tollgate.keySource" -}}
+{{- if .Values.secret }}file
+{{- else if (.Values.rrsa | default dict).roleArn }}oidc
+{{- else }}{{ get (include "tollgate.settings" . | fromJson) "keys.source" | default "auto" }}
 {{- end }}
 {{- end }}
 
@@ -164,7 +188,14 @@ is refused below.
 {{- $settings := include "tollgate.settings" . | fromJson }}
 {{- $values := dict "listen.publish" "set publish.port or publish.listen" "listen.telemetry" "leave it out: probes and monitors use port 9464"
     "spool.path" "set spool.volume" "spool.max_bytes" "set spool.size" "spool.lifetime" "set spool.volume" "drain.grace" "set drainSeconds"
-    "drain.accept_for" "leave it out" "keys.source" "set secret and rrsa.roleArn, or leave both empty" "keys.path" "leave it out" }}
+    "drain.accept_for" "leave it out" "keys.source" "set secret and rrsa.roleArn, or leave both empty" "keys.path" "leave it out"
+    "keyring.listen" "leave it out: Service and probes use port 9465" "keyring.certificate" "set keyring.tlsSecret" "keyring.private_key" "set keyring.tlsSecret"
+    "keyring.role_arn" "set keyring.roleArn" "keyring.audience" "set keyring.audience" }}
+{{- if eq .Values.mode "keyring" }}
+{{- range $key, $_ := $settings }}
+{{- if regexMatch `^keyring\.(issuers|callers)` $key }}{{ fail (printf "config or extraEnv sets %s, which the values of the chart decide: set keyring.issuers and keyring.callers" $key) }}{{ end }}
+{{- end }}
+{{- end }}
 {{- range include "tollgate.variables" . | fromYamlArray }}
 {{- $key := trimPrefix "TOLLGATE__" .name | lower | replace "__" "." }}
 {{- if hasKey $settings $key }}
@@ -179,6 +210,9 @@ is refused below.
 {{- if and (eq .Values.mode "gateway") (.Values.autoscaling | default dict).enabled }}
 {{- if not (get $settings "fleet.url") }}
 {{- fail "autoscaling needs fleet.url in config or TOLLGATE__FLEET__URL in extraEnv: pods that share nothing cannot keep to the account's ceiling while their number changes" }}
+{{- end }}
+{{- if not .Values.autoscaling.metrics }}
+{{- fail "autoscaling.metrics is empty: say what to scale by, such as memory; more pods let no more calls through, since all share the ceilings" }}
 {{- end }}
 {{- if gt (int (.Values.autoscaling.minReplicas | default 2)) (int (.Values.autoscaling.maxReplicas | default 4)) }}
 {{- fail "autoscaling.minReplicas is more than autoscaling.maxReplicas" }}

@@ -70,7 +70,13 @@ tollgate/region: {{ . | quote }}
 {{ .Values.existingConfigMap | default (include "tollgate.fullname" .) }}
 {{- end }}
 
+{{/* Whether the chart makes the service account: a keyring has one of its own, which is bound to no role. */}}
+{{- define "tollgate.ownAccount" -}}
+{{- $account := .Values.serviceAccount | default dict }}
+{{- if or $account.create (and (eq .Values.mode "keyring") (not $account.name)) }}true{{ end }}
+{{- end }}
+
 {{- define "tollgate.serviceAccount" -}}
 {{- $account := .Values.serviceAccount | default dict }}
-{{- if $account.create }}{{ $account.name | default (include "tollgate.fullname" .) }}{{ else }}{{ $account.name | default "default" }}{{ end }}
+{{- $account.name | default (ternary (include "tollgate.fullname" .) "default" (eq (include "tollgate.ownAccount" .) "true")) }}
 {{- end }}

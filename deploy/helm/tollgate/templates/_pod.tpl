@@ -28,7 +28,7 @@ securityContext:
   {{- include "tollgate.securityContext" . | trim | nindent 2 }}
 {{- end }}
 
-{{/* A gateway's pod, of a Deployment or a StatefulSet. */}}
+{{/* The pod of a gateway or a keyring. */}}
 {{- define "tollgate.pod" -}}
 metadata:
   labels:
@@ -46,7 +46,7 @@ spec:
   serviceAccountName: {{ include "tollgate.serviceAccount" . | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
-  terminationGracePeriodSeconds: {{ include "tollgate.stopSeconds" . }}
+  terminationGracePeriodSeconds: {{ eq .Values.mode "keyring" | ternary "10" (include "tollgate.stopSeconds" .) }}
   {{- with include "tollgate.schedule" . | trim }}
   {{- . | nindent 2 }}
   {{- end }}
@@ -61,7 +61,7 @@ spec:
     {{- toYaml $security | nindent 4 }}
   containers:
     - name: tollgate
-      {{- include "tollgate.body" . | trim | nindent 6 }}
+      {{- include (eq .Values.mode "keyring" | ternary "tollgate.keyringBody" "tollgate.body") . | trim | nindent 6 }}
   volumes:
-    {{- include "tollgate.volumes" . | trim | nindent 4 }}
+    {{- include (eq .Values.mode "keyring" | ternary "tollgate.keyringVolumes" "tollgate.volumes") . | trim | nindent 4 }}
 {{- end }}

@@ -50,6 +50,6 @@ tollgate.labels and tollgate.gracePeriod.
 {{/* For a pod's annotations: with restartOnChange, a changed configuration restarts the pods. */}}
 {{- define "tollgate.annotations" -}}
 {{- if .Values.restartOnChange -}}
-tollgate/config-checksum: {{ .Values.config | default "" | sha256sum | quote }}
+tollgate/config-checksum: {{ include "tollgate.file" . | sha256sum | quote }}
 {{- end }}
 {{- end }}
