@@ -54,7 +54,7 @@ async fn caller(address: String, caller: usize, cycle: usize, accepted: Arc<Mute
 
 #[tokio::test]
 async fn kill_nine_at_any_moment() {
-    let _alone = support::alone().await;
+    let _alone = support::beside_others().await;
     let crashes = std::env::var("TOLLGATE_CRASHES").ok().and_then(|n| n.parse().ok());
     let crashes = crashes.unwrap_or(CRASHES);
     let folder = tempfile::tempdir().unwrap();

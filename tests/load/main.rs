@@ -1,5 +1,5 @@
 //! Real processes under load, before an emulator that counts. Each of these tests holds [`support::alone`] or,
-//! with less load, [`support::beside_another`]. Some need redis-server, which `tests/setup.sh` installs.
+//! with less load, [`support::beside_others`]. Some need redis-server, which `tests/setup.sh` installs.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
 mod crash;

@@ -6,7 +6,7 @@ use crate::support::fleet::{Fleet, N, mean, redis};
 use crate::support::http::get;
 use crate::support::process::Emulator;
 use crate::support::redis::{Redis, keys};
-use crate::support::{beside_another, until};
+use crate::support::{beside_others, until};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ const SINGAPORE: &str = "ap-southeast-1";
 
 #[tokio::test]
 async fn a_rolling_update_is_never_over() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let redis = redis();
     let old = vec![("fleet.url", redis.url())];
     let new = [old.clone(), vec![("fleet.region", HANGZHOU.to_owned())]].concat();
@@ -50,7 +50,7 @@ async fn a_rolling_update_is_never_over() {
 
 #[tokio::test]
 async fn each_region_has_a_ceiling() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let redis = Redis::start();
     redis.begin(&[(&format!("region:{HANGZHOU}"), N)]);
     redis.begin(&[(&format!("region:{SINGAPORE}"), N)]);

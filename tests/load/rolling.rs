@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::callers::{self, Asked};
 use crate::support::http::{get, post, series};
 use crate::support::process::{Emulator, Serve};
-use crate::support::{beside_another, until};
+use crate::support::{beside_others, until};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
@@ -59,7 +59,7 @@ impl Pod {
 
 #[tokio::test]
 async fn a_rolling_restart() {
-    let _alone = beside_another().await;
+    let _alone = beside_others().await;
     let emulator = Emulator::start(&["--account-qps", "0", "--egress-ip-qps", "0"]).await;
     // Some calls fail, so that there is something to keep when a pod ends.
     let faults = br#"[{"code":"SendMessageFailed","probability":0.05}]"#;

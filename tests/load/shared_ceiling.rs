@@ -7,14 +7,14 @@ use crate::support::fleet::{Fleet, N, To, Way, becomes, mean, metric, mode, redi
 use crate::support::http::post;
 use crate::support::process::{Emulator, Serve, run};
 use crate::support::redis::{Redis, keys};
-use crate::support::{beside_another, until};
+use crate::support::{beside_others, until};
 use rustix::process::{Pid, Signal, kill_process};
 
 const SIDECARS: usize = 5;
 
 #[tokio::test]
 async fn five_at_three_times_the_ceiling_and_one_killed() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let redis = redis();
     let mut fleet = Fleet::start(&vec![redis.url(); SIDECARS]).await;
     let killed = fleet.sidecars.pop().unwrap();
@@ -59,7 +59,7 @@ async fn five_at_three_times_the_ceiling_and_one_killed() {
 
 #[tokio::test]
 async fn redis_stands_still() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let redis = redis();
     let fleet = Fleet::start(&vec![redis.url(); SIDECARS]).await;
     let pid = Pid::from_raw(redis.pid()).unwrap();
@@ -77,7 +77,7 @@ async fn redis_stands_still() {
 
 #[tokio::test]
 async fn redis_comes_back_empty() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let mut redis = redis();
     let fleet = Fleet::start(&vec![redis.url(); SIDECARS]).await;
     let dies = async {
@@ -126,7 +126,7 @@ async fn fails_over(expected: usize, seconds: u64) -> Vec<u64> {
 
 #[tokio::test]
 async fn a_replica_takes_over_a_second_behind() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let calls = fails_over(SIDECARS, 18).await;
     assert!(mean(&calls[8..18]) > 0.9 * N as f64, "{calls:?}");
 }
@@ -135,7 +135,7 @@ async fn a_replica_takes_over_a_second_behind() {
 /// and not with a sidecar is lost until leases have ended.
 #[tokio::test]
 async fn a_replica_takes_over_where_more_are_expected() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let calls = fails_over(100, 12).await;
     assert!(mean(&calls[8..12]) > 0.3 * N as f64, "{calls:?}");
 }
@@ -143,7 +143,7 @@ async fn a_replica_takes_over_where_more_are_expected() {
 /// Two addresses, as behind two NAT gateways, each with its own ceiling below the account's.
 #[tokio::test]
 async fn two_egress_groups_under_one_account() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let redis = redis();
     let each = 200;
     let member = |group: &str, address: &str| {
@@ -173,7 +173,7 @@ async fn two_egress_groups_under_one_account() {
 /// One sidecar is told that the account is over: a tenth of all permits rests, wherever they are.
 #[tokio::test]
 async fn push_back_at_one_is_known_to_all() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let redis = redis();
     let fleet = Fleet::start(&vec![redis.url(); SIDECARS]).await;
     let told = async {
@@ -212,7 +212,7 @@ async fn members(of: &Serve) -> serde_json::Value {
 
 #[tokio::test]
 async fn who_is_in_the_fleet() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let redis = redis();
     let mut fleet = Fleet::start(&vec![redis.url(); 3]).await;
     let first = fleet.sidecars.remove(0);

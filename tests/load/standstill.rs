@@ -8,7 +8,7 @@ use crate::support::process::{Emulator, Serve};
 use crate::support::standstill::{
     CALLERS, N, Spool, load, never_over, one_of_four, signal, stopped,
 };
-use crate::support::{beside_another, until};
+use crate::support::{beside_others, until};
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
@@ -26,7 +26,7 @@ async fn a_provider_that_stands_still_blocks_no_address() {
 /// kill -9 while the provider stands still: what the killed process has sent counts for the next one.
 #[tokio::test]
 async fn a_process_that_is_killed_meanwhile() {
-    let _one = beside_another().await;
+    let _one = beside_others().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display().to_string();
     let emulator = Emulator::start(&[]).await;

@@ -99,7 +99,7 @@ pub fn signal(emulator: &Emulator, signal: Signal) {
 
 /// How a stop ended: the worst sliding second, and the use of the ceiling after it.
 pub async fn stopped(spool: Spool, sidecars: usize, long: Duration) -> f64 {
-    let _one = super::beside_another().await;
+    let _one = super::beside_others().await;
     let stage = Stage::new(spool, sidecars).await;
     let loads = stage.load(Instant::now() + BEFORE + long + RECOVERS + WATCHED);
     sleep(BEFORE).await;
@@ -133,7 +133,7 @@ pub fn never_over(report: &Value) {
 
 /// Four providers behind one address, one of which stands still: the other three answer.
 pub async fn one_of_four(long: Duration) -> f64 {
-    let _one = super::beside_another().await;
+    let _one = super::beside_others().await;
     let mut emulators = Vec::new();
     for _ in 0..4 {
         let args = ["--account-qps", "0", "--egress-ip-qps", "0"];

@@ -143,11 +143,8 @@ fn every_value_arrives() {
     assert_eq!(policy["egress"][2]["to"][0]["ipBlock"]["cidr"], "10.0.0.0/8");
     let budget = &named("PodDisruptionBudget", "demo-gate")["spec"];
     assert_eq!((&budget["minAvailable"], &budget["maxUnavailable"]), (&json!("50%"), &Value::Null));
-    let account = named("ServiceAccount", "demo-gate");
-    assert_eq!(
-        account["metadata"]["annotations"]["pod-identity.alibabacloud.com/role-name"],
-        "publisher"
-    );
+    let annotations = &named("ServiceAccount", "demo-gate")["metadata"]["annotations"];
+    assert_eq!(annotations["pod-identity.alibabacloud.com/role-name"], "publisher");
     named("ConfigMap", "demo-own");
     named("Secret", "demo-gate-own");
     // Only theirs: the configuration is in a map of yours.
