@@ -79,6 +79,8 @@ pub(super) fn finish(verb: &str, done: Result<(), VerbError>) -> ExitCode {
 /// Threads for blocking work that are there from the start, and remain: one for writes, and one for all else. When the
 /// system gives no more (`pids.max`), work waits for these. With none there, the runtime panics in its caller.
 const BLOCKING: usize = 2;
+/// And the most: what hangs in a folder or a look-up of names keeps one each, within bounds of its own.
+const MOST_BLOCKING: usize = 64;
 /// Longer than any process lives.
 const KEPT: Duration = Duration::from_hours(365 * 24);
 
@@ -96,7 +98,8 @@ pub(super) fn runtime(threads: usize) -> io::Result<Runtime> {
     } else {
         Builder::new_multi_thread()
     };
-    let builder = builder.worker_threads(threads.max(1)).thread_keep_alive(KEPT).enable_all();
+    let builder = builder.worker_threads(threads.max(1)).enable_all();
+    let builder = builder.max_blocking_threads(MOST_BLOCKING).thread_keep_alive(KEPT);
     let runtime = builder.build().map_err(failed)?;
     // Each waits for the other, so that there are as many threads.
     let together = Arc::new(Barrier::new(BLOCKING));

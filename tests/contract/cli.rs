@@ -87,7 +87,7 @@ async fn a_sidecar_without_a_key() {
         ),
         (
             vec![("keys.source", "auto"), ("keys.ecs_endpoint", "http://127.0.0.1:1")],
-            "env: ALIBABA",
+            "env, which is set up here: ALIBABA",
         ),
     ] {
         let settings = [&[("upstream.endpoint", "http://127.0.0.1:1")][..], &settings].concat();

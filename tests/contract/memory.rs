@@ -127,7 +127,8 @@ async fn a_process_stays_below_its_limit() {
     assert!(serve.log().contains("idempotency.max_keys = "), "{}", serve.log());
 
     let body = Arc::new(vec![0xa5; LARGE]);
-    let statuses = flood(&serve.publish, 600, "/publish/TopicA", &body).await;
+    // No more than there are connections: one that is slow to send its first byte would give way to another.
+    let statuses = flood(&serve.publish, 500, "/publish/TopicA", &body).await;
     assert!(statuses.iter().all(|status| [202, 503].contains(status)), "{}", serve.log());
     assert!(statuses.contains(&202) && statuses.contains(&503), "{statuses:?}");
 
