@@ -33,7 +33,7 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let _log = logging::start(&loaded.config.telemetry);
     dumps::protect();
     let runtime = runtime(loaded.config.runtime.threads)?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut stop = Stop::listen()?;
         let logged = |error: String| {
             tracing::error!(error, "the keyring does not start");
@@ -54,5 +54,8 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
         running.stop().await;
         tracing::info!("stopped");
         Ok(())
-    })
+    });
+    // A file that is still read, on a mount that hangs, does not hold up the end.
+    runtime.shutdown_background();
+    ended
 }

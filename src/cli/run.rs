@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 
 use crate::config::ConfigErrors;
 
@@ -81,17 +82,15 @@ pub(super) fn finish(verb: &str, done: Result<(), VerbError>) -> ExitCode {
 const BLOCKING: usize = 2;
 /// And the most: what hangs in a folder or a look-up of names keeps one each, within bounds of its own.
 const MOST_BLOCKING: usize = 64;
+/// How long a start waits for them.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Longer than any process lives.
 const KEPT: Duration = Duration::from_hours(365 * 24);
 
 /// A runtime with this many threads. An error: the system gives no thread.
 pub(super) fn runtime(threads: usize) -> io::Result<Runtime> {
     let failed = |error| io::Error::other(format!("the runtime does not start: {error}"));
-    first_threads(threads).map_err(|error| {
-        io::Error::other(format!(
-            "no thread is to be had ({error}): raise the limit of processes (pids.max, podPidsLimit, RLIMIT_NPROC)"
-        ))
-    })?;
+    first_threads(threads).map_err(|error| no_thread(&error.to_string()))?;
     let mut builder = if threads <= 1 {
         // A second thread costs more than it brings where there is one core.
         Builder::new_current_thread()
@@ -105,12 +104,25 @@ pub(super) fn runtime(threads: usize) -> io::Result<Runtime> {
     let together = Arc::new(Barrier::new(BLOCKING));
     let waiting = std::iter::repeat_n(together, BLOCKING);
     let begun: Vec<_> = waiting.map(|all| runtime.spawn_blocking(move || all.wait())).collect();
-    runtime.block_on(async {
-        for thread in begun {
-            drop(thread.await);
-        }
+    let all = runtime.block_on(async {
+        let all = async {
+            for thread in begun {
+                drop(thread.await);
+            }
+        };
+        timeout(PATIENCE, all).await
     });
+    if all.is_err() {
+        runtime.shutdown_background();
+        return Err(no_thread("another process has taken the last"));
+    }
     Ok(runtime)
+}
+
+fn no_thread(why: &str) -> io::Error {
+    io::Error::other(format!(
+        "no thread is to be had ({why}): raise the limit of processes (pids.max, podPidsLimit, RLIMIT_NPROC)"
+    ))
 }
 
 /// Tries as many threads as the runtime is to begin with, which would panic without them.

@@ -117,7 +117,7 @@ section! {
         /// each makes room only among its own messages.
         max_bytes: u64 = "256MiB", size(bytesize::MIB..=bytesize::TIB);
 
-        /// The most messages, dead letters and receipts: each takes about 640 bytes of memory. A key's
+        /// The most messages, dead letters and receipts: each takes about 720 bytes of memory. A key's
         /// message needs a place as long as the key is reserved. Lowered to a part of runtime.memory.
         max_messages: usize = 1000000, whole(1..=MOST_MESSAGES);
 

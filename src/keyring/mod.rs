@@ -129,10 +129,7 @@ impl KeyringInner {
         if self.hand_out.base().current().is_err() {
             return Err("no key of its own: see the log\n");
         }
-        self.proofs
-            .is_ready()
-            .then_some(())
-            .ok_or("the keys of an issuer are not known: see the log\n")
+        self.proofs.is_ready().then_some(()).ok_or("no issuer's keys are known: see the log\n")
     }
 
     /// A key for who proves itself, as JSON.

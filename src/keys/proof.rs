@@ -87,7 +87,9 @@ fn read(path: &Path) -> Result<TokenFile, String> {
         return Ok(TokenFile::HoldsNone("is empty".to_owned()));
     }
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("holds no token: it has white space or control characters".to_owned());
+        return Ok(TokenFile::HoldsNone(
+            "holds no token: it has white space or control characters".to_owned(),
+        ));
     }
     Ok(TokenFile::Holds(SecretString::from(token)))
 }

@@ -59,6 +59,8 @@ struct KeyTrial {
     key: Arc<Key>,
     /// Until when at least.
     until: Instant,
+    /// And while a refusal of it is not judged yet, until when at most: a message may end without another call.
+    waits_until: Instant,
     /// Calls since it began, with either key.
     calls: u64,
     /// Whether the provider has taken it.
@@ -230,11 +232,16 @@ impl RotatingKeys {
             // Also where the one in use was refused: that may pass, and the new one may be wrong.
             if key.expires().is_none() && canary.share < 1.0 {
                 let until = Instant::now() + canary.period;
-                let key = Arc::new(key);
                 self.rejected = None;
-                self.refusals.clear();
-                self.trial =
-                    Some(KeyTrial { key, until, calls: 0, has_worked: false, is_refused: false });
+                self.refusals.retain(|(_, refusal)| *refusal == Refusal::OfCurrent);
+                self.trial = Some(KeyTrial {
+                    key: Arc::new(key),
+                    until,
+                    waits_until: until + canary.period,
+                    calls: 0,
+                    has_worked: false,
+                    is_refused: false,
+                });
                 return Offered::OnTrial;
             }
         }
@@ -250,9 +257,13 @@ impl RotatingKeys {
         self.taken_up += 1;
     }
 
-    /// A key whose trial has lasted long enough is used for all calls, once it has worked.
+    /// A key whose trial has lasted long enough is used for all calls, once it has worked. What it was refused for
+    /// is tried with the old key first: that one may have been allowed it.
     fn end_trial(&mut self) {
-        let is_over = |trial: &KeyTrial| trial.has_worked && Instant::now() >= trial.until;
+        let is_of_new = |(_, refusal): &(MessageId, Refusal)| matches!(refusal, Refusal::OfNew(_));
+        let waits = self.refusals.iter().any(is_of_new);
+        let end = |trial: &KeyTrial| if waits { trial.waits_until } else { trial.until };
+        let is_over = |trial: &KeyTrial| trial.has_worked && Instant::now() >= end(trial);
         if self.trial.as_ref().is_some_and(is_over) {
             self.promote();
         }
@@ -296,18 +307,22 @@ impl RotatingKeys {
     fn worked(&mut self, id: MessageId, key: &Key) {
         let before = self.take_refusal(id);
         if self.is_current(key) {
+            // What it was refused for before may have passed, too.
             self.is_refused = false;
+            self.refusals.retain(|(_, refusal)| *refusal != Refusal::OfCurrent);
             if matches!(before, Some(Refusal::OfNew(_))) {
                 self.reject();
             }
         } else if self.new_key().is_some_and(|new| new.same_as(key)) {
-            if before == Some(Refusal::OfCurrent) || self.is_refused {
+            // Of the same message: that the old one was refused for another may have passed since.
+            if before == Some(Refusal::OfCurrent) {
                 let refused = self.current.as_ref().map(|key| key.masked());
                 warn!(refused, "the provider refuses the old access key");
                 return self.promote();
             }
             if let Some(trial) = &mut self.trial {
                 trial.has_worked = true;
+                trial.is_refused = false;
             }
         }
         self.end_trial();
@@ -332,6 +347,10 @@ impl RotatingKeys {
             }
             (_, AccessDenied::Key) => {
                 self.is_refused = true;
+                if self.new_key().is_none() {
+                    // The source may have another one now.
+                    self.note_refusal(id, Refusal::OfCurrent);
+                }
                 if let Some(trial) = &mut self.trial {
                     trial.is_refused = before == Some(Refusal::OfNew(AccessDenied::Key));
                 }

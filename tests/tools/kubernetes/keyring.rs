@@ -57,6 +57,13 @@ fn a_keyring() {
     assert_eq!(kinds, wanted);
     let deployment = of(&manifests, "Deployment");
     assert_eq!(deployment["spec"]["replicas"], 2);
+    // It reads its callers once: a change of them restarts it.
+    let sum = |all: &[Value]| {
+        let template = &of(all, "Deployment")["spec"]["template"];
+        template["metadata"]["annotations"]["tollgate/config-checksum"].as_str().unwrap().to_owned()
+    };
+    let other = helm_with(&KEYRING.replace("max_callers = 50", "max_callers = 51"));
+    assert_ne!(sum(&manifests), sum(&other));
     let (container, pod) = ours(deployment);
     assert_eq!(not_restricted(pod), Vec::<String>::new());
     assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);

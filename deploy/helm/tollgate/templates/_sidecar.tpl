@@ -47,9 +47,10 @@ tollgate.labels and tollgate.gracePeriod.
       requests: { storage: {{ (.Values.spool | default dict).size | default "1Gi" | toString | quote }} }
 {{- end }}
 
-{{/* For a pod's annotations: with restartOnChange, a changed configuration restarts the pods. */}}
+{{/* For a pod's annotations: with restartOnChange, a changed configuration restarts the pods. A keyring's always does: it
+     reads its file once, and a caller that is removed must not get keys any more. */}}
 {{- define "tollgate.annotations" -}}
-{{- if .Values.restartOnChange -}}
+{{- if or .Values.restartOnChange (eq (.Values.mode | default "") "keyring") -}}
 tollgate/config-checksum: {{ include "tollgate.file" . | sha256sum | quote }}
 {{- end }}
 {{- end }}
