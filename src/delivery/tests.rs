@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -286,6 +287,17 @@ async fn a_stop_while_a_key_is_looked_for() {
     assert!(stopped.elapsed() < takes / 2, "{:?} {outcome:?}", stopped.elapsed());
 }
 
+/// What became of eight messages whose callers wait 200 ms.
+async fn eight_at_once(delivery: &Delivery<Provider>) -> Vec<Outcome> {
+    let wanted = PublishOptions { patience: Duration::from_millis(200), claim: None, ..PATIENT };
+    let mut asked = JoinSet::new();
+    for _ in 0..8 {
+        let delivery = delivery.clone();
+        asked.spawn(async move { delivery.publish(message("TopicA"), wanted).await });
+    }
+    asked.join_all().await
+}
+
 /// A call that was refused for a new key on trial is made again with the old one. If the ceiling has no room for
 /// it while its caller waits, that is no refusal: the message is kept, and delivered.
 #[tokio::test(start_paused = true)]
@@ -295,16 +307,8 @@ async fn no_room_for_the_call_after_a_refused_key() {
     let (disk, provider) = (Double::default(), Provider { takes, ..Provider::default() });
     let (delivery, spool) = start(&disk, &provider).await;
     provider.refuses_new_key();
-    let wanted = PublishOptions { patience: Duration::from_millis(200), claim: None, ..PATIENT };
-    let asked: Vec<_> = (0..8)
-        .map(|_| {
-            let delivery = delivery.clone();
-            tokio::spawn(async move { delivery.publish(message("TopicA"), wanted).await })
-        })
-        .collect();
     let mut called = 0;
-    for outcome in asked {
-        let outcome = outcome.await.unwrap();
+    for outcome in eight_at_once(&delivery).await {
         // Some have no room for their first call.
         let is_uncalled = outcome.calls == 0 && matches!(outcome.ended, Disposition::NoPermit(_));
         assert!(is_uncalled || matches!(outcome.ended, Disposition::Kept(_)), "{outcome:?}");
@@ -326,15 +330,7 @@ async fn no_room_for_the_call_after_a_refused_key_and_no_spool() {
     let meter = Meter::new(5, &config.billing, []);
     let delivery = Delivery::new(&config, provider.clone(), None, ceiling, meter, 7);
     provider.refuses_new_key();
-    let wanted = PublishOptions { patience: Duration::from_millis(200), claim: None, ..PATIENT };
-    let asked: Vec<_> = (0..8)
-        .map(|_| {
-            let delivery = delivery.clone();
-            tokio::spawn(async move { delivery.publish(message("TopicA"), wanted).await })
-        })
-        .collect();
-    for outcome in asked {
-        let outcome = outcome.await.unwrap();
+    for outcome in eight_at_once(&delivery).await {
         assert!(matches!(outcome.ended, Disposition::NoPermit(_)), "{outcome:?}");
     }
     assert!(!provider.called().is_empty());

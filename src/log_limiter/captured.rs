@@ -1,10 +1,10 @@
 //! The log of a test, to look at.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
-use tracing::Level;
-use tracing::subscriber::DefaultGuard;
+use tracing::subscriber::{DefaultGuard, NoSubscriber};
+use tracing::{Dispatch, Level};
 
 /// What was logged since [`capture`]. Cheap to clone.
 #[derive(Clone, Default)]
@@ -27,8 +27,13 @@ impl io::Write for CapturedLog {
     }
 }
 
+/// With two, `tracing` asks both whether a line is wanted. With one it asks that of the thread which comes to the
+/// line first, and remembers the answer for all: a test that captures nothing would take the line from one that does.
+static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::default()));
+
 /// Captures what this thread logs up to a level, until the guard is dropped.
 pub(crate) fn capture(level: Level) -> (CapturedLog, DefaultGuard) {
+    LazyLock::force(&SECOND);
     let log = CapturedLog::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -37,4 +42,15 @@ pub(crate) fn capture(level: Level) -> (CapturedLog, DefaultGuard) {
         .with_writer(move || writer.clone())
         .finish();
     (log, tracing::subscriber::set_default(subscriber))
+}
+
+#[test]
+fn a_line_that_another_thread_came_to_first() {
+    fn line() {
+        tracing::info!("the line");
+    }
+    let (log, _guard) = capture(Level::INFO);
+    std::thread::spawn(line).join().unwrap();
+    line();
+    assert!(log.text().contains("the line"), "{}", log.text());
 }
