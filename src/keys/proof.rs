@@ -24,7 +24,7 @@ const MOST_HANGING: usize = 16;
 pub(crate) enum TokenFile {
     /// This token; blanks around it are cut off.
     Holds(SecretString),
-    /// None: the file does not exist, or is empty.
+    /// None: the file does not exist, is empty, or holds white space within.
     HoldsNone(String),
 }
 
