@@ -1,7 +1,6 @@
 .PHONY: demo test quick bench check image setup soak
 
-# Most tests wait for processes and clocks: six at a time keep two cores busy. Those under load take turns. The
-# library's simulations compute, so two of its tests run at a time.
+# Most tests wait for processes and clocks: six at a time keep two cores busy. Those under load take turns.
 export RUST_TEST_THREADS ?= 6
 
 demo: ## one process, nothing to set up
@@ -13,9 +12,7 @@ test: setup ## everything that CI runs
 	cargo clippy --no-default-features -- -D warnings
 	tests/deny.sh
 	tests/without_emulator.sh
-	cargo test --all-features --lib --bins -- --test-threads 2
-	cargo test --all-features --test '*'
-	cargo test --all-features --doc
+	cargo test --all-features
 
 # Simulations, and two hundred thousand calls through one ledger: half a minute of a core and more, each.
 SLOW = --skip many_sidecars --skip what_the_provider_bills
