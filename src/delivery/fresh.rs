@@ -124,7 +124,8 @@ impl<U: Upstream> Intake<U> {
                 (Arc::clone(kept), None, None, calls)
             }
         };
-        Self::keep(&kept, message, claim, turn, calls, &mut caller).await;
+        // On the heap, as all that few messages come to: each message's task is moved with the room for it.
+        Box::pin(Self::keep(&kept, message, claim, turn, calls, &mut caller)).await;
     }
 
     /// Keeps a message and answers its caller what becomes of it. If it cannot be kept, the answer to
@@ -181,7 +182,7 @@ impl<U: Upstream> Intake<U> {
                 // A call that has not left by now never leaves, and ends at once.
                 (Err(_), _) if !gate.left() => call.await,
                 (Err(_), Some(kept)) if repeat != Repeat::Never => {
-                    Self::outlast(kept, message, calls, call, repeat, caller).await;
+                    Box::pin(Self::outlast(kept, message, calls, call, repeat, caller)).await;
                     return None;
                 }
                 (Err(_), _) => {
@@ -195,9 +196,11 @@ impl<U: Upstream> Intake<U> {
             let next = NextStep::of(&answer, repeat, 0);
             let again = match next {
                 _ if is_answered || calls == MAX_CALLS => false,
-                NextStep::Access(why) => self.regains_access(why, &answer, calls, caller).await,
+                NextStep::Access(why) => {
+                    Box::pin(self.regains_access(why, &answer, calls, caller)).await
+                }
                 NextStep::Retry(after) if self.kept.is_none() => {
-                    self.pauses(after, calls, caller).await
+                    Box::pin(self.pauses(after, calls, caller)).await
                 }
                 _ => false,
             };
@@ -208,7 +211,7 @@ impl<U: Upstream> Intake<U> {
             }
             let mut without_permit = None;
             if again {
-                match self.another_permit(caller).await {
+                match Box::pin(self.another_permit(caller)).await {
                     Ok(another) => {
                         permit = another;
                         calls += 1;

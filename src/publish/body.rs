@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use tokio::time::timeout;
@@ -30,19 +30,20 @@ pub(super) struct BodyLimits {
 }
 
 impl BodyLimits {
-    /// The whole body. `reserve` makes room for so many more bytes of it, before they are held.
+    /// The whole body of the request with these headers. `reserve` makes room for so many more bytes of it,
+    /// before they are held.
     pub(super) async fn read(
         &self,
-        request: Request<RequestBody>,
+        headers: &HeaderMap,
+        body: RequestBody,
         reserve: impl FnMut(usize) -> Result<(), NoMemory>,
     ) -> Result<Bytes, RefusedRequest> {
         let most = self.most as u64;
-        if declared(request.headers()).is_some_and(|length| length > most)
-            || request.body().size_hint().lower() > most
+        if declared(headers).is_some_and(|length| length > most) || body.size_hint().lower() > most
         {
             return Err(too_large(self.most, self.by).into());
         }
-        let read = self.collect(request.into_body(), reserve);
+        let read = self.collect(body, reserve);
         timeout(self.time, read).await.unwrap_or_else(|_| Err(self.too_slow().into()))
     }
 

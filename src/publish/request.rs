@@ -64,17 +64,18 @@ impl RequestReader {
             return Err(malformed("the path has a query; a \"?\" is not part of any topic").into());
         }
         let (topic, instance) = self.topic(topic)?;
-        let prefer = Prefer::read(request.headers());
-        let headers = request.headers().clone();
+        let (head, body) = request.into_parts();
+        let headers = &head.headers;
+        let prefer = Prefer::read(headers);
         let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
         let limits = BodyLimits { most: limit, by: PAYLOAD_LIMIT, time: self.publish.body_timeout };
         let mut reservation = self.memory.begin()?;
-        let body = limits.read(request, |bytes| reservation.add_body(bytes)).await?;
+        let body = limits.read(headers, body, |bytes| reservation.add_body(bytes)).await?;
         let body = reservation.hold(body);
-        let claim = key::claim(&headers, &topic, &body).map_err(bad_key)?;
+        let claim = key::claim(headers, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(body)?;
         let (options, applied) = self.options(prefer, claim);
-        let trace = trace(&headers);
+        let trace = trace(headers);
         let message = Message { id: MessageId::new(), instance, topic, payload, trace };
         Ok(Submission { message, options, applied })
     }
@@ -106,7 +107,8 @@ impl RequestReader {
         };
         let limits = BodyLimits { most, by, time: self.publish.body_timeout };
         let mut reservation = self.memory.begin()?;
-        let body = limits.read(request, |bytes| reservation.add_bytes(bytes)).await?;
+        let (head, body) = request.into_parts();
+        let body = limits.read(&head.headers, body, |bytes| reservation.add_bytes(bytes)).await?;
         Ok(reservation.hold(body))
     }
 

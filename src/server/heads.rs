@@ -129,20 +129,28 @@ impl RequestScanner {
         }
     }
 
-    /// Takes bytes up to the end of a line, and looks at the line if it is complete.
+    /// Takes bytes up to the end of a line, and looks at the line if it is complete. Most lines come in one
+    /// piece, and are not copied.
     fn take_line(&mut self, bytes: &[u8]) -> usize {
         let end = bytes.iter().position(|byte| *byte == b'\n');
-        let part = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
-        let room = MAX_LINE.saturating_sub(self.line.len()).min(part.len());
-        self.line.extend(part.get(..room).unwrap_or_default());
-        self.is_cut |= room < part.len();
-        let Some(end) = end else { return bytes.len() };
-        let line = std::mem::take(&mut self.line);
-        self.end_line(line.strip_suffix(b"\r").unwrap_or(&line));
-        end + 1
+        let piece = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
+        let room = MAX_LINE.saturating_sub(self.line.len()).min(piece.len());
+        self.is_cut |= room < piece.len();
+        let piece = piece.get(..room).unwrap_or_default();
+        match end {
+            Some(_) if self.line.is_empty() => self.end_line(piece),
+            Some(_) => {
+                let mut line = std::mem::take(&mut self.line);
+                line.extend(piece);
+                self.end_line(&line);
+            }
+            None => self.line.extend(piece),
+        }
+        end.map_or(bytes.len(), |end| end + 1)
     }
 
     fn end_line(&mut self, line: &[u8]) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
         let is_cut = std::mem::take(&mut self.is_cut);
         self.part = match self.part {
             Part::Start | Part::Trailer if line.is_empty() => Part::Start,
