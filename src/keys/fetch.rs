@@ -149,6 +149,8 @@ impl KeyServer {
                         | io::ErrorKind::NetworkUnreachable
                         | io::ErrorKind::NetworkDown
                         | io::ErrorKind::PermissionDenied
+                        // Of the connection, before TLS.
+                        | io::ErrorKind::TimedOut
                 );
             }
             cause = deeper.source();
