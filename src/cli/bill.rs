@@ -69,7 +69,8 @@ async fn bill(query: Query, config: &Config) -> Result<Bill, String> {
         );
     };
     let folder = sidecar::ledger_folder(spool);
-    if !folder.exists() {
+    // Of one that cannot be looked at, opening it says why.
+    if matches!(folder.try_exists(), Ok(false)) {
         return Err(format!("there is no ledger at {}", folder.display()));
     }
     let (topics, billing) = (config.telemetry.max_topics, config.billing.clone());

@@ -174,7 +174,8 @@ async fn carry_out(action: Action, config: &Config) -> Result<ActionResult, Stri
     if let (Store::Redis, Some(fleet)) = (spool.store, &config.fleet) {
         return shared(action, fleet, options).await;
     }
-    if !spool.path.exists() {
+    // Of one that cannot be looked at, opening it says why.
+    if matches!(spool.path.try_exists(), Ok(false)) {
         return Err(format!("there is no spool at {}", spool.path.display()));
     }
     let opened = Spool::open(options).await;

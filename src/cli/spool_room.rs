@@ -47,7 +47,8 @@ async fn ask(spool: Option<Spool>) -> Option<TooSmall> {
 
 /// Of the nearest folder above that exists: the spool's is made at a start.
 fn measure(spool: &Spool) -> Option<TooSmall> {
-    let existing = spool.path.ancestors().find(|path| path.exists())?;
+    // One that cannot be looked at is there, and has no known size: that of another one says nothing.
+    let existing = spool.path.ancestors().find(|path| path.try_exists().unwrap_or(true))?;
     let disk = rustix::fs::statvfs(existing).ok()?;
     let (size, needed) = (disk.f_blocks.saturating_mul(disk.f_frsize), spool.most_on_disk());
     (size < needed).then(|| TooSmall { path: spool.path.clone(), size, needed })

@@ -22,7 +22,8 @@ impl ConfigFile {
     /// `/etc/tollgate/tollgate.toml`, if it exists.
     pub fn path(flag: Option<&Path>) -> Option<PathBuf> {
         let variable = || std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
-        let usual = || Some(PathBuf::from(USUAL)).filter(|path| path.exists());
+        // One that cannot be looked at is there: reading it says why.
+        let usual = || Some(PathBuf::from(USUAL)).filter(|path| path.try_exists().unwrap_or(true));
         flag.map(Path::to_owned).or_else(|| variable().map(PathBuf::from)).or_else(usual)
     }
 

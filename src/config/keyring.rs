@@ -263,7 +263,7 @@ fn issuers(r: &mut Reader<'_>, row: &Row) -> Option<Vec<Issuer>> {
         let read =
             Issuer { issuer: issuer?, jwks: jwks?, ca_file: ca_file?, token_file: token_file? };
         if !read.jwks.starts_with("https:") {
-            // Not on this machine, who changes it on its way proves any caller; and the token could be read.
+            // Over a network, an attacker on the way could exchange the key set and so be any caller, and read the token.
             let remedy = "write an https jwks";
             match &read.token_file {
                 Some(_) => return table.wrong(r, "would send a token in clear text", remedy),

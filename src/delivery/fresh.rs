@@ -25,6 +25,9 @@ use crate::upstream::{SendGate, Upstream};
 
 /// Calls for one message while its caller waits: the first and two more.
 const MAX_CALLS: u32 = 3;
+/// And one more where the last was refused for its key: two keys that are dead use those up, and the source may have
+/// a third.
+const MAX_CALLS_FOR_KEY: u32 = MAX_CALLS + 1;
 /// Between these calls, where nothing is kept and the provider named no time.
 const BACKOFF: Backoff =
     Backoff::exponential(Duration::from_millis(50), Duration::from_millis(100));
@@ -194,8 +197,12 @@ impl<U: Upstream> Intake<U> {
             // neither called for again nor kept.
             let is_answered = caller.is_answered();
             let next = NextStep::of(&answer, repeat, 0);
+            let most = match next {
+                NextStep::Access(AccessDenied::Key) => MAX_CALLS_FOR_KEY,
+                _ => MAX_CALLS,
+            };
             let again = match next {
-                _ if is_answered || calls == MAX_CALLS => false,
+                _ if is_answered || calls >= most => false,
                 NextStep::Access(why) => {
                     Box::pin(self.regains_access(why, &answer, calls, caller)).await
                 }

@@ -166,15 +166,12 @@ fn stands_for_many(caller: &KeyringCaller) -> bool {
 impl Roles {
     /// One request for an account's key, of which its state has it that it is made.
     async fn renew(&self, caller: &KeyringCaller, keys: &AccountKeys) {
-        let issued = match self.room.acquire().await {
-            Ok(_place) => self.issue(caller).await.map_err(|error| error.to_string()),
-            Err(closed) => Err(closed.to_string()),
-        };
         let random = self.jitter.lock().unwrap_or_else(PoisonError::into_inner).f64();
-        keys.state.send_modify(|state| match issued {
-            Ok(key) => *state = AccountKey::new(key, Timestamp::now()),
-            Err(why) => state.fails(why, random),
-        });
+        let request = async {
+            let _place = self.room.acquire().await;
+            self.issue(caller).await
+        };
+        keys.renew(random, request).await;
     }
 
     async fn issue(&self, caller: &KeyringCaller) -> Result<Key, KeyError> {
@@ -187,6 +184,14 @@ impl Roles {
 }
 
 impl AccountKeys {
+    /// Notes what a request brings. One that panics has failed, too: its callers do not wait on, and the next one
+    /// asks again.
+    async fn renew(&self, random: f64, request: impl Future<Output = Result<Key, KeyError>>) {
+        let brought = Err("the request was cut off".to_owned());
+        let mut request_end = RequestEnd { keys: self, random, brought };
+        request_end.brought = request.await.map_err(|error| error.to_string());
+    }
+
     fn may_ask(&self, rate: u32) -> bool {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -201,6 +206,23 @@ impl AccountKeys {
     fn is_in_use(&self, now: Timestamp) -> bool {
         let state = self.state.borrow();
         state.is_asking || state.usable(now, None).is_some()
+    }
+}
+
+/// Notes the end of a request when it is dropped, however it ends.
+struct RequestEnd<'a> {
+    keys: &'a AccountKeys,
+    random: f64,
+    brought: Result<Key, String>,
+}
+
+impl Drop for RequestEnd<'_> {
+    fn drop(&mut self) {
+        let brought = std::mem::replace(&mut self.brought, Err(String::new()));
+        self.keys.state.send_modify(|state| match brought {
+            Ok(key) => *state = AccountKey::new(key, Timestamp::now()),
+            Err(why) => state.fails(why, self.random),
+        });
     }
 }
 
@@ -239,5 +261,33 @@ impl AccountKey {
         let is_short = self.renew.is_some_and(|renew| ends.duration_since(renew) < LAST);
         let lives = if is_short { ends > now } else { ends > last };
         (lives && !is_due).then(|| Arc::clone(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_panics_has_failed() {
+        let keys = Arc::<AccountKeys>::default();
+        let begins = || keys.state.send_if_modified(|state| state.begins(Timestamp::now()));
+        assert!(begins() && !begins(), "one for all who want it");
+        let mut waiting = keys.state.subscribe();
+        let asked = Arc::clone(&keys);
+        let request = async move { asked.renew(1.0, poll_fn(|_| panic!("a bug"))).await };
+        tokio::spawn(request).await.unwrap_err();
+        let state = waiting.wait_for(|state| !state.is_asking).await.unwrap();
+        assert_eq!(state.failed.as_ref().unwrap().1, "the request was cut off");
+        drop(state);
+        assert!(!begins(), "as after any failure");
+        advance(Duration::from_secs(8)).await;
+        assert!(begins());
+        keys.renew(1.0, async { Err(KeyError::NotLoaded) }).await;
+        assert_eq!(keys.state.borrow().failures, 2);
     }
 }

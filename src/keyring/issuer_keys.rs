@@ -169,3 +169,49 @@ impl IssuerKeys {
         Ok(keys)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::advance;
+
+    use super::*;
+
+    const SET: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    /// An issuer that is away for less than an hour costs its callers nothing.
+    #[tokio::test]
+    async fn a_key_set_is_used_for_an_hour_while_its_issuer_is_down() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = Issuer {
+            issuer: "https://issuer".to_owned(),
+            jwks: format!("http://{}/keys", listener.local_addr().unwrap()),
+            ca_file: None,
+            token_file: None,
+        };
+        let stop = CancellationToken::new();
+        let keys = IssuerKeys::start(&config, &stop).unwrap();
+        assert!(!keys.is_ready());
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert!(stream.read(&mut [0; 4_096]).await.unwrap() > 0);
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", SET.len());
+        stream.write_all(format!("{head}{SET}").as_bytes()).await.unwrap();
+        let mut state = keys.state.subscribe();
+        state.wait_for(|state| state.looks == 1).await.unwrap();
+        assert!(keys.is_ready() && keys.key(Some("k1")).await.is_some());
+
+        // From now on it is away.
+        drop((stream, listener));
+        tokio::time::pause();
+        let minute = Duration::from_mins(1);
+        advance(REFRESH + minute).await;
+        state.wait_for(|state| state.looks > 1).await.unwrap();
+        advance(TRUSTED - REFRESH - 3 * minute).await;
+        assert!(keys.is_ready() && keys.key(Some("k1")).await.is_some());
+        advance(3 * minute).await;
+        assert!(!keys.is_ready());
+        assert_eq!(keys.key(Some("k1")).await, None);
+        stop.cancel();
+    }
+}

@@ -70,7 +70,8 @@ impl Proofs {
                 CallerProof::ServiceAccount { .. } => None,
             }
         };
-        let shared = SharedTokens::start(callers.iter().filter_map(file).collect(), stop).await;
+        let shared = SharedTokens::start(callers.iter().filter_map(file), stop);
+        shared.first_look().await;
         let issuers = config.issuers.iter().map(|issuer| IssuerKeys::start(issuer, stop));
         let issuers = issuers.collect::<Result<_, _>>()?;
         Ok(Self { audience: config.audience.clone(), callers, issuers, shared })

@@ -3,6 +3,7 @@
 mod ini;
 mod json;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -134,7 +135,17 @@ impl Source for CliProfiles {
 
 /// The first file that exists, and its profile. Blocks.
 fn read(config: &CliFiles) -> Result<(PathBuf, Profile), KeyError> {
-    let found = config.files.iter().find(|(_, path)| path.exists());
+    let mut found = None;
+    for (kind, path) in &config.files {
+        // One that cannot be looked at may have the key that is meant.
+        let exists = path.try_exists();
+        let failed =
+            |error: io::Error| KeyError::File { path: path.clone(), why: error.to_string() };
+        if exists.map_err(failed)? {
+            found = Some((kind, path));
+            break;
+        }
+    }
     let Some((kind, path)) = found else {
         let names: Vec<_> = config.files.iter().map(|(_, path)| shown(path)).collect();
         let others = names.get(1..).unwrap_or_default();
@@ -158,4 +169,60 @@ fn read(config: &CliFiles) -> Result<(PathBuf, Profile), KeyError> {
 
 fn shown(path: &Path) -> String {
     path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::config::{Endpoint, MetadataV1, StsService};
+
+    const AK: &str = r#"{"current":"a","profiles":[{"name":"a","mode":"AK","access_key_id":"LTAI-of-this-test","access_key_secret":"hush"}]}"#;
+
+    /// Only what is known not to be there lets the next file, and with "auto" the next source, take its place.
+    #[tokio::test]
+    async fn a_file_that_cannot_be_looked_at_is_not_absent() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        symlink("loop", path("loop")).unwrap();
+        symlink("nowhere", path("dangling")).unwrap();
+        fs::write(path("config.json"), AK).unwrap();
+        for (first, expected) in [
+            ("absent", None),
+            ("absent/config.json", None),
+            ("dangling", None),
+            // As a home folder that is another user's.
+            ("loop/config.json", Some("symbolic links")),
+            ("config.json/config.json", Some("Not a directory")),
+        ] {
+            for next in ["absent", "config.json"] {
+                let files = [first, next].map(|name| (CliFile::Json, path(name)));
+                let endpoint = Endpoint { tls: false, host: "127.0.0.1".to_owned(), port: 1 };
+                let mut profiles = CliProfiles::new(&CliFiles {
+                    files: files.to_vec(),
+                    profile: None,
+                    session_name: "tollgate".to_owned(),
+                    session_duration: Duration::from_hours(1),
+                    sts: StsService::default(),
+                    ecs: EcsMetadata { role: None, endpoint, v1: MetadataV1::Refused },
+                });
+                match (profiles.load().await, expected) {
+                    (Ok(key), None) => {
+                        assert_eq!((key.id(), next), ("LTAI-of-this-test", "config.json"))
+                    }
+                    (Err(KeyError::Absent(why)), None) => {
+                        assert_eq!(next, "absent");
+                        assert!(why.contains(first), "{why}");
+                    }
+                    (Err(KeyError::File { path: of, why }), Some(expected)) => {
+                        assert_eq!(of, path(first));
+                        assert!(why.contains(expected), "{why}");
+                    }
+                    (other, _) => panic!("{first}, {next}: {other:?}"),
+                }
+            }
+        }
+    }
 }

@@ -61,12 +61,12 @@ impl MetadataKeys {
         }
     }
 
-    /// Where no service answers, this is no machine of the provider's, unless a role of it is configured.
+    /// Where none can be connected to, this is no machine of the provider's, unless a role of it is configured.
     async fn reach(&self, request: RequestBuilder) -> Result<FetchedAnswer, KeyError> {
-        self.server.fetch(request).await.map_err(|error| match &self.role {
-            Some(_) => error,
-            None => KeyError::Absent(error.to_string()),
-        })
+        match self.role {
+            Some(_) => self.server.fetch(request).await,
+            None => self.server.fetch_if_there(request).await,
+        }
     }
 
     async fn role(&self, token: Option<&str>) -> Result<String, KeyError> {

@@ -2,13 +2,14 @@
 //! request.
 
 use std::error::Error;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use reqwest::redirect::Policy;
-use reqwest::{Client, NoProxy, Proxy, RequestBuilder, StatusCode, Url};
+use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -21,8 +22,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const READ: Duration = Duration::from_secs(10);
 /// One exchange in all: a server that sends a byte now and then never meets the read timeout.
 const WHOLE: Duration = Duration::from_secs(20);
-/// A machine's own metadata service answers at once. Elsewhere nothing answers at its address, and the
-/// provider's SDKs give up after a second, too.
+/// A machine's own metadata service answers at once. Elsewhere nothing is at its address, and the provider's SDKs
+/// give up after a second to connect, and one for the answer, too.
 const METADATA: Duration = Duration::from_secs(1);
 /// The largest answer that is read.
 const MAX_BODY: usize = 64 * 1024;
@@ -74,7 +75,8 @@ impl KeyServer {
         let proxy = if uri.scheme() == "https" { proxy(lookup)? } else { None };
         let (connect, read, whole) = match patience {
             Patience::Network => (CONNECT, READ, WHOLE),
-            Patience::Machine => (METADATA, METADATA, 2 * METADATA),
+            // The time to read runs from the start, too: else it might end before that to connect is seen to.
+            Patience::Machine => (METADATA, 2 * METADATA, 2 * METADATA),
         };
         // Nothing is read from the environment but what `proxy` has read.
         let client = Client::builder().no_proxy();
@@ -114,8 +116,51 @@ impl KeyServer {
 
     /// Sends one request and reads the whole answer, whatever its status.
     pub(crate) async fn fetch(&self, request: RequestBuilder) -> Result<FetchedAnswer, KeyError> {
+        let sent = request.send().await;
+        self.whole(sent.map_err(|error| self.failure(reason(&error)))?).await
+    }
+
+    /// The same. Where no connection can be made, there is no such server here.
+    pub(crate) async fn fetch_if_there(
+        &self,
+        request: RequestBuilder,
+    ) -> Result<FetchedAnswer, KeyError> {
+        let sent = request.send().await.map_err(|error| {
+            let failure = self.failure(reason(&error));
+            if self.is_nowhere(&error) { KeyError::Absent(failure.to_string()) } else { failure }
+        });
+        self.whole(sent?).await
+    }
+
+    /// Whether nothing is at the address, as on a machine of another provider: packets to it come back, or are
+    /// dropped. What fails once there is a connection, such as an answer in time, is the failure of a server that
+    /// is there; so is a name that cannot be looked up, as a moment later it may be.
+    fn is_nowhere(&self, error: &reqwest::Error) -> bool {
+        if !error.is_connect() || error.is_dns() {
+            return false;
+        }
+        let mut cause = error.source();
+        while let Some(deeper) = cause {
+            if let Some(io) = deeper.downcast_ref::<io::Error>() {
+                return matches!(
+                    io.kind(),
+                    io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::HostUnreachable
+                        | io::ErrorKind::NetworkUnreachable
+                        | io::ErrorKind::NetworkDown
+                        | io::ErrorKind::PermissionDenied
+                        // Of the connection, before TLS.
+                        | io::ErrorKind::TimedOut
+                );
+            }
+            cause = deeper.source();
+        }
+        // Of TLS, the time for a connection is that of the handshake, too.
+        error.is_timeout() && self.origin.starts_with("http://")
+    }
+
+    async fn whole(&self, mut answer: Response) -> Result<FetchedAnswer, KeyError> {
         let failed = |error: reqwest::Error| self.failure(reason(&error));
-        let mut answer = request.send().await.map_err(failed)?;
         let skew = skew(&answer);
         // As large as it can get: growing would leave copies behind that are not wiped.
         let mut body = Zeroizing::new(Vec::with_capacity(MAX_BODY));
@@ -146,7 +191,7 @@ impl KeyServer {
     }
 }
 
-fn skew(answer: &reqwest::Response) -> SignedDuration {
+fn skew(answer: &Response) -> SignedDuration {
     let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
     let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
     let date = date.and_then(|date| Timestamp::try_from(date).ok());

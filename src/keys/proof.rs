@@ -1,15 +1,18 @@
 //! Files with a token that proves who we are, such as a Kubernetes service account's. They are replaced
 //! while we run, so each use reads them again.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::{Instant, timeout_at};
 
 use super::error::KeyError;
 
@@ -17,8 +20,10 @@ use super::error::KeyError;
 const MAX_TOKEN: u16 = 20_000;
 /// A file system that works takes milliseconds.
 const LONGEST_READ: Duration = Duration::from_secs(5);
-/// Threads that read at once.
-const MOST_HANGING: usize = 16;
+/// Threads that read at once, each another path. They are some of those that the runtime has for blocking work.
+const MOST_READS: usize = 16;
+const HANGS: &str = "cannot be read in time: does its file system hang?";
+const NO_ROOM: &str = "is not read: as many other files hang as may at once";
 
 /// What a file with a token holds.
 pub(crate) enum TokenFile {
@@ -44,34 +49,95 @@ pub(crate) async fn read_token_file(path: &Path) -> Result<TokenFile, KeyError> 
 }
 
 /// Reads files on a thread for blocking work, and gives up where their file system hangs. The thread then
-/// hangs on: no more of them do than [`MOST_HANGING`].
+/// hangs on: one for each path, and no more of them than [`MOST_READS`].
 pub(crate) async fn read_blocking<T: Send + 'static>(
     path: &Path,
     read: impl FnOnce() -> Result<T, KeyError> + Send + 'static,
 ) -> Result<T, KeyError> {
-    static ROOM: Semaphore = Semaphore::const_new(MOST_HANGING);
-    read_within(&ROOM, path, read).await
+    static READS: Reads = Reads::new(MOST_READS);
+    READS.read(path, read).await
 }
 
-async fn read_within<T: Send + 'static>(
-    room: &'static Semaphore,
-    path: &Path,
-    read: impl FnOnce() -> Result<T, KeyError> + Send + 'static,
-) -> Result<T, KeyError> {
-    let reading = async {
-        let permit = room.acquire().await;
-        let read = move || {
+/// Reads under way.
+struct Reads {
+    room: Semaphore,
+    paths: Mutex<BTreeMap<PathBuf, PathRead>>,
+}
+
+/// The one read of a path.
+#[derive(Clone)]
+struct PathRead {
+    begun: Instant,
+    /// Closed at its end.
+    ended: watch::Receiver<()>,
+}
+
+/// A read's place. Held by its thread, which may outlive its caller by hours.
+struct ReadPlace {
+    reads: &'static Reads,
+    path: PathBuf,
+    _permit: SemaphorePermit<'static>,
+    _ended: watch::Sender<()>,
+}
+
+impl Drop for ReadPlace {
+    fn drop(&mut self) {
+        self.reads.paths().remove(&self.path);
+    }
+}
+
+impl Reads {
+    const fn new(most: usize) -> Self {
+        Self { room: Semaphore::const_new(most), paths: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn paths(&self) -> MutexGuard<'_, BTreeMap<PathBuf, PathRead>> {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read<T: Send + 'static>(
+        &'static self,
+        path: &Path,
+        read: impl FnOnce() -> Result<T, KeyError> + Send + 'static,
+    ) -> Result<T, KeyError> {
+        let failed = |why: &str| KeyError::File { path: path.to_owned(), why: why.to_owned() };
+        let deadline = Instant::now() + LONGEST_READ;
+        let place = self.place(path, deadline).await.map_err(failed)?;
+        let read = tokio::task::spawn_blocking(move || {
             let read = read();
-            drop(permit);
+            drop(place);
             read
-        };
-        tokio::task::spawn_blocking(read).await
-    };
-    let failed = |why: &str| KeyError::File { path: path.to_owned(), why: why.to_owned() };
-    match timeout(LONGEST_READ, reading).await {
-        Ok(Ok(read)) => read,
-        Ok(Err(_)) => Err(failed("reading it was cut off")),
-        Err(_) => Err(failed("cannot be read in time: does its file system hang?")),
+        });
+        match timeout_at(deadline, read).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(_)) => Err(failed("reading it was cut off")),
+            Err(_) => Err(failed(HANGS)),
+        }
+    }
+
+    /// Waits for the read of this path that is under way, unless that one hangs, and then for room. Who waits
+    /// for the same path takes no room from others.
+    async fn place(
+        &'static self,
+        path: &Path,
+        deadline: Instant,
+    ) -> Result<ReadPlace, &'static str> {
+        loop {
+            let other = self.paths().get(path).cloned();
+            if let Some(PathRead { begun, mut ended }) = other {
+                // Nothing is sent: what comes is that it has ended.
+                let latest = deadline.min(begun + LONGEST_READ);
+                drop(timeout_at(latest, ended.changed()).await.map_err(|_| HANGS)?);
+            }
+            let permit = timeout_at(deadline, self.room.acquire()).await;
+            let permit = permit.ok().and_then(Result::ok).ok_or(NO_ROOM)?;
+            if let Entry::Vacant(place) = self.paths().entry(path.to_owned()) {
+                let (sender, ended) = watch::channel(());
+                place.insert(PathRead { begun: Instant::now(), ended });
+                let path = path.to_owned();
+                return Ok(ReadPlace { reads: self, path, _permit: permit, _ended: sender });
+            }
+        }
     }
 }
 
@@ -116,34 +182,92 @@ pub(crate) fn read_text(path: &Path, most: u16) -> Result<Zeroizing<String>, Str
 mod tests {
     use std::sync::mpsc;
 
+    use tokio::sync::oneshot;
+    use tokio::task::{JoinHandle, JoinSet};
     use tokio::time::advance;
 
     use super::*;
 
-    /// A mount whose server is gone: who reads it gets an answer in time, and threads do not pile up.
-    #[tokio::test]
-    async fn a_file_system_that_hangs() {
-        static ROOM: Semaphore = Semaphore::const_new(1);
+    /// A read that has begun, and hangs until the sender is dropped.
+    async fn hang(
+        reads: &'static Reads,
+        path: &'static str,
+    ) -> (JoinHandle<Result<u8, KeyError>>, mpsc::Sender<()>) {
         let (release, hangs) = mpsc::channel::<()>();
-        let (begun, begins) = tokio::sync::oneshot::channel();
-        let hung = tokio::spawn(read_within(&ROOM, Path::new("/nfs/token"), move || {
+        let (begun, begins) = oneshot::channel();
+        let hung = tokio::spawn(reads.read(Path::new(path), move || {
             begun.send(()).unwrap();
             hangs.recv().unwrap_err();
             Ok(1)
         }));
         begins.await.unwrap();
+        (hung, release)
+    }
+
+    fn assert_hangs(read: Result<u8, KeyError>, path: &str) {
+        let error = read.unwrap_err().to_string();
+        assert!(error.starts_with(path) && error.contains("hang"), "{error}");
+    }
+
+    /// A mount whose server is gone: who reads it gets an answer in time, and threads do not pile up.
+    #[tokio::test]
+    async fn a_file_system_that_hangs() {
+        static READS: Reads = Reads::new(1);
+        let (hung, release) = hang(&READS, "/nfs/token").await;
         tokio::time::pause();
         // It needs a place of its own, and there is none.
-        let other = tokio::spawn(read_within(&ROOM, Path::new("/nfs/other"), || Ok(2)));
+        let other = tokio::spawn(READS.read(Path::new("/nfs/other"), || Ok(2)));
         tokio::task::yield_now().await;
         // Time that is paused does not go on by itself while a thread works.
         advance(LONGEST_READ * 2).await;
-        let error = hung.await.unwrap().unwrap_err().to_string();
-        assert!(error.starts_with("/nfs/token: ") && error.contains("hang"), "{error}");
-        assert!(other.await.unwrap().is_err());
+        assert_hangs(hung.await.unwrap(), "/nfs/token: ");
+        let error = other.await.unwrap().unwrap_err().to_string();
+        assert!(error.starts_with("/nfs/other: is not read"), "{error}");
         drop(release);
         tokio::time::resume();
-        let again = read_within(&ROOM, Path::new("/nfs/token"), || Ok(3)).await;
-        assert_eq!(again, Ok(3), "a place is free again when the read has ended");
+        // The thread ends when it ends.
+        loop {
+            match READS.read(Path::new("/nfs/token"), || Ok(3)).await {
+                Err(_) => tokio::task::yield_now().await,
+                again => break assert_eq!(again, Ok(3), "a place is free again"),
+            }
+        }
+        assert!(READS.paths().is_empty());
+    }
+
+    /// Nor do they take the places of others: however often it is asked for, a path that hangs has one.
+    #[tokio::test]
+    async fn a_path_that_hangs_does_not_keep_others_from_being_read() {
+        static READS: Reads = Reads::new(2);
+        let (hung, release) = hang(&READS, "/nfs/token").await;
+        let mut again = JoinSet::new();
+        for _ in 0..20 {
+            again.spawn(READS.read(Path::new("/nfs/token"), || Ok(2)));
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(READS.read(Path::new("/run/token"), || Ok(3)).await, Ok(3));
+        tokio::time::pause();
+        advance(LONGEST_READ * 2).await;
+        assert_hangs(hung.await.unwrap(), "/nfs/token: ");
+        while let Some(read) = again.join_next().await {
+            assert_hangs(read.unwrap(), "/nfs/token: ");
+        }
+        // It is known to hang by now.
+        let asked = Instant::now();
+        assert_hangs(READS.read(Path::new("/nfs/token"), || Ok(2)).await, "/nfs/token: ");
+        assert_eq!(asked.elapsed(), Duration::ZERO);
+        assert_eq!(READS.room.available_permits(), 1);
+        drop(release);
+    }
+
+    /// Two that read one file at the same time both have it.
+    #[tokio::test]
+    async fn a_file_that_is_read_already_is_waited_for() {
+        static READS: Reads = Reads::new(2);
+        let (first, release) = hang(&READS, "/run/token").await;
+        let second = tokio::spawn(READS.read(Path::new("/run/token"), || Ok(2)));
+        tokio::task::yield_now().await;
+        drop(release);
+        assert_eq!((first.await.unwrap(), second.await.unwrap()), (Ok(1), Ok(2)));
     }
 }

@@ -25,9 +25,10 @@ const TAKEN: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 impl Spool {
-    /// Whether a folder has, or had, the spool of a disk. Blocks.
+    /// Whether a folder has, or had, the spool of a disk. One that cannot be looked at may have: opening it says
+    /// why. Blocks.
     pub fn is_at(path: &Path) -> bool {
-        path.join(LOCK).exists()
+        path.join(LOCK).try_exists().unwrap_or(true)
     }
 
     /// Opens a spool on the disk, and recovers what a crash has left of it.

@@ -377,6 +377,34 @@ async fn probes() {
     assert!(script.requests().is_empty(), "no call was made");
 }
 
+/// What a verb cannot look at, such as a folder of another user, is not said to be nowhere, and no other folder is
+/// probed instead.
+#[tokio::test]
+async fn a_folder_that_cannot_be_looked_at_is_not_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("loop", folder.path().join("loop")).unwrap();
+    let spool = folder.path().join("loop/spool").display().to_string();
+    let path = format!("--set=spool.path={spool}");
+    let base = [
+        "--set=upstream.endpoint=http://127.0.0.1:1",
+        "--set=upstream.instance_id=i",
+        "--set=listen.control=none",
+        &path,
+    ];
+    for verb in [
+        &["messages", "list"][..],
+        &["messages", "deliver", "--spool", &spool],
+        &["bill"],
+        &["check", "--probe"],
+    ] {
+        let said = run(&[verb, &base].concat(), &[]).await;
+        let shown = format!("{verb:?}: {}{}", said.stdout, said.stderr);
+        assert_eq!(said.code, 1, "{shown}");
+        assert!(shown.contains("symbolic links"), "{shown}");
+        assert!(!shown.contains("there is no") && !shown.contains("can be created"), "{shown}");
+    }
+}
+
 /// The file is found without `--config`, and operators need no `[upstream]`.
 #[tokio::test]
 async fn where_the_configuration_is_found() {

@@ -34,6 +34,7 @@ use tollgate::keys::{Key, Keys, Source, source_of};
 use crate::keys::server::{Server, reply};
 use crate::support::authority::certify;
 use crate::support::http::{Answer, BOUND, parse, raw};
+use crate::support::ports::refusing;
 use crate::support::until;
 
 const ISSUER: &str = "https://kubernetes.default.svc";
@@ -482,6 +483,22 @@ async fn a_key_is_kept_for_its_caller_until_half_of_its_life_and_while_the_servi
     until("there is one again", async || stand.ask(SHARED).await.status == 200).await;
 }
 
+/// A key's end is what its caller reads it by, also where the service's clock is not ours.
+#[tokio::test]
+async fn a_service_whose_clock_is_off_by_an_hour() {
+    for offset in [3_600, -3_600] {
+        let stand = Stand::with(|options| options.clock_offset = offset, |_| ()).await;
+        let first = stand.ask(SHARED).await;
+        assert_eq!(first.status, 200, "{offset}: {}", first.text());
+        let first = first.json();
+        let ends: Timestamp = first["Expiration"].as_str().unwrap().parse().unwrap();
+        let left = ends.duration_since(Timestamp::now()).as_secs();
+        assert!((3_570..=3_630).contains(&left), "{offset}: {left}");
+        let again = stand.ask(SHARED).await.json();
+        assert_eq!(again["AccessKeyId"], first["AccessKeyId"], "{offset}: it is kept");
+    }
+}
+
 #[tokio::test]
 async fn keys_of_issuers_rotate() {
     let (old, new) = (TokenIssuer::new("old"), TokenIssuer::new("new"));
@@ -537,6 +554,26 @@ async fn several_issuers_prove_their_own_callers_only() {
     assert_eq!(stand.ask(&mine.token(|_| ())).await.status, 401, "the other's name");
     assert_eq!(stand.ask(&stand.issuer.token(of_second)).await.status, 401);
     assert_eq!(stand.ask(&stand.issuer.token(|_| ())).await.status, 200);
+}
+
+/// Nor does it make the keyring unready, which would take it away from them.
+#[tokio::test]
+async fn an_issuer_that_is_away_stops_no_caller_of_the_others() {
+    let (_held, nobody) = refusing();
+    let stand = Stand::with(
+        |_| (),
+        |config| {
+            let jwks = format!("http://{nobody}/keys");
+            let first = config.issuers[0].clone();
+            let away = Issuer { issuer: "https://away".to_owned(), jwks, ..first };
+            config.issuers.insert(0, away);
+        },
+    )
+    .await;
+    assert_eq!(stand.get("/readyz", &[]).await.status, 200);
+    assert_eq!(stand.ask(&stand.issuer.token(|_| ())).await.status, 200);
+    let of_away = stand.issuer.token(|claims| claims["iss"] = "https://away".into());
+    assert_eq!(stand.ask(&of_away).await.status, 401);
 }
 
 /// A caller that leaves while its key is made does not cost another request: what comes is kept for the next.

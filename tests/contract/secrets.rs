@@ -157,7 +157,6 @@ async fn no_source_of_keys_shows_a_secret() {
     std::fs::write(path("keyring.toml"), file).unwrap();
     let keyring = Keyring::start(&path("keyring.toml"), &["id-of-this-test", SECRET]).await;
     let encoded = TOKEN.replace('/', "%2F").replace('+', "%2B").replace('=', "%3D");
-    let mut secrets = Vec::new();
     for (target, expected) in [
         (format!("/credentials?token={encoded}"), 200),
         (format!("/credentials?token={SECRET}"), 401),
@@ -167,12 +166,11 @@ async fn no_source_of_keys_shows_a_secret() {
         let answer = get(&keyring.address, &target).await;
         if expected == 200 {
             for part in ["AccessKeySecret", "SecurityToken"] {
-                secrets.push(answer.json()[part].as_str().unwrap().to_owned());
+                keyring.has_secret(answer.json()[part].as_str().unwrap());
             }
         }
     }
     let log = keyring.log();
     assert!(log.contains("key handed out") && log.contains("no key handed out"), "{log}");
     holds_none("the keyring's log", &log);
-    assert!(secrets.iter().all(|secret| !log.contains(secret)), "{log}");
 }

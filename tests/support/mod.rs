@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod http;
 pub mod lossy;
 pub mod manifests;
+pub mod output;
 pub mod ports;
 pub mod process;
 pub mod prometheus;

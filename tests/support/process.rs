@@ -1,17 +1,16 @@
-//! The real binary. No process of a test may show a secret that it was given: its output is looked at when it ends.
-#![allow(clippy::format_push_string, reason = "short is better here")]
+//! The real binary. No process of a test may show a secret that it was given, or has handed out: all of its output is
+//! looked at when it ends.
 
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::http::BOUND;
+use super::output::Output;
 
 /// What a verb said, and how it ended.
 pub struct Said {
@@ -124,24 +123,57 @@ impl Secrets {
     }
 }
 
+/// A process, and all that it says. Killed when dropped; none of its secrets may be in what it has said by then.
+struct Watched {
+    child: Child,
+    stdout: Output,
+    stderr: Output,
+    secrets: Mutex<Secrets>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // Where it has not ended before.
+        drop(self.child.start_kill());
+        // A test that fails has a message of its own.
+        if !std::thread::panicking() {
+            let secrets = self.secrets.lock().unwrap();
+            secrets.assert_unseen(&self.stdout.rest());
+            secrets.assert_unseen(&self.stderr.rest());
+        }
+    }
+}
+
+impl Watched {
+    fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    async fn ended(&mut self, bound: std::time::Duration) -> ExitStatus {
+        timeout(bound, self.child.wait()).await.expect("it ends in time").unwrap()
+    }
+}
+
+/// The fields of the log line with this message.
+fn fields_of(message: &'static str) -> impl Fn(&str) -> Option<Value> {
+    move |line| {
+        let fields: Value = serde_json::from_str(line).ok()?;
+        (fields["message"] == message).then_some(fields)
+    }
+}
+
+/// What was found in its output.
+async fn found<T>(process: &Watched, found: oneshot::Receiver<T>) -> T {
+    let found = timeout(BOUND, found).await.expect("it serves in time");
+    let said = || format!("{}{}", process.stdout.text(), process.stderr.text());
+    found.unwrap_or_else(|_| panic!("it does not serve:\n{}", said()))
+}
+
 /// A running `tollgate serve`; killed when dropped.
 pub struct Serve {
     pub publish: String,
     pub telemetry: String,
-    child: Child,
-    log: Arc<Mutex<String>>,
-    reader: JoinHandle<()>,
-    stalled: Arc<Notify>,
-    secrets: Secrets,
-}
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        // A test that fails has a message of its own.
-        if !std::thread::panicking() {
-            self.secrets.assert_unseen(&self.log());
-        }
-    }
+    process: Watched,
 }
 
 impl Serve {
@@ -197,52 +229,32 @@ impl Serve {
         let secrets = Secrets::given(&args, key.iter().chain(env));
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         let mut child = command(&args, &key).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let log = Arc::new(Mutex::new(String::new()));
-        let serving = async {
-            while let Some(line) = lines.next_line().await.unwrap() {
-                log.lock().unwrap().push_str(&format!("{line}\n"));
-                let fields: Value = serde_json::from_str(&line).unwrap_or_default();
-                if fields["message"] == "tollgate is serving" {
-                    return fields;
-                }
-            }
-            panic!("it does not serve:\n{}", log.lock().unwrap());
-        };
-        let fields = timeout(BOUND, serving).await.expect("it serves in time");
+        let stdout = Output::read(child.stdout.take().unwrap().into_owned_fd().unwrap());
+        let stderr = child.stderr.take().unwrap().into_owned_fd().unwrap();
+        let (stderr, serving) = Output::find(stderr, fields_of("tollgate is serving"));
+        let process = Watched { child, stdout, stderr, secrets: Mutex::new(secrets) };
+        let fields = found(&process, serving).await;
         let text = |name: &str| fields[name].as_str().unwrap().to_owned();
-        let kept = Arc::clone(&log);
-        let stalled = Arc::new(Notify::new());
-        let stalls = Arc::clone(&stalled);
-        let reader = tokio::spawn(async move {
-            loop {
-                let line = tokio::select! {
-                    line = lines.next_line() => line,
-                    // The pipe stays open.
-                    () = stalls.notified() => return std::future::pending().await,
-                };
-                let Ok(Some(line)) = line else { return };
-                kept.lock().unwrap().push_str(&format!("{line}\n"));
-            }
-        });
-        let (publish, telemetry) = (text("publish"), text("telemetry"));
-        Self { publish, telemetry, child, log, reader, stalled, secrets }
+        Self { publish: text("publish"), telemetry: text("telemetry"), process }
     }
 
     /// Reads its log no more; the pipe fills.
     pub fn stop_reading(&self) {
-        self.stalled.notify_one();
+        self.process.stderr.stall();
     }
 
     /// Waits for the end of one whose log is not read.
     pub async fn ended_unread(mut self) -> ExitStatus {
-        let status = timeout(BOUND * 2, self.child.wait()).await.expect("it ends in time").unwrap();
-        self.reader.abort();
-        status
+        self.process.ended(BOUND * 2).await
+    }
+
+    /// A secret that it has by now, and may not show either.
+    pub fn has_secret(&self, secret: &str) {
+        self.process.secrets.lock().unwrap().add(secret);
     }
 
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        self.process.stderr.text()
     }
 
     /// Waits until the log holds these words.
@@ -257,11 +269,11 @@ impl Serve {
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id().unwrap()
+        self.process.pid()
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).unwrap();
+        let pid = i32::try_from(self.pid()).unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
     }
@@ -269,21 +281,16 @@ impl Serve {
     /// Waits for its end: how it ended, and all that it logged.
     pub async fn ended(mut self) -> (ExitStatus, String) {
         // By default 20 s of grace and 6 of a disk that hangs are in order.
-        let status = timeout(BOUND * 2, self.child.wait()).await.expect("it ends in time").unwrap();
-        let mut stdout = String::new();
-        self.child.stdout.take().unwrap().read_to_string(&mut stdout).await.unwrap();
-        self.secrets.assert_unseen(&stdout);
-        assert_eq!(stdout, "", "serve speaks in its log");
-        (&mut self.reader).await.unwrap();
-        let log = self.log();
-        (status, log)
+        let status = self.process.ended(BOUND * 2).await;
+        assert_eq!(self.process.stdout.rest(), "", "serve speaks in its log");
+        (status, self.process.stderr.rest())
     }
 }
 
 /// `tollgate emulator`; killed when dropped.
 pub struct Emulator {
     pub address: String,
-    child: Child,
+    process: Watched,
 }
 
 impl Emulator {
@@ -296,25 +303,28 @@ impl Emulator {
     pub async fn start_at(listen: &str, args: &[&str]) -> Self {
         let base = ["emulator", "--listen", listen, "--latency", "5ms"];
         let keys = ["--keys", "testid=testsecret"];
-        let mut child = tollgate(&[&base[..], &keys, args].concat(), &[]).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let address = loop {
-            let line = timeout(BOUND, lines.next_line()).await.expect("it starts in time");
-            let line = line.unwrap().expect("it says where it listens");
-            if let Some((_, rest)) = line.split_once("http://") {
-                break rest
-                    .split(|c: char| c.is_whitespace() || c == '/')
-                    .next()
-                    .unwrap()
-                    .to_owned();
-            }
+        let args = [&base[..], &keys, args].concat();
+        let mut secrets = Secrets::default();
+        for pair in args.windows(2).filter(|pair| pair[0] == "--keys") {
+            pair[1]
+                .split(',')
+                .filter_map(|key| key.split_once('='))
+                .for_each(|(_, secret)| secrets.add(secret));
+        }
+        let mut child = tollgate(&args, &[]).spawn().unwrap();
+        let listens = |line: &str| {
+            let rest = line.split_once("http://")?.1;
+            rest.split(|c: char| c.is_whitespace() || c == '/').next().map(str::to_owned)
         };
-        tokio::spawn(async move { while lines.next_line().await.is_ok_and(|l| l.is_some()) {} });
-        Self { address, child }
+        let stdout = child.stdout.take().unwrap().into_owned_fd().unwrap();
+        let (stdout, listens) = Output::find(stdout, listens);
+        let stderr = Output::read(child.stderr.take().unwrap().into_owned_fd().unwrap());
+        let process = Watched { child, stdout, stderr, secrets: Mutex::new(secrets) };
+        Self { address: found(&process, listens).await, process }
     }
 
     pub fn pid(&self) -> i32 {
-        self.child.id().and_then(|id| i32::try_from(id).ok()).unwrap()
+        i32::try_from(self.process.pid()).unwrap()
     }
 
     pub async fn report(&self) -> Value {
@@ -329,17 +339,7 @@ impl Emulator {
 /// `tollgate keyring`; killed when dropped.
 pub struct Keyring {
     pub address: String,
-    log: Arc<Mutex<String>>,
-    secrets: Secrets,
-    _child: Child,
-}
-
-impl Drop for Keyring {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.secrets.assert_unseen(&self.log());
-        }
-    }
+    process: Watched,
 }
 
 impl Keyring {
@@ -347,35 +347,26 @@ impl Keyring {
     pub async fn start(config: &str, key: &[&str]) -> Self {
         let env =
             [("ALIBABA_CLOUD_ACCESS_KEY_ID", key[0]), ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", key[1])];
-        let mut child = tollgate(&["keyring", "--config", config], &env).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let log = Arc::new(Mutex::new(String::new()));
-        let serving = async {
-            while let Some(line) = lines.next_line().await.unwrap() {
-                log.lock().unwrap().push_str(&format!("{line}\n"));
-                let fields: Value = serde_json::from_str(&line).unwrap_or_default();
-                if fields["message"] == "the keyring is serving" {
-                    return fields["listen"].as_str().unwrap().to_owned();
-                }
-            }
-            panic!("it does not serve:\n{}", log.lock().unwrap());
-        };
-        let address = timeout(BOUND, serving).await.expect("it serves in time");
-        let kept = Arc::clone(&log);
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                kept.lock().unwrap().push_str(&format!("{line}\n"));
-            }
-        });
         let mut secrets = Secrets::given(&[] as &[&str], &env);
-        let config = std::fs::read_to_string(config).unwrap();
-        for line in config.lines().filter(|line| line.starts_with("token_file")) {
+        let text = std::fs::read_to_string(config).unwrap();
+        for line in text.lines().filter(|line| line.starts_with("token_file")) {
             secrets.add_file(line.split('"').nth(1).unwrap().as_ref());
         }
-        Self { address, log, secrets, _child: child }
+        let mut child = tollgate(&["keyring", "--config", config], &env).spawn().unwrap();
+        let stdout = Output::read(child.stdout.take().unwrap().into_owned_fd().unwrap());
+        let stderr = child.stderr.take().unwrap().into_owned_fd().unwrap();
+        let (stderr, serving) = Output::find(stderr, fields_of("the keyring is serving"));
+        let process = Watched { child, stdout, stderr, secrets: Mutex::new(secrets) };
+        let fields = found(&process, serving).await;
+        Self { address: fields["listen"].as_str().unwrap().to_owned(), process }
+    }
+
+    /// A secret that it has handed out, and may not show either.
+    pub fn has_secret(&self, secret: &str) {
+        self.process.secrets.lock().unwrap().add(secret);
     }
 
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        self.process.stderr.text()
     }
 }

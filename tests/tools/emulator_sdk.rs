@@ -163,6 +163,12 @@ async fn the_credentials_library_gets_keys_that_publish() {
     assert_eq!(messages.len(), 4);
     let log = keyring.log();
     assert_eq!(log.matches("key handed out").count(), 1, "{log}");
+    // The one that Python had.
+    let target = format!("/credentials?token={SHARED}");
+    let handed = support::http::get(&keyring.address, &target).await.json();
+    for part in ["AccessKeySecret", "SecurityToken"] {
+        keyring.has_secret(handed[part].as_str().unwrap());
+    }
     for secret in [SHARED, LASTING[1]] {
         assert!(!log.contains(secret), "{log}");
     }

@@ -208,6 +208,24 @@ async fn while_both_keys_are_refused_the_source_is_asked() {
     assert_eq!(caller.calls("LTAI0003"), 100);
 }
 
+/// A key that was rejected is no other one to go on with, once the one in use is dead, too.
+#[tokio::test(start_paused = true)]
+async fn once_a_rejected_key_and_the_one_in_use_are_dead_the_source_is_asked() {
+    let mut caller = Caller::new();
+    caller.rotation.offer(key(2), NOW);
+    caller.publish_many(10, &["LTAI0001"]);
+    assert_eq!(caller.rotation.status().rejections, 1);
+    assert!(caller.rotation.refused_key().is_none());
+    for _ in 0..2 {
+        assert!(!caller.publish(&[], AccessDenied::Key));
+        let refused = caller.rotation.refused_key().unwrap();
+        assert!(!caller.rotation.has_other_than(&refused, NOW), "so a look at the source is made");
+    }
+    caller.rotation.offer(key(3), NOW);
+    caller.publish_many(100, &["LTAI0003"]);
+    assert_eq!(caller.calls("LTAI0003"), 100);
+}
+
 /// Whether it has worked for others before or not: what decides is that the old key may do what it may not.
 #[tokio::test(start_paused = true)]
 async fn a_new_key_that_may_less_than_the_old_one_is_refused() {

@@ -2,6 +2,7 @@
 //! beside the code, in paused time.
 
 mod files;
+mod metadata;
 mod rotation;
 pub(crate) mod server;
 pub(crate) mod sources;

@@ -207,6 +207,28 @@ async fn a_refusal_reads_the_source_once_more() {
     assert_eq!(answer.json()["Attempts"], 2);
 }
 
+/// Also where two dead keys have used up the calls of a message.
+#[tokio::test]
+async fn with_both_keys_dead_the_source_is_read_once_more() {
+    let emulator = Emulator::start(&[&NO_LIMIT[..], &["--keys", "newid=newsecret"]].concat()).await;
+    let secret = Secret::new("testid", "testsecret");
+    let serve = serve(&emulator, &secret, &[("keys.poll", "1h")]).await;
+    // One odd refusal: the source has a new key, which is tried, and is none.
+    secret.publish("brokenid", "brokensecret");
+    let once = br#"[{"code":"InvalidAccessKeyId.NotFound","times":1}]"#;
+    post(&emulator.address, "/_emulator/faults", &[], once).await;
+    let answer = post(&serve.publish, "/publish/TopicA", &[], b"1").await;
+    assert_eq!((answer.status, answer.json()["Attempts"].as_u64()), (200, Some(3)));
+    serve.logs("tollgate goes on with the old one").await;
+    delete(&emulator.address, "/_emulator/keys/testid").await;
+    let answer = post(&serve.publish, "/publish/TopicA", &[], b"2").await;
+    assert_eq!(answer.status, 502, "the source has the broken one: {}", answer.text());
+    secret.publish("newid", "newsecret");
+    let answer = post(&serve.publish, "/publish/TopicA", &[], b"3").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"4").await.status, 200);
+}
+
 // === What memory holds ===
 
 /// Everything readable of a process's memory that holds these bytes.
