@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde::Serialize;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::run::{MessagesFormat, VerbError, print, runtime};
 use super::serve::prepare;
 use super::{Stop, count, logging};
 use crate::ceiling::Start;
-use crate::config::{Config, Drain, Flags};
+use crate::config::{Config, Flags};
 use crate::keys::Keys;
-use crate::sidecar::{Sidecar, spool_options};
-use crate::spool::Spool;
+use crate::sidecar::{Sidecar, longest_stop, spool_options};
+use crate::spool::{OpenError, Spool};
 
 /// Between two lines about progress.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -27,9 +27,15 @@ const LAST_WRITES: Duration = Duration::from_secs(1);
 /// Time limits for what has begun when it is stopped: moving a slice, and its last records in Redis. A pod's
 /// grace is longer.
 const LAST_SLICE: Duration = Duration::from_secs(20);
+/// Time for the end after the last call: what became of it is recorded, and the ledger is written.
+const LAST_STEPS: Duration = Duration::from_secs(2);
+/// Time to make calls, or to move a slice, at the least.
+const SHORTEST: Duration = Duration::from_secs(1);
 const LAST_RECORDS: Duration = Duration::from_secs(5);
 /// No dead letter is dropped for its age: an operator decides.
 const KEEP_DEAD: &str = "8760h";
+const NOT_ENDED: &str = "--for was over before the disk had the last outcomes: its last calls count as interrupted, as \
+                         if it had been killed; run it again";
 const GIVEN_UP: &str = "Redis did not take the last messages in time: they are on this disk, and some may be in Redis, \
                         too; run it again with --handoff before anything else sends them";
 
@@ -40,7 +46,8 @@ const GIVEN_UP: &str = "Redis did not take the last messages in time: they are o
     tollgate messages deliver --handoff --spool /mnt/spool-orders-2/spool\n\n\
     Needs the sidecar's configuration and key, and keeps to its ceilings: without [fleet] it uses them in \
     full, beside other sidecars of the account. Messages older than retry.max_age become dead letters: raise it \
-    by --set retry.max_age=168h. SIGTERM ends it, and it can be run again.\n\n\
+    by --set retry.max_age=168h. SIGTERM ends it, and it can be run again. So does the end of --for, in which no call \
+    begins that could not end: it must be 3 s longer than upstream.call_timeout.\n\n\
     Exits with 0 if neither messages nor dead letters are left: then the volume can be deleted. Exits with 1 if \
     some are left, and prints how many.")]
 pub(super) struct DeliverArgs {
@@ -50,7 +57,7 @@ pub(super) struct DeliverArgs {
     /// Move messages and dead letters to the Redis of [fleet], for its sidecars, instead of calling the provider
     #[arg(long)]
     handoff: bool,
-    /// End within this time, drain.grace included, for example 10m [default: no limit]
+    /// End within this time, for example 10m; the wait for a process that has the spool is in it [default: no limit]
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     limit: Option<Duration>,
 }
@@ -93,19 +100,34 @@ pub(super) fn run(
     if !Spool::is_at(&path) {
         return Err(format!("there is no spool at {}", path.display()).into());
     }
+    // A predecessor stops as the configuration says.
+    let patience = longest_stop(&config);
+    let limits =
+        args.limit.map(|limit| Limits::of(limit, &mut config, args.handoff)).transpose()?;
+    if args.handoff && config.fleet.is_none() {
+        return Err("--handoff needs the Redis of a fleet: set fleet.url".to_owned().into());
+    }
     let _log = logging::start(&config.telemetry);
     prepare(&mut config);
     // No caller is served.
     config.listen.publish.clear();
     config.drain.accept_for = Duration::ZERO;
     let runtime = runtime(config.runtime.threads)?;
-    let until = args
-        .limit
-        .map(|limit| Instant::now() + end_in_time(&mut config.drain, limit, args.handoff));
-    let emptied = runtime.block_on(async {
-        if args.handoff { hand_over(&config, until).await } else { deliver(&config, until).await }
-    });
-    runtime.shutdown_timeout(LAST_WRITES);
+    let emptied = runtime.block_on(in_time(limits, args.handoff, async {
+        let mut stop = Stop::listen().map_err(|error| error.to_string())?;
+        let patience = limits.map_or(patience, |limits| limits.left().min(patience));
+        tokio::select! {
+            free = Spool::free_within(patience, &path) => free.map_err(|error| taken(&error, args.limit))?,
+            () = stop.received() => return Err("stopped before the spool was free".to_owned()),
+        }
+        let until = limits.map(|limits| limits.last);
+        if args.handoff {
+            hand_over(&config, until, stop).await
+        } else {
+            deliver(&config, until, stop).await
+        }
+    }));
+    runtime.shutdown_timeout(limits.map_or(LAST_WRITES, |limits| limits.rest().min(LAST_WRITES)));
     let emptied = emptied?;
     let Emptied { done, queued, dead_letters } = emptied;
     let verb = if args.handoff { "handed over" } else { "delivered" };
@@ -130,18 +152,75 @@ pub(super) fn run(
     )))
 }
 
-/// How long to deliver, so that the end, too, is within the limit: calls that have begun are waited for.
-fn end_in_time(drain: &mut Drain, limit: Duration, handoff: bool) -> Duration {
-    if handoff {
-        return limit;
+/// The times of a run with `--for`.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// No call and no slice begins after this.
+    last: Instant,
+    end: Instant,
+}
+
+impl Limits {
+    /// From now on. Nothing begins that may not end in time: given up half-way, it may be delivered twice.
+    fn of(limit: Duration, config: &mut Config, handoff: bool) -> Result<Self, VerbError> {
+        let end = Instant::now().checked_add(limit);
+        let end =
+            end.ok_or_else(|| VerbError::Usage("--for is too long: leave it out".to_owned()))?;
+        if handoff {
+            // A slice takes milliseconds, or as long as Redis takes.
+            return Ok(Self { last: end - LAST_SLICE.min(limit / 2), end });
+        }
+        let call = config.upstream.call_timeout;
+        let least = call + LAST_STEPS + SHORTEST;
+        if limit < least {
+            return Err(VerbError::Usage(format!(
+                "--for {limit:?} is too short: a call may take upstream.call_timeout ({call:?}), so write at least {least:?}"
+            )));
+        }
+        // All along it delivers: there is no more to do at the end.
+        config.drain.grace = Duration::ZERO;
+        Ok(Self { last: end - call - LAST_STEPS, end })
     }
-    drain.grace = drain.grace.min(limit / 2);
-    limit.saturating_sub(drain.grace)
+
+    /// Until nothing begins any more.
+    fn left(self) -> Duration {
+        self.last.saturating_duration_since(Instant::now())
+    }
+
+    /// Until the end.
+    fn rest(self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Ends at the limit also where a disk or Redis stands still.
+async fn in_time<T>(
+    limits: Option<Limits>,
+    handoff: bool,
+    work: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    let Some(limits) = limits else { return work.await };
+    let ended = timeout_at(limits.end, work).await;
+    ended.unwrap_or_else(|_| Err(if handoff { GIVEN_UP } else { NOT_ENDED }.to_owned()))
+}
+
+/// Why the spool is not to be had.
+fn taken(error: &OpenError, limit: Option<Duration>) -> String {
+    match (error, limit) {
+        (OpenError::Taken(_), Some(limit)) => format!(
+            "{error}, and still did when nothing more could begin within --for {limit:?}: no message was touched; stop that \
+             process, or allow more time"
+        ),
+        _ => format!("{error}; {}", error.remedy()),
+    }
 }
 
 /// Delivers as a sidecar without callers does.
-async fn deliver(config: &Config, until: Option<Instant>) -> Result<Emptied, String> {
-    let mut stop = Stop::listen().map_err(|error| error.to_string())?;
+async fn deliver(
+    config: &Config,
+    until: Option<Instant>,
+    mut stop: Stop,
+) -> Result<Emptied, String> {
     let keys = Keys::start(&config.keys, CancellationToken::new());
     let keys = keys.map_err(|error| error.to_string())?;
     let (start, seed) = (Start::AfterOthers, fastrand::u64(..));
@@ -154,6 +233,9 @@ async fn deliver(config: &Config, until: Option<Instant>) -> Result<Emptied, Str
         let held = sidecar.delivery().held();
         // Those for which no call is made wait for an operator, not for time.
         if now.queued <= held.not_allowed + held.unverified {
+            break;
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
             break;
         }
         if Instant::now() >= next_line {
@@ -171,9 +253,6 @@ async fn deliver(config: &Config, until: Option<Instant>) -> Result<Emptied, Str
         tokio::select! {
             () = sleep(LOOK) => {}
             () = stop.received() => break,
-        }
-        if until.is_some_and(|until| Instant::now() >= until) {
-            break;
         }
     }
     let left = sidecar.drain(stop.received()).await;
@@ -198,10 +277,13 @@ impl Emptied {
 }
 
 /// Moves everything to the spool of the fleet, a slice after the other.
-async fn hand_over(config: &Config, until: Option<Instant>) -> Result<Emptied, String> {
-    let mut stop = Stop::listen().map_err(|error| error.to_string())?;
+async fn hand_over(
+    config: &Config,
+    until: Option<Instant>,
+    mut stop: Stop,
+) -> Result<Emptied, String> {
     let (Some(spool), Some(fleet)) = (&config.spool, &config.fleet) else {
-        return Err("--handoff needs the Redis of a fleet: set fleet.url".to_owned());
+        return Ok(Emptied::default());
     };
     let options = spool_options(spool, &config.idempotency, &config.runtime);
     let from = Spool::open(options.clone()).await.map_err(|error| error.to_string())?;

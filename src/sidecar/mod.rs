@@ -27,8 +27,8 @@ use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, Telem
 use crate::upstream::{HttpUpstream, TlsError};
 pub use listeners::control_sockets;
 use listeners::{SMALL, ServerSlots, Servers, bind, bind_control, bind_publish, publish_limits};
-pub use stop::Leftovers;
-use stop::{SpoolRemainder, hand_over_to, longest_stop};
+pub use stop::{Leftovers, longest_stop};
+use stop::{SpoolRemainder, hand_over_to};
 
 /// Why a sidecar does not start.
 #[derive(Debug, thiserror::Error)]

@@ -33,7 +33,7 @@ pub struct Leftovers {
     pub queued: u64,
     /// Dead letters in the spool.
     pub dead_letters: u64,
-    /// Accepted messages that end with the pod (`spool.lifetime`).
+    /// Accepted messages that end with the pod (`spool.lifetime`). What Redis has taken (`drain.handoff`) is none of them.
     pub at_risk: u64,
 }
 
@@ -106,7 +106,7 @@ impl SpoolRemainder {
             tracing::warn!(
                 messages,
                 "stopping with messages in a spool that is deleted with the pod (spool.lifetime): those that are \
-                 not delivered by the end are lost with it"
+                 neither delivered nor handed over (drain.handoff) by the end are lost with it"
             );
         }
     }
@@ -185,7 +185,7 @@ pub(super) fn hand_over_to(config: &Config) -> Option<(config::Fleet, spool::Opt
 }
 
 /// How long a predecessor with this configuration may take from SIGTERM to its end.
-pub(super) fn longest_stop(config: &Config) -> Duration {
+pub fn longest_stop(config: &Config) -> Duration {
     let drain = &config.drain;
     let calls = drain.accept_for + drain.grace + config.upstream.call_timeout + LAST_RECORDS;
     let leave = if hand_over_to(config).is_some() { HAND_OVER } else { LEAVE };

@@ -38,25 +38,14 @@ impl Spool {
 
     /// The same, where the process that has the folder may take as long as `patience` to end.
     pub async fn open_within(patience: Duration, options: Options) -> Result<Self, OpenError> {
-        let (begun, mut pause, mut logged) = (Instant::now(), Duration::from_millis(1), false);
-        loop {
-            let path = options.path.clone();
-            let taken = spawn_blocking(move || LockedFolder::take(&path)).await;
-            match taken.map_err(|error| unreadable(&options, error))? {
-                Err(error @ OpenError::Taken(_)) if begun.elapsed() < patience => {
-                    if begun.elapsed() >= TAKEN && !logged {
-                        tracing::info!(reason = %error, ?patience, "waiting for the other process to end: tollgate does not start before");
-                        logged = true;
-                    }
-                    sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-                taken => {
-                    let engine = on_disk(Arc::new(taken?), options).await?;
-                    return Ok(Self { engine });
-                }
-            }
-        }
+        let folder = take_within(patience, &options.path).await?;
+        let engine = on_disk(Arc::new(folder), options).await?;
+        Ok(Self { engine })
+    }
+
+    /// Waits until no process has the folder, as long as `patience`.
+    pub async fn free_within(patience: Duration, path: &Path) -> Result<(), OpenError> {
+        take_within(patience, path).await.map(drop)
     }
 
     /// Opens the spool that an account's sidecars share in Redis. `folder`: where this machine
@@ -135,6 +124,27 @@ impl Spool {
                 (_, Peers { undecided: true, .. }) => sleep(times.heartbeat).await,
                 (_, Peers { held, .. }) => return Ok((Self { engine: shared.engine }, held)),
             }
+        }
+    }
+}
+
+/// Takes the folder, for which the process that has it may take as long as `patience` to end.
+async fn take_within(patience: Duration, path: &Path) -> Result<LockedFolder, OpenError> {
+    let (begun, mut pause, mut logged) = (Instant::now(), Duration::from_millis(1), false);
+    loop {
+        let there = path.to_owned();
+        let taken = spawn_blocking(move || LockedFolder::take(&there)).await;
+        let failed = |error| OpenError::Io { path: path.to_owned(), error };
+        match taken.map_err(|error| failed(io::Error::from(error)))? {
+            Err(error @ OpenError::Taken(_)) if begun.elapsed() < patience => {
+                if begun.elapsed() >= TAKEN && !logged {
+                    tracing::info!(reason = %error, ?patience, "waiting for the other process to end: tollgate does not start before");
+                    logged = true;
+                }
+                sleep(pause.min(patience.saturating_sub(begun.elapsed()))).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            taken => return taken,
         }
     }
 }

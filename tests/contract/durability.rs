@@ -184,9 +184,8 @@ async fn a_spool_without_a_sidecar_is_emptied() {
     assert!(!folder.path().join("spool/nowhere").exists());
 
     // The provider fails for longer than it may take.
-    let begun = Instant::now();
-    let failed = deliver(&emulator, &spool, &["--for", "1s"]).await;
-    assert!(begun.elapsed() < Duration::from_secs(15), "drain.grace, 20 s, is within the limit");
+    let short = ["--set", "upstream.connect_timeout=200ms", "--set", "upstream.call_timeout=500ms"];
+    let failed = deliver(&emulator, &spool, &[&short[..], &["--for", "3500ms"]].concat()).await;
     assert_eq!(failed.code, 1, "{}", failed.stderr);
     assert_eq!(failed.stdout, "0 delivered; left: 300 messages, 0 dead letters\n");
     assert!(
@@ -217,4 +216,38 @@ async fn a_spool_without_a_sidecar_is_emptied() {
     assert_eq!((dead.code, &*dead.stdout), (1, "0 delivered; left: 0 messages, 2 dead letters\n"));
     let unshared = deliver(&emulator, &spool, &["--handoff"]).await;
     assert!(unshared.code == 1 && unshared.stderr.contains("fleet.url"), "{}", unshared.stderr);
+}
+
+/// `--for` is all the time that it takes: no call begins that could not end, and it does not wait longer for a process
+/// that has the spool.
+#[tokio::test]
+async fn the_limit_is_for_all_of_it() {
+    let emulator = Emulator::start(&[]).await;
+    fault(&emulator, FAILS).await;
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool").display().to_string();
+    let serve = keeps(&emulator, &spool, "volume", 9).await;
+
+    for limit in ["1s", "5999ms"] {
+        let refused = deliver(&emulator, &spool, &["--for", limit]).await;
+        assert_eq!(refused.code, 2, "{limit}: {}", refused.stderr);
+        assert!(refused.stderr.contains("at least 6s"), "{limit}: {}", refused.stderr);
+    }
+    // Its sidecar runs, which has 38 s to end.
+    let begun = Instant::now();
+    let waited = deliver(&emulator, &spool, &["--for", "7s"]).await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!((waited.code, &*waited.stdout), (1, ""));
+    let last = waited.stderr.lines().last().unwrap();
+    assert!(last.contains("another process holds the spool at"), "{}", waited.stderr);
+    assert!(last.contains("--for 7s: no message was touched"), "{}", waited.stderr);
+
+    // A provider that never answers: calls begin at the end of the time for them, too.
+    serve.signal(Signal::TERM);
+    assert!(serve.ended().await.0.success());
+    fault(&emulator, r#"[{"latency":"10m"}]"#).await;
+    let begun = Instant::now();
+    let hung = deliver(&emulator, &spool, &["--for", "7s"]).await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!((hung.code, &*hung.stdout), (1, "0 delivered; left: 10 messages, 0 dead letters\n"));
 }

@@ -413,6 +413,51 @@ async fn what_cannot_be_handed_over_stays_on_the_disk() {
     are_once(&pods.delivers(&bodies, ACCEPTABLE).await, None);
 }
 
+/// The exit code of a stop, and how many messages it reports as lost with the pod.
+async fn lost(ends: Serve) -> (Option<i32>, u64, String) {
+    ends.signal(Signal::TERM);
+    let (status, log) = ends.ended().await;
+    assert!(log.contains("neither delivered nor handed over"), "{log}");
+    let line = log.lines().find(|line| line.contains("stopped with messages in a spool"));
+    let fields: Value = line.map(|line| serde_json::from_str(line).unwrap()).unwrap_or_default();
+    (status.code(), fields["messages"].as_u64().unwrap_or(0), log)
+}
+
+/// In a folder that ends with its pod, only what Redis has not taken is lost with it.
+#[tokio::test]
+async fn what_is_handed_over_does_not_end_with_the_pod() {
+    let mut pods = Pods::new().await;
+    pods.fault(FAILS).await;
+    let disk = [
+        ("spool.store", "disk"),
+        ("spool.lifetime", "pod"),
+        ("drain.handoff", "true"),
+        // Of all together, in Redis.
+        ("spool.max_messages", "300"),
+    ];
+    let ends = pods.pod("all", &disk).await;
+    let all = keeps(&ends, "all", 200, "pod").await;
+    let (code, messages, log) = lost(ends).await;
+    assert_eq!((code, messages), (Some(0), 0), "{log}");
+    assert!(log.contains("messages migrated to Redis"), "{log}");
+
+    let ends = pods.pod("some", &disk).await;
+    keeps(&ends, "some", 150, "pod").await;
+    let (code, messages, log) = lost(ends).await;
+    assert_eq!((code, messages), (Some(3), 50), "there was room for a hundred: {log}");
+
+    let ends = pods.pod("none", &disk).await;
+    keeps(&ends, "none", 30, "pod").await;
+    pods.redis.kill();
+    let (code, messages, log) = lost(ends).await;
+    assert_eq!((code, messages), (Some(3), 30), "{log}");
+
+    pods.redis.restart();
+    pods.fault(b"[]").await;
+    let _peer = pods.pod("peer", &[]).await;
+    are_once(&pods.delivers(&all, ACCEPTABLE).await, None);
+}
+
 async fn messages(settings: &[(&'static str, String)], args: &[&str]) -> Said {
     let id = ("upstream.instance_id", support::INSTANCE.to_owned());
     let flags: Vec<_> =

@@ -22,11 +22,11 @@ struct Alertmanager {
 }
 
 impl Alertmanager {
-    /// Starts one with `deploy/prometheus`'s routes to this receiver, without a wait for more of a group.
-    async fn start(receiver: &Script) -> Self {
+    /// Starts one with `deploy/prometheus`'s routes to this receiver, which waits this long for more of a group.
+    async fn start(receiver: &Script, wait: &str) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let config = replaced(&file("alertmanager.yaml"), "http://127.0.0.1:9095", &receiver.url);
-        let config = replaced(&config, "group_wait: 30s", "group_wait: 0s");
+        let config = replaced(&config, "group_wait: 30s", &format!("group_wait: {wait}"));
         let path = temporary.path().join("alertmanager.yaml");
         std::fs::write(&path, config).unwrap();
         let address = format!("127.0.0.1:{}", free_port());
@@ -47,6 +47,27 @@ impl Alertmanager {
         })
         .await;
         Self { address, _process: process, _folder: temporary }
+    }
+
+    /// A Prometheus that has these series, as rules that record them, and sends the alerts that follow at once.
+    async fn prometheus(&self, series: &str, rules: Option<String>) -> Prometheus {
+        let alerting = format!(
+            "alerting:\n  alertmanagers:\n    - static_configs: [{{ targets: [\"{}\"] }}]\n",
+            self.address
+        );
+        let files = if rules.is_some() { "made.yaml, rules.yaml" } else { "made.yaml" };
+        let files = format!("[{files}, alerts.yaml]");
+        let config = replaced(&file("try.yaml"), "[rules.yaml, alerts.yaml]", &files);
+        let config = replaced(&config, "127.0.0.1:9464", &format!("127.0.0.1:{}", free_port()));
+        let at_once: Vec<_> = file("alerts.yaml")
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("for: "))
+            .map(str::to_owned)
+            .collect();
+        let made = format!("groups:\n  - name: made\n    rules:\n{series}");
+        let mut all = vec![("made.yaml", made), ("alerts.yaml", at_once.join("\n") + "\n")];
+        all.extend(rules.map(|rules| ("rules.yaml", rules)));
+        Prometheus::start_with(&(config + &alerting), &all).await
     }
 }
 
@@ -69,28 +90,13 @@ const EACH: [(&str, &str, &str, &str); 3] = [
 async fn an_alert_of_each_severity_reaches_its_receiver() {
     amtool(&["check-config", "alertmanager.yaml"]).await;
     let receiver = Script::start([]).await;
-    let alertmanager = Alertmanager::start(&receiver).await;
-    let alerting = format!(
-        "alerting:\n  alertmanagers:\n    - static_configs: [{{ targets: [\"{}\"] }}]\n",
-        alertmanager.address
-    );
-    let config =
-        replaced(&file("try.yaml"), "[rules.yaml, alerts.yaml]", "[made.yaml, alerts.yaml]");
-    let config = replaced(&config, "127.0.0.1:9464", &format!("127.0.0.1:{}", free_port()));
-    // What a sidecar in trouble says; and alerts wait for nothing.
+    let alertmanager = Alertmanager::start(&receiver, "0s").await;
+    // What a sidecar in trouble says.
     let made = EACH.map(|(_, _, metric, _)| {
         let labels = "{ cluster: east, namespace: shop, pod: a }";
         format!("      - {{ record: {metric}, expr: vector(1), labels: {labels} }}\n")
     });
-    let made = made.concat();
-    let made = format!("groups:\n  - name: made\n    rules:\n{made}");
-    let at_once: Vec<_> = file("alerts.yaml")
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("for: "))
-        .map(str::to_owned)
-        .collect();
-    let rules = [("made.yaml", made), ("alerts.yaml", at_once.join("\n") + "\n")];
-    let _prometheus = Prometheus::start_with(&(config + &alerting), &rules).await;
+    let _prometheus = alertmanager.prometheus(&made.concat(), None).await;
 
     for (alert, severity, _, path) in EACH {
         let what = format!("{alert} reaches {path}");
@@ -113,6 +119,61 @@ async fn an_alert_of_each_severity_reaches_its_receiver() {
         for (alert, ..) in others {
             assert!(!request.contains(&format!("\"{alert}\"")), "{alert} is in {request}");
         }
+    }
+}
+
+/// One sidecar uses the account's ceiling alone, so that it is near its own, too: that is one matter. Its egress address's is
+/// another one.
+#[tokio::test]
+async fn one_notification_of_one_ceiling() {
+    let receiver = Script::start([]).await;
+    // Alerts of one evaluation arrive together.
+    let alertmanager = Alertmanager::start(&receiver, "2s").await;
+    let labels = "account: default, region: cn-hangzhou, cluster: east, namespace: shop, pod: a";
+    let mut series = String::new();
+    for (metric, ceiling, value) in [
+        ("calls_per_second", "account", 1_000),
+        ("used_calls", "account", 950),
+        ("calls_per_second", "egress_ip", 300),
+        ("used_calls", "egress_ip", 290),
+    ] {
+        series += &format!(
+            "      - {{ record: tollgate_ceiling_{metric}, expr: vector({value}), labels: {{ {labels}, ceiling: {ceiling} }} }}\n"
+        );
+    }
+    let rules = replaced(&file("rules.yaml"), "interval: 1m", "interval: 1s");
+    let prometheus = alertmanager.prometheus(&series, Some(rules)).await;
+    // All three fire, and Alertmanager has them.
+    prometheus
+        .reaches("count(ALERTS{alertname=\"TollgateNearCeiling\",alertstate=\"firing\"})", 3.0)
+        .await;
+    let alert = async |pod: &str, ceiling: &str| {
+        let all = get(&alertmanager.address, "/api/v2/alerts").await.json();
+        let is_it = |alert: &&Value| {
+            let labels = &alert["labels"];
+            labels["alertname"] == "TollgateNearCeiling"
+                && labels["ceiling"] == ceiling
+                && labels["pod"].as_str().unwrap_or_default() == pod
+        };
+        all.as_array().unwrap().iter().find(is_it).cloned().unwrap_or_default()
+    };
+    until("the account's inhibits the pod's", async || {
+        let of_all = alert("", "account").await["fingerprint"].clone();
+        let inhibited = alert("a", "account").await["status"]["inhibitedBy"].clone();
+        !of_all.is_null() && inhibited == Value::from(vec![of_all])
+    })
+    .await;
+    let requests =
+        || receiver.requests().into_iter().filter(|request| request.contains("NearCeiling"));
+    let words = [
+        "Account default in cn-hangzhou: 95% of the ceiling account is used",
+        "a: 96.67% of the ceiling egress_ip is used",
+    ];
+    for words in words {
+        until(words, async || requests().any(|request| request.contains(words))).await;
+    }
+    for request in requests() {
+        assert!(!request.contains("a: 95% of the ceiling account is used"), "{request}");
     }
 }
 
@@ -141,6 +202,28 @@ fn bodies() -> BTreeMap<String, String> {
 fn severity(body: &str) -> String {
     let (_, rest) = body.split_once("severity: ").unwrap();
     rest.split(' ').next().unwrap().to_owned()
+}
+
+/// What a rule adds up stays one of its cluster and namespace, unless clusters share it: an account's ceilings, and an
+/// instance's plan.
+#[test]
+fn rules_keep_cluster_and_namespace() {
+    let text = file("rules.yaml");
+    let mut kept = 0;
+    for rule in text.split("- record: ").skip(1) {
+        let (name, body) = rule.split_once('\n').unwrap();
+        let level = name.split(':').next().unwrap();
+        if level.starts_with("account_region") || level == "instance" {
+            continue;
+        }
+        assert!(level.starts_with("cluster_namespace"), "{name}");
+        let body = body.split("\n  - name:").next().unwrap();
+        for by in body.split("by (").skip(1) {
+            assert!(by.starts_with("cluster, namespace"), "{name}: by ({by}");
+        }
+        kept += 1;
+    }
+    assert!(kept > 20, "{kept}");
 }
 
 /// Comparisons with figures in an alert's expression: the operator and the figure.

@@ -4,6 +4,8 @@
 
 mod commands;
 mod drills;
+mod keyring;
+mod kubelet;
 mod newcomer;
 mod node;
 mod threads;
@@ -29,6 +31,8 @@ async fn in_real_containers() {
     };
     let (pod, volume) = (node.pod(), node.volume("claim"));
     let idle = threads::idle(&pod, &volume).await;
+    newcomer::paths(&node).await;
+    keyring::hands_a_key_to_a_sidecar(&node).await;
     drills::restricted(&node).await;
     let mut drills = drills::all(&node).await;
     drills.push(drills::claims(&node).await);
@@ -42,5 +46,4 @@ async fn in_real_containers() {
     }
     idle.gets_no_thread().await;
     commands::of_the_documents(&node).await;
-    newcomer::paths(&node).await;
 }

@@ -1,38 +1,19 @@
 //! A newcomer's path, timed: what docs/kubernetes.md says to write, rendered, run as a kubelet runs it, and one message
 //! published as the document says. Only the URLs of what a cluster has are this machine's.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::Instant;
 
 use super::drills::Provider;
-use super::node::{Container, Node, Pod, bind, no_capabilities};
+use super::kubelet::{Cluster, passes, port};
+use super::node::{Node, Pod};
 use super::say;
 use crate::kubernetes::{example_chart, ours, template};
-use crate::support::http::{BOUND, get};
-use crate::support::manifests::{of, root, tool};
+use crate::support::http::BOUND;
+use crate::support::manifests::{containers, of, root, tool};
 use crate::support::until;
-
-/// What of a container is followed here. A field that is not fails the test, so that none is left out unseen.
-const FOLLOWED: [&str; 12] = [
-    "args",
-    "env",
-    "image",
-    "livenessProbe",
-    "name",
-    "ports",
-    "readinessProbe",
-    "resources",
-    "restartPolicy",
-    "securityContext",
-    "startupProbe",
-    "volumeMounts",
-];
 
 /// One way to the first message.
 struct Path {
@@ -82,169 +63,6 @@ fn gateway() -> Path {
     Path { what: "gateway, Helm, Secret", lines: 0, rendered, release: "demo" }
 }
 
-/// A volume of Kubernetes with these files, as the kubelet lays it out.
-fn files(node: &Node, files: &[(&str, &str)]) -> PathBuf {
-    let volume = node.volume("files");
-    let data = volume.join("..2026");
-    std::fs::create_dir(&data).unwrap();
-    symlink("..2026", volume.join("..data")).unwrap();
-    for (name, text) in files {
-        std::fs::write(data.join(name), text).unwrap();
-        symlink(format!("..data/{name}"), volume.join(name)).unwrap();
-    }
-    volume
-}
-
-fn bytes(quantity: &Value) -> u64 {
-    let text = quantity.as_str().unwrap();
-    let (number, unit) = text.split_at(text.len() - 2);
-    number.parse::<u64>().unwrap() * if unit == "Gi" { 1 << 30 } else { 1 << 20 }
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
-}
-
-/// What the container mounts at a path, as a flag of `ctr`.
-fn mounted(
-    node: &Node,
-    manifests: &[Value],
-    urls: &[(&str, &str)],
-    volume: &Value,
-    mount: &Value,
-) -> String {
-    let to = text(&mount["mountPath"]);
-    let mode = if mount["readOnly"] == true { "ro" } else { "rw" };
-    if let Some(name) = volume["configMap"]["name"].as_str() {
-        let is_it = |m: &&Value| m["kind"] == "ConfigMap" && m["metadata"]["name"] == name;
-        let map = manifests.iter().find(is_it).unwrap_or_else(|| panic!("no ConfigMap {name}"));
-        let mut data = Vec::new();
-        for (file, content) in map["data"].as_object().unwrap() {
-            let ours = |all: String, (theirs, ours): &(&str, &str)| all.replace(theirs, ours);
-            data.push((&**file, urls.iter().fold(text(content).to_owned(), ours)));
-        }
-        let data: Vec<_> = data.iter().map(|(file, content)| (*file, &**content)).collect();
-        return bind(&files(node, &data), to, mode);
-    }
-    if let Some(name) = volume["secret"]["secretName"].as_str() {
-        // The one that the document's command makes.
-        assert_eq!(name, "tollgate");
-        let key = [("access_key_id", "testid"), ("access_key_secret", "testsecret")];
-        return bind(&files(node, &key), to, mode);
-    }
-    let empty = &volume["emptyDir"];
-    assert!(empty.is_object(), "an unknown volume: {volume}");
-    if empty["medium"] == "Memory" {
-        let size = bytes(&empty["sizeLimit"]);
-        return format!("type=tmpfs,src=tmpfs,dst={to},options={mode}:size={size}:mode=0777");
-    }
-    let folder = node.volume("emptydir");
-    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
-    std::os::unix::fs::chown(&folder, Some(0), Some(0)).unwrap();
-    bind(&folder, to, mode)
-}
-
-/// What ACK's pod identity webhook adds to a pod that asks for it, and whose service account names a role: variables, and
-/// a token of the pod.
-fn identity(node: &Node, manifests: &[Value], workload: &Value, sts: &str) -> Vec<String> {
-    let template = template(workload);
-    if template["metadata"]["labels"]["pod-identity.alibabacloud.com/injection"] != "on" {
-        return Vec::new();
-    }
-    let name = &template["spec"]["serviceAccountName"];
-    let is_it = |m: &&Value| m["kind"] == "ServiceAccount" && &m["metadata"]["name"] == name;
-    let account = manifests.iter().find(is_it).unwrap_or_else(|| panic!("no account {name}"));
-    let role = text(&account["metadata"]["annotations"]["pod-identity.alibabacloud.com/role-name"]);
-    let until = jiff::Timestamp::now().as_second() + 3_600;
-    let claims = format!(r#"{{"iss":"i","aud":["sts.aliyuncs.com"],"exp":{until}}}"#);
-    let token = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
-    let at = "/var/run/secrets/ack.alibabacloud.com/rrsa-tokens";
-    let variables = [
-        format!("ALIBABA_CLOUD_ROLE_ARN=acs:ram::1000000000000001:role/{role}"),
-        "ALIBABA_CLOUD_OIDC_PROVIDER_ARN=acs:ram::1000000000000001:oidc-provider/ack".to_owned(),
-        format!("ALIBABA_CLOUD_OIDC_TOKEN_FILE={at}/token"),
-        format!("TOLLGATE__KEYS__STS_ENDPOINT={sts}"),
-    ];
-    let mount = bind(&files(node, &[("token", &token)]), at, "ro");
-    let variables = variables.into_iter().flat_map(|set| ["--env".to_owned(), set]);
-    variables.chain(["--mount".to_owned(), mount]).collect()
-}
-
-/// Starts the container of the template, with all that the template says of it.
-fn start<'a>(
-    node: &Node,
-    pod: &'a Pod<'_>,
-    manifests: &[Value],
-    urls: &[(&str, &str)],
-    workload: &Value,
-) -> Container<'a> {
-    let (container, spec) = ours(workload);
-    for field in container.as_object().unwrap().keys() {
-        assert!(FOLLOWED.contains(&&**field), "the test does not follow {field}");
-    }
-    assert!(text(&container["image"]).ends_with("tollgate:0.1.0"), "{}", container["image"]);
-    let mut flags = Vec::new();
-    let mut flag = |name: &str, value: String| flags.extend([name.to_owned(), value]);
-    for set in container["env"].as_array().unwrap() {
-        flag("--env", format!("{}={}", text(&set["name"]), text(&set["value"])));
-    }
-    for mount in container["volumeMounts"].as_array().unwrap() {
-        let mut volumes = spec["volumes"].as_array().unwrap().iter();
-        let volume = volumes.find(|volume| volume["name"] == mount["name"]);
-        let volume = volume.unwrap_or_else(|| panic!("no volume for {mount}"));
-        flag("--mount", mounted(node, manifests, urls, volume, mount));
-    }
-    flags.extend(identity(node, manifests, workload, urls[0].1));
-    let mut flag = |name: &str, value: String| flags.extend([name.to_owned(), value]);
-    let resources = &container["resources"];
-    assert!(resources["limits"]["cpu"].is_null(), "the test does not follow a limit of CPU");
-    flag("--memory-limit", bytes(&resources["limits"]["memory"]).to_string());
-    let cpu = text(&resources["requests"]["cpu"]).trim_end_matches('m').parse::<u64>().unwrap();
-    flag("--cpu-shares", (cpu * 1024 / 1000).to_string());
-    let security = &container["securityContext"];
-    if security["readOnlyRootFilesystem"] == true {
-        flags.push("--read-only".to_owned());
-    }
-    if security["seccompProfile"]["type"] == "RuntimeDefault" {
-        flags.push("--seccomp".to_owned());
-    }
-    if security["allowPrivilegeEscalation"] != false {
-        flags.push("--allow-new-privs".to_owned());
-    }
-    if security["capabilities"]["drop"][0] == "ALL" {
-        flags.extend(no_capabilities());
-    }
-    let args: Vec<_> = container["args"].as_array().unwrap().iter().map(text).collect();
-    pod.start(&flags, &args)
-}
-
-/// The number of a port that has a name.
-fn port(container: &Value, name: &Value) -> u64 {
-    let mut ports = container["ports"].as_array().unwrap().iter();
-    let port = ports.find(|port| &port["name"] == name);
-    port.unwrap_or_else(|| panic!("no port {name}"))["containerPort"].as_u64().unwrap()
-}
-
-/// Asks as the kubelet does, until the probe passes.
-async fn passes(pod: &Pod<'_>, running: &mut Container<'_>, container: &Value, probe: &str) {
-    let asks = &container[probe];
-    let at = pod.at(port(container, &asks["httpGet"]["port"]));
-    let mut ticks = interval(Duration::from_secs(asks["periodSeconds"].as_u64().unwrap()));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let passed = timeout(BOUND, async {
-        loop {
-            ticks.tick().await;
-            assert!(!running.is_over(), "it has ended: {}", running.log());
-            if tokio::net::TcpStream::connect(&at).await.is_ok()
-                && get(&at, text(&asks["httpGet"]["path"])).await.status == 200
-            {
-                break;
-            }
-        }
-    });
-    assert!(passed.await.is_ok(), "{probe} never passes: {}", running.log());
-}
-
 /// The URL that docs/kubernetes.md has for an app, of a sidecar or of a gateway.
 fn url(release: &str) -> String {
     let document = std::fs::read_to_string(root().join("docs/kubernetes.md")).unwrap();
@@ -276,19 +94,36 @@ fn publish(pod: &Pod<'_>, path: &Path, container: &Value, workload: &Value, body
     assert!(said.status.success(), "{said:?}");
 }
 
+/// What `helm test` runs, container by container, in a pod of its own.
+async fn helm_test(node: &Node, provider: &Provider, gateway: &Pod<'_>, manifests: &[Value]) {
+    let spec = &of(manifests, "Pod")["spec"];
+    let mut cluster = Cluster::of(node, provider).with_secret("tollgate", super::kubelet::KEY);
+    // The Service without an address of its own is its pods' address.
+    let services = manifests.iter().filter(|m| m["kind"] == "Service");
+    let headless = services.clone().find(|m| m["spec"]["clusterIP"] == "None").unwrap();
+    let address = gateway.at(1);
+    let address = address.trim_start_matches('[').split(']').next().unwrap();
+    cluster.resolves(headless["metadata"]["name"].as_str().unwrap(), address);
+    let pod = node.pod();
+    for container in containers(spec) {
+        let name = container["name"].as_str().unwrap();
+        let ended = cluster.start_container(&pod, manifests, spec, name).ended(BOUND).await;
+        let ended = ended.unwrap_or_else(|| panic!("{name} does not end"));
+        assert_eq!(ended.code, 0, "helm test, {name}: {}", ended.log);
+    }
+}
+
 /// From the rendered manifests to the first message. Returns a row of the table.
 async fn walk(node: &Node, path: &Path) -> String {
     let provider = Provider::start("[]").await;
-    let urls = [
-        ("https://onsmqtt-vpc.cn-hangzhou.aliyuncs.com", &*provider.url),
-        ("https://onsmqtt.cn-hangzhou.aliyuncs.com", &*provider.url),
-    ];
+    // The one Secret that the document's command makes.
+    let cluster = Cluster::of(node, &provider).with_secret("tollgate", super::kubelet::KEY);
     let (manifests, took) = &path.rendered;
     let workload = of(manifests, "Deployment");
     let (container, _) = ours(workload);
     let pod = node.pod();
     let begun = Instant::now();
-    let mut running = start(node, &pod, manifests, &urls, workload);
+    let mut running = cluster.start(&pod, manifests, workload);
     passes(&pod, &mut running, container, "startupProbe").await;
     passes(&pod, &mut running, container, "readinessProbe").await;
     let ready = begun.elapsed();
@@ -298,10 +133,40 @@ async fn walk(node: &Node, path: &Path) -> String {
     publish(&pod, path, container, workload, "first");
     until("it is delivered", async || provider.has().await.contains("first")).await;
     let first = *took + begun.elapsed();
+    if !path.release.is_empty() {
+        helm_test(node, &provider, &pod, manifests).await;
+    }
     assert_eq!(running.stop(BOUND).await.expect("it ends in its grace").code, 0);
     let seconds = |time: &Duration| format!("{:.1} s", time.as_secs_f64());
     let [took, ready, first] = [took, &ready, &first].map(seconds);
     format!("| {} | {} | {took} | {ready} | {first} |", path.what, path.lines)
+}
+
+/// The last seconds of a pod whose provider hangs: the app has had its time, and what the manifest leaves the sidecar is
+/// enough to end by itself and to report what it could not deliver.
+async fn stops_in_its_time(node: &Node, path: &Path) {
+    let provider = Provider::start(r#"[{"latency":"10m"}]"#).await;
+    let cluster = Cluster::of(node, &provider);
+    let (manifests, _) = &path.rendered;
+    let workload = of(manifests, "Deployment");
+    let (container, spec) = ours(workload);
+    let pod = node.pod();
+    let mut running = cluster.start(&pod, manifests, workload);
+    passes(&pod, &mut running, container, "readinessProbe").await;
+    let later = ["-H", "prefer: respond-async"];
+    for n in 0..3 {
+        let url = url("");
+        let body = format!("late-{n}");
+        let words = ["curl", "-sS", "--fail-with-body", "--max-time", "30", "-d", &body, &url];
+        let said = pod.app(&[&words[..], &later].concat());
+        assert!(said.status.success(), "{said:?}");
+    }
+    let whole = spec["terminationGracePeriodSeconds"].as_u64().unwrap();
+    // The app's own, as every pod has it.
+    let ended = running.stop(Duration::from_secs(whole - 30)).await;
+    let ended = ended.expect("it was killed: the manifest leaves it too little time");
+    assert_eq!(ended.code, 3, "three messages end with the pod: {}", ended.log);
+    assert!(ended.log.contains("stopped with messages in a spool"), "{}", ended.log);
 }
 
 pub(super) async fn paths(node: &Node) {
@@ -309,7 +174,8 @@ pub(super) async fn paths(node: &Node) {
     assert_eq!((kustomize.lines, chart.lines), (3, 3), "docs/kubernetes.md says three");
     say("\n| path | lines | rendered in | ready in | first delivered after |");
     say("| --- | --- | --- | --- | --- |");
-    for path in [kustomize, chart, gateway] {
-        say(&walk(node, &path).await);
+    for path in [&kustomize, &chart, &gateway] {
+        say(&walk(node, path).await);
     }
+    stops_in_its_time(node, &kustomize).await;
 }

@@ -6,9 +6,12 @@ mod component;
 mod documents;
 mod keyring;
 mod monitoring;
+mod notes;
 mod readme;
 mod refusals;
+mod scraped;
 mod sidecars;
+mod upgrade;
 mod values;
 
 use std::collections::BTreeMap;

@@ -289,6 +289,19 @@ fn checkov_is_content() {
             "helm",
             &["template", "demo", CHART, "-n", "shop", "--set", "mode=monitoring"],
         ),
+        (
+            "keyring",
+            "helm",
+            &[
+                "template",
+                "demo",
+                CHART,
+                "-n",
+                "infra",
+                "--set",
+                "mode=keyring,keyring.roleArn=acs:ram::1:role/r,keyring.tlsSecret=tls,keyring.callers[0].name=shop,keyring.callers[0].subject=s",
+            ],
+        ),
         ("sidecar", "helm", &["template", "demo", &path, "-n", "shop"]),
         ("component", "kubectl", &["kustomize", "deploy/kustomize/example"]),
     ] {

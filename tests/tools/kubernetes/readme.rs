@@ -15,7 +15,7 @@ pub(super) fn threshold(expr: &str) -> Option<String> {
 }
 
 /// Path, default and explanation of each value, in the order of the file.
-fn values(text: &str) -> Vec<(String, String, String)> {
+pub(super) fn values(text: &str) -> Vec<(String, String, String)> {
     let mut rows: Vec<(String, String, String)> = Vec::new();
     let (mut path, mut comment, mut inside): (Vec<(usize, String)>, String, usize) =
         Default::default();

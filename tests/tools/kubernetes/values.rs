@@ -93,7 +93,9 @@ fn every_value_arrives() {
     let mounts = container["volumeMounts"].as_array().unwrap();
     let at = mounts.iter().find(|m| m["name"] == "tollgate-oidc").unwrap();
     assert_eq!(token, format!("{}/token", at["mountPath"].as_str().unwrap()));
-    assert!(mounts.iter().any(|m| m["mountPath"] == "/ca"));
+    let ca = mounts.iter().find(|mount| mount["mountPath"] == "/ca").unwrap();
+    let volumes = pod["volumes"].as_array().unwrap();
+    assert!(volumes.iter().any(|volume| volume["name"] == ca["name"]), "a mount of no volume");
     assert_eq!(container["startupProbe"]["failureThreshold"], 999);
     assert_eq!(container["readinessProbe"]["periodSeconds"], 7);
     let live = &container["livenessProbe"];
@@ -176,37 +178,105 @@ fn what_can_be_switched_off() {
         assert!(left.insert(kind.to_owned()), "{flag}");
         assert_eq!(left, all, "{flag}");
     }
-    // A section that is null is none, or has its defaults.
-    for section in [
-        "image",
-        "resources",
-        "spool",
-        "publish",
-        "monitoring",
-        "podDisruptionBudget",
-        "service",
-        "probes",
-        "rrsa",
-        "autoscaling",
-        "serviceAccount",
-        "secret",
-        "extraEnv",
-        "tolerations",
-        "replicas",
-        "keyring",
-        "drainSeconds",
-        "securityContext",
-        "podSecurityContext",
-        "affinity",
-        "podLabels",
-        "imagePullSecrets",
+}
+
+/// What is null is none, or has its default: every section and every value, in each mode that has it.
+#[test]
+fn nothing_needs_to_be_said() {
+    let values = super::readme::values(&super::read(&format!("{CHART}/values.yaml")));
+    let paths = values.iter().map(|(path, ..)| path.as_str());
+    let all: BTreeSet<_> = paths.flat_map(|path| [path, path.split('.').next().unwrap()]).collect();
+    assert!(all.len() > 80, "{}", all.len());
+    let keyring = "mode=keyring,keyring.roleArn=acs:ram::1:role/r,keyring.tlsSecret=tls,keyring.callers[0].name=shop,\
+                   keyring.callers[0].subject=s";
+    for (mode, needed) in [
+        ("mode=gateway", &["mode", "config"][..]),
+        ("mode=sidecar,workload=orders", &["mode", "config", "workload"]),
+        (
+            keyring,
+            &[
+                "mode",
+                "config",
+                "keyring",
+                "keyring.callers",
+                "keyring.issuers",
+                "keyring.roleArn",
+                "keyring.tlsSecret",
+            ],
+        ),
+        ("mode=monitoring", &["mode"]),
     ] {
-        let rendered =
-            tool("helm", &["template", "demo", CHART, "--set", &format!("{section}=null")]);
-        assert!(
-            rendered.status.success(),
-            "{section}: {}",
-            String::from_utf8_lossy(&rendered.stderr)
-        );
+        let mut missed = Vec::new();
+        // Values of a section are a gateway's and, of a keyring, its own.
+        let of_it = |path: &&&str| {
+            mode == "mode=gateway" || !path.contains('.') || path.starts_with("keyring.")
+        };
+        for path in all.iter().filter(of_it) {
+            let null = format!("{path}=null");
+            let output = tool("helm", &["template", "demo", CHART, "--set", mode, "--set", &null]);
+            if !output.status.success() {
+                missed.push(*path);
+            }
+        }
+        assert_eq!(missed, BTreeSet::from_iter(needed).into_iter().copied().collect::<Vec<_>>());
     }
+    // A peer that is left out is none that anything matches.
+    let policy = |null: &str| {
+        let manifests = helm(&["--set", null]);
+        super::of(&manifests, "NetworkPolicy")["spec"].clone()
+    };
+    for null in ["networkPolicy.clients=null", "networkPolicy.scrapers=null"] {
+        assert_eq!(policy(null), policy("account=default"), "{null}");
+    }
+}
+
+/// Only who asks for it restarts pods on a change, and then each change does.
+#[test]
+fn restarts_on_a_change() {
+    let sum = |set: &str, config: &str| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let upstream = "upstream.endpoint = \"http://emulator:9000\"\nupstream.instance_id = \"i\"";
+        std::fs::write(file.path(), format!("{upstream}\n{config}\n")).unwrap();
+        let config = format!("config={}", file.path().display());
+        let manifests = helm(&["--set", set, "--set-file", &config]);
+        let metadata = &template(super::workload(&manifests))["metadata"];
+        metadata["annotations"]["tollgate/config-checksum"].clone()
+    };
+    assert!(sum("restartOnChange=false", "").is_null());
+    let on = |config: &str| sum("restartOnChange=true", config);
+    assert_eq!(on(""), on(""));
+    assert_ne!(on(""), on("[retry]\nbase = \"2s\""));
+}
+
+/// An app often owns 8080, and a demo has no app.
+#[test]
+fn ports_of_apps_are_left_alone() {
+    let set = |set: &str| {
+        let manifests = helm(&["--set", set]);
+        let (container, _) = ours(super::workload(&manifests));
+        super::variables(container)["TOLLGATE__LISTEN__PUBLISH"].to_owned()
+    };
+    assert_eq!(set("account=default"), "[::]:15080");
+    assert_eq!(set("publish.port=18080"), "[::]:18080");
+    let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    let demo = demo.args(["demo", "--help"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&demo.stdout).contains("[default: 127.0.0.1:8080]"));
+}
+
+#[test]
+fn an_image_by_its_digest_and_a_port_of_the_nodes() {
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let set = format!(
+        "image.repository=registry.example.com/t,image.tag=v1,image.digest={digest},service.type=NodePort,\
+         service.nodePort=30080,resources.limits.memory=1.5Gi,serviceAccount.name=mine"
+    );
+    let manifests = helm(&["--set", &set]);
+    let (container, pod) = ours(super::workload(&manifests));
+    assert_eq!(container["image"], format!("registry.example.com/t@{digest}"), "not the tag's");
+    assert_eq!(container["resources"]["limits"]["memory"], "1.5Gi");
+    assert_eq!(pod["serviceAccountName"], "mine");
+    assert!(manifests.iter().all(|manifest| manifest["kind"] != "ServiceAccount"));
+    let is_it = |m: &&Value| m["kind"] == "Service" && m["spec"]["type"] == "NodePort";
+    let service = manifests.iter().find(is_it).unwrap();
+    assert_eq!(service["spec"]["ports"][0]["nodePort"], 30_080);
 }

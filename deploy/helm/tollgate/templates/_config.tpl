@@ -159,12 +159,12 @@ is refused below.
 
 {{- /*
 Where the key comes from: what a value says, or else the configuration, or else the first that has one, as the
-provider's SDKs look for it.
+provider's SDKs look for it. Empty: an existingConfigMap decides, which is not seen here.
 */}}
 {{- define "tollgate.keySource" -}}
 {{- if .Values.secret }}file
 {{- else if (.Values.rrsa | default dict).roleArn }}oidc
-{{- else }}{{ get (include "tollgate.settings" . | fromJson) "keys.source" | default "auto" }}
+{{- else }}{{ get (include "tollgate.settings" . | fromJson) "keys.source" | default (empty .Values.existingConfigMap | ternary "auto" "") }}
 {{- end }}
 {{- end }}
 

@@ -58,7 +58,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{/* For a pod's labels: monitors select by them, alerts group by account and region. */}}
 {{- define "tollgate.labels" -}}
 tollgate/name: {{ include "tollgate.fullname" . | quote }}
-tollgate/account: {{ .Values.account | quote }}
+tollgate/account: {{ .Values.account | default "default" | quote }}
 {{- $settings := include "tollgate.settings" . | fromJson }}
 {{- $named := regexFind `onsmqtt(-vpc)?\.[a-z0-9-]+\.aliyuncs\.com` (get $settings "upstream.endpoint") }}
 {{- with .Values.region | default (get $settings "fleet.region") | default (splitList "." $named | rest | first) }}
