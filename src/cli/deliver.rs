@@ -15,7 +15,7 @@ use super::{Stop, count, logging};
 use crate::ceiling::Start;
 use crate::config::{Config, Flags};
 use crate::keys::Keys;
-use crate::sidecar::{Sidecar, longest_stop, spool_options};
+use crate::sidecar::{Sidecar, StartError, longest_stop, spool_options};
 use crate::spool::{OpenError, Spool};
 
 /// Between two lines about progress.
@@ -27,13 +27,16 @@ const LAST_WRITES: Duration = Duration::from_secs(1);
 /// Time limits for what has begun when it is stopped: moving a slice, and its last records in Redis. A pod's
 /// grace is longer.
 const LAST_SLICE: Duration = Duration::from_secs(20);
-/// Time for the end after the last call: what became of it is recorded, and the ledger is written.
-const LAST_STEPS: Duration = Duration::from_secs(2);
-/// Time to make calls, or to move a slice, at the least.
-const SHORTEST: Duration = Duration::from_secs(1);
 const LAST_RECORDS: Duration = Duration::from_secs(5);
+/// Time for the end after the last call: what became of it is recorded, permits are given back, and the ledger is
+/// written, on a disk or with a Redis that takes seconds.
+const LAST_STEPS: Duration = Duration::from_secs(6);
+/// Time to read the spool and make calls, at the least. A ceiling opens a second after its start.
+const SHORTEST: Duration = Duration::from_secs(3);
 /// No dead letter is dropped for its age: an operator decides.
 const KEEP_DEAD: &str = "8760h";
+const NOT_BEGUN: &str = "nothing more could begin within --for when the spool was read: no message was touched; allow \
+                         more time";
 const NOT_ENDED: &str = "--for was over before the disk had the last outcomes: its last calls count as interrupted, as \
                          if it had been killed; run it again";
 const GIVEN_UP: &str = "Redis did not take the last messages in time: they are on this disk, and some may be in Redis, \
@@ -47,7 +50,7 @@ const GIVEN_UP: &str = "Redis did not take the last messages in time: they are o
     Needs the sidecar's configuration and key, and keeps to its ceilings: without [fleet] it uses them in \
     full, beside other sidecars of the account. Messages older than retry.max_age become dead letters: raise it \
     by --set retry.max_age=168h. SIGTERM ends it, and it can be run again. So does the end of --for, in which no call \
-    begins that could not end: it must be 3 s longer than upstream.call_timeout.\n\n\
+    begins that could not end: without --handoff it is at least 9 s longer than upstream.call_timeout.\n\n\
     Exits with 0 if neither messages nor dead letters are left: then the volume can be deleted. Exits with 1 if \
     some are left, and prints how many.")]
 pub(super) struct DeliverArgs {
@@ -100,8 +103,10 @@ pub(super) fn run(
     if !Spool::is_at(&path) {
         return Err(format!("there is no spool at {}", path.display()).into());
     }
-    // A predecessor stops as the configuration says.
+    // A predecessor stops as the configuration says, and may hand its messages over.
+    config.drain.handoff = true;
     let patience = longest_stop(&config);
+    config.drain.handoff = false;
     let limits =
         args.limit.map(|limit| Limits::of(limit, &mut config, args.handoff)).transpose()?;
     if args.handoff && config.fleet.is_none() {
@@ -161,13 +166,13 @@ struct Limits {
 }
 
 impl Limits {
-    /// From now on. Nothing begins that may not end in time: given up half-way, it may be delivered twice.
+    /// From now on. No call begins that may not end in time: given up half-way, it may be made twice.
     fn of(limit: Duration, config: &mut Config, handoff: bool) -> Result<Self, VerbError> {
         let end = Instant::now().checked_add(limit);
         let end =
             end.ok_or_else(|| VerbError::Usage("--for is too long: leave it out".to_owned()))?;
         if handoff {
-            // A slice takes milliseconds, or as long as Redis takes.
+            // A slice takes milliseconds, or as long as Redis takes: one that the end cuts may be in both spools.
             return Ok(Self { last: end - LAST_SLICE.min(limit / 2), end });
         }
         let call = config.upstream.call_timeout;
@@ -182,9 +187,9 @@ impl Limits {
         Ok(Self { last: end - call - LAST_STEPS, end })
     }
 
-    /// Until nothing begins any more.
+    /// Until it is too late for a beginning.
     fn left(self) -> Duration {
-        self.last.saturating_duration_since(Instant::now())
+        self.last.saturating_duration_since(Instant::now()).saturating_sub(SHORTEST)
     }
 
     /// Until the end.
@@ -200,7 +205,7 @@ async fn in_time<T>(
     work: impl Future<Output = Result<T, String>>,
 ) -> Result<T, String> {
     let Some(limits) = limits else { return work.await };
-    let ended = timeout_at(limits.end, work).await;
+    let ended = timeout_at(limits.end - LAST_WRITES, work).await;
     ended.unwrap_or_else(|_| Err(if handoff { GIVEN_UP } else { NOT_ENDED }.to_owned()))
 }
 
@@ -224,8 +229,17 @@ async fn deliver(
     let keys = Keys::start(&config.keys, CancellationToken::new());
     let keys = keys.map_err(|error| error.to_string())?;
     let (start, seed) = (Start::AfterOthers, fastrand::u64(..));
-    let sidecar = Sidecar::start_unless(stop.received(), config, keys, start, seed).await;
-    let sidecar = sidecar.map_err(|error| error.to_string())?;
+    let is_over = || until.is_some_and(|until| Instant::now() >= until);
+    let ended = async {
+        match until {
+            Some(until) => drop(timeout_at(until, stop.received()).await),
+            None => stop.received().await,
+        }
+    };
+    let sidecar = match Sidecar::start_unless(ended, config, keys, start, seed).await {
+        Err(StartError::Stopped) if is_over() => return Err(NOT_BEGUN.to_owned()),
+        started => started.map_err(|error| error.to_string())?,
+    };
     let begun = left(&sidecar);
     let mut next_line = Instant::now();
     loop {
@@ -235,7 +249,7 @@ async fn deliver(
         if now.queued <= held.not_allowed + held.unverified {
             break;
         }
-        if until.is_some_and(|until| Instant::now() >= until) {
+        if is_over() {
             break;
         }
         if Instant::now() >= next_line {

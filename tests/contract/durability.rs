@@ -185,8 +185,10 @@ async fn a_spool_without_a_sidecar_is_emptied() {
 
     // The provider fails for longer than it may take.
     let short = ["--set", "upstream.connect_timeout=200ms", "--set", "upstream.call_timeout=500ms"];
-    let failed = deliver(&emulator, &spool, &[&short[..], &["--for", "3500ms"]].concat()).await;
+    let called = emulator.report().await["calls"].as_u64();
+    let failed = deliver(&emulator, &spool, &[&short[..], &["--for", "12s"]].concat()).await;
     assert_eq!(failed.code, 1, "{}", failed.stderr);
+    assert!(emulator.report().await["calls"].as_u64() > called, "{}", failed.stderr);
     assert_eq!(failed.stdout, "0 delivered; left: 300 messages, 0 dead letters\n");
     assert!(
         failed.stderr.contains("300 messages and 0 dead letters are left at"),
@@ -228,26 +230,28 @@ async fn the_limit_is_for_all_of_it() {
     let spool = folder.path().join("spool").display().to_string();
     let serve = keeps(&emulator, &spool, "volume", 9).await;
 
-    for limit in ["1s", "5999ms"] {
+    for limit in ["1s", "11999ms"] {
         let refused = deliver(&emulator, &spool, &["--for", limit]).await;
         assert_eq!(refused.code, 2, "{limit}: {}", refused.stderr);
-        assert!(refused.stderr.contains("at least 6s"), "{limit}: {}", refused.stderr);
+        assert!(refused.stderr.contains("at least 12s"), "{limit}: {}", refused.stderr);
     }
     // Its sidecar runs, which has 38 s to end.
     let begun = Instant::now();
-    let waited = deliver(&emulator, &spool, &["--for", "7s"]).await;
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let waited = deliver(&emulator, &spool, &["--for", "13s"]).await;
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     assert_eq!((waited.code, &*waited.stdout), (1, ""));
     let last = waited.stderr.lines().last().unwrap();
     assert!(last.contains("another process holds the spool at"), "{}", waited.stderr);
-    assert!(last.contains("--for 7s: no message was touched"), "{}", waited.stderr);
+    assert!(last.contains("--for 13s: no message was touched"), "{}", waited.stderr);
 
     // A provider that never answers: calls begin at the end of the time for them, too.
     serve.signal(Signal::TERM);
     assert!(serve.ended().await.0.success());
     fault(&emulator, r#"[{"latency":"10m"}]"#).await;
     let begun = Instant::now();
-    let hung = deliver(&emulator, &spool, &["--for", "7s"]).await;
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    let called = emulator.report().await["calls"].as_u64();
+    let hung = deliver(&emulator, &spool, &["--for", "16s"]).await;
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(emulator.report().await["calls"].as_u64() > called, "{}", hung.stderr);
     assert_eq!((hung.code, &*hung.stdout), (1, "0 delivered; left: 10 messages, 0 dead letters\n"));
 }

@@ -22,11 +22,11 @@ struct Alertmanager {
 }
 
 impl Alertmanager {
-    /// Starts one with `deploy/prometheus`'s routes to this receiver, which waits this long for more of a group.
-    async fn start(receiver: &Script, wait: &str) -> Self {
+    /// Starts one with `deploy/prometheus`'s routes to this receiver, without a wait for more of a group.
+    async fn start(receiver: &Script) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let config = replaced(&file("alertmanager.yaml"), "http://127.0.0.1:9095", &receiver.url);
-        let config = replaced(&config, "group_wait: 30s", &format!("group_wait: {wait}"));
+        let config = replaced(&config, "group_wait: 30s", "group_wait: 0s");
         let path = temporary.path().join("alertmanager.yaml");
         std::fs::write(&path, config).unwrap();
         let address = format!("127.0.0.1:{}", free_port());
@@ -50,14 +50,13 @@ impl Alertmanager {
     }
 
     /// A Prometheus that has these series, as rules that record them, and sends the alerts that follow at once.
-    async fn prometheus(&self, series: &str, rules: Option<String>) -> Prometheus {
+    async fn prometheus(&self, series: &str) -> Prometheus {
         let alerting = format!(
             "alerting:\n  alertmanagers:\n    - static_configs: [{{ targets: [\"{}\"] }}]\n",
             self.address
         );
-        let files = if rules.is_some() { "made.yaml, rules.yaml" } else { "made.yaml" };
-        let files = format!("[{files}, alerts.yaml]");
-        let config = replaced(&file("try.yaml"), "[rules.yaml, alerts.yaml]", &files);
+        let config =
+            replaced(&file("try.yaml"), "[rules.yaml, alerts.yaml]", "[made.yaml, alerts.yaml]");
         let config = replaced(&config, "127.0.0.1:9464", &format!("127.0.0.1:{}", free_port()));
         let at_once: Vec<_> = file("alerts.yaml")
             .lines()
@@ -65,8 +64,7 @@ impl Alertmanager {
             .map(str::to_owned)
             .collect();
         let made = format!("groups:\n  - name: made\n    rules:\n{series}");
-        let mut all = vec![("made.yaml", made), ("alerts.yaml", at_once.join("\n") + "\n")];
-        all.extend(rules.map(|rules| ("rules.yaml", rules)));
+        let all = [("made.yaml", made), ("alerts.yaml", at_once.join("\n") + "\n")];
         Prometheus::start_with(&(config + &alerting), &all).await
     }
 }
@@ -90,13 +88,13 @@ const EACH: [(&str, &str, &str, &str); 3] = [
 async fn an_alert_of_each_severity_reaches_its_receiver() {
     amtool(&["check-config", "alertmanager.yaml"]).await;
     let receiver = Script::start([]).await;
-    let alertmanager = Alertmanager::start(&receiver, "0s").await;
+    let alertmanager = Alertmanager::start(&receiver).await;
     // What a sidecar in trouble says.
     let made = EACH.map(|(_, _, metric, _)| {
         let labels = "{ cluster: east, namespace: shop, pod: a }";
         format!("      - {{ record: {metric}, expr: vector(1), labels: {labels} }}\n")
     });
-    let _prometheus = alertmanager.prometheus(&made.concat(), None).await;
+    let _prometheus = alertmanager.prometheus(&made.concat()).await;
 
     for (alert, severity, _, path) in EACH {
         let what = format!("{alert} reaches {path}");
@@ -119,61 +117,6 @@ async fn an_alert_of_each_severity_reaches_its_receiver() {
         for (alert, ..) in others {
             assert!(!request.contains(&format!("\"{alert}\"")), "{alert} is in {request}");
         }
-    }
-}
-
-/// One sidecar uses the account's ceiling alone, so that it is near its own, too: that is one matter. Its egress address's is
-/// another one.
-#[tokio::test]
-async fn one_notification_of_one_ceiling() {
-    let receiver = Script::start([]).await;
-    // Alerts of one evaluation arrive together.
-    let alertmanager = Alertmanager::start(&receiver, "2s").await;
-    let labels = "account: default, region: cn-hangzhou, cluster: east, namespace: shop, pod: a";
-    let mut series = String::new();
-    for (metric, ceiling, value) in [
-        ("calls_per_second", "account", 1_000),
-        ("used_calls", "account", 950),
-        ("calls_per_second", "egress_ip", 300),
-        ("used_calls", "egress_ip", 290),
-    ] {
-        series += &format!(
-            "      - {{ record: tollgate_ceiling_{metric}, expr: vector({value}), labels: {{ {labels}, ceiling: {ceiling} }} }}\n"
-        );
-    }
-    let rules = replaced(&file("rules.yaml"), "interval: 1m", "interval: 1s");
-    let prometheus = alertmanager.prometheus(&series, Some(rules)).await;
-    // All three fire, and Alertmanager has them.
-    prometheus
-        .reaches("count(ALERTS{alertname=\"TollgateNearCeiling\",alertstate=\"firing\"})", 3.0)
-        .await;
-    let alert = async |pod: &str, ceiling: &str| {
-        let all = get(&alertmanager.address, "/api/v2/alerts").await.json();
-        let is_it = |alert: &&Value| {
-            let labels = &alert["labels"];
-            labels["alertname"] == "TollgateNearCeiling"
-                && labels["ceiling"] == ceiling
-                && labels["pod"].as_str().unwrap_or_default() == pod
-        };
-        all.as_array().unwrap().iter().find(is_it).cloned().unwrap_or_default()
-    };
-    until("the account's inhibits the pod's", async || {
-        let of_all = alert("", "account").await["fingerprint"].clone();
-        let inhibited = alert("a", "account").await["status"]["inhibitedBy"].clone();
-        !of_all.is_null() && inhibited == Value::from(vec![of_all])
-    })
-    .await;
-    let requests =
-        || receiver.requests().into_iter().filter(|request| request.contains("NearCeiling"));
-    let words = [
-        "Account default in cn-hangzhou: 95% of the ceiling account is used",
-        "a: 96.67% of the ceiling egress_ip is used",
-    ];
-    for words in words {
-        until(words, async || requests().any(|request| request.contains(words))).await;
-    }
-    for request in requests() {
-        assert!(!request.contains("a: 95% of the ceiling account is used"), "{request}");
     }
 }
 
