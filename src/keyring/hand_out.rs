@@ -281,7 +281,8 @@ mod tests {
         let asked = Arc::clone(&keys);
         let request = async move { asked.renew(1.0, poll_fn(|_| panic!("a bug"))).await };
         tokio::spawn(request).await.unwrap_err();
-        let state = waiting.wait_for(|state| !state.is_asking).await.unwrap();
+        let ended = waiting.wait_for(|state| !state.is_asking);
+        let state = timeout(PATIENCE, ended).await.expect("no caller waits on").unwrap();
         assert_eq!(state.failed.as_ref().unwrap().1, "the request was cut off");
         drop(state);
         assert!(!begins(), "as after any failure");
