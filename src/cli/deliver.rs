@@ -100,7 +100,8 @@ pub(super) fn run(
     let mut config = loaded.config;
     let Some(spool) = &config.spool else { return Ok(()) };
     let path = spool.path.clone();
-    if !Spool::is_at(&path) {
+    // Of one that cannot be looked at, opening it says why.
+    if !Spool::is_at(&path).unwrap_or(true) {
         return Err(format!("there is no spool at {}", path.display()).into());
     }
     // A predecessor stops as the configuration says, and may hand its messages over.

@@ -169,7 +169,7 @@ fn mac_keys(path: &Path) -> Result<String, String> {
 
 /// Writes a file into the folder, or into the nearest one above that exists, and deletes it.
 fn folder(path: &Path, needed: u64) -> Result<String, String> {
-    // One that cannot be looked at is there: that another one can be written says nothing of it.
+    // One that cannot be looked at is there: that a folder above it can be written proves nothing.
     let existing = path.ancestors().find(|path| path.try_exists().unwrap_or(true));
     let Some(existing) = existing else { return Err("does not exist".to_owned()) };
     let file = existing.join(format!(".tollgate-check-{}", std::process::id()));

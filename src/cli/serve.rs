@@ -121,7 +121,7 @@ fn warn_of_unread(config: &Config) {
     let Some(spool) = config.spool.as_ref().filter(|spool| spool.lifetime == Lifetime::Pod) else {
         return;
     };
-    if Spool::is_at(&spool.path) {
+    if Spool::is_at(&spool.path).unwrap_or(false) {
         tracing::warn!(
             path = %spool.path.display(),
             "ended before the spool was read: messages that an earlier container of this pod has left in it are lost \

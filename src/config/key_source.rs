@@ -199,3 +199,33 @@ impl From<KeySource> for Keys {
         Self { source, canary: Canary::NONE }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the provider's list of STS endpoints has them.
+    #[test]
+    fn where_the_token_service_is() {
+        let of = |region: Option<&str>, vpc, profile: Option<&str>, of_profile| {
+            let region = region.map(str::to_owned);
+            StsService { endpoint: None, region, vpc }.endpoint(profile, of_profile)
+        };
+        for (found, host) in [
+            (of(None, false, None, false), "sts.aliyuncs.com"),
+            (of(Some("cn-hangzhou"), false, None, false), "sts.cn-hangzhou.aliyuncs.com"),
+            (of(Some("cn-hangzhou"), true, None, false), "sts-vpc.cn-hangzhou.aliyuncs.com"),
+            // A profile's, where the configuration has none.
+            (of(None, false, Some("cn-beijing"), true), "sts-vpc.cn-beijing.aliyuncs.com"),
+            (
+                of(Some("cn-hangzhou"), false, Some("cn-beijing"), false),
+                "sts.cn-hangzhou.aliyuncs.com",
+            ),
+        ] {
+            assert_eq!((found.tls, &*found.host, found.port), (true, host, 443));
+        }
+        let endpoint = Endpoint { tls: false, host: "127.0.0.1".to_owned(), port: 9460 };
+        let own = StsService { endpoint: Some(endpoint.clone()), region: None, vpc: true };
+        assert_eq!(own.endpoint(Some("cn-beijing"), true), endpoint);
+    }
+}

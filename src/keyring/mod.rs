@@ -123,8 +123,8 @@ impl RunningKeyring {
 }
 
 impl KeyringInner {
-    /// Whether keys can be handed out: there is one of our own, and each issuer's key set is known. Anyone may
-    /// ask: paths, addresses and names stand in the log only.
+    /// Whether keys can be handed out: there is one of our own, and the key set of an issuer is known, if
+    /// there are issuers. Anyone may ask: paths, addresses and names stand in the log only.
     fn readiness(&self) -> Result<(), &'static str> {
         if self.hand_out.base().current().is_err() {
             return Err("no key of its own: see the log\n");

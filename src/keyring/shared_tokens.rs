@@ -73,7 +73,7 @@ impl SharedTokens {
         drop(timeout(FIRST_LOOK, looks).await);
     }
 
-    /// Whose token this is: of several with the same, the first one's. It takes as long whichever token is
+    /// Whose token this is: of several that have the same by now, the first one's. It takes as long whichever token is
     /// asked about.
     pub(super) fn caller(&self, token: &str) -> Option<Arc<KeyringCaller>> {
         let asked = hash(token);
@@ -216,6 +216,15 @@ mod tests {
         assert_eq!(token.trusted(), None);
     }
 
+    #[allow(clippy::disallowed_methods, reason = "the tests' time is paused")]
+    async fn until(done: impl Fn() -> bool) {
+        let begun = std::time::Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_mins(1), "it does not come");
+            yield_now().await;
+        }
+    }
+
     /// In paused time, which stands still while a thread hangs: what is waited for here comes without the file
     /// that hangs, or never.
     #[tokio::test(start_paused = true)]
@@ -245,9 +254,9 @@ mod tests {
         let name = |tokens: &SharedTokens, text: &str| {
             tokens.caller(&text.repeat(20)).map(|caller| caller.name.clone())
         };
-        while name(&tokens, TOKEN).is_none() || name(&tokens, "2").is_none() {
-            yield_now().await;
-        }
+        let others = tokens.0.get(1..).unwrap();
+        until(|| others.iter().all(|token| token.state.borrow().is_looked_at)).await;
+        assert_eq!(name(&tokens, TOKEN).as_deref(), Some("a"));
         assert_eq!(
             name(&tokens, "2").as_deref(),
             Some("b"),
@@ -264,8 +273,6 @@ mod tests {
         advance(FIRST_LOOK).await;
         first_look.await.unwrap();
         drop(release);
-        while name(&tokens, "hush-never-read-in-time").is_none() {
-            yield_now().await;
-        }
+        until(|| name(&tokens, "hush-never-read-in-time").is_some()).await;
     }
 }

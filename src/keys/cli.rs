@@ -122,12 +122,16 @@ impl Source for CliProfiles {
 
     async fn load(&mut self) -> Result<Key, KeyError> {
         let (path, profile) = self.profile().await?;
-        self.read = Some(path);
+        self.read = Some(path.clone());
         let pace = match profile {
             Profile::Lasting { .. } => Pace::Every(POLL),
             _ => Pace::BeforeExpiry,
         };
-        let key = self.source(profile)?.load().await?;
+        let key = self.source(profile)?.load().await.map_err(|error| match error {
+            // The profile is there: that what it names is not is a failure.
+            KeyError::Absent(why) => KeyError::File { path, why },
+            other => other,
+        })?;
         self.pace = pace;
         Ok(key)
     }
@@ -137,8 +141,11 @@ impl Source for CliProfiles {
 fn read(config: &CliFiles) -> Result<(PathBuf, Profile), KeyError> {
     let mut found = None;
     for (kind, path) in &config.files {
-        // One that cannot be looked at may have the key that is meant.
-        let exists = path.try_exists();
+        // One that cannot be looked at may have the key that is meant. Below what is no folder, there is none.
+        let exists = path.try_exists().or_else(|error| match error.kind() {
+            io::ErrorKind::NotADirectory => Ok(false),
+            _ => Err(error),
+        });
         let failed =
             |error: io::Error| KeyError::File { path: path.clone(), why: error.to_string() };
         if exists.map_err(failed)? {
@@ -181,6 +188,9 @@ mod tests {
 
     const AK: &str = r#"{"current":"a","profiles":[{"name":"a","mode":"AK","access_key_id":"LTAI-of-this-test","access_key_secret":"hush"}]}"#;
 
+    const MACHINE: &str =
+        r#"{"current":"a","profiles":[{"name":"a","mode":"EcsRamRole","ram_role_name":""}]}"#;
+
     /// Only what is known not to be there lets the next file, and with "auto" the next source, take its place.
     #[tokio::test]
     async fn a_file_that_cannot_be_looked_at_is_not_absent() {
@@ -189,13 +199,17 @@ mod tests {
         symlink("loop", path("loop")).unwrap();
         symlink("nowhere", path("dangling")).unwrap();
         fs::write(path("config.json"), AK).unwrap();
+        fs::write(path("machine.json"), MACHINE).unwrap();
         for (first, expected) in [
             ("absent", None),
             ("absent/config.json", None),
             ("dangling", None),
+            // As with HOME=/dev/null.
+            ("config.json/config.json", None),
+            // The machine's role, and no metadata service.
+            ("machine.json", Some("127.0.0.1:1")),
             // As a home folder that is another user's.
             ("loop/config.json", Some("symbolic links")),
-            ("config.json/config.json", Some("Not a directory")),
         ] {
             for next in ["absent", "config.json"] {
                 let files = [first, next].map(|name| (CliFile::Json, path(name)));
@@ -210,7 +224,7 @@ mod tests {
                 });
                 match (profiles.load().await, expected) {
                     (Ok(key), None) => {
-                        assert_eq!((key.id(), next), ("LTAI-of-this-test", "config.json"))
+                        assert_eq!((key.id(), next), ("LTAI-of-this-test", "config.json"));
                     }
                     (Err(KeyError::Absent(why)), None) => {
                         assert_eq!(next, "absent");

@@ -75,7 +75,7 @@ impl KeyServer {
         let proxy = if uri.scheme() == "https" { proxy(lookup)? } else { None };
         let (connect, read, whole) = match patience {
             Patience::Network => (CONNECT, READ, WHOLE),
-            // The time to read runs from the start, too: else it might end before that to connect is seen to.
+            // The time to read runs from the start, too: otherwise it could end before the time to connect does.
             Patience::Machine => (METADATA, 2 * METADATA, 2 * METADATA),
         };
         // Nothing is read from the environment but what `proxy` has read.

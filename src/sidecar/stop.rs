@@ -33,7 +33,8 @@ pub struct Leftovers {
     pub queued: u64,
     /// Dead letters in the spool.
     pub dead_letters: u64,
-    /// Accepted messages that end with the pod (`spool.lifetime`). What Redis has taken (`drain.handoff`) is none of them.
+    /// Accepted messages that end with the pod (`spool.lifetime`). What Redis has confirmed (`drain.handoff`) is none
+    /// of them.
     pub at_risk: u64,
 }
 

@@ -25,10 +25,12 @@ const TAKEN: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 impl Spool {
-    /// Whether a folder has, or had, the spool of a disk. One that cannot be looked at may have: opening it says
-    /// why. Blocks.
-    pub fn is_at(path: &Path) -> bool {
-        path.join(LOCK).try_exists().unwrap_or(true)
+    /// Whether a folder has, or had, the spool of a disk. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn is_at(path: &Path) -> io::Result<bool> {
+        path.join(LOCK).try_exists()
     }
 
     /// Opens a spool on the disk, and recovers what a crash has left of it.
@@ -187,7 +189,9 @@ fn unreadable(options: &Options, error: impl Into<io::Error>) -> OpenError {
 /// Messages on this disk would never be delivered once the spool is in Redis.
 async fn nothing_is_left(path: &Path, options: &Options) -> Result<(), OpenError> {
     let there = path.to_owned();
-    if !spawn_blocking(move || Spool::is_at(&there)).await.unwrap_or(true) {
+    let looked = spawn_blocking(move || Spool::is_at(&there)).await;
+    // That the folder cannot be used is warned of where this process's name is kept in it.
+    if !looked.is_ok_and(|is_at| is_at.unwrap_or(false)) {
         return Ok(());
     }
     let disk = Spool::open(Options { path: path.to_owned(), ..options.clone() }).await?;

@@ -273,6 +273,33 @@ async fn a_sidecar_gets_a_key_that_may_only_publish_what_its_caller_may() {
     assert_eq!(stand.emulator.report().issued, 2, "a caller's key is kept");
 }
 
+/// As two pods behind one Service: neither needs what the other has handed out.
+#[tokio::test]
+async fn two_replicas_share_nothing() {
+    let mut same = None;
+    let stand = Stand::with(|_| (), |config| same = Some(config.clone())).await;
+    let base = Key::new(DEMO_KEY_ID, DEMO_KEY_SECRET.into(), None, None).unwrap();
+    let second = RunningKeyring::start(&same.unwrap(), Keys::fixed(base)).await.unwrap();
+    let ca = stand.path("ca.pem");
+    let addresses = [stand.keyring.address(), second.address()];
+    until("the second is ready", async || {
+        get(second.address(), &ca, "/readyz", &[]).await.unwrap().status == 200
+    })
+    .await;
+    let bearer = format!("Bearer {}", stand.issuer.token(|_| ()));
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        for address in addresses {
+            let headers = [("authorization", &*bearer)];
+            let answer = get(address, &ca, "/credentials", &headers).await.unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            ids.push(answer.json()["AccessKeyId"].clone());
+        }
+    }
+    assert!(ids[0] == ids[2] && ids[1] == ids[3] && ids[0] != ids[1], "{ids:?}");
+    assert_eq!(stand.emulator.report().issued, 2);
+}
+
 #[tokio::test]
 async fn nothing_without_proof() {
     let stand = Stand::start().await;
@@ -483,7 +510,7 @@ async fn a_key_is_kept_for_its_caller_until_half_of_its_life_and_while_the_servi
     until("there is one again", async || stand.ask(SHARED).await.status == 200).await;
 }
 
-/// A key's end is what its caller reads it by, also where the service's clock is not ours.
+/// The end that a caller reads is by its own clock, also where the service's clock is off.
 #[tokio::test]
 async fn a_service_whose_clock_is_off_by_an_hour() {
     for offset in [3_600, -3_600] {

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tollgate::keys::Keys;
 
@@ -409,8 +409,11 @@ async fn no_key_yet() {
     let config = config(&script.url, &flags);
     let keys = Keys::start(&config.keys, CancellationToken::new()).unwrap();
     let (_sidecar, publish, telemetry) = sidecar_with(&config, keys).await;
-    let answer = post(&publish, "/publish/TopicA", &[], b"x").await;
+    let begun = Instant::now();
+    let answer = post(&publish, "/publish/TopicA", &[("prefer", "wait=60")], b"x").await;
     assert_eq!((answer.status, &answer.json()["outcome"]), (502, &"not-sent".into()));
+    // At once, however long the caller would wait.
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     assert!(script.requests().is_empty());
     for path in ["/startupz", "/readyz"] {
         assert_eq!(get(&telemetry, path).await.status, 503, "{path}");

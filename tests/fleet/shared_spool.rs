@@ -456,6 +456,10 @@ async fn what_is_handed_over_does_not_end_with_the_pod() {
     pods.fault(b"[]").await;
     let _peer = pods.pod("peer", &[]).await;
     are_once(&pods.delivers(&all, ACCEPTABLE).await, None);
+    // And the hundred for which there was room.
+    support::until("those of the second", async || pods.emulator.report().await["accepted"] == 300)
+        .await;
+    assert_eq!(pods.emulator.report().await["duplicates"], 0);
 }
 
 async fn messages(settings: &[(&'static str, String)], args: &[&str]) -> Said {

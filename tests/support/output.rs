@@ -1,4 +1,8 @@
 //! What a process says, read by a thread of its own: to the end, also where the test has ended before.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it reads and waits on threads, whatever becomes of a test's time"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;

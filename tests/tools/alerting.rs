@@ -161,8 +161,12 @@ fn rules_keep_cluster_and_namespace() {
         }
         assert!(level.starts_with("cluster_namespace"), "{name}");
         let body = body.split("\n  - name:").next().unwrap();
-        for by in body.split("by (").skip(1) {
-            assert!(by.starts_with("cluster, namespace"), "{name}: by ({by}");
+        for aggregation in ["sum", "max", "min", "avg", "count"] {
+            for rest in body.split(&format!("{aggregation} ")).skip(1) {
+                let by = rest.trim_start().strip_prefix("by (").unwrap_or(rest);
+                assert!(by.starts_with("cluster, namespace"), "{name}: {aggregation} {rest}");
+            }
+            assert!(!body.contains(&format!("{aggregation}(")), "{name}: {aggregation} of all");
         }
         kept += 1;
     }

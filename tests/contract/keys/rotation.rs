@@ -102,6 +102,7 @@ async fn an_old_key_that_is_revoked_after_the_new_one_is_mounted_fails_no_publis
         let old = calls_with(&emulator, "testid").await;
         if mounted.is_none() && old > 100 {
             secret.publish("newid", "newsecret");
+            serve.has_secret("newsecret");
             mounted = Some(Instant::now());
         }
         let on_trial = calls_with(&emulator, "newid").await > 0;
@@ -131,6 +132,7 @@ async fn a_broken_new_key_touches_a_share_of_calls_and_fails_no_publish() {
         let old = calls_with(&emulator, "testid").await;
         if !mounted && old > 100 {
             secret.publish("brokenid", "brokensecret");
+            serve.has_secret("brokensecret");
             mounted = true;
         }
         refused().await > 0 && old > 800
@@ -202,6 +204,7 @@ async fn a_refusal_reads_the_source_once_more() {
     assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"1").await.status, 200);
     delete(&emulator.address, "/_emulator/keys/testid").await;
     secret.publish("newid", "newsecret");
+    serve.has_secret("newsecret");
     let answer = post(&serve.publish, "/publish/TopicA", &[], b"2").await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["Attempts"], 2);
@@ -215,6 +218,7 @@ async fn with_both_keys_dead_the_source_is_read_once_more() {
     let serve = serve(&emulator, &secret, &[("keys.poll", "1h")]).await;
     // One odd refusal: the source has a new key, which is tried, and is none.
     secret.publish("brokenid", "brokensecret");
+    serve.has_secret("brokensecret");
     let once = br#"[{"code":"InvalidAccessKeyId.NotFound","times":1}]"#;
     post(&emulator.address, "/_emulator/faults", &[], once).await;
     let answer = post(&serve.publish, "/publish/TopicA", &[], b"1").await;
@@ -224,6 +228,7 @@ async fn with_both_keys_dead_the_source_is_read_once_more() {
     let answer = post(&serve.publish, "/publish/TopicA", &[], b"2").await;
     assert_eq!(answer.status, 502, "the source has the broken one: {}", answer.text());
     secret.publish("newid", "newsecret");
+    serve.has_secret("newsecret");
     let answer = post(&serve.publish, "/publish/TopicA", &[], b"3").await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"4").await.status, 200);
@@ -272,6 +277,7 @@ async fn after_a_rotation_memory_does_not_hold_the_old_secret() {
     }
     assert!(memory_holds(serve.pid(), old.as_bytes()) > 0, "this test must be able to find it");
     secret.publish("newid", new);
+    serve.has_secret(new);
     until("the new key is in use", async || {
         post(&serve.publish, "/publish/TopicA", &[], b"2").await;
         calls_with(&emulator, "newid").await > 5

@@ -53,7 +53,14 @@ fn of_a_map_of_yours() {
         let manifests = helm(&["--set", set]);
         of(&manifests, "NetworkPolicy")["spec"]["egress"][1]["ports"].clone()
     };
+    let of_a_pod = notes(&["--set", "existingConfigMap=mine,mode=sidecar,workload=orders"]);
+    assert!(
+        of_a_pod.contains("unless\ntollgate.toml in the ConfigMap mine says otherwise"),
+        "{of_a_pod}"
+    );
+    assert!(!of_a_pod.contains("egressPorts"), "a sidecar has no policy of ours: {of_a_pod}");
     let said = notes(&["--set", mine]);
+    assert!(said.contains("add 80 to networkPolicy.egressPorts."), "{said}");
     for claimed in ["auto", "instance_id", "create secret"] {
         assert!(!said.contains(claimed), "{claimed}: {said}");
     }

@@ -109,7 +109,7 @@ fn a_gateway_of_0_1() {
     }
 }
 
-/// Its workload's chart names the ConfigMap by an include, so that both change in one upgrade.
+/// Its workload's chart names the map by an include, so that both change in one upgrade.
 #[test]
 fn a_sidecar_of_0_1() {
     let (old, new) = both("sidecar", "mode=sidecar,workload=orders");

@@ -158,7 +158,7 @@ is refused below.
 {{- end }}
 
 {{- /*
-Where the key comes from: what a value says, or else the configuration, or else the first that has one, as the
+Where the key comes from: what a value says, or else the configuration, or else the first that is set up, as the
 provider's SDKs look for it. Empty: an existingConfigMap decides, which is not seen here.
 */}}
 {{- define "tollgate.keySource" -}}

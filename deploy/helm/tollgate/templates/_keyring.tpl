@@ -37,7 +37,7 @@ envFrom:
 {{- end }}
 ports:
   - { name: keys, containerPort: 9465 }
-{{- /* The kubelet does not verify the certificate. Ready: it has a key of its own, and each issuer's key set. */}}
+{{- /* The kubelet does not verify the certificate. Ready: it has a key of its own, and an issuer's key set, if there are issuers. */}}
 startupProbe:
   {{- include "tollgate.probe" (dict "changes" $probes.startup "default" (dict "httpGet" (dict "path" "/livez" "port" "keys" "scheme" "HTTPS")
       "periodSeconds" 1 "failureThreshold" 60)) | nindent 2 }}
