@@ -29,16 +29,18 @@ const LAST_WRITES: Duration = Duration::from_secs(1);
 const LAST_SLICE: Duration = Duration::from_secs(20);
 const LAST_RECORDS: Duration = Duration::from_secs(5);
 /// Time for the end after the last call: what became of it is recorded, permits are given back, and the ledger is
-/// written, on a disk or with a Redis that takes seconds.
+/// written, where each takes a disk or Redis a second at most.
 const LAST_STEPS: Duration = Duration::from_secs(6);
-/// Time to read the spool and make calls, at the least. A ceiling opens a second after its start.
+/// Time to read the spool and make calls, or to move slices, at the least. A ceiling opens a second after its start.
 const SHORTEST: Duration = Duration::from_secs(3);
+/// The least wait for a process that has the spool: it may be at its end.
+const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 /// No dead letter is dropped for its age: an operator decides.
 const KEEP_DEAD: &str = "8760h";
-const NOT_BEGUN: &str = "nothing more could begin within --for when the spool was read: no message was touched; allow \
-                         more time";
-const NOT_ENDED: &str = "--for was over before the disk had the last outcomes: its last calls count as interrupted, as \
-                         if it had been killed; run it again";
+const NOT_BEGUN: &str =
+    "the spool was not open in time for a call within --for: no call was made; allow more time";
+const NOT_ENDED: &str = "--for was over before the end, as where a disk does not answer: calls that it had begun count as \
+                         interrupted, as if it had been killed; run it again";
 const GIVEN_UP: &str = "Redis did not take the last messages in time: they are on this disk, and some may be in Redis, \
                         too; run it again with --handoff before anything else sends them";
 
@@ -50,7 +52,7 @@ const GIVEN_UP: &str = "Redis did not take the last messages in time: they are o
     Needs the sidecar's configuration and key, and keeps to its ceilings: without [fleet] it uses them in \
     full, beside other sidecars of the account. Messages older than retry.max_age become dead letters: raise it \
     by --set retry.max_age=168h. SIGTERM ends it, and it can be run again. So does the end of --for, in which no call \
-    begins that could not end: without --handoff it is at least 9 s longer than upstream.call_timeout.\n\n\
+    begins that could not end: it is at least 9 s longer than upstream.call_timeout, or 8 s with --handoff.\n\n\
     Exits with 0 if neither messages nor dead letters are left: then the volume can be deleted. Exits with 1 if \
     some are left, and prints how many.")]
 pub(super) struct DeliverArgs {
@@ -121,7 +123,8 @@ pub(super) fn run(
     let runtime = runtime(config.runtime.threads)?;
     let emptied = runtime.block_on(in_time(limits, args.handoff, async {
         let mut stop = Stop::listen().map_err(|error| error.to_string())?;
-        let patience = limits.map_or(patience, |limits| limits.left().min(patience));
+        let patience = limits
+            .map_or(patience, |limits| limits.left().max(LEAST_PATIENCE).min(patience));
         tokio::select! {
             free = Spool::free_within(patience, &path) => free.map_err(|error| taken(&error, args.limit))?,
             () = stop.received() => return Err("stopped before the spool was free".to_owned()),
@@ -172,16 +175,26 @@ impl Limits {
         let end = Instant::now().checked_add(limit);
         let end =
             end.ok_or_else(|| VerbError::Usage("--for is too long: leave it out".to_owned()))?;
+        let too_short = |least: Duration, why: &str| {
+            Err(VerbError::Usage(format!(
+                "--for {limit:?} is too short{why}: write at least {least:?}"
+            )))
+        };
         if handoff {
+            let least = 2 * (SHORTEST + LAST_WRITES);
+            if limit < least {
+                return too_short(least, "");
+            }
             // A slice takes milliseconds, or as long as Redis takes: one that the end cuts may be in both spools.
             return Ok(Self { last: end - LAST_SLICE.min(limit / 2), end });
         }
         let call = config.upstream.call_timeout;
         let least = call + LAST_STEPS + SHORTEST;
         if limit < least {
-            return Err(VerbError::Usage(format!(
-                "--for {limit:?} is too short: a call may take upstream.call_timeout ({call:?}), so write at least {least:?}"
-            )));
+            return too_short(
+                least,
+                &format!(", as a call may take upstream.call_timeout ({call:?})"),
+            );
         }
         // All along it delivers: there is no more to do at the end.
         config.drain.grace = Duration::ZERO;

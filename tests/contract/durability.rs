@@ -235,6 +235,9 @@ async fn the_limit_is_for_all_of_it() {
         assert_eq!(refused.code, 2, "{limit}: {}", refused.stderr);
         assert!(refused.stderr.contains("at least 12s"), "{limit}: {}", refused.stderr);
     }
+    let refused = deliver(&emulator, &spool, &["--handoff", "--for", "7999ms"]).await;
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("at least 8s"), "{}", refused.stderr);
     // Its sidecar runs, which has 38 s to end.
     let begun = Instant::now();
     let waited = deliver(&emulator, &spool, &["--for", "13s"]).await;
