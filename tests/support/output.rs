@@ -7,9 +7,9 @@
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -21,6 +21,8 @@ pub struct Output {
     /// The pipe stays open, and is not read.
     is_stalled: Arc<AtomicBool>,
     thread: JoinHandle<()>,
+    /// Closed when the thread ends.
+    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Output {
@@ -37,8 +39,10 @@ impl Output {
         let (text, is_stalled) = (Arc::<Mutex<String>>::default(), Arc::<AtomicBool>::default());
         let (sender, found) = oneshot::channel();
         let mut sender = Some(sender);
+        let (end, ended) = mpsc::channel();
         let (kept, stalled) = (Arc::clone(&text), Arc::clone(&is_stalled));
         let thread = thread::spawn(move || {
+            let _end = end;
             let mut lines = BufReader::new(std::fs::File::from(pipe)).split(b'\n');
             loop {
                 while stalled.load(Ordering::Relaxed) {
@@ -56,7 +60,7 @@ impl Output {
                 }
             }
         });
-        (Self { text, is_stalled, thread }, found)
+        (Self { text, is_stalled, thread, ended: Mutex::new(ended) }, found)
     }
 
     pub fn text(&self) -> String {
@@ -72,11 +76,8 @@ impl Output {
     pub fn rest(&self) -> String {
         self.is_stalled.store(false, Ordering::Relaxed);
         self.thread.thread().unpark();
-        let begun = Instant::now();
-        while !self.thread.is_finished() {
-            assert!(begun.elapsed() < BOUND, "its output does not end:\n{}", self.text());
-            thread::sleep(Duration::from_millis(1));
-        }
+        let ended = self.ended.lock().unwrap().recv_timeout(BOUND);
+        assert_eq!(ended, Err(RecvTimeoutError::Disconnected), "it does not end:\n{}", self.text());
         self.text()
     }
 }
