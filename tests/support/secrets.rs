@@ -6,6 +6,9 @@ use std::process::Output;
 /// One a line. `tests/searched.sh` searches what a test run prints for them.
 const OF_TESTS: &str = include_str!("secrets.txt");
 
+/// Characters after the `CAIS` of an issued security token, at the least.
+const SHORTEST_TOKEN: usize = 40;
+
 /// Secrets that a process was given: by its environment, and in the files that its settings name.
 pub struct Secrets(Vec<String>);
 
@@ -77,8 +80,11 @@ impl Secrets {
         }
     }
 
-    /// None of them is in what a process has shown.
+    /// None of them is in what a process has shown, nor a security token that the emulated provider has issued.
     pub fn assert_unseen(&self, shown: &str) {
+        let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
+        let issued = |rest: &str| rest.bytes().take_while(is_base64).count() >= SHORTEST_TOKEN;
+        assert!(!shown.split("CAIS").skip(1).any(issued), "a security token is shown:\n{shown}");
         for secret in &self.0 {
             assert!(!shown.contains(secret.as_str()), "a secret is shown: {secret}\n{shown}");
         }
