@@ -11,8 +11,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::lines::Lines;
-use super::refusal::Refusal;
 use super::report::Accepted;
+use crate::verification::Refusal;
 
 /// All of it at once, or messages line by line.
 pub(super) type Body = Either<Full<Bytes>, Lines>;
