@@ -191,7 +191,21 @@ impl PayloadEncoding {
 
 /// The body of a message: bounded, and fit for its encoding.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Payload(Bytes);
+pub struct Payload {
+    bytes: Bytes,
+    form: PayloadForm,
+}
+
+/// What the bytes of a payload are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PayloadForm {
+    /// A body, which is still to be encoded.
+    #[default]
+    Body,
+    /// Text as the `Payload` parameter has it: a caller with an SDK has encoded it.
+    Encoded,
+}
 
 /// Why bytes are not a payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -221,30 +235,41 @@ impl Payload {
         if encoding == PayloadEncoding::Plain && std::str::from_utf8(&bytes).is_err() {
             return Err(PayloadError::NotUtf8);
         }
-        Ok(Self(bytes))
+        Ok(Self { bytes, form: PayloadForm::Body })
+    }
+
+    /// Takes text as the `Payload` parameter has it.
+    pub fn encoded(text: Bytes) -> Result<Self, PayloadError> {
+        let payload = Self::new(text, PayloadEncoding::Plain, MAX_SENT_PAYLOAD)?;
+        Ok(Self { form: PayloadForm::Encoded, ..payload })
     }
 
     /// Takes back a body that was a payload before: bounds may have changed since, and what was
     /// accepted stays accepted.
-    pub fn kept(bytes: Bytes) -> Self {
-        Self(bytes)
+    pub fn kept(bytes: Bytes, form: PayloadForm) -> Self {
+        Self { bytes, form }
+    }
+
+    /// What its bytes are.
+    pub fn form(&self) -> PayloadForm {
+        self.form
     }
 
     /// The bytes as they were posted, shared.
     pub fn into_bytes(self) -> Bytes {
-        self.0
+        self.bytes
     }
 
     /// The bytes as they were posted.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
 impl fmt::Debug for Payload {
     /// Contents are the caller's business and never printed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Payload({} bytes)", self.0.len())
+        write!(f, "Payload({} bytes)", self.bytes.len())
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer. Types that all modules share are below layer 0.
-const LAYERS: [(&str, i8); 25] = [
+const LAYERS: [(&str, i8); 26] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
@@ -21,6 +21,7 @@ const LAYERS: [(&str, i8); 25] = [
     ("keys", 0),
     ("signing", 0),
     ("verification", 0),
+    ("callers", 0),
     ("server", 0),
     ("log_limiter", 0),
     ("redis_client", 0),

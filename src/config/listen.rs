@@ -83,7 +83,7 @@ section! {
     }
 }
 
-fn address(raw: &Raw) -> Result<Address, ValueError> {
+pub(super) fn address(raw: &Raw) -> Result<Address, ValueError> {
     let Some(path) = raw.text()?.strip_prefix("unix:") else {
         return socket_address(raw).map(Address::Tcp);
     };

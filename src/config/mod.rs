@@ -8,6 +8,7 @@
 //! documentation.
 
 mod billing;
+mod callers;
 mod ceilings;
 mod checks;
 mod credentials;
@@ -40,6 +41,7 @@ mod uri;
 mod warnings;
 
 pub use billing::{Billing, Budget, Limit, MAX_TIERS, Period, Prices};
+pub use callers::{Caller, IssuedKeyFile, Sdk, SdkAccept, SdkKept};
 pub use ceilings::{Ceilings, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Unanswered};
 pub use error::{ConfigError, ConfigErrors};
 pub use explain::explain;
@@ -71,6 +73,10 @@ pub struct Config {
     pub listen: Listen,
     /// `[publish]`
     pub publish: Publish,
+    /// `[sdk]`
+    pub sdk: Sdk,
+    /// `[[callers]]`; empty: all who reach the callers' server are one.
+    pub callers: Vec<Caller>,
     /// `[upstream]`
     pub upstream: Upstream,
     /// `[keys]`

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::billing::{BillingRows, billing};
+use super::callers::{self, Sdk, callers, sdk_fits};
 use super::ceilings::{CeilingRows, ceilings};
 use super::checks::{HOUR, SHORTEST, level, pattern};
 use super::credentials::{KeyRows, keys};
@@ -24,7 +25,9 @@ use super::{Config, Fleet};
 use crate::message::{Topic, TopicPattern};
 
 /// The rows of all sections, in the order of the documentation.
-pub(super) const SECTIONS: [&[Row]; 15] = [
+pub(super) const SECTIONS: [&[Row]; 17] = [
+    // Before all sections: it is in none.
+    callers::ROWS,
     Listen::ROWS,
     Publish::ROWS,
     Upstream::ROWS,
@@ -40,6 +43,7 @@ pub(super) const SECTIONS: [&[Row]; 15] = [
     Drain::ROWS,
     Runtime::ROWS,
     KeyringRows::ROWS,
+    Sdk::ROWS,
 ];
 
 pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
@@ -64,6 +68,11 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let runtime = Runtime::read(r);
     let sts = keys.as_ref().map(|(_, sts)| sts.clone());
     let keyring = keyring(r, sts);
+    let sdk = Sdk::read(r);
+    let callers = callers(r);
+    if let (Some(sdk), Some(callers), Some(listen)) = (&sdk, &callers, &listen) {
+        sdk_fits(r, sdk, callers, listen);
+    }
     if let Some(idempotency) = &mut idempotency {
         keys_follow_the_rate(r, idempotency);
     }
@@ -79,6 +88,8 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     Some(Config {
         listen: listen?,
         publish: publish?,
+        sdk: sdk?,
+        callers: callers?,
         upstream: upstream?,
         keys: keys?.0,
         ceilings: ceilings?,

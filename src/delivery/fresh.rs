@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::attempt::{Dispatcher, NextStep, Repeat};
-use super::caller::{Caller, PublishOptions};
+use super::caller::{Caller, Keeping, PublishOptions};
 use super::contained::{Panicked, contained};
 use super::idempotency::IdempotencyKeys;
 use super::kept::KeptMessages;
@@ -83,15 +83,18 @@ impl<U: Upstream> Intake<U> {
         let admitted = meter.admits(&message.instance, message.topic.parent());
         admitted.map_err(Disposition::OverBudget)?;
         let keep = |kept: &Arc<KeptMessages<U>>| Plan::Keep(Arc::clone(kept));
+        let is_preferred = wanted.keep == Keeping::Preferred;
         if let Some(kept) = &self.kept {
             let lane = message.lane();
             kept.spool.published(&lane);
             match kept.queue.pause_reason(&lane) {
-                Some(PauseReason::Denied(why)) if !wanted.keep => {
+                Some(PauseReason::Denied(why)) if !is_preferred => {
                     return Err(Disposition::Denied(why));
                 }
+                // Its call says as much of the provider as a probe's.
+                Some(_) if wanted.keep == Keeping::Never => {}
                 Some(_) => return Ok(keep(kept)),
-                None if wanted.keep && wanted.patience.is_zero() => return Ok(keep(kept)),
+                None if is_preferred && wanted.patience.is_zero() => return Ok(keep(kept)),
                 None => {}
             }
         }
@@ -102,7 +105,7 @@ impl<U: Upstream> Intake<U> {
             _ => ceiling.request(Class::Fresh, deadline).map(Plan::Call),
         };
         plan.or_else(|refused| match &self.kept {
-            Some(kept) if wanted.keep => Ok(keep(kept)),
+            Some(kept) if is_preferred => Ok(keep(kept)),
             _ => Err(Disposition::NoPermit(refused)),
         })
     }
@@ -111,19 +114,20 @@ impl<U: Upstream> Intake<U> {
         &self,
         plan: Plan<U>,
         message: Message,
-        claim: Option<Claim>,
+        PublishOptions { claim, keep, .. }: PublishOptions,
         turn: Option<Turn>,
         mut caller: Caller,
     ) {
         let (kept, claim, turn, calls) = match plan {
             Plan::Keep(kept) => (kept, claim, turn, Calls::NONE),
             Plan::Call(ticket) => {
-                let calls = match (self.dispatcher.permit(ticket).await, &self.kept) {
-                    (Ok(permit), _) => self.call(&message, permit, &mut caller).await,
+                let keeper = self.kept.as_ref().filter(|_| keep != Keeping::Never);
+                let calls = match (self.dispatcher.permit(ticket).await, keeper) {
+                    (Ok(permit), _) => self.call(&message, permit, keeper, &mut caller).await,
                     (Err(Disposition::NoPermit(_)), Some(_)) => Some(Calls::NONE),
                     (Err(ended), _) => return caller.respond(Outcome::new(0, ended)),
                 };
-                let (Some(calls), Some(kept)) = (calls, &self.kept) else { return };
+                let (Some(calls), Some(kept)) = (calls, keeper) else { return };
                 (Arc::clone(kept), None, None, calls)
             }
         };
@@ -156,16 +160,17 @@ impl<U: Upstream> Intake<U> {
         caller.respond(Outcome::new(calls, ended));
     }
 
-    /// The calls for a message that is not kept yet. Returns them if it is to be kept now; else its caller
-    /// is answered.
+    /// The calls for a message that is not kept yet. Returns them if `keeper` is to keep it now; else its
+    /// caller is answered.
     async fn call(
         &self,
         message: &Message,
         mut permit: Permit,
+        keeper: Option<&Arc<KeptMessages<U>>>,
         caller: &mut Caller,
     ) -> Option<Calls> {
-        // Without a spool, no call follows one of unknown outcome.
-        let repeat = self.kept.as_ref().map(|kept| Repeat::of(kept.queue.retry(), &message.topic));
+        // Where it is not kept, no call follows one of unknown outcome.
+        let repeat = keeper.map(|kept| Repeat::of(kept.queue.retry(), &message.topic));
         let repeat = repeat.unwrap_or(Repeat::Never);
         let mut calls = 1;
         loop {
@@ -180,7 +185,7 @@ impl<U: Upstream> Intake<U> {
             };
             let gate = SendGate::new(caller.deadline, &self.dispatcher.stop);
             let mut call = std::pin::pin!(attempt.send(&gate));
-            let answer = match (deadline::by(caller.deadline, &mut call).await, &self.kept) {
+            let answer = match (deadline::by(caller.deadline, &mut call).await, keeper) {
                 (Ok(answer), _) => answer,
                 // A call that has not left by now never leaves, and ends at once.
                 (Err(_), _) if !gate.left() => call.await,
@@ -206,7 +211,7 @@ impl<U: Upstream> Intake<U> {
                 NextStep::Access(why) => {
                     Box::pin(self.regains_access(why, &answer, calls, caller)).await
                 }
-                NextStep::Retry(after) if self.kept.is_none() => {
+                NextStep::Retry(after) if keeper.is_none() => {
                     Box::pin(self.pauses(after, calls, caller)).await
                 }
                 _ => false,
@@ -228,7 +233,7 @@ impl<U: Upstream> Intake<U> {
                 }
             }
             let follows = again || answer.has_other_key() || matches!(next, NextStep::Retry(_));
-            if follows && !is_answered && self.kept.is_some() {
+            if follows && !is_answered && keeper.is_some() {
                 return Some(Calls { calls, answer: Some(answer) });
             }
             // Not the refusal of a key that the next call would not have had.

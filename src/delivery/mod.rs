@@ -53,7 +53,7 @@ use crate::upstream::Upstream;
 use attempt::Dispatcher;
 pub use begun::Begun;
 use caller::Caller;
-pub use caller::PublishOptions;
+pub use caller::{Keeping, PublishOptions};
 use fresh::{Intake, Plan, Way};
 use idempotency::IdempotencyKeys;
 pub use idempotency::KeyUsage;
@@ -140,7 +140,7 @@ impl<U: Upstream> Delivery<U> {
         let intake = Arc::clone(&self.intake);
         self.intake.dispatcher.tasks.spawn(async move {
             let caller = Caller::new(to, deadline, first);
-            intake.carry_out(plan, message, wanted.claim, turn, caller).await;
+            intake.carry_out(plan, message, wanted, turn, caller).await;
         });
         Begun::UnderWay(outcome)
     }

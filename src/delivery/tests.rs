@@ -17,11 +17,11 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::kept::MAX_WRITE;
-use super::{Delivery, Disposition, Outcome, PublishOptions};
+use super::{Delivery, Disposition, Keeping, Outcome, PublishOptions};
 use crate::answer::{Answer, HttpAnswer, NextSignature, TransportError};
 use crate::ceiling::{Ceiling, Permit, Start};
 use crate::config::{self, Config};
-use crate::message::{Message, MessageId, Payload, Topic};
+use crate::message::{Message, MessageId, Payload, PayloadForm, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
 use crate::spool::{Brief, Claim, Selection, Spool, State, Which};
@@ -131,7 +131,7 @@ fn message(topic: &str) -> Message {
         id: MessageId::new(),
         instance: "x".into(),
         topic: Topic::parse(topic).unwrap(),
-        payload: Payload::kept("marked".into()),
+        payload: Payload::kept("marked".into(), PayloadForm::Body),
         trace: None,
     }
 }
@@ -150,7 +150,8 @@ impl Drop for Held {
     }
 }
 
-const ASYNC: PublishOptions = PublishOptions { patience: Duration::ZERO, keep: true, claim: None };
+const ASYNC: PublishOptions =
+    PublishOptions { patience: Duration::ZERO, keep: Keeping::Preferred, claim: None };
 
 async fn until(what: &str, mut so: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
@@ -203,7 +204,7 @@ async fn a_disk_that_hangs_holds_no_permits() {
     provider.answers(200);
     until("it hangs", || spool.usage().failure.is_some()).await;
     let patient = PublishOptions { patience: Duration::from_secs(20), ..ASYNC };
-    let direct = PublishOptions { keep: false, ..patient };
+    let direct = PublishOptions { keep: Keeping::IfNotDelivered, ..patient };
     for _ in 0..5 {
         let outcome = delivery.publish(message("Other"), direct).await;
         assert!(matches!(outcome.ended, Disposition::Answered(_)), "{outcome:?}");
@@ -219,7 +220,7 @@ async fn a_disk_that_hangs_holds_no_permits() {
 
 const PATIENT: PublishOptions = PublishOptions {
     patience: Duration::from_secs(20),
-    keep: false,
+    keep: Keeping::IfNotDelivered,
     claim: Some(Claim { key: 1, print: 2 }),
 };
 

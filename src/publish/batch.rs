@@ -7,10 +7,12 @@ use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::callers;
 use super::key;
 use super::prefer::Prefer;
 use super::refusal::{RefusedRequest, invalid};
 use super::request::{RequestReader, bad_key};
+use crate::callers::Caller;
 use crate::delivery::PublishOptions;
 use crate::message::{Message, MessageId, TraceId};
 use crate::server::{Problem, Reply};
@@ -39,6 +41,14 @@ pub(super) struct Line {
     pub(super) key: Option<String>,
     /// Its message and options, or what is wrong with it.
     pub(super) message: Result<(Message, PublishOptions), RefusedRequest>,
+}
+
+/// What all lines of a request have.
+#[derive(Clone, Copy)]
+pub(super) struct LineTerms<'a> {
+    pub(super) caller: Option<&'a Caller>,
+    pub(super) prefer: Prefer,
+    pub(super) trace: Option<TraceId>,
 }
 
 /// Splits a body into its lines, numbered from 1; blank ones are skipped.
@@ -76,9 +86,9 @@ pub(super) fn read(
     reader: &RequestReader,
     number: usize,
     line: &[u8],
-    prefer: Prefer,
-    trace: Option<TraceId>,
+    terms: LineTerms<'_>,
 ) -> Line {
+    let LineTerms { caller, prefer, trace } = terms;
     let mut key = None;
     let message = item(line).and_then(|mut item| {
         key = item.key.take();
@@ -88,7 +98,8 @@ pub(super) fn read(
     let message = message.map_err(|why| malformed(number, &why).into());
     let message = message.and_then(|(topic, body)| {
         let (topic, instance) = reader.place(&topic)?;
-        let claim = key.as_deref().map(|key| key::of(key, &topic, &body).map_err(bad_key));
+        callers::check(caller, &topic)?;
+        let claim = key.as_deref().map(|key| key::of(key, caller, &topic, &body).map_err(bad_key));
         let claim = claim.transpose()?;
         let payload = reader.line_payload(body)?;
         let (options, _) = reader.options(prefer, claim);

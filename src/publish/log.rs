@@ -29,6 +29,11 @@ impl LogContext {
             topic: topic.chars().take(MAX_TOPIC).collect(),
         }
     }
+
+    /// The topic, where that is known later than the head.
+    pub(super) fn topic(&mut self, topic: &str) {
+        topic.clone_into(&mut self.topic);
+    }
 }
 
 pub(super) fn failure(

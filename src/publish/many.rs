@@ -1,6 +1,6 @@
 //! Answers `POST /publish`: begins all messages of a request, and answers with a result for each.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
-use super::batch::{self, Line};
+use super::batch::{self, Line, LineTerms};
 use super::log::LogContext;
 use super::outcome;
 use super::prefer::Prefer;
@@ -67,7 +67,8 @@ impl Inner {
             return Err(drains());
         }
         check(request.headers())?;
-        let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
+        let caller = self.caller(&request)?;
+        let reader = self.reader();
         let prefer = Prefer::read(request.headers());
         let trace = request::trace(request.headers());
         let (_, applied) = reader.options(prefer, None);
@@ -76,8 +77,8 @@ impl Inner {
         if self.draining() {
             return Err(drains());
         }
-        let read =
-            |(number, line): &(usize, Bytes)| batch::read(&reader, *number, line, prefer, trace);
+        let terms = LineTerms { caller: caller.as_deref(), prefer, trace };
+        let read = |(number, line): &(usize, Bytes)| batch::read(&reader, *number, line, terms);
         let stream = prefer.stream.then(|| "stream".to_owned());
         let applied: Vec<_> = applied.into_iter().chain(stream).collect();
         Ok(Batch {

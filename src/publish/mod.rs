@@ -6,6 +6,7 @@
 mod answered;
 mod batch;
 mod body;
+mod callers;
 mod key;
 mod log;
 mod many;
@@ -16,6 +17,7 @@ mod rate_limit;
 mod receipts;
 mod refusal;
 mod request;
+mod sdk;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +28,7 @@ use http::{Method, Request, StatusCode};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::callers::Callers;
 use crate::ceiling::Ceiling;
 use crate::config;
 use crate::delivery::Delivery;
@@ -53,12 +56,16 @@ struct Inner {
     /// Reads requests by the current configuration; replaced by a reload.
     reader: RwLock<Arc<RequestReader>>,
     memory: MemoryBudget,
+    callers: Callers,
+    sdk: config::Sdk,
     ratelimit_headers: bool,
     delivery: Delivery<HttpUpstream>,
     ceiling: Ceiling,
     meter: Meter,
     draining: Arc<AtomicBool>,
     log_limiter: LogLimiter,
+    /// Of callers that are refused.
+    refused_log: LogLimiter,
     /// A batch has its whole body in memory, so their number is limited.
     batches: Arc<Semaphore>,
 }
@@ -72,17 +79,21 @@ impl PublishService {
         meter: Meter,
         draining: Arc<AtomicBool>,
         memory: MemoryBudget,
+        callers: Callers,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 reader: RwLock::new(Arc::new(RequestReader::new(config, memory.clone()))),
                 memory,
+                callers,
+                sdk: config.sdk.clone(),
                 ratelimit_headers: config.publish.ratelimit_headers,
                 delivery,
                 ceiling,
                 meter,
                 draining,
                 log_limiter: LogLimiter::new(log::MAX_LINES),
+                refused_log: LogLimiter::new(callers::MAX_LINES),
                 batches: Arc::new(Semaphore::new(many::MAX_BATCHES)),
             }),
         }
@@ -94,12 +105,28 @@ impl PublishService {
         *self.inner.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
     }
 
+    /// Whether calls of the provider's SDKs are answered beside other requests.
+    pub fn takes_sdk_calls(&self) -> bool {
+        self.inner.sdk.enabled && self.inner.sdk.listen.is_empty()
+    }
+
+    /// Answers one call of a provider's SDK, at an address of its own.
+    pub async fn answer_sdk(self, request: Request<RequestBody>) -> Result<Reply, Infallible> {
+        Ok(self.inner.sdk_call(request).await)
+    }
+
     /// Answers one request.
     pub async fn answer(self, request: Request<RequestBody>) -> Result<Reply, Infallible> {
         let path = request.uri().path();
+        if path == "/" && self.takes_sdk_calls() {
+            return Ok(self.inner.sdk_call(request).await);
+        }
         if let Some(id) = path.strip_prefix("/messages/") {
             if request.method() != Method::GET {
                 return Ok(wrong_method(request.method(), "GET shows one", "GET"));
+            }
+            if let Err(refused) = self.inner.caller(&request) {
+                return Ok(refused.answered().reply);
             }
             return Ok(receipts::answer(id, &self.inner.delivery));
         }
@@ -129,8 +156,10 @@ impl Inner {
         let submission = if self.draining() {
             Err(RefusedRequest::new(Published::Draining, stopping()))
         } else {
-            let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
-            reader.read(topic, request).await
+            match self.caller(&request) {
+                Ok(caller) => self.reader().read(topic, request, caller.as_deref()).await,
+                Err(refused) => Err(refused),
+            }
         };
         let answered = match submission {
             // Again: reading a slow body may have taken long.
@@ -160,6 +189,10 @@ impl Inner {
         if let Some(failure) = &answered.failure {
             log::failure(&self.log_limiter, context, answered.published, failure);
         }
+    }
+
+    fn reader(&self) -> Arc<RequestReader> {
+        Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn durability(&self) -> Durability {

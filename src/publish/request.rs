@@ -7,11 +7,13 @@ use http::{HeaderMap, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::body::{BodyLimits, MAX_BATCH, PAYLOAD_LIMIT, too_large};
+use super::callers;
 use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
 use super::refusal::{RefusedRequest, invalid};
+use crate::callers::Caller;
 use crate::config;
-use crate::delivery::PublishOptions;
+use crate::delivery::{Keeping, PublishOptions};
 use crate::memory::MemoryBudget;
 use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic, TraceId};
 use crate::server::{Problem, RequestBody};
@@ -59,11 +61,13 @@ impl RequestReader {
         &self,
         topic: &str,
         request: Request<RequestBody>,
+        caller: Option<&Caller>,
     ) -> Result<Submission, RefusedRequest> {
         if request.uri().query().is_some() {
             return Err(malformed("the path has a query; a \"?\" is not part of any topic").into());
         }
         let (topic, instance) = self.topic(topic)?;
+        callers::check(caller, &topic)?;
         let (head, body) = request.into_parts();
         let headers = &head.headers;
         let prefer = Prefer::read(headers);
@@ -72,12 +76,33 @@ impl RequestReader {
         let mut reservation = self.memory.begin()?;
         let body = limits.read(headers, body, |bytes| reservation.add_body(bytes)).await?;
         let body = reservation.hold(body);
-        let claim = key::claim(headers, &topic, &body).map_err(bad_key)?;
+        let claim = key::claim(headers, caller, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(body)?;
         let (options, applied) = self.options(prefer, claim);
         let trace = trace(headers);
         let message = Message { id: MessageId::new(), instance, topic, payload, trace };
         Ok(Submission { message, options, applied })
+    }
+
+    pub(super) fn memory(&self) -> &MemoryBudget {
+        &self.memory
+    }
+
+    /// The time limit of a body.
+    pub(super) fn body_timeout(&self) -> Duration {
+        self.publish.body_timeout
+    }
+
+    /// Whether the configuration allows a topic.
+    pub(super) fn allows(&self, topic: &Topic) -> bool {
+        self.topics.allows(topic)
+    }
+
+    /// The instance of this id, if the configuration has it.
+    pub(super) fn configured_instance(&self, id: &str) -> Option<InstanceId> {
+        let rules = self.upstream.instances.iter().map(|rule| &rule.instance_id);
+        let mut all = self.upstream.instance_id.iter().chain(rules);
+        all.find(|instance| &***instance == id).cloned()
     }
 
     pub(super) fn payload(&self, body: Bytes) -> Result<Payload, Problem> {
@@ -138,7 +163,8 @@ impl RequestReader {
             None if respond_async => Duration::ZERO,
             None => self.publish.wait,
         };
-        let keep = self.keeps && (respond_async || patience.is_zero());
+        let is_preferred = self.keeps && (respond_async || patience.is_zero());
+        let keep = if is_preferred { Keeping::Preferred } else { Keeping::IfNotDelivered };
         let mut applied = Vec::new();
         if respond_async {
             applied.push("respond-async".to_owned());

@@ -3,7 +3,7 @@
 
 use http::StatusCode;
 
-use super::heads::{Framing, Framings};
+use super::heads::{Framing, HiddenParts};
 use super::problem::Problem;
 
 /// How hyper's own answers begin: only 4xx have no body and no request id.
@@ -12,7 +12,7 @@ const START: &[u8] = b"HTTP/1.1 4";
 /// Recognises hyper's own answers on one connection.
 #[derive(Debug, Clone)]
 pub(super) struct AutomaticAnswers {
-    pub(super) framings: Framings,
+    pub(super) hidden: HiddenParts,
     pub(super) max_header: usize,
     pub(super) max_lines: usize,
 }
@@ -64,7 +64,7 @@ impl AutomaticAnswers {
                 "Path is too long",
                 "The path is far longer than any that there is here. Nothing was sent.".to_owned(),
             ),
-            _ if self.framings.next() == Framing::UnknownCoding => return unknown_coding(),
+            _ if self.hidden.next().framing == Framing::UnknownCoding => return unknown_coding(),
             _ => (
                 "malformed-request",
                 "Malformed request",

@@ -125,7 +125,7 @@ impl Problem {
 
     /// A header of its reply.
     #[must_use]
-    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
@@ -151,6 +151,11 @@ impl Problem {
     /// The last part of its type.
     pub fn slug(&self) -> &str {
         self.kind.rsplit(':').next().unwrap_or_default()
+    }
+
+    /// What happened, what was done, and what to do.
+    pub fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// Its JSON document.

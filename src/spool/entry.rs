@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::Share;
 use super::destination::Destination;
 use super::record::{Brief, Change, Claim, DAMAGED_CODE, Death, Reason, Receipt, Record, State};
-use crate::message::{Message, MessageId, Payload, TraceId};
+use crate::message::{Message, MessageId, Payload, PayloadForm, TraceId};
 
 /// Where a frame lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(super) struct Entry {
     pub(super) location: Location,
     pub(super) claim: Option<Box<Claim>>,
     pub(super) trace: Option<Box<TraceId>>,
+    /// What its body is.
+    pub(super) form: PayloadForm,
     /// The digest of its body, where records have MACs.
     pub(super) digest: Option<Box<[u8; 32]>>,
     pub(super) stage: Stage,
@@ -60,6 +62,7 @@ impl Entry {
             location: Location { segment: 0, offset: 0, len: 0 },
             claim: None,
             trace: None,
+            form: PayloadForm::Body,
             digest: None,
             stage: Stage::Queued { calling: false },
         }
@@ -92,7 +95,7 @@ impl Entry {
             id,
             instance: self.destination.lane.instance.clone(),
             topic: self.destination.topic.clone(),
-            payload: Payload::kept(body),
+            payload: Payload::kept(body, self.form),
             trace: self.trace.as_deref().copied(),
         };
         Record { message, brief: self.brief(id) }

@@ -13,7 +13,7 @@ use super::destination::Destinations;
 use super::entry::{Entry, Location, Stage};
 use super::frame::{PendingRecord, RecordKind};
 use super::record::{Change, Claim, Death, Receipt, Tries};
-use crate::message::{InstanceId, MessageId, Topic, TraceId};
+use crate::message::{InstanceId, MessageId, PayloadForm, Topic, TraceId};
 
 /// Of a kept message: all that is known. Of one that was delivered or dropped: all that is left.
 #[derive(Serialize, Deserialize)]
@@ -33,6 +33,9 @@ struct FullRecord<'a> {
     claim: Option<Claim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     trace: Option<TraceId>,
+    /// An older sidecar does not know this, and encodes a body that is encoded again.
+    #[serde(default, skip_serializing_if = "is_default")]
+    form: PayloadForm,
     #[serde(default, skip_serializing_if = "is_default")]
     calling: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,6 +105,7 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord 
         doubt: entry.doubt,
         claim: entry.claim.as_deref().copied(),
         trace: entry.trace.as_deref().copied(),
+        form: entry.form,
         calling,
         death,
         receipt,
@@ -208,6 +212,7 @@ pub(super) fn entry(
         location,
         claim: words.claim.map(Box::new),
         trace: words.trace.map(Box::new),
+        form: words.form,
         digest: words.body_sha256.as_deref().and_then(decoded),
         stage,
     })

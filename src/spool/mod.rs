@@ -304,6 +304,7 @@ impl Spool {
             doubt: tries.unknown > 0,
             claim: claim.map(Box::new),
             trace: message.trace.map(Box::new),
+            form: message.payload.form(),
             ..Entry::new(destination, Timestamp::now())
         };
         self.enqueue(message, entry, Bound::SpoolAndTopic)

@@ -29,7 +29,7 @@ use crate::config::{self, SignatureVersion};
 use crate::deadline;
 use crate::keys::{Key, Keys};
 use crate::log_limiter::LogLimiter;
-use crate::message::{Message, MessageId, PayloadEncoding};
+use crate::message::{Message, MessageId, PayloadEncoding, PayloadForm};
 use crate::signing::{self, Credentials, Signed, Stamp};
 
 /// No answer of the provider comes near it.
@@ -328,7 +328,11 @@ impl UpstreamInner {
         message: &Message,
         key: &Key,
     ) -> Result<Request<Full<Bytes>>, TransportError> {
-        let payload = match self.encoding {
+        let encoding = match message.payload.form() {
+            PayloadForm::Body => self.encoding,
+            PayloadForm::Encoded => PayloadEncoding::Plain,
+        };
+        let payload = match encoding {
             PayloadEncoding::Base64 => Cow::Owned(STANDARD.encode(message.payload.as_bytes())),
             PayloadEncoding::Plain => {
                 let text = std::str::from_utf8(message.payload.as_bytes());

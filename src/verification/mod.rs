@@ -80,6 +80,16 @@ impl<'a> Claimed<'a> {
     }
 }
 
+/// The id of the key that a call says it is signed with; nothing is checked.
+pub fn key_id<'a>(call: &'a ReceivedCall<'_>) -> Result<&'a str, Refusal> {
+    match call.kind() {
+        SignatureKind::Rpc => {
+            call.parameter("AccessKeyId").ok_or_else(|| v1::incomplete("AccessKeyId"))
+        }
+        SignatureKind::Acs3 => v3::key_id(call),
+    }
+}
+
 /// `yyyy-MM-ddTHH:mm:ssZ` and nothing else, at most [`WINDOW`] from now either way.
 fn check_time(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
     const SHAPE: &[u8] = b"0000-00-00T00:00:00Z";

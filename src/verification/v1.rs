@@ -66,7 +66,7 @@ pub(super) fn hmac_key(secret: &str) -> SecretString {
     key.into()
 }
 
-fn incomplete(what: &str) -> Refusal {
+pub(super) fn incomplete(what: &str) -> Refusal {
     Refusal::new("IncompleteSignature").saying(format!(
         "The request signature does not conform to Aliyun standards: {what} is needed."
     ))

@@ -47,6 +47,12 @@ impl<'a> SignedRequest<'a> {
     }
 }
 
+/// The id of the key that a call says it is signed with.
+pub(super) fn key_id<'a>(call: &'a ReceivedCall<'_>) -> Result<&'a str, Refusal> {
+    let text = call.header("authorization").unwrap_or_default();
+    Authorization::parse(text).map(|authorization| authorization.key_id)
+}
+
 /// `ACS3-HMAC-SHA256 Credential=…,SignedHeaders=a;b,Signature=…`, without blanks.
 struct Authorization<'a> {
     key_id: &'a str,

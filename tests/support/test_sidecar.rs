@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use tollgate::answer::{Answer, HttpAnswer, TransportError};
 use tollgate::ceiling::{Ceiling, Permit, Start};
 use tollgate::config::{Config, Lifetime};
-use tollgate::delivery::{Delivery, Disposition, Outcome, PublishOptions};
+use tollgate::delivery::{Delivery, Disposition, Keeping, Outcome, PublishOptions};
 use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Topic};
 use tollgate::meter::{CallKind, Meter};
 use tollgate::spool::{AdoptionRules, Options, Spool};
@@ -190,10 +190,10 @@ pub fn message(topic: &str, body: Bytes) -> Message {
 
 /// Kept first, and answered at once.
 pub const ASYNC: PublishOptions =
-    PublishOptions { patience: Duration::ZERO, keep: true, claim: None };
+    PublishOptions { patience: Duration::ZERO, keep: Keeping::Preferred, claim: None };
 /// Waits.
 pub const WAIT: PublishOptions =
-    PublishOptions { patience: Duration::from_secs(5), keep: false, claim: None };
+    PublishOptions { patience: Duration::from_secs(5), keep: Keeping::IfNotDelivered, claim: None };
 
 pub fn is_kept(outcome: &Outcome) -> bool {
     matches!(outcome.ended, Disposition::Kept(_))

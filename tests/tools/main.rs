@@ -17,6 +17,7 @@ mod operators;
 mod page;
 mod prometheus;
 mod runbooks;
+mod sdk_door;
 mod sdk_verifies;
 #[path = "../support/mod.rs"]
 mod support;

@@ -14,11 +14,11 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Delivery, PublishOptions};
+use super::super::{Delivery, Keeping, PublishOptions};
 use super::message;
 use crate::ceiling::{Ceiling, Start};
 use crate::config;
-use crate::message::{MessageId, Payload};
+use crate::message::{MessageId, Payload, PayloadForm};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options, settled};
 use crate::spool::{Claim, DropReason, Options, Picked, Selection, Spool, Usage};
@@ -86,7 +86,12 @@ impl Run {
         let topic = topics[random.usize(..topics.len())];
         let patience = [0, 100, 1_000, 5_000, 20_000][random.usize(..5)];
         let patience = Duration::from_millis(patience);
-        let keep = patience.is_zero() || random.u8(..3) == 0;
+        let keep = match random.u8(..9) {
+            _ if patience.is_zero() => Keeping::Preferred,
+            0..3 => Keeping::Preferred,
+            3 => Keeping::Never,
+            _ => Keeping::IfNotDelivered,
+        };
         // The same key mostly has the same message.
         let claim = (random.u8(..3) == 0).then(|| {
             let key = random.u128(..6);
@@ -104,7 +109,7 @@ impl Run {
         });
         let mut body = format!("{number} ").into_bytes();
         body.resize(body.len() + random.usize(..3_000), b'x');
-        message.payload = Payload::kept(body.into());
+        message.payload = Payload::kept(body.into(), PayloadForm::Body);
         let (delivery, world) = (self.process.delivery.clone(), Arc::clone(&self.world));
         self.process.callers.push(tokio::spawn(async move {
             let outcome = delivery.publish(message, wanted).await;
