@@ -12,7 +12,7 @@ test: setup ## everything that CI runs
 	cargo clippy --no-default-features -- -D warnings
 	tests/deny.sh
 	tests/without_emulator.sh
-	cargo test --all-features
+	tests/searched.sh cargo test --all-features -- --show-output
 
 # Simulations, and two hundred thousand calls through one ledger: half a minute of a core and more, each.
 SLOW = --skip many_sidecars --skip what_the_provider_bills
@@ -37,7 +37,7 @@ image: ## packs the image without a daemon, and runs it; as root, with buildah a
 check: ## what to run before a commit
 	cargo fmt --check
 	cargo clippy --all-targets --all-features -- -D warnings
-	cargo test --all-features
+	tests/searched.sh cargo test --all-features -- --show-output
 
 setup: ## installs what the tests need on a bare Debian machine
 	tests/setup.sh

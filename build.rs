@@ -1,5 +1,7 @@
 //! Tells the binary from which commit it was built.
 
+#![allow(clippy::disallowed_methods, reason = "git is given no secret")]
+
 use std::process::Command;
 
 fn main() {

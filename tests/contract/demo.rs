@@ -1,27 +1,19 @@
 //! The demo does what it prints.
 
 use crate::support;
-use crate::support::http::{BOUND, get, post};
-use crate::support::process::tollgate;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::time::timeout;
+use crate::support::http::{get, post};
+use crate::support::process::Watched;
 
 #[tokio::test]
 async fn what_the_demo_prints_works() {
     let args =
         ["demo", "--publish", "127.0.0.1:0", "--telemetry", "127.0.0.1:0", "--traffic", "50"];
-    let mut child = tollgate(&args, &[]).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut text = String::new();
-    let seconds = async {
-        // Two lines of what became of the traffic.
-        while !text.lines().any(|line| line.trim_start().starts_with("2 ")) {
-            let line = lines.next_line().await.unwrap().expect("it goes on");
-            text.push_str(&line);
-            text.push('\n');
-        }
-    };
-    timeout(BOUND, seconds).await.expect("no hang");
+    let demo = Watched::start(&args, &[]);
+    support::until("two lines of what became of the traffic", async || {
+        demo.said().lines().any(|line| line.trim_start().starts_with("2 "))
+    })
+    .await;
+    let text = demo.said();
     let address = |start: &str| {
         let rest = text.split_once(start).unwrap_or_else(|| panic!("{start} in\n{text}")).1;
         rest.split(['/', '\n']).next().unwrap().to_owned()

@@ -8,6 +8,7 @@ use crate::support;
 use crate::support::http::{get, post, series};
 use crate::support::process::{Said, Serve, run};
 use crate::support::script::{Script, error};
+use crate::support::secrets::SearchedNow as _;
 use crate::support::test_sidecar::message;
 use crate::support::until;
 use jiff::{SignedDuration, Timestamp};
@@ -294,7 +295,7 @@ async fn many_and_help() {
     let flags = verb.0.join(" ");
     let tollgate = env!("CARGO_BIN_EXE_tollgate");
     let line = format!("set -o pipefail; {tollgate} messages list {flags} | true");
-    let piped = std::process::Command::new("bash").args(["-c", &line]).output().unwrap();
+    let piped = std::process::Command::new("bash").args(["-c", &line]).searched_now().unwrap();
     assert!(piped.status.success(), "{}", String::from_utf8_lossy(&piped.stderr));
     for verb in ["list", "show", "replay", "drop"] {
         let help = run(&["messages", verb, "--help"], &[]).await.stdout;

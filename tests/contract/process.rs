@@ -7,50 +7,17 @@ use std::time::Duration;
 
 use crate::support::http::{BOUND, get, post, series};
 use crate::support::ports::{free_port, refusing};
-use crate::support::process::{Serve, run, tollgate};
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr};
-use tokio::time::timeout;
+use crate::support::process::{Serve, Watched, run};
+use rustix::process::Signal;
 
 const KEY: [(&str, &str); 2] =
     [("ALIBABA_CLOUD_ACCESS_KEY_ID", "testid"), ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "testsecret")];
 
 /// `tollgate serve` from its first line on.
-struct Starting {
-    child: Child,
-    lines: Lines<BufReader<ChildStderr>>,
-}
-
-impl Starting {
-    fn new(settings: &[(&str, &str)]) -> Self {
-        let flags = arguments(settings);
-        let args: Vec<_> = flags.iter().map(String::as_str).collect();
-        let mut child = tollgate(&args, &KEY).spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// Waits for a line with these words; fails at the end of the log.
-    async fn logs(&mut self, words: &str) -> String {
-        let mut log = String::new();
-        let logged = async {
-            while let Some(line) = self.lines.next_line().await.unwrap() {
-                if line.contains(words) {
-                    return line;
-                }
-                log.push_str(&line);
-                log.push('\n');
-            }
-            panic!("{words:?} is not in the log:\n{log}");
-        };
-        timeout(BOUND, logged).await.expect("it logs in time")
-    }
-
-    fn terminate(&self) {
-        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
-    }
+fn starting(settings: &[(&str, &str)]) -> Watched {
+    let flags = arguments(settings);
+    let args: Vec<_> = flags.iter().map(String::as_str).collect();
+    Watched::start(&args, &KEY)
 }
 
 fn arguments(settings: &[(&str, &str)]) -> Vec<String> {
@@ -82,8 +49,8 @@ async fn a_replacement_waits_for_its_predecessor() {
     let path = folder.path().display().to_string();
     let settings =
         [("spool.path", &*path), ("listen.telemetry", &*telemetry), ("drain.grace", "1h")];
-    let mut serve = Starting::new(&settings);
-    serve.logs("waiting for the other process to end").await;
+    let serve = starting(&settings);
+    serve.says("waiting for the other process to end").await;
     assert_eq!(get(&telemetry, "/livez").await.status, 200);
     for path in ["/readyz", "/startupz", "/metrics"] {
         assert_eq!(get(&telemetry, path).await.status, 503, "{path}");
@@ -97,7 +64,7 @@ async fn a_replacement_waits_for_its_predecessor() {
     assert!(begun.elapsed() < Duration::from_mins(1));
 
     drop(lock);
-    serve.logs("tollgate is serving").await;
+    serve.says("tollgate is serving").await;
     assert_eq!(get(&telemetry, "/readyz").await.status, 200);
 }
 
@@ -106,11 +73,11 @@ async fn sigterm_ends_the_wait_for_a_predecessor() {
     let folder = tempfile::tempdir().unwrap();
     let _lock = locked(folder.path());
     let path = folder.path().display().to_string();
-    let mut serve = Starting::new(&[("spool.path", &*path), ("drain.grace", "1h")]);
-    serve.logs("waiting for the other process to end").await;
-    serve.terminate();
-    serve.logs("stopped before the start").await;
-    let status = timeout(BOUND, serve.child.wait()).await.expect("it ends").unwrap();
+    let mut serve = starting(&[("spool.path", &*path), ("drain.grace", "1h")]);
+    serve.says("waiting for the other process to end").await;
+    serve.signal(Signal::TERM);
+    serve.says("stopped before the start").await;
+    let status = serve.ended(BOUND).await;
     assert_eq!(status.code(), Some(0));
 }
 
@@ -144,16 +111,16 @@ async fn a_socket_is_replaced_and_left_to_its_successor() {
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let address = format!("unix:{}", path.display());
     let settings = [("listen.publish", &*address), ("spool.store", "none")];
-    let mut first = Starting::new(&settings);
-    first.logs("tollgate is serving").await;
+    let mut first = starting(&settings);
+    first.says("tollgate is serving").await;
     std::fs::remove_file(&path).unwrap();
-    let mut next = Starting::new(&settings);
-    next.logs("tollgate is serving").await;
-    first.terminate();
-    timeout(BOUND, first.child.wait()).await.expect("it ends").unwrap();
+    let mut next = starting(&settings);
+    next.says("tollgate is serving").await;
+    first.signal(Signal::TERM);
+    first.ended(BOUND).await;
     assert!(path.exists());
-    next.terminate();
-    timeout(BOUND, next.child.wait()).await.expect("it ends").unwrap();
+    next.signal(Signal::TERM);
+    next.ended(BOUND).await;
     assert!(!path.exists());
 }
 

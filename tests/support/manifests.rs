@@ -7,6 +7,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use super::secrets::{SearchedNow as _, search};
+
 /// The oldest that the chart names, two between, and the newest.
 const VERSIONS: [&str; 4] = ["1.29", "1.30", "1.34", "1.37"];
 
@@ -15,6 +17,7 @@ pub fn root() -> PathBuf {
 }
 
 fn said(tool: &str, output: &Output) -> String {
+    search(output);
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{tool}: {}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
@@ -22,7 +25,7 @@ fn said(tool: &str, output: &Output) -> String {
 
 pub fn tool(name: &str, args: &[&str]) -> Output {
     let path = root().join("target/test-tools").join(name);
-    let output = Command::new(&path).args(args).current_dir(root()).output();
+    let output = Command::new(&path).args(args).current_dir(root()).searched_now();
     output.unwrap_or_else(|error| panic!("{}: {error}: run tests/setup.sh", path.display()))
 }
 

@@ -16,6 +16,7 @@ pub mod prometheus;
 pub mod proxy;
 pub mod redis;
 pub mod script;
+pub mod secrets;
 pub mod stage;
 pub mod standstill;
 pub mod test_sidecar;

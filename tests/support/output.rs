@@ -26,12 +26,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Reads it from now on.
-    pub fn read(pipe: OwnedFd) -> Self {
-        Self::find(pipe, |_| None::<()>).0
-    }
-
-    /// The same. What `find` finds in the first line that has it is sent; an error means that no line has.
+    /// Reads it from now on. What `find` finds in the first line that has it is sent; an error means that no line has.
     pub fn find<T: Send + 'static>(
         pipe: OwnedFd,
         find: impl Fn(&str) -> Option<T> + Send + 'static,

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::http::BOUND;
 use super::output::Output;
+use super::secrets::{Searched as _, Secrets};
 
 /// What a verb said, and how it ended.
 pub struct Said {
@@ -20,7 +21,7 @@ pub struct Said {
 }
 
 /// The binary with these arguments, and nothing of tollgate's in its environment.
-pub fn tollgate(args: &[&str], env: &[(&str, &str)]) -> Command {
+fn tollgate(args: &[&str], env: &[(&str, &str)]) -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_tollgate")), args, env)
 }
 
@@ -46,7 +47,7 @@ fn clean(mut command: Command, args: &[&str], env: &[(&str, &str)]) -> Command {
 /// Runs a verb to its end.
 pub async fn run(args: &[&str], env: &[(&str, &str)]) -> Said {
     let secrets = Secrets::given(args, env);
-    let output = timeout(BOUND, tollgate(args, env).output()).await.expect("no hang").unwrap();
+    let output = timeout(BOUND, tollgate(args, env).searched()).await.expect("no hang").unwrap();
     let said = Said {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
@@ -57,74 +58,8 @@ pub async fn run(args: &[&str], env: &[(&str, &str)]) -> Said {
     said
 }
 
-/// Secrets that a process was given: by its environment, and in the files that its settings name.
-#[derive(Default)]
-pub struct Secrets(Vec<String>);
-
-impl Secrets {
-    /// Shorter ones are found in other words.
-    const SHORTEST: usize = 8;
-
-    fn given<'a>(
-        args: &[impl AsRef<str>],
-        env: impl IntoIterator<Item = &'a (&'a str, &'a str)>,
-    ) -> Self {
-        let mut secrets = Self::default();
-        for (name, value) in env {
-            if name.contains("SECRET") || name.contains("TOKEN") && !name.ends_with("_FILE") {
-                secrets.add(value);
-            }
-        }
-        for arg in args.iter().map(AsRef::as_ref) {
-            let arg = arg.strip_prefix("--set=").unwrap_or(arg);
-            match arg.split_once('=') {
-                Some(("keys.path", folder)) => {
-                    let folder = std::path::Path::new(folder);
-                    for part in ["access_key_secret", "security_token"] {
-                        secrets.add_file(&folder.join(part));
-                    }
-                }
-                Some((key, path)) if key.ends_with("token_file") || key.ends_with("mac_file") => {
-                    secrets.add_file(path.as_ref());
-                }
-                Some((key, text)) if key.ends_with("url") || key.ends_with("uri") => {
-                    // The password of its user.
-                    let user = text.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
-                    let password = user.and_then(|(user, _)| user.split_once(':'));
-                    if let Some((_, password)) = password {
-                        secrets.add(password);
-                    }
-                }
-                _ => {}
-            }
-        }
-        secrets
-    }
-
-    fn add(&mut self, secret: &str) {
-        if secret.len() >= Self::SHORTEST {
-            self.0.push(secret.to_owned());
-        }
-    }
-
-    fn add_file(&mut self, path: &std::path::Path) {
-        // What cannot be read is no secret of the process's either.
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        for line in text.lines() {
-            self.add(line.trim());
-        }
-    }
-
-    /// None of them is in what a process has shown.
-    pub fn assert_unseen(&self, shown: &str) {
-        for secret in &self.0 {
-            assert!(!shown.contains(secret.as_str()), "a secret is shown: {secret}\n{shown}");
-        }
-    }
-}
-
 /// A process, and all that it says. Killed when dropped; none of its secrets may be in what it has said by then.
-struct Watched {
+pub struct Watched {
     child: Child,
     stdout: Output,
     stderr: Output,
@@ -145,17 +80,60 @@ impl Drop for Watched {
 }
 
 impl Watched {
+    /// Starts it. What `find` finds in the first line of either pipe that has it is sent.
+    fn find<T: Send + 'static>(
+        mut command: Command,
+        secrets: Secrets,
+        find: impl Fn(&str) -> Option<T> + Clone + Send + 'static,
+    ) -> (Self, [oneshot::Receiver<T>; 2]) {
+        let mut child = command.spawn().unwrap();
+        let stdout = child.stdout.take().unwrap().into_owned_fd().unwrap();
+        let stderr = child.stderr.take().unwrap().into_owned_fd().unwrap();
+        let (stdout, said) = Output::find(stdout, find.clone());
+        let (stderr, logged) = Output::find(stderr, find);
+        (Self { child, stdout, stderr, secrets: Mutex::new(secrets) }, [said, logged])
+    }
+
+    /// Starts the binary with these arguments, and this environment.
+    pub fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::find(tollgate(args, env), Secrets::given(args, env), |_| None::<()>).0
+    }
+
+    /// All that it has said by now.
+    pub fn said(&self) -> String {
+        self.stdout.text() + &self.stderr.text()
+    }
+
+    /// Waits until it has said these words, and returns their line.
+    pub async fn says(&self, words: &str) -> String {
+        let said = async {
+            loop {
+                if let Some(line) = self.said().lines().find(|line| line.contains(words)) {
+                    return line.to_owned();
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        let said = timeout(BOUND, said).await;
+        said.unwrap_or_else(|_| panic!("{words:?} is not in:\n{}", self.said()))
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     fn pid(&self) -> u32 {
         self.child.id().unwrap()
     }
 
-    async fn ended(&mut self, bound: std::time::Duration) -> ExitStatus {
+    pub async fn ended(&mut self, bound: std::time::Duration) -> ExitStatus {
         timeout(bound, self.child.wait()).await.expect("it ends in time").unwrap()
     }
 }
 
 /// The fields of the log line with this message.
-fn fields_of(message: &'static str) -> impl Fn(&str) -> Option<Value> {
+fn fields_of(message: &'static str) -> impl Fn(&str) -> Option<Value> + Clone {
     move |line| {
         let fields: Value = serde_json::from_str(line).ok()?;
         (fields["message"] == message).then_some(fields)
@@ -165,8 +143,7 @@ fn fields_of(message: &'static str) -> impl Fn(&str) -> Option<Value> {
 /// What was found in its output.
 async fn found<T>(process: &Watched, found: oneshot::Receiver<T>) -> T {
     let found = timeout(BOUND, found).await.expect("it serves in time");
-    let said = || format!("{}{}", process.stdout.text(), process.stderr.text());
-    found.unwrap_or_else(|_| panic!("it does not serve:\n{}", said()))
+    found.unwrap_or_else(|_| panic!("it does not serve:\n{}", process.said()))
 }
 
 /// A running `tollgate serve`; killed when dropped.
@@ -228,11 +205,8 @@ impl Serve {
         ];
         let secrets = Secrets::given(&args, key.iter().chain(env));
         let args: Vec<_> = args.iter().map(String::as_str).collect();
-        let mut child = command(&args, &key).spawn().unwrap();
-        let stdout = Output::read(child.stdout.take().unwrap().into_owned_fd().unwrap());
-        let stderr = child.stderr.take().unwrap().into_owned_fd().unwrap();
-        let (stderr, serving) = Output::find(stderr, fields_of("tollgate is serving"));
-        let process = Watched { child, stdout, stderr, secrets: Mutex::new(secrets) };
+        let is_serving = fields_of("tollgate is serving");
+        let (process, [_, serving]) = Watched::find(command(&args, &key), secrets, is_serving);
         let fields = found(&process, serving).await;
         let text = |name: &str| fields[name].as_str().unwrap().to_owned();
         Self { publish: text("publish"), telemetry: text("telemetry"), process }
@@ -273,9 +247,7 @@ impl Serve {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = i32::try_from(self.pid()).unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        self.process.signal(signal);
     }
 
     /// Waits for its end: how it ended, and all that it logged.
@@ -311,15 +283,11 @@ impl Emulator {
                 .filter_map(|key| key.split_once('='))
                 .for_each(|(_, secret)| secrets.add(secret));
         }
-        let mut child = tollgate(&args, &[]).spawn().unwrap();
         let listens = |line: &str| {
             let rest = line.split_once("http://")?.1;
             rest.split(|c: char| c.is_whitespace() || c == '/').next().map(str::to_owned)
         };
-        let stdout = child.stdout.take().unwrap().into_owned_fd().unwrap();
-        let (stdout, listens) = Output::find(stdout, listens);
-        let stderr = Output::read(child.stderr.take().unwrap().into_owned_fd().unwrap());
-        let process = Watched { child, stdout, stderr, secrets: Mutex::new(secrets) };
+        let (process, [listens, _]) = Watched::find(tollgate(&args, &[]), secrets, listens);
         Self { address: found(&process, listens).await, process }
     }
 
@@ -352,11 +320,9 @@ impl Keyring {
         for line in text.lines().filter(|line| line.starts_with("token_file")) {
             secrets.add_file(line.split('"').nth(1).unwrap().as_ref());
         }
-        let mut child = tollgate(&["keyring", "--config", config], &env).spawn().unwrap();
-        let stdout = Output::read(child.stdout.take().unwrap().into_owned_fd().unwrap());
-        let stderr = child.stderr.take().unwrap().into_owned_fd().unwrap();
-        let (stderr, serving) = Output::find(stderr, fields_of("the keyring is serving"));
-        let process = Watched { child, stdout, stderr, secrets: Mutex::new(secrets) };
+        let command = tollgate(&["keyring", "--config", config], &env);
+        let is_serving = fields_of("the keyring is serving");
+        let (process, [_, serving]) = Watched::find(command, secrets, is_serving);
         let fields = found(&process, serving).await;
         Self { address: fields["listen"].as_str().unwrap().to_owned(), process }
     }

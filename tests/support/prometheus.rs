@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use super::http::{BOUND, get};
+use super::secrets::search;
 
 /// It plays hours of alerts in seconds, and in many on a busy machine.
 const PROMTOOL: Duration = Duration::from_mins(3);
@@ -156,6 +157,7 @@ pub async fn promtool(args: &[&str], stdin: &str) -> (bool, String) {
     drop(input.write_all(stdin.as_bytes()).await);
     drop(input);
     let output = timeout(PROMTOOL, child.wait_with_output()).await.expect("promtool ends").unwrap();
+    search(&output);
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8(text).unwrap())
 }

@@ -10,6 +10,7 @@ use crate::support::prometheus::{
     Prometheus, VARIABLES, alerts, dashboard, file, folder, replaced,
 };
 use crate::support::script::Script;
+use crate::support::secrets::Searched as _;
 use crate::support::until;
 use serde_json::Value;
 use tokio::process::{Child, Command};
@@ -70,7 +71,7 @@ impl Alertmanager {
 }
 
 async fn amtool(args: &[&str]) -> String {
-    let run = Command::new("amtool").args(args).current_dir(folder()).output().await;
+    let run = Command::new("amtool").args(args).current_dir(folder()).searched().await;
     let output = run.expect("amtool is missing: run tests/setup.sh");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "amtool {}:\n{errors}", args.join(" "));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::support::script::Script;
+use crate::support::secrets::Searched as _;
 use crate::support::{config, sidecar};
 use tokio::process::Command;
 use tokio::time::{Duration, timeout};
@@ -77,7 +78,7 @@ async fn output(program: &Path, arguments: &[&str]) -> String {
         .env_remove("JAVA_TOOL_OPTIONS")
         .stderr(Stdio::piped())
         .kill_on_drop(true)
-        .output();
+        .searched();
     let ended = timeout(BOUND, run).await.expect("it ends");
     let name = program.display();
     let ended = ended.unwrap_or_else(|error| panic!("{name}: {error}: run tests/setup.sh"));

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tollgate::emulator::{Emulator, Fault};
 
 use crate::client::INSTANCE;
+use crate::support::secrets::{Searched as _, Secrets};
 use crate::{options, support};
 
 /// Runs `tests/python/sdk_publish.py` on a list of calls; one result a call.
@@ -25,8 +26,13 @@ async fn publish_to(address: &str, calls: &Value) -> Vec<Value> {
         .arg(address)
         .arg(calls.to_string())
         .kill_on_drop(true)
-        .output();
+        .searched();
     let output = timeout(Duration::from_mins(1), output).await.unwrap().unwrap();
+    let mut secrets = Secrets::default();
+    for call in calls.as_array().unwrap() {
+        secrets.add(call["secret"].as_str().unwrap());
+    }
+    secrets.search(&output);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "run tests/setup.sh? {errors}");
     let lines = String::from_utf8(output.stdout).unwrap();
@@ -147,7 +153,7 @@ async fn the_credentials_library_gets_keys_that_publish() {
         .arg(root.join("tests/python/sdk_keys.py"))
         .args([&address, &uri, &path("token")])
         .kill_on_drop(true)
-        .output();
+        .searched();
     let output = timeout(Duration::from_mins(1), output).await.unwrap().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "run tests/setup.sh? {errors}\n{}", keyring.log());

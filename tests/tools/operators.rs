@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::support::manifests::{containers, not_restricted, of, rendered, root, tool};
 use crate::support::redis::Redis;
+use crate::support::secrets::SearchedNow as _;
 use serde_json::json;
 
 /// The lines of kubectl of a document, without what the shell does with them.
@@ -35,7 +36,7 @@ fn kubectl_understands_its_lines() {
         if let Some(args) = inside.strip_prefix("redis-cli ") {
             let port = redis.port.to_string();
             let client =
-                Command::new("redis-cli").args(["-p", &port]).args(args.split(' ')).output();
+                Command::new("redis-cli").args(["-p", &port]).args(args.split(' ')).searched_now();
             assert!(client.unwrap().status.success(), "{line}");
         }
         run += 1;
@@ -78,7 +79,7 @@ fn the_job_that_delivers() {
             .map(|set| (set["name"].as_str().unwrap(), set["value"].as_str().unwrap())),
     );
     verb.args(["--set", "upstream.endpoint=http://127.0.0.1:1", "--set", "upstream.instance_id=i"]);
-    let said = verb.output().unwrap();
+    let said = verb.searched_now().unwrap();
     let said = String::from_utf8_lossy(&said.stderr);
     assert!(said.contains("there is no spool at /nowhere/tollgate/spool"), "{said}");
 }

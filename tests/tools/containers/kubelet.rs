@@ -16,6 +16,7 @@ use super::node::{Container, Node, Pod, bind, no_capabilities};
 use crate::kubernetes::{ours, template};
 use crate::support::http::{BOUND, get};
 use crate::support::manifests::containers;
+use crate::support::secrets::Searched as _;
 
 /// The provider's key, as a Secret has it.
 pub(super) const KEY: &[(&str, &str)] =
@@ -269,7 +270,7 @@ async fn status(at: &str, asks: &Value) -> u16 {
     let url = format!("https://{at}{path}");
     let words =
         ["-g", "-s", "-k", "--max-time", "5", "-o", "/dev/null", "-w", "%{http_code}", &url];
-    let said = Command::new("curl").args(words).output().await.expect("tests/setup.sh has curl");
+    let said = Command::new("curl").args(words).searched().await.expect("tests/setup.sh has curl");
     String::from_utf8(said.stdout).unwrap().parse().unwrap()
 }
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::http::BOUND;
 use crate::support::manifests::root;
+use crate::support::secrets::{SearchedNow as _, Secrets, search};
 
 /// A network of one test, beside those of others (RFC 4193).
 const SUBNET: &str = "fd00:7011:6a7e";
@@ -51,7 +52,7 @@ fn output(command: &mut Command) -> Output {
     let name = command.get_program().to_string_lossy().into_owned();
     command
         .stdin(Stdio::null())
-        .output()
+        .searched_now()
         .unwrap_or_else(|error| panic!("{name}: {error}: run tests/setup.sh"))
 }
 
@@ -200,11 +201,11 @@ fn last_line(text: &str) -> &str {
 impl Drop for Node {
     /// Shims outlive their containerd, and its mounts outlive both.
     fn drop(&mut self) {
-        let tasks = self.ctr().args(["task", "ls", "-q"]).output();
+        let tasks = self.ctr().args(["task", "ls", "-q"]).searched_now();
         for id in
             tasks.iter().flat_map(|tasks| std::str::from_utf8(&tasks.stdout)).flat_map(str::lines)
         {
-            drop(self.ctr().args(["task", "rm", "--force", id]).output());
+            drop(self.ctr().args(["task", "rm", "--force", id]).searched_now());
         }
         drop(self.containerd.kill());
         drop(self.containerd.wait());
@@ -257,6 +258,7 @@ impl Pod<'_> {
             .expect("the CNI plugins are missing: run tests/setup.sh");
         plugin.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
         let said = plugin.wait_with_output().unwrap();
+        search(&said);
         if !said.status.success() {
             return Err(format!("ptp {verb}: {}", text(&said)));
         }
@@ -344,7 +346,9 @@ pub(super) struct Container<'a> {
 
 impl Container<'_> {
     pub(super) fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
+        let log = std::fs::read_to_string(&self.log).unwrap();
+        Secrets::default().assert_unseen(&log);
+        log
     }
 
     /// Its first process, as the machine numbers it.

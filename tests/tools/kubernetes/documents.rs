@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{read, root};
+use crate::support::secrets::SearchedNow as _;
 
 /// The files that the document has, by the path in their first line.
 fn files(folder: &Path) {
@@ -63,7 +64,7 @@ fn what_the_documents_say() {
             args.iter_mut().filter(|arg| **arg == "NAME").for_each(|name| *name = "shop");
             let binary = root().join("target/test-tools").join(words[0]);
             let output =
-                Command::new(binary).args(&args).current_dir(folder.path()).output().unwrap();
+                Command::new(binary).args(&args).current_dir(folder.path()).searched_now().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success() && !output.stdout.is_empty(), "{command}: {said}");
             run += 1;

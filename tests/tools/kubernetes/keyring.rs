@@ -4,6 +4,7 @@ use std::process::Command;
 
 use super::{CHART, helm, helm_with, of, ours, refuses, template, variables};
 use crate::support::manifests::{not_restricted, tool};
+use crate::support::secrets::SearchedNow as _;
 use serde_json::{Value, json};
 
 const KEYRING: &str = r#"
@@ -31,8 +32,10 @@ fn checked(manifests: &[Value]) -> (bool, String) {
     let args = hook["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap());
     let here = file.display().to_string();
     let args = args.map(|arg| arg.replace("/etc/tollgate/tollgate.toml", &here));
-    let check =
-        Command::new(env!("CARGO_BIN_EXE_tollgate")).args(args).envs(variables(hook)).output();
+    let check = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        .args(args)
+        .envs(variables(hook))
+        .searched_now();
     let check = check.unwrap();
     let said = [&check.stdout[..], &check.stderr].concat();
     (check.status.success(), String::from_utf8(said).unwrap())

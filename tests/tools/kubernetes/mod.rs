@@ -19,6 +19,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::manifests::{containers, not_restricted, of, rendered, root, tool};
+use crate::support::secrets::SearchedNow as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -156,7 +157,7 @@ fn check(manifests: &[Value], container: &Value) -> String {
         .args(["check", "--config"])
         .arg(file.path())
         .envs(variables(container))
-        .output()
+        .searched_now()
         .unwrap();
     let said = String::from_utf8_lossy(&checked.stderr);
     assert!(checked.status.success(), "{said}");
@@ -180,7 +181,7 @@ fn grace(pod: &Value, app: u64) {
 #[test]
 fn the_dockerfile() {
     let judge = root().join("target/test-venv/bin/hadolint");
-    let judged = Command::new(judge).arg(root().join("deploy/Dockerfile")).output();
+    let judged = Command::new(judge).arg(root().join("deploy/Dockerfile")).searched_now();
     let judged = judged.expect("tests/setup.sh has made target/test-venv");
     let said = String::from_utf8_lossy(&judged.stdout);
     assert!(judged.status.success() && said.is_empty(), "{said}");

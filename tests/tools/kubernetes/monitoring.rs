@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use super::{CHART, example_chart, helm, helm_with, of, read, rendered, root, template};
 use crate::support::manifests::tool;
 use crate::support::prometheus::promtool;
+use crate::support::secrets::{SearchedNow as _, search};
 use serde_json::{Value, json};
 
 const ON: &[&str] = &["--set", "mode=monitoring"];
@@ -243,6 +244,7 @@ fn the_operator_knows_what_is_rendered() {
             .write_all(Value::from(manifests).to_string().as_bytes())
             .unwrap();
         let output = judge.wait_with_output().unwrap();
+        search(&output);
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         (output.status.success(), said)
     };
@@ -325,7 +327,7 @@ fn checkov_is_content() {
             .arg("-d")
             .arg(folder.path())
             .env("LOG_LEVEL", "CRITICAL")
-            .output()
+            .searched_now()
             .expect("tests/setup.sh has made target/test-checkov");
         let report: Value = serde_json::from_slice(&scanned.stdout).unwrap_or_else(|_| {
             panic!(

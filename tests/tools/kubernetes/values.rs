@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{CHART, helm, helm_with, ours, template};
 use crate::support::manifests::{not_restricted, tool};
+use crate::support::secrets::SearchedNow as _;
 use serde_json::{Value, json};
 
 /// Every value that moves something, moved.
@@ -259,7 +260,7 @@ fn ports_of_apps_are_left_alone() {
     assert_eq!(set("account=default"), "[::]:15080");
     assert_eq!(set("publish.port=18080"), "[::]:18080");
     let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_tollgate"));
-    let demo = demo.args(["demo", "--help"]).output().unwrap();
+    let demo = demo.args(["demo", "--help"]).searched_now().unwrap();
     assert!(String::from_utf8_lossy(&demo.stdout).contains("[default: 127.0.0.1:8080]"));
 }
 
