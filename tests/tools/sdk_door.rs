@@ -45,7 +45,9 @@ impl SdkClient {
     /// Makes these calls, and returns a result for each.
     async fn publish(self, address: &str, mut calls: Vec<Value>) -> Vec<Value> {
         if let Self::Python(signature) = self {
-            calls.iter_mut().for_each(|call| call["signature"] = signature.into());
+            for call in &mut calls {
+                call["signature"] = signature.into();
+            }
         }
         let calls = Value::from(calls).to_string();
         let python = root().join("target/test-venv/bin/python");
