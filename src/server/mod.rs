@@ -13,6 +13,7 @@ mod problem;
 mod reply;
 mod returned;
 mod slots;
+mod slug;
 mod tls;
 mod watched;
 
@@ -23,3 +24,4 @@ pub use peer::{ClientAddress, PeerProcess};
 pub use problem::Problem;
 pub use reply::{Reply, ReplyBody, json_reply, reply};
 pub use slots::{ConnectionSlots, ConnectionUsage, PeerShare};
+pub use slug::Slug;
