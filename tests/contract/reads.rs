@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::support::http::{Answer, get, parse, post, raw};
+use crate::support::http::{Answer, BOUND, get, parse, post, raw};
 use crate::support::script::{Say, Script, error};
 use crate::support::{config, sidecar, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 async fn ask(address: &str, method: &str, path: &str, header: &str) -> Answer {
     let head =
@@ -48,7 +49,7 @@ async fn a_receipt_whose_reader_waits() {
     });
     until("the call is made", async || script.requests().len() == 1).await;
     told.notify_one();
-    let receipt = reading.await.unwrap();
+    let receipt = timeout(BOUND, reading).await.expect("it is woken").unwrap();
     assert_eq!((receipt.status, receipt.header("preference-applied")), (200, "wait=60"));
     assert_eq!(receipt.json()["Status"], "delivered");
 
