@@ -101,7 +101,7 @@ impl<U: Upstream> Delivery<U> {
                 log: LogLimiter::new(kept::MAX_LINES),
                 topics: RwLock::new(config.topics.clone()),
                 held_log: LogLimiter::each_minute(1),
-                readers: WaitingReaders::default(),
+                readers: WaitingReaders::of(config.publish.max_connections),
             });
             kept.recover();
             if let Some(adoptions) = kept.spool.adoptions() {

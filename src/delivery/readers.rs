@@ -8,16 +8,19 @@ use tokio::sync::oneshot;
 
 use crate::message::MessageId;
 
-/// Readers that wait at once, over all messages. Each has a connection, and callers need those, too.
-pub(super) const MAX_READERS: usize = 1_024;
+/// Readers that wait at once, over all messages.
+const MAX_READERS: usize = 1_024;
 
 /// As many readers wait as may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooManyReaders;
 
 /// All readers that wait.
-#[derive(Debug, Default)]
-pub(super) struct WaitingReaders(Mutex<Readers>);
+#[derive(Debug)]
+pub(super) struct WaitingReaders {
+    most: usize,
+    readers: Mutex<Readers>,
+}
 
 #[derive(Debug, Default)]
 struct Readers {
@@ -37,14 +40,19 @@ pub(super) struct WaitingReader<'a> {
 }
 
 impl WaitingReaders {
+    /// At most half of so many connections have a reader that waits: the rest is left to those who publish.
+    pub(super) fn of(connections: usize) -> Self {
+        Self { most: MAX_READERS.min(connections / 2), readers: Mutex::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Readers> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits from now on: the end of the message after this is not missed.
     pub(super) fn join(&self, id: MessageId) -> Result<WaitingReader<'_>, TooManyReaders> {
         let mut readers = self.lock();
-        if readers.waiting.len() >= MAX_READERS {
+        if readers.waiting.len() >= self.most {
             return Err(TooManyReaders);
         }
         readers.come += 1;
@@ -107,7 +115,7 @@ mod tests {
 
     #[test]
     fn an_end_wakes_the_readers_of_its_message_only() {
-        let readers = WaitingReaders::default();
+        let readers = WaitingReaders::of(8);
         let (id, other) = (MessageId::new(), MessageId::new());
         let mut first = readers.join(id).unwrap();
         let mut second = readers.join(id).unwrap();
@@ -124,9 +132,10 @@ mod tests {
 
     #[test]
     fn readers_are_bounded_and_leave_no_trace() {
-        let readers = WaitingReaders::default();
+        assert_eq!(WaitingReaders::of(8_192).most, MAX_READERS);
+        let readers = WaitingReaders::of(7);
         let id = MessageId::new();
-        let all: Vec<_> = (0..MAX_READERS).map(|_| readers.join(id).unwrap()).collect();
+        let all: Vec<_> = (0..3).map(|_| readers.join(id).unwrap()).collect();
         assert_eq!(readers.join(id).err(), Some(TooManyReaders));
         assert_eq!(readers.join(MessageId::new()).err(), Some(TooManyReaders));
         drop(all);

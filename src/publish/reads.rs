@@ -10,7 +10,7 @@ use super::{Inner, receipts, wrong_method};
 use crate::message::MessageId;
 use crate::server::{Reply, reply};
 
-/// The description of this listener in the form of OpenAPI 3.1. Tests hold the running listener
+/// The description of this listener in the form of `OpenAPI` 3.1. Tests hold the running listener
 /// against it.
 const DESCRIPTION: &str = include_str!("openapi.json");
 /// Its media type.

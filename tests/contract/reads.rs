@@ -7,7 +7,7 @@ use crate::support::script::{Say, Script, error};
 use crate::support::{config, sidecar, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 async fn ask(address: &str, method: &str, path: &str, header: &str) -> Answer {
@@ -67,14 +67,14 @@ async fn a_receipt_whose_reader_waits() {
 async fn health_until_messages_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let spool = folder.path().display().to_string();
-    let script = Script::start([error(500, "SendMessageFailed"), Say::Hang]).await;
+    let told = Arc::new(Notify::new());
+    let says = [error(500, "SendMessageFailed"), Say::Later(Arc::clone(&told))];
+    let script = Script::start(says).await;
     let flags = [
         ("spool.store", "disk"),
         ("spool.path", &*spool),
         ("retry.base", "10ms"),
-        ("upstream.call_timeout", "2s"),
-        ("upstream.connect_timeout", "1s"),
-        ("drain.grace", "20s"),
+        ("drain.grace", "60s"),
     ];
     let (sidecar, address, telemetry) = sidecar(&config(&script.url, &flags)).await;
     for path in ["/healthz", "/openapi.json"] {
@@ -96,9 +96,7 @@ async fn health_until_messages_are_refused() {
     let answer = post(&address, "/publish/TopicA", &[("prefer", "respond-async")], b"x").await;
     assert_eq!(answer.status, 202);
     until("its second call is made", async || script.requests().len() >= 2).await;
-    let (hurry, hurried) = oneshot::channel::<()>();
-    let hurried = async { drop(hurried.await) };
-    let stopping = tokio::spawn(async move { sidecar.drain(hurried).await });
+    let stopping = tokio::spawn(sidecar.drain(std::future::pending()));
     let mut health = ask(&address, "GET", "/healthz", "").await;
     until("messages are refused", async || {
         health = ask(&address, "GET", "/healthz", "").await;
@@ -110,6 +108,6 @@ async fn health_until_messages_are_refused() {
         ("draining\n".to_owned(), "no-store")
     );
     assert_eq!(post(&address, "/publish/TopicA", &[], b"x").await.status, 503);
-    drop(hurry);
+    told.notify_one();
     stopping.await.unwrap();
 }

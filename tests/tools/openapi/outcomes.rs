@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tollgate::sidecar::Sidecar;
 
 use super::exchanges::{Exchanges, NDJSON, Sent, request};
@@ -164,22 +164,18 @@ async fn full(exchanges: &mut Exchanges) {
 }
 
 async fn draining(exchanges: &mut Exchanges) {
-    let flags = [
-        DISK,
-        ("upstream.call_timeout", "2s"),
-        ("upstream.connect_timeout", "1s"),
-        ("drain.grace", "30s"),
-    ];
+    // A call that is under way keeps the stop open.
+    let held = Arc::new(Notify::new());
+    let flags = [DISK, ("drain.grace", "60s")];
     let Stage { to, script, sidecar, folder } =
-        stage([Say::Hang], &[&flags[..], &RARELY].concat()).await;
+        stage([Say::Later(Arc::clone(&held))], &[&flags[..], &RARELY].concat()).await;
     exchanges.one(&to, Sent { prefer: "respond-async", ..Sent::new("x") }).await;
     until("it is called", async || !script.requests().is_empty()).await;
-    let (hurry, hurried) = oneshot::channel::<()>();
-    let stopping = tokio::spawn(sidecar.drain(async { drop(hurried.await) }));
+    let stopping = tokio::spawn(sidecar.drain(std::future::pending()));
     while exchanges.read(&to, "/healthz", &[]).await.status != 503 {}
     exchanges.read(&to, "/healthz", &[]).await;
     exchanges.both(&to, Sent::new("x"), 503).await;
-    drop(hurry);
+    held.notify_one();
     stopping.await.unwrap();
     drop(folder);
 }
