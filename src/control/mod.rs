@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::delivery::Delivery;
 use crate::message::MessageId;
 use crate::meter::{Meter, OperatorVerb};
-use crate::server::{PeerProcess, Problem, Reply, RequestBody, json_reply, reply};
+use crate::server::{PeerProcess, Problem, Reply, RequestBody, Slug, json_reply, reply};
 use crate::spool::{Affected, Listed, Picked, Selection, Spool};
 use crate::upstream::HttpUpstream;
 use audit::{Audit, peer};
@@ -81,7 +81,7 @@ impl Control {
         let Some(spool) = self.delivery.spool() else {
             let detail = "This sidecar keeps no messages (spool.store = \"none\").".to_owned();
             let status = StatusCode::NOT_FOUND;
-            return Err(Problem::new(status, "no-spool", "Nothing is kept", detail));
+            return Err(Problem::new(status, Slug::NoSpool, "Nothing is kept", detail));
         };
         let path = request.uri().path().to_owned();
         match (request.method(), &*path) {
@@ -142,7 +142,7 @@ impl Control {
         audit.record(&affected);
         found.map(|listed| ok(&listed)).ok_or_else(|| {
             let detail = "No message with this id is kept.".to_owned();
-            Problem::new(StatusCode::NOT_FOUND, "no-such-message", "No such message", detail)
+            Problem::new(StatusCode::NOT_FOUND, Slug::NoSuchMessage, "No such message", detail)
         })
     }
 }
@@ -151,7 +151,7 @@ const PATHS: &str = "GET /sidecar, GET /bill, GET /messages, GET /messages/<Id>,
 
 fn unreadable(reason: String) -> Problem {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
-    Problem::new(status, "ledger", "The ledger cannot be read", reason)
+    Problem::new(status, Slug::Ledger, "The ledger cannot be read", reason)
 }
 
 /// A task of its own, so that the change completes even if the client disconnects: a dead letter that
@@ -170,7 +170,7 @@ async fn changed(
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         let detail =
             "The change did not complete; list the messages to see how far it got.".to_owned();
-        Problem::new(status, "unfinished", "Unfinished change", detail)
+        Problem::new(status, Slug::Unfinished, "Unfinished change", detail)
     })?;
     Ok(ok(&Changed { messages }))
 }
@@ -180,7 +180,7 @@ fn id(text: &str) -> Result<MessageId, Problem> {
 }
 
 fn bad(detail: String) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "malformed-selection", "Malformed selection", detail)
+    Problem::new(StatusCode::BAD_REQUEST, Slug::MalformedSelection, "Malformed selection", detail)
 }
 
 async fn read<T: for<'de> Deserialize<'de>>(request: Request<RequestBody>) -> Result<T, Problem> {

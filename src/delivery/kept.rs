@@ -14,6 +14,7 @@ use super::idempotency::{IdempotencyKeys, is_queued};
 use super::lane::RetryItem;
 use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
+use super::readers::WaitingReaders;
 use super::registry::RegisteredCaller;
 use super::retry_queue::RetryQueue;
 use super::signal::{HoldReason, Signal};
@@ -48,6 +49,7 @@ pub(super) struct KeptMessages<U> {
     /// What stored messages may be sent.
     pub(super) topics: RwLock<Topics>,
     pub(super) held_log: LogLimiter,
+    pub(super) readers: WaitingReaders,
 }
 
 impl<U: Upstream> KeptMessages<U> {

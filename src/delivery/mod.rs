@@ -22,6 +22,7 @@ mod order;
 mod outcome;
 mod position;
 mod pump;
+mod readers;
 mod registry;
 mod retention;
 mod retry;
@@ -60,6 +61,8 @@ pub use idempotency::KeyUsage;
 use kept::KeptMessages;
 pub use order::CallOrder;
 pub use outcome::{Disposition, Outcome, Settled};
+pub use readers::TooManyReaders;
+use readers::WaitingReaders;
 use retry_queue::RetryQueue;
 pub use retry_queue::{PauseReason, PausedLane};
 
@@ -98,6 +101,7 @@ impl<U: Upstream> Delivery<U> {
                 log: LogLimiter::new(kept::MAX_LINES),
                 topics: RwLock::new(config.topics.clone()),
                 held_log: LogLimiter::each_minute(1),
+                readers: WaitingReaders::of(config.publish.max_connections),
             });
             kept.recover();
             if let Some(adoptions) = kept.spool.adoptions() {
@@ -148,6 +152,27 @@ impl<U: Upstream> Delivery<U> {
     /// What is known of a message that was kept.
     pub fn find(&self, id: MessageId) -> Option<Brief> {
         self.intake.kept.as_ref()?.spool.find(id)
+    }
+
+    /// As [`Self::find`], once the message has ended: at the latest after `patience`, or when no more calls
+    /// are made.
+    ///
+    /// # Errors
+    /// It has not ended, and as many readers wait as may.
+    pub async fn find_ended(
+        &self,
+        id: MessageId,
+        patience: Duration,
+    ) -> Result<Option<Brief>, TooManyReaders> {
+        let Some(kept) = &self.intake.kept else { return Ok(None) };
+        if kept.queued(id).is_some() {
+            let mut reader = kept.readers.join(id)?;
+            // Again: it may have ended before there was a reader to wake.
+            if kept.queued(id).is_some() {
+                drop(timeout(patience, reader.woken()).await);
+            }
+        }
+        Ok(kept.spool.find(id))
     }
 
     /// What is kept, if anything is.
@@ -230,6 +255,7 @@ impl<U: Upstream> Delivery<U> {
         dispatcher.stop.cancel();
         if let Some(kept) = kept {
             kept.queue.dismiss();
+            kept.readers.dismiss();
         }
     }
 

@@ -15,7 +15,7 @@ use super::request::{RequestReader, bad_key};
 use crate::callers::Caller;
 use crate::delivery::PublishOptions;
 use crate::message::{Message, MessageId, TraceId};
-use crate::server::{Problem, Reply};
+use crate::server::{Problem, Reply, Slug};
 
 /// The most messages in one request.
 const MAX_LINES: usize = 1_000;
@@ -66,14 +66,14 @@ pub(super) fn lines(body: &Bytes) -> Result<Vec<(usize, Bytes)>, Problem> {
     match lines.len() {
         0 => Err(invalid(
             StatusCode::BAD_REQUEST,
-            "empty-batch",
+            Slug::EmptyBatch,
             "No message",
             "The body has no line. A line looks like {\"topic\":\"TopicA\",\"payload\":\"hello\"}."
                 .to_owned(),
         )),
         n if n > MAX_LINES => Err(invalid(
             StatusCode::PAYLOAD_TOO_LARGE,
-            "too-many-messages",
+            Slug::TooManyMessages,
             "Too many messages",
             format!("At most {MAX_LINES} lines are allowed in a request. Nothing was sent."),
         )),
@@ -101,7 +101,7 @@ pub(super) fn read(
         callers::check(caller, &topic)?;
         let claim = key.as_deref().map(|key| key::of(key, caller, &topic, &body).map_err(bad_key));
         let claim = claim.transpose()?;
-        let payload = reader.line_payload(body)?;
+        let payload = reader.line_payload(&topic, body)?;
         let (options, _) = reader.options(prefer, claim);
         Ok((Message { id: MessageId::new(), instance, topic, payload, trace }, options))
     });
@@ -135,7 +135,7 @@ fn malformed(number: usize, why: &str) -> Problem {
          {{\"topic\":\"TopicA\",\"payload\":\"hello\"}}; it may have payloadBase64 instead of payload, \
          and a key."
     );
-    invalid(StatusCode::BAD_REQUEST, "malformed-line", "Malformed line", detail)
+    invalid(StatusCode::BAD_REQUEST, Slug::MalformedLine, "Malformed line", detail)
 }
 
 /// A key for all messages of a request would make all but the first repetitions of it.
@@ -143,7 +143,7 @@ pub(super) fn whole_key() -> Problem {
     let detail = "An Idempotency-Key is for one message, and this request has many. Nothing was sent. \
                   Give each line a \"key\" of its own.";
     let (status, title) = (StatusCode::BAD_REQUEST, "Idempotency-Key of a batch");
-    invalid(status, "batch-key", title, detail.to_owned())
+    invalid(status, Slug::BatchKey, title, detail.to_owned())
 }
 
 /// Only the column of serde's position: its line is always 1.

@@ -11,7 +11,7 @@ use super::refusal::{RefusedRequest, invalid};
 use crate::callers::{Caller, Unproven};
 use crate::message::Topic;
 use crate::meter::Published;
-use crate::server::{ClientAddress, PeerProcess, Problem, RequestBody};
+use crate::server::{ClientAddress, PeerProcess, Problem, RequestBody, Slug};
 
 /// Log lines a second about callers that are refused.
 pub(super) const MAX_LINES: u64 = 5;
@@ -46,7 +46,7 @@ pub(super) fn check(caller: Option<&Caller>, topic: &Topic) -> Result<(), Refuse
             caller.name()
         );
         let status = StatusCode::FORBIDDEN;
-        return Err(invalid(status, "forbidden-topic", "Forbidden topic", detail).into());
+        return Err(invalid(status, Slug::ForbiddenTopic, "Forbidden topic", detail).into());
     }
     caller
         .count()
@@ -60,7 +60,7 @@ fn too_many(caller: &Caller, later: Duration) -> Problem {
         caller.name()
     );
     let status = StatusCode::TOO_MANY_REQUESTS;
-    invalid(status, "caller-rate", "Over the caller's rate", detail).retry_after(later)
+    invalid(status, Slug::CallerRate, "Over the caller's rate", detail).retry_after(later)
 }
 
 fn unproven(why: Unproven) -> Problem {
@@ -68,6 +68,6 @@ fn unproven(why: Unproven) -> Problem {
         "Callers must prove who they are, and {why}. Nothing was sent. Send Authorization: Bearer with the \
          token of a caller ([[callers]])."
     );
-    invalid(StatusCode::UNAUTHORIZED, "unproven-caller", "Unproven caller", detail)
+    invalid(StatusCode::UNAUTHORIZED, Slug::UnprovenCaller, "Unproven caller", detail)
         .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tollgate\""))
 }

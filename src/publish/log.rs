@@ -57,7 +57,7 @@ pub(super) fn failure(
         topic,
         outcome = published.as_str(),
         status = failure.status,
-        problem = failure.problem,
+        problem = &*failure.problem,
         attempts = failure.calls,
         code = failure.code,
         upstream_request_id = failure.upstream_request_id.as_deref(),

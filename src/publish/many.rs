@@ -19,7 +19,7 @@ use super::{DRAIN_RETRY, Inner, request, stopping};
 use crate::delivery::{Begun, CallOrder};
 use crate::message::Topic;
 use crate::meter::Published;
-use crate::server::{Problem, Reply, ReplyBody, RequestBody, reply};
+use crate::server::{Problem, Reply, ReplyBody, RequestBody, Slug, reply};
 
 /// Batch requests at once: 128 MiB of bodies.
 pub(super) const MAX_BATCHES: usize = 16;
@@ -202,7 +202,7 @@ fn check(headers: &HeaderMap) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = format!("POST /publish takes {}: one message per line.", batch::CONTENT_TYPE);
-    let (status, slug) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type");
+    let (status, slug) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, Slug::UnsupportedMediaType);
     Err(Problem::new(status, slug, "Wrong content type", detail).outcome("not-sent"))
 }
 
@@ -211,7 +211,7 @@ fn too_many_batches() -> Problem {
         "{MAX_BATCHES} batches are already being answered, which is the limit. Nothing was sent; send \
          this one again."
     );
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", "Too many at once", detail)
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Slug::Full, "Too many at once", detail)
         .outcome("not-sent")
         .retry_after(DRAIN_RETRY)
 }

@@ -1,4 +1,5 @@
-//! The HTTP API for callers: `POST /publish/<topic>`, `POST /publish`, `GET /messages/<Id>`.
+//! The HTTP API for callers: `POST /publish/<topic>`, `POST /publish`, `GET /messages/<Id>`, `GET /healthz`,
+//! `GET /openapi.json`.
 //!
 //! `request` turns a request into a message and its options, `outcome` an outcome into a reply; both
 //! only here.
@@ -14,6 +15,7 @@ mod outcome;
 mod over_budget;
 mod prefer;
 mod rate_limit;
+mod reads;
 mod receipts;
 mod refusal;
 mod request;
@@ -36,10 +38,11 @@ use crate::log_limiter::LogLimiter;
 use crate::memory::MemoryBudget;
 use crate::message::Topic;
 use crate::meter::{Meter, Published};
-use crate::server::{Problem, Reply, RequestBody};
+use crate::server::{Problem, Reply, RequestBody, Slug};
 use crate::spool::{Durability, Spool};
 use crate::upstream::HttpUpstream;
 use answered::Answered;
+use reads::ReadRequest;
 use refusal::RefusedRequest;
 use request::{RequestReader, Submission};
 
@@ -117,19 +120,18 @@ impl PublishService {
 
     /// Answers one request.
     pub async fn answer(self, request: Request<RequestBody>) -> Result<Reply, Infallible> {
-        let path = request.uri().path();
-        if path == "/" && self.takes_sdk_calls() {
+        if request.uri().path() == "/" && self.takes_sdk_calls() {
             return Ok(self.inner.sdk_call(request).await);
         }
-        if let Some(id) = path.strip_prefix("/messages/") {
-            if request.method() != Method::GET {
-                return Ok(wrong_method(request.method(), "GET shows one", "GET"));
-            }
-            if let Err(refused) = self.inner.caller(&request) {
+        if let Some(read) = ReadRequest::of(&request) {
+            if read.needs_caller()
+                && let Err(refused) = self.inner.caller(&request)
+            {
                 return Ok(refused.answered().reply);
             }
-            return Ok(receipts::answer(id, &self.inner.delivery));
+            return Ok(self.inner.read(read).await);
         }
+        let path = request.uri().path();
         if path == "/publish" {
             if request.method() != Method::POST {
                 return Ok(wrong_method(request.method(), "POST publishes many", "POST"));
@@ -137,7 +139,7 @@ impl PublishService {
             return Ok(self.inner.publish_many(request).await);
         }
         let Some(topic) = path.strip_prefix("/publish/") else {
-            let paths = "POST /publish/<topic>, POST /publish and GET /messages/<Id>";
+            let paths = "POST /publish/<topic>, POST /publish, GET /messages/<Id>, GET /healthz and GET /openapi.json";
             return Ok(Problem::not_found(path, paths).outcome("not-sent").into_response());
         };
         if request.method() != Method::POST {
@@ -216,7 +218,7 @@ impl Inner {
 fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply {
     let detail = format!("{method} is not for messages; {instead}.");
     let status = StatusCode::METHOD_NOT_ALLOWED;
-    Problem::new(status, "method-not-allowed", "Wrong method", detail)
+    Problem::new(status, Slug::MethodNotAllowed, "Wrong method", detail)
         .outcome("not-sent")
         .allow(allowed)
         .into_response()
@@ -225,7 +227,7 @@ fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply 
 fn stopping() -> Problem {
     let detail = "This sidecar is stopping and takes no more messages. The message was not \
                   accepted; send it again.";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "Stopping", detail.to_owned())
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Slug::Draining, "Stopping", detail.to_owned())
         .outcome("not-sent")
         .retry_after(DRAIN_RETRY)
         .close()

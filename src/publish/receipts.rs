@@ -4,11 +4,8 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::delivery::Delivery;
-use crate::message::MessageId;
-use crate::server::{Problem, Reply, json_reply};
+use crate::server::{Problem, Reply, Slug, json_reply};
 use crate::spool::{Brief, Reason, State};
-use crate::upstream::HttpUpstream;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -24,17 +21,17 @@ struct MessageStatus<'a> {
     accepted_at: Timestamp,
 }
 
-/// The reply for the id in the path, which may be none.
-pub(super) fn answer(id: &str, delivery: &Delivery<HttpUpstream>) -> Reply {
-    let known = id.parse().ok().and_then(|id: MessageId| delivery.find(id));
-    let Some(brief) = known else {
-        let detail = "No message with this id is kept. It was never accepted here, or it was \
-                      delivered or dropped longer ago than receipts are kept (spool.keep_receipts).";
-        let status = StatusCode::NOT_FOUND;
-        let problem = Problem::new(status, "no-such-message", "No such message", detail.to_owned());
-        return problem.into_response();
-    };
-    json_reply(StatusCode::OK, &status_of(&brief))
+/// The reply to a reader of this message.
+pub(super) fn answer(found: Option<Brief>) -> Reply {
+    found.map_or_else(none, |brief| json_reply(StatusCode::OK, &status_of(&brief)))
+}
+
+/// The reply where no message is found.
+pub(super) fn none() -> Reply {
+    let detail = "No message with this id is kept. It was never accepted here, or it was delivered \
+                  or dropped longer ago than receipts are kept (spool.keep_receipts).";
+    let status = StatusCode::NOT_FOUND;
+    Problem::new(status, Slug::NoSuchMessage, "No such message", detail.to_owned()).into_response()
 }
 
 fn status_of(brief: &Brief) -> MessageStatus<'_> {

@@ -16,7 +16,7 @@ use crate::config;
 use crate::delivery::{Keeping, PublishOptions};
 use crate::memory::MemoryBudget;
 use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic, TraceId};
-use crate::server::{Problem, RequestBody};
+use crate::server::{Problem, RequestBody, Slug};
 use crate::spool::Claim;
 
 /// Longer paths are not decoded: the longest topic with every character escaped is far shorter.
@@ -71,13 +71,16 @@ impl RequestReader {
         let (head, body) = request.into_parts();
         let headers = &head.headers;
         let prefer = Prefer::read(headers);
-        let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
-        let limits = BodyLimits { most: limit, by: PAYLOAD_LIMIT, time: self.publish.body_timeout };
+        let limits = BodyLimits {
+            most: self.max_payload(&topic),
+            by: PAYLOAD_LIMIT,
+            time: self.publish.body_timeout,
+        };
         let mut reservation = self.memory.begin()?;
         let body = limits.read(headers, body, |bytes| reservation.add_body(bytes)).await?;
         let body = reservation.hold(body);
         let claim = key::claim(headers, caller, &topic, &body).map_err(bad_key)?;
-        let payload = self.payload(body)?;
+        let payload = self.payload(&topic, body)?;
         let (options, applied) = self.options(prefer, claim);
         let trace = trace(headers);
         let message = Message { id: MessageId::new(), instance, topic, payload, trace };
@@ -105,13 +108,18 @@ impl RequestReader {
         all.find(|instance| &***instance == id).cloned()
     }
 
-    pub(super) fn payload(&self, body: Bytes) -> Result<Payload, Problem> {
+    /// The most bytes of a body for this topic.
+    fn max_payload(&self, topic: &Topic) -> usize {
+        self.publish.max_payload.min(self.upstream.encoding_for(topic).max_payload())
+    }
+
+    pub(super) fn payload(&self, topic: &Topic, body: Bytes) -> Result<Payload, Problem> {
         let limit = self.publish.max_payload;
-        Payload::new(body, self.upstream.payload, limit).map_err(|e| match e {
+        Payload::new(body, self.upstream.encoding_for(topic), limit).map_err(|e| match e {
             PayloadError::TooLarge { limit } => too_large(limit, PAYLOAD_LIMIT),
             PayloadError::NotUtf8 => invalid(
                 StatusCode::BAD_REQUEST,
-                "invalid-payload",
+                Slug::InvalidPayload,
                 "Body is not text",
                 format!("{}. Nothing was sent.", sentence(&e.to_string())),
             ),
@@ -138,15 +146,19 @@ impl RequestReader {
     }
 
     /// The payload of one of many messages.
-    pub(super) fn line_payload(&self, body: Bytes) -> Result<Payload, RefusedRequest> {
+    pub(super) fn line_payload(
+        &self,
+        topic: &Topic,
+        body: Bytes,
+    ) -> Result<Payload, RefusedRequest> {
         // One that can never be taken is not asked for again.
-        let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
+        let limit = self.max_payload(topic);
         if body.len() > limit {
             return Err(too_large(limit, PAYLOAD_LIMIT).into());
         }
         let mut reservation = self.memory.begin()?;
         reservation.add_body(body.len())?;
-        Ok(self.payload(reservation.hold(body))?)
+        Ok(self.payload(topic, reservation.hold(body))?)
     }
 
     /// The options that a caller's preferences ask for, and which of these are applied.
@@ -217,7 +229,7 @@ fn malformed(why: &str) -> Problem {
          TopicA/p2p/GID_x@@@DEVICE.",
         sentence(why)
     );
-    invalid(StatusCode::BAD_REQUEST, "malformed-topic", "Malformed topic", detail)
+    invalid(StatusCode::BAD_REQUEST, Slug::MalformedTopic, "Malformed topic", detail)
 }
 
 pub(super) fn bad_key(why: &str) -> Problem {
@@ -226,11 +238,11 @@ pub(super) fn bad_key(why: &str) -> Problem {
          quotes.",
         sentence(why)
     );
-    invalid(StatusCode::BAD_REQUEST, "malformed-key", "Malformed Idempotency-Key", detail)
+    invalid(StatusCode::BAD_REQUEST, Slug::MalformedKey, "Malformed Idempotency-Key", detail)
 }
 
 fn forbidden(detail: String) -> Problem {
-    invalid(StatusCode::FORBIDDEN, "forbidden-topic", "Forbidden topic", detail)
+    invalid(StatusCode::FORBIDDEN, Slug::ForbiddenTopic, "Forbidden topic", detail)
 }
 
 /// With a capital letter.

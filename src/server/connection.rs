@@ -34,6 +34,7 @@ use super::query_taker::QueryTaker;
 use super::reply::Reply;
 use super::returned::Returned;
 use super::slots::{Busy, ConnectionPhase, ConnectionSlots, HeldSlot};
+use super::slug::Slug;
 use super::watched::{Timeouts, Watched};
 use crate::memory::MemoryBudget;
 
@@ -296,7 +297,7 @@ fn panicked(_: Box<dyn Any + Send + 'static>) -> Reply {
     tracing::error!("a request caused a panic: this is a bug");
     let detail = "A bug in tollgate. The message was not accepted, but it may have been sent. Please \
                   report the request id and the log line.";
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "Internal error", detail.to_owned())
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, Slug::Bug, "Internal error", detail.to_owned())
         .outcome("unknown")
         .into_response()
 }

@@ -46,7 +46,8 @@ struct UpstreamInner {
     host: HeaderValue,
     path: Path,
     signature: SignatureVersion,
-    encoding: PayloadEncoding,
+    /// How the bodies of a topic travel.
+    encodings: config::Upstream,
     call_timeout: Duration,
     /// One an egress address, in the configuration's order.
     pools: Vec<Pool>,
@@ -108,7 +109,7 @@ impl HttpUpstream {
             authority,
             path: if config.proxy.is_some() { Path::Proxied } else { Path::Direct },
             signature: config.signature,
-            encoding: config.payload,
+            encodings: config.clone(),
             call_timeout: config.call_timeout,
             pools,
             keys,
@@ -329,7 +330,7 @@ impl UpstreamInner {
         key: &Key,
     ) -> Result<Request<Full<Bytes>>, TransportError> {
         let encoding = match message.payload.form() {
-            PayloadForm::Body => self.encoding,
+            PayloadForm::Body => self.encodings.encoding_for(&message.topic),
             PayloadForm::Encoded => PayloadEncoding::Plain,
         };
         let payload = match encoding {

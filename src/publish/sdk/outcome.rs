@@ -113,7 +113,7 @@ impl SdkAnswer {
                 }
                 let failure = NotDelivered {
                     status: refusal.status,
-                    problem: refusal.code.into_owned(),
+                    problem: refusal.code,
                     calls,
                     code,
                     upstream_request_id: request_id.map(Into::into),

@@ -31,6 +31,27 @@ fn every_value_stands_with_its_origin() {
     }
 }
 
+/// Tables are shown with all their values.
+#[test]
+fn encodings_by_topic() {
+    let rules = "[[upstream.payloads]]\ntopics = [\"Alarm/*\"]\nencoding = \"plain\"\n";
+    let text =
+        explain(&read(&format!("{LEAST}[publish]\nmax_payload = \"64KiB\"\n{rules}")).unwrap());
+    for line in
+        ["payloads  1 of them", "payloads[0].topics  Alarm/*", "payloads[0].encoding  plain"]
+    {
+        let words: Vec<_> = line.split("  ").collect();
+        let is_shown = |shown: &str| {
+            let mut parts = shown.split_whitespace();
+            parts.next() == Some(words[0]) && shown.contains(words[1])
+        };
+        assert!(text.lines().any(is_shown), "{line} is not in\n{text}");
+    }
+    // Without a rule for it, no topic can have so long a body.
+    let error = read(&format!("{LEAST}[publish]\nmax_payload = \"64KiB\"\n")).unwrap_err();
+    assert!(error.to_string().contains("publish.max_payload"), "{error}");
+}
+
 #[test]
 fn the_ceilings_that_follow() {
     let four = "egress_addresses = [\"10.0.0.1\", \"10.0.0.2\", \"10.0.0.3\", \"10.0.0.4\"]\n";

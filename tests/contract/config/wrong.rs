@@ -255,6 +255,25 @@ fn in_a_file() {
             "upstream.instances[1].topics",
             "names \"A\"",
         ),
+        ("payloads = 3", "upstream.payloads", "list of tables"),
+        ("[[upstream.payloads]]\nencoding = \"plain\"", "upstream.payloads[0]", "no topics"),
+        ("[[upstream.payloads]]\ntopics = [\"A\"]", "upstream.payloads[0]", "no encoding"),
+        (
+            "[[upstream.payloads]]\ntopics = [\"A\"]\nencoding = \"text\"",
+            "upstream.payloads[0].encoding",
+            "base64",
+        ),
+        (
+            "[[upstream.payloads]]\ntopics = []\nencoding = \"plain\"",
+            "upstream.payloads[0].topics",
+            "never holds",
+        ),
+        (
+            "[[upstream.payloads]]\ntopics = [\"A\"]\nencoding = \"plain\"\n\
+             [[upstream.payloads]]\ntopics = [\"A\"]\nencoding = \"base64\"",
+            "upstream.payloads[1].topics",
+            "names \"A\"",
+        ),
     ] {
         let file = File::new(format!("{LEAST}{lines}\n"));
         let mistakes = load(Some(&file.path), [], &[]).expect_err(lines);
