@@ -380,6 +380,7 @@ fn row(listed: &Listed, to: &mut impl Write) -> io::Result<()> {
         Which::Dead => "dead",
         Which::Delivered => "delivered",
         Which::Dropped => "dropped",
+        Which::Expired => "expired",
     };
     // The provider's code says more than "refused".
     let why = match (listed.reason, listed.code.as_deref()) {

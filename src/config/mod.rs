@@ -34,6 +34,7 @@ mod setting;
 mod spool;
 mod table;
 mod tables;
+mod topic_rules;
 mod unknown;
 mod upstream;
 mod uri;
@@ -61,6 +62,7 @@ pub use setting::Setting;
 pub(crate) use setting::grouped;
 pub use spool::{Idempotency, Lifetime, MacFile, Spool, Store, Unsigned};
 pub use upstream::{InstanceRule, Roots, SignatureVersion, Upstream};
+pub use topic_rules::TopicRule;
 pub use uri::{Endpoint, Proxy};
 pub use warnings::{Warning, warnings};
 

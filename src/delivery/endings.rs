@@ -172,7 +172,8 @@ impl<U: Upstream> KeptMessages<U> {
     /// `doubt`: its call may have arrived.
     pub(super) fn decide_drop(&self, id: MessageId, doubt: Doubt) {
         let decides = self.queue.take_dropped_during_call(id);
-        let Some(Brief { state: State::Dropped(_), doubt: before, .. }) = self.spool.find(id)
+        let Some(Brief { state: State::Dropped(_) | State::Expired(_), doubt: before, .. }) =
+            self.spool.find(id)
         else {
             return;
         };

@@ -13,6 +13,7 @@ mod begun;
 mod caller;
 mod contained;
 mod endings;
+mod expiry;
 mod fresh;
 mod held;
 mod idempotency;
@@ -46,7 +47,7 @@ use crate::config;
 use crate::deadline;
 use crate::log_limiter::LogLimiter;
 use crate::memory::{MemoryPlan, MemoryQueue};
-use crate::message::{Message, MessageId};
+use crate::message::{Lifespan, Message, MessageId};
 use crate::meter::Meter;
 use crate::spool::{AdoptionRules, Affected, Brief, Change, Effect, HeldCounts, Picked, Spool};
 use crate::upstream::Upstream;
@@ -98,6 +99,7 @@ impl<U: Upstream> Delivery<U> {
                 log: LogLimiter::new(kept::MAX_LINES),
                 topics: RwLock::new(config.topics.clone()),
                 held_log: LogLimiter::each_minute(1),
+                expiries: Arc::default(),
             });
             kept.recover();
             if let Some(adoptions) = kept.spool.adoptions() {
@@ -105,6 +107,7 @@ impl<U: Upstream> Delivery<U> {
             }
             tokio::spawn(pump::run(Arc::downgrade(&kept)));
             tokio::spawn(retention::run(Arc::downgrade(&kept)));
+            tokio::spawn(expiry::run(Arc::downgrade(&kept)));
             kept
         });
         let jitter = Mutex::new(fastrand::Rng::with_seed(seed));
@@ -121,15 +124,24 @@ impl<U: Upstream> Delivery<U> {
     /// returns, and takes the place in the ceiling's queue if the message has no key and is called at
     /// once. A message with a key, and all of its lane that are begun after it with the same `order`, are
     /// stored first and wait for their calls in that order. So messages that are begun one after the other
-    /// have their keys and their calls in that order. A task of its own carries the message on.
-    pub fn begin(&self, message: Message, wanted: PublishOptions, order: &mut CallOrder) -> Begun {
+    /// have their keys and their calls in that order: with the same `order` none is more urgent than one of its
+    /// lane before it. A message that is never stored has no place among stored ones. A task of its own carries
+    /// the message on.
+    pub fn begin(
+        &self,
+        mut message: Message,
+        wanted: PublishOptions,
+        order: &mut CallOrder,
+    ) -> Begun {
         let first = match wanted.claim.map(|claim| self.intake.keys.claim(claim)).transpose() {
             Ok(first) => first,
             Err(outcome) => return Begun::Done(outcome),
         };
         let deadline = Instant::now() + wanted.patience;
         let lane = message.lane();
-        let is_stored = wanted.claim.is_some() || order.has(&lane);
+        message.terms.urgency = order.at_most(&lane, message.terms.urgency);
+        let is_at_once = message.terms.lifespan == Lifespan::AtOnce;
+        let is_stored = !is_at_once && (wanted.claim.is_some() || order.has(&lane));
         let way = if is_stored { Way::ThroughSpool } else { Way::Direct };
         let plan = match self.intake.plan(&message, &wanted, way, deadline) {
             Ok(plan) => plan,
@@ -139,7 +151,7 @@ impl<U: Upstream> Delivery<U> {
         let (to, outcome) = oneshot::channel();
         let intake = Arc::clone(&self.intake);
         self.intake.dispatcher.tasks.spawn(async move {
-            let caller = Caller::new(to, deadline, first);
+            let caller = Caller::new(to, deadline, message.terms.by(deadline), first);
             intake.carry_out(plan, message, wanted.claim, turn, caller).await;
         });
         Begun::UnderWay(outcome)
@@ -155,7 +167,14 @@ impl<U: Upstream> Delivery<U> {
         self.intake.kept.as_ref().map(|kept| &kept.spool)
     }
 
-    /// Tries the dead letters that are meant once more. Returns which, once that is durable.
+    /// How many of the dead letters that are meant are not sent any more: their time to live has ended.
+    pub fn expired_dead(&self, selection: &Picked) -> usize {
+        let Some(kept) = &self.intake.kept else { return 0 };
+        kept.spool.list(None, usize::MAX, &mut |brief| selection.means_expired(brief)).len()
+    }
+
+    /// Tries the dead letters that are meant once more, but for those whose time to live has ended. Returns
+    /// which, once that is durable.
     pub async fn replay(&self, selection: &Picked) -> Affected {
         let Some(kept) = &self.intake.kept else { return Affected::default() };
         let note = |brief: &Brief| kept.spool.note(brief.id, Change::Replayed(Timestamp::now()));
@@ -166,7 +185,8 @@ impl<U: Upstream> Delivery<U> {
                 kept.enqueue(&Brief { attempts: 0, ..brief });
             }
         };
-        kept.spool.change(&|brief| selection.means_dead(brief), &note, &again).await
+        let meant = |brief: &Brief| selection.means_dead(brief) && !selection.means_expired(brief);
+        kept.spool.change(&meant, &note, &again).await
     }
 
     /// Drops the messages that are meant, and answers the callers who wait for them. Returns which,

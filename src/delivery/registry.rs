@@ -262,6 +262,11 @@ impl Registry {
         self.entries.get(&id).is_some_and(|entry| entry.is_calling)
     }
 
+    /// Whether a call for this message may have arrived, as far as this process knows.
+    pub(super) fn doubt(&self, id: MessageId) -> Doubt {
+        self.entries.get(&id).map_or(Doubt::None, MessageEntry::doubt)
+    }
+
     /// A call for what was handed out is about to be noted.
     pub(super) fn call_begins(&mut self, id: MessageId) {
         if let Some(entry) = self.entries.get_mut(&id) {

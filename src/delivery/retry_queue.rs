@@ -275,6 +275,23 @@ impl RetryQueue {
         note(state.registry.drop_begins(id, noted))
     }
 
+    /// The time to live of a message has ended. `note` notes that, and is given the caller who waits and whether
+    /// a call may have arrived. `None`: a call is under way, and its outcome counts.
+    pub(super) fn expiry_begins<T>(
+        &self,
+        id: MessageId,
+        note: impl FnOnce(Option<RegisteredCaller>, Doubt) -> T,
+    ) -> Option<T> {
+        let mut state = self.state();
+        let registry = &mut state.registry;
+        if registry.is_calling(id) {
+            return None;
+        }
+        let doubt = registry.doubt(id);
+        let caller = registry.take_caller(id);
+        Some(note(caller, doubt))
+    }
+
     /// A drop has had this effect.
     pub(super) fn drop_ends(&self, id: MessageId, calls: u32, effect: Effect) {
         self.state().registry.drop_ends(id, calls, effect);

@@ -21,7 +21,7 @@ use super::{Delivery, Disposition, Outcome, PublishOptions};
 use crate::answer::{Answer, HttpAnswer, NextSignature, TransportError};
 use crate::ceiling::{Ceiling, Permit, Start};
 use crate::config::{self, Config};
-use crate::message::{Message, MessageId, Payload, Topic};
+use crate::message::{Message, MessageId, Payload, Terms, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
 use crate::spool::{Brief, Claim, Selection, Spool, State, Which};
@@ -133,6 +133,7 @@ fn message(topic: &str) -> Message {
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::kept("marked".into()),
         trace: None,
+        terms: Terms::default(),
     }
 }
 

@@ -16,6 +16,7 @@ mod rate_limit;
 mod receipts;
 mod refusal;
 mod request;
+mod terms;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -130,7 +131,7 @@ impl Inner {
             Err(RefusedRequest::new(Published::Draining, stopping()))
         } else {
             let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
-            reader.read(topic, request).await
+            reader.read(topic, request, start).await
         };
         let answered = match submission {
             // Again: reading a slow body may have taken long.

@@ -29,7 +29,7 @@ pub(super) fn answer(id: &str, delivery: &Delivery<HttpUpstream>) -> Reply {
     let known = id.parse().ok().and_then(|id: MessageId| delivery.find(id));
     let Some(brief) = known else {
         let detail = "No message with this id is kept. It was never accepted here, or it was \
-                      delivered or dropped longer ago than receipts are kept (spool.keep_receipts).";
+                      delivered, dropped or expired longer ago than receipts are kept (spool.keep_receipts).";
         let status = StatusCode::NOT_FOUND;
         let problem = Problem::new(status, "no-such-message", "No such message", detail.to_owned());
         return problem.into_response();
@@ -42,6 +42,10 @@ fn status_of(brief: &Brief) -> MessageStatus<'_> {
         State::Queued { .. } => ("queued", None, None),
         State::Delivered(receipt) => ("delivered", Some(&*receipt.msg_id), None),
         State::Dropped(_) => ("dropped", None, None),
+        // A call had an unknown outcome.
+        State::Expired(_) if brief.unknown > 0 => ("unknown", None, Some("expired")),
+        // A call may have been under way when its process ended.
+        State::Expired(_) => ("expired", None, brief.doubt.then_some("unknown")),
         State::Dead(death) => match death.reason {
             Reason::Unknown => ("unknown", None, Some("unknown")),
             Reason::Expired => ("dead", None, Some("expired")),

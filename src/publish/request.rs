@@ -5,15 +5,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use percent_encoding::percent_decode_str;
+use tokio::time::Instant;
 
 use super::body::{BodyLimits, MAX_BATCH, PAYLOAD_LIMIT, too_large};
 use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
 use super::refusal::{RefusedRequest, invalid};
+use super::terms::{AskedTerms, key_at_once};
 use crate::config;
 use crate::delivery::PublishOptions;
 use crate::memory::MemoryBudget;
-use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic, TraceId};
+use crate::message::{
+    InstanceId, Lifespan, Message, MessageId, Payload, PayloadError, Terms, Topic, TraceId,
+};
 use crate::server::{Problem, RequestBody};
 use crate::spool::Claim;
 
@@ -54,11 +58,12 @@ impl RequestReader {
         }
     }
 
-    /// Validates a request completely before anything is done for it.
+    /// Validates a request, whose head had arrived at `start`, completely before anything is done for it.
     pub(super) async fn read(
         &self,
         topic: &str,
         request: Request<RequestBody>,
+        start: Instant,
     ) -> Result<Submission, RefusedRequest> {
         if request.uri().query().is_some() {
             return Err(malformed("the path has a query; a \"?\" is not part of any topic").into());
@@ -67,6 +72,7 @@ impl RequestReader {
         let (head, body) = request.into_parts();
         let headers = &head.headers;
         let prefer = Prefer::read(headers);
+        let terms = self.terms(AskedTerms::read(headers, start)?, &topic);
         let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
         let limits = BodyLimits { most: limit, by: PAYLOAD_LIMIT, time: self.publish.body_timeout };
         let mut reservation = self.memory.begin()?;
@@ -74,9 +80,9 @@ impl RequestReader {
         let body = reservation.hold(body);
         let claim = key::claim(headers, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(body)?;
-        let (options, applied) = self.options(prefer, claim);
+        let (options, applied) = self.options(prefer, claim, &terms)?;
         let trace = trace(headers);
-        let message = Message { id: MessageId::new(), instance, topic, payload, trace };
+        let message = Message { id: MessageId::new(), instance, topic, payload, trace, terms };
         Ok(Submission { message, options, applied })
     }
 
@@ -124,28 +130,38 @@ impl RequestReader {
         Ok(self.payload(reservation.hold(body))?)
     }
 
+    /// The terms of a message for this topic.
+    pub(super) fn terms(&self, asked: AskedTerms, topic: &Topic) -> Terms {
+        asked.terms(topic, &self.topics)
+    }
+
     /// The options that a caller's preferences ask for, and which of these are applied.
     pub(super) fn options(
         &self,
         prefer: Prefer,
         claim: Option<Claim>,
-    ) -> (PublishOptions, Option<String>) {
+        terms: &Terms,
+    ) -> Result<(PublishOptions, Option<String>), Problem> {
+        let keeps = self.keeps && terms.lifespan != Lifespan::AtOnce;
+        if self.keeps && !keeps && claim.is_some() {
+            return Err(key_at_once());
+        }
         let wait = prefer.wait.map(|wait| wait.min(MAX_WAIT));
         // Without a spool, nothing can be accepted before its outcome is known.
-        let respond_async = prefer.respond_async && self.keeps;
+        let respond_async = prefer.respond_async && keeps;
         let patience = match wait {
             Some(wait) => wait,
             None if respond_async => Duration::ZERO,
             None => self.publish.wait,
         };
-        let keep = self.keeps && (respond_async || patience.is_zero());
+        let keep = keeps && (respond_async || patience.is_zero());
         let mut applied = Vec::new();
         if respond_async {
             applied.push("respond-async".to_owned());
         }
         applied.extend(wait.map(|wait| format!("wait={}", wait.as_secs())));
         let applied = (!applied.is_empty()).then(|| applied.join(", "));
-        (PublishOptions { patience, keep, claim }, applied)
+        Ok((PublishOptions { patience, keep, claim }, applied))
     }
 
     /// The topic that a path names.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Brief, Change, Doubt, Reason, Record, State};
 use super::{Effect, Noted, Spool};
-use crate::message::{MessageId, TopicPattern};
+use crate::message::{Expiry, MessageId, TopicPattern, Urgency};
 
 /// What has become of a message, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -23,6 +23,8 @@ pub enum Which {
     Delivered,
     /// Dropped; only its receipt is left.
     Dropped,
+    /// Its time to live has ended; only its receipt is left.
+    Expired,
 }
 
 /// Which messages are meant: all conditions that are given must hold.
@@ -90,9 +92,14 @@ impl Picked {
             && self.state.is_none_or(|state| state == which(&brief.state))
     }
 
-    /// The dead letters it means: what can be replayed.
+    /// The dead letters it means: what can be replayed, but for those that have expired.
     pub fn means_dead(&self, brief: &Brief) -> bool {
         which(&brief.state) == Which::Dead && self.means(brief)
+    }
+
+    /// The dead letters it means that are not sent any more: their time to live has ended.
+    pub fn means_expired(&self, brief: &Brief) -> bool {
+        self.means_dead(brief) && brief.expiry.is_some_and(Expiry::is_over)
     }
 
     /// What may be dropped: dead letters, and messages that are to be delivered only if they are
@@ -102,7 +109,7 @@ impl Picked {
         match which(&brief.state) {
             Which::Dead => self.means(brief),
             Which::Queued => named && self.means(brief),
-            Which::Delivered | Which::Dropped => false,
+            Which::Delivered | Which::Dropped | Which::Expired => false,
         }
     }
 }
@@ -113,6 +120,7 @@ fn which(state: &State) -> Which {
         State::Dead(_) => Which::Dead,
         State::Delivered(_) => Which::Delivered,
         State::Dropped(_) => Which::Dropped,
+        State::Expired(_) => Which::Expired,
     }
 }
 
@@ -135,6 +143,12 @@ pub struct Listed {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub msg_id: Option<String>,
     pub accepted_at: Timestamp,
+    /// When its time to live ends, or has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Where it is not `normal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urgency: Option<Urgency>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_base64: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,11 +168,15 @@ impl From<&Brief> for Listed {
             request_id: None,
             msg_id: None,
             accepted_at: brief.kept_at,
+            expires_at: brief.expiry.map(Expiry::timestamp),
+            urgency: Some(brief.urgency).filter(|urgency| *urgency != Urgency::default()),
             payload_base64: None,
             bytes: None,
         };
         match &brief.state {
             State::Queued { .. } | State::Dropped(_) => {}
+            // A call may have delivered it.
+            State::Expired(_) => listed.reason = brief.doubt.then_some(Reason::Unknown),
             State::Dead(death) => {
                 listed.reason = Some(death.reason);
                 listed.code = death.code.as_deref().map(str::to_owned);

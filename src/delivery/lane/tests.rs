@@ -20,7 +20,7 @@ fn retry() -> Retry {
 
 fn item(attempts: u32, now: Instant) -> RetryItem {
     let expires = now + Duration::from_hours(1);
-    RetryItem { id: MessageId::new(), attempts, expires, probe: false }
+    RetryItem { id: MessageId::new(), attempts, expires, probe: false, urgency: Urgency::Normal, since: now }
 }
 
 const FAILS: Signal = Signal::Fails { retry_after: None };
