@@ -61,8 +61,8 @@ pub use sections::{Drain, LogFormat, Runtime, Telemetry, Topics};
 pub use setting::Setting;
 pub(crate) use setting::grouped;
 pub use spool::{Idempotency, Lifetime, MacFile, Spool, Store, Unsigned};
-pub use upstream::{InstanceRule, Roots, SignatureVersion, Upstream};
 pub use topic_rules::TopicRule;
+pub use upstream::{InstanceRule, Roots, SignatureVersion, Upstream};
 pub use uri::{Endpoint, Proxy};
 pub use warnings::{Warning, warnings};
 

@@ -18,7 +18,7 @@ use crate::upstream::Upstream;
 /// The longest time between two looks, in case a wake-up is missed.
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 
-/// Before the next look at a message whose call has not ended.
+/// Before the next look at a message whose call has not ended, or that is not in its lane yet.
 const UNDER_WAY: Duration = Duration::from_millis(250);
 
 /// Messages that are dropped before the store is waited for.
@@ -101,7 +101,7 @@ impl<U: Upstream> KeptMessages<U> {
         }
     }
 
-    /// `None`: a call is under way, and its outcome counts.
+    /// `None`: a call is under way, and its outcome counts; or it is not in its lane yet.
     fn begin_expiry(&self, id: MessageId) -> Option<ExpiredMessage> {
         self.queue.expiry_begins(id, |caller, doubt| {
             let expired = Expired { at: Timestamp::now(), accepted: caller.is_none() };
@@ -123,7 +123,8 @@ impl<U: Upstream> KeptMessages<U> {
         let doubt = Doubt::from(brief.as_ref().is_some_and(|brief| brief.doubt));
         self.dispatcher.count_expired(doubt);
         if let Some(suppressed) = self.log.next() {
-            let trace_id = brief.as_ref().and_then(|brief| brief.trace).map(tracing::field::display);
+            let trace_id =
+                brief.as_ref().and_then(|brief| brief.trace).map(tracing::field::display);
             let attempts = brief.as_ref().map(|brief| brief.attempts);
             let may_have_arrived = bool::from(doubt);
             tracing::info!(%id, trace_id, attempts, may_have_arrived, suppressed, "the message expired: its time to live (TTL) has ended, and tollgate sends it no more");

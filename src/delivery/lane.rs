@@ -229,7 +229,8 @@ impl LaneQueue {
                     // The trouble was the lane's, not theirs: all may go.
                     let all = std::mem::take(&mut self.waiting).into_values();
                     let all = all.chain(std::mem::take(&mut self.ready).into_values());
-                    let due_now = |item: RetryItem| RetryItem { since: item.since.min(now), ..item };
+                    let due_now =
+                        |item: RetryItem| RetryItem { since: item.since.min(now), ..item };
                     self.waiting = all.map(|item| ((now, item.id), due_now(item))).collect();
                 }
                 return;

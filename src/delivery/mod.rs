@@ -117,7 +117,7 @@ impl<U: Upstream> Delivery<U> {
     /// Delivers a message and returns what became of it, at the latest when its caller's patience
     /// ends.
     pub async fn publish(&self, message: Message, wanted: PublishOptions) -> Outcome {
-        self.begin(message, wanted, &mut CallOrder::default()).outcome().await
+        self.start(message, wanted, &mut CallOrder::default()).outcome().await
     }
 
     /// Begins to deliver a message, without waiting: it claims the key and decides the plan before it
@@ -133,13 +133,17 @@ impl<U: Upstream> Delivery<U> {
         wanted: PublishOptions,
         order: &mut CallOrder,
     ) -> Begun {
+        message.terms.urgency = order.at_most(&message.lane(), message.terms.urgency);
+        self.start(message, wanted, order)
+    }
+
+    fn start(&self, message: Message, wanted: PublishOptions, order: &mut CallOrder) -> Begun {
         let first = match wanted.claim.map(|claim| self.intake.keys.claim(claim)).transpose() {
             Ok(first) => first,
             Err(outcome) => return Begun::Done(outcome),
         };
         let deadline = Instant::now() + wanted.patience;
         let lane = message.lane();
-        message.terms.urgency = order.at_most(&lane, message.terms.urgency);
         let is_at_once = message.terms.lifespan == Lifespan::AtOnce;
         let is_stored = !is_at_once && (wanted.claim.is_some() || order.has(&lane));
         let way = if is_stored { Way::ThroughSpool } else { Way::Direct };
@@ -167,12 +171,6 @@ impl<U: Upstream> Delivery<U> {
         self.intake.kept.as_ref().map(|kept| &kept.spool)
     }
 
-    /// How many of the dead letters that are meant are not sent any more: their time to live has ended.
-    pub fn expired_dead(&self, selection: &Picked) -> usize {
-        let Some(kept) = &self.intake.kept else { return 0 };
-        kept.spool.list(None, usize::MAX, &mut |brief| selection.means_expired(brief)).len()
-    }
-
     /// Tries the dead letters that are meant once more, but for those whose time to live has ended. Returns
     /// which, once that is durable.
     pub async fn replay(&self, selection: &Picked) -> Affected {
@@ -185,8 +183,9 @@ impl<U: Upstream> Delivery<U> {
                 kept.enqueue(&Brief { attempts: 0, ..brief });
             }
         };
-        let meant = |brief: &Brief| selection.means_dead(brief) && !selection.means_expired(brief);
-        kept.spool.change(&meant, &note, &again).await
+        let expired = kept.spool.count_expired(selection);
+        let meant = |brief: &Brief| selection.means_replayable(brief);
+        Affected { expired, ..kept.spool.change(&meant, &note, &again).await }
     }
 
     /// Drops the messages that are meant, and answers the callers who wait for them. Returns which,

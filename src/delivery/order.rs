@@ -31,16 +31,9 @@ impl CallOrder {
     /// The urgency of the lane's next message, which would have this one alone: a message that is more urgent
     /// than one before it would overtake that.
     pub(super) fn at_most(&mut self, lane: &Lane, urgency: Urgency) -> Urgency {
-        match self.urgency.get_mut(lane) {
-            Some(least) => {
-                *least = urgency.min(*least);
-                *least
-            }
-            None => {
-                self.urgency.insert(lane.clone(), urgency);
-                urgency
-            }
-        }
+        let least = self.urgency.entry(lane.clone()).or_insert(urgency);
+        *least = urgency.min(*least);
+        *least
     }
 
     /// The turn of the lane's next message.

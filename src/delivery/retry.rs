@@ -84,7 +84,14 @@ impl<U: Upstream> HandedOut<U> {
         item: RetryItem,
         turns: Turns,
     ) -> Self {
-        Self { kept: Arc::clone(kept), lane, item, turns: Some(turns), tried: PANICKED, has_expired: false }
+        Self {
+            kept: Arc::clone(kept),
+            lane,
+            item,
+            turns: Some(turns),
+            tried: PANICKED,
+            has_expired: false,
+        }
     }
 
     /// One try.
@@ -105,7 +112,8 @@ impl<U: Upstream> HandedOut<U> {
         }
         // An operator may have dropped it meanwhile.
         let queued = kept.queued(item.id);
-        self.has_expired = queued.as_ref().and_then(|brief| brief.expiry).is_some_and(Expiry::is_over);
+        self.has_expired =
+            queued.as_ref().and_then(|brief| brief.expiry).is_some_and(Expiry::is_over);
         if queued.is_none() {
             self.tried.1 = Requeue::No;
             if self.tried.0.is_without_call() {

@@ -7,6 +7,7 @@ pub(super) mod panics;
 mod retention;
 #[cfg(feature = "redis-tests")]
 mod taken_up;
+mod terms;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::kept::MAX_WRITE;
-use super::{Delivery, Disposition, Outcome, PublishOptions};
+use super::{CallOrder, Delivery, Disposition, Outcome, PublishOptions, Settled};
 use crate::answer::{Answer, HttpAnswer, NextSignature, TransportError};
 use crate::ceiling::{Ceiling, Permit, Start};
 use crate::config::{self, Config};
@@ -46,6 +47,7 @@ impl Provider {
         let (msg_id, request_id) = (Some("M".into()), Some("R".into()));
         let code = match status {
             400 => Some("ParameterCheckFailed".into()),
+            500 => Some("SendMessageFailed".into()),
             403 => Some("InvalidAccessKeyId.NotFound".into()),
             _ => None,
         };

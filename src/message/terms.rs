@@ -88,21 +88,21 @@ impl PartialEq for Expiry {
 
 impl Eq for Expiry {}
 
-/// Both clocks of this machine at one moment.
-#[allow(clippy::disallowed_methods, reason = "a paused clock of tokio has no place on the wall clock")]
-fn clocks() -> (std::time::Instant, Timestamp) {
-    (std::time::Instant::now(), Timestamp::now())
+/// The monotonic clock of this machine: a paused clock of tokio has no place on the wall clock.
+#[allow(clippy::disallowed_methods, reason = "tokio's clock may be paused")]
+fn monotonic() -> std::time::Instant {
+    std::time::Instant::now()
 }
 
 impl Expiry {
     /// So long after `start`.
     pub fn after(start: Instant, ttl: Duration) -> Self {
         let at = start + ttl.min(LONGEST);
-        let (now, wall) = clocks();
-        let left = at.into_std().checked_duration_since(now);
-        let wall = match left {
+        // In this order: a pause between them makes it no later.
+        let (wall, now, end) = (Timestamp::now(), monotonic(), at.into_std());
+        let wall = match end.checked_duration_since(now) {
             Some(left) => wall.checked_add(left).unwrap_or(Timestamp::MAX),
-            None => wall.checked_sub(now - at.into_std()).unwrap_or(Timestamp::MIN),
+            None => wall.checked_sub(now - end).unwrap_or(Timestamp::MIN),
         };
         // Shorter, where it is stored.
         let wall = Timestamp::from_millisecond(wall.as_millisecond()).unwrap_or(wall);
@@ -111,12 +111,13 @@ impl Expiry {
 
     /// At this time of the wall clock.
     pub fn at_time(wall: Timestamp) -> Self {
-        let (now, wall_now) = clocks();
-        let at = match Duration::try_from(wall.duration_since(wall_now)) {
+        let now = monotonic();
+        let left = wall.duration_since(Timestamp::now());
+        let at = match Duration::try_from(left) {
             Ok(left) => now.checked_add(left.min(LONGEST)),
-            Err(_) => now.checked_sub(wall.duration_since(wall_now).unsigned_abs()),
+            Err(_) => now.checked_sub(left.unsigned_abs()),
         };
-        // The machine has started since.
+        // Where the machine has started since, it is over, too.
         Self { at: Instant::from_std(at.unwrap_or(now)), wall }
     }
 
@@ -206,6 +207,8 @@ mod tests {
             assert!(apart < Duration::from_secs(10), "{apart:?}");
             assert_eq!(again, expiry);
         }
-        assert!(Expiry::at_time(Timestamp::MIN).is_over() && !Expiry::at_time(Timestamp::MAX).is_over());
+        assert!(
+            Expiry::at_time(Timestamp::MIN).is_over() && !Expiry::at_time(Timestamp::MAX).is_over()
+        );
     }
 }

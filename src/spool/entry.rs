@@ -143,9 +143,8 @@ impl Entry {
     pub(super) fn takes(&self, change: &Change) -> bool {
         match (&self.stage, change) {
             (Stage::Queued { .. }, Change::Replayed(_))
-            | (Stage::Dead(_), Change::Calling | Change::Tried(_))
+            | (Stage::Dead(_), Change::Calling | Change::Tried(_) | Change::Expired { .. })
             | (Stage::Queued { .. } | Stage::Dead(_), Change::Decided { .. })
-            | (Stage::Dead(_), Change::Expired { .. })
             | (Stage::Delivered(_), _) => false,
             (Stage::Dropped(_) | Stage::Expired(_), change) => {
                 matches!(change, Change::Delivered(..) | Change::Decided { .. })

@@ -17,6 +17,7 @@ use crate::message::{Expiry, InstanceId, MessageId, Topic, TraceId, Urgency};
 
 /// Of a kept message: all that is known. Of one that was delivered or dropped: all that is left.
 #[derive(Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "they are what is stored")]
 struct FullRecord<'a> {
     #[serde(borrow)]
     instance: Cow<'a, str>,

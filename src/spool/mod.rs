@@ -47,6 +47,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 pub use adoption::{AdoptionRules, HeldCounts};
+pub use expiry::Expiring;
 pub use fleet::{Adoptions, NotOurs};
 pub use mac::{MacFileError, MacKeys};
 pub use ownership::Durability;

@@ -241,7 +241,10 @@ impl Change {
     pub(super) fn leaves_receipt(&self) -> bool {
         matches!(
             self,
-            Self::Delivered(..) | Self::Dropped { .. } | Self::Expired { .. } | Self::Decided { .. }
+            Self::Delivered(..)
+                | Self::Dropped { .. }
+                | Self::Expired { .. }
+                | Self::Decided { .. }
         )
     }
 }

@@ -92,14 +92,13 @@ impl Picked {
             && self.state.is_none_or(|state| state == which(&brief.state))
     }
 
-    /// The dead letters it means: what can be replayed, but for those that have expired.
-    pub fn means_dead(&self, brief: &Brief) -> bool {
-        which(&brief.state) == Which::Dead && self.means(brief)
+    /// The dead letters it means that can be replayed: their time to live has not ended.
+    pub fn means_replayable(&self, brief: &Brief) -> bool {
+        self.means_dead(brief) && !brief.expiry.is_some_and(Expiry::is_over)
     }
 
-    /// The dead letters it means that are not sent any more: their time to live has ended.
-    pub fn means_expired(&self, brief: &Brief) -> bool {
-        self.means_dead(brief) && brief.expiry.is_some_and(Expiry::is_over)
+    fn means_dead(&self, brief: &Brief) -> bool {
+        which(&brief.state) == Which::Dead && self.means(brief)
     }
 
     /// What may be dropped: dead letters, and messages that are to be delivered only if they are
@@ -198,6 +197,8 @@ pub struct Affected {
     pub messages: usize,
     /// The first of them, up to [`Self::MAX_IDS`].
     pub first: Vec<MessageId>,
+    /// Dead letters that were to be replayed, and are not sent any more: their time to live has ended.
+    pub expired: usize,
 }
 
 impl Affected {
@@ -246,6 +247,13 @@ impl Spool {
                 then(brief, effect);
             }
         }
+    }
+
+    /// How many dead letters that it means are not sent any more: their time to live has ended.
+    pub fn count_expired(&self, selection: &Picked) -> usize {
+        let expired =
+            |brief: &Brief| selection.means_dead(brief) && !selection.means_replayable(brief);
+        self.list(None, usize::MAX, &mut |brief| expired(brief)).len()
     }
 
     /// Drops a message. A receipt stays, so that a caller that asks for it, or repeats its key, is answered with
