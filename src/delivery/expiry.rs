@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::contained::contained;
 use super::kept::{KeptMessages, MAX_WRITE};
@@ -20,6 +20,9 @@ const MAX_PAUSE: Duration = Duration::from_mins(1);
 
 /// Before the next look at a message whose call has not ended, or that is not in its lane yet.
 const UNDER_WAY: Duration = Duration::from_millis(250);
+
+/// After a pass that has dropped some: each pass looks at all that waits in lanes. What is over meanwhile is not sent.
+const TOGETHER: Duration = Duration::from_millis(50);
 
 /// Messages that are dropped before the store is waited for.
 const PAGE: usize = 500;
@@ -38,14 +41,24 @@ pub(super) async fn run<U: Upstream>(kept: Weak<KeptMessages<U>>) {
         let next = {
             let Some(kept) = kept.upgrade() else { return };
             let looked = contained(kept.drop_expired()).await;
-            looked.unwrap_or_else(|_| Instant::now() + RESTART)
+            looked.unwrap_or_else(|_| Looked { again: Instant::now() + RESTART, dropped: 0 })
         };
+        if next.dropped > 0 && stop.run_until_cancelled(sleep(TOGETHER)).await.is_none() {
+            return;
+        }
         tokio::select! {
-            () = sleep_until(next) => {}
+            () = sleep_until(next.again) => {}
             () = expiries.notified() => {}
             () = stop.cancelled() => {}
         }
     }
+}
+
+/// What came of one pass.
+struct Looked {
+    /// When the next one is due.
+    again: Instant,
+    dropped: usize,
 }
 
 /// A message that was dropped, and its caller who waits for the answer.
@@ -69,10 +82,10 @@ impl ExpiredMessage {
 }
 
 impl<U: Upstream> KeptMessages<U> {
-    /// Drops all messages whose time to live has ended. Returns when to look again.
-    async fn drop_expired(&self) -> Instant {
+    /// Drops all messages whose time to live has ended.
+    async fn drop_expired(&self) -> Looked {
         let now = Instant::now();
-        let (mut after, mut next) = (None, now + MAX_PAUSE);
+        let (mut after, mut next, mut ended) = (None, now + MAX_PAUSE, 0);
         loop {
             let page = self.spool.expired(after, now, PAGE);
             let Some(last) = page.last() else { break };
@@ -86,12 +99,14 @@ impl<U: Upstream> KeptMessages<U> {
             }
             // Else a stop would wait for their next try.
             self.queue.remove(&dropped.iter().map(|expired| expired.id).collect());
+            ended += dropped.len();
             let until = Instant::now() + MAX_WRITE;
             for expired in dropped {
                 expired.answer(until).await;
             }
         }
-        self.spool.next_expiry(now).map_or(next, |at| at.min(next))
+        let again = self.spool.next_expiry(now).map_or(next, |at| at.min(next));
+        Looked { again, dropped: ended }
     }
 
     /// Drops a message that was handed out, and whose time to live has ended.

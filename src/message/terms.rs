@@ -114,7 +114,7 @@ impl Expiry {
         let now = monotonic();
         let left = wall.duration_since(Timestamp::now());
         let at = match Duration::try_from(left) {
-            Ok(left) => now.checked_add(left.min(LONGEST)),
+            Ok(left) => now.checked_add(left),
             Err(_) => now.checked_sub(left.unsigned_abs()),
         };
         // Where the machine has started since, it is over, too.

@@ -296,6 +296,43 @@ mod tests {
         assert_eq!(tried, Change::Tried(4.into()));
     }
 
+    /// The end of life and the urgency are read again, and older sidecars read the rest.
+    #[test]
+    fn terms_and_an_expired_message() {
+        #[derive(Deserialize)]
+        struct Older {
+            topic: String,
+            receipt: Option<Receipt>,
+            #[serde(default)]
+            dropped: bool,
+        }
+        let topic = Topic::parse("abc/d").unwrap();
+        let destination = Destinations::default().get("i".into(), topic);
+        let at = "2026-01-01T00:00:00Z".parse().unwrap();
+        let expiry = Some(Box::new(Expiry::at_time("2026-01-01T00:00:30Z".parse().unwrap())));
+        let queued = Entry { expiry, urgency: Urgency::VeryLow, ..Entry::new(destination, at) };
+        let draft = whole(MessageId::new(), &queued, Bytes::new());
+        let older: Older = serde_json::from_slice(&draft.meta).unwrap();
+        assert!(older.topic == "abc/d" && older.receipt.is_none() && !older.dropped);
+        let read = entry(&draft.meta, LOCATION, &mut Destinations::default()).unwrap();
+        assert_eq!((read.expiry, read.urgency), (queued.expiry.clone(), Urgency::VeryLow));
+        // Older records have neither.
+        let words = r#"{"instance":"i","topic":"abc/d","kept_at":"2026-01-01T00:00:00Z"}"#;
+        let none = entry_of(words);
+        assert_eq!((none.expiry, none.urgency), (None, Urgency::Normal));
+        for accepted in [false, true] {
+            let stage = Stage::Expired(Box::new(Expired { at, accepted }));
+            let draft = now(MessageId::new(), &Entry { stage, ..queued.clone() });
+            assert_eq!(draft.kind, RecordKind::Delivered);
+            // An older sidecar reads a message that was dropped.
+            let older: Older = serde_json::from_slice(&draft.meta).unwrap();
+            assert!(older.dropped && older.receipt.is_some_and(|receipt| receipt.at == at));
+            let read = entry(&draft.meta, LOCATION, &mut Destinations::default()).unwrap();
+            let Stage::Expired(end) = read.stage else { panic!("{:?}", read.stage) };
+            assert_eq!(*end, Expired { at, accepted });
+        }
+    }
+
     /// What older sidecars make of a dropped message: one that has ended.
     #[test]
     fn a_dropped_message_for_older_sidecars() {
