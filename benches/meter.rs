@@ -21,7 +21,7 @@ use bytes::Bytes;
 use rustix::process::Signal;
 use support::process::{Emulator, Serve};
 use tokio::time::Instant;
-use tollgate::message::{Message, MessageId, Payload, PayloadForm, Topic};
+use tollgate::message::{Message, MessageId, Payload, PayloadForm, Terms, Topic};
 use tollgate::meter::{Billed, CallKind, Meter};
 
 const CALLERS: usize = 64;
@@ -85,6 +85,7 @@ async fn counted(meter: &Meter) -> f64 {
         topic: Topic::parse("TopicA/sub1").unwrap(),
         payload: Payload::kept(Bytes::new(), PayloadForm::Body),
         trace: None,
+        terms: Terms::default(),
     };
     let before = cpu("self");
     for _ in 0..CALLS {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group};
 use tollgate::config::Lifetime;
-use tollgate::message::{Message, MessageId, Payload, PayloadForm, Topic};
+use tollgate::message::{Message, MessageId, Payload, PayloadForm, Terms, Topic};
 use tollgate::spool::{AdoptionRules, Change, Options, Spool};
 
 const BODY: usize = 1_024;
@@ -43,6 +43,7 @@ fn message() -> Message {
         topic: Topic::parse("TopicA/sub1").unwrap(),
         payload: Payload::kept(Bytes::from_static(&[7; BODY]), PayloadForm::Body),
         trace: None,
+        terms: Terms::default(),
     }
 }
 

@@ -1,9 +1,13 @@
 //! What a caller hands us: valid once made, and passed on without being looked at again.
 
+mod terms;
+
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use terms::{Expiry, Lifespan, Terms, Urgency};
 
 /// Longest topic in characters, unless it is point-to-point.
 /// Source: <https://help.aliyun.com/document_detail/63620.html>.
@@ -393,6 +397,8 @@ pub struct Message {
     pub payload: Payload,
     /// Its caller's trace, if it has one.
     pub trace: Option<TraceId>,
+    /// Until when it is worth sending, and how urgent it is.
+    pub terms: Terms,
 }
 
 impl Message {

@@ -20,6 +20,7 @@ use super::row::Reload::Live;
 use super::row::Row;
 use super::spool::{Idempotency, Spool, SpoolRows, Store, keys_follow_the_rate, spool};
 use super::table::section;
+use super::topic_rules::{TopicRule, rules};
 use super::upstream::{PAYLOADS, Upstream};
 use super::{Config, Fleet};
 use crate::message::{Topic, TopicPattern};
@@ -145,10 +146,23 @@ section! {
     pub struct Topics [topics] {
         /// Topics that may be published to, such as "Alarm/*". Empty: all.
         allow: Vec<TopicPattern> = [], list(Scalar::Refused, pattern), Live;
+
+        /// Defaults for messages of these topics whose request has no TTL or no Urgency header: the first rule
+        /// that matches a topic wins, and a header wins over it.
+        /// [[topics.rules]]
+        /// topics = ["Alarm/*"]
+        /// ttl = "30s"          # 1s to 720h; left out: no end but retry.max_age
+        /// urgency = "high"     # or "normal", "low", "very-low"
+        rules: Vec<TopicRule> = [], rules, Live;
     }
 }
 
 impl Topics {
+    /// The rule for messages of this topic.
+    pub fn rule(&self, topic: &Topic) -> Option<&TopicRule> {
+        self.rules.iter().find(|rule| rule.matches(topic))
+    }
+
     /// Whether a topic may be published to.
     pub fn allows(&self, topic: &Topic) -> bool {
         self.allow.is_empty() || self.allow.iter().any(|pattern| pattern.matches(topic))

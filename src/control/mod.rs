@@ -50,6 +50,20 @@ impl Identity {
 pub struct Changed {
     /// Their number.
     pub messages: usize,
+    /// Dead letters that are not replayed, since their time to live has ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expired: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+impl From<&Affected> for Changed {
+    fn from(affected: &Affected) -> Self {
+        Self { messages: affected.messages, expired: affected.expired }
+    }
 }
 
 /// The HTTP API for operators. Cheap to clone.
@@ -163,16 +177,16 @@ async fn changed(
     let recorded = async move {
         let affected = change.await;
         audit.record(&affected);
-        affected.messages
+        Changed::from(&affected)
     };
-    let messages = tokio::spawn(recorded).await.map_err(|error| {
+    let changed = tokio::spawn(recorded).await.map_err(|error| {
         tracing::error!(%error, "a change of messages did not complete");
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         let detail =
             "The change did not complete; list the messages to see how far it got.".to_owned();
         Problem::new(status, Slug::Unfinished, "Unfinished change", detail)
     })?;
-    Ok(ok(&Changed { messages }))
+    Ok(ok(&changed))
 }
 
 fn id(text: &str) -> Result<MessageId, Problem> {

@@ -36,6 +36,8 @@ pub(super) struct Caller {
     to: Option<oneshot::Sender<Outcome>>,
     is_refused: bool,
     pub(super) deadline: Instant,
+    /// From when on no call for its message begins while it waits.
+    pub(super) sends_by: Instant,
     /// Its key is taken as long as this is here.
     first: Option<FirstRequest>,
 }
@@ -44,9 +46,10 @@ impl Caller {
     pub(super) fn new(
         to: oneshot::Sender<Outcome>,
         deadline: Instant,
+        sends_by: Instant,
         first: Option<FirstRequest>,
     ) -> Self {
-        Self { to: Some(to), is_refused: false, deadline, first }
+        Self { to: Some(to), is_refused: false, deadline, sends_by, first }
     }
 
     /// Responds at most once. If the message is accepted after the response, the next request with the

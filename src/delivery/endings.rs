@@ -173,7 +173,8 @@ impl<U: Upstream> KeptMessages<U> {
     /// `doubt`: its call may have arrived.
     pub(super) fn decide_drop(&self, id: MessageId, doubt: Doubt) {
         let decides = self.queue.take_dropped_during_call(id);
-        let Some(Brief { state: State::Dropped(_), doubt: before, .. }) = self.spool.find(id)
+        let Some(Brief { state: State::Dropped(_) | State::Expired(_), doubt: before, .. }) =
+            self.spool.find(id)
         else {
             return;
         };
@@ -185,7 +186,7 @@ impl<U: Upstream> KeptMessages<U> {
 
     /// From now on the key of this message is taken for as long as ended messages' are. Readers that wait
     /// for its end go on.
-    fn key_ends(&self, id: MessageId) {
+    pub(super) fn key_ends(&self, id: MessageId) {
         self.readers.ended(id);
         if let Some(brief) = self.spool.find(id) {
             self.keys.ended(&brief);

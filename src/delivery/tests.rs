@@ -7,6 +7,7 @@ pub(super) mod panics;
 mod retention;
 #[cfg(feature = "redis-tests")]
 mod taken_up;
+mod terms;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,11 +18,11 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::kept::MAX_WRITE;
-use super::{Delivery, Disposition, Keeping, Outcome, PublishOptions};
+use super::{CallOrder, Delivery, Disposition, Keeping, Outcome, PublishOptions, Settled};
 use crate::answer::{Answer, HttpAnswer, NextSignature, TransportError};
 use crate::ceiling::{Ceiling, Permit, Start};
 use crate::config::{self, Config};
-use crate::message::{Message, MessageId, Payload, PayloadForm, Topic};
+use crate::message::{Message, MessageId, Payload, PayloadForm, Terms, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
 use crate::spool::{Brief, Claim, Selection, Spool, State, Which};
@@ -46,6 +47,7 @@ impl Provider {
         let (msg_id, request_id) = (Some("M".into()), Some("R".into()));
         let code = match status {
             400 => Some("ParameterCheckFailed".into()),
+            500 => Some("SendMessageFailed".into()),
             403 => Some("InvalidAccessKeyId.NotFound".into()),
             _ => None,
         };
@@ -133,6 +135,7 @@ fn message(topic: &str) -> Message {
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::kept("marked".into(), PayloadForm::Body),
         trace: None,
+        terms: Terms::default(),
     }
 }
 

@@ -12,9 +12,10 @@ use super::key;
 use super::prefer::Prefer;
 use super::refusal::{RefusedRequest, invalid};
 use super::request::{RequestReader, bad_key};
+use super::terms::AskedTerms;
 use crate::callers::Caller;
 use crate::delivery::PublishOptions;
-use crate::message::{Message, MessageId, TraceId};
+use crate::message::{Message, MessageId, TraceId, Urgency};
 use crate::server::{Problem, Reply, Slug};
 
 /// The most messages in one request.
@@ -31,6 +32,8 @@ struct BatchItem {
     #[serde(rename = "payloadBase64")]
     payload_base64: Option<String>,
     key: Option<String>,
+    ttl: Option<u64>,
+    urgency: Option<Urgency>,
 }
 
 /// A line that was read.
@@ -48,6 +51,7 @@ pub(super) struct Line {
 pub(super) struct LineTerms<'a> {
     pub(super) caller: Option<&'a Caller>,
     pub(super) prefer: Prefer,
+    pub(super) asked: AskedTerms,
     pub(super) trace: Option<TraceId>,
 }
 
@@ -88,22 +92,23 @@ pub(super) fn read(
     line: &[u8],
     terms: LineTerms<'_>,
 ) -> Line {
-    let LineTerms { caller, prefer, trace } = terms;
+    let LineTerms { caller, prefer, asked, trace } = terms;
     let mut key = None;
     let message = item(line).and_then(|mut item| {
         key = item.key.take();
         let body = body(item.payload, item.payload_base64)?;
-        Ok((item.topic, body))
+        Ok((item.topic, body, asked.of_line(item.ttl, item.urgency)))
     });
     let message = message.map_err(|why| malformed(number, &why).into());
-    let message = message.and_then(|(topic, body)| {
+    let message = message.and_then(|(topic, body, asked)| {
         let (topic, instance) = reader.place(&topic)?;
         callers::check(caller, &topic)?;
         let claim = key.as_deref().map(|key| key::of(key, caller, &topic, &body).map_err(bad_key));
         let claim = claim.transpose()?;
         let payload = reader.line_payload(&topic, body)?;
-        let (options, _) = reader.options(prefer, claim);
-        Ok((Message { id: MessageId::new(), instance, topic, payload, trace }, options))
+        let terms = reader.terms(asked, &topic);
+        let (options, _) = reader.options(prefer, claim, &terms)?;
+        Ok((Message { id: MessageId::new(), instance, topic, payload, trace, terms }, options))
     });
     // One that is too long is not repeated to its sender.
     let key = key.filter(|key| key.len() <= key::MAX_KEY);
@@ -133,7 +138,7 @@ fn malformed(number: usize, why: &str) -> Problem {
     let detail = format!(
         "Line {number} is not a valid message: {why}. It was not sent. A line looks like \
          {{\"topic\":\"TopicA\",\"payload\":\"hello\"}}; it may have payloadBase64 instead of payload, \
-         and a key."
+         a key, a ttl in whole seconds, and an urgency (very-low, low, normal, high)."
     );
     invalid(StatusCode::BAD_REQUEST, Slug::MalformedLine, "Malformed line", detail)
 }

@@ -15,9 +15,10 @@ use super::log::LogContext;
 use super::outcome;
 use super::prefer::Prefer;
 use super::refusal::RefusedRequest;
+use super::terms::AskedTerms;
 use super::{DRAIN_RETRY, Inner, request, stopping};
 use crate::delivery::{Begun, CallOrder};
-use crate::message::Topic;
+use crate::message::{Terms, Topic};
 use crate::meter::Published;
 use crate::server::{Problem, Reply, ReplyBody, RequestBody, Slug, reply};
 
@@ -62,6 +63,7 @@ impl Inner {
     }
 
     async fn read_batch(&self, request: Request<RequestBody>) -> Result<Batch, RefusedRequest> {
+        let start = Instant::now();
         let drains = || RefusedRequest::new(Published::Draining, stopping());
         if self.draining() {
             return Err(drains());
@@ -70,14 +72,15 @@ impl Inner {
         let caller = self.caller(&request)?;
         let reader = self.reader();
         let prefer = Prefer::read(request.headers());
+        let asked = AskedTerms::read(request.headers(), start)?;
         let trace = request::trace(request.headers());
-        let (_, applied) = reader.options(prefer, None);
+        let (_, applied) = reader.options(prefer, None, &Terms::default())?;
         let body = reader.batch(request).await?;
         let lines = batch::lines(&body)?;
         if self.draining() {
             return Err(drains());
         }
-        let terms = LineTerms { caller: caller.as_deref(), prefer, trace };
+        let terms = LineTerms { caller: caller.as_deref(), prefer, asked, trace };
         let read = |(number, line): &(usize, Bytes)| batch::read(&reader, *number, line, terms);
         let stream = prefer.stream.then(|| "stream".to_owned());
         let applied: Vec<_> = applied.into_iter().chain(stream).collect();

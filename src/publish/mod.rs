@@ -20,6 +20,7 @@ mod receipts;
 mod refusal;
 mod request;
 mod sdk;
+mod terms;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -159,7 +160,7 @@ impl Inner {
             Err(RefusedRequest::new(Published::Draining, stopping()))
         } else {
             match self.caller(&request) {
-                Ok(caller) => self.reader().read(topic, request, caller.as_deref()).await,
+                Ok(caller) => self.reader().read(topic, request, caller.as_deref(), start).await,
                 Err(refused) => Err(refused),
             }
         };

@@ -63,11 +63,13 @@ pub(super) fn answer(
                 Settled::Delivered => ("delivered", Published::Delivered),
                 Settled::Dead => ("dead", Published::Queued),
                 Settled::Unknown => ("unknown", Published::Queued),
+                Settled::Expired => ("expired", Published::Queued),
             };
             accepted(id, status, published, durability)
         }
         Disposition::Unresolved(id) => unresolved(id, calls),
         Disposition::Dropped { id, doubt } => dropped(id, doubt.into(), calls),
+        Disposition::Expired { id, doubt } => expired(id, doubt.into(), calls),
         Disposition::NotKept(error) => not_kept(&error, calls),
         Disposition::Denied(denied) => denied_before(denied),
         Disposition::OtherRequest => Answered::problem(
@@ -206,6 +208,28 @@ fn dropped(id: MessageId, doubt: Doubt, calls: u32) -> Answered {
         .outcome(outcome)
         .message(id.to_string(), "dropped")
         .attempts(calls);
+    Answered::problem(published, problem).with_calls(calls)
+}
+
+/// The message's time to live has ended. `doubt`: a call may have delivered it.
+fn expired(id: Option<MessageId>, doubt: Doubt, calls: u32) -> Answered {
+    let (done, outcome, published) = if doubt == Doubt::Possible {
+        let done = "A call may have delivered it before, and no other will be made";
+        (done, "unknown", Published::Unknown)
+    } else {
+        ("It was not delivered, and will not be", "not-sent", Published::Failed)
+    };
+    let detail = format!(
+        "The message's time to live (TTL) ended before it was delivered; with TTL: 0, the topic is paused now. \
+         {done}."
+    );
+    let title = "The message expired";
+    let mut problem = problem(StatusCode::GATEWAY_TIMEOUT, Slug::Expired, title, detail)
+        .outcome(outcome)
+        .attempts(calls);
+    if let Some(id) = id {
+        problem = problem.message(id.to_string(), "expired");
+    }
     Answered::problem(published, problem).with_calls(calls)
 }
 

@@ -28,8 +28,8 @@ pub(super) fn answer(found: Option<Brief>) -> Reply {
 
 /// The reply where no message is found.
 pub(super) fn none() -> Reply {
-    let detail = "No message with this id is kept. It was never accepted here, or it was delivered \
-                  or dropped longer ago than receipts are kept (spool.keep_receipts).";
+    let detail = "No message with this id is kept. It was never accepted here, or it was delivered, \
+                  dropped or expired longer ago than receipts are kept (spool.keep_receipts).";
     let status = StatusCode::NOT_FOUND;
     Problem::new(status, Slug::NoSuchMessage, "No such message", detail.to_owned()).into_response()
 }
@@ -39,6 +39,10 @@ fn status_of(brief: &Brief) -> MessageStatus<'_> {
         State::Queued { .. } => ("queued", None, None),
         State::Delivered(receipt) => ("delivered", Some(&*receipt.msg_id), None),
         State::Dropped(_) => ("dropped", None, None),
+        // A call had an unknown outcome.
+        State::Expired(_) if brief.unknown > 0 => ("unknown", None, Some("expired")),
+        // A call may have been under way when its process ended.
+        State::Expired(_) => ("expired", None, brief.doubt.then_some("unknown")),
         State::Dead(death) => match death.reason {
             Reason::Unknown => ("unknown", None, Some("unknown")),
             Reason::Expired => ("dead", None, Some("expired")),

@@ -5,17 +5,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use percent_encoding::percent_decode_str;
+use tokio::time::Instant;
 
 use super::body::{BodyLimits, MAX_BATCH, PAYLOAD_LIMIT, too_large};
 use super::callers;
 use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
 use super::refusal::{RefusedRequest, invalid};
+use super::terms::{AskedTerms, key_at_once};
 use crate::callers::Caller;
 use crate::config;
 use crate::delivery::{Keeping, PublishOptions};
 use crate::memory::MemoryBudget;
-use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic, TraceId};
+use crate::message::{
+    InstanceId, Lifespan, Message, MessageId, Payload, PayloadError, Terms, Topic, TraceId,
+};
 use crate::server::{Problem, RequestBody, Slug};
 use crate::spool::Claim;
 
@@ -56,12 +60,13 @@ impl RequestReader {
         }
     }
 
-    /// Validates a request completely before anything is done for it.
+    /// Validates a request, whose head had arrived at `start`, completely before anything is done for it.
     pub(super) async fn read(
         &self,
         topic: &str,
         request: Request<RequestBody>,
         caller: Option<&Caller>,
+        start: Instant,
     ) -> Result<Submission, RefusedRequest> {
         if request.uri().query().is_some() {
             return Err(malformed("the path has a query; a \"?\" is not part of any topic").into());
@@ -71,6 +76,7 @@ impl RequestReader {
         let (head, body) = request.into_parts();
         let headers = &head.headers;
         let prefer = Prefer::read(headers);
+        let terms = self.terms(AskedTerms::read(headers, start)?, &topic);
         let limits = BodyLimits {
             most: self.max_payload(&topic),
             by: PAYLOAD_LIMIT,
@@ -81,9 +87,9 @@ impl RequestReader {
         let body = reservation.hold(body);
         let claim = key::claim(headers, caller, &topic, &body).map_err(bad_key)?;
         let payload = self.payload(&topic, body)?;
-        let (options, applied) = self.options(prefer, claim);
+        let (options, applied) = self.options(prefer, claim, &terms)?;
         let trace = trace(headers);
-        let message = Message { id: MessageId::new(), instance, topic, payload, trace };
+        let message = Message { id: MessageId::new(), instance, topic, payload, trace, terms };
         Ok(Submission { message, options, applied })
     }
 
@@ -161,21 +167,31 @@ impl RequestReader {
         Ok(self.payload(topic, reservation.hold(body))?)
     }
 
+    /// The terms of a message for this topic.
+    pub(super) fn terms(&self, asked: AskedTerms, topic: &Topic) -> Terms {
+        asked.terms(topic, &self.topics)
+    }
+
     /// The options that a caller's preferences ask for, and which of these are applied.
     pub(super) fn options(
         &self,
         prefer: Prefer,
         claim: Option<Claim>,
-    ) -> (PublishOptions, Option<String>) {
+        terms: &Terms,
+    ) -> Result<(PublishOptions, Option<String>), Problem> {
+        let keeps = self.keeps && terms.lifespan != Lifespan::AtOnce;
+        if self.keeps && !keeps && claim.is_some() {
+            return Err(key_at_once());
+        }
         let wait = prefer.wait.map(|wait| wait.min(MAX_WAIT));
         // Without a spool, nothing can be accepted before its outcome is known.
-        let respond_async = prefer.respond_async && self.keeps;
+        let respond_async = prefer.respond_async && keeps;
         let patience = match wait {
             Some(wait) => wait,
             None if respond_async => Duration::ZERO,
             None => self.publish.wait,
         };
-        let is_preferred = self.keeps && (respond_async || patience.is_zero());
+        let is_preferred = keeps && (respond_async || patience.is_zero());
         let keep = if is_preferred { Keeping::Preferred } else { Keeping::IfNotDelivered };
         let mut applied = Vec::new();
         if respond_async {
@@ -183,7 +199,7 @@ impl RequestReader {
         }
         applied.extend(wait.map(|wait| format!("wait={}", wait.as_secs())));
         let applied = (!applied.is_empty()).then(|| applied.join(", "));
-        (PublishOptions { patience, keep, claim }, applied)
+        Ok((PublishOptions { patience, keep, claim }, applied))
     }
 
     /// The topic that a path names.

@@ -69,6 +69,8 @@ slugs! {
     Dropped = "dropped";
     /// A batch has no line.
     EmptyBatch = "empty-batch";
+    /// The message's time to live has ended.
+    Expired = "expired";
     /// The upstream failed.
     Failed = "failed";
     /// The topic is not allowed, or has no instance.
@@ -79,6 +81,8 @@ slugs! {
     IncompleteBody = "incomplete-body";
     /// The body is not text.
     InvalidPayload = "invalid-payload";
+    /// A message that is never stored has an `Idempotency-Key`.
+    KeyAtOnce = "key-at-once";
     /// The first request with the key is being answered.
     KeyInFlight = "key-in-flight";
     /// The key was used for another message.
@@ -91,6 +95,10 @@ slugs! {
     MalformedLine = "malformed-line";
     /// The topic is not valid.
     MalformedTopic = "malformed-topic";
+    /// The `TTL` is not a number of seconds.
+    MalformedTtl = "malformed-ttl";
+    /// The `Urgency` is none of its words.
+    MalformedUrgency = "malformed-urgency";
     /// Messages in progress take all memory.
     MemoryFull = "memory-full";
     /// No message with this id is kept.

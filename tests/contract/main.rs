@@ -25,4 +25,5 @@ mod signatures;
 mod spool_http;
 #[path = "../support/mod.rs"]
 mod support;
+mod terms;
 mod upstream;

@@ -54,8 +54,8 @@ async fn until_it_is_delivered_or_refused() {
     let stage = kept(ok(), &soon).await;
     let (first, second) = (reads(&stage).await, reads(&stage).await);
     for reading in [first, second] {
-        let (state, waited) = state(reading).await;
-        assert!(matches!(state, State::Delivered(_)), "{state:?}");
+        let (found, waited) = state(reading).await;
+        assert!(matches!(found, State::Delivered(_)), "{found:?}");
         assert!(waited < PATIENCE, "{waited:?}");
     }
     // It has ended: no reader waits for it any more.
@@ -64,8 +64,8 @@ async fn until_it_is_delivered_or_refused() {
     assert_eq!(begun.elapsed(), Duration::ZERO);
 
     let stage = kept(error(400, "ParameterCheckFailed"), &soon).await;
-    let (state, waited) = state(reads(&stage).await).await;
-    assert!(matches!(state, State::Dead(_)) && waited < PATIENCE, "{state:?} {waited:?}");
+    let (found, waited) = state(reads(&stage).await).await;
+    assert!(matches!(found, State::Dead(_)) && waited < PATIENCE, "{found:?} {waited:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,8 +75,8 @@ async fn until_it_is_dropped() {
     let reading = reads(&stage).await;
     let named = Selection { ids: vec![stage.id.to_string()], ..Selection::default() };
     assert_eq!(stage.sidecar.delivery.discard(&named.pick().unwrap()).await.messages, 1);
-    let (state, waited) = state(reading).await;
-    assert!(matches!(state, State::Dropped(_)) && waited < PATIENCE, "{state:?} {waited:?}");
+    let (found, waited) = state(reading).await;
+    assert!(matches!(found, State::Dropped(_)) && waited < PATIENCE, "{found:?} {waited:?}");
 }
 
 #[tokio::test(start_paused = true)]

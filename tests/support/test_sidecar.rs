@@ -12,7 +12,7 @@ use tollgate::answer::{Answer, HttpAnswer, TransportError};
 use tollgate::ceiling::{Ceiling, Permit, Start};
 use tollgate::config::{Config, Lifetime};
 use tollgate::delivery::{Delivery, Disposition, Keeping, Outcome, PublishOptions};
-use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Topic};
+use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Terms, Topic};
 use tollgate::meter::{CallKind, Meter};
 use tollgate::spool::{AdoptionRules, Options, Spool};
 use tollgate::upstream::{SendGate, Upstream};
@@ -185,6 +185,7 @@ pub fn message(topic: &str, body: Bytes) -> Message {
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::new(body, PayloadEncoding::Base64, 1 << 20).unwrap(),
         trace: None,
+        terms: Terms::default(),
     }
 }
 

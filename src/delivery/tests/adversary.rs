@@ -18,7 +18,7 @@ use super::super::{Delivery, Keeping, PublishOptions};
 use super::message;
 use crate::ceiling::{Ceiling, Start};
 use crate::config;
-use crate::message::{MessageId, Payload, PayloadForm};
+use crate::message::{Expiry, Lifespan, MessageId, Payload, PayloadForm, Urgency};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options, settled};
 use crate::spool::{Claim, DropReason, Options, Picked, Selection, Spool, Usage};
@@ -97,14 +97,25 @@ impl Run {
             let key = random.u128(..6);
             Claim { key, print: key + u128::from(random.u8(..8) == 0) }
         });
-        let wanted = PublishOptions { patience, keep, claim };
         let mut message = message(topic);
+        let seconds = [0.0, 0.3, 2.0, 10.0, 60.0][random.usize(..5)];
+        let ttl = (random.u8(..3) == 0).then(|| Duration::from_secs_f64(seconds));
+        message.terms.lifespan = match ttl {
+            None => Lifespan::Unlimited,
+            Some(Duration::ZERO) => Lifespan::AtOnce,
+            Some(ttl) => Lifespan::Until(Expiry::after(Instant::now(), ttl)),
+        };
+        message.terms.urgency = Urgency::ALL[random.usize(..4)];
+        // A message that is never stored has no key.
+        let claim = claim.filter(|_| message.terms.lifespan != Lifespan::AtOnce);
+        let wanted = PublishOptions { patience, keep, claim };
         let number = self.world.asks(Request {
             id: message.id,
             parked: topic.starts_with("Park"),
             wanted,
             process: self.process.number,
             asked: self.world.now(),
+            ttl,
             answered: None,
         });
         let mut body = format!("{number} ").into_bytes();
@@ -294,7 +305,7 @@ impl Run {
             Usage { damaged, dropped_dead, last_dropped_for_room, refused, ..again.usage() };
         assert_eq!(format!("{found:?}"), format!("{usage:?}"));
         self.world.is_counted(self.process.number, &self.process.meter);
-        let find = |id: MessageId| again.find(id).map(|brief| brief.state);
+        let find = |id: MessageId| again.find(id);
         self.world.holds(find);
         assert!(self.world.worst_second() <= ACCOUNT as usize, "over the ceiling");
     }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::request::Parts;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::RefusedCall;
 use crate::callers::{Caller, Callers};
@@ -14,7 +15,8 @@ use crate::meter::Published;
 use crate::publish::body::BodyLimits;
 use crate::publish::refusal::RefusedRequest;
 use crate::publish::request::{RequestReader, trace};
-use crate::server::{MAX_QUERY, RequestBody, TakenQuery};
+use crate::publish::terms::AskedTerms;
+use crate::server::{MAX_QUERY, Problem, RequestBody, TakenQuery};
 use crate::verification::{self, ReceivedCall, Refusal};
 
 /// The action that is taken as a publish, and the version of the provider's API.
@@ -38,8 +40,11 @@ impl CallReader<'_> {
         &self,
         parts: &Parts,
         body: RequestBody,
-        now: Timestamp,
+        start: Instant,
     ) -> Result<Message, RefusedCall> {
+        let now = Timestamp::now();
+        let asked =
+            AskedTerms::read(&parts.headers, start).map_err(|problem| refused_header(&problem))?;
         let query = match parts.extensions.get::<TakenQuery>() {
             Some(TakenQuery::Whole(query)) => query.clone(),
             Some(TakenQuery::TooLong) => return Err(query_too_long()),
@@ -68,7 +73,7 @@ impl CallReader<'_> {
             let message = format!("{action} is not passed on by tollgate, only {SEND_MESSAGE} is.");
             return Err(Refusal::new("ApiNotSupport").saying(message).into());
         }
-        let message = self.message(&call)?;
+        let message = self.message(&call, asked)?;
         if caller.as_ref().is_some_and(|caller| !caller.may_publish(&message.topic)) {
             let refusal = Refusal::new("PermissionCheckFailed");
             let text = format!("This caller may not publish to {}.", message.topic);
@@ -115,7 +120,7 @@ impl CallReader<'_> {
         }
     }
 
-    fn message(&self, call: &ReceivedCall<'_>) -> Result<Message, Refusal> {
+    fn message(&self, call: &ReceivedCall<'_>, asked: AskedTerms) -> Result<Message, Refusal> {
         let mandatory = |name| call.parameter(name).ok_or_else(|| Refusal::missing(name));
         let instance = mandatory("InstanceId")?;
         let topic = mandatory("MqttTopic")?;
@@ -133,7 +138,8 @@ impl CallReader<'_> {
                 .saying(format!("topics.allow has no pattern for {topic}.")));
         }
         let payload = encoded(Bytes::copy_from_slice(payload.as_bytes()))?;
-        Ok(Message { id: MessageId::new(), instance, topic, payload, trace: None })
+        let terms = self.reader.terms(asked, &topic);
+        Ok(Message { id: MessageId::new(), instance, topic, payload, trace: None, terms })
     }
 }
 
@@ -153,6 +159,10 @@ fn no_memory(_: NoMemory) -> RefusedCall {
         .saying("Messages in progress take all of the memory that they may (runtime.memory).")
         .after(std::time::Duration::from_secs(1));
     RefusedCall { refusal, published: Published::Full }
+}
+
+fn refused_header(problem: &Problem) -> Refusal {
+    Refusal::new("ParameterCheckFailed").saying(problem.detail().to_owned())
 }
 
 /// What the door says of a body, in the provider's words.

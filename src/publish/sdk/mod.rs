@@ -42,11 +42,8 @@ impl Inner {
         let host = host.unwrap_or_default().to_owned();
         let reader = self.reader();
         let reader = CallReader { reader: &reader, sdk: &self.sdk, callers: &self.callers };
-        let read = if self.draining() {
-            Err(stopping())
-        } else {
-            reader.read(&parts, body, Timestamp::now()).await
-        };
+        let read =
+            if self.draining() { Err(stopping()) } else { reader.read(&parts, body, start).await };
         let mut parent = None;
         let answer = match read {
             Ok(_) if self.draining() => SdkAnswer::from(stopping()),

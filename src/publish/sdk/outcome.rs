@@ -64,10 +64,14 @@ impl SdkAnswer {
                 let text = format!("The budget {:?} is used up until {}.", over.budget, over.until);
                 (Err(throttled(&text, left)), Published::OverBudget)
             }
-            Disposition::Unanswered | Disposition::Unresolved(_) => {
-                (Err(unknown()), Published::Unknown)
+            Disposition::Unanswered
+            | Disposition::Unresolved(_)
+            | Disposition::Dropped { doubt: true, .. }
+            | Disposition::Expired { doubt: true, .. } => (Err(unknown()), Published::Unknown),
+            Disposition::Expired { doubt: false, .. } => {
+                let text = "The message's time to live ended before it was delivered.";
+                (Err(unavailable(text)), Published::Failed)
             }
-            Disposition::Dropped { doubt: true, .. } => (Err(unknown()), Published::Unknown),
             Disposition::Dropped { doubt: false, .. } => {
                 (Err(unavailable("The message was dropped by an operator.")), Published::Failed)
             }

@@ -60,6 +60,13 @@ fn in_a_file() {
         ("[publish]\nmax_payload = -1", "publish.max_payload", "is not a size"),
         ("[topics]\nallow = \"Alarm/*\"", "topics.allow", "must be a list"),
         ("[topics]\nallow = [1]", "topics.allow[0]", "must be text"),
+        ("[topics]\nrules = 3", "topics.rules", "list of tables"),
+        ("[[topics.rules]]\nttl = \"1s\"", "topics.rules[0]", "no topics"),
+        ("[[topics.rules]]\ntopics = [\"A\"]", "topics.rules[0]", "neither ttl nor urgency"),
+        ("[[topics.rules]]\ntopics = []\nttl = \"1s\"", "topics.rules[0].topics", "is empty"),
+        ("[[topics.rules]]\ntopics = [\"A\"]\nttl = \"0s\"", "topics.rules[0].ttl", "too short"),
+        ("[[topics.rules]]\ntopics = [\"A\"]\nttl = 30", "topics.rules[0].ttl", "in quotes"),
+        ("[[topics.rules]]\ntopics = [\"A\"]\nurgency = \"x\"", "topics.rules[0].urgency", ""),
         ("[telemetry]\nlog = true", "telemetry.log", "must be text"),
         ("[listen]\npublish = 8080", "listen.publish", "must be a list"),
         // Ranges.
