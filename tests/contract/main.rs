@@ -4,6 +4,7 @@
 
 mod answers;
 mod batch_publish;
+mod callers;
 mod cli;
 mod config;
 mod connections;
