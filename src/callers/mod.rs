@@ -28,8 +28,8 @@ pub use shared_tokens::{Named, SharedTokens};
 /// The longest token.
 const MOST_CHARACTERS: usize = 8_192;
 /// Nonces of all access keys together, and of one at least: eight bytes each, and as much again.
-const MOST_NONCES: usize = 500_000;
-const FEWEST_NONCES: usize = 5_000;
+const MOST_NONCES: usize = 300_000;
+const FEWEST_NONCES: usize = 500;
 
 /// Who may publish, and what each has proven itself by. Cheap to clone.
 #[derive(Clone)]

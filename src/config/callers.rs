@@ -21,7 +21,7 @@ const MOST_CALLERS: usize = 1_000;
 /// The provider's SDKs give up after ten seconds.
 const LONGEST_WAIT: Duration = Duration::from_secs(9);
 /// The provider's own keys begin so.
-const PROVIDERS_KEYS: &str = "LTAI";
+const PROVIDERS_KEYS: [&str; 2] = ["LTAI", "STS."];
 const ACCEPTS: [(&str, SdkAccept); 2] = [("issued", SdkAccept::Issued), ("any", SdkAccept::Any)];
 const KEPT: [(&str, SdkKept); 2] = [("refuse", SdkKept::Refuse), ("accept", SdkKept::Accept)];
 
@@ -83,10 +83,11 @@ section! {
 
         /// Whose calls: "issued", those that are signed with an access key of [[callers]]; or "any", on
         /// loopback addresses and Unix sockets only: then any key signs, nothing is proven, and keys of the
-        /// provider's own (LTAI...) are refused, since they have no business here.
+        /// provider's own (LTAI..., STS....) are refused, since they have no business here.
         accept: SdkAccept = "issued", choice(&ACCEPTS);
 
-        /// How long a call waits for a permit and its answer. The SDKs wait for 10s, and do not retry.
+        /// How long a call waits for a permit and its answer. Most SDKs wait for 10s, Node's pop-core for 3s, and
+        /// most do not retry.
         wait: Duration = "5s", duration(SHORTEST..=LONGEST_WAIT);
 
         /// What becomes of a message that is not delivered in that time and may be stored: "refuse", 503
@@ -186,7 +187,7 @@ fn caller_name(raw: &Raw) -> Result<String, ValueError> {
 
 fn key_id(raw: &Raw) -> Result<String, ValueError> {
     let text = raw.text()?;
-    if text.starts_with(PROVIDERS_KEYS) {
+    if PROVIDERS_KEYS.iter().any(|start| text.starts_with(start)) {
         let remedy = "issue one of your own, such as orders-1, that begins with other letters";
         return Err(ValueError::new(
             "is a key of the provider's, which only tollgate holds",

@@ -46,7 +46,8 @@ impl Warning {
 
 /// tollgate signs for every caller that reaches this listener.
 fn publish(config: &Config) -> Option<Warning> {
-    let open = config.listen.publish.iter().find_map(|address| match address {
+    let sdk = if config.sdk.enabled { &*config.sdk.listen } else { &[] };
+    let open = config.listen.publish.iter().chain(sdk).find_map(|address| match address {
         Address::Tcp(address) if !address.ip().is_loopback() => Some(address),
         Address::Tcp(_) | Address::Unix(_) => None,
     })?;

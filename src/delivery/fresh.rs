@@ -16,7 +16,7 @@ use super::retry_queue::PauseReason;
 use super::signal::{Requeue, Signal};
 use crate::answer::{AccessDenied, Answer, NextSignature, Verdict};
 use crate::backoff::Backoff;
-use crate::ceiling::{Class, Permit, PermitRequest, Ticket};
+use crate::ceiling::{Class, Permit, PermitRequest, Refused, Ticket};
 use crate::deadline;
 use crate::message::{Expiry, Lifespan, Message};
 use crate::meter::CallKind;
@@ -102,7 +102,10 @@ impl<U: Upstream> Intake<U> {
                 }
                 // It would wait for a probe, and perhaps for more.
                 Some(_) if is_at_once => return Err(self.dispatcher.expired(Doubt::None)),
-                // Its call says as much of the provider as a probe's.
+                // Stored ones probe. Where there are none, its call says as much of the provider.
+                Some(_) if wanted.keep == Keeping::Never && kept.queue.has_waiting(&lane) => {
+                    return Err(Disposition::NoPermit(Refused::TimedOut));
+                }
                 Some(_) if wanted.keep == Keeping::Never => {}
                 Some(_) => return Ok(keep(kept)),
                 None if is_preferred && wanted.patience.is_zero() => return Ok(keep(kept)),
@@ -265,7 +268,8 @@ impl<U: Upstream> Intake<U> {
             }
             let follows = again || answer.has_other_key() || matches!(next, NextStep::Retry(_));
             // Of one whose time to live has ended, that is its end.
-            let is_over = matches!(next, NextStep::Retry(_)) && message.terms.is_over();
+            let is_over =
+                matches!(next, NextStep::Retry(_) | NextStep::Access(_)) && message.terms.is_over();
             if follows && !is_answered && (keeper.is_some() || is_over) {
                 return Some(Calls { calls, answer: Some(answer) });
             }

@@ -119,7 +119,8 @@ impl Outcome {
             State::Expired(Expired { accepted: false, .. }) => {
                 Disposition::Expired { id: Some(id), doubt: brief.doubt }
             }
-            State::Expired(_) if brief.doubt => Disposition::Settled(id, Settled::Unknown),
+            // As a reader of its receipt is told.
+            State::Expired(_) if brief.unknown > 0 => Disposition::Settled(id, Settled::Unknown),
             State::Expired(_) => Disposition::Settled(id, Settled::Expired),
         };
         Self::new(brief.attempts, ended)

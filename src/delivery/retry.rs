@@ -189,7 +189,10 @@ impl<U: Upstream> KeptMessages<U> {
                 }
                 Ok(message)
             }
-            Err(ReadError::Absent) => Err(gone),
+            Err(ReadError::Absent) => {
+                self.readers.ended(id);
+                Err(gone)
+            }
             Err(error @ ReadError::Damaged) => {
                 let trace_id = self.trace(id).map(tracing::field::display);
                 tracing::error!(%id, trace_id, %error, "an accepted message is lost: its bytes in the spool are damaged");
@@ -200,6 +203,7 @@ impl<U: Upstream> KeptMessages<U> {
                     };
                     caller.respond(Outcome::new(item.attempts, ended));
                 }
+                self.readers.ended(id);
                 Err(gone)
             }
             Err(ReadError::Unverified) => {

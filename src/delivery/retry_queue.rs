@@ -206,6 +206,11 @@ impl RetryQueue {
         paused.collect()
     }
 
+    /// Whether stored messages of this lane wait or are under way.
+    pub(super) fn has_waiting(&self, lane: &message::Lane) -> bool {
+        self.state().lanes.get(lane).is_some_and(|lane| lane.len() > 0)
+    }
+
     /// Messages that wait or are under way.
     pub(super) fn len(&self) -> usize {
         self.state().lanes.values().map(LaneQueue::len).sum()

@@ -109,10 +109,11 @@ impl Expiry {
         Self { at, wall }
     }
 
-    /// At this time of the wall clock.
-    pub fn at_time(wall: Timestamp) -> Self {
+    /// At this time of the wall clock, for a message that was stored at `kept_at`. A clock that is behind, as
+    /// before a machine has asked for the time, makes it no longer than it was then.
+    pub fn at_time(wall: Timestamp, kept_at: Timestamp) -> Self {
         let now = monotonic();
-        let left = wall.duration_since(Timestamp::now());
+        let left = wall.duration_since(Timestamp::now()).min(wall.duration_since(kept_at));
         let at = match Duration::try_from(left) {
             Ok(left) => now.checked_add(left),
             Err(_) => now.checked_sub(left.unsigned_abs()),
@@ -196,19 +197,28 @@ mod tests {
         assert!(Urgency::ALL.windows(2).all(|pair| pair[0].handicap() > pair[1].handicap()));
     }
 
+    /// The next process has begun before its machine has asked for the time.
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_behind_makes_it_no_longer() {
+        let kept_at = Timestamp::now() + jiff::SignedDuration::from_hours(24);
+        let expiry = Expiry::at_time(kept_at + jiff::SignedDuration::from_secs(30), kept_at);
+        assert!(expiry.at() <= Instant::now() + Duration::from_secs(31));
+    }
+
     /// The next process of a paused clock finds the same end.
     #[tokio::test(start_paused = true)]
     async fn both_clocks_agree() {
         for seconds in [0, 1, 3_600, u64::MAX] {
             tokio::time::advance(Duration::from_hours(1)).await;
             let expiry = Expiry::after(Instant::now(), Duration::from_secs(seconds));
-            let again = Expiry::at_time(expiry.timestamp());
+            let again = Expiry::at_time(expiry.timestamp(), Timestamp::MIN);
             let apart = expiry.at().max(again.at()) - expiry.at().min(again.at());
             assert!(apart < Duration::from_secs(10), "{apart:?}");
             assert_eq!(again, expiry);
         }
         assert!(
-            Expiry::at_time(Timestamp::MIN).is_over() && !Expiry::at_time(Timestamp::MAX).is_over()
+            Expiry::at_time(Timestamp::MIN, Timestamp::MIN).is_over()
+                && !Expiry::at_time(Timestamp::MAX, Timestamp::MIN).is_over()
         );
     }
 }

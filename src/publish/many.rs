@@ -18,7 +18,7 @@ use super::refusal::RefusedRequest;
 use super::terms::AskedTerms;
 use super::{DRAIN_RETRY, Inner, request, stopping};
 use crate::delivery::{Begun, CallOrder};
-use crate::message::{Terms, Topic};
+use crate::message::Topic;
 use crate::meter::Published;
 use crate::server::{Problem, Reply, ReplyBody, RequestBody, Slug, reply};
 
@@ -74,7 +74,7 @@ impl Inner {
         let prefer = Prefer::read(request.headers());
         let asked = AskedTerms::read(request.headers(), start)?;
         let trace = request::trace(request.headers());
-        let (_, applied) = reader.options(prefer, None, &Terms::default())?;
+        let (_, applied) = reader.options(prefer, None, &asked.of_request())?;
         let body = reader.batch(request).await?;
         let lines = batch::lines(&body)?;
         if self.draining() {

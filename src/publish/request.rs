@@ -18,7 +18,8 @@ use crate::config;
 use crate::delivery::{Keeping, PublishOptions};
 use crate::memory::MemoryBudget;
 use crate::message::{
-    InstanceId, Lifespan, Message, MessageId, Payload, PayloadError, Terms, Topic, TraceId,
+    InstanceId, Lifespan, MAX_SENT_PAYLOAD, Message, MessageId, Payload, PayloadError, Terms,
+    Topic, TraceId,
 };
 use crate::server::{Problem, RequestBody, Slug};
 use crate::spool::Claim;
@@ -95,6 +96,11 @@ impl RequestReader {
 
     pub(super) fn memory(&self) -> &MemoryBudget {
         &self.memory
+    }
+
+    /// The most characters of a payload that a caller has encoded.
+    pub(super) fn max_encoded(&self) -> usize {
+        self.publish.max_payload.div_ceil(3).saturating_mul(4).min(MAX_SENT_PAYLOAD)
     }
 
     /// The time limit of a body.

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tokio::time::Instant;
 
 use super::refusal::invalid;
-use crate::config::Topics;
+use crate::config::{TopicRule, Topics};
 use crate::message::{Expiry, Lifespan, Terms, Topic, Urgency};
 use crate::server::{Problem, Slug};
 
@@ -42,9 +42,17 @@ impl AskedTerms {
         Self { ttl, urgency: urgency.or(self.urgency), ..self }
     }
 
+    /// What the request asks for, whatever the topics.
+    pub(super) fn of_request(&self) -> Terms {
+        self.with_rule(None)
+    }
+
     /// The terms of its message: as asked for, or else as the first rule has it that matches the topic.
     pub(super) fn terms(&self, topic: &Topic, topics: &Topics) -> Terms {
-        let rule = topics.rule(topic);
+        self.with_rule(topics.rule(topic))
+    }
+
+    fn with_rule(&self, rule: Option<&TopicRule>) -> Terms {
         let ttl = self.ttl.or_else(|| rule?.ttl);
         let urgency = self.urgency.or_else(|| rule?.urgency).unwrap_or_default();
         let lifespan = match ttl {

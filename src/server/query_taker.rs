@@ -9,6 +9,9 @@ use super::heads::RequestScanner;
 use super::taken_query::{MAX_QUERY, TakenQuery};
 use crate::memory::{MemoryBudget, MemoryReservation, NoMemory};
 
+/// The most bytes of a query that is too long which are read for the sake of an answer.
+const MOST_READ: usize = 1 << 20;
+
 /// Where in a request's line the next byte stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LinePart {
@@ -28,6 +31,8 @@ pub(super) struct QueryTaker {
     memory: MemoryBudget,
     part: LinePart,
     taking: Result<Taking, TakenQuery>,
+    /// Bytes of the query that is being taken, also of those that are not held.
+    length: usize,
 }
 
 /// A query of which some has come.
@@ -61,7 +66,7 @@ impl Taking {
 
 impl QueryTaker {
     pub(super) fn new(memory: MemoryBudget) -> Self {
-        Self { memory, part: LinePart::Method, taking: Ok(Taking::none()) }
+        Self { memory, part: LinePart::Method, taking: Ok(Taking::none()), length: 0 }
     }
 
     /// Takes queries out of the next bytes, and lets `scanner` have the others, which are at the beginning
@@ -84,6 +89,11 @@ impl QueryTaker {
             (read, kept) = (read + stays, kept + stays);
         }
         kept
+    }
+
+    /// Whether the query is so long that the rest of it is not worth reading.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.length > MOST_READ
     }
 
     /// How many bytes of a request's line stay, from the first on.
@@ -117,7 +127,9 @@ impl QueryTaker {
         {
             self.taking = Err(failed);
         }
+        self.length = self.length.saturating_add(part.len());
         if end.is_some() {
+            self.length = 0;
             self.part = LinePart::Rest;
             let taken = std::mem::replace(&mut self.taking, Ok(Taking::none()));
             scanner.set_query(taken.map_or_else(|failed| failed, Taking::whole));

@@ -2,9 +2,8 @@
 
 use bytes::Bytes;
 
-/// The most bytes of such a query: 64 KiB of Base64 have 93 KiB at most once they are percent-encoded, and
-/// the other parameters need one.
-pub const MAX_QUERY: usize = 96 << 10;
+/// The most bytes of such a query: 64 KiB of which each character is percent-encoded, and the other parameters.
+pub const MAX_QUERY: usize = 200 << 10;
 
 /// The query that a request's target had after `/?`: an extension of the request.
 #[derive(Debug, Clone)]

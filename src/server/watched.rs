@@ -147,6 +147,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
             };
             let kept = taker.advance(&mut this.scanner, bytes);
             buffer.set_filled(before + kept);
+            if taker.is_flooded() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
             // Nothing at all would be the end.
             if kept > 0 {
                 return Poll::Ready(Ok(()));

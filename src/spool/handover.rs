@@ -86,6 +86,7 @@ impl Spool {
             doubt: brief.doubt,
             claim: brief.claim.map(Box::new),
             trace: brief.trace.map(Box::new),
+            form: message.payload.form(),
             expiry: brief.expiry.map(Box::new),
             urgency: brief.urgency,
             stage,

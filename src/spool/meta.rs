@@ -237,7 +237,7 @@ pub(super) fn entry(
         claim: words.claim.map(Box::new),
         trace: words.trace.map(Box::new),
         form: words.form,
-        expiry: words.expires.map(|at| Box::new(Expiry::at_time(at))),
+        expiry: words.expires.map(|at| Box::new(Expiry::at_time(at, words.kept_at))),
         urgency: words.urgency,
         digest: words.body_sha256.as_deref().and_then(decoded),
         stage,
@@ -314,7 +314,10 @@ mod tests {
         let topic = Topic::parse("abc/d").unwrap();
         let destination = Destinations::default().get("i".into(), topic);
         let at = "2026-01-01T00:00:00Z".parse().unwrap();
-        let expiry = Some(Box::new(Expiry::at_time("2026-01-01T00:00:30Z".parse().unwrap())));
+        let expiry = Some(Box::new(Expiry::at_time(
+            "2026-01-01T00:00:30Z".parse().unwrap(),
+            Timestamp::MIN,
+        )));
         let queued = Entry { expiry, urgency: Urgency::VeryLow, ..Entry::new(destination, at) };
         let draft = whole(MessageId::new(), &queued, Bytes::new());
         let older: Older = serde_json::from_slice(&draft.meta).unwrap();

@@ -106,9 +106,16 @@ fn check_time(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
     Ok(time)
 }
 
+/// The longest string to sign that an answer shows: a larger answer would cost more memory than its call.
+const MAX_SHOWN: usize = 4 << 10;
+
 /// The way the provider says that a signature is wrong: clients compare the tail with their own.
 fn does_not_match(string_to_sign: &str) -> Refusal {
-    Refusal::new("SignatureDoesNotMatch").saying(format!(
+    let refusal = Refusal::new("SignatureDoesNotMatch");
+    if string_to_sign.len() > MAX_SHOWN {
+        return refusal;
+    }
+    refusal.saying(format!(
         "Specified signature is not matched with our calculation. \
          server string to sign is:{string_to_sign}"
     ))

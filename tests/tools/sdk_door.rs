@@ -143,7 +143,10 @@ async fn every_sdk_publishes_untouched_payloads() {
     let mut random = fastrand::Rng::with_seed(49_152);
     let longest = STANDARD.encode((0..49_152).map(|_| random.u8(..)).collect::<Vec<_>>());
     let odd = "blank +/=&?%*~ é \u{1f980} \u{0} \"\\\n";
-    let payloads = [String::new(), "x".to_owned(), "A".repeat(4_096), longest, odd.to_owned()];
+    // Every third character is percent-encoded.
+    let escaped = STANDARD.encode(vec![0xff; 49_152]);
+    let payloads =
+        [String::new(), "x".to_owned(), "A".repeat(4_096), longest, escaped, odd.to_owned()];
     for client in CLIENTS {
         // An empty parameter is left out by the SDKs of Node, and then missing.
         let from = usize::from(matches!(client, SdkClient::Node(_)));
@@ -170,7 +173,8 @@ async fn every_sdk_publishes_untouched_payloads() {
 
 #[tokio::test]
 async fn every_sdk_reads_refusals() {
-    let door = Door::open(&[("topics.allow", "TopicA*")]).await;
+    // Not the configuration refuses TopicB, but the caller's own topics do.
+    let door = Door::open(&[("topics.allow", "Topic*")]).await;
     for client in CLIENTS {
         let calls = vec![
             with("secret", "hushsecret-of-another"),
@@ -218,6 +222,51 @@ async fn every_sdk_learns_what_became_of_its_message() {
         }
         door.emulator.set_faults(Vec::new()).unwrap();
     }
+}
+
+/// A call is taken once, whoever sends it again.
+#[tokio::test]
+async fn a_call_that_is_sent_again_is_refused() {
+    let door = Door::open(&[]).await;
+    let (address, mut seen) = recording_proxy(&door.address).await;
+    let results = SdkClient::Python("").publish(&address, vec![call("x")]).await;
+    assert!(results[0]["MsgId"].is_string(), "{results:?}");
+    let first = seen.recv().await.unwrap();
+    let again = crate::support::http::raw(&door.address, &first).await.unwrap();
+    assert_eq!(again.json()["Code"], "SignatureNonceUsed", "{}", again.text());
+    assert_eq!(door.emulator.messages().len(), 1);
+}
+
+/// Where nothing is proven, the provider's own keys are not welcome either.
+#[tokio::test]
+async fn any_key_but_the_providers() {
+    let door = Door::open(&[("sdk.accept", "any"), ("callers", "[]")]).await;
+    let client = SdkClient::Python("");
+    let results = client.publish(&door.address, vec![with("id", "whatever")]).await;
+    assert!(results[0]["MsgId"].is_string(), "{results:?}");
+    let provider = vec![with("id", "LTAI-looks-like-one"), with("id", "STS.looks-like-one")];
+    let codes = door.codes(client, provider).await;
+    assert_eq!(codes, ["InvalidAccessKeyId.Inactive"; 2]);
+}
+
+/// Passes one connection on, and hands out what its client has sent.
+async fn recording_proxy(to: &str) -> (String, tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (sender, seen) = tokio::sync::mpsc::unbounded_channel();
+    let to = to.to_owned();
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = tokio::net::TcpStream::connect(to).await.unwrap();
+        let mut request = vec![0; 1 << 16];
+        let length = client.read(&mut request).await.unwrap();
+        request.truncate(length);
+        server.write_all(&request).await.unwrap();
+        sender.send(request).unwrap();
+        drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+    });
+    (address, seen)
 }
 
 /// What is not delivered in time is kept where that is asked for, and travels later as the SDK had it.

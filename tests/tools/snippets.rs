@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use crate::support::script::{Say, Script, error};
+use crate::support::secrets::Searched as _;
 use crate::support::{config, sidecar};
 use tokio::process::Command;
 use tokio::time::{Duration, timeout};
@@ -36,7 +37,7 @@ async fn run(language: &str, command: &[&Path], file: &str, address: &str) -> Ou
         .env_remove("JAVA_TOOL_OPTIONS")
         .stdin(Stdio::null())
         .kill_on_drop(true)
-        .output();
+        .searched();
     let name = command[0].display();
     let ended = timeout(BOUND, run).await.expect("it ends");
     ended.unwrap_or_else(|error| panic!("{name}: {error}: run tests/setup.sh"))

@@ -24,8 +24,8 @@ const SEND_MESSAGE: &str = "SendMessage";
 const API_VERSION: &str = "2020-04-20";
 /// The most bytes of a form: 64 KiB of which each character is percent-encoded, and the other parameters.
 const MAX_FORM: usize = 200 << 10;
-/// How access keys of the provider's own begin.
-const PROVIDERS_KEYS: &str = "LTAI";
+/// How access keys of the provider's own begin: lasting and temporary ones.
+const PROVIDERS_KEYS: [&str; 2] = ["LTAI", "STS."];
 
 /// Reads calls by the configuration's rules.
 pub(super) struct CallReader<'a> {
@@ -54,6 +54,7 @@ impl CallReader<'_> {
         };
         let query = std::str::from_utf8(&query)
             .map_err(|_| Refusal::new("ParameterCheckFailed").saying("The query is not UTF-8."))?;
+        self.check_head(parts, query)?;
         let mut reservation = self.reader.memory().begin().map_err(no_memory)?;
         let limits = BodyLimits {
             most: MAX_FORM,
@@ -87,12 +88,23 @@ impl CallReader<'_> {
                 RefusedCall { refusal, published: Published::OverCeiling }
             })?;
         }
-        let bytes = message.payload.as_bytes().len();
-        reservation.add_body(bytes).map_err(no_memory)?;
-        let body = reservation.hold(message.payload.into_bytes());
-        let payload = encoded(body)?;
+        // The form and the query end here, and the message has a reservation of its own.
+        let mut held = self.reader.memory().begin().map_err(no_memory)?;
+        held.add_body(message.payload.as_bytes().len()).map_err(no_memory)?;
+        let payload = encoded(held.hold(message.payload.into_bytes()))?;
         let trace = trace(&parts.headers);
         Ok(Message { payload, trace, ..message })
+    }
+
+    /// Refuses what the head says already, before a body is read: the key of a stranger, where the head has it.
+    fn check_head(&self, parts: &Parts, query: &str) -> Result<(), Refusal> {
+        let head = ReceivedCall::new(parts, query, &[]);
+        if self.sdk.accept == SdkAccept::Issued
+            && let Ok(id) = verification::key_id(&head)
+        {
+            self.callers.find(id, None)?;
+        }
+        Ok(())
     }
 
     /// Who has signed a call; `None`: all callers are one.
@@ -109,7 +121,7 @@ impl CallReader<'_> {
             }
             SdkAccept::Any => {
                 let id = verification::key_id(call)?;
-                if id.starts_with(PROVIDERS_KEYS) {
+                if PROVIDERS_KEYS.iter().any(|start| id.starts_with(start)) {
                     return Err(Refusal::new("InvalidAccessKeyId.Inactive").saying(
                         "This is an access key of the provider's, which has no business here: tollgate \
                          signs with its own. Give the SDK any other id and secret.",
@@ -136,6 +148,12 @@ impl CallReader<'_> {
         if !self.reader.allows(&topic) {
             return Err(Refusal::new("PermissionCheckFailed")
                 .saying(format!("topics.allow has no pattern for {topic}.")));
+        }
+        let most = self.reader.max_encoded();
+        if payload.len() > most {
+            let text =
+                format!("Payload: at most {most} characters (publish.max_payload, as Base64).");
+            return Err(Refusal::new("ParameterCheckFailed").saying(text));
         }
         let payload = encoded(Bytes::copy_from_slice(payload.as_bytes()))?;
         let terms = self.reader.terms(asked, &topic);
@@ -168,7 +186,8 @@ fn refused_header(problem: &Problem) -> Refusal {
 /// What the door says of a body, in the provider's words.
 fn refused_body(refused: RefusedRequest) -> RefusedCall {
     let RefusedRequest { published, problem } = refused;
-    let code = if problem.status() == StatusCode::SERVICE_UNAVAILABLE.as_u16() {
+    let later = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::REQUEST_TIMEOUT];
+    let code = if later.iter().any(|status| status.as_u16() == problem.status()) {
         "ServiceUnavailable"
     } else {
         "ParameterCheckFailed"

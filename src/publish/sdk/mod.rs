@@ -44,6 +44,8 @@ impl Inner {
         let reader = CallReader { reader: &reader, sdk: &self.sdk, callers: &self.callers };
         let read =
             if self.draining() { Err(stopping()) } else { reader.read(&parts, body, start).await };
+        // Its query may be long.
+        drop(parts);
         let mut parent = None;
         let answer = match read {
             Ok(_) if self.draining() => SdkAnswer::from(stopping()),

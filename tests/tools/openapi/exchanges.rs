@@ -51,7 +51,7 @@ impl Exchanges {
     }
 
     pub(super) fn lines(&self) -> String {
-        self.0.iter().map(|exchange| format!("{exchange}\n")).collect()
+        self.0.iter().flat_map(|exchange| [exchange.to_string(), "\n".to_owned()]).collect()
     }
 
     /// Sends these bytes, which are a request for this path.

@@ -11,6 +11,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use tokio::process::Command;
 
+use crate::support::secrets::Searched as _;
 use exchanges::Exchanges;
 
 const DESCRIPTION: &str = "src/publish/openapi.json";
@@ -54,7 +55,7 @@ async fn validated(description: &Path, exchanges: &Exchanges) -> Value {
         .args([description, &*file])
         .stderr(Stdio::piped())
         .kill_on_drop(true)
-        .output();
+        .searched();
     let output = run.await.unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
