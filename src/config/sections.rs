@@ -53,6 +53,7 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
 
 /// Reads everything; `None` where a value is wrong.
 pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
+    let callers = callers(r);
     let listen = Listen::read(r);
     let publish = Publish::read(r);
     let upstream = Upstream::read(r);
@@ -70,7 +71,6 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let sts = keys.as_ref().map(|(_, sts)| sts.clone());
     let keyring = keyring(r, sts);
     let sdk = Sdk::read(r);
-    let callers = callers(r);
     if let (Some(sdk), Some(callers), Some(listen)) = (&sdk, &callers, &listen) {
         sdk_fits(r, sdk, callers, listen);
     }

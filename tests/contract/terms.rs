@@ -191,7 +191,7 @@ async fn an_expired_message_is_seen() {
     let publish = async |headers: &[(&str, &str)]| {
         post(&serve.publish, "/publish/TopicA", headers, b"late").await
     };
-    let kept = publish(&[("ttl", "1"), ASYNC]).await;
+    let kept = publish(&[("ttl", "4"), ASYNC]).await;
     assert_eq!(kept.status, 202);
     // Before the first answer, the ceiling opens slowly.
     until("a call is answered", async || !script.requests().is_empty()).await;

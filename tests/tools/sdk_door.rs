@@ -151,9 +151,13 @@ async fn every_sdk_publishes_untouched_payloads() {
         // An empty parameter is left out by the SDKs of Node, and then missing.
         let from = usize::from(matches!(client, SdkClient::Node(_)));
         let sent = &payloads[from..];
-        let calls = sent.iter().map(|payload| call(payload)).collect();
         let before = door.emulator.messages().len();
-        let results = client.publish(&door.address, calls).await;
+        let mut results = Vec::new();
+        // An argument of a program has a limit, which two of the long ones exceed.
+        for calls in sent.chunk_by(|one, other| one.len() + other.len() < 60_000) {
+            let calls = calls.iter().map(|payload| call(payload)).collect();
+            results.extend(client.publish(&door.address, calls).await);
+        }
         let messages = &door.emulator.messages()[before..];
         assert_eq!(
             (results.len(), messages.len()),
@@ -232,7 +236,7 @@ async fn a_call_that_is_sent_again_is_refused() {
     let results = SdkClient::Python("").publish(&address, vec![call("x")]).await;
     assert!(results[0]["MsgId"].is_string(), "{results:?}");
     let first = seen.recv().await.unwrap();
-    let again = crate::support::http::raw(&door.address, &first).await.unwrap();
+    let again = sent(&door.address, &first).await;
     assert_eq!(again.json()["Code"], "SignatureNonceUsed", "{}", again.text());
     assert_eq!(door.emulator.messages().len(), 1);
 }
@@ -247,6 +251,17 @@ async fn any_key_but_the_providers() {
     let provider = vec![with("id", "LTAI-looks-like-one"), with("id", "STS.looks-like-one")];
     let codes = door.codes(client, provider).await;
     assert_eq!(codes, ["InvalidAccessKeyId.Inactive"; 2]);
+}
+
+/// The answer to these bytes, after which nothing follows.
+async fn sent(to: &str, bytes: &[u8]) -> crate::support::http::Answer {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    crate::support::http::parse(&answer).unwrap()
 }
 
 /// Passes one connection on, and hands out what its client has sent.
