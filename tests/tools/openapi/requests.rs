@@ -39,8 +39,34 @@ pub(super) async fn all(exchanges: &mut Exchanges) {
         let late = exchanges.bytes(&slow, "POST", path, head.as_bytes()).await;
         assert_eq!(late.status, 408, "{}", late.text());
     }
+    strangers(exchanges, &script.url).await;
     bodies(exchanges, &to).await;
     readers(exchanges, &to).await;
+}
+
+/// Requests that do not prove to be of a caller, and one too many of a caller.
+async fn strangers(exchanges: &mut Exchanges, upstream: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "hushsecret-of-the-orders").unwrap();
+    let callers = format!(
+        r#"[{{ name = "orders", token_file = "{}", calls_per_second = 1 }}]"#,
+        token.display()
+    );
+    let (_sidecar, to, _) = sidecar(&config(upstream, &[("callers", &callers)])).await;
+    for (method, path) in OPERATIONS.iter().take(4) {
+        let kind = if *path == "/publish" { &[super::exchanges::NDJSON][..] } else { &[] };
+        let bytes = request(method, path, kind, b"x");
+        let answer = exchanges.bytes(&to, method, path, &bytes).await;
+        assert_eq!(answer.status, 401, "{method} {path}");
+    }
+    let bearer = [("authorization", "Bearer hushsecret-of-the-orders")];
+    let bytes = request("POST", "/publish/TopicA", &bearer, b"x");
+    let mut statuses = Vec::new();
+    for _ in 0..5 {
+        statuses.push(exchanges.bytes(&to, "POST", "/publish/TopicA", &bytes).await.status);
+    }
+    assert!(statuses.contains(&429), "{statuses:?}");
 }
 
 async fn malformed(exchanges: &mut Exchanges, to: &str, method: &str, path: &str) {
