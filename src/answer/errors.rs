@@ -230,8 +230,8 @@ impl TransportError {
             ),
             Self::NotText => (
                 "not_text",
-                "The body is not UTF-8, and upstream.payload sends bodies as text.",
-                "Set upstream.payload back to base64 and replay the dead letter, or publish text.",
+                "The body is not UTF-8, and upstream.payload or a rule of upstream.payloads sends bodies as text.",
+                "Set the encoding of its topic back to base64 and replay the dead letter, or publish text.",
             ),
             Self::Closed => {
                 ("closed", "The provider closed the connection without an answer.", SLOW)

@@ -39,7 +39,7 @@ pub use exchange::Scope;
 pub use limiter::{CeilingStatus, Decisions, Status};
 pub use members::{FleetStatus, Member};
 pub use permit::{Pending, Permit};
-pub use wait_queue::Class;
+pub use wait_queue::{Class, PermitRequest};
 pub use window::WINDOW;
 
 use crate::config;
@@ -199,7 +199,7 @@ impl CeilingInner {
 pub enum Ticket {
     /// It was free.
     Ready(Permit),
-    /// It will be, in order of arrival.
+    /// It will be, in the order of [`PermitRequest`]s.
     Waiting(Waiting),
 }
 
@@ -289,14 +289,22 @@ impl Ceiling {
         drop(tokio::time::timeout(CLOSE, ends).await);
     }
 
-    /// Asks for a permit for one call that should be answered by `deadline`.
+    /// Asks for a permit for one call of normal urgency that should be answered by `deadline`.
+    ///
+    /// # Errors
+    /// As [`Ceiling::ask`].
+    pub fn request(&self, class: Class, deadline: Instant) -> Result<Ticket, Refused> {
+        self.ask(&PermitRequest::new(class, deadline))
+    }
+
+    /// Asks for a permit for one call.
     ///
     /// # Errors
     /// At once, if its turn would come too late or the queue of waiting calls is full.
-    pub fn request(&self, class: Class, deadline: Instant) -> Result<Ticket, Refused> {
+    pub fn ask(&self, asks: &PermitRequest) -> Result<Ticket, Refused> {
         let mut limiter = self.shared.limiter();
         let now = Instant::now();
-        if now >= deadline {
+        if asks.is_over(now) {
             return Err(Refused::TimedOut);
         }
         // Callers that have given up do not fill the queue.
@@ -308,10 +316,10 @@ impl Ceiling {
             return Ok(Ticket::Ready(Permit::new(&self.shared, egress, now, None)));
         }
         // A call that is sent later may end after its caller has left.
-        let send_by = limiter.send_by(now, deadline);
-        let ceiling = limiter.admit(now, send_by)?;
+        let send_by = limiter.send_by(now, asks);
+        let ceiling = limiter.admit(now, send_by, asks)?;
         let (to, grant) = oneshot::channel();
-        limiter.enqueue(class, PermitWaiter { to, since: now, send_by, ceiling });
+        limiter.enqueue(asks, PermitWaiter { to, since: now, send_by, ceiling });
         let is_shared = limiter.fleet.is_some();
         drop(limiter);
         if first {
@@ -326,16 +334,16 @@ impl Ceiling {
     /// Whether a request now would be let in, without a place for it.
     ///
     /// # Errors
-    /// As [`Ceiling::request`].
-    pub fn admits(&self, deadline: Instant) -> Result<(), Refused> {
+    /// As [`Ceiling::ask`].
+    pub fn admits(&self, asks: &PermitRequest) -> Result<(), Refused> {
         let mut limiter = self.shared.limiter();
         let now = Instant::now();
-        if now >= deadline {
+        if asks.is_over(now) {
             return Err(Refused::TimedOut);
         }
         limiter.drop_expired(now);
-        let send_by = limiter.send_by(now, deadline);
-        limiter.admit(now, send_by).map(drop)
+        let send_by = limiter.send_by(now, asks);
+        limiter.admit(now, send_by, asks).map(drop)
     }
 
     /// Takes up other ceilings without forgetting what was spent.
@@ -366,7 +374,7 @@ impl Ceiling {
     }
 }
 
-/// Gives permits to waiters, one at a time and in order, as they become free. One task: were each
+/// Gives permits to waiters, one at a time and in their order, as they become free. One task: were each
 /// waiter to watch for itself, all would wake for every permit.
 async fn dispatch(shared: Weak<CeilingInner>, changed: Arc<Notify>) {
     loop {

@@ -138,6 +138,12 @@ pub(super) fn run(args: Args) -> Result<(), VerbError> {
     {
         eprintln!("{text}");
     }
+    if let ActionResult::Changed(change, Changed { expired: expired @ 1.., .. }) = &done {
+        let expired = count(*expired as u64, "dead letter");
+        eprintln!(
+            "{expired} not {change}: the time to live (TTL) has ended, so tollgate does not send it"
+        );
+    }
     Ok(())
 }
 
@@ -160,7 +166,7 @@ enum ActionResult {
     Listed(Vec<Listed>, usize),
     Shown(Box<Listed>),
     /// "replayed" or "dropped", and how many.
-    Changed(&'static str, usize),
+    Changed(&'static str, Changed),
 }
 
 async fn carry_out(action: Action, config: &Config) -> Result<ActionResult, String> {
@@ -209,12 +215,12 @@ async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> 
         }
         Action::Replay { which, state } => {
             let picked = not_empty(which, state)?.pick().map_err(|error| error.to_string())?;
-            let meant = |brief: &Brief| picked.means_dead(brief);
+            let meant = |brief: &Brief| picked.means_replayable(brief);
             let again = |brief: &Brief| spool.note(brief.id, Change::Replayed(Timestamp::now()));
-            Ok(ActionResult::Changed(
-                "replayed",
-                spool.change(&meant, &again, &|_, _| ()).await.messages,
-            ))
+            let expired = spool.count_expired(&picked);
+            let replayed = spool.change(&meant, &again, &|_, _| ()).await;
+            let changed = Changed { expired, ..Changed::from(&replayed) };
+            Ok(ActionResult::Changed("replayed", changed))
         }
         Action::Drop { which, state } => {
             let picked = not_empty(which, state)?.pick().map_err(|error| error.to_string())?;
@@ -222,10 +228,8 @@ async fn stopped(action: Action, spool: &Spool) -> Result<ActionResult, String> 
             // A call for a queued message may have been in flight when its sidecar ended.
             let doubt = |brief: &Brief| matches!(brief.state, State::Queued { .. }).into();
             let note = |brief: &Brief| spool.note(brief.id, Spool::dropped(doubt(brief)));
-            Ok(ActionResult::Changed(
-                "dropped",
-                spool.change(&meant, &note, &|_, _| ()).await.messages,
-            ))
+            let dropped = spool.change(&meant, &note, &|_, _| ()).await;
+            Ok(ActionResult::Changed("dropped", Changed::from(&dropped)))
         }
     }
 }
@@ -249,7 +253,7 @@ async fn shared(
     let done = stopped(action, &spool).await;
     spool.close().await;
     match done {
-        Ok(ActionResult::Changed(change, 0)) if held > 0 => Err(format!(
+        Ok(ActionResult::Changed(change, Changed { messages: 0, .. })) if held > 0 => Err(format!(
             "0 {change}: running sidecars own {}. Run the command where they run (kubectl exec).",
             count(held, "message")
         )),
@@ -330,10 +334,10 @@ async fn change(
     sidecar: &mut SidecarClient,
     path: &str,
     selection: &Selection,
-) -> Result<usize, String> {
+) -> Result<Changed, String> {
     let body = serde_json::to_string(selection).map_err(|error| error.to_string())?;
     let body = sidecar.send("POST", path, body).await?;
-    sidecar.read(&body).map(|changed: Changed| changed.messages)
+    sidecar.read(&body)
 }
 
 // === printing ===
@@ -344,9 +348,7 @@ fn write(done: &ActionResult, output: MessagesFormat, to: &mut impl Write) -> io
             messages.iter().try_for_each(|listed| json(listed, to))
         }
         (ActionResult::Shown(listed), MessagesFormat::Json) => json(listed, to),
-        (ActionResult::Changed(_, messages), MessagesFormat::Json) => {
-            writeln!(to, "{{\"Messages\":{messages}}}")
-        }
+        (ActionResult::Changed(_, changed), MessagesFormat::Json) => json(changed, to),
         (ActionResult::Listed(messages, _), MessagesFormat::Table) => {
             writeln!(
                 to,
@@ -363,14 +365,14 @@ fn write(done: &ActionResult, output: MessagesFormat, to: &mut impl Write) -> io
                 writeln!(to, "{name:14} {text}")
             })
         }
-        (ActionResult::Changed(change, messages), MessagesFormat::Table) => {
+        (ActionResult::Changed(change, Changed { messages, .. }), MessagesFormat::Table) => {
             writeln!(to, "{messages} {change}")
         }
     }
 }
 
-fn json(listed: &Listed, to: &mut impl Write) -> io::Result<()> {
-    serde_json::to_writer(&mut *to, listed)?;
+fn json(value: &impl serde::Serialize, to: &mut impl Write) -> io::Result<()> {
+    serde_json::to_writer(&mut *to, value)?;
     writeln!(to)
 }
 
@@ -380,6 +382,7 @@ fn row(listed: &Listed, to: &mut impl Write) -> io::Result<()> {
         Which::Dead => "dead",
         Which::Delivered => "delivered",
         Which::Dropped => "dropped",
+        Which::Expired => "expired",
     };
     // The provider's code says more than "refused".
     let why = match (listed.reason, listed.code.as_deref()) {

@@ -57,7 +57,8 @@ section! {
         wait: Duration = "5s", duration(SHORTEST..=Duration::from_mins(1)), Live;
 
         /// The largest body as it is posted. At most 48KiB with upstream.payload = "base64", which makes it
-        /// a third longer, and 64KiB with "plain".
+        /// a third longer, and 64KiB with "plain". Where upstream.payloads has rules, at most what its topic's
+        /// encoding can carry.
         max_payload: usize = "48KiB", size(1..=64 * bytesize::KIB), LiveUnless("upstream.payload");
 
         /// Whether answers carry RateLimit and RateLimit-Policy.
@@ -83,7 +84,7 @@ section! {
     }
 }
 
-fn address(raw: &Raw) -> Result<Address, ValueError> {
+pub(super) fn address(raw: &Raw) -> Result<Address, ValueError> {
     let Some(path) = raw.text()?.strip_prefix("unix:") else {
         return socket_address(raw).map(Address::Tcp);
     };

@@ -8,6 +8,7 @@
 //! documentation.
 
 mod billing;
+mod callers;
 mod ceilings;
 mod checks;
 mod credentials;
@@ -34,12 +35,14 @@ mod setting;
 mod spool;
 mod table;
 mod tables;
+mod topic_rules;
 mod unknown;
 mod upstream;
 mod uri;
 mod warnings;
 
 pub use billing::{Billing, Budget, Limit, MAX_TIERS, Period, Prices};
+pub use callers::{Caller, IssuedKeyFile, Sdk, SdkAccept, SdkKept};
 pub use ceilings::{Ceilings, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Unanswered};
 pub use error::{ConfigError, ConfigErrors};
 pub use explain::explain;
@@ -60,7 +63,8 @@ pub use sections::{Drain, LogFormat, Runtime, Telemetry, Topics};
 pub use setting::Setting;
 pub(crate) use setting::grouped;
 pub use spool::{Idempotency, Lifetime, MacFile, Spool, Store, Unsigned};
-pub use upstream::{InstanceRule, Roots, SignatureVersion, Upstream};
+pub use topic_rules::TopicRule;
+pub use upstream::{InstanceRule, PayloadRule, Roots, SignatureVersion, Upstream};
 pub use uri::{Endpoint, Proxy};
 pub use warnings::{Warning, warnings};
 
@@ -71,6 +75,10 @@ pub struct Config {
     pub listen: Listen,
     /// `[publish]`
     pub publish: Publish,
+    /// `[sdk]`
+    pub sdk: Sdk,
+    /// `[[callers]]`; empty: all who reach the callers' server are one.
+    pub callers: Vec<Caller>,
     /// `[upstream]`
     pub upstream: Upstream,
     /// `[keys]`

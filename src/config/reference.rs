@@ -30,7 +30,10 @@ pub fn reference() -> String {
         for (index, row) in rows.iter().enumerate() {
             let (section, name) = row.name.split_once('.').unwrap_or(("", row.name));
             if index == 0 {
-                lines.extend([String::new(), format!("[{section}]")]);
+                lines.push(String::new());
+            }
+            if index == 0 && !section.is_empty() {
+                lines.push(format!("[{section}]"));
             } else if !row.documentation.is_empty() {
                 lines.push(String::new());
             }

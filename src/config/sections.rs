@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::billing::{BillingRows, billing};
+use super::callers::{self, Sdk, callers, sdk_fits};
 use super::ceilings::{CeilingRows, ceilings};
 use super::checks::{HOUR, SHORTEST, level, pattern};
 use super::credentials::{KeyRows, keys};
@@ -19,12 +20,15 @@ use super::row::Reload::Live;
 use super::row::Row;
 use super::spool::{Idempotency, Spool, SpoolRows, Store, keys_follow_the_rate, spool};
 use super::table::section;
+use super::topic_rules::{TopicRule, rules};
 use super::upstream::{PAYLOADS, Upstream};
 use super::{Config, Fleet};
 use crate::message::{Topic, TopicPattern};
 
 /// The rows of all sections, in the order of the documentation.
-pub(super) const SECTIONS: [&[Row]; 15] = [
+pub(super) const SECTIONS: [&[Row]; 17] = [
+    // Before all sections: it is in none.
+    callers::ROWS,
     Listen::ROWS,
     Publish::ROWS,
     Upstream::ROWS,
@@ -40,6 +44,7 @@ pub(super) const SECTIONS: [&[Row]; 15] = [
     Drain::ROWS,
     Runtime::ROWS,
     KeyringRows::ROWS,
+    Sdk::ROWS,
 ];
 
 pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
@@ -48,6 +53,7 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
 
 /// Reads everything; `None` where a value is wrong.
 pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
+    let callers = callers(r);
     let listen = Listen::read(r);
     let publish = Publish::read(r);
     let upstream = Upstream::read(r);
@@ -64,6 +70,10 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let runtime = Runtime::read(r);
     let sts = keys.as_ref().map(|(_, sts)| sts.clone());
     let keyring = keyring(r, sts);
+    let sdk = Sdk::read(r);
+    if let (Some(sdk), Some(callers), Some(listen)) = (&sdk, &callers, &listen) {
+        sdk_fits(r, sdk, callers, listen);
+    }
     if let Some(idempotency) = &mut idempotency {
         keys_follow_the_rate(r, idempotency);
     }
@@ -79,6 +89,8 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     Some(Config {
         listen: listen?,
         publish: publish?,
+        sdk: sdk?,
+        callers: callers?,
         upstream: upstream?,
         keys: keys?.0,
         ceilings: ceilings?,
@@ -97,7 +109,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
 
 /// A body may not be longer than what the provider takes, as it is sent.
 fn payload_fits(r: &mut Reader<'_>, publish: &Publish, upstream: &Upstream) {
-    let most = upstream.payload.max_payload();
+    let most = upstream.largest_payload();
     if publish.max_payload > most {
         let named = PAYLOADS.iter().find(|(_, encoding)| *encoding == upstream.payload);
         let word = named.map_or("", |(word, _)| word);
@@ -134,10 +146,23 @@ section! {
     pub struct Topics [topics] {
         /// Topics that may be published to, such as "Alarm/*". Empty: all.
         allow: Vec<TopicPattern> = [], list(Scalar::Refused, pattern), Live;
+
+        /// Defaults for messages of these topics whose request has no TTL or no Urgency header: the first rule
+        /// that matches a topic wins, and a header wins over it.
+        /// [[topics.rules]]
+        /// topics = ["Alarm/*"]
+        /// ttl = "30s"          # 1s to 720h; left out: no end but retry.max_age
+        /// urgency = "high"     # or "normal", "low", "very-low"
+        rules: Vec<TopicRule> = [], rules, Live;
     }
 }
 
 impl Topics {
+    /// The rule for messages of this topic.
+    pub fn rule(&self, topic: &Topic) -> Option<&TopicRule> {
+        self.rules.iter().find(|rule| rule.matches(topic))
+    }
+
     /// Whether a topic may be published to.
     pub fn allows(&self, topic: &Topic) -> bool {
         self.allow.is_empty() || self.allow.iter().any(|pattern| pattern.matches(topic))

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use super::checks::{HOUR, MOST_CONNECTIONS, SHORTEST, instance_id, path, pattern};
 use super::error::ValueError;
-use super::parse::{Raw, Scalar};
+use super::parse::{self, Raw, Scalar};
 use super::read::{Reader, choice, duration, list, optional, required, value, whole};
 use super::row::Reload::Live;
 use super::row::Row;
 use super::table::section;
-use super::tables::tables;
+use super::tables::{Table, tables};
 use super::uri::{self, Endpoint, Proxy};
 use crate::message::{InstanceId, PayloadEncoding, Topic, TopicPattern};
 
@@ -25,6 +25,7 @@ pub(super) const PAYLOADS: [(&str, PayloadEncoding); 2] =
     [("base64", PayloadEncoding::Base64), ("plain", PayloadEncoding::Plain)];
 /// The keys of one rule.
 const RULE: [&str; 2] = ["instance_id", "topics"];
+const PAYLOAD_RULE: [&str; 2] = ["topics", "encoding"];
 
 /// Which signature a call carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,15 @@ pub struct InstanceRule {
     pub topics: Vec<TopicPattern>,
 }
 
+/// A rule of `[[upstream.payloads]]`.
+#[derive(Debug, Clone)]
+pub struct PayloadRule {
+    /// Its topics.
+    pub topics: Vec<TopicPattern>,
+    /// How their bodies travel.
+    pub encoding: PayloadEncoding,
+}
+
 section! {
     /// `[upstream]`: the provider.
     #[derive(Debug, Clone)]
@@ -72,6 +82,13 @@ section! {
 
         /// How bodies travel: "base64" takes any bytes, "plain" only UTF-8 text.
         payload: PayloadEncoding = "base64", choice(&PAYLOADS);
+
+        /// Other encodings for some topics: the first rule that matches a topic wins. Here * stands for anything.
+        /// tollgate stores bodies as they were posted: a stored message travels by the rules at its call.
+        /// [[upstream.payloads]]
+        /// topics = ["Alarm/*"]
+        /// encoding = "plain"
+        payloads: Vec<PayloadRule> = [], payloads;
 
         /// Time limit of resolving the name, connecting and the TLS handshake; not longer than
         /// call_timeout.
@@ -119,6 +136,19 @@ const ENDPOINT_REMEDY: &str =
     "write the host of the instance's region, as the provider's console shows it";
 
 impl Upstream {
+    /// How the bodies of a topic travel.
+    pub fn encoding_for(&self, topic: &Topic) -> PayloadEncoding {
+        let mut rules = self.payloads.iter();
+        let rule = rules.find(|rule| rule.topics.iter().any(|pattern| pattern.matches(topic)));
+        rule.map_or(self.payload, |rule| rule.encoding)
+    }
+
+    /// The most bytes that a body of any topic can have.
+    pub(super) fn largest_payload(&self) -> usize {
+        let rules = self.payloads.iter().map(|rule| rule.encoding.max_payload());
+        rules.fold(self.payload.max_payload(), usize::max)
+    }
+
     /// The instance a topic belongs to; `None` where no rule and no default names one.
     pub fn instance_for(&self, topic: &Topic) -> Option<InstanceId> {
         self.instances
@@ -191,34 +221,55 @@ fn no_address_twice(r: &mut Reader<'_>, addresses: &[IpAddr]) {
     }
 }
 
-// === [[upstream.instances]] ===
+// === [[upstream.instances]] and [[upstream.payloads]] ===
 
 fn instances(r: &mut Reader<'_>, row: &Row) -> Option<Vec<InstanceRule>> {
     let remedy = "write [[upstream.instances]] in the file, with instance_id and topics";
     let rules = tables(r, row, &RULE, remedy, |r, table| {
         let id = table.value(r, "instance_id", instance_id);
-        let topics = table.required(r, "topics", |r, key, raw| {
-            let topics = r.items(key, raw, Scalar::Refused, pattern);
-            if topics.as_ref().is_some_and(Vec::is_empty) {
-                let remedy = "name a pattern, such as \"Alarm/*\"";
-                r.conflict(key, "is empty, so the rule never holds", remedy);
-            }
-            topics
-        });
+        let topics = topics(r, table);
         Some(InstanceRule { instance_id: id?, topics: topics? })
     })?;
     let before = r.errors.len();
-    no_pattern_twice(r, &rules);
+    no_pattern_twice(r, row, rules.iter().map(|rule| &*rule.topics));
     (r.errors.len() == before).then_some(rules)
 }
 
+fn payloads(r: &mut Reader<'_>, row: &Row) -> Option<Vec<PayloadRule>> {
+    let remedy = "write [[upstream.payloads]] in the file, with topics and encoding";
+    let rules = tables(r, row, &PAYLOAD_RULE, remedy, |r, table| {
+        let topics = topics(r, table);
+        let encoding = table.value(r, "encoding", |raw| parse::choice(raw, &PAYLOADS));
+        Some(PayloadRule { topics: topics?, encoding: encoding? })
+    })?;
+    let before = r.errors.len();
+    no_pattern_twice(r, row, rules.iter().map(|rule| &*rule.topics));
+    (r.errors.len() == before).then_some(rules)
+}
+
+/// The topics of a rule.
+fn topics(r: &mut Reader<'_>, table: &Table<'_>) -> Option<Vec<TopicPattern>> {
+    table.required(r, "topics", |r, key, raw| {
+        let topics = r.items(key, raw, Scalar::Refused, pattern);
+        if topics.as_ref().is_some_and(Vec::is_empty) {
+            let remedy = "name a pattern, such as \"Alarm/*\"";
+            r.conflict(key, "is empty, so the rule never holds", remedy);
+        }
+        topics
+    })
+}
+
 /// The first match wins, so a pattern's second mention never does.
-fn no_pattern_twice(r: &mut Reader<'_>, rules: &[InstanceRule]) {
+fn no_pattern_twice<'a>(
+    r: &mut Reader<'_>,
+    row: &Row,
+    rules: impl Iterator<Item = &'a [TopicPattern]>,
+) {
     let mut seen = HashSet::new();
-    for (index, rule) in rules.iter().enumerate() {
-        for pattern in &rule.topics {
+    for (index, topics) in rules.enumerate() {
+        for pattern in topics {
             if !seen.insert(pattern.as_str()) {
-                let key = format!("upstream.instances[{index}].topics");
+                let key = format!("{}[{index}].topics", row.name);
                 let problem = format!("names {:?}, as a rule before does", pattern.as_str());
                 r.conflict(&key, problem, "remove one of them: the first match wins");
             }

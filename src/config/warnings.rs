@@ -46,14 +46,22 @@ impl Warning {
 
 /// tollgate signs for every caller that reaches this listener.
 fn publish(config: &Config) -> Option<Warning> {
-    let open = config.listen.publish.iter().find_map(|address| match address {
+    let sdk = if config.sdk.enabled { &*config.sdk.listen } else { &[] };
+    let open = config.listen.publish.iter().chain(sdk).find_map(|address| match address {
         Address::Tcp(address) if !address.ip().is_loopback() => Some(address),
         Address::Tcp(_) | Address::Unix(_) => None,
     })?;
+    if !config.callers.is_empty() {
+        return Some(Warning::new(
+            "listen.publish",
+            format!("is {open}: tokens of callers cross the network in clear text"),
+            "let a proxy or a mesh encrypt what reaches this address, or listen on a loopback address",
+        ));
+    }
     Some(Warning::new(
         "listen.publish",
         format!("is {open}: every host that reaches this address can publish with your key"),
-        "listen on a loopback address or a Unix socket, or restrict access by a network policy",
+        "listen on a loopback address or a Unix socket, name callers ([[callers]]), or restrict access by a network policy",
     ))
 }
 

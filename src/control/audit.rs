@@ -39,6 +39,7 @@ impl Audit {
             verb = self.verb.as_str(),
             selection = self.selection,
             messages = affected.messages,
+            expired = (affected.expired > 0).then_some(affected.expired),
             ids = affected.ids(),
             "audit: an operator's request is done"
         );

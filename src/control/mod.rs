@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::delivery::Delivery;
 use crate::message::MessageId;
 use crate::meter::{Meter, OperatorVerb};
-use crate::server::{PeerProcess, Problem, Reply, RequestBody, json_reply, reply};
+use crate::server::{PeerProcess, Problem, Reply, RequestBody, Slug, json_reply, reply};
 use crate::spool::{Affected, Listed, Picked, Selection, Spool};
 use crate::upstream::HttpUpstream;
 use audit::{Audit, peer};
@@ -50,6 +50,20 @@ impl Identity {
 pub struct Changed {
     /// Their number.
     pub messages: usize,
+    /// Dead letters that are not replayed, since their time to live has ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expired: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+impl From<&Affected> for Changed {
+    fn from(affected: &Affected) -> Self {
+        Self { messages: affected.messages, expired: affected.expired }
+    }
 }
 
 /// The HTTP API for operators. Cheap to clone.
@@ -81,7 +95,7 @@ impl Control {
         let Some(spool) = self.delivery.spool() else {
             let detail = "This sidecar keeps no messages (spool.store = \"none\").".to_owned();
             let status = StatusCode::NOT_FOUND;
-            return Err(Problem::new(status, "no-spool", "Nothing is kept", detail));
+            return Err(Problem::new(status, Slug::NoSpool, "Nothing is kept", detail));
         };
         let path = request.uri().path().to_owned();
         match (request.method(), &*path) {
@@ -142,7 +156,7 @@ impl Control {
         audit.record(&affected);
         found.map(|listed| ok(&listed)).ok_or_else(|| {
             let detail = "No message with this id is kept.".to_owned();
-            Problem::new(StatusCode::NOT_FOUND, "no-such-message", "No such message", detail)
+            Problem::new(StatusCode::NOT_FOUND, Slug::NoSuchMessage, "No such message", detail)
         })
     }
 }
@@ -151,7 +165,7 @@ const PATHS: &str = "GET /sidecar, GET /bill, GET /messages, GET /messages/<Id>,
 
 fn unreadable(reason: String) -> Problem {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
-    Problem::new(status, "ledger", "The ledger cannot be read", reason)
+    Problem::new(status, Slug::Ledger, "The ledger cannot be read", reason)
 }
 
 /// A task of its own, so that the change completes even if the client disconnects: a dead letter that
@@ -163,16 +177,16 @@ async fn changed(
     let recorded = async move {
         let affected = change.await;
         audit.record(&affected);
-        affected.messages
+        Changed::from(&affected)
     };
-    let messages = tokio::spawn(recorded).await.map_err(|error| {
+    let changed = tokio::spawn(recorded).await.map_err(|error| {
         tracing::error!(%error, "a change of messages did not complete");
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         let detail =
             "The change did not complete; list the messages to see how far it got.".to_owned();
-        Problem::new(status, "unfinished", "Unfinished change", detail)
+        Problem::new(status, Slug::Unfinished, "Unfinished change", detail)
     })?;
-    Ok(ok(&Changed { messages }))
+    Ok(ok(&changed))
 }
 
 fn id(text: &str) -> Result<MessageId, Problem> {
@@ -180,7 +194,7 @@ fn id(text: &str) -> Result<MessageId, Problem> {
 }
 
 fn bad(detail: String) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "malformed-selection", "Malformed selection", detail)
+    Problem::new(StatusCode::BAD_REQUEST, Slug::MalformedSelection, "Malformed selection", detail)
 }
 
 async fn read<T: for<'de> Deserialize<'de>>(request: Request<RequestBody>) -> Result<T, Problem> {

@@ -12,7 +12,8 @@ use crate::answer::{AccessDenied, Answer, Verdict};
 use crate::ceiling::{Ceiling, Permit, Ticket};
 use crate::config::Retry;
 use crate::message::{Message, Topic};
-use crate::meter::{Billed, CallKind, LogLine, Meter, MeteredCall, OverBudget};
+use crate::meter::{Billed, CallKind, ExpiredAs, LogLine, Meter, MeteredCall, OverBudget};
+use crate::spool::Doubt;
 use crate::upstream::{SendGate, Upstream};
 
 /// What makes calls.
@@ -45,6 +46,20 @@ impl<U: Upstream> Dispatcher<U> {
             self.meter.waited(ceiling as usize, wait);
         }
         Ok(permit)
+    }
+
+    /// The time to live of a message has ended that is not kept. `doubt`: of its calls.
+    pub(super) fn expired(&self, doubt: Doubt) -> Disposition {
+        self.count_expired(doubt);
+        Disposition::Expired { id: None, doubt: doubt.into() }
+    }
+
+    pub(super) fn count_expired(&self, doubt: Doubt) {
+        let known = match doubt {
+            Doubt::None => ExpiredAs::NotSent,
+            Doubt::Possible => ExpiredAs::Unknown,
+        };
+        self.meter.expired(known);
     }
 
     /// Enters a call in the meter, before it leaves. Over a budget, the permit is given back.

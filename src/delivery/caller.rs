@@ -9,13 +9,24 @@ use super::idempotency::FirstRequest;
 use super::outcome::Outcome;
 use crate::spool::Claim;
 
+/// Whether a caller has its message kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeping {
+    /// Rather than that it is refused because of a ceiling.
+    Preferred,
+    /// Where its delivery fails, or takes longer than the caller waits.
+    IfNotDelivered,
+    /// Not at all: the caller learns what became of it, or that this is not known.
+    Never,
+}
+
 /// What a caller asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct PublishOptions {
     /// How long it waits for the outcome.
     pub patience: Duration,
-    /// It would rather have its message kept than be refused because of a ceiling.
-    pub keep: bool,
+    /// Whether its message may be kept.
+    pub keep: Keeping,
     /// The claim of its `Idempotency-Key`.
     pub claim: Option<Claim>,
 }
@@ -25,6 +36,8 @@ pub(super) struct Caller {
     to: Option<oneshot::Sender<Outcome>>,
     is_refused: bool,
     pub(super) deadline: Instant,
+    /// From when on no call for its message begins while it waits.
+    pub(super) sends_by: Instant,
     /// Its key is taken as long as this is here.
     first: Option<FirstRequest>,
 }
@@ -33,9 +46,10 @@ impl Caller {
     pub(super) fn new(
         to: oneshot::Sender<Outcome>,
         deadline: Instant,
+        sends_by: Instant,
         first: Option<FirstRequest>,
     ) -> Self {
-        Self { to: Some(to), is_refused: false, deadline, first }
+        Self { to: Some(to), is_refused: false, deadline, sends_by, first }
     }
 
     /// Responds at most once. If the message is accepted after the response, the next request with the

@@ -111,6 +111,7 @@ impl<U: Upstream> KeptMessages<U> {
             return self.dead_letter(id, attempts, death, None).await;
         };
         let forgotten = self.spool.note(id, Change::Forgotten);
+        self.readers.ended(id);
         let ended = match timeout(MAX_WRITE, forgotten).await {
             Ok(Effect::Made | Effect::Unchanged) => Disposition::Answered(answer.clone()),
             // What is not forgotten is tried again, by a peer or the next process.
@@ -172,7 +173,8 @@ impl<U: Upstream> KeptMessages<U> {
     /// `doubt`: its call may have arrived.
     pub(super) fn decide_drop(&self, id: MessageId, doubt: Doubt) {
         let decides = self.queue.take_dropped_during_call(id);
-        let Some(Brief { state: State::Dropped(_), doubt: before, .. }) = self.spool.find(id)
+        let Some(Brief { state: State::Dropped(_) | State::Expired(_), doubt: before, .. }) =
+            self.spool.find(id)
         else {
             return;
         };
@@ -182,8 +184,10 @@ impl<U: Upstream> KeptMessages<U> {
         }
     }
 
-    /// From now on the key of this message is taken for as long as ended messages' are.
-    fn key_ends(&self, id: MessageId) {
+    /// From now on the key of this message is taken for as long as ended messages' are. Readers that wait
+    /// for its end go on.
+    pub(super) fn key_ends(&self, id: MessageId) {
+        self.readers.ended(id);
         if let Some(brief) = self.spool.find(id) {
             self.keys.ended(&brief);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::attempt::{Dispatcher, NextStep, Repeat};
-use super::caller::{Caller, PublishOptions};
+use super::caller::{Caller, Keeping, PublishOptions};
 use super::contained::{Panicked, contained};
 use super::idempotency::IdempotencyKeys;
 use super::kept::KeptMessages;
@@ -16,9 +16,9 @@ use super::retry_queue::PauseReason;
 use super::signal::{Requeue, Signal};
 use crate::answer::{AccessDenied, Answer, NextSignature, Verdict};
 use crate::backoff::Backoff;
-use crate::ceiling::{Class, Permit, Ticket};
+use crate::ceiling::{Class, Permit, PermitRequest, Refused, Ticket};
 use crate::deadline;
-use crate::message::Message;
+use crate::message::{Expiry, Lifespan, Message};
 use crate::meter::CallKind;
 use crate::spool::{Claim, Doubt, KeepError, Tries};
 use crate::upstream::{SendGate, Upstream};
@@ -57,6 +57,11 @@ struct Calls {
 
 impl Calls {
     const NONE: Self = Self { calls: 0, answer: None };
+
+    /// Whether the last call may have arrived. None follows one that may have, but of a message that is kept.
+    fn doubt(&self) -> Doubt {
+        self.answer.as_ref().is_some_and(|answer| answer.verdict() == Verdict::Unknown).into()
+    }
 }
 
 /// How a message begins.
@@ -80,50 +85,83 @@ impl<U: Upstream> Intake<U> {
         if stop.is_cancelled() {
             return Err(Disposition::Stopping);
         }
+        if message.terms.is_over() {
+            return Err(self.dispatcher.expired(Doubt::None));
+        }
         let admitted = meter.admits(&message.instance, message.topic.parent());
         admitted.map_err(Disposition::OverBudget)?;
         let keep = |kept: &Arc<KeptMessages<U>>| Plan::Keep(Arc::clone(kept));
+        let is_at_once = message.terms.lifespan == Lifespan::AtOnce;
+        let is_preferred = wanted.keep == Keeping::Preferred && !is_at_once;
         if let Some(kept) = &self.kept {
             let lane = message.lane();
             kept.spool.published(&lane);
             match kept.queue.pause_reason(&lane) {
-                Some(PauseReason::Denied(why)) if !wanted.keep => {
+                Some(PauseReason::Denied(why)) if !is_preferred => {
                     return Err(Disposition::Denied(why));
                 }
+                // It would wait for a probe, and perhaps for more.
+                Some(_) if is_at_once => return Err(self.dispatcher.expired(Doubt::None)),
+                // Stored ones probe. Where there are none, its call says as much of the provider.
+                Some(_) if wanted.keep == Keeping::Never && kept.queue.has_waiting(&lane) => {
+                    return Err(Disposition::NoPermit(Refused::TimedOut));
+                }
+                Some(_) if wanted.keep == Keeping::Never => {}
                 Some(_) => return Ok(keep(kept)),
-                None if wanted.keep && wanted.patience.is_zero() => return Ok(keep(kept)),
+                None if is_preferred && wanted.patience.is_zero() => return Ok(keep(kept)),
                 None => {}
             }
         }
+        let asks = PermitRequest {
+            class: Class::Fresh,
+            urgency: message.terms.urgency,
+            deadline,
+            ends: message.terms.expiry().map(Expiry::at),
+        };
         let plan = match &self.kept {
             // A claimed message is durable before its call, so that a crash does not make the same
             // request a second message; it then queues for a permit like any kept message.
-            Some(kept) if way == Way::ThroughSpool => ceiling.admits(deadline).map(|()| keep(kept)),
-            _ => ceiling.request(Class::Fresh, deadline).map(Plan::Call),
+            Some(kept) if way == Way::ThroughSpool => ceiling.admits(&asks).map(|()| keep(kept)),
+            _ => ceiling.ask(&asks).map(Plan::Call),
         };
         plan.or_else(|refused| match &self.kept {
-            Some(kept) if wanted.keep => Ok(keep(kept)),
+            Some(kept) if is_preferred => Ok(keep(kept)),
             _ => Err(Disposition::NoPermit(refused)),
         })
+    }
+
+    /// Where the message may be kept, if it may.
+    fn store(&self, message: &Message) -> Option<&Arc<KeptMessages<U>>> {
+        self.kept.as_ref().filter(|_| message.terms.lifespan != Lifespan::AtOnce)
     }
 
     pub(super) async fn carry_out(
         &self,
         plan: Plan<U>,
         message: Message,
-        claim: Option<Claim>,
+        PublishOptions { claim, keep, .. }: PublishOptions,
         turn: Option<Turn>,
         mut caller: Caller,
     ) {
         let (kept, claim, turn, calls) = match plan {
             Plan::Keep(kept) => (kept, claim, turn, Calls::NONE),
             Plan::Call(ticket) => {
-                let calls = match (self.dispatcher.permit(ticket).await, &self.kept) {
-                    (Ok(permit), _) => self.call(&message, permit, &mut caller).await,
+                let keeper = self.store(&message).filter(|_| keep != Keeping::Never);
+                let calls = match (self.dispatcher.permit(ticket).await, keeper) {
+                    (Ok(permit), _) => self.call(&message, permit, keeper, &mut caller).await,
+                    // Until its end, or its caller's.
+                    (Err(Disposition::NoPermit(_)), _) if message.terms.is_over() => {
+                        Some(Calls::NONE)
+                    }
                     (Err(Disposition::NoPermit(_)), Some(_)) => Some(Calls::NONE),
                     (Err(ended), _) => return caller.respond(Outcome::new(0, ended)),
                 };
-                let (Some(calls), Some(kept)) = (calls, &self.kept) else { return };
+                let Some(calls) = calls else { return };
+                if message.terms.is_over() {
+                    let ended = self.dispatcher.expired(calls.doubt());
+                    return caller.respond(Outcome::new(calls.calls, ended));
+                }
+                let Some(kept) = keeper else { return };
                 (Arc::clone(kept), None, None, calls)
             }
         };
@@ -156,16 +194,17 @@ impl<U: Upstream> Intake<U> {
         caller.respond(Outcome::new(calls, ended));
     }
 
-    /// The calls for a message that is not kept yet. Returns them if it is to be kept now; else its caller
-    /// is answered.
+    /// The calls for a message that is not kept yet. Returns them if `keeper` is to keep it now; else its
+    /// caller is answered.
     async fn call(
         &self,
         message: &Message,
         mut permit: Permit,
+        keeper: Option<&Arc<KeptMessages<U>>>,
         caller: &mut Caller,
     ) -> Option<Calls> {
-        // Without a spool, no call follows one of unknown outcome.
-        let repeat = self.kept.as_ref().map(|kept| Repeat::of(kept.queue.retry(), &message.topic));
+        // Where it is not kept, no call follows one of unknown outcome.
+        let repeat = keeper.map(|kept| Repeat::of(kept.queue.retry(), &message.topic));
         let repeat = repeat.unwrap_or(Repeat::Never);
         let mut calls = 1;
         loop {
@@ -178,9 +217,9 @@ impl<U: Upstream> Intake<U> {
                     return None;
                 }
             };
-            let gate = SendGate::new(caller.deadline, &self.dispatcher.stop);
+            let gate = SendGate::new(caller.sends_by, &self.dispatcher.stop);
             let mut call = std::pin::pin!(attempt.send(&gate));
-            let answer = match (deadline::by(caller.deadline, &mut call).await, &self.kept) {
+            let answer = match (deadline::by(caller.deadline, &mut call).await, keeper) {
                 (Ok(answer), _) => answer,
                 // A call that has not left by now never leaves, and ends at once.
                 (Err(_), _) if !gate.left() => call.await,
@@ -206,7 +245,7 @@ impl<U: Upstream> Intake<U> {
                 NextStep::Access(why) => {
                     Box::pin(self.regains_access(why, &answer, calls, caller)).await
                 }
-                NextStep::Retry(after) if self.kept.is_none() => {
+                NextStep::Retry(after) if keeper.is_none() => {
                     Box::pin(self.pauses(after, calls, caller)).await
                 }
                 _ => false,
@@ -218,7 +257,7 @@ impl<U: Upstream> Intake<U> {
             }
             let mut without_permit = None;
             if again {
-                match Box::pin(self.another_permit(caller)).await {
+                match Box::pin(self.another_permit(message, caller)).await {
                     Ok(another) => {
                         permit = another;
                         calls += 1;
@@ -228,7 +267,10 @@ impl<U: Upstream> Intake<U> {
                 }
             }
             let follows = again || answer.has_other_key() || matches!(next, NextStep::Retry(_));
-            if follows && !is_answered && self.kept.is_some() {
+            // Of one whose time to live has ended, that is its end.
+            let is_over =
+                matches!(next, NextStep::Retry(_) | NextStep::Access(_)) && message.terms.is_over();
+            if follows && !is_answered && (keeper.is_some() || is_over) {
                 return Some(Calls { calls, answer: Some(answer) });
             }
             // Not the refusal of a key that the next call would not have had.
@@ -305,7 +347,7 @@ impl<U: Upstream> Intake<U> {
         match why {
             _ if answer.has_other_key() => true,
             AccessDenied::Key => {
-                let renewed = timeout_at(caller.deadline, self.dispatcher.upstream.renew_key());
+                let renewed = timeout_at(caller.sends_by, self.dispatcher.upstream.renew_key());
                 let renewed = self.dispatcher.stop.run_until_cancelled(renewed).await;
                 renewed.is_some_and(|renewed| renewed.unwrap_or(false))
             }
@@ -324,12 +366,22 @@ impl<U: Upstream> Intake<U> {
             let mut jitter = self.jitter.lock().unwrap_or_else(PoisonError::into_inner);
             BACKOFF.after(calls, jitter.f64())
         });
-        Instant::now() + pause < caller.deadline
+        Instant::now() + pause < caller.sends_by
             && self.dispatcher.stop.run_until_cancelled(sleep(pause)).await.is_some()
     }
 
-    async fn another_permit(&self, caller: &Caller) -> Result<Permit, Disposition> {
-        let ticket = self.dispatcher.ceiling.request(Class::Retry, caller.deadline);
+    async fn another_permit(
+        &self,
+        message: &Message,
+        caller: &Caller,
+    ) -> Result<Permit, Disposition> {
+        let asks = PermitRequest {
+            class: Class::Retry,
+            urgency: message.terms.urgency,
+            deadline: caller.deadline,
+            ends: message.terms.expiry().map(Expiry::at),
+        };
+        let ticket = self.dispatcher.ceiling.ask(&asks);
         self.dispatcher.permit(ticket.map_err(Disposition::NoPermit)?).await
     }
 }

@@ -329,6 +329,8 @@ mod tests {
             doubt: false,
             claim: Some(Claim { key, print: 0 }),
             trace: None,
+            expiry: None,
+            urgency: crate::message::Urgency::default(),
             state,
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::attempt::Dispatcher;
@@ -14,6 +14,7 @@ use super::idempotency::{IdempotencyKeys, is_queued};
 use super::lane::RetryItem;
 use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
+use super::readers::WaitingReaders;
 use super::registry::RegisteredCaller;
 use super::retry_queue::RetryQueue;
 use super::signal::{HoldReason, Signal};
@@ -48,6 +49,9 @@ pub(super) struct KeptMessages<U> {
     /// What stored messages may be sent.
     pub(super) topics: RwLock<Topics>,
     pub(super) held_log: LogLimiter,
+    pub(super) readers: WaitingReaders,
+    /// Wakes the task that drops messages whose time to live has ended.
+    pub(super) expiries: Arc<Notify>,
 }
 
 impl<U: Upstream> KeptMessages<U> {
@@ -83,7 +87,8 @@ impl<U: Upstream> KeptMessages<U> {
         let age = Timestamp::now().duration_since(brief.kept_at);
         let age = Duration::try_from(age).unwrap_or_default();
         let expires = now + self.queue.retry().max_age.saturating_sub(age);
-        let item = RetryItem { id: brief.id, attempts: brief.attempts, expires, probe: false };
+        let Brief { id, attempts, urgency, .. } = *brief;
+        let item = RetryItem { id, attempts, expires, probe: false, urgency, since: due };
         if self.may_send(&brief.topic) {
             self.queue.push(brief.lane.clone(), item, due);
         } else {
@@ -91,6 +96,9 @@ impl<U: Upstream> KeptMessages<U> {
             self.queue.hold(brief.lane.clone(), item, due, HoldReason::NotAllowed);
             // The rule may have changed meanwhile.
             self.release(brief.id);
+        }
+        if brief.expiry.is_some() {
+            self.expiries.notify_one();
         }
     }
 

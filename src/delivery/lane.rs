@@ -4,6 +4,9 @@
 //! trouble probes with one message; when it passes, the others follow in groups that double; when
 //! it fails, all wait longer. One message that fails alone is not trouble and delays no others.
 //!
+//! Of messages that are due, the one goes first that waits the longest, as its urgency has it
+//! ([`Urgency::handicap`]): a less urgent one is overtaken only by messages that came soon after it.
+//!
 //! Pure: time, random numbers and the signals of calls come from outside.
 
 use std::collections::{BTreeMap, HashSet};
@@ -15,7 +18,7 @@ use super::signal::{Requeue, Signal};
 use crate::answer::AccessDenied;
 use crate::backoff::Backoff;
 use crate::config::Retry;
-use crate::message::MessageId;
+use crate::message::{MessageId, Urgency};
 
 /// This many different messages that fail, with none that passes between them, are trouble.
 const TROUBLE: usize = 5;
@@ -37,6 +40,16 @@ pub(super) struct RetryItem {
     pub(super) expires: Instant,
     /// Its call finds out whether the lane works again.
     pub(super) probe: bool,
+    pub(super) urgency: Urgency,
+    /// Since when it waits for a call, or is to wait: when it was kept, or its pause after a call ends.
+    pub(super) since: Instant,
+}
+
+impl RetryItem {
+    /// Messages that are due go in the order of these moments.
+    fn turn(&self) -> Instant {
+        self.since + self.urgency.handicap()
+    }
 }
 
 /// What a call for a message of the lane is to the lane.
@@ -60,6 +73,8 @@ struct LaneTrouble {
 pub(super) struct LaneQueue {
     /// By when they are due.
     waiting: BTreeMap<(Instant, MessageId), RetryItem>,
+    /// Those that were due when a group was taken, by their turns.
+    ready: BTreeMap<(Instant, MessageId), RetryItem>,
     /// Calls that were handed out.
     under_way: usize,
     /// The most that go together.
@@ -76,7 +91,9 @@ impl LaneQueue {
 
     /// These wait no more; a call that is under way ends as it does.
     pub(super) fn remove(&mut self, gone: &HashSet<MessageId>) {
-        self.waiting.retain(|(_, id), _| !gone.contains(id));
+        for map in [&mut self.waiting, &mut self.ready] {
+            map.retain(|(_, id), _| !gone.contains(id));
+        }
     }
 
     /// Whether new messages should not be tried before a probe has passed.
@@ -91,11 +108,15 @@ impl LaneQueue {
 
     /// Nothing waits and nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.under_way == 0
+        self.nothing_waits() && self.under_way == 0
+    }
+
+    fn nothing_waits(&self) -> bool {
+        self.waiting.is_empty() && self.ready.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.waiting.len() + self.under_way
+        self.waiting.len() + self.ready.len() + self.under_way
     }
 
     /// What to call now, at most `room`.
@@ -105,11 +126,14 @@ impl LaneQueue {
                 return Vec::new();
             }
             // The least tried, since the failure of a much tried message may be its own.
-            let probe = self.waiting.iter().min_by_key(|(_, item)| item.attempts);
+            let all = self.ready.iter().chain(&self.waiting);
+            let probe = all.min_by_key(|(_, item)| (item.attempts, item.turn()));
             let Some((key, item)) = probe.map(|(key, item)| (*key, *item)) else {
                 return Vec::new();
             };
-            self.waiting.remove(&key);
+            if self.ready.remove(&(item.turn(), item.id)).is_none() {
+                self.waiting.remove(&key);
+            }
             self.under_way += 1;
             return vec![RetryItem { probe: true, ..item }];
         }
@@ -117,13 +141,14 @@ impl LaneQueue {
         if self.under_way * 4 > group {
             return Vec::new();
         }
-        let due: Vec<_> = self
-            .waiting
-            .range(..=(now, MessageId::MAX))
-            .take(group.min(room))
-            .map(|(key, _)| *key)
-            .collect();
-        let items: Vec<_> = due.iter().filter_map(|key| self.waiting.remove(key)).collect();
+        while let Some(first) = self.waiting.first_entry()
+            && first.key().0 <= now
+        {
+            let item = first.remove();
+            self.ready.insert((item.turn(), item.id), item);
+        }
+        let next = || self.ready.pop_first().map(|(_, item)| item);
+        let items: Vec<_> = std::iter::from_fn(next).take(group.min(room)).collect();
         self.under_way += items.len();
         items
     }
@@ -131,10 +156,13 @@ impl LaneQueue {
     /// When to look again; `None`: when something has happened.
     pub(super) fn next(&self) -> Option<Instant> {
         match &self.trouble {
-            Some(_) if self.under_way > 0 || self.waiting.is_empty() => None,
+            Some(_) if self.under_way > 0 || self.nothing_waits() => None,
             Some(trouble) => Some(trouble.next),
             None if self.under_way * 4 > self.group.max(1) => None,
-            None => self.waiting.first_key_value().map(|((due, _), _)| *due),
+            None => match self.ready.first_key_value() {
+                Some((_, item)) => Some(item.since),
+                None => self.waiting.first_key_value().map(|((due, _), _)| *due),
+            },
         }
     }
 
@@ -157,7 +185,10 @@ impl LaneQueue {
                 Signal::Postpone(wait) => wait,
                 _ => retry_wait(retry, item.attempts, random).max(signal.retry_after()),
             };
-            self.push(RetryItem { probe: false, ..item }, now + wait);
+            let due = now + wait;
+            // No call was made: it has waited on.
+            let since = if signal.is_without_call() { item.since.min(due) } else { due };
+            self.push(RetryItem { probe: false, since, ..item }, due);
         }
     }
 
@@ -196,8 +227,11 @@ impl LaneQueue {
                 self.group = (self.group.max(1) + 1).min(retry.batch);
                 if self.trouble.take().is_some() {
                     // The trouble was the lane's, not theirs: all may go.
-                    let all = std::mem::take(&mut self.waiting);
-                    self.waiting = all.into_values().map(|item| ((now, item.id), item)).collect();
+                    let all = std::mem::take(&mut self.waiting).into_values();
+                    let all = all.chain(std::mem::take(&mut self.ready).into_values());
+                    let due_now =
+                        |item: RetryItem| RetryItem { since: item.since.min(now), ..item };
+                    self.waiting = all.map(|item| ((now, item.id), due_now(item))).collect();
                 }
                 return;
             }

@@ -13,6 +13,7 @@ mod begun;
 mod caller;
 mod contained;
 mod endings;
+mod expiry;
 mod fresh;
 mod held;
 mod idempotency;
@@ -22,6 +23,7 @@ mod order;
 mod outcome;
 mod position;
 mod pump;
+mod readers;
 mod registry;
 mod retention;
 mod retry;
@@ -46,20 +48,22 @@ use crate::config;
 use crate::deadline;
 use crate::log_limiter::LogLimiter;
 use crate::memory::{MemoryPlan, MemoryQueue};
-use crate::message::{Message, MessageId};
+use crate::message::{Lifespan, Message, MessageId};
 use crate::meter::Meter;
 use crate::spool::{AdoptionRules, Affected, Brief, Change, Effect, HeldCounts, Picked, Spool};
 use crate::upstream::Upstream;
 use attempt::Dispatcher;
 pub use begun::Begun;
 use caller::Caller;
-pub use caller::PublishOptions;
+pub use caller::{Keeping, PublishOptions};
 use fresh::{Intake, Plan, Way};
 use idempotency::IdempotencyKeys;
 pub use idempotency::KeyUsage;
 use kept::KeptMessages;
 pub use order::CallOrder;
 pub use outcome::{Disposition, Outcome, Settled};
+pub use readers::TooManyReaders;
+use readers::WaitingReaders;
 use retry_queue::RetryQueue;
 pub use retry_queue::{PauseReason, PausedLane};
 
@@ -98,6 +102,8 @@ impl<U: Upstream> Delivery<U> {
                 log: LogLimiter::new(kept::MAX_LINES),
                 topics: RwLock::new(config.topics.clone()),
                 held_log: LogLimiter::each_minute(1),
+                readers: WaitingReaders::of(config.publish.max_connections),
+                expiries: Arc::default(),
             });
             kept.recover();
             if let Some(adoptions) = kept.spool.adoptions() {
@@ -105,6 +111,7 @@ impl<U: Upstream> Delivery<U> {
             }
             tokio::spawn(pump::run(Arc::downgrade(&kept)));
             tokio::spawn(retention::run(Arc::downgrade(&kept)));
+            tokio::spawn(expiry::run(Arc::downgrade(&kept)));
             kept
         });
         let jitter = Mutex::new(fastrand::Rng::with_seed(seed));
@@ -114,22 +121,35 @@ impl<U: Upstream> Delivery<U> {
     /// Delivers a message and returns what became of it, at the latest when its caller's patience
     /// ends.
     pub async fn publish(&self, message: Message, wanted: PublishOptions) -> Outcome {
-        self.begin(message, wanted, &mut CallOrder::default()).outcome().await
+        self.start(message, wanted, &mut CallOrder::default()).outcome().await
     }
 
     /// Begins to deliver a message, without waiting: it claims the key and decides the plan before it
     /// returns, and takes the place in the ceiling's queue if the message has no key and is called at
     /// once. A message with a key, and all of its lane that are begun after it with the same `order`, are
     /// stored first and wait for their calls in that order. So messages that are begun one after the other
-    /// have their keys and their calls in that order. A task of its own carries the message on.
-    pub fn begin(&self, message: Message, wanted: PublishOptions, order: &mut CallOrder) -> Begun {
+    /// have their keys and their calls in that order: with the same `order` none is more urgent than one of its
+    /// lane before it. A message that is never stored has no place among stored ones. A task of its own carries
+    /// the message on.
+    pub fn begin(
+        &self,
+        mut message: Message,
+        wanted: PublishOptions,
+        order: &mut CallOrder,
+    ) -> Begun {
+        message.terms.urgency = order.at_most(&message.lane(), message.terms.urgency);
+        self.start(message, wanted, order)
+    }
+
+    fn start(&self, message: Message, wanted: PublishOptions, order: &mut CallOrder) -> Begun {
         let first = match wanted.claim.map(|claim| self.intake.keys.claim(claim)).transpose() {
             Ok(first) => first,
             Err(outcome) => return Begun::Done(outcome),
         };
         let deadline = Instant::now() + wanted.patience;
         let lane = message.lane();
-        let is_stored = wanted.claim.is_some() || order.has(&lane);
+        let is_at_once = message.terms.lifespan == Lifespan::AtOnce;
+        let is_stored = !is_at_once && (wanted.claim.is_some() || order.has(&lane));
         let way = if is_stored { Way::ThroughSpool } else { Way::Direct };
         let plan = match self.intake.plan(&message, &wanted, way, deadline) {
             Ok(plan) => plan,
@@ -139,8 +159,8 @@ impl<U: Upstream> Delivery<U> {
         let (to, outcome) = oneshot::channel();
         let intake = Arc::clone(&self.intake);
         self.intake.dispatcher.tasks.spawn(async move {
-            let caller = Caller::new(to, deadline, first);
-            intake.carry_out(plan, message, wanted.claim, turn, caller).await;
+            let caller = Caller::new(to, deadline, message.terms.by(deadline), first);
+            intake.carry_out(plan, message, wanted, turn, caller).await;
         });
         Begun::UnderWay(outcome)
     }
@@ -150,12 +170,34 @@ impl<U: Upstream> Delivery<U> {
         self.intake.kept.as_ref()?.spool.find(id)
     }
 
+    /// As [`Self::find`], once the message has ended: at the latest after `patience`, or when no more calls
+    /// are made.
+    ///
+    /// # Errors
+    /// It has not ended, and as many readers wait as may.
+    pub async fn find_ended(
+        &self,
+        id: MessageId,
+        patience: Duration,
+    ) -> Result<Option<Brief>, TooManyReaders> {
+        let Some(kept) = &self.intake.kept else { return Ok(None) };
+        if kept.queued(id).is_some() {
+            let mut reader = kept.readers.join(id)?;
+            // Again: it may have ended before there was a reader to wake.
+            if kept.queued(id).is_some() {
+                drop(timeout(patience, reader.woken()).await);
+            }
+        }
+        Ok(kept.spool.find(id))
+    }
+
     /// What is kept, if anything is.
     pub fn spool(&self) -> Option<&Spool> {
         self.intake.kept.as_ref().map(|kept| &kept.spool)
     }
 
-    /// Tries the dead letters that are meant once more. Returns which, once that is durable.
+    /// Tries the dead letters that are meant once more, but for those whose time to live has ended. Returns
+    /// which, once that is durable.
     pub async fn replay(&self, selection: &Picked) -> Affected {
         let Some(kept) = &self.intake.kept else { return Affected::default() };
         let note = |brief: &Brief| kept.spool.note(brief.id, Change::Replayed(Timestamp::now()));
@@ -166,7 +208,9 @@ impl<U: Upstream> Delivery<U> {
                 kept.enqueue(&Brief { attempts: 0, ..brief });
             }
         };
-        kept.spool.change(&|brief| selection.means_dead(brief), &note, &again).await
+        let expired = kept.spool.count_expired(selection);
+        let meant = |brief: &Brief| selection.means_replayable(brief);
+        Affected { expired, ..kept.spool.change(&meant, &note, &again).await }
     }
 
     /// Drops the messages that are meant, and answers the callers who wait for them. Returns which,
@@ -230,6 +274,7 @@ impl<U: Upstream> Delivery<U> {
         dispatcher.stop.cancel();
         if let Some(kept) = kept {
             kept.queue.dismiss();
+            kept.readers.dismiss();
         }
     }
 

@@ -4,13 +4,15 @@ use std::collections::HashMap;
 
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
-use crate::message::Lane;
+use crate::message::{Lane, Urgency};
 
 /// Gives the messages of each lane their turns, one after the other.
 #[derive(Debug, Default)]
 pub struct CallOrder {
     /// Ready once the last message of the lane that was given a turn has had it.
     last: HashMap<Lane, oneshot::Receiver<()>>,
+    /// The least urgent message of the lane so far.
+    urgency: HashMap<Lane, Urgency>,
 }
 
 /// A message's turn. The next one comes when it is dropped.
@@ -24,6 +26,14 @@ impl CallOrder {
     /// Whether a message of the lane was given a turn and may not have had it yet.
     pub(super) fn has(&self, lane: &Lane) -> bool {
         self.last.contains_key(lane)
+    }
+
+    /// The urgency of the lane's next message, which would have this one alone: a message that is more urgent
+    /// than one before it would overtake that.
+    pub(super) fn at_most(&mut self, lane: &Lane, urgency: Urgency) -> Urgency {
+        let least = self.urgency.entry(lane.clone()).or_insert(urgency);
+        *least = urgency.min(*least);
+        *least
     }
 
     /// The turn of the lane's next message.

@@ -6,7 +6,7 @@ use crate::answer::{AccessDenied, Answer, HttpAnswer, Verdict};
 use crate::ceiling::Refused;
 use crate::message::MessageId;
 use crate::meter::OverBudget;
-use crate::spool::{Brief, Death, Doubt, KeepError, Reason, State};
+use crate::spool::{Brief, Death, Doubt, Expired, KeepError, Reason, State};
 
 /// What became of a message, and after how many calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,13 @@ pub enum Disposition {
     Dropped {
         /// The message that was dropped.
         id: MessageId,
+        /// A call may have delivered it.
+        doubt: bool,
+    },
+    /// Its time to live has ended before a call had delivered it for certain.
+    Expired {
+        /// The message, if it was kept.
+        id: Option<MessageId>,
         /// A call may have delivered it.
         doubt: bool,
     },
@@ -66,8 +73,10 @@ pub enum Settled {
     /// It is a dead letter: it was not delivered for certain, or a call of it may have arrived and a
     /// later one was refused.
     Dead,
-    /// It is a dead letter, and a call may have delivered it.
+    /// It is a dead letter or has expired, and a call may have delivered it.
     Unknown,
+    /// Its time to live has ended, and it was not delivered.
+    Expired,
 }
 
 impl Outcome {
@@ -107,6 +116,12 @@ impl Outcome {
             }
             State::Dead(_) => Disposition::Settled(id, Settled::Dead),
             State::Dropped(_) => Disposition::Dropped { id, doubt: brief.doubt },
+            State::Expired(Expired { accepted: false, .. }) => {
+                Disposition::Expired { id: Some(id), doubt: brief.doubt }
+            }
+            // As a reader of its receipt is told.
+            State::Expired(_) if brief.unknown > 0 => Disposition::Settled(id, Settled::Unknown),
+            State::Expired(_) => Disposition::Settled(id, Settled::Expired),
         };
         Self::new(brief.attempts, ended)
     }
@@ -118,6 +133,7 @@ impl Outcome {
             | Disposition::Settled(id, _)
             | Disposition::Unresolved(id)
             | Disposition::Dropped { id, .. } => Some(id),
+            Disposition::Expired { id, .. } => id,
             _ => None,
         }
     }

@@ -262,6 +262,18 @@ impl Registry {
         self.entries.get(&id).is_some_and(|entry| entry.is_calling)
     }
 
+    /// Whether a call for this message may have arrived, as far as this process knows. `None`: its call is under
+    /// way, or it is not in its lane yet, and not all is known of it.
+    pub(super) fn settled_doubt(&self, id: MessageId) -> Option<Doubt> {
+        let entry = self.entries.get(&id)?;
+        (!entry.is_calling).then(|| entry.doubt())
+    }
+
+    /// An earlier process or a peer had this message, which is about to be pushed: its call may have arrived.
+    pub(super) fn taken_up(&mut self, id: MessageId) {
+        self.entries.entry(id).or_default().is_uncertain = true;
+    }
+
     /// A call for what was handed out is about to be noted.
     pub(super) fn call_begins(&mut self, id: MessageId) {
         if let Some(entry) = self.entries.get_mut(&id) {

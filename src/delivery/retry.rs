@@ -15,8 +15,8 @@ use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::MayCall;
 use super::signal::{HoldReason, Requeue, Signal};
-use crate::ceiling::{Class, Permit};
-use crate::message::{self, Message, MessageId, Topic};
+use crate::ceiling::{Class, Permit, PermitRequest};
+use crate::message::{self, Expiry, Message, MessageId, Topic};
 use crate::meter::{CallKind, OverBudget};
 use crate::spool::{Change, Doubt, Effect, KeepError, ReadError, Reason, Record, Tries};
 use crate::upstream::{SendGate, Upstream};
@@ -52,6 +52,8 @@ pub(super) struct HandedOut<U: Upstream> {
     item: RetryItem,
     turns: Option<Turns>,
     tried: TryResult,
+    /// Its time to live has ended during its call.
+    has_expired: bool,
 }
 
 impl<U: Upstream> Drop for HandedOut<U> {
@@ -62,6 +64,9 @@ impl<U: Upstream> Drop for HandedOut<U> {
         if requeue == Requeue::Hold(HoldReason::NotAllowed) {
             // The rule may have changed meanwhile.
             self.kept.release(self.item.id);
+        }
+        if self.has_expired {
+            self.kept.expiries.notify_one();
         }
     }
 }
@@ -79,7 +84,14 @@ impl<U: Upstream> HandedOut<U> {
         item: RetryItem,
         turns: Turns,
     ) -> Self {
-        Self { kept: Arc::clone(kept), lane, item, turns: Some(turns), tried: PANICKED }
+        Self {
+            kept: Arc::clone(kept),
+            lane,
+            item,
+            turns: Some(turns),
+            tried: PANICKED,
+            has_expired: false,
+        }
     }
 
     /// One try.
@@ -99,7 +111,10 @@ impl<U: Upstream> HandedOut<U> {
             Err(Panicked) => {}
         }
         // An operator may have dropped it meanwhile.
-        if kept.queued(item.id).is_none() {
+        let queued = kept.queued(item.id);
+        self.has_expired =
+            queued.as_ref().and_then(|brief| brief.expiry).is_some_and(Expiry::is_over);
+        if queued.is_none() {
             self.tried.1 = Requeue::No;
             if self.tried.0.is_without_call() {
                 kept.decide_drop(item.id, Doubt::None);
@@ -123,7 +138,7 @@ impl<U: Upstream> KeptMessages<U> {
             return Err((Signal::NoCall, Requeue::Yes));
         }
         let message = self.ready(lane, item).await?;
-        let permit = self.permit(item, call).await?;
+        let permit = self.permit(&message, item, call).await?;
         let repeat = Repeat::of(self.queue.retry(), &message.topic);
         let closes = match self.prepare(&message, item, repeat).await {
             Ok(closes) => closes,
@@ -150,6 +165,10 @@ impl<U: Upstream> KeptMessages<U> {
         let gone = (Signal::NoCall, Requeue::No);
         let id = item.id;
         let Some(brief) = self.queued(id) else { return Err(gone) };
+        if brief.expiry.is_some_and(Expiry::is_over) {
+            self.expire(id).await;
+            return Err(gone);
+        }
         self.may_go(id, &brief.topic)?;
         if Instant::now() >= item.expires {
             self.dead_letter(id, item.attempts, death(Reason::Expired, None), None).await;
@@ -170,7 +189,10 @@ impl<U: Upstream> KeptMessages<U> {
                 }
                 Ok(message)
             }
-            Err(ReadError::Absent) => Err(gone),
+            Err(ReadError::Absent) => {
+                self.readers.ended(id);
+                Err(gone)
+            }
             Err(error @ ReadError::Damaged) => {
                 let trace_id = self.trace(id).map(tracing::field::display);
                 tracing::error!(%id, trace_id, %error, "an accepted message is lost: its bytes in the spool are damaged");
@@ -181,6 +203,7 @@ impl<U: Upstream> KeptMessages<U> {
                     };
                     caller.respond(Outcome::new(item.attempts, ended));
                 }
+                self.readers.ended(id);
                 Err(gone)
             }
             Err(ReadError::Unverified) => {
@@ -207,10 +230,20 @@ impl<U: Upstream> KeptMessages<U> {
         Err((Signal::NoCall, Requeue::Hold(HoldReason::NotAllowed)))
     }
 
-    async fn permit(&self, item: RetryItem, mut turn: Turn) -> Result<Permit, TryResult> {
+    async fn permit(
+        &self,
+        message: &Message,
+        item: RetryItem,
+        mut turn: Turn,
+    ) -> Result<Permit, TryResult> {
         turn.comes().await;
-        let class = if item.attempts == 0 { Class::Fresh } else { Class::Retry };
-        let ticket = self.dispatcher.ceiling.request(class, Instant::now() + MAX_WAIT);
+        let asks = PermitRequest {
+            class: if item.attempts == 0 { Class::Fresh } else { Class::Retry },
+            urgency: item.urgency,
+            deadline: Instant::now() + MAX_WAIT,
+            ends: message.terms.expiry().map(Expiry::at),
+        };
+        let ticket = self.dispatcher.ceiling.ask(&asks);
         drop(turn);
         let ticket = ticket.map_err(|_| (LOCAL_FAILURE, Requeue::Yes))?;
         self.dispatcher.permit(ticket).await.map_err(|_| (Signal::NoCall, Requeue::Yes))
@@ -229,9 +262,9 @@ impl<U: Upstream> KeptMessages<U> {
         // The ownership deadline is read before the lookup: a peer can claim the message only after it.
         let ours = self.spool.is_ours().map_err(|_| (LOCAL_FAILURE, Requeue::Yes))?;
         let latest = Instant::now() + MAX_WAIT;
-        let closes = ours.map_or(latest, |ours| ours.min(latest));
+        let closes = message.terms.by(ours.map_or(latest, |ours| ours.min(latest)));
         let other_probes = !item.probe && self.queue.pause_reason(&message.lane()).is_some();
-        if self.dispatcher.stop.is_cancelled() || other_probes {
+        if self.dispatcher.stop.is_cancelled() || other_probes || message.terms.is_over() {
             return Err(no_call);
         }
         self.may_go(id, &message.topic)?;

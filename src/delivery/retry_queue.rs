@@ -206,6 +206,11 @@ impl RetryQueue {
         paused.collect()
     }
 
+    /// Whether stored messages of this lane wait or are under way.
+    pub(super) fn has_waiting(&self, lane: &message::Lane) -> bool {
+        self.state().lanes.get(lane).is_some_and(|lane| lane.len() > 0)
+    }
+
     /// Messages that wait or are under way.
     pub(super) fn len(&self) -> usize {
         self.state().lanes.values().map(LaneQueue::len).sum()
@@ -257,6 +262,11 @@ impl RetryQueue {
         self.state().registry.is_calling(id)
     }
 
+    /// An earlier process or a peer had this message, which is about to be pushed: its call may have arrived.
+    pub(super) fn taken_up(&self, id: MessageId) {
+        self.state().registry.taken_up(id);
+    }
+
     /// A call for this message may have arrived, and its outcome is unknown: its caller is not answered
     /// that none did.
     pub(super) fn mark_uncertain(&self, id: MessageId) {
@@ -273,6 +283,21 @@ impl RetryQueue {
         let mut state = self.state();
         let noted = find().is_some_and(|brief| brief.doubt).into();
         note(state.registry.drop_begins(id, noted))
+    }
+
+    /// The time to live of a message has ended. `note` notes that, and is given the caller who waits and whether
+    /// a call may have arrived. `None`: a call is under way, and its outcome counts; or the message is not in its
+    /// lane yet.
+    pub(super) fn expiry_begins<T>(
+        &self,
+        id: MessageId,
+        note: impl FnOnce(Option<RegisteredCaller>, Doubt) -> T,
+    ) -> Option<T> {
+        let mut state = self.state();
+        let registry = &mut state.registry;
+        let doubt = registry.settled_doubt(id)?;
+        let caller = registry.take_caller(id);
+        Some(note(caller, doubt))
     }
 
     /// A drop has had this effect.

@@ -50,9 +50,9 @@ impl<U: Upstream> KeptMessages<U> {
         for brief in waits {
             #[cfg(test)]
             super::tests::panics::at("takes up");
-            self.enqueue(brief);
             // A call of a topic that may be delivered twice is not noted before its end.
-            self.queue.mark_uncertain(brief.id);
+            self.queue.taken_up(brief.id);
+            self.enqueue(brief);
         }
     }
 }

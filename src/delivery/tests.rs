@@ -7,6 +7,7 @@ pub(super) mod panics;
 mod retention;
 #[cfg(feature = "redis-tests")]
 mod taken_up;
+mod terms;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,11 +18,11 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::kept::MAX_WRITE;
-use super::{Delivery, Disposition, Outcome, PublishOptions};
+use super::{CallOrder, Delivery, Disposition, Keeping, Outcome, PublishOptions, Settled};
 use crate::answer::{Answer, HttpAnswer, NextSignature, TransportError};
 use crate::ceiling::{Ceiling, Permit, Start};
 use crate::config::{self, Config};
-use crate::message::{Message, MessageId, Payload, Topic};
+use crate::message::{Message, MessageId, Payload, PayloadForm, Terms, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
 use crate::spool::{Brief, Claim, Selection, Spool, State, Which};
@@ -46,6 +47,7 @@ impl Provider {
         let (msg_id, request_id) = (Some("M".into()), Some("R".into()));
         let code = match status {
             400 => Some("ParameterCheckFailed".into()),
+            500 => Some("SendMessageFailed".into()),
             403 => Some("InvalidAccessKeyId.NotFound".into()),
             _ => None,
         };
@@ -131,8 +133,9 @@ fn message(topic: &str) -> Message {
         id: MessageId::new(),
         instance: "x".into(),
         topic: Topic::parse(topic).unwrap(),
-        payload: Payload::kept("marked".into()),
+        payload: Payload::kept("marked".into(), PayloadForm::Body),
         trace: None,
+        terms: Terms::default(),
     }
 }
 
@@ -150,7 +153,8 @@ impl Drop for Held {
     }
 }
 
-const ASYNC: PublishOptions = PublishOptions { patience: Duration::ZERO, keep: true, claim: None };
+const ASYNC: PublishOptions =
+    PublishOptions { patience: Duration::ZERO, keep: Keeping::Preferred, claim: None };
 
 async fn until(what: &str, mut so: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
@@ -203,7 +207,7 @@ async fn a_disk_that_hangs_holds_no_permits() {
     provider.answers(200);
     until("it hangs", || spool.usage().failure.is_some()).await;
     let patient = PublishOptions { patience: Duration::from_secs(20), ..ASYNC };
-    let direct = PublishOptions { keep: false, ..patient };
+    let direct = PublishOptions { keep: Keeping::IfNotDelivered, ..patient };
     for _ in 0..5 {
         let outcome = delivery.publish(message("Other"), direct).await;
         assert!(matches!(outcome.ended, Disposition::Answered(_)), "{outcome:?}");
@@ -219,7 +223,7 @@ async fn a_disk_that_hangs_holds_no_permits() {
 
 const PATIENT: PublishOptions = PublishOptions {
     patience: Duration::from_secs(20),
-    keep: false,
+    keep: Keeping::IfNotDelivered,
     claim: Some(Claim { key: 1, print: 2 }),
 };
 

@@ -9,13 +9,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::authentication::{KeyRole, KnownKey};
 use super::faults::{Fault, parse_duration};
+use super::key_ring::{KeyRole, KnownKey};
 use super::options::KeyPair;
 use super::policy::Policy;
-use super::refusal::Refusal;
 use super::reply::Body;
 use super::state::EmulatorInner;
+use crate::verification::Refusal;
 
 /// What a service that gives out keys answers, and the fault that hits the call.
 pub(super) struct KeyAnswer {

@@ -8,8 +8,8 @@ use http::{Method, Response, StatusCode};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::authentication::KeyRole;
 use super::issued_key::{IssuedKey, KeyAnswer};
+use super::key_ring::KeyRole;
 use super::options::MetadataAccess;
 use super::reply::{self, Body};
 use super::state::EmulatorInner;

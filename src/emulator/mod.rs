@@ -1,10 +1,10 @@
 //! ApsaraMQ for MQTT on this machine: the provider's `SendMessage` for demos and tests.
 //!
-//! It is an annex: it knows nothing of the rest of this crate. In particular it checks signatures
-//! with code of its own, so that the sender's mistakes do not meet their like here.
+//! It is an annex: of the rest of this crate it uses `verification` only, which the callers' server uses as
+//! well. That shares no code with what signs, so that the sender's mistakes do not meet their like here.
 //!
 //! The way of a call: `server` reads it, `traffic` counts its arrival against the ceilings,
-//! `send_message` has it authenticated (`authentication`), checks its `parameters`, plays
+//! `send_message` has its signature checked (`key_ring`), checks its `parameters`, plays
 //! `faults` and takes the message into the `ledger`, and `reply` words the answer.
 //! `admin` serves `/_emulator/*`, `mqtt` hands messages to a real broker. `sts` and `metadata` give out
 //! temporary keys, whose `policy` holds for `send_message`.
@@ -20,19 +20,17 @@
 //! assumed, and of an OIDC token all but its signature is checked.
 
 mod admin;
-mod authentication;
-mod call;
-mod codes;
 mod faults;
 mod issued_key;
+mod key_ring;
 mod ledger;
 mod lines;
 mod metadata;
 mod mqtt;
+mod operation;
 mod options;
 mod parameters;
 mod policy;
-mod refusal;
 mod reply;
 mod report;
 mod send_message;
@@ -50,8 +48,8 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use authentication::KnownKey;
 pub use faults::{Fault, FaultError, Then, parse_duration};
+use key_ring::KnownKey;
 use mqtt::Broker;
 pub use options::{
     DEMO_KEY_ID, DEMO_KEY_SECRET, EmulatorOptions, KeyPair, MetadataAccess, MqttPayload, Over,

@@ -1,7 +1,6 @@
 //! What `SendMessage` demands of its three parameters.
 
-use super::call::ReceivedCall;
-use super::refusal::Refusal;
+use crate::verification::{ReceivedCall, Refusal};
 
 const MOST_TOPIC: usize = 64;
 /// 64 KB, taken to mean the characters as sent.

@@ -11,8 +11,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::lines::Lines;
-use super::refusal::Refusal;
 use super::report::Accepted;
+use crate::verification::Refusal;
 
 /// All of it at once, or messages line by line.
 pub(super) type Body = Either<Full<Bytes>, Lines>;
@@ -31,16 +31,6 @@ struct Taken<'a> {
     request_id: &'a str,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct RefusalBody<'a> {
-    request_id: &'a str,
-    host_id: &'a str,
-    code: &'a str,
-    message: &'a str,
-    recommend: String,
-}
-
 /// 200; with an empty id it is the provider's way to say that something went wrong after all.
 pub(super) fn taken(msg_id: &str) -> Response<Body> {
     let request_id = request_id();
@@ -51,16 +41,9 @@ pub(super) fn taken(msg_id: &str) -> Response<Body> {
 pub(super) fn refused(refusal: &Refusal, request: &HeaderMap) -> Response<Body> {
     let request_id = request_id();
     let host = request.get(http::header::HOST).and_then(|host| host.to_str().ok());
-    let code = refusal.code.as_ref();
-    let body = RefusalBody {
-        request_id: &request_id,
-        host_id: host.unwrap_or_default(),
-        code,
-        message: &refusal.message,
-        recommend: format!("https://api.aliyun.com/troubleshoot?q={code}&product=OnsMqtt"),
-    };
+    let body = refusal.to_json(&request_id, host.unwrap_or_default());
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
-    let mut reply = with_request_id(json(status, &body), &request_id);
+    let mut reply = with_request_id(whole(status, JSON, body.into()), &request_id);
     if let Some(milliseconds) = refusal.retry_after {
         reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(milliseconds));
     }

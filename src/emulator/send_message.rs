@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::authentication::{self, KnownKey};
-use super::call::ReceivedCall;
 use super::faults::{Fault, SEND_MESSAGE, Then};
+use super::key_ring::KnownKey;
 use super::options::Over;
 use super::parameters::Request;
-use super::refusal::Refusal;
 use super::report::Accepted;
 use super::state::EmulatorInner;
+use crate::verification::{self, ReceivedCall, Refusal};
 
 /// What the caller will see.
 #[derive(Debug)]
@@ -98,7 +97,9 @@ pub(super) fn authenticate(
     shared: &EmulatorInner,
     call: &ReceivedCall<'_>,
 ) -> Result<Arc<KnownKey>, Refusal> {
-    let signed = authentication::check(call, &shared.keys, shared.wall())?;
+    let now = shared.wall();
+    let find = |id: &str, token: Option<&str>| shared.keys.find(id, token, now);
+    let signed = verification::check(call, find, now)?;
     let (mut books, id) = (shared.books(), &signed.key.pair.id);
     if !books.ledger.first_use(id, signed.nonce, shared.now()) {
         return Err(Refusal::new("SignatureNonceUsed"));

@@ -19,15 +19,15 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::call::{self, Operation, ReceivedCall};
 use super::faults::Then;
 use super::issued_key::KeyAnswer;
-use super::refusal::Refusal;
+use super::operation::{self, Operation, received};
 use super::reply::{self, Body};
 use super::send_message::{self, CallOutcome, DelayedOutcome};
 use super::state::EmulatorInner;
 use super::traffic::Arrival;
 use super::{admin, metadata, sts};
+use crate::verification::Refusal;
 
 const MOST_CONNECTIONS: usize = 16_384;
 /// Connections that wait to be accepted: tests open thousands at once.
@@ -115,9 +115,9 @@ async fn handle(
     if path.starts_with(metadata::PREFIX) {
         return answer_with_keys(shared, metadata::answer(shared, &parts), &parts).await;
     }
-    if path == "/" && call::is_for_sts(&parts) {
+    if path == "/" && operation::is_for_sts(&parts) {
         let body = read(shared, body).await?;
-        let issued = sts::answer(shared, &ReceivedCall::new(&parts, &body));
+        let issued = sts::answer(shared, &received(&parts, &body));
         return answer_with_keys(shared, issued, &parts).await;
     }
 
@@ -129,8 +129,8 @@ async fn handle(
     let verdict = match arrival {
         Arrival::OverAccount(room_in) => send_message::over_account(shared, room_in),
         _ if path == "/" => {
-            let call = ReceivedCall::new(&parts, &body);
-            match call.operation() {
+            let call = received(&parts, &body);
+            match Operation::of(&call) {
                 Ok(Operation::SendMessage) => send_message::settle(shared, source, &call),
                 // Its operation stood in the body.
                 Ok(_) => {

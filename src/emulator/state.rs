@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use super::authentication::KeyRing;
 use super::faults::{Fault, Faults};
+use super::key_ring::KeyRing;
 use super::ledger::AcceptedLedger;
 use super::mqtt::Broker;
 use super::options::EmulatorOptions;

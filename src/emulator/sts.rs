@@ -10,14 +10,14 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::authentication::KeyRole;
-use super::call::{Operation, ReceivedCall};
 use super::issued_key::{IssuedKey, KeyAnswer};
+use super::key_ring::KeyRole;
+use super::operation::Operation;
 use super::policy::Policy;
-use super::refusal::Refusal;
 use super::reply::{self, Body};
 use super::send_message;
 use super::state::EmulatorInner;
+use crate::verification::{ReceivedCall, Refusal};
 
 const AUDIENCE: &str = "sts.aliyuncs.com";
 const HOUR: u64 = 3_600;
@@ -39,7 +39,7 @@ struct AssumedRoleUser {
 }
 
 pub(super) fn answer(shared: &EmulatorInner, call: &ReceivedCall<'_>) -> KeyAnswer {
-    let operation = match call.operation() {
+    let operation = match Operation::of(call) {
         Ok(operation) => operation,
         Err(refusal) => return KeyAnswer { answer: Err(refusal), fault: None },
     };

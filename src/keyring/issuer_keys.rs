@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::TRUSTED;
+use crate::callers::TRUSTED;
 use crate::config::Issuer;
 use crate::keys::{KeyError, KeyServer, Patience, read_token, variable};
 

@@ -2,7 +2,7 @@
 //! short-lived, narrowed ones to callers that prove themselves.
 //!
 //! `serve` accepts connections over TLS (`certificate`); `proof` finds out who asks, by a token of a service
-//! account (`issuer_keys`, `token_check`) or a shared token (`shared_tokens`); `hand_out` has a key for each
+//! account (`issuer_keys`, `token_check`) or a shared token; `hand_out` has a key for each
 //! caller, with a session policy. Instances share no state: each has keys of its own for its callers.
 
 mod certificate;
@@ -10,12 +10,10 @@ mod hand_out;
 mod issuer_keys;
 mod proof;
 mod serve;
-mod shared_tokens;
 mod token_check;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -33,8 +31,6 @@ use certificate::Certificates;
 use hand_out::{HandOut, Withheld};
 use proof::Proofs;
 
-/// What proves callers, a key set or a shared token, is trusted for so long after it was last read.
-const TRUSTED: Duration = Duration::from_hours(1);
 /// Log lines a second about callers that get nothing.
 const MOST_LINES: u64 = 5;
 

@@ -1,6 +1,5 @@
 //! Who asks: from a request to the caller that the configuration names.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -13,8 +12,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 
 use super::issuer_keys::IssuerKeys;
-use super::shared_tokens::SharedTokens;
 use super::token_check::{ProvenSubject, TokenFlaw, subject_of};
+use crate::callers::{Named, SharedTokens};
 use crate::config::{CallerProof, Keyring, KeyringCaller};
 use crate::keys::KeyError;
 use crate::message::TopicPattern;
@@ -49,12 +48,18 @@ pub(super) enum Unproven {
     Stranger(String),
 }
 
+impl Named for KeyringCaller {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// What proves callers.
 pub(super) struct Proofs {
     audience: String,
     callers: Vec<Arc<KeyringCaller>>,
     issuers: Vec<Arc<IssuerKeys>>,
-    shared: SharedTokens,
+    shared: SharedTokens<KeyringCaller>,
 }
 
 impl Proofs {
@@ -64,13 +69,13 @@ impl Proofs {
         stop: &CancellationToken,
     ) -> Result<Self, KeyError> {
         let callers: Vec<_> = config.callers.iter().cloned().map(Arc::new).collect();
-        let file = |caller: &Arc<KeyringCaller>| -> Option<(Arc<KeyringCaller>, PathBuf)> {
-            match &caller.proof {
-                CallerProof::TokenFile(path) => Some((Arc::clone(caller), path.clone())),
-                CallerProof::ServiceAccount { .. } => None,
-            }
+        let file = |caller: &'_ Arc<KeyringCaller>| match &caller.proof {
+            CallerProof::TokenFile(path) => Some((Arc::clone(caller), path.clone())),
+            CallerProof::ServiceAccount { .. } => None,
         };
-        let shared = SharedTokens::start(callers.iter().filter_map(file), stop);
+        let files: Vec<_> = callers.iter().filter_map(file).collect();
+        let files = files.iter().map(|(caller, path)| (Arc::clone(caller), path.as_path()));
+        let shared = SharedTokens::start(files, stop);
         shared.first_look().await;
         let issuers = config.issuers.iter().map(|issuer| IssuerKeys::start(issuer, stop));
         let issuers = issuers.collect::<Result<_, _>>()?;
@@ -87,12 +92,12 @@ impl Proofs {
         headers: &HeaderMap,
         query: Option<&str>,
     ) -> Result<ProvenCaller, Unproven> {
-        let token = token(headers, query)?;
-        let token = token.expose_secret();
+        let secret = token(headers, query)?;
+        let token = secret.expose_secret();
         if token.len() > MOST_CHARACTERS || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Unproven::Malformed);
         }
-        if let Some(caller) = self.shared.caller(token) {
+        if let Some(caller) = self.shared.caller(&secret) {
             let subject = caller.name.clone();
             return Ok(ProvenCaller { caller, subject });
         }

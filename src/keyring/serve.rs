@@ -14,7 +14,7 @@ use super::KeyringInner;
 use super::hand_out::Withheld;
 use crate::server::{
     ClientAddress, ConnectionSlots, HttpServer, Limits, Listener, PeerShare, Problem, Reply,
-    RequestBody, reply,
+    RequestBody, Slug, reply,
 };
 
 /// The path of the keys.
@@ -82,26 +82,26 @@ fn withhold(withheld: &Withheld) -> Reply {
     let (status, slug, title, detail) = match withheld {
         Withheld::Unproven(_) => (
             StatusCode::UNAUTHORIZED,
-            "unproven",
+            Slug::Unproven,
             "No valid proof of who asks",
             "Send a token of a service account, or a shared token, as Authorization: Bearer. The log of \
              the keyring says what is wrong with this one.",
         ),
         Withheld::TooOften(_) => (
             StatusCode::TOO_MANY_REQUESTS,
-            "too-often",
+            Slug::TooOften,
             "Too many requests of this caller",
             "A key serves for minutes: keep it.",
         ),
         Withheld::TooMany(_) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            "too-many-callers",
+            Slug::TooManyCallers,
             "Too many callers",
             "As many accounts of this caller as its part of keyring.max_callers allows have keys.",
         ),
         Withheld::Failed(..) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            "no-key",
+            Slug::NoKey,
             "No key could be made",
             "The Security Token Service gave none. The log of the keyring says why.",
         ),

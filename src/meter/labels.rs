@@ -104,6 +104,28 @@ impl OperatorVerb {
     }
 }
 
+/// What is known of a message whose time to live has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpiredAs {
+    /// No call has delivered it.
+    NotSent,
+    /// A call may have delivered it.
+    Unknown,
+}
+
+impl ExpiredAs {
+    /// All, in order.
+    pub const ALL: [Self; 2] = [Self::NotSent, Self::Unknown];
+
+    /// The word for it in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSent => "not_sent",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// What a call means for the bill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Billed {

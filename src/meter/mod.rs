@@ -37,7 +37,7 @@ pub use counts::{Messages, Snapshot};
 pub use errors::{Failure, Failures, LogLine};
 pub use history::Past;
 pub use label_set::OTHER;
-pub use labels::{Billed, CallKind, OperatorVerb, Published};
+pub use labels::{Billed, CallKind, ExpiredAs, OperatorVerb, Published};
 use ledger::Ledger;
 pub use ledger::LedgerError;
 
@@ -58,6 +58,8 @@ struct MeterInner {
     ceiling_wait: [Histogram; 2],
     batch_messages: Histogram,
     operator_actions: [AtomicU64; OperatorVerb::ALL.len()],
+    /// Messages whose time to live has ended.
+    expired: [AtomicU64; ExpiredAs::ALL.len()],
 }
 
 /// Calls of a process before this one that ended in the same second, perhaps without an answer.
@@ -174,6 +176,7 @@ impl Meter {
                 ceiling_wait: std::array::from_fn(|_| duration()),
                 batch_messages: histogram::exponential(1.0, 2.0, 8),
                 operator_actions: Default::default(),
+                expired: Default::default(),
             }),
         }
     }
@@ -196,6 +199,16 @@ impl Meter {
     /// So many kept messages are tried together.
     pub fn batch(&self, messages: usize) {
         self.shared.batch_messages.observe(messages as f64);
+    }
+
+    /// The time to live of a message has ended.
+    pub fn expired(&self, known: ExpiredAs) {
+        self.shared.expired[known as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many messages' time to live has ended.
+    pub fn expired_messages(&self, known: ExpiredAs) -> u64 {
+        self.shared.expired[known as usize].load(Ordering::Relaxed)
     }
 
     /// An operator's request is done.

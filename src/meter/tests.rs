@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::ledger::{Minute, SeriesName};
 use super::*;
 use crate::config::{Budget, Limit, Prices};
-use crate::message::{MessageId, Payload, PayloadEncoding, Topic, TopicPattern};
+use crate::message::{MessageId, Payload, PayloadEncoding, Terms, Topic, TopicPattern};
 
 fn billing() -> Billing {
     Billing {
@@ -26,6 +26,7 @@ fn message(topic: &str) -> Message {
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::new(bytes::Bytes::new(), PayloadEncoding::Base64, 0).unwrap(),
         trace: None,
+        terms: Terms::default(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What became of one request to publish: its reply, and what is counted and logged.
 
+use std::borrow::Cow;
+
 use crate::meter::Published;
 use crate::server::{Problem, Reply};
 
@@ -14,7 +16,7 @@ pub(super) struct Answered {
 /// The log line of a message that was not delivered.
 pub(super) struct NotDelivered {
     pub(super) status: u16,
-    pub(super) problem: String,
+    pub(super) problem: Cow<'static, str>,
     pub(super) calls: u32,
     pub(super) code: Option<String>,
     pub(super) upstream_request_id: Option<Box<str>>,
@@ -24,7 +26,7 @@ impl Answered {
     pub(super) fn problem(published: Published, problem: Problem) -> Self {
         let failure = NotDelivered {
             status: problem.status(),
-            problem: problem.slug().to_owned(),
+            problem: problem.slug().as_str().into(),
             calls: 0,
             code: None,
             upstream_request_id: None,

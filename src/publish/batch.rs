@@ -7,13 +7,16 @@ use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::callers;
 use super::key;
 use super::prefer::Prefer;
 use super::refusal::{RefusedRequest, invalid};
 use super::request::{RequestReader, bad_key};
+use super::terms::AskedTerms;
+use crate::callers::Caller;
 use crate::delivery::PublishOptions;
-use crate::message::{Message, MessageId, TraceId};
-use crate::server::{Problem, Reply};
+use crate::message::{Message, MessageId, TraceId, Urgency};
+use crate::server::{Problem, Reply, Slug};
 
 /// The most messages in one request.
 const MAX_LINES: usize = 1_000;
@@ -29,6 +32,8 @@ struct BatchItem {
     #[serde(rename = "payloadBase64")]
     payload_base64: Option<String>,
     key: Option<String>,
+    ttl: Option<u64>,
+    urgency: Option<Urgency>,
 }
 
 /// A line that was read.
@@ -39,6 +44,15 @@ pub(super) struct Line {
     pub(super) key: Option<String>,
     /// Its message and options, or what is wrong with it.
     pub(super) message: Result<(Message, PublishOptions), RefusedRequest>,
+}
+
+/// What all lines of a request have.
+#[derive(Clone, Copy)]
+pub(super) struct LineTerms<'a> {
+    pub(super) caller: Option<&'a Caller>,
+    pub(super) prefer: Prefer,
+    pub(super) asked: AskedTerms,
+    pub(super) trace: Option<TraceId>,
 }
 
 /// Splits a body into its lines, numbered from 1; blank ones are skipped.
@@ -56,14 +70,14 @@ pub(super) fn lines(body: &Bytes) -> Result<Vec<(usize, Bytes)>, Problem> {
     match lines.len() {
         0 => Err(invalid(
             StatusCode::BAD_REQUEST,
-            "empty-batch",
+            Slug::EmptyBatch,
             "No message",
             "The body has no line. A line looks like {\"topic\":\"TopicA\",\"payload\":\"hello\"}."
                 .to_owned(),
         )),
         n if n > MAX_LINES => Err(invalid(
             StatusCode::PAYLOAD_TOO_LARGE,
-            "too-many-messages",
+            Slug::TooManyMessages,
             "Too many messages",
             format!("At most {MAX_LINES} lines are allowed in a request. Nothing was sent."),
         )),
@@ -76,23 +90,25 @@ pub(super) fn read(
     reader: &RequestReader,
     number: usize,
     line: &[u8],
-    prefer: Prefer,
-    trace: Option<TraceId>,
+    terms: LineTerms<'_>,
 ) -> Line {
+    let LineTerms { caller, prefer, asked, trace } = terms;
     let mut key = None;
     let message = item(line).and_then(|mut item| {
         key = item.key.take();
         let body = body(item.payload, item.payload_base64)?;
-        Ok((item.topic, body))
+        Ok((item.topic, body, asked.of_line(item.ttl, item.urgency)))
     });
     let message = message.map_err(|why| malformed(number, &why).into());
-    let message = message.and_then(|(topic, body)| {
+    let message = message.and_then(|(topic, body, asked)| {
         let (topic, instance) = reader.place(&topic)?;
-        let claim = key.as_deref().map(|key| key::of(key, &topic, &body).map_err(bad_key));
+        callers::check(caller, &topic)?;
+        let claim = key.as_deref().map(|key| key::of(key, caller, &topic, &body).map_err(bad_key));
         let claim = claim.transpose()?;
-        let payload = reader.line_payload(body)?;
-        let (options, _) = reader.options(prefer, claim);
-        Ok((Message { id: MessageId::new(), instance, topic, payload, trace }, options))
+        let payload = reader.line_payload(&topic, body)?;
+        let terms = reader.terms(asked, &topic);
+        let (options, _) = reader.options(prefer, claim, &terms)?;
+        Ok((Message { id: MessageId::new(), instance, topic, payload, trace, terms }, options))
     });
     // One that is too long is not repeated to its sender.
     let key = key.filter(|key| key.len() <= key::MAX_KEY);
@@ -122,9 +138,9 @@ fn malformed(number: usize, why: &str) -> Problem {
     let detail = format!(
         "Line {number} is not a valid message: {why}. It was not sent. A line looks like \
          {{\"topic\":\"TopicA\",\"payload\":\"hello\"}}; it may have payloadBase64 instead of payload, \
-         and a key."
+         a key, a ttl in whole seconds, and an urgency (very-low, low, normal, high)."
     );
-    invalid(StatusCode::BAD_REQUEST, "malformed-line", "Malformed line", detail)
+    invalid(StatusCode::BAD_REQUEST, Slug::MalformedLine, "Malformed line", detail)
 }
 
 /// A key for all messages of a request would make all but the first repetitions of it.
@@ -132,7 +148,7 @@ pub(super) fn whole_key() -> Problem {
     let detail = "An Idempotency-Key is for one message, and this request has many. Nothing was sent. \
                   Give each line a \"key\" of its own.";
     let (status, title) = (StatusCode::BAD_REQUEST, "Idempotency-Key of a batch");
-    invalid(status, "batch-key", title, detail.to_owned())
+    invalid(status, Slug::BatchKey, title, detail.to_owned())
 }
 
 /// Only the column of serde's position: its line is always 1.

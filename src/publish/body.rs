@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::refusal::{RefusedRequest, invalid};
 use crate::memory::NoMemory;
-use crate::server::{Problem, RequestBody};
+use crate::server::{Problem, RequestBody, Slug};
 
 /// The most bytes in one request with many messages.
 pub(super) const MAX_BATCH: usize = 8 << 20;
@@ -72,20 +72,20 @@ impl BodyLimits {
              over a faster connection.",
             self.time
         );
-        let (status, slug) = (StatusCode::REQUEST_TIMEOUT, "body-timeout");
+        let (status, slug) = (StatusCode::REQUEST_TIMEOUT, Slug::BodyTimeout);
         invalid(status, slug, "Body did not arrive in time", detail).retryable().close()
     }
 }
 
 fn incomplete() -> Problem {
     let detail = "The body ended early or its framing is broken. Nothing was sent.".to_owned();
-    invalid(StatusCode::BAD_REQUEST, "incomplete-body", "Body is incomplete", detail).close()
+    invalid(StatusCode::BAD_REQUEST, Slug::IncompleteBody, "Body is incomplete", detail).close()
 }
 
 pub(super) fn too_large(limit: usize, limited_by: &str) -> Problem {
     let detail =
         format!("At most {limit} bytes are allowed in a body ({limited_by}). Nothing was sent.");
-    invalid(StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", "Body is too large", detail)
+    invalid(StatusCode::PAYLOAD_TOO_LARGE, Slug::PayloadTooLarge, "Body is too large", detail)
 }
 
 fn declared(headers: &HeaderMap) -> Option<u64> {

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
+use crate::callers::Caller;
 use crate::message::Topic;
 use crate::spool::Claim;
 
@@ -17,6 +18,7 @@ pub(super) const MAX_KEY: usize = 256;
 /// The header is not a valid key.
 pub(super) fn claim(
     headers: &HeaderMap,
+    caller: Option<&Caller>,
     topic: &Topic,
     body: &Bytes,
 ) -> Result<Option<Claim>, &'static str> {
@@ -27,20 +29,27 @@ pub(super) fn claim(
     }
     let text = value.to_str().map_err(|_| "the Idempotency-Key is not ASCII")?;
     let key = unquote(text.trim()).ok_or("the Idempotency-Key is not a quoted string")?;
-    of(&key, topic, body).map(Some)
+    of(&key, caller, topic, body).map(Some)
 }
 
-/// The claim of this key for this topic and body.
+/// The claim of this key for this topic and body. Each caller has keys of its own.
 ///
 /// # Errors
 /// The key is empty or too long.
-pub(super) fn of(key: &str, topic: &Topic, body: &Bytes) -> Result<Claim, &'static str> {
+pub(super) fn of(
+    key: &str,
+    caller: Option<&Caller>,
+    topic: &Topic,
+    body: &Bytes,
+) -> Result<Claim, &'static str> {
     if key.is_empty() || key.len() > MAX_KEY {
         return Err("the Idempotency-Key must have 1 to 256 characters");
     }
     let topic_len = (topic.as_str().len() as u64).to_le_bytes();
+    // No name has a blank, and no key begins with one that the name before it does not.
+    let of_caller = caller.map(|caller| format!("{} ", caller.name())).unwrap_or_default();
     Ok(Claim {
-        key: digest(&[key.as_bytes()]),
+        key: digest(&[of_caller.as_bytes(), key.as_bytes()]),
         print: digest(&[&topic_len, topic.as_str().as_bytes(), body]),
     })
 }

@@ -29,6 +29,11 @@ impl LogContext {
             topic: topic.chars().take(MAX_TOPIC).collect(),
         }
     }
+
+    /// The topic, where that is known later than the head.
+    pub(super) fn topic(&mut self, topic: &str) {
+        topic.clone_into(&mut self.topic);
+    }
 }
 
 pub(super) fn failure(
@@ -52,7 +57,7 @@ pub(super) fn failure(
         topic,
         outcome = published.as_str(),
         status = failure.status,
-        problem = failure.problem,
+        problem = &*failure.problem,
         attempts = failure.calls,
         code = failure.code,
         upstream_request_id = failure.upstream_request_id.as_deref(),

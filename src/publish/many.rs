@@ -1,6 +1,6 @@
 //! Answers `POST /publish`: begins all messages of a request, and answers with a result for each.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,16 +10,17 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
-use super::batch::{self, Line};
+use super::batch::{self, Line, LineTerms};
 use super::log::LogContext;
 use super::outcome;
 use super::prefer::Prefer;
 use super::refusal::RefusedRequest;
+use super::terms::AskedTerms;
 use super::{DRAIN_RETRY, Inner, request, stopping};
 use crate::delivery::{Begun, CallOrder};
 use crate::message::Topic;
 use crate::meter::Published;
-use crate::server::{Problem, Reply, ReplyBody, RequestBody, reply};
+use crate::server::{Problem, Reply, ReplyBody, RequestBody, Slug, reply};
 
 /// Batch requests at once: 128 MiB of bodies.
 pub(super) const MAX_BATCHES: usize = 16;
@@ -62,22 +63,25 @@ impl Inner {
     }
 
     async fn read_batch(&self, request: Request<RequestBody>) -> Result<Batch, RefusedRequest> {
+        let start = Instant::now();
         let drains = || RefusedRequest::new(Published::Draining, stopping());
         if self.draining() {
             return Err(drains());
         }
         check(request.headers())?;
-        let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
+        let caller = self.caller(&request)?;
+        let reader = self.reader();
         let prefer = Prefer::read(request.headers());
+        let asked = AskedTerms::read(request.headers(), start)?;
         let trace = request::trace(request.headers());
-        let (_, applied) = reader.options(prefer, None);
+        let (_, applied) = reader.options(prefer, None, &asked.of_request())?;
         let body = reader.batch(request).await?;
         let lines = batch::lines(&body)?;
         if self.draining() {
             return Err(drains());
         }
-        let read =
-            |(number, line): &(usize, Bytes)| batch::read(&reader, *number, line, prefer, trace);
+        let terms = LineTerms { caller: caller.as_deref(), prefer, asked, trace };
+        let read = |(number, line): &(usize, Bytes)| batch::read(&reader, *number, line, terms);
         let stream = prefer.stream.then(|| "stream".to_owned());
         let applied: Vec<_> = applied.into_iter().chain(stream).collect();
         Ok(Batch {
@@ -201,7 +205,7 @@ fn check(headers: &HeaderMap) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = format!("POST /publish takes {}: one message per line.", batch::CONTENT_TYPE);
-    let (status, slug) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type");
+    let (status, slug) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, Slug::UnsupportedMediaType);
     Err(Problem::new(status, slug, "Wrong content type", detail).outcome("not-sent"))
 }
 
@@ -210,7 +214,7 @@ fn too_many_batches() -> Problem {
         "{MAX_BATCHES} batches are already being answered, which is the limit. Nothing was sent; send \
          this one again."
     );
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", "Too many at once", detail)
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Slug::Full, "Too many at once", detail)
         .outcome("not-sent")
         .retry_after(DRAIN_RETRY)
 }

@@ -1,4 +1,5 @@
-//! The HTTP API for callers: `POST /publish/<topic>`, `POST /publish`, `GET /messages/<Id>`.
+//! The HTTP API for callers: `POST /publish/<topic>`, `POST /publish`, `GET /messages/<Id>`, `GET /healthz`,
+//! `GET /openapi.json`.
 //!
 //! `request` turns a request into a message and its options, `outcome` an outcome into a reply; both
 //! only here.
@@ -6,6 +7,7 @@
 mod answered;
 mod batch;
 mod body;
+mod callers;
 mod key;
 mod log;
 mod many;
@@ -13,9 +15,12 @@ mod outcome;
 mod over_budget;
 mod prefer;
 mod rate_limit;
+mod reads;
 mod receipts;
 mod refusal;
 mod request;
+mod sdk;
+mod terms;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +31,7 @@ use http::{Method, Request, StatusCode};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::callers::Callers;
 use crate::ceiling::Ceiling;
 use crate::config;
 use crate::delivery::Delivery;
@@ -33,10 +39,11 @@ use crate::log_limiter::LogLimiter;
 use crate::memory::MemoryBudget;
 use crate::message::Topic;
 use crate::meter::{Meter, Published};
-use crate::server::{Problem, Reply, RequestBody};
+use crate::server::{Problem, Reply, RequestBody, Slug};
 use crate::spool::{Durability, Spool};
 use crate::upstream::HttpUpstream;
 use answered::Answered;
+use reads::ReadRequest;
 use refusal::RefusedRequest;
 use request::{RequestReader, Submission};
 
@@ -53,12 +60,16 @@ struct Inner {
     /// Reads requests by the current configuration; replaced by a reload.
     reader: RwLock<Arc<RequestReader>>,
     memory: MemoryBudget,
+    callers: Callers,
+    sdk: config::Sdk,
     ratelimit_headers: bool,
     delivery: Delivery<HttpUpstream>,
     ceiling: Ceiling,
     meter: Meter,
     draining: Arc<AtomicBool>,
     log_limiter: LogLimiter,
+    /// Of callers that are refused.
+    refused_log: LogLimiter,
     /// A batch has its whole body in memory, so their number is limited.
     batches: Arc<Semaphore>,
 }
@@ -72,17 +83,21 @@ impl PublishService {
         meter: Meter,
         draining: Arc<AtomicBool>,
         memory: MemoryBudget,
+        callers: Callers,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 reader: RwLock::new(Arc::new(RequestReader::new(config, memory.clone()))),
                 memory,
+                callers,
+                sdk: config.sdk.clone(),
                 ratelimit_headers: config.publish.ratelimit_headers,
                 delivery,
                 ceiling,
                 meter,
                 draining,
                 log_limiter: LogLimiter::new(log::MAX_LINES),
+                refused_log: LogLimiter::new(callers::MAX_LINES),
                 batches: Arc::new(Semaphore::new(many::MAX_BATCHES)),
             }),
         }
@@ -94,15 +109,30 @@ impl PublishService {
         *self.inner.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
     }
 
+    /// Whether calls of the provider's SDKs are answered beside other requests.
+    pub fn takes_sdk_calls(&self) -> bool {
+        self.inner.sdk.enabled && self.inner.sdk.listen.is_empty()
+    }
+
+    /// Answers one call of a provider's SDK, at an address of its own.
+    pub async fn answer_sdk(self, request: Request<RequestBody>) -> Result<Reply, Infallible> {
+        Ok(self.inner.sdk_call(request).await)
+    }
+
     /// Answers one request.
     pub async fn answer(self, request: Request<RequestBody>) -> Result<Reply, Infallible> {
-        let path = request.uri().path();
-        if let Some(id) = path.strip_prefix("/messages/") {
-            if request.method() != Method::GET {
-                return Ok(wrong_method(request.method(), "GET shows one", "GET"));
-            }
-            return Ok(receipts::answer(id, &self.inner.delivery));
+        if request.uri().path() == "/" && self.takes_sdk_calls() {
+            return Ok(self.inner.sdk_call(request).await);
         }
+        if let Some(read) = ReadRequest::of(&request) {
+            if read.needs_caller()
+                && let Err(refused) = self.inner.caller(&request)
+            {
+                return Ok(refused.answered().reply);
+            }
+            return Ok(self.inner.read(read).await);
+        }
+        let path = request.uri().path();
         if path == "/publish" {
             if request.method() != Method::POST {
                 return Ok(wrong_method(request.method(), "POST publishes many", "POST"));
@@ -110,7 +140,7 @@ impl PublishService {
             return Ok(self.inner.publish_many(request).await);
         }
         let Some(topic) = path.strip_prefix("/publish/") else {
-            let paths = "POST /publish/<topic>, POST /publish and GET /messages/<Id>";
+            let paths = "POST /publish/<topic>, POST /publish, GET /messages/<Id>, GET /healthz and GET /openapi.json";
             return Ok(Problem::not_found(path, paths).outcome("not-sent").into_response());
         };
         if request.method() != Method::POST {
@@ -129,8 +159,10 @@ impl Inner {
         let submission = if self.draining() {
             Err(RefusedRequest::new(Published::Draining, stopping()))
         } else {
-            let reader = Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner));
-            reader.read(topic, request).await
+            match self.caller(&request) {
+                Ok(caller) => self.reader().read(topic, request, caller.as_deref(), start).await,
+                Err(refused) => Err(refused),
+            }
         };
         let answered = match submission {
             // Again: reading a slow body may have taken long.
@@ -162,6 +194,10 @@ impl Inner {
         }
     }
 
+    fn reader(&self) -> Arc<RequestReader> {
+        Arc::clone(&self.reader.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn durability(&self) -> Durability {
         self.delivery.spool().map(Spool::durability).unwrap_or_default()
     }
@@ -183,7 +219,7 @@ impl Inner {
 fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply {
     let detail = format!("{method} is not for messages; {instead}.");
     let status = StatusCode::METHOD_NOT_ALLOWED;
-    Problem::new(status, "method-not-allowed", "Wrong method", detail)
+    Problem::new(status, Slug::MethodNotAllowed, "Wrong method", detail)
         .outcome("not-sent")
         .allow(allowed)
         .into_response()
@@ -192,7 +228,7 @@ fn wrong_method(method: &Method, instead: &str, allowed: &'static str) -> Reply 
 fn stopping() -> Problem {
     let detail = "This sidecar is stopping and takes no more messages. The message was not \
                   accepted; send it again.";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "Stopping", detail.to_owned())
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Slug::Draining, "Stopping", detail.to_owned())
         .outcome("not-sent")
         .retry_after(DRAIN_RETRY)
         .close()

@@ -14,7 +14,7 @@ use crate::ceiling::Refused;
 use crate::delivery::{Disposition, Outcome, Settled};
 use crate::message::MessageId;
 use crate::meter::Published;
-use crate::server::{Problem, Reply, json_reply};
+use crate::server::{Problem, Reply, Slug, json_reply};
 use crate::spool::{Doubt, Durability, KeepError};
 
 /// `Retry-After` where the provider names no time.
@@ -63,18 +63,20 @@ pub(super) fn answer(
                 Settled::Delivered => ("delivered", Published::Delivered),
                 Settled::Dead => ("dead", Published::Queued),
                 Settled::Unknown => ("unknown", Published::Queued),
+                Settled::Expired => ("expired", Published::Queued),
             };
             accepted(id, status, published, durability)
         }
         Disposition::Unresolved(id) => unresolved(id, calls),
         Disposition::Dropped { id, doubt } => dropped(id, doubt.into(), calls),
+        Disposition::Expired { id, doubt } => expired(id, doubt.into(), calls),
         Disposition::NotKept(error) => not_kept(&error, calls),
         Disposition::Denied(denied) => denied_before(denied),
         Disposition::OtherRequest => Answered::problem(
             Published::Invalid,
             key_problem(
                 StatusCode::UNPROCESSABLE_ENTITY,
-                "key-reused",
+                Slug::KeyReused,
                 "The key was used for another message",
                 "A message with this Idempotency-Key and another topic or body was published before. \
                  Nothing was sent; every message needs a key of its own.",
@@ -84,7 +86,7 @@ pub(super) fn answer(
             Published::Invalid,
             key_problem(
                 StatusCode::CONFLICT,
-                "key-in-flight",
+                Slug::KeyInFlight,
                 "The same request is being answered",
                 "A request with this Idempotency-Key is still being answered. This one was not sent \
                  again; repeat it after Retry-After.",
@@ -95,7 +97,7 @@ pub(super) fn answer(
             Published::Full,
             key_problem(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "keys-full",
+                Slug::KeysFull,
                 "Too many keys",
                 "As many keys are reserved as may be (idempotency.max_keys). Nothing was sent. The first of \
                  them may be free after Retry-After; without a key the message can be sent now.",
@@ -182,7 +184,7 @@ fn unresolved(id: MessageId, calls: u32) -> Answered {
          or drop it (tollgate messages), and /messages/{id} shows it. The same Idempotency-Key \
          gets this answer again."
     );
-    let problem = problem(StatusCode::GATEWAY_TIMEOUT, "unknown", UNKNOWN, detail)
+    let problem = problem(StatusCode::GATEWAY_TIMEOUT, Slug::Unknown, UNKNOWN, detail)
         .outcome("unknown")
         .message(id.to_string(), "unknown")
         .attempts(calls);
@@ -202,36 +204,58 @@ fn dropped(id: MessageId, doubt: Doubt, calls: u32) -> Answered {
          retry.keep_dead or that a new message needed the room of. {done}. The log of tollgate says \
          which; to have it delivered after all, send it with a new Idempotency-Key."
     );
-    let problem = problem(StatusCode::GONE, "dropped", "The message was dropped", detail)
+    let problem = problem(StatusCode::GONE, Slug::Dropped, "The message was dropped", detail)
         .outcome(outcome)
         .message(id.to_string(), "dropped")
         .attempts(calls);
     Answered::problem(published, problem).with_calls(calls)
 }
 
+/// The message's time to live has ended. `doubt`: a call may have delivered it.
+fn expired(id: Option<MessageId>, doubt: Doubt, calls: u32) -> Answered {
+    let (done, outcome, published) = if doubt == Doubt::Possible {
+        let done = "A call may have delivered it before, and no other will be made";
+        (done, "unknown", Published::Unknown)
+    } else {
+        ("It was not delivered, and will not be", "not-sent", Published::Failed)
+    };
+    let detail = format!(
+        "The message's time to live (TTL) ended before it was delivered; with TTL: 0, the topic is paused now. \
+         {done}."
+    );
+    let title = "The message expired";
+    let mut problem = problem(StatusCode::GATEWAY_TIMEOUT, Slug::Expired, title, detail)
+        .outcome(outcome)
+        .attempts(calls);
+    if let Some(id) = id {
+        problem = problem.message(id.to_string(), "expired");
+    }
+    Answered::problem(published, problem).with_calls(calls)
+}
+
 fn not_kept(error: &KeepError, calls: u32) -> Answered {
     let (slug, title, detail) = match error {
         KeepError::Full => (
-            "spool-full",
+            Slug::SpoolFull,
             "The spool is full",
             "The limit of kept messages is reached (spool.max_bytes, spool.max_messages). The message \
              was not accepted and nothing was sent.",
         ),
         KeepError::TopicShare => (
-            "spool-full",
+            Slug::SpoolFull,
             "The spool is full",
             "This topic holds as many kept messages and dead letters as it may while other topics are in \
              use: the rest of the spool (spool.max_bytes, spool.max_messages) is left to them. The \
              message was not accepted and nothing was sent.",
         ),
         KeepError::Disk(_) | KeepError::Unsure(_) => (
-            "spool-unavailable",
+            Slug::SpoolUnavailable,
             "The spool cannot be written",
             "The spool's disk is full or cannot be written. The message was not accepted and nothing \
              was sent.",
         ),
         KeepError::Redis(_) | KeepError::Already => (
-            "spool-unavailable",
+            Slug::SpoolUnavailable,
             "The spool cannot be written",
             "Redis, which holds the spool, is full, cannot be written or does not answer. The message \
              was not accepted and nothing was sent.",
@@ -251,11 +275,11 @@ fn denied_before(denied: AccessDenied) -> Answered {
     Answered::problem(Published::Failed, problem)
 }
 
-fn key_problem(status: StatusCode, slug: &str, title: &'static str, detail: &str) -> Problem {
+fn key_problem(status: StatusCode, slug: Slug, title: &'static str, detail: &str) -> Problem {
     problem(status, slug, title, detail.to_owned()).outcome("not-sent")
 }
 
-fn problem(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Problem {
+fn problem(status: StatusCode, slug: Slug, title: &'static str, detail: String) -> Problem {
     Problem::new(status, slug, title, detail)
 }
 
@@ -276,7 +300,7 @@ fn reason(answer: &Answer) -> String {
 fn unknown(why: &str) -> Problem {
     problem(
         StatusCode::GATEWAY_TIMEOUT,
-        "unknown",
+        Slug::Unknown,
         UNKNOWN,
         format!(
             "{why} The message may have been, or may yet be, delivered and billed. It was not \
@@ -290,7 +314,7 @@ fn unknown(why: &str) -> Problem {
 fn refused(reason: &str) -> Problem {
     problem(
         StatusCode::UNPROCESSABLE_ENTITY,
-        "refused",
+        Slug::Refused,
         "The upstream refuses this message",
         format!(
             "The upstream refuses this message. {reason} It was not delivered, and would not be if it \
@@ -304,7 +328,7 @@ fn access_denied(denied: AccessDenied, reason: &str) -> Problem {
     let (explanation, remedy) = (denied.explanation(), denied.remedy());
     problem(
         StatusCode::BAD_GATEWAY,
-        "barred",
+        Slug::Barred,
         "The upstream denies access",
         format!(
             "{explanation} {reason} That concerns tollgate, not this message, which was not \
@@ -318,7 +342,7 @@ fn access_denied(denied: AccessDenied, reason: &str) -> Problem {
 fn throttled(retry_after: Option<Duration>, reason: &str) -> Problem {
     problem(
         StatusCode::TOO_MANY_REQUESTS,
-        "throttled",
+        Slug::Throttled,
         "The upstream throttles the account",
         format!(
             "The upstream accepts fewer calls than it is sent. {reason} The message was not \
@@ -333,7 +357,7 @@ fn failed(answer: &Answer, reason: &str) -> Problem {
     let sent = !matches!(answer, Answer::TransportError(error) if error.nothing_sent());
     problem(
         StatusCode::BAD_GATEWAY,
-        "failed",
+        Slug::Failed,
         "The upstream failed",
         format!(
             "The upstream did not take the message. {reason} It was not delivered; send it again."
@@ -349,7 +373,7 @@ fn no_permit(refused: Refused) -> Answered {
             Published::OverCeiling,
             problem(
                 StatusCode::TOO_MANY_REQUESTS,
-                "over-ceiling",
+                Slug::OverCeiling,
                 "Over the ceiling",
                 format!(
                     "The queue for the {} ceiling is {:.1} s long, which is longer than this request \
@@ -364,7 +388,7 @@ fn no_permit(refused: Refused) -> Answered {
             Published::Full,
             problem(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "full",
+                Slug::Full,
                 "The queue is full",
                 "The limit of waiting messages is reached (publish.max_waiting). Nothing was sent."
                     .to_owned(),
@@ -379,7 +403,7 @@ fn no_permit(refused: Refused) -> Answered {
 fn timeout() -> Problem {
     let detail = "The caller's wait expired before the message could be sent. Nothing was sent; send \
                   it again, or wait longer (Prefer: wait=<seconds>).";
-    problem(StatusCode::GATEWAY_TIMEOUT, "timeout", "Not sent in time", detail.to_owned())
+    problem(StatusCode::GATEWAY_TIMEOUT, Slug::Timeout, "Not sent in time", detail.to_owned())
         .outcome("not-sent")
         .retryable()
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::answered::Answered;
 use super::rate_limit::{POLICY, RATE_LIMIT};
 use crate::meter::{OverBudget, Published};
-use crate::server::Problem;
+use crate::server::{Problem, Slug};
 
 /// A caller that would have to wait longer does better to give up.
 const SOON: Duration = Duration::from_hours(1);
@@ -26,10 +26,11 @@ pub(super) fn answer(over: &OverBudget, calls: u32, now: Timestamp) -> Answered 
          again then, or raise the budget."
     );
     let left = Duration::try_from(until.duration_since(now)).unwrap_or_default();
-    let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "budget", "Over the budget", detail)
-        .outcome(outcome)
-        .attempts(calls)
-        .retry_after(left);
+    let problem =
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, Slug::Budget, "Over the budget", detail)
+            .outcome(outcome)
+            .attempts(calls)
+            .retry_after(left);
     let problem = if left > SOON { problem.not_retryable() } else { problem };
     let mut answered = Answered::problem(Published::OverBudget, problem).with_calls(calls);
     // Names of budgets have no character that a quoted string escapes.

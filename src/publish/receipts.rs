@@ -4,11 +4,8 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::delivery::Delivery;
-use crate::message::MessageId;
-use crate::server::{Problem, Reply, json_reply};
+use crate::server::{Problem, Reply, Slug, json_reply};
 use crate::spool::{Brief, Reason, State};
-use crate::upstream::HttpUpstream;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -24,17 +21,17 @@ struct MessageStatus<'a> {
     accepted_at: Timestamp,
 }
 
-/// The reply for the id in the path, which may be none.
-pub(super) fn answer(id: &str, delivery: &Delivery<HttpUpstream>) -> Reply {
-    let known = id.parse().ok().and_then(|id: MessageId| delivery.find(id));
-    let Some(brief) = known else {
-        let detail = "No message with this id is kept. It was never accepted here, or it was \
-                      delivered or dropped longer ago than receipts are kept (spool.keep_receipts).";
-        let status = StatusCode::NOT_FOUND;
-        let problem = Problem::new(status, "no-such-message", "No such message", detail.to_owned());
-        return problem.into_response();
-    };
-    json_reply(StatusCode::OK, &status_of(&brief))
+/// The reply to a reader of this message.
+pub(super) fn answer(found: Option<Brief>) -> Reply {
+    found.map_or_else(none, |brief| json_reply(StatusCode::OK, &status_of(&brief)))
+}
+
+/// The reply where no message is found.
+pub(super) fn none() -> Reply {
+    let detail = "No message with this id is kept. It was never accepted here, or it was delivered, \
+                  dropped or expired longer ago than receipts are kept (spool.keep_receipts).";
+    let status = StatusCode::NOT_FOUND;
+    Problem::new(status, Slug::NoSuchMessage, "No such message", detail.to_owned()).into_response()
 }
 
 fn status_of(brief: &Brief) -> MessageStatus<'_> {
@@ -42,6 +39,10 @@ fn status_of(brief: &Brief) -> MessageStatus<'_> {
         State::Queued { .. } => ("queued", None, None),
         State::Delivered(receipt) => ("delivered", Some(&*receipt.msg_id), None),
         State::Dropped(_) => ("dropped", None, None),
+        // A call had an unknown outcome.
+        State::Expired(_) if brief.unknown > 0 => ("unknown", None, Some("expired")),
+        // A call may have been under way when its process ended.
+        State::Expired(_) => ("expired", None, brief.doubt.then_some("unknown")),
         State::Dead(death) => match death.reason {
             Reason::Unknown => ("unknown", None, Some("unknown")),
             Reason::Expired => ("dead", None, Some("expired")),

@@ -7,7 +7,7 @@ use http::StatusCode;
 use super::answered::Answered;
 use crate::memory::NoMemory;
 use crate::meter::Published;
-use crate::server::Problem;
+use crate::server::{Problem, Slug};
 
 /// `Retry-After` where there is no memory: messages in progress end soon.
 const MEMORY_RETRY: Duration = Duration::from_secs(1);
@@ -39,14 +39,14 @@ impl From<NoMemory> for RefusedRequest {
         let detail = "Messages in progress take all of the memory that they may (runtime.memory). Nothing was \
                       sent; send it again.";
         let status = StatusCode::SERVICE_UNAVAILABLE;
-        let problem = invalid(status, "memory-full", "No memory", detail.to_owned());
+        let problem = invalid(status, Slug::MemoryFull, "No memory", detail.to_owned());
         Self::new(Published::Full, problem.retry_after(MEMORY_RETRY))
     }
 }
 
 pub(super) fn invalid(
     status: StatusCode,
-    slug: &str,
+    slug: Slug,
     title: &'static str,
     detail: String,
 ) -> Problem {

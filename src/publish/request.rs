@@ -5,16 +5,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use percent_encoding::percent_decode_str;
+use tokio::time::Instant;
 
 use super::body::{BodyLimits, MAX_BATCH, PAYLOAD_LIMIT, too_large};
+use super::callers;
 use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
 use super::refusal::{RefusedRequest, invalid};
+use super::terms::{AskedTerms, key_at_once};
+use crate::callers::Caller;
 use crate::config;
-use crate::delivery::PublishOptions;
+use crate::delivery::{Keeping, PublishOptions};
 use crate::memory::MemoryBudget;
-use crate::message::{InstanceId, Message, MessageId, Payload, PayloadError, Topic, TraceId};
-use crate::server::{Problem, RequestBody};
+use crate::message::{
+    InstanceId, Lifespan, MAX_SENT_PAYLOAD, Message, MessageId, Payload, PayloadError, Terms,
+    Topic, TraceId,
+};
+use crate::server::{Problem, RequestBody, Slug};
 use crate::spool::Claim;
 
 /// Longer paths are not decoded: the longest topic with every character escaped is far shorter.
@@ -54,39 +61,77 @@ impl RequestReader {
         }
     }
 
-    /// Validates a request completely before anything is done for it.
+    /// Validates a request, whose head had arrived at `start`, completely before anything is done for it.
     pub(super) async fn read(
         &self,
         topic: &str,
         request: Request<RequestBody>,
+        caller: Option<&Caller>,
+        start: Instant,
     ) -> Result<Submission, RefusedRequest> {
         if request.uri().query().is_some() {
             return Err(malformed("the path has a query; a \"?\" is not part of any topic").into());
         }
         let (topic, instance) = self.topic(topic)?;
+        callers::check(caller, &topic)?;
         let (head, body) = request.into_parts();
         let headers = &head.headers;
         let prefer = Prefer::read(headers);
-        let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
-        let limits = BodyLimits { most: limit, by: PAYLOAD_LIMIT, time: self.publish.body_timeout };
+        let terms = self.terms(AskedTerms::read(headers, start)?, &topic);
+        let limits = BodyLimits {
+            most: self.max_payload(&topic),
+            by: PAYLOAD_LIMIT,
+            time: self.publish.body_timeout,
+        };
         let mut reservation = self.memory.begin()?;
         let body = limits.read(headers, body, |bytes| reservation.add_body(bytes)).await?;
         let body = reservation.hold(body);
-        let claim = key::claim(headers, &topic, &body).map_err(bad_key)?;
-        let payload = self.payload(body)?;
-        let (options, applied) = self.options(prefer, claim);
+        let claim = key::claim(headers, caller, &topic, &body).map_err(bad_key)?;
+        let payload = self.payload(&topic, body)?;
+        let (options, applied) = self.options(prefer, claim, &terms)?;
         let trace = trace(headers);
-        let message = Message { id: MessageId::new(), instance, topic, payload, trace };
+        let message = Message { id: MessageId::new(), instance, topic, payload, trace, terms };
         Ok(Submission { message, options, applied })
     }
 
-    pub(super) fn payload(&self, body: Bytes) -> Result<Payload, Problem> {
+    pub(super) fn memory(&self) -> &MemoryBudget {
+        &self.memory
+    }
+
+    /// The most characters of a payload that a caller has encoded.
+    pub(super) fn max_encoded(&self) -> usize {
+        self.publish.max_payload.div_ceil(3).saturating_mul(4).min(MAX_SENT_PAYLOAD)
+    }
+
+    /// The time limit of a body.
+    pub(super) fn body_timeout(&self) -> Duration {
+        self.publish.body_timeout
+    }
+
+    /// Whether the configuration allows a topic.
+    pub(super) fn allows(&self, topic: &Topic) -> bool {
+        self.topics.allows(topic)
+    }
+
+    /// The instance of this id, if the configuration has it.
+    pub(super) fn configured_instance(&self, id: &str) -> Option<InstanceId> {
+        let rules = self.upstream.instances.iter().map(|rule| &rule.instance_id);
+        let mut all = self.upstream.instance_id.iter().chain(rules);
+        all.find(|instance| &***instance == id).cloned()
+    }
+
+    /// The most bytes of a body for this topic.
+    fn max_payload(&self, topic: &Topic) -> usize {
+        self.publish.max_payload.min(self.upstream.encoding_for(topic).max_payload())
+    }
+
+    pub(super) fn payload(&self, topic: &Topic, body: Bytes) -> Result<Payload, Problem> {
         let limit = self.publish.max_payload;
-        Payload::new(body, self.upstream.payload, limit).map_err(|e| match e {
+        Payload::new(body, self.upstream.encoding_for(topic), limit).map_err(|e| match e {
             PayloadError::TooLarge { limit } => too_large(limit, PAYLOAD_LIMIT),
             PayloadError::NotUtf8 => invalid(
                 StatusCode::BAD_REQUEST,
-                "invalid-payload",
+                Slug::InvalidPayload,
                 "Body is not text",
                 format!("{}. Nothing was sent.", sentence(&e.to_string())),
             ),
@@ -113,15 +158,24 @@ impl RequestReader {
     }
 
     /// The payload of one of many messages.
-    pub(super) fn line_payload(&self, body: Bytes) -> Result<Payload, RefusedRequest> {
+    pub(super) fn line_payload(
+        &self,
+        topic: &Topic,
+        body: Bytes,
+    ) -> Result<Payload, RefusedRequest> {
         // One that can never be taken is not asked for again.
-        let limit = self.publish.max_payload.min(self.upstream.payload.max_payload());
+        let limit = self.max_payload(topic);
         if body.len() > limit {
             return Err(too_large(limit, PAYLOAD_LIMIT).into());
         }
         let mut reservation = self.memory.begin()?;
         reservation.add_body(body.len())?;
-        Ok(self.payload(reservation.hold(body))?)
+        Ok(self.payload(topic, reservation.hold(body))?)
+    }
+
+    /// The terms of a message for this topic.
+    pub(super) fn terms(&self, asked: AskedTerms, topic: &Topic) -> Terms {
+        asked.terms(topic, &self.topics)
     }
 
     /// The options that a caller's preferences ask for, and which of these are applied.
@@ -129,23 +183,29 @@ impl RequestReader {
         &self,
         prefer: Prefer,
         claim: Option<Claim>,
-    ) -> (PublishOptions, Option<String>) {
+        terms: &Terms,
+    ) -> Result<(PublishOptions, Option<String>), Problem> {
+        let keeps = self.keeps && terms.lifespan != Lifespan::AtOnce;
+        if self.keeps && !keeps && claim.is_some() {
+            return Err(key_at_once());
+        }
         let wait = prefer.wait.map(|wait| wait.min(MAX_WAIT));
         // Without a spool, nothing can be accepted before its outcome is known.
-        let respond_async = prefer.respond_async && self.keeps;
+        let respond_async = prefer.respond_async && keeps;
         let patience = match wait {
             Some(wait) => wait,
             None if respond_async => Duration::ZERO,
             None => self.publish.wait,
         };
-        let keep = self.keeps && (respond_async || patience.is_zero());
+        let is_preferred = keeps && (respond_async || patience.is_zero());
+        let keep = if is_preferred { Keeping::Preferred } else { Keeping::IfNotDelivered };
         let mut applied = Vec::new();
         if respond_async {
             applied.push("respond-async".to_owned());
         }
         applied.extend(wait.map(|wait| format!("wait={}", wait.as_secs())));
         let applied = (!applied.is_empty()).then(|| applied.join(", "));
-        (PublishOptions { patience, keep, claim }, applied)
+        Ok((PublishOptions { patience, keep, claim }, applied))
     }
 
     /// The topic that a path names.
@@ -191,7 +251,7 @@ fn malformed(why: &str) -> Problem {
          TopicA/p2p/GID_x@@@DEVICE.",
         sentence(why)
     );
-    invalid(StatusCode::BAD_REQUEST, "malformed-topic", "Malformed topic", detail)
+    invalid(StatusCode::BAD_REQUEST, Slug::MalformedTopic, "Malformed topic", detail)
 }
 
 pub(super) fn bad_key(why: &str) -> Problem {
@@ -200,11 +260,11 @@ pub(super) fn bad_key(why: &str) -> Problem {
          quotes.",
         sentence(why)
     );
-    invalid(StatusCode::BAD_REQUEST, "malformed-key", "Malformed Idempotency-Key", detail)
+    invalid(StatusCode::BAD_REQUEST, Slug::MalformedKey, "Malformed Idempotency-Key", detail)
 }
 
 fn forbidden(detail: String) -> Problem {
-    invalid(StatusCode::FORBIDDEN, "forbidden-topic", "Forbidden topic", detail)
+    invalid(StatusCode::FORBIDDEN, Slug::ForbiddenTopic, "Forbidden topic", detail)
 }
 
 /// With a capital letter.

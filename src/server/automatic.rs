@@ -3,8 +3,9 @@
 
 use http::StatusCode;
 
-use super::heads::{Framing, Framings};
+use super::heads::{Framing, HiddenParts};
 use super::problem::Problem;
+use super::slug::Slug;
 
 /// How hyper's own answers begin: only 4xx have no body and no request id.
 const START: &[u8] = b"HTTP/1.1 4";
@@ -12,7 +13,7 @@ const START: &[u8] = b"HTTP/1.1 4";
 /// Recognises hyper's own answers on one connection.
 #[derive(Debug, Clone)]
 pub(super) struct AutomaticAnswers {
-    pub(super) framings: Framings,
+    pub(super) hidden: HiddenParts,
     pub(super) max_header: usize,
     pub(super) max_lines: usize,
 }
@@ -51,7 +52,7 @@ impl AutomaticAnswers {
     fn problem(&self, status: StatusCode) -> Problem {
         let (slug, title, detail) = match status {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (
-                "head-too-large",
+                Slug::HeadTooLarge,
                 "Head is too large",
                 format!(
                     "At most {} bytes and {} header lines are allowed in a request's head. Nothing \
@@ -60,13 +61,13 @@ impl AutomaticAnswers {
                 ),
             ),
             StatusCode::URI_TOO_LONG => (
-                "path-too-long",
+                Slug::PathTooLong,
                 "Path is too long",
                 "The path is far longer than any that there is here. Nothing was sent.".to_owned(),
             ),
-            _ if self.framings.next() == Framing::UnknownCoding => return unknown_coding(),
+            _ if self.hidden.next().framing == Framing::UnknownCoding => return unknown_coding(),
             _ => (
-                "malformed-request",
+                Slug::MalformedRequest,
                 "Malformed request",
                 "The request's head is not valid HTTP/1.1 (RFC 9112). Nothing was sent.".to_owned(),
             ),
@@ -80,7 +81,7 @@ pub(super) fn unknown_coding() -> Problem {
     let detail = "The only Transfer-Encoding that is read here is chunked, alone and once. Nothing \
                   was sent. Send the body with a Content-Length, or chunked.";
     let (status, title) = (StatusCode::NOT_IMPLEMENTED, "Unknown transfer coding");
-    Problem::new(status, "unknown-transfer-coding", title, detail.to_owned())
+    Problem::new(status, Slug::UnknownTransferCoding, title, detail.to_owned())
         .outcome("not-sent")
         .close()
 }

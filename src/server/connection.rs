@@ -27,13 +27,16 @@ use tower_http::request_id::{
 use super::automatic::AutomaticAnswers;
 use super::body::{RequestBody, Settling};
 use super::door::{Door, Reach};
-use super::heads::{Framing, Framings};
+use super::heads::{Framing, HiddenPart, HiddenParts};
 use super::listener::{AcceptedConnection, Listener};
 use super::problem::Problem;
+use super::query_taker::QueryTaker;
 use super::reply::Reply;
 use super::returned::Returned;
 use super::slots::{Busy, ConnectionPhase, ConnectionSlots, HeldSlot};
+use super::slug::Slug;
 use super::watched::{Timeouts, Watched};
+use crate::memory::MemoryBudget;
 
 const REQUEST_ID: &str = "x-request-id";
 /// Bytes of a caller's request id; a longer one is replaced.
@@ -65,6 +68,8 @@ pub struct HttpServer<S> {
     service: S,
     /// Connections at once, over all listeners.
     slots: ConnectionSlots,
+    /// For queries that are taken out of request lines; `None`: hyper reads them.
+    queries: Option<MemoryBudget>,
 }
 
 impl<S> HttpServer<S>
@@ -75,7 +80,15 @@ where
 {
     /// A server of `service`. `hosts`: names, besides localhost, of its loopback addresses.
     pub fn new(limits: Limits, slots: ConnectionSlots, hosts: &[String], service: S) -> Self {
-        Self { limits, hosts: hosts.into(), service, slots }
+        Self { limits, hosts: hosts.into(), service, slots, queries: None }
+    }
+
+    /// Takes the query of a request to `/` out of its line, up to [`MAX_QUERY`](super::MAX_QUERY) bytes, which
+    /// `memory` counts: the service finds it as an extension of the request ([`TakenQuery`](super::TakenQuery)).
+    #[must_use]
+    pub fn with_long_queries(mut self, memory: MemoryBudget) -> Self {
+        self.queries = Some(memory);
+        self
     }
 
     /// Accepts on `listener` until `stop`, then lets requests under way end for at most `grace`.
@@ -114,18 +127,19 @@ where
 
     fn spawn(&self, slot: HeldSlot, accepted: AcceptedConnection, graceful: &GracefulShutdown) {
         let AcceptedConnection { stream, reach, from, .. } = accepted;
-        let (phase, framings) = (slot.phase(), Framings::default());
+        let (phase, hidden) = (slot.phase(), HiddenParts::default());
         let timeouts =
             Timeouts { idle: self.limits.idle_timeout, head: self.limits.header_timeout };
         let automatic = AutomaticAnswers {
-            framings: framings.clone(),
+            hidden: hidden.clone(),
             max_header: self.limits.max_header,
             max_lines: MAX_HEADERS,
         };
-        let watched = Watched::new(stream, phase.clone(), timeouts, automatic);
+        let taker = self.queries.clone().map(QueryTaker::new);
+        let watched = Watched::new(stream, phase.clone(), timeouts, taker, automatic);
         let (io, mut dropped) = Returned::lend(watched);
         let door = Door { reach, from, hosts: Arc::clone(&self.hosts) };
-        let service = layers(self.service.clone(), door, phase, framings);
+        let service = layers(self.service.clone(), door, phase, hidden);
         let service = TowerToHyperService::new(service);
         let connection = self.http().serve_connection(TokioIo::new(io), service);
         let connection = graceful.watch(connection);
@@ -167,7 +181,7 @@ fn layers<S>(
     service: S,
     door: Door,
     phase: ConnectionPhase,
-    framings: Framings,
+    hidden: HiddenParts,
 ) -> impl Service<
     Request<Incoming>,
     Response = Response<impl Body<Data = Bytes, Error = tower::BoxError> + Send>,
@@ -205,7 +219,11 @@ where
         .service(checked);
     let watched = tower::service_fn(move |mut request: Request<Incoming>| {
         let busy = phase.busy();
-        request.extensions_mut().insert(framings.next());
+        let HiddenPart { framing, query } = hidden.next();
+        request.extensions_mut().insert(framing);
+        if let Some(query) = query {
+            request.extensions_mut().insert(query);
+        }
         let settling = Settling::of(request.headers());
         let (request, rest) = RequestBody::of(request);
         let answer = caught.clone().oneshot(request);
@@ -279,7 +297,7 @@ fn panicked(_: Box<dyn Any + Send + 'static>) -> Reply {
     tracing::error!("a request caused a panic: this is a bug");
     let detail = "A bug in tollgate. The message was not accepted, but it may have been sent. Please \
                   report the request id and the log line.";
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "Internal error", detail.to_owned())
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, Slug::Bug, "Internal error", detail.to_owned())
         .outcome("unknown")
         .into_response()
 }

@@ -13,6 +13,7 @@ use super::automatic::unknown_coding;
 use super::heads::Framing;
 use super::peer::{ClientAddress, PeerProcess};
 use super::problem::Problem;
+use super::slug::Slug;
 
 /// From where a connection can come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,14 +138,14 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).iter().any(encoded)
 }
 
-fn refused(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Problem {
+fn refused(status: StatusCode, slug: Slug, title: &'static str, detail: String) -> Problem {
     Problem::new(status, slug, title, detail).outcome("not-sent")
 }
 
 fn both_framings() -> Problem {
     let detail = "The request has a Content-Length and a Transfer-Encoding, so where its body ends is \
                   ambiguous. Nothing was sent. Send one of them.";
-    refused(StatusCode::BAD_REQUEST, "ambiguous-length", "Ambiguous length", detail.to_owned())
+    refused(StatusCode::BAD_REQUEST, Slug::AmbiguousLength, "Ambiguous length", detail.to_owned())
         .close()
 }
 
@@ -152,7 +153,7 @@ fn bad_host(what: &str) -> Problem {
     let detail = format!(
         "The request {what}. Nothing was sent. HTTP/1.1 needs exactly one, such as localhost:8080."
     );
-    refused(StatusCode::BAD_REQUEST, "malformed-host", "Malformed Host", detail)
+    refused(StatusCode::BAD_REQUEST, Slug::MalformedHost, "Malformed Host", detail)
 }
 
 fn foreign_host(host: &str) -> Problem {
@@ -160,20 +161,20 @@ fn foreign_host(host: &str) -> Problem {
         "The Host {host:?} is not a name of this listener, so a browser may have been led here. \
          Nothing was sent. Use localhost or an address, or add the name to listen.hosts."
     );
-    refused(StatusCode::FORBIDDEN, "foreign-host", "Foreign host", detail)
+    refused(StatusCode::FORBIDDEN, Slug::ForeignHost, "Foreign host", detail)
 }
 
 fn foreign_site() -> Problem {
     let detail = "A page of another site had a browser send this request (Origin, Sec-Fetch-Site). \
                   Nothing was sent. Open this address directly, or send the request from a program.";
-    refused(StatusCode::FORBIDDEN, "foreign-origin", "Foreign origin", detail.to_owned())
+    refused(StatusCode::FORBIDDEN, Slug::ForeignOrigin, "Foreign origin", detail.to_owned())
 }
 
 fn encoded() -> Problem {
     let detail = "The body has a Content-Encoding, which is not undone here. Nothing was sent. Send \
                   the message as it is, without Content-Encoding.";
     let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    refused(status, "encoded-body", "Body is encoded", detail.to_owned())
+    refused(status, Slug::EncodedBody, "Body is encoded", detail.to_owned())
         .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"))
 }
 

@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::taken_query::TakenQuery;
+
 /// Bytes of a line that are looked at; no length, coding or chunk size needs as many.
 const MAX_LINE: usize = 256;
 
@@ -22,20 +24,30 @@ pub(super) enum Framing {
     UnknownCoding,
 }
 
-/// The framings of heads that are read and not served yet, in their order.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Framings(Arc<Mutex<VecDeque<Framing>>>);
+/// What hyper does not see of a head.
+#[derive(Debug)]
+pub(super) struct HiddenPart {
+    pub(super) framing: Framing,
+    pub(super) query: Option<TakenQuery>,
+}
 
-impl Framings {
-    fn push(&self, framing: Framing) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(framing);
+/// What is hidden of heads that are read and not served yet, in their order.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HiddenParts(Arc<Mutex<VecDeque<HiddenPart>>>);
+
+impl HiddenParts {
+    fn push(&self, part: HiddenPart) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(part);
+    }
+
+    pub(super) fn pop(&self) -> Option<HiddenPart> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     /// That of the next head. hyper has parsed it, so it has been read, unless the scanner has lost its
     /// place: then nothing may be served.
-    pub(super) fn next(&self) -> Framing {
-        let next = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        next.unwrap_or(Framing::Both)
+    pub(super) fn next(&self) -> HiddenPart {
+        self.pop().unwrap_or(HiddenPart { framing: Framing::Both, query: None })
     }
 }
 
@@ -80,17 +92,20 @@ pub(super) struct RequestScanner {
     /// Whether the line is longer than that.
     is_cut: bool,
     fields: Fields,
-    framings: Option<Framings>,
+    /// Taken out of the line of the request that has begun.
+    query: Option<TakenQuery>,
+    hidden: Option<HiddenParts>,
 }
 
 impl RequestScanner {
-    pub(super) fn new(framings: Framings) -> Self {
+    pub(super) fn new(hidden: HiddenParts) -> Self {
         Self {
             part: Part::Start,
             line: Vec::new(),
             is_cut: false,
             fields: Fields::default(),
-            framings: Some(framings),
+            query: None,
+            hidden: Some(hidden),
         }
     }
 
@@ -99,9 +114,19 @@ impl RequestScanner {
         self.part == Part::Start && self.line.is_empty()
     }
 
-    /// No request is served any more: framings are of no use.
+    /// Whether the next byte belongs to a request's line, or to a blank line before it.
+    pub(super) fn is_at_request_line(&self) -> bool {
+        self.part == Part::Start
+    }
+
+    /// The request whose line is being read has this query, which the line has no more.
+    pub(super) fn set_query(&mut self, query: TakenQuery) {
+        self.query = Some(query);
+    }
+
+    /// No request is served any more: what is hidden of heads is of no use.
     pub(super) fn serve_no_more(&mut self) {
-        self.framings = None;
+        self.hidden = None;
     }
 
     /// Whether no byte is known to follow: between two requests, or where the framing was lost.
@@ -111,22 +136,30 @@ impl RequestScanner {
 
     /// Takes the next bytes that hyper reads.
     pub(super) fn advance(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() && self.part != Part::Lost {
-            let taken = match &mut self.part {
-                Part::Body(left) | Part::Chunk(left) => {
-                    let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                    *left -= taken as u64;
-                    taken
-                }
-                _ => self.take_line(bytes),
-            };
+        while !bytes.is_empty() {
+            let taken = self.step(bytes);
             bytes = bytes.get(taken..).unwrap_or_default();
-            match self.part {
-                Part::Body(0) => self.part = Part::Start,
-                Part::Chunk(0) => self.part = Part::ChunkEnd,
-                _ => {}
-            }
         }
+    }
+
+    /// Takes some of these bytes, at least one: to the end of a line or of a body, if that is among them. Returns how
+    /// many.
+    pub(super) fn step(&mut self, bytes: &[u8]) -> usize {
+        let taken = match &mut self.part {
+            Part::Lost => return bytes.len(),
+            Part::Body(left) | Part::Chunk(left) => {
+                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= taken as u64;
+                taken
+            }
+            _ => self.take_line(bytes),
+        };
+        match self.part {
+            Part::Body(0) => self.part = Part::Start,
+            Part::Chunk(0) => self.part = Part::ChunkEnd,
+            _ => {}
+        }
+        taken
     }
 
     /// Takes bytes up to the end of a line, and looks at the line if it is complete. Most lines come in one
@@ -188,8 +221,9 @@ impl RequestScanner {
             (None | Some(0), None) => (Framing::Clear, Part::Start),
             (Some(length), None) => (Framing::Clear, Part::Body(length)),
         };
-        if let Some(framings) = &self.framings {
-            framings.push(framing);
+        let query = self.query.take();
+        if let Some(hidden) = &self.hidden {
+            hidden.push(HiddenPart { framing, query });
         }
         part
     }
@@ -231,10 +265,11 @@ mod tests {
     /// pieces are in which the bytes arrive.
     fn scan(bytes: &str) -> (Vec<Framing>, bool) {
         let of = |size: usize| {
-            let framings = Framings::default();
-            let mut scanner = RequestScanner::new(framings.clone());
+            let hidden = HiddenParts::default();
+            let mut scanner = RequestScanner::new(hidden.clone());
             bytes.as_bytes().chunks(size).for_each(|piece| scanner.advance(piece));
-            let all = framings.0.lock().unwrap().iter().copied().collect::<Vec<_>>();
+            let all: Vec<_> =
+                std::iter::from_fn(|| hidden.pop()).map(|part| part.framing).collect();
             (all, scanner.is_between_requests())
         };
         let whole = of(bytes.len().max(1));
@@ -310,10 +345,10 @@ mod tests {
 
     #[test]
     fn nothing_is_served_whose_head_was_not_followed() {
-        let framings = Framings::default();
-        let mut scanner = RequestScanner::new(framings.clone());
+        let hidden = HiddenParts::default();
+        let mut scanner = RequestScanner::new(hidden.clone());
         let lost = format!("POST / HTTP/1.1\ntransfer-encoding: chunked\n\n{}\n", "0".repeat(300));
         scanner.advance(format!("{lost}GET / HTTP/1.1\nhost: x\n\n").as_bytes());
-        assert_eq!((framings.next(), framings.next()), (Framing::Clear, Framing::Both));
+        assert_eq!((hidden.next().framing, hidden.next().framing), (Framing::Clear, Framing::Both));
     }
 }

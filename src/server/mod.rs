@@ -10,9 +10,12 @@ mod heads;
 mod listener;
 mod peer;
 mod problem;
+mod query_taker;
 mod reply;
 mod returned;
 mod slots;
+mod slug;
+mod taken_query;
 mod tls;
 mod watched;
 
@@ -23,3 +26,5 @@ pub use peer::{ClientAddress, PeerProcess};
 pub use problem::Problem;
 pub use reply::{Reply, ReplyBody, json_reply, reply};
 pub use slots::{ConnectionSlots, ConnectionUsage, PeerShare};
+pub use slug::Slug;
+pub use taken_query::{MAX_QUERY, TakenQuery};

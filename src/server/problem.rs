@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use http::header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER};
 use http::{HeaderName, StatusCode};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::reply::{Reply, json, reply};
+use super::slug::Slug;
 
 /// One problem: what happened, what became of the message, what the caller can do.
 #[derive(Debug, Clone, Serialize)]
 pub struct Problem {
-    #[serde(rename = "type")]
-    kind: Box<str>,
+    #[serde(rename = "type", serialize_with = "kind")]
+    slug: Slug,
     title: &'static str,
     status: u16,
     detail: String,
@@ -47,9 +48,9 @@ struct UpstreamAnswer {
 
 impl Problem {
     /// A problem of type `urn:tollgate:<slug>`.
-    pub fn new(status: StatusCode, slug: &str, title: &'static str, detail: String) -> Self {
+    pub fn new(status: StatusCode, slug: Slug, title: &'static str, detail: String) -> Self {
         Self {
-            kind: format!("urn:tollgate:{slug}").into(),
+            slug,
             title,
             status: status.as_u16(),
             detail,
@@ -125,7 +126,7 @@ impl Problem {
 
     /// A header of its reply.
     #[must_use]
-    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
@@ -140,7 +141,7 @@ impl Problem {
     /// 404 for a path that this server does not have; `paths` names those that it has.
     pub fn not_found(path: &str, paths: &str) -> Self {
         let detail = format!("There is nothing at {path:?}. This listener serves {paths}.");
-        Self::new(StatusCode::NOT_FOUND, "not-found", "No such path", detail)
+        Self::new(StatusCode::NOT_FOUND, Slug::NotFound, "No such path", detail)
     }
 
     /// Its HTTP status.
@@ -149,8 +150,13 @@ impl Problem {
     }
 
     /// The last part of its type.
-    pub fn slug(&self) -> &str {
-        self.kind.rsplit(':').next().unwrap_or_default()
+    pub fn slug(&self) -> Slug {
+        self.slug
+    }
+
+    /// What happened, what was done, and what to do.
+    pub fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// Its JSON document.
@@ -165,6 +171,11 @@ impl Problem {
         reply.headers_mut().extend(self.headers);
         reply
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn kind<S: Serializer>(slug: &Slug, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&format_args!("urn:tollgate:{slug}"))
 }
 
 /// Whole seconds, rounded up, at least 1: a caller that is asked to wait 0 s would not wait.

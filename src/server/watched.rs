@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::automatic::AutomaticAnswers;
 use super::discard::{AFTER_OUR_END, BEFORE_AN_ANSWER, Discard};
 use super::heads::RequestScanner;
+use super::query_taker::QueryTaker;
 use super::slots::{ConnectionPhase, Timed};
 
 /// How long a slow client may take.
@@ -38,6 +39,8 @@ pub(super) struct Watched<S> {
     /// Set while the client does not take what we write.
     write_timer: Option<Pin<Box<Sleep>>>,
     scanner: RequestScanner,
+    /// Where queries are taken out of request lines.
+    taker: Option<QueryTaker>,
     automatic: AutomaticAnswers,
     /// What is still to be written of an answer that replaces one of hyper's own.
     replacement: Bytes,
@@ -56,6 +59,7 @@ impl<S> Watched<S> {
         stream: S,
         phase: ConnectionPhase,
         timeouts: Timeouts,
+        taker: Option<QueryTaker>,
         automatic: AutomaticAnswers,
     ) -> Self {
         let read_timer = Box::pin(sleep_until(Instant::now() + timeouts.idle));
@@ -66,7 +70,8 @@ impl<S> Watched<S> {
             timed: Timed::Idle,
             read_timer,
             write_timer: None,
-            scanner: RequestScanner::new(automatic.framings.clone()),
+            scanner: RequestScanner::new(automatic.hidden.clone()),
+            taker,
             automatic,
             replacement: Bytes::new(),
             rest: None,
@@ -126,16 +131,30 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
-        if Pin::new(&mut this.stream).poll_read(cx, buffer).is_pending() {
-            return this.poll_too_slow(cx);
-        }
-        let bytes = buffer.filled().get(before..).unwrap_or_default();
-        this.scanner.advance(bytes);
-        this.ended = bytes.is_empty();
-        if !bytes.is_empty() {
+        loop {
+            if Pin::new(&mut this.stream).poll_read(cx, buffer).is_pending() {
+                return this.poll_too_slow(cx);
+            }
+            let bytes = buffer.filled_mut().get_mut(before..).unwrap_or_default();
+            this.ended = bytes.is_empty();
+            if this.ended {
+                return Poll::Ready(Ok(()));
+            }
             this.phase.received();
+            let Some(taker) = &mut this.taker else {
+                this.scanner.advance(bytes);
+                return Poll::Ready(Ok(()));
+            };
+            let kept = taker.advance(&mut this.scanner, bytes);
+            buffer.set_filled(before + kept);
+            if taker.is_flooded() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            // Nothing at all would be the end.
+            if kept > 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -241,7 +260,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::server::heads::Framings;
+    use crate::server::heads::HiddenParts;
     use crate::server::peer::Peer;
     use crate::server::slots::{ConnectionSlots, PeerShare};
 
@@ -254,10 +273,10 @@ mod tests {
         let slots = ConnectionSlots::new("test", 1, PeerShare::All);
         let slot = slots.take(Peer::Local).await.unwrap();
         let timeouts = Timeouts { idle: Duration::from_mins(1), head: Duration::from_secs(10) };
-        let framings = Framings::default();
-        let automatic = AutomaticAnswers { framings, max_header: 16 << 10, max_lines: 64 };
+        let hidden = HiddenParts::default();
+        let automatic = AutomaticAnswers { hidden, max_header: 16 << 10, max_lines: 64 };
         let (mut client, ours) = tokio::io::duplex(1 << 20);
-        let mut watched = Watched::new(ours, slot.phase(), timeouts, automatic);
+        let mut watched = Watched::new(ours, slot.phase(), timeouts, None, automatic);
         client.write_all(parts[0]).await.unwrap();
         watched.read_exact(&mut vec![0; parts[0].len()]).await.unwrap();
         // What hyper does with a head that it does not take.

@@ -13,6 +13,8 @@ use tower::Service;
 use super::StartError;
 use super::stop::LAST_REPLIES;
 use crate::config::{self, Address, Config};
+use crate::memory::MemoryBudget;
+use crate::publish::PublishService;
 use crate::server::{ConnectionSlots, HttpServer, Limits, Listener, PeerShare, Reply, RequestBody};
 
 /// Connections of the listeners for telemetry and control, each.
@@ -24,6 +26,17 @@ pub(super) const SMALL: Limits = Limits {
     header_timeout: Duration::from_secs(5),
     idle_timeout: Duration::from_secs(75),
 };
+
+/// Where a sidecar listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// For callers.
+    pub publish: Vec<String>,
+    /// For callers with an SDK of the provider's, if that has addresses of its own.
+    pub sdk: Vec<String>,
+    /// For Prometheus, the kubelet and a browser.
+    pub telemetry: String,
+}
 
 /// What serves the listeners of a sidecar until it stops.
 #[derive(Default)]
@@ -67,7 +80,7 @@ impl ServerSlots {
     }
 }
 
-pub(super) fn publish_limits(config: &config::Publish) -> Limits {
+fn publish_limits(config: &config::Publish) -> Limits {
     Limits {
         max_header: config.max_header,
         header_timeout: config.header_timeout,
@@ -106,9 +119,55 @@ pub(super) async fn bind_control(config: &Config) -> Result<Option<Listener>, St
     Ok(None)
 }
 
-pub(super) async fn bind_publish(config: &Config) -> Result<Vec<Listener>, StartError> {
+/// The callers' listeners, not yet served.
+pub(super) struct CallersListeners {
+    publish: Vec<Listener>,
+    /// Of the provider's SDKs, if those have addresses of their own.
+    sdk: Vec<Listener>,
+}
+
+impl CallersListeners {
+    pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
+        let sdk = if config.sdk.enabled { &*config.sdk.listen } else { &[] };
+        Ok(Self { publish: bind_all(&config.listen.publish).await?, sdk: bind_all(sdk).await? })
+    }
+
+    pub(super) fn addresses(&self, telemetry: String) -> Addresses {
+        let all = |listeners: &[Listener]| listeners.iter().map(Listener::address).collect();
+        Addresses { publish: all(&self.publish), sdk: all(&self.sdk), telemetry }
+    }
+
+    pub(super) fn serve(
+        self,
+        config: &Config,
+        service: &PublishService,
+        memory: &MemoryBudget,
+        slots: &ConnectionSlots,
+        servers: &Servers,
+    ) {
+        let (limits, hosts) = (publish_limits(&config.publish), &config.listen.hosts);
+        let answering = service.clone();
+        let answer = tower::service_fn(move |request| answering.clone().answer(request));
+        let mut server = HttpServer::new(limits, slots.clone(), hosts, answer);
+        if service.takes_sdk_calls() {
+            server = server.with_long_queries(memory.clone());
+        }
+        for listener in self.publish {
+            servers.serve(&server, listener);
+        }
+        let answering = service.clone();
+        let answer = tower::service_fn(move |request| answering.clone().answer_sdk(request));
+        let server =
+            HttpServer::new(limits, slots.clone(), hosts, answer).with_long_queries(memory.clone());
+        for listener in self.sdk {
+            servers.serve(&server, listener);
+        }
+    }
+}
+
+async fn bind_all(addresses: &[Address]) -> Result<Vec<Listener>, StartError> {
     let mut listeners = Vec::new();
-    for address in &config.listen.publish {
+    for address in addresses {
         listeners.push(bind(address).await?);
     }
     Ok(listeners)

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::callers::Callers;
 use crate::ceiling::{Ceiling, Left, Start};
 use crate::config::{self, Address, Config};
 use crate::control::Control;
@@ -21,12 +22,12 @@ use crate::memory::{MemoryBudget, MemoryPlan};
 use crate::message::InstanceId;
 use crate::meter::{Meter, PriorCalls};
 use crate::publish::PublishService;
-use crate::server::{HttpServer, Listener};
+use crate::server::HttpServer;
 use crate::spool::{self, AdoptionRules, MacFileError, MacKeys, OpenError, Spool};
 use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, TelemetrySources};
 use crate::upstream::{HttpUpstream, TlsError};
-pub use listeners::control_sockets;
-use listeners::{SMALL, ServerSlots, Servers, bind, bind_control, bind_publish, publish_limits};
+pub use listeners::{Addresses, control_sockets};
+use listeners::{CallersListeners, SMALL, ServerSlots, Servers, bind, bind_control};
 pub use stop::{Leftovers, longest_stop};
 use stop::{SpoolRemainder, hand_over_to};
 
@@ -76,15 +77,6 @@ pub struct Sidecar {
     configuration: Configuration,
 }
 
-/// Where a sidecar listens.
-#[derive(Debug, Clone)]
-pub struct Addresses {
-    /// For callers.
-    pub publish: Vec<String>,
-    /// For Prometheus, the kubelet and a browser.
-    pub telemetry: String,
-}
-
 impl Sidecar {
     /// Starts one on the current runtime. `seed` decides its jitter.
     pub async fn start(
@@ -129,11 +121,8 @@ impl Sidecar {
         };
         // After the spool: until then callers are refused by the system at once, and the predecessor may have the
         // sockets.
-        let publish_listeners = bind_publish(config).await?;
-        let addresses = Addresses {
-            publish: publish_listeners.iter().map(Listener::address).collect(),
-            telemetry: telemetry_address,
-        };
+        let publish_listeners = CallersListeners::bind(config).await?;
+        let addresses = publish_listeners.addresses(telemetry_address);
         // Its folder may be the spool's, which is this user's alone.
         let control_listener = bind_control(config).await?;
         let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
@@ -150,6 +139,7 @@ impl Sidecar {
             meter.clone(),
             seed,
         );
+        let callers = Callers::start(&config.callers, &servers.stop).await;
         let (ending, draining) = (Arc::default(), Arc::default());
         let publish = PublishService::new(
             config,
@@ -158,6 +148,7 @@ impl Sidecar {
             meter.clone(),
             Arc::clone(&draining),
             memory.clone(),
+            callers,
         );
         let configuration = Configuration::new(config);
         starting.started(TelemetryService::new(TelemetrySources {
@@ -177,13 +168,7 @@ impl Sidecar {
             started: Timestamp::now(),
         }));
 
-        let publish_service = publish.clone();
-        let service = tower::service_fn(move |request| publish_service.clone().answer(request));
-        let limits = publish_limits(&config.publish);
-        let server = HttpServer::new(limits, slots.publish, hosts, service);
-        for listener in publish_listeners {
-            servers.serve(&server, listener);
-        }
+        publish_listeners.serve(config, &publish, &memory, &slots.publish, &servers);
         if let Some(listener) = control_listener {
             let control = Control::new(delivery.clone(), meter.clone());
             let service = tower::service_fn(move |request| control.clone().answer(request));

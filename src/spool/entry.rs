@@ -7,8 +7,12 @@ use jiff::Timestamp;
 
 use super::Share;
 use super::destination::Destination;
-use super::record::{Brief, Change, Claim, DAMAGED_CODE, Death, Reason, Receipt, Record, State};
-use crate::message::{Message, MessageId, Payload, TraceId};
+use super::record::{
+    Brief, Change, Claim, DAMAGED_CODE, Death, Expired, Reason, Receipt, Record, State,
+};
+use crate::message::{
+    Expiry, Lifespan, Message, MessageId, Payload, PayloadForm, Terms, TraceId, Urgency,
+};
 
 /// Where a frame lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,11 @@ pub(super) struct Entry {
     pub(super) location: Location,
     pub(super) claim: Option<Box<Claim>>,
     pub(super) trace: Option<Box<TraceId>>,
+    /// What its body is.
+    pub(super) form: PayloadForm,
+    /// When its time to live ends.
+    pub(super) expiry: Option<Box<Expiry>>,
+    pub(super) urgency: Urgency,
     /// The digest of its body, where records have MACs.
     pub(super) digest: Option<Box<[u8; 32]>>,
     pub(super) stage: Stage,
@@ -45,6 +54,7 @@ pub(super) enum Stage {
     Dead(Box<Death>),
     Delivered(Box<Receipt>),
     Dropped(Box<Timestamp>),
+    Expired(Box<Expired>),
 }
 
 impl Entry {
@@ -60,6 +70,9 @@ impl Entry {
             location: Location { segment: 0, offset: 0, len: 0 },
             claim: None,
             trace: None,
+            form: PayloadForm::Body,
+            expiry: None,
+            urgency: Urgency::default(),
             digest: None,
             stage: Stage::Queued { calling: false },
         }
@@ -77,23 +90,28 @@ impl Entry {
             doubt: self.doubt,
             claim: self.claim.as_deref().copied(),
             trace: self.trace.as_deref().copied(),
+            expiry: self.expiry.as_deref().copied(),
+            urgency: self.urgency,
             state: match &self.stage {
                 Stage::Queued { calling } => State::Queued { calling: *calling },
                 Stage::Dead(death) => State::Dead(Death::clone(death)),
                 Stage::Delivered(receipt) => State::Delivered(Receipt::clone(receipt)),
                 Stage::Dropped(at) => State::Dropped(**at),
+                Stage::Expired(expired) => State::Expired(**expired),
             },
         }
     }
 
     /// The message, with its body where it still has one.
     pub(super) fn record(&self, id: MessageId, body: Bytes) -> Record {
+        let lifespan = self.expiry.as_deref().map_or(Lifespan::Unlimited, |e| Lifespan::Until(*e));
         let message = Message {
             id,
             instance: self.destination.lane.instance.clone(),
             topic: self.destination.topic.clone(),
-            payload: Payload::kept(body),
+            payload: Payload::kept(body, self.form),
             trace: self.trace.as_deref().copied(),
+            terms: Terms { lifespan, urgency: self.urgency },
         };
         Record { message, brief: self.brief(id) }
     }
@@ -103,9 +121,9 @@ impl Entry {
         if self.is_receipt() { Content::Receipt } else { Content::Message }
     }
 
-    /// Whether only a receipt is left: of a message that was delivered or dropped.
+    /// Whether only a receipt is left: of a message that was delivered or dropped, or has expired.
     pub(super) fn is_receipt(&self) -> bool {
-        matches!(self.stage, Stage::Delivered(_) | Stage::Dropped(_))
+        matches!(self.stage, Stage::Delivered(_) | Stage::Dropped(_) | Stage::Expired(_))
     }
 
     /// When the message ended; of one that is queued, when it was kept.
@@ -115,6 +133,7 @@ impl Entry {
             Stage::Dead(death) => death.at,
             Stage::Delivered(receipt) => receipt.at,
             Stage::Dropped(at) => **at,
+            Stage::Expired(expired) => expired.at,
         }
     }
 
@@ -129,13 +148,22 @@ impl Entry {
     pub(super) fn takes(&self, change: &Change) -> bool {
         match (&self.stage, change) {
             (Stage::Queued { .. }, Change::Replayed(_))
-            | (Stage::Dead(_), Change::Calling | Change::Tried(_))
+            | (Stage::Dead(_), Change::Calling | Change::Tried(_) | Change::Expired { .. })
             | (Stage::Queued { .. } | Stage::Dead(_), Change::Decided { .. })
             | (Stage::Delivered(_), _) => false,
-            (Stage::Dropped(_), change) => {
+            (Stage::Dropped(_) | Stage::Expired(_), change) => {
                 matches!(change, Change::Delivered(..) | Change::Decided { .. })
             }
             (Stage::Queued { .. } | Stage::Dead(_), _) => true,
+        }
+    }
+
+    /// Whether a call may have arrived of a message that ends in this stage.
+    fn leaves_doubt(&self) -> bool {
+        match &self.stage {
+            Stage::Queued { calling } => *calling,
+            Stage::Dead(death) => death.reason == Reason::Unknown,
+            Stage::Delivered(_) | Stage::Dropped(_) | Stage::Expired(_) => false,
         }
     }
 
@@ -163,13 +191,12 @@ impl Entry {
                 self.stage = Stage::Queued { calling: false };
             }
             Change::Dropped { at, doubt } => {
-                self.doubt |= *doubt
-                    || match &self.stage {
-                        Stage::Queued { calling } => *calling,
-                        Stage::Dead(death) => death.reason == Reason::Unknown,
-                        Stage::Delivered(_) | Stage::Dropped(_) => false,
-                    };
+                self.doubt |= *doubt || self.leaves_doubt();
                 self.stage = Stage::Dropped(Box::new(*at));
+            }
+            Change::Expired { expired, doubt } => {
+                self.doubt |= *doubt || self.leaves_doubt();
+                self.stage = Stage::Expired(Box::new(*expired));
             }
             Change::Decided { doubt } => self.doubt = *doubt,
             Change::Forgotten => {}

@@ -76,6 +76,7 @@ impl Spool {
             State::Dead(death) => Stage::Dead(Box::new(death.clone())),
             State::Delivered(receipt) => Stage::Delivered(Box::new(receipt.clone())),
             State::Dropped(at) => Stage::Dropped(Box::new(*at)),
+            State::Expired(expired) => Stage::Expired(Box::new(*expired)),
         };
         let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
         let destination = self.engine.core.index().destinations.get(instance, topic);
@@ -85,6 +86,9 @@ impl Spool {
             doubt: brief.doubt,
             claim: brief.claim.map(Box::new),
             trace: brief.trace.map(Box::new),
+            form: message.payload.form(),
+            expiry: brief.expiry.map(Box::new),
+            urgency: brief.urgency,
             stage,
             ..Entry::new(destination, brief.kept_at)
         };

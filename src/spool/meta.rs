@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use super::destination::Destinations;
 use super::entry::{Entry, Location, Stage};
 use super::frame::{PendingRecord, RecordKind};
-use super::record::{Change, Claim, Death, Receipt, Tries};
-use crate::message::{InstanceId, MessageId, Topic, TraceId};
+use super::record::{Change, Claim, Death, Expired, Receipt, Tries};
+use crate::message::{Expiry, InstanceId, MessageId, PayloadForm, Topic, TraceId, Urgency};
 
 /// Of a kept message: all that is known. Of one that was delivered or dropped: all that is left.
 #[derive(Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "they are what is stored")]
 struct FullRecord<'a> {
     #[serde(borrow)]
     instance: Cow<'a, str>,
@@ -33,6 +34,9 @@ struct FullRecord<'a> {
     claim: Option<Claim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     trace: Option<TraceId>,
+    /// An older sidecar does not know this, and encodes a body that is encoded again.
+    #[serde(default, skip_serializing_if = "is_default")]
+    form: PayloadForm,
     #[serde(default, skip_serializing_if = "is_default")]
     calling: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,6 +47,14 @@ struct FullRecord<'a> {
     /// reads a message that has ended, and does not deliver it.
     #[serde(default, skip_serializing_if = "is_default")]
     dropped: bool,
+    /// It was dropped because its time to live had ended.
+    #[serde(default, skip_serializing_if = "is_default")]
+    expired: bool,
+    /// When its time to live ends. An older sidecar does not know this, and sends it later than that, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    urgency: Urgency,
     /// The digest of the body, in Base64, where the words get a MAC.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     body_sha256: Option<Cow<'a, str>>,
@@ -78,17 +90,25 @@ fn json<T: Serialize>(words: &T) -> Bytes {
     }
 }
 
+/// The receipt of a message that was not delivered.
+fn undelivered(at: Timestamp, accepted: bool) -> Receipt {
+    Receipt { msg_id: Box::default(), request_id: Box::default(), at, accepted }
+}
+
 /// The frame that says all that is known of a message. A receipt has no body.
 pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord {
-    let (mut calling, mut death, mut receipt, mut dropped) = (false, None, None, false);
+    let (mut calling, mut death, mut receipt) = (false, None, None);
+    let (mut dropped, mut expired) = (false, false);
     match &entry.stage {
         Stage::Queued { calling: now } => calling = *now,
         Stage::Dead(end) => death = Some(Cow::Borrowed(&**end)),
         Stage::Delivered(end) => receipt = Some(Cow::Borrowed(&**end)),
         Stage::Dropped(at) => {
-            let (msg_id, request_id) = (Box::default(), Box::default());
-            let end = Receipt { msg_id, request_id, at: **at, accepted: true };
-            (receipt, dropped) = (Some(Cow::Owned(end)), true);
+            (receipt, dropped) = (Some(Cow::Owned(undelivered(**at, true))), true);
+        }
+        Stage::Expired(end) => {
+            receipt = Some(Cow::Owned(undelivered(end.at, end.accepted)));
+            (dropped, expired) = (true, true);
         }
     }
     let is_receipt = receipt.is_some();
@@ -102,10 +122,14 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord 
         doubt: entry.doubt,
         claim: entry.claim.as_deref().copied(),
         trace: entry.trace.as_deref().copied(),
+        form: entry.form,
         calling,
         death,
         receipt,
         dropped,
+        expired,
+        expires: entry.expiry.as_ref().map(|expiry| expiry.timestamp()),
+        urgency: entry.urgency,
         body_sha256: digest.map(|digest| STANDARD.encode(digest).into()),
     });
     if is_receipt {
@@ -121,7 +145,7 @@ pub(super) fn now(id: MessageId, entry: &Entry) -> PendingRecord {
         Stage::Queued { calling: true } => RecordKind::Calling,
         Stage::Queued { calling: false } => RecordKind::Tried,
         Stage::Dead(_) => RecordKind::Dead,
-        Stage::Delivered(_) | Stage::Dropped(_) => RecordKind::Delivered,
+        Stage::Delivered(_) | Stage::Dropped(_) | Stage::Expired(_) => RecordKind::Delivered,
     };
     PendingRecord { kind, ..whole(id, entry, Bytes::new()) }
 }
@@ -131,9 +155,6 @@ pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> PendingRe
     let (kind, meta) = match change {
         Change::Calling => return PendingRecord::bare(RecordKind::Calling, id),
         Change::Forgotten => return PendingRecord::bare(RecordKind::Forgotten, id),
-        Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. } => {
-            return whole(id, entry, Bytes::new());
-        }
         Change::Tried(Tries { calls, unknown }) => {
             (RecordKind::Tried, json(&TriedMeta { attempts: *calls, unknown: *unknown }))
         }
@@ -141,6 +162,10 @@ pub(super) fn change(id: MessageId, change: &Change, entry: &Entry) -> PendingRe
             (RecordKind::Dead, json(&DeadMeta { attempts: *attempts, death: Cow::Borrowed(death) }))
         }
         Change::Replayed(at) => (RecordKind::Replayed, json(&ReplayedMeta { at: *at })),
+        Change::Delivered(..)
+        | Change::Dropped { .. }
+        | Change::Expired { .. }
+        | Change::Decided { .. } => return whole(id, entry, Bytes::new()),
     };
     PendingRecord { kind, id, meta, body: Bytes::new() }
 }
@@ -194,6 +219,9 @@ pub(super) fn entry(
     let stage = match (words.death, words.receipt) {
         (None, None) => Stage::Queued { calling: words.calling },
         (Some(death), None) => Stage::Dead(Box::new(death.into_owned())),
+        (None, Some(receipt)) if words.expired => {
+            Stage::Expired(Box::new(Expired { at: receipt.at, accepted: receipt.accepted }))
+        }
         (None, Some(receipt)) if words.dropped => Stage::Dropped(Box::new(receipt.at)),
         (None, Some(receipt)) => Stage::Delivered(Box::new(receipt.into_owned())),
         (Some(_), Some(_)) => return None,
@@ -208,6 +236,9 @@ pub(super) fn entry(
         location,
         claim: words.claim.map(Box::new),
         trace: words.trace.map(Box::new),
+        form: words.form,
+        expiry: words.expires.map(|at| Box::new(Expiry::at_time(at, words.kept_at))),
+        urgency: words.urgency,
         digest: words.body_sha256.as_deref().and_then(decoded),
         stage,
     })
@@ -268,6 +299,46 @@ mod tests {
             panic!("it is readable")
         };
         assert_eq!(tried, Change::Tried(4.into()));
+    }
+
+    /// The end of life and the urgency are read again, and older sidecars read the rest.
+    #[test]
+    fn terms_and_an_expired_message() {
+        #[derive(Deserialize)]
+        struct Older {
+            topic: String,
+            receipt: Option<Receipt>,
+            #[serde(default)]
+            dropped: bool,
+        }
+        let topic = Topic::parse("abc/d").unwrap();
+        let destination = Destinations::default().get("i".into(), topic);
+        let at = "2026-01-01T00:00:00Z".parse().unwrap();
+        let expiry = Some(Box::new(Expiry::at_time(
+            "2026-01-01T00:00:30Z".parse().unwrap(),
+            Timestamp::MIN,
+        )));
+        let queued = Entry { expiry, urgency: Urgency::VeryLow, ..Entry::new(destination, at) };
+        let draft = whole(MessageId::new(), &queued, Bytes::new());
+        let older: Older = serde_json::from_slice(&draft.meta).unwrap();
+        assert!(older.topic == "abc/d" && older.receipt.is_none() && !older.dropped);
+        let read = entry(&draft.meta, LOCATION, &mut Destinations::default()).unwrap();
+        assert_eq!((read.expiry, read.urgency), (queued.expiry.clone(), Urgency::VeryLow));
+        // Older records have neither.
+        let words = r#"{"instance":"i","topic":"abc/d","kept_at":"2026-01-01T00:00:00Z"}"#;
+        let none = entry_of(words);
+        assert_eq!((none.expiry, none.urgency), (None, Urgency::Normal));
+        for accepted in [false, true] {
+            let stage = Stage::Expired(Box::new(Expired { at, accepted }));
+            let draft = now(MessageId::new(), &Entry { stage, ..queued.clone() });
+            assert_eq!(draft.kind, RecordKind::Delivered);
+            // An older sidecar reads a message that was dropped.
+            let older: Older = serde_json::from_slice(&draft.meta).unwrap();
+            assert!(older.dropped && older.receipt.is_some_and(|receipt| receipt.at == at));
+            let read = entry(&draft.meta, LOCATION, &mut Destinations::default()).unwrap();
+            let Stage::Expired(end) = read.stage else { panic!("{:?}", read.stage) };
+            assert_eq!(*end, Expired { at, accepted });
+        }
     }
 
     /// What older sidecars make of a dropped message: one that has ended.

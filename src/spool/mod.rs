@@ -12,6 +12,7 @@ mod core;
 mod destination;
 mod disk;
 mod entry;
+mod expiry;
 mod facts;
 mod fleet;
 mod frame;
@@ -46,11 +47,12 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 pub use adoption::{AdoptionRules, HeldCounts};
+pub use expiry::Expiring;
 pub use fleet::{Adoptions, NotOurs};
 pub use mac::{MacFileError, MacKeys};
 pub use ownership::Durability;
 pub use record::{
-    Brief, Change, Claim, Death, Doubt, DropReason, Reason, Receipt, Record, State, Tries,
+    Brief, Change, Claim, Death, Doubt, DropReason, Expired, Reason, Receipt, Record, State, Tries,
 };
 pub use selection::{Affected, Listed, Picked, Selection, SelectionError, Which};
 pub use share::Share;
@@ -304,6 +306,9 @@ impl Spool {
             doubt: tries.unknown > 0,
             claim: claim.map(Box::new),
             trace: message.trace.map(Box::new),
+            form: message.payload.form(),
+            expiry: message.terms.expiry().map(Box::new),
+            urgency: message.terms.urgency,
             ..Entry::new(destination, Timestamp::now())
         };
         self.enqueue(message, entry, Bound::SpoolAndTopic)
@@ -341,8 +346,7 @@ impl Spool {
     pub fn note(&self, id: MessageId, change: Change) -> Noted {
         let mut index = self.engine.core.index();
         let noted = self.note_in(&mut index, id, &change);
-        if matches!(change, Change::Delivered(..) | Change::Dropped { .. } | Change::Decided { .. })
-        {
+        if change.leaves_receipt() {
             // A receipt may be longer than what it replaces; it is not refused, so others go.
             self.trim_receipts(&mut index, id);
         }

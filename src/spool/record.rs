@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::message::{Lane, Message, MessageId, Topic, TraceId};
+use crate::message::{Expiry, Lane, Message, MessageId, Topic, TraceId, Urgency};
 
 /// Stands for the provider's words where damage has hit a record.
 pub(super) const DAMAGED_CODE: &str = "damaged";
@@ -22,6 +22,8 @@ pub enum State {
     /// It was dropped at this moment. A message with a claim leaves this trace, so that the next request
     /// with its key is answered with it; so does a dead letter that tollgate dropped.
     Dropped(Timestamp),
+    /// Its time to live has ended before it was delivered for certain.
+    Expired(Expired),
 }
 
 impl State {
@@ -32,12 +34,13 @@ impl State {
             Self::Dead(death) => Some(death.at),
             Self::Delivered(receipt) => Some(receipt.at),
             Self::Dropped(at) => Some(*at),
+            Self::Expired(expired) => Some(expired.at),
         }
     }
 
     /// Whether the message has its body no more, and never comes back.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Delivered(_) | Self::Dropped(_))
+        matches!(self, Self::Delivered(_) | Self::Dropped(_) | Self::Expired(_))
     }
 }
 
@@ -132,6 +135,15 @@ pub struct Receipt {
     pub accepted: bool,
 }
 
+/// What is left for a while of a message whose time to live has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expired {
+    /// When it was dropped.
+    pub at: Timestamp,
+    /// Its caller was answered 202 before: it stopped waiting.
+    pub accepted: bool,
+}
+
 /// The claim that a request made with an `Idempotency-Key`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Claim {
@@ -178,6 +190,10 @@ pub struct Brief {
     pub claim: Option<Claim>,
     /// Its caller's trace, if it has one.
     pub trace: Option<TraceId>,
+    /// When its time to live ends, if it has one.
+    pub expiry: Option<Expiry>,
+    /// Its order among others.
+    pub urgency: Urgency,
     /// Whether and how it has ended.
     pub state: State,
 }
@@ -220,6 +236,19 @@ impl From<Doubt> for bool {
     }
 }
 
+impl Change {
+    /// Whether only a receipt is left of its message.
+    pub(super) fn leaves_receipt(&self) -> bool {
+        matches!(
+            self,
+            Self::Delivered(..)
+                | Self::Dropped { .. }
+                | Self::Expired { .. }
+                | Self::Decided { .. }
+        )
+    }
+}
+
 /// What becomes of a kept message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -237,6 +266,13 @@ pub enum Change {
     Dropped {
         /// When.
         at: Timestamp,
+        /// A call that is not noted may have arrived.
+        doubt: bool,
+    },
+    /// Its time to live has ended: its bytes go, its claim stays.
+    Expired {
+        /// When, and whether its caller had been answered.
+        expired: Expired,
         /// A call that is not noted may have arrived.
         doubt: bool,
     },

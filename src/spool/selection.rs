@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Brief, Change, Doubt, Reason, Record, State};
 use super::{Effect, Noted, Spool};
-use crate::message::{MessageId, TopicPattern};
+use crate::message::{Expiry, MessageId, TopicPattern, Urgency};
 
 /// What has become of a message, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -23,6 +23,8 @@ pub enum Which {
     Delivered,
     /// Dropped; only its receipt is left.
     Dropped,
+    /// Its time to live has ended; only its receipt is left.
+    Expired,
 }
 
 /// Which messages are meant: all conditions that are given must hold.
@@ -90,8 +92,12 @@ impl Picked {
             && self.state.is_none_or(|state| state == which(&brief.state))
     }
 
-    /// The dead letters it means: what can be replayed.
-    pub fn means_dead(&self, brief: &Brief) -> bool {
+    /// The dead letters it means that can be replayed: their time to live has not ended.
+    pub fn means_replayable(&self, brief: &Brief) -> bool {
+        self.means_dead(brief) && !brief.expiry.is_some_and(Expiry::is_over)
+    }
+
+    fn means_dead(&self, brief: &Brief) -> bool {
         which(&brief.state) == Which::Dead && self.means(brief)
     }
 
@@ -102,7 +108,7 @@ impl Picked {
         match which(&brief.state) {
             Which::Dead => self.means(brief),
             Which::Queued => named && self.means(brief),
-            Which::Delivered | Which::Dropped => false,
+            Which::Delivered | Which::Dropped | Which::Expired => false,
         }
     }
 }
@@ -113,6 +119,7 @@ fn which(state: &State) -> Which {
         State::Dead(_) => Which::Dead,
         State::Delivered(_) => Which::Delivered,
         State::Dropped(_) => Which::Dropped,
+        State::Expired(_) => Which::Expired,
     }
 }
 
@@ -135,6 +142,12 @@ pub struct Listed {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub msg_id: Option<String>,
     pub accepted_at: Timestamp,
+    /// When its time to live ends, or has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Where it is not `normal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urgency: Option<Urgency>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_base64: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,11 +167,15 @@ impl From<&Brief> for Listed {
             request_id: None,
             msg_id: None,
             accepted_at: brief.kept_at,
+            expires_at: brief.expiry.map(Expiry::timestamp),
+            urgency: Some(brief.urgency).filter(|urgency| *urgency != Urgency::default()),
             payload_base64: None,
             bytes: None,
         };
         match &brief.state {
             State::Queued { .. } | State::Dropped(_) => {}
+            // A call may have delivered it.
+            State::Expired(_) => listed.reason = brief.doubt.then_some(Reason::Unknown),
             State::Dead(death) => {
                 listed.reason = Some(death.reason);
                 listed.code = death.code.as_deref().map(str::to_owned);
@@ -180,6 +197,8 @@ pub struct Affected {
     pub messages: usize,
     /// The first of them, up to [`Self::MAX_IDS`].
     pub first: Vec<MessageId>,
+    /// Dead letters that were to be replayed, and are not sent any more: their time to live has ended.
+    pub expired: usize,
 }
 
 impl Affected {
@@ -228,6 +247,13 @@ impl Spool {
                 then(brief, effect);
             }
         }
+    }
+
+    /// How many dead letters that it means are not sent any more: their time to live has ended.
+    pub fn count_expired(&self, selection: &Picked) -> usize {
+        let expired =
+            |brief: &Brief| selection.means_dead(brief) && !selection.means_replayable(brief);
+        self.list(None, usize::MAX, &mut |brief| expired(brief)).len()
     }
 
     /// Drops a message. A receipt stays, so that a caller that asks for it, or repeats its key, is answered with

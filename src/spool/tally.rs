@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::Share;
 use super::entry::{Entry, Stage};
@@ -29,6 +30,8 @@ pub(super) struct Tally {
 pub(super) struct QueuedTally {
     pub(super) share: Share,
     pub(super) by_age: BTreeSet<(Timestamp, MessageId)>,
+    /// By the end of their time to live; those that have one.
+    pub(super) by_expiry: BTreeSet<(Instant, MessageId)>,
 }
 
 /// Messages that have ended.
@@ -62,9 +65,10 @@ impl Tally {
             Stage::Queued { .. } => {
                 self.queued.share += share;
                 self.queued.by_age.insert((entry.kept_at, id));
+                self.queued.by_expiry.extend(entry.expiry.as_ref().map(|expiry| (expiry.at(), id)));
             }
             Stage::Dead(_) => self.dead.add(id, at, self.key_until(entry, at), share),
-            Stage::Delivered(_) | Stage::Dropped(_) => {
+            Stage::Delivered(_) | Stage::Dropped(_) | Stage::Expired(_) => {
                 return self.receipts.add(id, at, self.key_until(entry, at), share);
             }
         }
@@ -77,9 +81,12 @@ impl Tally {
             Stage::Queued { .. } => {
                 self.queued.share -= share;
                 self.queued.by_age.remove(&(entry.kept_at, id));
+                if let Some(expiry) = &entry.expiry {
+                    self.queued.by_expiry.remove(&(expiry.at(), id));
+                }
             }
             Stage::Dead(_) => self.dead.remove(id, at, self.key_until(entry, at), share),
-            Stage::Delivered(_) | Stage::Dropped(_) => {
+            Stage::Delivered(_) | Stage::Dropped(_) | Stage::Expired(_) => {
                 return self.receipts.remove(id, at, self.key_until(entry, at), share);
             }
         }

@@ -8,7 +8,7 @@ use super::TelemetrySources;
 use super::family::{Families, Family};
 use super::process_metrics::{connections, idempotency_keys, keys, memory, process};
 use crate::ceiling::{CeilingKind, Mode};
-use crate::meter::{Billed, Published, Snapshot};
+use crate::meter::{Billed, ExpiredAs, Meter, Published, Snapshot};
 use crate::server::ConnectionSlots;
 use crate::spool::{DropReason, Spool};
 
@@ -54,6 +54,7 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
         histograms(sources),
         ceilings(sources),
         retries(sources),
+        expired(&sources.meter),
         sources.spool.as_ref().map(spool).unwrap_or_default(),
         held(sources),
         process(sources),
@@ -305,6 +306,20 @@ fn retries(sources: &TelemetrySources) -> Families {
     .value(&[("reason", "failing")], (paused.len() - denied) as f64)
     .value(&[("reason", "barred")], denied as f64);
     [batches, messages, lanes].map(Family::done).into()
+}
+
+/// Messages that came too late, stored or not.
+fn expired(meter: &Meter) -> Families {
+    let mut expired = Family::counter(
+        "tollgate_expired_messages_total",
+        "Messages whose time to live (TTL) ended before they were delivered: not sent (not_sent), or a call \
+         may have delivered them (unknown)",
+    );
+    for known in ExpiredAs::ALL {
+        let count = meter.expired_messages(known);
+        expired = expired.value(&[("outcome", known.as_str())], count as f64);
+    }
+    vec![expired.done()]
 }
 
 fn spool(spool: &Spool) -> Families {

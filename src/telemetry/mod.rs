@@ -25,7 +25,7 @@ use crate::delivery::Delivery;
 use crate::keys::{KeyError, Keys};
 use crate::memory::MemoryBudget;
 use crate::meter::Meter;
-use crate::server::{ConnectionSlots, Problem, Reply, json_reply, reply};
+use crate::server::{ConnectionSlots, Problem, Reply, Slug, json_reply, reply};
 use crate::spool::Spool;
 use crate::upstream::HttpUpstream;
 pub use configuration::Configuration;
@@ -84,7 +84,7 @@ impl TelemetryService {
         let path = request.uri().path();
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let detail = "This listener is read-only; use GET.".to_owned();
-            let (status, slug) = (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed");
+            let (status, slug) = (StatusCode::METHOD_NOT_ALLOWED, Slug::MethodNotAllowed);
             let problem = Problem::new(status, slug, "Wrong method", detail);
             return Ok(problem.allow("GET, HEAD").into_response());
         }

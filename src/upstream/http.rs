@@ -29,7 +29,7 @@ use crate::config::{self, SignatureVersion};
 use crate::deadline;
 use crate::keys::{Key, Keys};
 use crate::log_limiter::LogLimiter;
-use crate::message::{Message, MessageId, PayloadEncoding};
+use crate::message::{Message, MessageId, PayloadEncoding, PayloadForm};
 use crate::signing::{self, Credentials, Signed, Stamp};
 
 /// No answer of the provider comes near it.
@@ -46,7 +46,8 @@ struct UpstreamInner {
     host: HeaderValue,
     path: Path,
     signature: SignatureVersion,
-    encoding: PayloadEncoding,
+    /// How the bodies of a topic travel.
+    encodings: config::Upstream,
     call_timeout: Duration,
     /// One an egress address, in the configuration's order.
     pools: Vec<Pool>,
@@ -108,7 +109,7 @@ impl HttpUpstream {
             authority,
             path: if config.proxy.is_some() { Path::Proxied } else { Path::Direct },
             signature: config.signature,
-            encoding: config.payload,
+            encodings: config.clone(),
             call_timeout: config.call_timeout,
             pools,
             keys,
@@ -328,7 +329,11 @@ impl UpstreamInner {
         message: &Message,
         key: &Key,
     ) -> Result<Request<Full<Bytes>>, TransportError> {
-        let payload = match self.encoding {
+        let encoding = match message.payload.form() {
+            PayloadForm::Body => self.encodings.encoding_for(&message.topic),
+            PayloadForm::Encoded => PayloadEncoding::Plain,
+        };
+        let payload = match encoding {
             PayloadEncoding::Base64 => Cow::Owned(STANDARD.encode(message.payload.as_bytes())),
             PayloadEncoding::Plain => {
                 let text = std::str::from_utf8(message.payload.as_bytes());

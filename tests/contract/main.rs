@@ -4,6 +4,7 @@
 
 mod answers;
 mod batch_publish;
+mod callers;
 mod cli;
 mod config;
 mod connections;
@@ -15,11 +16,15 @@ mod keys;
 mod ledger;
 mod memory;
 mod messages;
+mod payloads;
+mod problems;
 mod process;
+mod reads;
 mod requests;
 mod secrets;
 mod signatures;
 mod spool_http;
 #[path = "../support/mod.rs"]
 mod support;
+mod terms;
 mod upstream;

@@ -111,7 +111,7 @@ async fn receipts_that_are_not_there() {
         assert_eq!(answer.json()["type"], "urn:tollgate:no-such-message");
     }
     let answer = post(&address, "/messages/x", &[], b"").await;
-    assert_eq!((answer.status, answer.header("allow")), (405, "GET"));
+    assert_eq!((answer.status, answer.header("allow")), (405, "GET, HEAD"));
     // Nothing is kept: the preference is not honoured, and that is said.
     let answer = publish(&address, &[("prefer", "respond-async, wait=3")], b"x").await;
     assert_eq!((answer.status, answer.header("preference-applied")), (200, "wait=3"));

@@ -6,6 +6,7 @@ mod ceilings;
 mod outages;
 mod outcomes;
 mod races;
+mod readers;
 mod stalls;
 #[path = "../support/mod.rs"]
 mod support;

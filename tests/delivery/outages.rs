@@ -10,7 +10,7 @@ use crate::support::test_sidecar::{
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 use tollgate::answer::{Answer, HttpAnswer, TransportError};
-use tollgate::delivery::{Disposition, Outcome, PublishOptions};
+use tollgate::delivery::{Disposition, Keeping, Outcome, PublishOptions};
 use tollgate::message::{Message, MessageId};
 use tollgate::spool::{Claim, Reason, State};
 
@@ -103,7 +103,7 @@ async fn push_back_now_and_then() {
         let sidecar = Arc::clone(&sidecar);
         tokio::spawn(async move {
             // Rather kept than refused because of a ceiling.
-            let wanted = PublishOptions { keep: true, ..WAIT };
+            let wanted = PublishOptions { keep: Keeping::Preferred, ..WAIT };
             assert!(sidecar.publish(format!("{n}"), wanted).await.is_accepted());
         });
         sleep(Duration::from_millis(2)).await;

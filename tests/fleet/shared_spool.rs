@@ -612,3 +612,40 @@ async fn a_pod_delivers_what_its_own_rules_allow_and_its_keys_verify() {
     let left = messages(&settings, &["list", "--state", "queued", "-o", "json"]).await;
     assert_eq!(left.stdout, "");
 }
+
+/// Messages whose time to live ends before a peer has them, after that, and not at all.
+#[tokio::test]
+async fn a_peer_sends_nothing_after_its_time_to_live() {
+    let pods = Pods::new().await;
+    pods.fault(FAILS).await;
+    let killed = pods.pod("killed", &[]).await;
+    let peer = pods.pod("peer", &[]).await;
+    let keep = async |ttl: &str, urgency: &str, body: String| {
+        let headers = [("ttl", ttl), ("urgency", urgency), ("prefer", "respond-async")];
+        let answer = post(&killed.publish, "/publish/TopicA", &headers, body.as_bytes()).await;
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        answer.header("location").to_owned()
+    };
+    let (mut ending, mut living) = (Vec::new(), Vec::new());
+    for n in 0..20 {
+        let urgency = ["very-low", "low", "normal", "high"][n % 4];
+        ending.push(keep("8", urgency, format!("soon-{n}")).await);
+        ending.push(keep("40", urgency, format!("later-{n}")).await);
+        keep("3600", urgency, format!("living-{n}")).await;
+        living.push(format!("living-{n}"));
+    }
+    killed.signal(Signal::KILL);
+    killed.ended().await;
+    let status = async |location: &str| get(&peer.publish, location).await.json()["Status"].clone();
+    support::until("it has those that live", async || queued(&peer).await == 40).await;
+    support::until("the others have expired there", async || queued(&peer).await == 20).await;
+    for location in &ending {
+        assert_eq!(status(location).await, "expired");
+    }
+    pods.fault(b"[]").await;
+    let arrivals = pods.delivers(&living, ACCEPTABLE).await;
+    are_once(&arrivals, None);
+    support::until("nothing is left", async || queued(&peer).await == 0).await;
+    let arrivals = pods.arrivals().await;
+    assert!(arrivals.keys().all(|body| living.contains(body)), "{:?}", arrivals.keys());
+}

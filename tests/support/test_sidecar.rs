@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep};
 use tollgate::answer::{Answer, HttpAnswer, TransportError};
 use tollgate::ceiling::{Ceiling, Permit, Start};
 use tollgate::config::{Config, Lifetime};
-use tollgate::delivery::{Delivery, Disposition, Outcome, PublishOptions};
-use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Topic};
+use tollgate::delivery::{Delivery, Disposition, Keeping, Outcome, PublishOptions};
+use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Terms, Topic};
 use tollgate::meter::{CallKind, Meter};
 use tollgate::spool::{AdoptionRules, Options, Spool};
 use tollgate::upstream::{SendGate, Upstream};
@@ -185,15 +185,16 @@ pub fn message(topic: &str, body: Bytes) -> Message {
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::new(body, PayloadEncoding::Base64, 1 << 20).unwrap(),
         trace: None,
+        terms: Terms::default(),
     }
 }
 
 /// Kept first, and answered at once.
 pub const ASYNC: PublishOptions =
-    PublishOptions { patience: Duration::ZERO, keep: true, claim: None };
+    PublishOptions { patience: Duration::ZERO, keep: Keeping::Preferred, claim: None };
 /// Waits.
 pub const WAIT: PublishOptions =
-    PublishOptions { patience: Duration::from_secs(5), keep: false, claim: None };
+    PublishOptions { patience: Duration::from_secs(5), keep: Keeping::IfNotDelivered, claim: None };
 
 pub fn is_kept(outcome: &Outcome) -> bool {
     matches!(outcome.ended, Disposition::Kept(_))

@@ -13,11 +13,14 @@ mod emulator_broker;
 mod emulator_sdk;
 mod kubernetes;
 mod mqtt;
+mod openapi;
 mod operators;
 mod page;
 mod prometheus;
 mod runbooks;
+mod sdk_door;
 mod sdk_verifies;
+mod snippets;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::Limiter;
 use crate::ceiling::shaper::Shaper;
 use crate::ceiling::unanswered::CATCH_UP;
-use crate::ceiling::wait_queue::{Class, PermitWaiter};
+use crate::ceiling::wait_queue::{PermitRequest, PermitWaiter};
 use crate::ceiling::{CeilingKind, Refused};
 
 /// An estimated wait may be this part of itself too short.
@@ -15,15 +15,15 @@ const ESTIMATE_ERROR: u32 = 50;
 
 impl Limiter {
     pub(in crate::ceiling) fn queue_is_empty(&self) -> bool {
-        self.queue.len() == 0
+        self.queue.is_empty()
     }
 
     pub(in crate::ceiling) fn waiting(&self) -> usize {
         self.queue.len()
     }
 
-    pub(in crate::ceiling) fn enqueue(&mut self, class: Class, waiter: PermitWaiter) {
-        self.queue.push(class, waiter);
+    pub(in crate::ceiling) fn enqueue(&mut self, asks: &PermitRequest, waiter: PermitWaiter) {
+        self.queue.push(asks.class, asks.urgency, waiter);
     }
 
     pub(in crate::ceiling) fn dequeue(&mut self) -> Option<PermitWaiter> {
@@ -34,10 +34,12 @@ impl Limiter {
         self.queue.drop_expired(now);
     }
 
-    /// By when a call must be sent to be answered by `deadline`. Half of a caller's patience at
-    /// most goes to the call, so that a slow upstream alone never shuts the door.
-    pub(in crate::ceiling) fn send_by(&self, now: Instant, deadline: Instant) -> Instant {
-        deadline - self.call.most().min((deadline - now) / 2)
+    /// By when a call must be sent to be answered by its deadline, and to begin before its end. Half of a
+    /// caller's patience at most goes to the call, so that a slow upstream alone never shuts the door.
+    pub(in crate::ceiling) fn send_by(&self, now: Instant, asks: &PermitRequest) -> Instant {
+        let deadline = asks.deadline;
+        let send_by = deadline - self.call.most().min((deadline - now) / 2);
+        asks.ends.map_or(send_by, |ends| ends.min(send_by))
     }
 
     /// Whether one more may wait to be sent by then, and for which ceiling.
@@ -45,6 +47,7 @@ impl Limiter {
         &mut self,
         now: Instant,
         send_by: Instant,
+        asks: &PermitRequest,
     ) -> Result<CeilingKind, Refused> {
         if self.queue.len() >= self.max_waiting {
             let (ceiling, _) = self.estimate(0, now);
@@ -52,7 +55,8 @@ impl Limiter {
             let (_, half) = self.estimate(self.max_waiting / 2, now);
             return Err(Refused::QueueFull { retry_after: half - now });
         }
-        let (ceiling, turn) = self.estimate(self.queue.len(), now);
+        let ahead = self.queue.ahead(asks.class, asks.urgency, now);
+        let (ceiling, turn) = self.estimate(ahead, now);
         let turn = turn + (turn - now) / ESTIMATE_ERROR;
         if turn > send_by {
             self.decisions[ceiling as usize].refused += 1;

@@ -20,7 +20,14 @@ fn retry() -> Retry {
 
 fn item(attempts: u32, now: Instant) -> RetryItem {
     let expires = now + Duration::from_hours(1);
-    RetryItem { id: MessageId::new(), attempts, expires, probe: false }
+    RetryItem {
+        id: MessageId::new(),
+        attempts,
+        expires,
+        probe: false,
+        urgency: Urgency::Normal,
+        since: now,
+    }
 }
 
 const FAILS: Signal = Signal::Fails { retry_after: None };
@@ -88,6 +95,53 @@ fn the_least_tried_is_the_probe() {
     observe(&mut lane, Signal::Denied(AccessDenied::Permission), now);
     let probe = lane.take(now + Duration::from_mins(1), 100);
     assert_eq!(probe, [RetryItem { probe: true, ..fresh }]);
+}
+
+/// Of messages that are due, one is overtaken only by those that became due within the difference of their
+/// handicaps after it: also where the lane is in trouble between, or their calls are not made after all.
+#[test]
+fn no_message_starves_in_its_lane() {
+    for seed in 0..50 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut lane, begin) = (LaneQueue::default(), Instant::now());
+        let (mut now, mut taken, mut all) = (begin, Vec::new(), Vec::new());
+        for n in 0..3_000 {
+            now += Duration::from_millis(random.u64(..100));
+            let urgency = match random.u8(..10) {
+                _ if n == 100 => Urgency::VeryLow,
+                0 => Urgency::ALL[random.usize(..4)],
+                _ => Urgency::High,
+            };
+            let item = RetryItem { urgency, since: now, ..item(0, now) };
+            all.push(item);
+            lane.push(item, now);
+            // Every other one goes.
+            let gone = if random.bool() { lane.take(now, 1) } else { Vec::new() };
+            for item in gone {
+                let no_call = random.u8(..8) == 0;
+                let requeue = if no_call { Requeue::Yes } else { Requeue::No };
+                let signal = if no_call { Signal::NoCall } else { Signal::Works };
+                if !no_call {
+                    taken.push(item);
+                }
+                lane.ended(item, signal, requeue, now, &retry(), 0.5);
+            }
+            if random.u8(..100) == 0 {
+                (0..TROUBLE).for_each(|_| observe(&mut lane, FAILS, now));
+                observe(&mut lane, Signal::Works, now);
+            }
+        }
+        assert!(taken.iter().any(|item| item.id == all[100].id), "{seed}: it starves");
+        for (n, item) in taken.iter().enumerate() {
+            let ahead = |before: &RetryItem| {
+                item.urgency.handicap().saturating_sub(before.urgency.handicap())
+            };
+            // A message whose call was not made is out for a moment, and that a few times.
+            let bound = |before| item.since + ahead(before) + Duration::from_secs(5);
+            let early = taken[..n].iter().find(|before| before.since > bound(before));
+            assert!(early.is_none(), "{seed}: {item:?} after {early:?}");
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -17,7 +17,14 @@ fn far() -> Instant {
 
 fn item(id: u8, attempts: u32) -> RetryItem {
     let expires = Instant::now() + Duration::from_hours(24);
-    RetryItem { id: MessageId::from_u128(id.into()), attempts, expires, probe: false }
+    RetryItem {
+        id: MessageId::from_u128(id.into()),
+        attempts,
+        expires,
+        probe: false,
+        urgency: message::Urgency::Normal,
+        since: expires,
+    }
 }
 
 fn lane(id: u8) -> message::Lane {

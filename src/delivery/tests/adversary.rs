@@ -14,11 +14,11 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Delivery, PublishOptions};
+use super::super::{Delivery, Keeping, PublishOptions};
 use super::message;
 use crate::ceiling::{Ceiling, Start};
 use crate::config;
-use crate::message::{MessageId, Payload};
+use crate::message::{Expiry, Lifespan, MessageId, Payload, PayloadForm, Urgency};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options, settled};
 use crate::spool::{Claim, DropReason, Options, Picked, Selection, Spool, Usage};
@@ -86,25 +86,41 @@ impl Run {
         let topic = topics[random.usize(..topics.len())];
         let patience = [0, 100, 1_000, 5_000, 20_000][random.usize(..5)];
         let patience = Duration::from_millis(patience);
-        let keep = patience.is_zero() || random.u8(..3) == 0;
+        let keep = match random.u8(..9) {
+            _ if patience.is_zero() => Keeping::Preferred,
+            0..3 => Keeping::Preferred,
+            3 => Keeping::Never,
+            _ => Keeping::IfNotDelivered,
+        };
         // The same key mostly has the same message.
         let claim = (random.u8(..3) == 0).then(|| {
             let key = random.u128(..6);
             Claim { key, print: key + u128::from(random.u8(..8) == 0) }
         });
-        let wanted = PublishOptions { patience, keep, claim };
         let mut message = message(topic);
+        let seconds = [0.0, 0.3, 2.0, 10.0, 60.0][random.usize(..5)];
+        let ttl = (random.u8(..3) == 0).then(|| Duration::from_secs_f64(seconds));
+        message.terms.lifespan = match ttl {
+            None => Lifespan::Unlimited,
+            Some(Duration::ZERO) => Lifespan::AtOnce,
+            Some(ttl) => Lifespan::Until(Expiry::after(Instant::now(), ttl)),
+        };
+        message.terms.urgency = Urgency::ALL[random.usize(..4)];
+        // A message that is never stored has no key.
+        let claim = claim.filter(|_| message.terms.lifespan != Lifespan::AtOnce);
+        let wanted = PublishOptions { patience, keep, claim };
         let number = self.world.asks(Request {
             id: message.id,
             parked: topic.starts_with("Park"),
             wanted,
             process: self.process.number,
             asked: self.world.now(),
+            ttl,
             answered: None,
         });
         let mut body = format!("{number} ").into_bytes();
         body.resize(body.len() + random.usize(..3_000), b'x');
-        message.payload = Payload::kept(body.into());
+        message.payload = Payload::kept(body.into(), PayloadForm::Body);
         let (delivery, world) = (self.process.delivery.clone(), Arc::clone(&self.world));
         self.process.callers.push(tokio::spawn(async move {
             let outcome = delivery.publish(message, wanted).await;
@@ -289,7 +305,7 @@ impl Run {
             Usage { damaged, dropped_dead, last_dropped_for_room, refused, ..again.usage() };
         assert_eq!(format!("{found:?}"), format!("{usage:?}"));
         self.world.is_counted(self.process.number, &self.process.meter);
-        let find = |id: MessageId| again.find(id).map(|brief| brief.state);
+        let find = |id: MessageId| again.find(id);
         self.world.holds(find);
         assert!(self.world.worst_second() <= ACCOUNT as usize, "over the ceiling");
     }

@@ -21,7 +21,7 @@ pub(in crate::delivery) fn at(place: &'static str) {
 
 /// A call outlasts it.
 const SHORT: PublishOptions =
-    PublishOptions { patience: Duration::from_secs(1), keep: false, claim: None };
+    PublishOptions { patience: Duration::from_secs(1), keep: Keeping::IfNotDelivered, claim: None };
 
 /// Topics may be delivered twice, where a call's outcome is unknown.
 async fn start_repeating(disk: &Double, provider: &Provider) -> (Delivery<Provider>, Spool) {

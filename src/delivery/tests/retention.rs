@@ -19,7 +19,7 @@ async fn start_in(disk: &Double, provider: &Provider, options: &Options) -> Deli
 }
 
 fn large(topic: &str) -> Message {
-    Message { payload: Payload::kept(vec![7; 40_000].into()), ..message(topic) }
+    Message { payload: Payload::kept(vec![7; 40_000].into(), PayloadForm::Body), ..message(topic) }
 }
 
 /// The lines about what was dropped for this reason.
@@ -127,7 +127,11 @@ async fn a_topic_that_floods_is_refused_before_the_others() {
     let options = Options { max_messages: 18, ..options(Path::new("/nowhere")) };
     let delivery = start_in(&disk, &provider, &options).await;
     provider.answers(200);
-    let direct = PublishOptions { patience: Duration::from_secs(5), keep: false, claim: None };
+    let direct = PublishOptions {
+        patience: Duration::from_secs(5),
+        keep: Keeping::IfNotDelivered,
+        claim: None,
+    };
     let outcome = delivery.publish(message("Good/x"), direct).await;
     assert!(matches!(outcome.ended, Disposition::Answered(_)), "{outcome:?}");
     *provider.answers.lock().unwrap() = None;

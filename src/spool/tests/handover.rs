@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::super::{Change, KeepError, OpenError, Options, Spool, State};
 use super::shared::{CALM, fleet, share, share_of};
 use super::{claim, death, message, options, receipt, reopen};
+use crate::message::Payload;
 use crate::redis_client::server::Redis;
 
 fn later() -> Instant {
@@ -18,7 +19,8 @@ async fn a_disk_hands_its_rest_over() {
     let redis = Redis::start();
     let folder = tempfile::tempdir().unwrap();
     let disk = Spool::open(options(folder.path())).await.unwrap();
-    let kept: Vec<_> = (0..250).map(|i| message("abc/d", format!("body {i}"))).collect();
+    let mut kept: Vec<_> = (0..250).map(|i| message("abc/d", format!("body {i}"))).collect();
+    kept[5].payload = Payload::encoded("Ym9keQ==".into()).unwrap();
     for message in &kept {
         disk.keep(message, Some(claim())).await.unwrap();
     }

@@ -37,7 +37,7 @@ pub(crate) use shared::{shared_at, shared_with};
 
 use super::{AdoptionRules, Claim, Death, OpenError, Options, Reason, Receipt, Spool};
 use crate::config::Lifetime;
-use crate::message::{Message, MessageId, Payload, Topic};
+use crate::message::{Message, MessageId, Payload, PayloadForm, Terms, Topic};
 
 /// Nothing takes so long unless it hangs.
 const BOUND: Duration = Duration::from_secs(30);
@@ -84,8 +84,9 @@ fn message(topic: &str, body: impl Into<Vec<u8>>) -> Message {
         id: MessageId::new(),
         instance: "post-cn-1".into(),
         topic: Topic::parse(topic).unwrap(),
-        payload: Payload::kept(Bytes::from(body.into())),
+        payload: Payload::kept(Bytes::from(body.into()), PayloadForm::Body),
         trace: None,
+        terms: Terms::default(),
     }
 }
 

@@ -28,6 +28,9 @@ fn live_keys_change_and_others_wait() {
     let (config, waiting) = taken_up(newer, "[publish]\nmax_waiting = 9");
     assert_eq!(config.publish.wait, Duration::from_secs(5), "back to its default");
     assert!(config.topics.allow.is_empty() && waiting.is_empty());
+    let rule = "[[topics.rules]]\ntopics = [\"A\"]\nttl = \"30s\"";
+    let (config, waiting) = taken_up("", rule);
+    assert_eq!((config.topics.rules[0].ttl, waiting.len()), (Some(Duration::from_secs(30)), 0));
 }
 
 #[test]

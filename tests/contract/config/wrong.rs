@@ -60,6 +60,13 @@ fn in_a_file() {
         ("[publish]\nmax_payload = -1", "publish.max_payload", "is not a size"),
         ("[topics]\nallow = \"Alarm/*\"", "topics.allow", "must be a list"),
         ("[topics]\nallow = [1]", "topics.allow[0]", "must be text"),
+        ("[topics]\nrules = 3", "topics.rules", "list of tables"),
+        ("[[topics.rules]]\nttl = \"1s\"", "topics.rules[0]", "no topics"),
+        ("[[topics.rules]]\ntopics = [\"A\"]", "topics.rules[0]", "neither ttl nor urgency"),
+        ("[[topics.rules]]\ntopics = []\nttl = \"1s\"", "topics.rules[0].topics", "is empty"),
+        ("[[topics.rules]]\ntopics = [\"A\"]\nttl = \"0s\"", "topics.rules[0].ttl", "too short"),
+        ("[[topics.rules]]\ntopics = [\"A\"]\nttl = 30", "topics.rules[0].ttl", "in quotes"),
+        ("[[topics.rules]]\ntopics = [\"A\"]\nurgency = \"x\"", "topics.rules[0].urgency", ""),
         ("[telemetry]\nlog = true", "telemetry.log", "must be text"),
         ("[listen]\npublish = 8080", "listen.publish", "must be a list"),
         // Ranges.
@@ -253,6 +260,25 @@ fn in_a_file() {
             "[[upstream.instances]]\ninstance_id = \"x\"\ntopics = [\"A\"]\n\
              [[upstream.instances]]\ninstance_id = \"y\"\ntopics = [\"B\", \"A\"]",
             "upstream.instances[1].topics",
+            "names \"A\"",
+        ),
+        ("payloads = 3", "upstream.payloads", "list of tables"),
+        ("[[upstream.payloads]]\nencoding = \"plain\"", "upstream.payloads[0]", "no topics"),
+        ("[[upstream.payloads]]\ntopics = [\"A\"]", "upstream.payloads[0]", "no encoding"),
+        (
+            "[[upstream.payloads]]\ntopics = [\"A\"]\nencoding = \"text\"",
+            "upstream.payloads[0].encoding",
+            "base64",
+        ),
+        (
+            "[[upstream.payloads]]\ntopics = []\nencoding = \"plain\"",
+            "upstream.payloads[0].topics",
+            "never holds",
+        ),
+        (
+            "[[upstream.payloads]]\ntopics = [\"A\"]\nencoding = \"plain\"\n\
+             [[upstream.payloads]]\ntopics = [\"A\"]\nencoding = \"base64\"",
+            "upstream.payloads[1].topics",
             "names \"A\"",
         ),
     ] {

@@ -13,7 +13,7 @@ use crate::answer::{Answer, HttpAnswer, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
 use crate::message::{Message, MessageId};
 use crate::meter::Meter;
-use crate::spool::State as Kept;
+use crate::spool::{Brief, State as Kept};
 use crate::upstream::{SendGate, Upstream};
 
 pub(super) use super::super::super::Disposition as End;
@@ -25,7 +25,19 @@ pub(super) struct Request {
     pub(super) wanted: PublishOptions,
     pub(super) process: usize,
     pub(super) asked: Duration,
+    pub(super) ttl: Option<Duration>,
     pub(super) answered: Option<(Duration, Outcome)>,
+}
+
+impl Request {
+    /// From when on it is not sent.
+    fn ends(&self) -> Duration {
+        match self.ttl {
+            None => FOREVER,
+            Some(Duration::ZERO) => self.asked + self.wanted.patience,
+            Some(ttl) => self.asked + ttl,
+        }
+    }
 }
 
 /// What became of a call that has left.
@@ -202,7 +214,7 @@ impl World {
     }
 
     /// All promises. `find` knows what is kept.
-    pub(super) fn holds(&self, find: impl Fn(MessageId) -> Option<Kept>) {
+    pub(super) fn holds(&self, find: impl Fn(MessageId) -> Option<Brief>) {
         let state = self.state.lock().unwrap();
         let mut missing = Vec::new();
         for (number, request) in state.requests.iter().enumerate() {
@@ -228,9 +240,19 @@ impl World {
                 let stopped = state.stopped.get(&call.process);
                 assert!(!stopped.is_some_and(late), "called after {stopped:?}: {}", about());
             }
-            let Some((answered_at, answered)) = &request.answered else { continue };
+            let late = calls.iter().any(|call| call.at >= request.ends());
+            assert!(!late, "called after {:?}: {}", request.ends(), about());
             let taken = calls.iter().any(|call| call.taken);
-            let is_there = find(request.id).is_some() || state.dropped.contains(&request.id);
+            let kept = find(request.id);
+            if let Some(Brief { state: Kept::Expired(_), doubt, .. }) = kept {
+                assert!(request.ends() <= self.now(), "too soon: {}", about());
+                assert!(doubt || !taken, "delivered after all: {}", about());
+            }
+            assert!(request.ttl != Some(Duration::ZERO) || kept.is_none(), "stored: {}", about());
+            let Some((answered_at, answered)) = &request.answered else { continue };
+            // The receipt of one that has expired gives way like any other.
+            let is_over = request.ends() <= self.now();
+            let is_there = kept.is_some() || is_over || state.dropped.contains(&request.id);
             // A dead letter's place may have been needed.
             let mut is_kept = |id: MessageId| {
                 if !taken && !is_there {
@@ -252,6 +274,13 @@ impl World {
                 assert!(id == request.id && state.dropped.contains(&id), "kept: {}", about());
                 assert!(doubt || !taken, "delivered after all: {}", about());
                 assert!(!calls.iter().any(later), "a dropped message is sent: {}", about());
+            } else if let End::Expired { id, doubt } = answered.ended {
+                assert!(id.is_none_or(|id| id == request.id), "another one: {}", about());
+                // One that is to be delivered at once does not wait for a probe.
+                let is_at_once = request.ttl == Some(Duration::ZERO);
+                assert!(is_at_once || request.ends() <= *answered_at, "too soon: {}", about());
+                assert!(doubt || !taken, "delivered after all: {}", about());
+                assert!(!calls.iter().any(later), "an expired message is sent: {}", about());
             } else if answered.is_accepted() {
                 assert!(taken, "not delivered: {}", about());
             } else if is_unknown(answered) {

@@ -80,7 +80,7 @@ const CODES: &[(&str, u16, &str)] = &[
 ];
 
 /// The status and message of a code. Unknown ones, and `InvalidParameter.*`, are 400.
-pub(super) fn status_and_message(code: &str) -> (u16, &'static str) {
+pub fn status_and_message(code: &str) -> (u16, &'static str) {
     CODES
         .iter()
         .find(|(name, ..)| *name == code)

@@ -6,39 +6,39 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::super::options::KeyPair;
-use super::super::policy::Policy;
-use super::super::refusal::Refusal;
+use super::options::KeyPair;
+use super::policy::Policy;
+use crate::verification::{Refusal, SigningKey};
 
 /// Keys that are known at once. Beyond it, keys that have ended are forgotten.
 const MOST_KEYS: usize = 10_000;
 
 /// Keys by id.
-pub(in super::super) struct KeyRing(Mutex<HashMap<String, Arc<KnownKey>>>);
+pub(super) struct KeyRing(Mutex<HashMap<String, Arc<KnownKey>>>);
 
 /// A key, and what it may do.
-pub(in super::super) struct KnownKey {
-    pub(in super::super) pair: KeyPair,
+pub(super) struct KnownKey {
+    pub(super) pair: KeyPair,
     /// By the provider's clock.
-    pub(in super::super) expires: Option<Timestamp>,
+    pub(super) expires: Option<Timestamp>,
     /// What narrows it; `None`: it may do everything.
-    pub(in super::super) policy: Option<Policy>,
+    pub(super) policy: Option<Policy>,
     /// Of a role's key.
-    pub(in super::super) role: Option<KeyRole>,
+    pub(super) role: Option<KeyRole>,
 }
 
 /// For which session a key was given out.
 #[derive(Debug, Clone, Serialize)]
-pub(in super::super) struct KeyRole {
-    pub(in super::super) role_arn: String,
-    pub(in super::super) session_name: String,
+pub(super) struct KeyRole {
+    pub(super) role_arn: String,
+    pub(super) session_name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(in super::super) external_id: Option<String>,
+    pub(super) external_id: Option<String>,
 }
 
 /// A key as it may be shown.
 #[derive(Serialize)]
-pub(in super::super) struct KeyView {
+pub(super) struct KeyView {
     id: String,
     kind: &'static str,
     expires: Option<String>,
@@ -49,12 +49,12 @@ pub(in super::super) struct KeyView {
 
 impl KnownKey {
     /// A key without a role.
-    pub(in super::super) fn lasting(pair: KeyPair, expires: Option<Timestamp>) -> Self {
+    pub(super) fn lasting(pair: KeyPair, expires: Option<Timestamp>) -> Self {
         Self { pair, expires, policy: None, role: None }
     }
 
     /// Whether it may send to a topic.
-    pub(in super::super) fn may_send(&self, instance: &str, topic: &str) -> bool {
+    pub(super) fn may_send(&self, instance: &str, topic: &str) -> bool {
         let parent = topic.split('/').next().unwrap_or_default();
         self.may(
             "mq:SendMessage",
@@ -62,7 +62,7 @@ impl KnownKey {
         )
     }
 
-    pub(in super::super) fn may(&self, action: &str, resource: &str) -> bool {
+    pub(super) fn may(&self, action: &str, resource: &str) -> bool {
         self.policy.as_ref().is_none_or(|policy| policy.allows(action, resource))
     }
 
@@ -71,8 +71,14 @@ impl KnownKey {
     }
 }
 
+impl SigningKey for KnownKey {
+    fn secret(&self) -> &str {
+        &self.pair.secret
+    }
+}
+
 impl KeyRing {
-    pub(in super::super) fn new(keys: Vec<KeyPair>) -> Self {
+    pub(super) fn new(keys: Vec<KeyPair>) -> Self {
         let known = |pair: KeyPair| (pair.id.clone(), Arc::new(KnownKey::lasting(pair, None)));
         Self(Mutex::new(keys.into_iter().map(known).collect()))
     }
@@ -81,7 +87,7 @@ impl KeyRing {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(in super::super) fn add(&self, key: KnownKey) {
+    pub(super) fn add(&self, key: KnownKey) {
         let mut keys = self.keys();
         if keys.len() >= MOST_KEYS {
             let now = Timestamp::now();
@@ -91,11 +97,11 @@ impl KeyRing {
     }
 
     /// Whether there was one.
-    pub(in super::super) fn revoke(&self, id: &str) -> bool {
+    pub(super) fn revoke(&self, id: &str) -> bool {
         self.keys().remove(id).is_some()
     }
 
-    pub(in super::super) fn views(&self, now: Timestamp) -> Vec<KeyView> {
+    pub(super) fn views(&self, now: Timestamp) -> Vec<KeyView> {
         let view = |key: &Arc<KnownKey>| KeyView {
             id: key.pair.id.clone(),
             kind: if key.pair.token.is_some() { "temporary" } else { "lasting" },

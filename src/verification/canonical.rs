@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use hmac::digest::KeyInit;
+use hmac::digest::{InvalidLength, KeyInit};
 use hmac::{Hmac, Mac};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -42,18 +42,22 @@ pub(super) fn canonical_query<'p>(
     out
 }
 
-/// `None` never happens: HMAC takes keys of any length.
-pub(super) fn hmac_sha1(key: &str, text: &str) -> Option<Vec<u8>> {
-    let mut mac = Hmac::<Sha1>::new_from_slice(key.as_bytes()).ok()?;
-    mac.update(text.as_bytes());
-    Some(mac.finalize().into_bytes().to_vec())
+/// Compares in constant time.
+pub(super) fn is_hmac_sha1(key: &str, text: &str, signature: &[u8]) -> bool {
+    is_mac(Hmac::<Sha1>::new_from_slice(key.as_bytes()), text, signature)
 }
 
-/// `None` never happens: HMAC takes keys of any length.
-pub(super) fn hmac_sha256(key: &str, text: &str) -> Option<Vec<u8>> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).ok()?;
-    mac.update(text.as_bytes());
-    Some(mac.finalize().into_bytes().to_vec())
+/// Compares in constant time.
+pub(super) fn is_hmac_sha256(key: &str, text: &str, signature: &[u8]) -> bool {
+    is_mac(Hmac::<Sha256>::new_from_slice(key.as_bytes()), text, signature)
+}
+
+/// HMAC takes keys of any length, so there is always a `mac`.
+fn is_mac<M: Mac>(mac: Result<M, InvalidLength>, text: &str, signature: &[u8]) -> bool {
+    mac.is_ok_and(|mut mac| {
+        mac.update(text.as_bytes());
+        mac.verify_slice(signature).is_ok()
+    })
 }
 
 pub(super) fn sha256_hex(bytes: &[u8]) -> String {
@@ -69,6 +73,20 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// The bytes of lower-case hexadecimal text.
+pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +96,15 @@ mod tests {
         let mut out = String::new();
         encode_into("aZ09-_.~ *+/=!'()@é\u{0}", &mut out);
         assert_eq!(out, "aZ09-_.~%20%2A%2B%2F%3D%21%27%28%29%40%C3%A9%00");
+    }
+
+    #[test]
+    fn hexadecimal_text() {
+        assert_eq!(unhex("00ff1a").unwrap(), [0, 255, 26]);
+        assert_eq!(hex(&unhex("0123456789abcdef").unwrap()), "0123456789abcdef");
+        for wrong in ["0", "0G", "FF", "é"] {
+            assert_eq!(unhex(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -5,35 +5,52 @@ use std::fmt::Display;
 use http::header;
 use jiff::Timestamp;
 
-use super::canonical::{canonical_query, hex, hmac_sha256, sha256_hex};
-use super::{KeyRing, ReceivedCall, Refusal, VerifiedSignature, check_time, does_not_match};
+use super::call::ReceivedCall;
+use super::canonical::{canonical_query, is_hmac_sha256, sha256_hex, unhex};
+use super::refusal::Refusal;
+use super::{Claimed, check_time, does_not_match};
 
 const ALGORITHM: &str = "ACS3-HMAC-SHA256";
 
-pub(super) fn check<'a>(
-    call: &'a ReceivedCall<'_>,
-    keys: &KeyRing,
-    now: Timestamp,
-) -> Result<VerifiedSignature<'a>, Refusal> {
-    let mandatory = |name: &str| {
-        call.header(name).ok_or_else(|| incomplete(format_args!("the header {name} is needed")))
-    };
-    let authorization = Authorization::parse(mandatory("authorization")?)?;
-    let timestamp = mandatory("x-acs-date")?;
-    let nonce = mandatory("x-acs-signature-nonce")?;
-    let declared_hash = mandatory("x-acs-content-sha256")?;
-    authorization.check_coverage(call)?;
-    check_time(timestamp, now)?;
-    let key = keys.find(authorization.key_id, call.header("x-acs-security-token"), now)?;
+/// What the headers say of the signature.
+pub(super) struct SignedRequest<'a> {
+    pub(super) claimed: Claimed<'a>,
+    authorization: Authorization<'a>,
+    declared_hash: &'a str,
+}
 
-    let body_hash = sha256_hex(call.body);
-    let canonical = canonical_request(call, authorization.signed_headers, &body_hash)?;
-    let string_to_sign = string_to_sign(&canonical);
-    let expected = hmac_sha256(&key.pair.secret, &string_to_sign).map(|mac| hex(&mac));
-    if declared_hash != body_hash || expected.as_deref() != Some(authorization.signature) {
-        return Err(does_not_match(&string_to_sign));
+impl<'a> SignedRequest<'a> {
+    pub(super) fn read(call: &'a ReceivedCall<'_>, now: Timestamp) -> Result<Self, Refusal> {
+        let mandatory = |name: &str| {
+            call.header(name).ok_or_else(|| incomplete(format_args!("the header {name} is needed")))
+        };
+        let authorization = Authorization::parse(mandatory("authorization")?)?;
+        let timestamp = mandatory("x-acs-date")?;
+        let nonce = mandatory("x-acs-signature-nonce")?;
+        let declared_hash = mandatory("x-acs-content-sha256")?;
+        authorization.check_coverage(call)?;
+        let time = check_time(timestamp, now)?;
+        let token = call.header("x-acs-security-token");
+        let claimed = Claimed { key_id: authorization.key_id, token, nonce, time };
+        Ok(Self { claimed, authorization, declared_hash })
     }
-    Ok(VerifiedSignature { key, nonce })
+
+    pub(super) fn verify(&self, call: &ReceivedCall<'_>, secret: &str) -> Result<(), Refusal> {
+        let body_hash = sha256_hex(call.body);
+        let canonical = canonical_request(call, self.authorization.signed_headers, &body_hash)?;
+        let string_to_sign = string_to_sign(&canonical);
+        let signature = unhex(self.authorization.signature).unwrap_or_default();
+        if self.declared_hash == body_hash && is_hmac_sha256(secret, &string_to_sign, &signature) {
+            return Ok(());
+        }
+        Err(does_not_match(&string_to_sign))
+    }
+}
+
+/// The id of the key that a call says it is signed with.
+pub(super) fn key_id<'a>(call: &'a ReceivedCall<'_>) -> Result<&'a str, Refusal> {
+    let text = call.header("authorization").unwrap_or_default();
+    Authorization::parse(text).map(|authorization| authorization.key_id)
 }
 
 /// `ACS3-HMAC-SHA256 Credential=…,SignedHeaders=a;b,Signature=…`, without blanks.

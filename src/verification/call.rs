@@ -5,127 +5,94 @@ use std::borrow::Cow;
 use http::request::Parts;
 use http::{HeaderMap, Method, header};
 
-use super::faults::SEND_MESSAGE;
 use super::refusal::Refusal;
 
 /// Decoded names and values, in the order they came.
-pub(super) type Pairs<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
+pub type Pairs<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
 
 /// A call, decoded but not believed.
-pub(super) struct ReceivedCall<'a> {
-    pub(super) method: &'a Method,
-    pub(super) headers: &'a HeaderMap,
-    pub(super) query: Pairs<'a>,
+#[derive(Debug)]
+pub struct ReceivedCall<'a> {
+    /// How it came.
+    pub method: &'a Method,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Of the target.
+    pub query: Pairs<'a>,
     /// Empty unless the body says that it is a form.
-    pub(super) form: Pairs<'a>,
-    pub(super) body: &'a [u8],
+    pub form: Pairs<'a>,
+    /// As it came.
+    pub body: &'a [u8],
 }
 
 /// Which of the two signatures a call claims to carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Version {
+pub enum SignatureKind {
     /// RPC 1.0, HMAC-SHA1: everything is a parameter.
-    V1,
+    Rpc,
     /// ACS3-HMAC-SHA256: everything but the business parameters is a header.
-    V3,
-}
-
-/// The operations that are served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operation {
-    SendMessage,
-    AssumeRole,
-    AssumeRoleWithOidc,
-}
-
-impl Operation {
-    const ALL: [Self; 3] = [Self::SendMessage, Self::AssumeRole, Self::AssumeRoleWithOidc];
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::SendMessage => SEND_MESSAGE,
-            Self::AssumeRole => "AssumeRole",
-            Self::AssumeRoleWithOidc => "AssumeRoleWithOIDC",
-        }
-    }
-
-    const fn api_version(self) -> &'static str {
-        match self {
-            Self::SendMessage => "2020-04-20",
-            Self::AssumeRole | Self::AssumeRoleWithOidc => "2015-04-01",
-        }
-    }
-}
-
-/// Whether the head of a call names an operation of the Security Token Service. The provider has that
-/// elsewhere, and its calls count towards no ceiling of `SendMessage`.
-pub(super) fn is_for_sts(parts: &Parts) -> bool {
-    let sts = |action: &str| action.starts_with("AssumeRole");
-    let query = pairs(parts.uri.query().unwrap_or_default());
-    text(&parts.headers, "x-acs-action").is_some_and(sts)
-        || query.iter().any(|(name, value)| name == "Action" && sts(value))
+    Acs3,
 }
 
 impl<'a> ReceivedCall<'a> {
-    pub(super) fn new(parts: &'a Parts, body: &'a [u8]) -> Self {
+    /// Decodes a request. `query`: what its target has after the question mark.
+    pub fn new(parts: &'a Parts, query: &'a str, body: &'a [u8]) -> Self {
         let form = match (text(&parts.headers, header::CONTENT_TYPE.as_str()), str::from_utf8(body))
         {
             (Some(kind), Ok(body)) if is_form(kind) => pairs(body),
             _ => Vec::new(),
         };
-        Self {
-            method: &parts.method,
-            headers: &parts.headers,
-            query: pairs(parts.uri.query().unwrap_or_default()),
-            form,
-            body,
-        }
+        Self { method: &parts.method, headers: &parts.headers, query: pairs(query), form, body }
     }
 
     /// A header's text; one that is not ASCII counts as absent.
-    pub(super) fn header(&self, name: &str) -> Option<&'a str> {
+    pub fn header(&self, name: &str) -> Option<&'a str> {
         text(self.headers, name)
     }
 
     /// A parameter's first value, wherever it came. An empty one counts as absent.
-    pub(super) fn parameter(&self, name: &str) -> Option<&str> {
+    pub fn parameter(&self, name: &str) -> Option<&str> {
         self.possibly_empty(name).filter(|value| !value.is_empty())
     }
 
     /// The same of a parameter that may be empty.
-    pub(super) fn possibly_empty(&self, name: &str) -> Option<&str> {
+    pub fn possibly_empty(&self, name: &str) -> Option<&str> {
         let mut all = self.query.iter().chain(&self.form);
         all.find(|(key, _)| key == name).map(|(_, value)| value.as_ref())
     }
 
-    /// The Python SDK sends `x-acs-*` headers with a V1 signature too, so only `Authorization`
-    /// tells.
-    pub(super) fn version(&self) -> Version {
-        if self.headers.contains_key(header::AUTHORIZATION) { Version::V3 } else { Version::V1 }
+    /// The Python SDK sends `x-acs-*` headers with an RPC signature too, so only `Authorization`
+    /// decides.
+    pub fn kind(&self) -> SignatureKind {
+        if self.headers.contains_key(header::AUTHORIZATION) {
+            SignatureKind::Acs3
+        } else {
+            SignatureKind::Rpc
+        }
     }
 
-    /// Which operation this is, before its signature is checked.
-    pub(super) fn operation(&self) -> Result<Operation, Refusal> {
+    /// Action and version of the operation, before the signature is checked.
+    pub fn operation(&self) -> Result<(&str, &str), Refusal> {
         if !matches!(*self.method, Method::GET | Method::POST) {
             return Err(Refusal::new("UnsupportedHTTPMethod"));
         }
-        let (action, version) = match self.version() {
-            Version::V1 => (self.parameter("Action"), self.parameter("Version")),
-            Version::V3 => (self.header("x-acs-action"), self.header("x-acs-version")),
+        let (action, version) = match self.kind() {
+            SignatureKind::Rpc => (self.parameter("Action"), self.parameter("Version")),
+            SignatureKind::Acs3 => (self.header("x-acs-action"), self.header("x-acs-version")),
         };
         let action = action.ok_or_else(|| Refusal::missing("Action"))?;
         let version = version.ok_or_else(|| Refusal::missing("Version"))?;
-        let operation = Operation::ALL
-            .into_iter()
-            .find(|one| one.as_str() == action && one.api_version() == version);
-        let operation = operation.ok_or_else(|| Refusal::new("InvalidApi.NotFound"))?;
-        // JSON is all that is spoken here. Whether the provider takes an absent Format for JSON
-        // or XML is told both ways.
+        Ok((action, version))
+    }
+
+    /// Answers are JSON. Whether the provider takes an absent `Format` for JSON or XML is documented both
+    /// ways.
+    pub fn check_format(&self) -> Result<(), Refusal> {
         match self.parameter("Format") {
             Some(format) if !format.eq_ignore_ascii_case("JSON") => {
                 Err(Refusal::new("InvalidParameter.Format"))
             }
-            _ => Ok(operation),
+            _ => Ok(()),
         }
     }
 }
@@ -139,6 +106,7 @@ fn is_form(content_type: &str) -> bool {
     essence.eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
+/// Decodes a query or a form.
 fn pairs(encoded: &str) -> Pairs<'_> {
     let nonempty = encoded.split('&').filter(|pair| !pair.is_empty());
     nonempty

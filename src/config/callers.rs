@@ -1,0 +1,239 @@
+//! `[[callers]]` and `[sdk]`: who may publish, how it proves itself, and the server for the provider's SDKs.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::checks::{SHORTEST, path, pattern};
+use super::error::ValueError;
+use super::listen::{Address, Listen, address};
+use super::parse::{self, Raw, Scalar};
+use super::read::{Reader, boolean, choice, duration, list};
+use super::row::{Preset, Reload, Row};
+use super::table::section;
+use super::tables::{Table, tables};
+use crate::message::TopicPattern;
+
+/// The keys of one caller.
+const CALLER: [&str; 7] =
+    ["name", "token_file", "access_key_id", "secret_file", "uid", "topics", "calls_per_second"];
+const MOST_CALLERS: usize = 1_000;
+/// The provider's SDKs give up after ten seconds.
+const LONGEST_WAIT: Duration = Duration::from_secs(9);
+/// The provider's own keys begin so.
+const PROVIDERS_KEYS: [&str; 2] = ["LTAI", "STS."];
+const ACCEPTS: [(&str, SdkAccept); 2] = [("issued", SdkAccept::Issued), ("any", SdkAccept::Any)];
+const KEPT: [(&str, SdkKept); 2] = [("refuse", SdkKept::Refuse), ("accept", SdkKept::Accept)];
+
+/// Who may publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// In metrics, in the log, and in its keys of idempotency.
+    pub name: String,
+    /// It proves itself by the token in this file.
+    pub token_file: Option<PathBuf>,
+    /// It proves itself by calls that are signed with this key.
+    pub access_key: Option<IssuedKeyFile>,
+    /// It proves itself by the user that its process has, over a Unix socket.
+    pub uid: Option<u32>,
+    /// Topics that it may publish to; empty: all.
+    pub topics: Vec<TopicPattern>,
+    /// Messages of it in a second; `None`: as many as the ceilings let through.
+    pub calls_per_second: Option<u32>,
+}
+
+/// An access key that we have issued, not the provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuedKeyFile {
+    /// Its id.
+    pub id: String,
+    /// The file of its secret.
+    pub secret_file: PathBuf,
+}
+
+/// Whose calls the server for the provider's SDKs takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SdkAccept {
+    /// Those that are signed with a key of `[[callers]]`.
+    Issued,
+    /// Anybody's of this pod: nothing is proven.
+    Any,
+}
+
+/// What becomes of a message of the provider's SDKs that is not delivered in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SdkKept {
+    /// It is refused, and not kept.
+    Refuse,
+    /// It is kept, and its call succeeds with an id of ours.
+    Accept,
+}
+
+section! {
+    /// `[sdk]`: the server for the provider's SDKs.
+    #[derive(Debug, Clone)]
+    pub struct Sdk [sdk] {
+        /// Whether services may publish with the provider's own SDKs: with the endpoint "127.0.0.1:8080" and the
+        /// protocol "http" their SendMessage is taken as a publish at the path /, in both signature versions,
+        /// and tollgate signs it anew. The payload travels as the SDK has it.
+        enabled: bool = false, boolean();
+
+        /// Addresses of its own for that: one or a list. Empty: those of listen.publish.
+        listen: Vec<Address> = [], list(Scalar::Allowed, address);
+
+        /// Whose calls: "issued", those that are signed with an access key of [[callers]]; or "any", on
+        /// loopback addresses and Unix sockets only: then any key signs, nothing is proven, and keys of the
+        /// provider's own (LTAI..., STS....) are refused, since they have no business here.
+        accept: SdkAccept = "issued", choice(&ACCEPTS);
+
+        /// How long a call waits for a permit and its answer. Most SDKs wait for 10s, Node's pop-core for 3s, and
+        /// most do not retry.
+        wait: Duration = "5s", duration(SHORTEST..=LONGEST_WAIT);
+
+        /// What becomes of a message that is not delivered in that time and may be stored: "refuse", 503
+        /// ServiceUnavailable and it is not stored; or "accept", 200 with an id of tollgate's
+        /// (TOLLGATE-...), and it is delivered later.
+        kept: SdkKept = "refuse", choice(&KEPT);
+    }
+}
+
+/// The row of `[[callers]]`, which is no key of a section.
+pub(super) const ROWS: &[Row] = &[Row {
+    name: "callers",
+    preset: Preset::Default("[]"),
+    range: String::new,
+    documentation: &[
+        " Who may publish, and how each proves itself; without any, everybody who reaches listen.publish may. A",
+        " caller has at least one proof: token_file (the file of a token that it sends as Authorization: Bearer),",
+        " access_key_id and secret_file (a key that you issue, for the provider's SDKs; see [sdk]), or uid (the",
+        " user of its process, over a Unix socket). Files are read again when they change. topics narrows what",
+        " it may publish to (empty: all), calls_per_second how often. As tables:",
+        " [[callers]]",
+        " name = \"orders\"",
+        " token_file = \"/etc/tollgate/callers/orders\"",
+        " topics = [\"Order/*\"]",
+        " calls_per_second = 100",
+    ],
+    reload: Reload::Restart,
+}];
+
+/// Who may publish.
+pub(super) fn callers(r: &mut Reader<'_>) -> Option<Vec<Caller>> {
+    let row = ROWS.first()?;
+    let remedy = "write [[callers]] in the file, with name and token_file, access_key_id or uid";
+    let read = tables(r, row, &CALLER, remedy, caller)?;
+    let before = r.errors.len();
+    if read.len() > MOST_CALLERS {
+        r.conflict(row.name, format!("has more than {MOST_CALLERS}"), "write fewer");
+    }
+    let (mut names, mut ids, mut uids) = (HashSet::new(), HashSet::new(), HashSet::new());
+    for caller in &read {
+        let id = caller.access_key.as_ref().map(|key| &key.id);
+        let what = match () {
+            () if !names.insert(&caller.name) => format!("the name {}", caller.name),
+            () if id.is_some_and(|id| !ids.insert(id)) => {
+                format!("the access key of {}", caller.name)
+            }
+            () if caller.uid.is_some_and(|uid| !uids.insert(uid)) => {
+                format!("the uid of {}", caller.name)
+            }
+            () => continue,
+        };
+        let remedy = "give each caller a name and proofs of its own";
+        r.conflict(row.name, format!("has {what} twice"), remedy);
+    }
+    (r.errors.len() == before).then_some(read)
+}
+
+fn caller(r: &mut Reader<'_>, table: &Table<'_>) -> Option<Caller> {
+    let name = table.value(r, "name", caller_name);
+    let token_file = table.value_or(r, "token_file", None, |raw| path(raw).map(Some));
+    let id = table.value_or(r, "access_key_id", None, |raw| key_id(raw).map(Some));
+    let secret_file = table.value_or(r, "secret_file", None, |raw| path(raw).map(Some));
+    let uid = table.value_or(r, "uid", None, |raw| uid(raw).map(Some));
+    let topics = match table.part("topics") {
+        Some(_) => {
+            table.required(r, "topics", |r, key, raw| r.items(key, raw, Scalar::Refused, pattern))
+        }
+        None => Some(Vec::new()),
+    };
+    let rate = table.value_or(r, "calls_per_second", None, |raw| rate(raw).map(Some));
+    let (name, token_file, id, secret_file) = (name?, token_file?, id?, secret_file?);
+    let (uid, topics, calls_per_second) = (uid?, topics?, rate?);
+    let access_key = match (id, secret_file) {
+        (Some(id), Some(secret_file)) => Some(IssuedKeyFile { id, secret_file }),
+        (None, None) => None,
+        _ => {
+            let problem = "has one of access_key_id and secret_file without the other";
+            return table.wrong(r, problem, "write both, or neither");
+        }
+    };
+    if token_file.is_none() && access_key.is_none() && uid.is_none() {
+        let remedy = "write token_file, access_key_id with secret_file, or uid";
+        return table.wrong(r, "has no proof, so nothing could be this caller", remedy);
+    }
+    Some(Caller { name, token_file, access_key, uid, topics, calls_per_second })
+}
+
+/// It becomes a label.
+fn caller_name(raw: &Raw) -> Result<String, ValueError> {
+    let text = raw.text()?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if (1..=64).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err(ValueError::new("is not a caller's name", "write 1 to 64 of A-Z a-z 0-9 . - _"))
+}
+
+fn key_id(raw: &Raw) -> Result<String, ValueError> {
+    let text = raw.text()?;
+    if PROVIDERS_KEYS.iter().any(|start| text.starts_with(start)) {
+        let remedy = "issue one of your own, such as orders-1, that begins with other letters";
+        return Err(ValueError::new(
+            "is a key of the provider's, which only tollgate holds",
+            remedy,
+        ));
+    }
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if (1..=128).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err(ValueError::new("is not the id of an access key", "write 1 to 128 of A-Z a-z 0-9 . - _"))
+}
+
+fn uid(raw: &Raw) -> Result<u32, ValueError> {
+    parse::whole(raw, &(0..=u32::MAX))
+}
+
+fn rate(raw: &Raw) -> Result<u32, ValueError> {
+    parse::whole(raw, &(1..=1_000_000))
+}
+
+/// The server for SDKs beside callers and addresses.
+pub(super) fn sdk_fits(r: &mut Reader<'_>, sdk: &Sdk, callers: &[Caller], listen: &Listen) {
+    if !sdk.enabled {
+        return;
+    }
+    let has_keys = callers.iter().any(|caller| caller.access_key.is_some());
+    if sdk.accept == SdkAccept::Issued && !has_keys {
+        let problem = "is \"issued\", and no caller has an access key";
+        let remedy = "write [[callers]] with access_key_id and secret_file";
+        r.conflict("sdk.accept", problem, remedy);
+    }
+    let own = if sdk.listen.is_empty() { &listen.publish } else { &sdk.listen };
+    let is_near = |address: &Address| match address {
+        Address::Tcp(tcp) => tcp.ip().is_loopback(),
+        Address::Unix(_) => true,
+    };
+    if sdk.accept == SdkAccept::Any && !own.iter().all(is_near) {
+        let problem = "is \"any\", and others than this pod reach its addresses";
+        r.conflict("sdk.accept", problem, "write \"issued\", or a loopback address in sdk.listen");
+    }
+    for address in &sdk.listen {
+        let is_free_port = matches!(address, Address::Tcp(tcp) if tcp.port() == 0);
+        if !is_free_port && listen.publish.contains(address) {
+            let remedy = "leave sdk.listen empty, or give it an address of its own";
+            r.conflict("sdk.listen", "names an address of listen.publish", remedy);
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The operations that are served.
+
+use http::request::Parts;
+
+use super::faults::SEND_MESSAGE;
+use crate::verification::{ReceivedCall, Refusal};
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operation {
+    SendMessage,
+    AssumeRole,
+    AssumeRoleWithOidc,
+}
+
+impl Operation {
+    const ALL: [Self; 3] = [Self::SendMessage, Self::AssumeRole, Self::AssumeRoleWithOidc];
+
+    /// That of a call, before its signature is checked.
+    pub(super) fn of(call: &ReceivedCall<'_>) -> Result<Self, Refusal> {
+        let (action, version) = call.operation()?;
+        let operation = Self::ALL
+            .into_iter()
+            .find(|one| one.as_str() == action && one.api_version() == version);
+        let operation = operation.ok_or_else(|| Refusal::new("InvalidApi.NotFound"))?;
+        call.check_format()?;
+        Ok(operation)
+    }
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::SendMessage => SEND_MESSAGE,
+            Self::AssumeRole => "AssumeRole",
+            Self::AssumeRoleWithOidc => "AssumeRoleWithOIDC",
+        }
+    }
+
+    const fn api_version(self) -> &'static str {
+        match self {
+            Self::SendMessage => "2020-04-20",
+            Self::AssumeRole | Self::AssumeRoleWithOidc => "2015-04-01",
+        }
+    }
+}
+
+/// Whether the head of a call names an operation of the Security Token Service. The provider has that
+/// elsewhere, and its calls count towards no ceiling of `SendMessage`.
+pub(super) fn is_for_sts(parts: &Parts) -> bool {
+    let sts = |action: &str| action.starts_with("AssumeRole");
+    let call = received(parts, &[]);
+    call.header("x-acs-action").is_some_and(sts) || call.parameter("Action").is_some_and(sts)
+}
+
+/// A call as it came.
+pub(super) fn received<'a>(parts: &'a Parts, body: &'a [u8]) -> ReceivedCall<'a> {
+    ReceivedCall::new(parts, parts.uri.query().unwrap_or_default(), body)
+}

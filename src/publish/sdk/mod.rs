@@ -1,0 +1,80 @@
+//! The server for the provider's SDKs: their `SendMessage`, taken as a publish.
+//!
+//! `call` reads a request, `outcome` words what became of its message as the provider would.
+
+mod call;
+mod outcome;
+
+use http::Request;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::log::LogContext;
+use super::{Inner, answered::Answered};
+use crate::config;
+use crate::delivery::{Keeping, PublishOptions};
+use crate::message::Message;
+use crate::meter::Published;
+use crate::server::{Reply, RequestBody};
+use crate::verification::Refusal;
+use call::CallReader;
+use outcome::SdkAnswer;
+
+/// A call that is refused before anything is done for it, and how it is counted.
+struct RefusedCall {
+    refusal: Refusal,
+    published: Published,
+}
+
+impl From<Refusal> for RefusedCall {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, published: Published::Invalid }
+    }
+}
+
+impl Inner {
+    /// Answers one call of an SDK.
+    pub(super) async fn sdk_call(&self, request: Request<RequestBody>) -> Reply {
+        let start = Instant::now();
+        let mut context = LogContext::of(&request, "");
+        let (parts, body) = request.into_parts();
+        let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        let host = host.unwrap_or_default().to_owned();
+        let reader = self.reader();
+        let reader = CallReader { reader: &reader, sdk: &self.sdk, callers: &self.callers };
+        let read =
+            if self.draining() { Err(stopping()) } else { reader.read(&parts, body, start).await };
+        // Its query may be long.
+        drop(parts);
+        let mut parent = None;
+        let answer = match read {
+            Ok(_) if self.draining() => SdkAnswer::from(stopping()),
+            Ok(message) => {
+                context.topic(message.topic.as_str());
+                parent = Some(message.topic.clone());
+                self.deliver(message).await
+            }
+            Err(refused) => SdkAnswer::from(refused),
+        };
+        let answered = answer.answered(&host);
+        self.note(parent.as_ref(), &answered, start.elapsed(), &context);
+        let Answered { mut reply, .. } = answered;
+        self.limit_headers(&mut reply);
+        reply
+    }
+
+    async fn deliver(&self, message: Message) -> SdkAnswer {
+        let keep = match self.sdk.kept {
+            config::SdkKept::Refuse => Keeping::Never,
+            config::SdkKept::Accept => Keeping::IfNotDelivered,
+        };
+        let options = PublishOptions { patience: self.sdk.wait, keep, claim: None };
+        SdkAnswer::of(self.delivery.publish(message, options).await, Timestamp::now())
+    }
+}
+
+fn stopping() -> RefusedCall {
+    let refusal = Refusal::new("ServiceUnavailable")
+        .saying("This sidecar is stopping and takes no more messages. Send the message again.");
+    RefusedCall { refusal, published: Published::Draining }
+}
