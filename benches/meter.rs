@@ -84,6 +84,7 @@ async fn counted(meter: &Meter) -> f64 {
         instance: "post-cn-0pp12gl0000".into(),
         topic: Topic::parse("TopicA/sub1").unwrap(),
         payload: Payload::kept(Bytes::new(), PayloadForm::Body),
+        caller: None,
         trace: None,
         terms: Terms::default(),
     };

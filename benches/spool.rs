@@ -31,6 +31,7 @@ fn options(path: PathBuf) -> Options {
         max_in_memory: usize::MAX,
         keep_receipts: Duration::from_hours(1),
         keep_claims: Duration::from_mins(10),
+        caller_shares: std::sync::Arc::default(),
         mac: None,
         adopts: AdoptionRules::default(),
     }
@@ -42,6 +43,7 @@ fn message() -> Message {
         instance: "post-cn-0pp12gl0000".into(),
         topic: Topic::parse("TopicA/sub1").unwrap(),
         payload: Payload::kept(Bytes::from_static(&[7; BODY]), PayloadForm::Body),
+        caller: None,
         trace: None,
         terms: Terms::default(),
     }

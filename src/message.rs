@@ -223,6 +223,9 @@ impl fmt::Display for MessageId {
 /// The instance a message goes to, such as `post-cn-0pp12gl0000`.
 pub type InstanceId = Arc<str>;
 
+/// The name of a caller that the configuration has.
+pub type CallerName = Arc<str>;
+
 /// What fails and recovers together: an instance and a parent topic.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane {
@@ -288,6 +291,8 @@ pub struct Message {
     pub topic: Topic,
     /// What it carries.
     pub payload: Payload,
+    /// Who has sent it; `None`: all callers are one.
+    pub caller: Option<CallerName>,
     /// Its caller's trace, if it has one.
     pub trace: Option<TraceId>,
     /// Until when it is worth sending, and how urgent it is.

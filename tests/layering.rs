@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer. Types that all modules share are below layer 0.
-const LAYERS: [(&str, i8); 26] = [
+const LAYERS: [(&str, i8); 27] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
@@ -27,6 +27,7 @@ const LAYERS: [(&str, i8); 26] = [
     ("redis_client", 0),
     ("deadline", 0),
     ("backoff", 0),
+    ("fair_queue", 0),
     ("histogram", 0),
     ("message", -1),
     ("answer", -1),

@@ -43,6 +43,7 @@ pub use wait_queue::{Class, PermitRequest};
 pub use window::WINDOW;
 
 use crate::config;
+use crate::fair_queue::Weights;
 use limiter::Limiter;
 use members::Members;
 use wait_queue::PermitWaiter;
@@ -260,6 +261,11 @@ impl Ceiling {
         self.shared.limiter().name_egress(names);
     }
 
+    /// Serves the calls of callers that wait by these weights. Before the first request.
+    pub fn weigh(&self, weights: Weights) {
+        self.shared.limiter().weigh(weights);
+    }
+
     /// Shares the account's ceiling, and with a group also its egress addresses', with all sidecars
     /// of a fleet. Before the first request; a call lasts `call_timeout` at most.
     pub fn share(&self, config: &config::Ceilings, fleet: &config::Fleet, call_timeout: Duration) {
@@ -417,7 +423,13 @@ fn grant(shared: &Arc<CeilingInner>) -> Next {
         }
         match limiter.take(now) {
             Ok(egress) => {
-                let Some(waiter) = limiter.dequeue() else { return Next::Again };
+                let Some(waiter) = limiter.dequeue(now) else {
+                    // All have given up: the permit goes back through the same lock.
+                    let permit = Permit::new(shared, egress, now, None);
+                    drop(limiter);
+                    permit.unsent();
+                    return Next::Again;
+                };
                 limiter.waited(waiter.ceiling);
                 let wait = Some((waiter.ceiling, now - waiter.since));
                 let permit = Permit::new(shared, egress, now, wait);

@@ -1,5 +1,5 @@
-//! The queue of waiting calls: one for fresh messages and one for retries, each in the order in which the calls
-//! came, as their urgency has it.
+//! The queue of waiting calls: one for fresh messages and one for retries. In each, callers are served by weight,
+//! and the calls of one caller in the order in which they came, as their urgency has it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{CeilingKind, Permit};
+use crate::fair_queue::{CallersQueue, FairQueue, Flow, Weights};
 use crate::message::Urgency;
 
 /// Which queue a call waits in.
@@ -24,7 +25,9 @@ pub enum Class {
 pub struct PermitRequest {
     /// Which queue it waits in.
     pub class: Class,
-    /// Its order there.
+    /// Whose message it is.
+    pub caller: Flow,
+    /// Its order among those of its caller.
     pub urgency: Urgency,
     /// When it should be answered.
     pub deadline: Instant,
@@ -33,9 +36,9 @@ pub struct PermitRequest {
 }
 
 impl PermitRequest {
-    /// One of normal urgency, that may begin as long as it can be answered in time.
+    /// One of no caller and of normal urgency, that may begin as long as it can be answered in time.
     pub fn new(class: Class, deadline: Instant) -> Self {
-        Self { class, urgency: Urgency::Normal, deadline, ends: None }
+        Self { class, caller: Flow::default(), urgency: Urgency::Normal, deadline, ends: None }
     }
 
     /// Whether it is too late for the call.
@@ -54,7 +57,7 @@ pub(super) struct PermitWaiter {
     pub(super) ceiling: CeilingKind,
 }
 
-/// Calls of one class. A call has its turn before all that came later, and so much later as its urgency is
+/// Calls of one class and caller. A call has its turn before all that came later, and so much later as its urgency is
 /// higher: so none waits for ever.
 #[derive(Debug, Default)]
 struct UrgencyQueue {
@@ -62,15 +65,13 @@ struct UrgencyQueue {
     levels: [VecDeque<PermitWaiter>; Urgency::ALL.len()],
 }
 
-impl UrgencyQueue {
+impl CallersQueue for UrgencyQueue {
     fn len(&self) -> usize {
         self.levels.iter().map(VecDeque::len).sum()
     }
+}
 
-    fn is_empty(&self) -> bool {
-        self.levels.iter().all(VecDeque::is_empty)
-    }
-
+impl UrgencyQueue {
     fn push(&mut self, urgency: Urgency, waiter: PermitWaiter) {
         self.levels[urgency as usize].push_back(waiter);
     }
@@ -94,12 +95,33 @@ impl UrgencyQueue {
         };
         Urgency::ALL.into_iter().map(ahead).sum()
     }
+
+    /// Drops waiters at the heads who are too late or have hung up.
+    fn drop_expired(&mut self, now: Instant) {
+        for level in &mut self.levels {
+            while level.front().is_some_and(|waiter| waiter.has_given_up(now)) {
+                level.pop_front();
+            }
+        }
+    }
 }
+
+impl PermitWaiter {
+    fn has_given_up(&self, now: Instant) -> bool {
+        self.send_by <= now || self.to.is_closed()
+    }
+}
+
+/// Of the places in the queue, one caller has at most this many times those that are free: so about a ninth is
+/// left to the others, and what they take comes off what it may. (Dynamic thresholds, as in the shared memory of
+/// switches: Choudhury and Hahne, 1998.)
+const CALLER_SHARE: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct WaitQueue {
-    fresh: UrgencyQueue,
-    retry: UrgencyQueue,
+    fresh: FairQueue<UrgencyQueue>,
+    retry: FairQueue<UrgencyQueue>,
+    weights: Weights,
     /// The most that retries get while fresh messages wait, 0 to 1.
     pub(super) retry_share: f64,
     /// What retries have coming to them, in permits.
@@ -108,8 +130,19 @@ pub(super) struct WaitQueue {
 
 impl WaitQueue {
     pub(super) fn new(retry_share: f64) -> Self {
-        let (fresh, retry) = (UrgencyQueue::default(), UrgencyQueue::default());
-        Self { fresh, retry, retry_share, credit: 0.0 }
+        let weights = Weights::default();
+        let [fresh, retry] = [(); 2].map(|()| FairQueue::new(weights.clone()));
+        Self { fresh, retry, weights, retry_share, credit: 0.0 }
+    }
+
+    /// Serves callers by these weights. Before the first call waits.
+    pub(super) fn weigh(&mut self, weights: Weights) {
+        *self = Self {
+            fresh: FairQueue::new(weights.clone()),
+            retry: FairQueue::new(weights.clone()),
+            weights,
+            ..Self::new(self.retry_share)
+        };
     }
 
     pub(super) fn len(&self) -> usize {
@@ -120,49 +153,85 @@ impl WaitQueue {
         self.fresh.is_empty() && self.retry.is_empty()
     }
 
-    pub(super) fn push(&mut self, class: Class, urgency: Urgency, waiter: PermitWaiter) {
-        match class {
-            Class::Fresh => self.fresh.push(urgency, waiter),
-            Class::Retry => self.retry.push(urgency, waiter),
-        }
+    pub(super) fn push(&mut self, asks: &PermitRequest, waiter: PermitWaiter) {
+        let queue = match asks.class {
+            Class::Fresh => &mut self.fresh,
+            Class::Retry => &mut self.retry,
+        };
+        queue.change(asks.caller, |calls| calls.push(asks.urgency, waiter));
+    }
+
+    /// Whether there is a place for one more call of its caller.
+    pub(super) fn has_place(&self, asks: &PermitRequest, max_waiting: usize) -> bool {
+        let free = max_waiting.saturating_sub(self.len());
+        let held = self.fresh.waiting(asks.caller) + self.retry.waiting(asks.caller);
+        free > 0 && (!self.weights.tell_apart() || held <= free.saturating_mul(CALLER_SHARE))
     }
 
     /// How many may have their turns before one that comes now. Of the other class, all.
-    pub(super) fn ahead(&self, class: Class, urgency: Urgency, now: Instant) -> usize {
-        match class {
-            Class::Fresh => self.fresh.ahead(urgency, now) + self.retry.len(),
-            Class::Retry => self.retry.ahead(urgency, now) + self.fresh.len(),
-        }
+    pub(super) fn ahead(&self, asks: &PermitRequest, now: Instant) -> Ahead<'_> {
+        let (queue, other) = match asks.class {
+            Class::Fresh => (&self.fresh, &self.retry),
+            Class::Retry => (&self.retry, &self.fresh),
+        };
+        let calls = queue.queue(asks.caller);
+        let own = calls.map_or(0, |calls| calls.ahead(asks.urgency, now));
+        Ahead { queue, caller: asks.caller, own, others: other.len() }
     }
 
     /// Whose turn it is.
-    pub(super) fn pop(&mut self) -> Option<PermitWaiter> {
+    pub(super) fn pop(&mut self, now: Instant) -> Option<PermitWaiter> {
+        let pop = |calls: &mut UrgencyQueue| {
+            calls.drop_expired(now);
+            calls.pop()
+        };
         if self.fresh.is_empty() || self.retry.is_empty() {
             self.credit = 0.0;
-            return self.fresh.pop().or_else(|| self.retry.pop());
+            return self.fresh.pop(pop).or_else(|| self.retry.pop(pop));
         }
         self.credit += self.retry_share;
         if self.credit >= 1.0 {
             self.credit -= 1.0;
-            self.retry.pop()
+            self.retry.pop(pop)
         } else {
-            self.fresh.pop()
+            self.fresh.pop(pop)
         }
     }
 
-    /// Drops waiters at the heads who are too late or have hung up; their receivers
+    /// Drops waiters at the heads of some queues who are too late or have hung up; their receivers
     /// notice.
     pub(super) fn drop_expired(&mut self, now: Instant) {
-        for lane in self.fresh.levels.iter_mut().chain(&mut self.retry.levels) {
-            while lane.front().is_some_and(|w| w.send_by <= now || w.to.is_closed()) {
-                lane.pop_front();
-            }
+        for queue in [&mut self.fresh, &mut self.retry] {
+            queue.sweep(|calls| calls.drop_expired(now));
         }
     }
 
     /// How long the longest has waited.
     pub(super) fn longest(&self, now: Instant) -> Duration {
-        let heads = self.fresh.levels.iter().chain(&self.retry.levels).filter_map(VecDeque::front);
+        let queues = self.fresh.queues().chain(self.retry.queues());
+        let heads = queues.flat_map(|calls| &calls.levels).filter_map(VecDeque::front);
         heads.map(|w| now - w.since).max().unwrap_or_default()
+    }
+}
+
+/// The calls before one that would wait.
+pub(super) struct Ahead<'a> {
+    queue: &'a FairQueue<UrgencyQueue>,
+    caller: Flow,
+    /// Those of the same caller.
+    own: usize,
+    /// Those of the other class.
+    others: usize,
+}
+
+impl Ahead<'_> {
+    /// At most so many: known at once, however many callers wait.
+    pub(super) fn at_most(&self) -> usize {
+        self.queue.ahead_at_most(self.caller, self.own) + self.others
+    }
+
+    /// How many, which costs a look at each caller that waits.
+    pub(super) fn exactly(&self) -> usize {
+        self.queue.ahead(self.caller, self.own) + self.others
     }
 }

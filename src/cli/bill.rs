@@ -125,11 +125,11 @@ fn when(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timestamp, String
 
 // === printing ===
 
-/// A row's first column: a time, an instance or a topic.
+/// A row's first column: a time, an instance, a topic or a caller.
 fn subject(row: &BillRow) -> String {
-    let parts = [&row.start, &row.instance, &row.topic];
+    let parts = [&row.start, &row.instance, &row.topic, &row.caller];
     let parts: Vec<_> = parts.into_iter().flatten().map(String::as_str).collect();
-    parts.join(" ")
+    if parts.is_empty() { "(none)".to_owned() } else { parts.join(" ") }
 }
 
 fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
@@ -146,6 +146,7 @@ fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
         By::Day => "DAY",
         By::Topic => "INSTANCE TOPIC",
         By::Instance => "INSTANCE",
+        By::Caller => "CALLER",
     };
     let rows = || bill.rows.iter().chain([&all]);
     let width = rows().map(|row| subject(row).len()).max().unwrap_or(0).max(title.len());
@@ -170,18 +171,19 @@ fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Fields need no quotes: times, ids, topics and numbers have neither commas nor quotes.
+/// Fields need no quotes: times, ids, topics, callers and numbers have neither commas nor quotes.
 fn csv(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
-    writeln!(to, "start,instance,topic,messages,uncertain,peak_tps,spend,currency")?;
+    writeln!(to, "start,instance,topic,messages,uncertain,peak_tps,spend,currency,caller")?;
     for row in &bill.rows {
-        let [start, instance, topic] =
-            [&row.start, &row.instance, &row.topic].map(|text| text.as_deref().unwrap_or_default());
+        let texts = [&row.start, &row.instance, &row.topic, &row.caller];
+        let [start, instance, topic, caller] =
+            texts.map(|text| text.as_deref().unwrap_or_default());
         let (messages, uncertain, peak, spend) =
             (row.messages, row.uncertain, row.peak_tps, row.spend);
         let currency = &bill.currency;
         writeln!(
             to,
-            "{start},{instance},{topic},{messages},{uncertain},{peak},{spend:.6},{currency}"
+            "{start},{instance},{topic},{messages},{uncertain},{peak},{spend:.6},{currency},{caller}"
         )?;
     }
     Ok(())

@@ -13,7 +13,7 @@ use super::row::Reload::{Live, LiveUnless};
 use super::row::Row;
 use super::table::section;
 use super::tables::{Table, tables};
-use crate::message::{InstanceId, TopicPattern};
+use crate::message::{CallerName, InstanceId, TopicPattern};
 
 /// The most steps of a price; no price list of the provider has as many.
 pub const MAX_TIERS: usize = 6;
@@ -35,6 +35,8 @@ pub struct Billing {
     pub time_zone: TimeZone,
     /// What may be spent.
     pub budgets: Vec<Budget>,
+    /// The callers whose messages are counted apart; those of others count as one.
+    pub callers: Vec<CallerName>,
 }
 
 /// Prices by how many messages the month has had, from the first tier up.
@@ -101,6 +103,8 @@ pub struct Budget {
     pub instance_id: Option<InstanceId>,
     /// For these parent topics; empty: for all.
     pub parents: Vec<TopicPattern>,
+    /// For these callers; empty: for all.
+    pub callers: Vec<CallerName>,
     /// Whether messages over it are refused.
     pub refuse: bool,
 }
@@ -116,6 +120,11 @@ impl Budget {
         };
         self.instance_id.as_deref().is_none_or(|id| id == instance)
             && (self.parents.is_empty() || covers_parent)
+    }
+
+    /// Whether it is for messages of this caller; the name is empty where all callers are one.
+    pub fn covers_caller(&self, caller: &str) -> bool {
+        self.callers.is_empty() || self.callers.iter().any(|covered| &**covered == caller)
     }
 
     /// The label of parent topics that have no series of their own and are covered by these budgets, as in
@@ -220,6 +229,7 @@ pub(super) fn billing(r: &mut Reader<'_>) -> Option<Billing> {
         plan_tps: Some(rows.plan_tps).filter(|plan| *plan > 0),
         time_zone: rows.time_zone,
         budgets: rows.budgets,
+        callers: Vec::new(),
     })
 }
 
@@ -343,6 +353,7 @@ fn budget(r: &mut Reader<'_>, table: &Table<'_>, zone: &TimeZone) -> Option<Budg
         time_zone: time_zone?,
         instance_id: instance?,
         parents: parents?,
+        callers: Vec::new(),
         refuse: refuse?,
     })
 }

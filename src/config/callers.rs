@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::billing::Billing;
 use super::checks::{SHORTEST, path, pattern};
 use super::error::ValueError;
 use super::listen::{Address, Listen, address};
@@ -15,9 +16,20 @@ use super::tables::{Table, tables};
 use crate::message::TopicPattern;
 
 /// The keys of one caller.
-const CALLER: [&str; 7] =
-    ["name", "token_file", "access_key_id", "secret_file", "uid", "topics", "calls_per_second"];
+const CALLER: [&str; 10] = [
+    "name",
+    "token_file",
+    "access_key_id",
+    "secret_file",
+    "uid",
+    "topics",
+    "calls_per_second",
+    "weight",
+    "spool_share",
+    "budget",
+];
 const MOST_CALLERS: usize = 1_000;
+const HEAVIEST: u32 = 1_000;
 /// The provider's SDKs give up after ten seconds.
 const LONGEST_WAIT: Duration = Duration::from_secs(9);
 /// The provider's own keys begin so.
@@ -26,7 +38,7 @@ const ACCEPTS: [(&str, SdkAccept); 2] = [("issued", SdkAccept::Issued), ("any", 
 const KEPT: [(&str, SdkKept); 2] = [("refuse", SdkKept::Refuse), ("accept", SdkKept::Accept)];
 
 /// Who may publish.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Caller {
     /// In metrics, in the log, and in its keys of idempotency.
     pub name: String,
@@ -40,6 +52,12 @@ pub struct Caller {
     pub topics: Vec<TopicPattern>,
     /// Messages of it in a second; `None`: as many as the ceilings let through.
     pub calls_per_second: Option<u32>,
+    /// Its part of the permits beside others that wait, by their weights.
+    pub weight: u32,
+    /// The part of the spool that it may fill, 0 to 1; `None`: all of it.
+    pub spool_share: Option<f64>,
+    /// The name of the budget that its messages count against.
+    pub budget: Option<String>,
 }
 
 /// An access key that we have issued, not the provider.
@@ -107,12 +125,15 @@ pub(super) const ROWS: &[Row] = &[Row {
         " caller has at least one proof: token_file (the file of a token that it sends as Authorization: Bearer),",
         " access_key_id and secret_file (a key that you issue, for the provider's SDKs; see [sdk]), or uid (the",
         " user of its process, over a Unix socket). Files are read again when they change. topics narrows what",
-        " it may publish to (empty: all), calls_per_second how often. As tables:",
+        " it may publish to (empty: all), calls_per_second how often. While callers wait for the ceilings, each gets",
+        " permits by its weight (1); spool_share is the part of the spool that it may fill (1.0), and budget the name",
+        " of a budget of [[billing.budgets]], which then counts only the callers that name it. As tables:",
         " [[callers]]",
         " name = \"orders\"",
         " token_file = \"/etc/tollgate/callers/orders\"",
         " topics = [\"Order/*\"]",
         " calls_per_second = 100",
+        " weight = 2",
     ],
     reload: Reload::Restart,
 }];
@@ -158,6 +179,10 @@ fn caller(r: &mut Reader<'_>, table: &Table<'_>) -> Option<Caller> {
         None => Some(Vec::new()),
     };
     let rate = table.value_or(r, "calls_per_second", None, |raw| rate(raw).map(Some));
+    let weight = table.value_or(r, "weight", 1, |raw| parse::whole(raw, &(1..=HEAVIEST)));
+    let spool_share = table.value_or(r, "spool_share", None, |raw| parse::share(raw).map(Some));
+    let budget =
+        table.value_or(r, "budget", None, |raw| raw.text().map(|name| Some(name.to_owned())));
     let (name, token_file, id, secret_file) = (name?, token_file?, id?, secret_file?);
     let (uid, topics, calls_per_second) = (uid?, topics?, rate?);
     let access_key = match (id, secret_file) {
@@ -172,7 +197,42 @@ fn caller(r: &mut Reader<'_>, table: &Table<'_>) -> Option<Caller> {
         let remedy = "write token_file, access_key_id with secret_file, or uid";
         return table.wrong(r, "has no proof, so nothing could be this caller", remedy);
     }
-    Some(Caller { name, token_file, access_key, uid, topics, calls_per_second })
+    Some(Caller {
+        name,
+        token_file,
+        access_key,
+        uid,
+        topics,
+        calls_per_second,
+        weight: weight?,
+        spool_share: spool_share?,
+        budget: budget?,
+    })
+}
+
+/// Which callers are counted apart, and which budgets are for which of them.
+pub(super) fn callers_are_counted(
+    r: &mut Reader<'_>,
+    billing: &mut Billing,
+    callers: &[Caller],
+    most: usize,
+) {
+    for caller in callers {
+        let Some(name) = &caller.budget else { continue };
+        match billing.budgets.iter_mut().find(|budget| budget.name == *name) {
+            Some(budget) => budget.callers.push(caller.name.as_str().into()),
+            None => {
+                let problem = format!("has {} with the budget {name}, which is none", caller.name);
+                r.conflict("callers", problem, "name one of [[billing.budgets]]");
+            }
+        }
+    }
+    let (with_budget, others): (Vec<_>, Vec<_>) =
+        callers.iter().partition(|caller| caller.budget.is_some());
+    // Were one of them counted as `other`, its budget would miss it.
+    let most = most.max(with_budget.len());
+    let named = with_budget.into_iter().chain(others).take(most);
+    billing.callers = named.map(|caller| caller.name.as_str().into()).collect();
 }
 
 /// It becomes a label.

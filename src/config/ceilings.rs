@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::checks::HOUR;
 use super::error::ValueError;
 use super::parse::{Raw, whole};
-use super::read::{Ranged, ReadKey, Reader, boolean, duration, share, value};
+use super::read::{
+    Ranged, ReadKey, Reader, boolean, duration, share, value, whole as whole_number,
+};
 use super::row::Reload::Live;
 use super::row::Row;
 use super::table::section;
@@ -23,7 +25,7 @@ pub const PUBLISHED_EGRESS_IP: u32 = 300;
 pub struct Ceilings {
     /// Calls per second of the account; `None`: no ceiling.
     pub account: Option<u32>,
-    /// Calls per second of one egress address; `None`: no ceiling.
+    /// Calls per second of one egress address, less what is left to calls that go past tollgate; `None`: no ceiling.
     pub egress_ip: Option<u32>,
     /// The most that retries get while fresh messages wait,
     pub retry_share: f64,
@@ -49,6 +51,11 @@ section! {
         account: Option<u32> = 1000, ceiling(), Live;
         egress_ip: Option<u32> = 300, egress_ceiling(), Live;
 
+        /// Calls per second of each egress address's ceiling that tollgate leaves to calls that go past it, from the same
+        /// address: other actions of the provider's API, or other clients behind the same NAT. Set the same value in all
+        /// sidecars that share an address.
+        reserve: u32 = 0, whole_number(0..=1_000_000), Live;
+
         /// The largest share of the permits that retries get while fresh messages wait.
         retry_share: f64 = 0.2, share(), Live;
 
@@ -71,12 +78,32 @@ pub(super) fn ceilings(r: &mut Reader<'_>) -> Option<Ceilings> {
     if !rows.allow_above_published {
         not_above_published(r, &rows);
     }
+    let egress_ip = less_reserve(r, &rows)?;
     Some(Ceilings {
         account: rows.account,
-        egress_ip: rows.egress_ip,
+        egress_ip,
         retry_share: rows.retry_share,
         unanswered: Unanswered { min: rows.unanswered_min, max: rows.unanswered_max },
     })
+}
+
+/// What is left of an address's ceiling.
+fn less_reserve(r: &mut Reader<'_>, rows: &CeilingRows) -> Option<Option<u32>> {
+    let Some(egress_ip) = rows.egress_ip else {
+        if rows.reserve > 0 {
+            let problem = "is a part of an egress address's ceiling, and there is none";
+            r.conflict("ceilings.reserve", problem, "set ceilings.egress_ip, or leave it out");
+            return None;
+        }
+        return Some(None);
+    };
+    let left = egress_ip.saturating_sub(rows.reserve);
+    if left == 0 {
+        let problem = format!("leaves nothing of ceilings.egress_ip ({egress_ip})");
+        r.conflict("ceilings.reserve", problem, "write a smaller number");
+        return None;
+    }
+    Some(Some(left))
 }
 
 /// Whether calls go to the provider itself, whose published ceilings then hold.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::checks::{HOUR, MOST_CONNECTIONS, SHORTEST};
 use super::error::ValueError;
 use super::parse::{Raw, Scalar};
-use super::read::{Reader, boolean, duration, list, size, value, whole};
+use super::read::{Reader, boolean, choice, duration, list, size, value, whole};
 use super::row::Reload::{Live, LiveUnless};
 use super::table::section;
 
@@ -16,6 +16,18 @@ use super::table::section;
 const LONGEST_SOCKET_PATH: usize = 107;
 /// hyper's buffer for a request head cannot be smaller.
 const SMALLEST_HEADER: u64 = 8 * bytesize::KIB;
+
+/// What becomes of a `CloudEvent` in binary mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloudEvents {
+    /// It is refused.
+    Refuse,
+    /// Its payload is the event in its JSON format.
+    Structured,
+}
+
+const CLOUD_EVENTS: [(&str, CloudEvents); 2] =
+    [("refuse", CloudEvents::Refuse), ("structured", CloudEvents::Structured)];
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -63,6 +75,13 @@ section! {
 
         /// Whether answers carry RateLimit and RateLimit-Policy.
         ratelimit_headers: bool = true, boolean();
+
+        /// What becomes of a CloudEvent in binary mode (ce- headers), since MQTT messages have no headers: "refuse", 400;
+        /// or "structured", the payload is the event in its JSON format. In structured mode an event is a body as any.
+        cloud_events: CloudEvents = "refuse", choice(&CLOUD_EVENTS), Live;
+
+        /// Whether source and id of such an event are its idempotency key, where there is no Idempotency-Key.
+        cloud_event_keys: bool = false, boolean(), Live;
 
         /// The most messages that may wait for a permit at once; the next one is answered 503.
         max_waiting: usize = 4096, whole(1..=1_000_000);

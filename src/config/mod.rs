@@ -54,7 +54,7 @@ pub use key_source::{
     RoleSession, StsService,
 };
 pub use keyring::{CallerProof, Issuer, Keyring, KeyringCaller};
-pub use listen::{Address, Listen, Publish};
+pub use listen::{Address, CloudEvents, Listen, Publish};
 pub use load::{Loaded, keys, load, load_file};
 pub use origin::Origin;
 pub use reference::reference;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::billing::{BillingRows, billing};
-use super::callers::{self, Sdk, callers, sdk_fits};
+use super::callers::{self, Sdk, callers, callers_are_counted, sdk_fits};
 use super::ceilings::{CeilingRows, ceilings};
 use super::checks::{HOUR, SHORTEST, level, pattern};
 use super::credentials::{KeyRows, keys};
@@ -64,7 +64,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let spool = spool(r);
     let mut idempotency = Idempotency::read(r);
     let topics = Topics::read(r);
-    let billing = billing(r);
+    let mut billing = billing(r);
     let telemetry = Telemetry::read(r);
     let drain = Drain::read(r);
     let runtime = Runtime::read(r);
@@ -73,6 +73,9 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let sdk = Sdk::read(r);
     if let (Some(sdk), Some(callers), Some(listen)) = (&sdk, &callers, &listen) {
         sdk_fits(r, sdk, callers, listen);
+    }
+    if let (Some(billing), Some(callers), Some(telemetry)) = (&mut billing, &callers, &telemetry) {
+        callers_are_counted(r, billing, callers, telemetry.max_callers);
     }
     if let Some(idempotency) = &mut idempotency {
         keys_follow_the_rate(r, idempotency);
@@ -190,6 +193,10 @@ section! {
 
         /// The most parent topics with series of their own; the rest is counted as "other".
         max_topics: usize = 50, whole(1..=1_000);
+
+        /// The most callers with series of their own, in the order of [[callers]] and those with a budget first; the
+        /// rest is counted as "other".
+        max_callers: usize = 50, whole(1..=1_000);
     }
 }
 

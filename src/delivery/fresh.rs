@@ -16,8 +16,9 @@ use super::retry_queue::PauseReason;
 use super::signal::{Requeue, Signal};
 use crate::answer::{AccessDenied, Answer, NextSignature, Verdict};
 use crate::backoff::Backoff;
-use crate::ceiling::{Class, Permit, PermitRequest, Refused, Ticket};
+use crate::ceiling::{Class, Permit, PermitRequest, Ticket};
 use crate::deadline;
+use crate::fair_queue::Weights;
 use crate::message::{Expiry, Lifespan, Message};
 use crate::meter::CallKind;
 use crate::spool::{Claim, Doubt, KeepError, Tries};
@@ -38,6 +39,8 @@ pub(super) struct Intake<U> {
     pub(super) dispatcher: Arc<Dispatcher<U>>,
     pub(super) keys: Arc<IdempotencyKeys>,
     pub(super) kept: Option<Arc<KeptMessages<U>>>,
+    /// By which callers are served.
+    pub(super) weights: Weights,
     pub(super) jitter: Mutex<fastrand::Rng>,
 }
 
@@ -88,7 +91,8 @@ impl<U: Upstream> Intake<U> {
         if message.terms.is_over() {
             return Err(self.dispatcher.expired(Doubt::None));
         }
-        let admitted = meter.admits(&message.instance, message.topic.parent());
+        let caller = message.caller.as_deref();
+        let admitted = meter.admits(&message.instance, message.topic.parent(), caller);
         admitted.map_err(Disposition::OverBudget)?;
         let keep = |kept: &Arc<KeptMessages<U>>| Plan::Keep(Arc::clone(kept));
         let is_at_once = message.terms.lifespan == Lifespan::AtOnce;
@@ -104,7 +108,7 @@ impl<U: Upstream> Intake<U> {
                 Some(_) if is_at_once => return Err(self.dispatcher.expired(Doubt::None)),
                 // Stored ones probe. Where there are none, its call says as much of the provider.
                 Some(_) if wanted.keep == Keeping::Never && kept.queue.has_waiting(&lane) => {
-                    return Err(Disposition::NoPermit(Refused::TimedOut));
+                    return Err(Disposition::Paused);
                 }
                 Some(_) if wanted.keep == Keeping::Never => {}
                 Some(_) => return Ok(keep(kept)),
@@ -114,6 +118,7 @@ impl<U: Upstream> Intake<U> {
         }
         let asks = PermitRequest {
             class: Class::Fresh,
+            caller: self.weights.flow(message.caller.as_ref()),
             urgency: message.terms.urgency,
             deadline,
             ends: message.terms.expiry().map(Expiry::at),
@@ -377,6 +382,7 @@ impl<U: Upstream> Intake<U> {
     ) -> Result<Permit, Disposition> {
         let asks = PermitRequest {
             class: Class::Retry,
+            caller: self.weights.flow(message.caller.as_ref()),
             urgency: message.terms.urgency,
             deadline: caller.deadline,
             ends: message.terms.expiry().map(Expiry::at),

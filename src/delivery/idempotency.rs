@@ -323,6 +323,7 @@ mod tests {
             id: MessageId::new(),
             lane: Lane { instance: "x".into(), parent: topic.parent().into() },
             topic,
+            caller: None,
             kept_at: ago(86_400),
             attempts: 1,
             unknown: 0,

@@ -88,7 +88,8 @@ impl<U: Upstream> KeptMessages<U> {
         let age = Duration::try_from(age).unwrap_or_default();
         let expires = now + self.queue.retry().max_age.saturating_sub(age);
         let Brief { id, attempts, urgency, .. } = *brief;
-        let item = RetryItem { id, attempts, expires, probe: false, urgency, since: due };
+        let caller = self.queue.weights().flow(brief.caller.as_ref());
+        let item = RetryItem { id, attempts, expires, probe: false, caller, urgency, since: due };
         if self.may_send(&brief.topic) {
             self.queue.push(brief.lane.clone(), item, due);
         } else {
@@ -165,15 +166,16 @@ impl<U: Upstream> KeptMessages<U> {
     ) -> Result<bool, KeepError> {
         let mut kept = pin!(self.spool.keep_tried(message, claim, tries));
         if let Some(kept) = self.in_time(&mut kept, caller.deadline).await {
-            if kept == Err(KeepError::TopicShare)
-                && let Some(suppressed) = self.log.next()
-            {
-                let topic = message.topic.parent();
-                tracing::warn!(
-                    topic,
-                    suppressed,
-                    "a message was not stored: its topic holds its share of the spool while others are in use; find out why its messages are not delivered, and replay or drop its dead letters (tollgate messages)"
-                );
+            match &kept {
+                Err(KeepError::TopicShare) => self.log_share(
+                    message,
+                    "a message was not stored: its topic holds its share of the spool while others are in use; find out why its messages are not delivered, and replay or drop its dead letters (tollgate messages)",
+                ),
+                Err(KeepError::CallerShare) => self.log_share(
+                    message,
+                    "a message was not stored: its caller holds its share of the spool (callers.spool_share); find out why its messages are not delivered, and replay or drop its dead letters (tollgate messages)",
+                ),
+                _ => {}
             }
             return kept.map(|()| true);
         }
@@ -182,6 +184,13 @@ impl<U: Upstream> KeptMessages<U> {
             self.spool.note(message.id, Change::Forgotten).await;
         }
         Ok(false)
+    }
+
+    fn log_share(&self, message: &Message, what: &str) {
+        if let Some(suppressed) = self.log.next() {
+            let (topic, caller) = (message.topic.parent(), message.caller.as_deref());
+            tracing::warn!(topic, caller, suppressed, "{what}");
+        }
     }
 
     /// The output of a write, unless a caller with this deadline does not wait for it any more.

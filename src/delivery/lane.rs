@@ -4,8 +4,9 @@
 //! trouble probes with one message; when it passes, the others follow in groups that double; when
 //! it fails, all wait longer. One message that fails alone is not trouble and delays no others.
 //!
-//! Of messages that are due, the one goes first that waits the longest, as its urgency has it
-//! ([`Urgency::handicap`]): a less urgent one is overtaken only by messages that came soon after it.
+//! Of messages that are due, callers are served by weight; of those of one caller, the one goes first that waits
+//! the longest, as its urgency has it ([`Urgency::handicap`]): a less urgent one is overtaken only by messages that
+//! came soon after it.
 //!
 //! Pure: time, random numbers and the signals of calls come from outside.
 
@@ -18,6 +19,7 @@ use super::signal::{Requeue, Signal};
 use crate::answer::AccessDenied;
 use crate::backoff::Backoff;
 use crate::config::Retry;
+use crate::fair_queue::{CallersQueue, FairQueue, Flow, Weights};
 use crate::message::{MessageId, Urgency};
 
 /// This many different messages that fail, with none that passes between them, are trouble.
@@ -40,6 +42,8 @@ pub(super) struct RetryItem {
     pub(super) expires: Instant,
     /// Its call finds out whether the lane works again.
     pub(super) probe: bool,
+    /// Whose it is.
+    pub(super) caller: Flow,
     pub(super) urgency: Urgency,
     /// Since when it waits for a call, or is to wait: when it was kept, or its pause after a call ends.
     pub(super) since: Instant,
@@ -68,13 +72,23 @@ struct LaneTrouble {
     denied: Option<AccessDenied>,
 }
 
-/// The kept messages of one lane, and how the provider treats them.
+/// Messages of one caller that are due, by their turns.
 #[derive(Debug, Default)]
+struct DueItems(BTreeMap<(Instant, MessageId), RetryItem>);
+
+impl CallersQueue for DueItems {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// The kept messages of one lane, and how the provider treats them.
+#[derive(Debug)]
 pub(super) struct LaneQueue {
     /// By when they are due.
     waiting: BTreeMap<(Instant, MessageId), RetryItem>,
-    /// Those that were due when a group was taken, by their turns.
-    ready: BTreeMap<(Instant, MessageId), RetryItem>,
+    /// Those that were due when a group was taken.
+    ready: FairQueue<DueItems>,
     /// Calls that were handed out.
     under_way: usize,
     /// The most that go together.
@@ -85,15 +99,26 @@ pub(super) struct LaneQueue {
 }
 
 impl LaneQueue {
+    /// An empty one, that serves callers by these weights.
+    pub(super) fn new(weights: Weights) -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            ready: FairQueue::new(weights),
+            under_way: 0,
+            group: 0,
+            failing: Vec::new(),
+            trouble: None,
+        }
+    }
+
     pub(super) fn push(&mut self, item: RetryItem, due: Instant) {
         self.waiting.insert((due, item.id), item);
     }
 
     /// These wait no more; a call that is under way ends as it does.
     pub(super) fn remove(&mut self, gone: &HashSet<MessageId>) {
-        for map in [&mut self.waiting, &mut self.ready] {
-            map.retain(|(_, id), _| !gone.contains(id));
-        }
+        self.waiting.retain(|(_, id), _| !gone.contains(id));
+        self.ready.change_all(|due| due.0.retain(|(_, id), _| !gone.contains(id)));
     }
 
     /// Whether new messages should not be tried before a probe has passed.
@@ -126,12 +151,14 @@ impl LaneQueue {
                 return Vec::new();
             }
             // The least tried, since the failure of a much tried message may be its own.
-            let all = self.ready.iter().chain(&self.waiting);
+            let due = self.ready.queues().flat_map(|due| &due.0);
+            let all = due.chain(&self.waiting);
             let probe = all.min_by_key(|(_, item)| (item.attempts, item.turn()));
             let Some((key, item)) = probe.map(|(key, item)| (*key, *item)) else {
                 return Vec::new();
             };
-            if self.ready.remove(&(item.turn(), item.id)).is_none() {
+            let turn = (item.turn(), item.id);
+            if self.ready.change(item.caller, |due| due.0.remove(&turn)).is_none() {
                 self.waiting.remove(&key);
             }
             self.under_way += 1;
@@ -145,9 +172,10 @@ impl LaneQueue {
             && first.key().0 <= now
         {
             let item = first.remove();
-            self.ready.insert((item.turn(), item.id), item);
+            let turn = (item.turn(), item.id);
+            self.ready.change(item.caller, |due| due.0.insert(turn, item));
         }
-        let next = || self.ready.pop_first().map(|(_, item)| item);
+        let next = || self.ready.pop(|due| due.0.pop_first()).map(|(_, item)| item);
         let items: Vec<_> = std::iter::from_fn(next).take(group.min(room)).collect();
         self.under_way += items.len();
         items
@@ -159,7 +187,7 @@ impl LaneQueue {
             Some(_) if self.under_way > 0 || self.nothing_waits() => None,
             Some(trouble) => Some(trouble.next),
             None if self.under_way * 4 > self.group.max(1) => None,
-            None => match self.ready.first_key_value() {
+            None => match self.ready.queues().find_map(|due| due.0.first_key_value()) {
                 Some((_, item)) => Some(item.since),
                 None => self.waiting.first_key_value().map(|((due, _), _)| *due),
             },
@@ -228,7 +256,9 @@ impl LaneQueue {
                 if self.trouble.take().is_some() {
                     // The trouble was the lane's, not theirs: all may go.
                     let all = std::mem::take(&mut self.waiting).into_values();
-                    let all = all.chain(std::mem::take(&mut self.ready).into_values());
+                    let mut due = BTreeMap::new();
+                    self.ready.change_all(|items| due.append(&mut items.0));
+                    let all = all.chain(due.into_values());
                     let due_now =
                         |item: RetryItem| RetryItem { since: item.since.min(now), ..item };
                     self.waiting = all.map(|item| ((now, item.id), due_now(item))).collect();

@@ -46,6 +46,7 @@ use tokio_util::task::TaskTracker;
 use crate::ceiling::Ceiling;
 use crate::config;
 use crate::deadline;
+use crate::fair_queue::Weights;
 use crate::log_limiter::LogLimiter;
 use crate::memory::{MemoryPlan, MemoryQueue};
 use crate::message::{Lifespan, Message, MessageId};
@@ -91,12 +92,16 @@ impl<U: Upstream> Delivery<U> {
     ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let dispatcher = Arc::new(Dispatcher { upstream, ceiling, meter, tasks, stop });
+        let weighed =
+            config.callers.iter().map(|caller| (caller.name.as_str().into(), caller.weight));
+        let weights = Weights::of(weighed);
+        dispatcher.ceiling.weigh(weights.clone());
         let keys = Arc::new(IdempotencyKeys::new(&config.idempotency, spool.as_ref()));
         let kept = spool.map(|spool| {
             let kept = Arc::new(KeptMessages {
                 spool,
                 keys: Arc::clone(&keys),
-                queue: RetryQueue::new(config.retry.clone(), seed),
+                queue: RetryQueue::new(config.retry.clone(), weights.clone(), seed),
                 memory: MemoryQueue::new(MemoryPlan::of(config.runtime.memory).stored_bodies),
                 dispatcher: Arc::clone(&dispatcher),
                 log: LogLimiter::new(kept::MAX_LINES),
@@ -115,7 +120,7 @@ impl<U: Upstream> Delivery<U> {
             kept
         });
         let jitter = Mutex::new(fastrand::Rng::with_seed(seed));
-        Self { intake: Arc::new(Intake { dispatcher, keys, kept, jitter }) }
+        Self { intake: Arc::new(Intake { dispatcher, keys, kept, weights, jitter }) }
     }
 
     /// Delivers a message and returns what became of it, at the latest when its caller's patience

@@ -48,6 +48,8 @@ pub enum Disposition {
     NotKept(KeepError),
     /// Nothing was sent: there was no permit in time.
     NoPermit(Refused),
+    /// Nothing was sent: its topic is paused until a stored message is delivered, and it may not be stored.
+    Paused,
     /// Nothing was sent: the provider does not let us in, and a probe finds out when it does.
     Denied(AccessDenied),
     /// Nothing was sent: a budget is used up.

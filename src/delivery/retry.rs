@@ -174,7 +174,8 @@ impl<U: Upstream> KeptMessages<U> {
             self.dead_letter(id, item.attempts, death(Reason::Expired, None), None).await;
             return Err(gone);
         }
-        if let Err(over) = self.dispatcher.meter.admits(&lane.instance, &lane.parent) {
+        let caller = brief.caller.as_deref();
+        if let Err(over) = self.dispatcher.meter.admits(&lane.instance, &lane.parent, caller) {
             return Err((Signal::Postpone(budget_wait(&over)), Requeue::Yes));
         }
         if self.spool.is_ours().is_err() {
@@ -239,6 +240,7 @@ impl<U: Upstream> KeptMessages<U> {
         turn.comes().await;
         let asks = PermitRequest {
             class: if item.attempts == 0 { Class::Fresh } else { Class::Retry },
+            caller: item.caller,
             urgency: item.urgency,
             deadline: Instant::now() + MAX_WAIT,
             ends: message.terms.expiry().map(Expiry::at),

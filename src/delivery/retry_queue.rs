@@ -13,6 +13,7 @@ use super::registry::{RegisteredCaller, Registry, TryEnd};
 use super::signal::{HoldReason, Requeue, Signal};
 use crate::answer::AccessDenied;
 use crate::config::Retry;
+use crate::fair_queue::Weights;
 use crate::message::{self, MessageId};
 use crate::spool::{self, Doubt, Effect, HeldCounts};
 
@@ -23,6 +24,7 @@ const MAX_TOGETHER: usize = 1_000;
 #[derive(Debug)]
 pub(super) struct RetryQueue {
     retry: Retry,
+    weights: Weights,
     state: Mutex<Queued>,
     /// Wakes the task that hands out.
     pub(super) changed: Arc<Notify>,
@@ -30,10 +32,24 @@ pub(super) struct RetryQueue {
 
 #[derive(Debug)]
 struct Queued {
-    lanes: HashMap<message::Lane, LaneQueue>,
+    lanes: Lanes,
     registry: Registry,
     under_way: usize,
     jitter: fastrand::Rng,
+}
+
+/// The lanes in which messages wait or are under way, or that are in trouble.
+#[derive(Debug)]
+struct Lanes {
+    queues: HashMap<message::Lane, LaneQueue>,
+    weights: Weights,
+}
+
+impl Lanes {
+    /// The lane of this name, which begins if there is none.
+    fn of(&mut self, lane: message::Lane) -> &mut LaneQueue {
+        self.queues.entry(lane).or_insert_with(|| LaneQueue::new(self.weights.clone()))
+    }
 }
 
 /// Messages of one lane, to be tried together.
@@ -85,11 +101,12 @@ pub(super) enum MayCall {
 }
 
 impl RetryQueue {
-    pub(super) fn new(retry: Retry, seed: u64) -> Self {
+    pub(super) fn new(retry: Retry, weights: Weights, seed: u64) -> Self {
         let jitter = fastrand::Rng::with_seed(seed);
-        let (lanes, registry) = (HashMap::new(), Registry::default());
+        let lanes = Lanes { queues: HashMap::new(), weights: weights.clone() };
+        let registry = Registry::default();
         let state = Mutex::new(Queued { lanes, registry, under_way: 0, jitter });
-        Self { retry, state, changed: Arc::default() }
+        Self { retry, weights, state, changed: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, Queued> {
@@ -98,6 +115,11 @@ impl RetryQueue {
 
     pub(super) fn retry(&self) -> &Retry {
         &self.retry
+    }
+
+    /// By which callers are served.
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     /// How long a message waits after this many calls for it have failed.
@@ -112,7 +134,7 @@ impl RetryQueue {
         let mut state = self.state();
         let Queued { lanes, registry, .. } = &mut *state;
         if let Some((lane, item, due)) = registry.push((lane, item, due)) {
-            lanes.entry(lane).or_default().push(item, due);
+            lanes.of(lane).push(item, due);
         }
         drop(state);
         self.changed.notify_one();
@@ -157,7 +179,7 @@ impl RetryQueue {
         let waited = gone.iter().copied().filter(|id| registry.leave_lane(*id));
         let waited: HashSet<_> = waited.collect();
         if !waited.is_empty() {
-            for lane in lanes.values_mut() {
+            for lane in lanes.queues.values_mut() {
                 lane.remove(&waited);
             }
         }
@@ -179,9 +201,9 @@ impl RetryQueue {
         let lane = match signal {
             // A lane in which nothing waits has nothing to learn from a call that passed.
             Signal::Works | Signal::OtherKey | Signal::NoCall | Signal::Postpone(_) => {
-                state.lanes.get_mut(&lane)
+                state.lanes.queues.get_mut(&lane)
             }
-            Signal::Fails { .. } | Signal::Denied(_) => Some(state.lanes.entry(lane).or_default()),
+            Signal::Fails { .. } | Signal::Denied(_) => Some(state.lanes.of(lane)),
         };
         let Some(lane) = lane else { return };
         let was = lane.in_trouble();
@@ -194,12 +216,12 @@ impl RetryQueue {
 
     /// Whether, and why, new messages of this lane wait for a probe.
     pub(super) fn pause_reason(&self, lane: &message::Lane) -> Option<PauseReason> {
-        self.state().lanes.get(lane).and_then(PauseReason::of)
+        self.state().lanes.queues.get(lane).and_then(PauseReason::of)
     }
 
     pub(super) fn paused(&self) -> Vec<PausedLane> {
         let state = self.state();
-        let paused = state.lanes.iter().filter_map(|(name, lane)| {
+        let paused = state.lanes.queues.iter().filter_map(|(name, lane)| {
             let reason = PauseReason::of(lane)?;
             Some(PausedLane { lane: name.clone(), reason, waiting: lane.len() })
         });
@@ -208,12 +230,12 @@ impl RetryQueue {
 
     /// Whether stored messages of this lane wait or are under way.
     pub(super) fn has_waiting(&self, lane: &message::Lane) -> bool {
-        self.state().lanes.get(lane).is_some_and(|lane| lane.len() > 0)
+        self.state().lanes.queues.get(lane).is_some_and(|lane| lane.len() > 0)
     }
 
     /// Messages that wait or are under way.
     pub(super) fn len(&self) -> usize {
-        self.state().lanes.values().map(LaneQueue::len).sum()
+        self.state().lanes.queues.values().map(LaneQueue::len).sum()
     }
 
     /// No caller waits, and nothing was handed out.
@@ -338,8 +360,8 @@ impl RetryQueue {
         let mut groups = Vec::new();
         let mut next = None::<Instant>;
         let Queued { lanes, registry, .. } = &mut *state;
-        lanes.retain(|_, lane| !lane.is_idle());
-        for (name, lane) in lanes {
+        lanes.queues.retain(|_, lane| !lane.is_idle());
+        for (name, lane) in &mut lanes.queues {
             let items = lane.take(now, room);
             let items: Vec<_> = items.into_iter().map(|item| registry.hand_out(item)).collect();
             room -= items.len();
@@ -368,10 +390,10 @@ impl RetryQueue {
         let Queued { lanes, registry, .. } = &mut *state;
         let pushed = registry.ended(item, requeue, TryEnd::now());
         // A lane stays as long as something of it is under way.
-        let lane = lanes.entry(lane.clone()).or_default();
+        let lane = lanes.of(lane.clone());
         lane.ended(item, signal, requeue, Instant::now(), &self.retry, random);
         if let Some((lane, item, due)) = pushed {
-            lanes.entry(lane).or_default().push(item, due);
+            lanes.of(lane).push(item, due);
         }
         drop(state);
         self.changed.notify_one();
@@ -397,7 +419,7 @@ impl Drop for FreshCall<'_> {
         let mut state = self.queue.state();
         let Queued { lanes, registry, .. } = &mut *state;
         if let Some((lane, item, due)) = registry.fresh_call_ends(self.id, self.end) {
-            lanes.entry(lane).or_default().push(item, due);
+            lanes.of(lane).push(item, due);
             drop(state);
             self.queue.changed.notify_one();
         }

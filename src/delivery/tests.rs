@@ -2,6 +2,7 @@
 //! pause.
 
 mod adversary;
+mod fair;
 mod held;
 pub(super) mod panics;
 mod retention;
@@ -134,6 +135,7 @@ fn message(topic: &str) -> Message {
         instance: "x".into(),
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::kept("marked".into(), PayloadForm::Body),
+        caller: None,
         trace: None,
         terms: Terms::default(),
     }

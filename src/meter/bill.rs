@@ -24,6 +24,8 @@ pub enum By {
     Topic,
     /// Instances.
     Instance,
+    /// Callers, as the configuration names them.
+    Caller,
 }
 
 /// Which part of the ledger a bill is of.
@@ -66,11 +68,15 @@ pub struct BillRow {
     /// The parent topic, or `other`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
+    /// The caller; none: the messages of before there were callers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
     /// Billed messages.
     pub messages: u64,
     /// Messages that may have been billed, too.
     pub uncertain: u64,
-    /// The largest second; of one instance, where there are several.
+    /// The largest second; of one instance, where there are several, and of one topic, for messages without a
+    /// caller.
     pub peak_tps: u64,
     /// What the billed messages cost, in the currency.
     pub spend: f64,
@@ -113,7 +119,13 @@ impl Meter {
 }
 
 /// What tells rows apart: when, whose, and about what.
-type RowKey = (Option<i64>, Option<String>, Option<String>);
+#[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct RowKey {
+    start: Option<i64>,
+    instance: Option<String>,
+    topic: Option<String>,
+    caller: Option<String>,
+}
 
 struct Sums {
     query: Query,
@@ -133,10 +145,12 @@ impl Sums {
     }
 
     fn add(&mut self, minute: i64, name: &SeriesName, counted: &Minute) {
-        let is_whole = name.topic.is_empty();
+        let (is_sum, of_caller) = (name.is_sum(), !name.caller.is_empty());
+        let is_whole = name.topic.is_empty() && !of_caller;
+        let is_topic = is_sum && !name.topic.is_empty();
         let second = minute * 60;
         let mut billed = Spent::default();
-        if !is_whole {
+        if !is_sum {
             billed = self.month.spend(&self.billing, second, counted.billable, Billed::Yes);
         }
         if minute < self.query.from {
@@ -145,16 +159,25 @@ impl Sums {
         let zone = &self.billing.time_zone;
         let within = |period| Some(Span::around(second, period, zone).start);
         let instance = || Some(name.instance.to_string());
+        let none = RowKey::default;
         let (key, peaks) = match self.query.by {
-            By::Hour => ((within(Period::Hour), None, None), is_whole),
-            By::Day => ((within(Period::Day), None, None), is_whole),
-            By::Instance => ((None, instance(), None), is_whole),
-            By::Topic if is_whole => return,
-            By::Topic => ((None, instance(), Some(name.topic.to_string())), true),
+            By::Hour => (RowKey { start: within(Period::Hour), ..none() }, is_whole),
+            By::Day => (RowKey { start: within(Period::Day), ..none() }, is_whole),
+            By::Instance => (RowKey { instance: instance(), ..none() }, is_whole),
+            By::Topic if name.topic.is_empty() => return,
+            By::Topic => {
+                let topic = Some(name.topic.to_string());
+                (RowKey { instance: instance(), topic, ..none() }, is_topic || !of_caller)
+            }
+            By::Caller if is_whole || is_topic => return,
+            By::Caller => {
+                let caller = of_caller.then(|| name.caller.to_string());
+                (RowKey { caller, ..none() }, is_sum || !of_caller)
+            }
         };
         let row = self.rows.entry(key).or_default();
         row.billed.add(&billed);
-        if !is_whole {
+        if !is_sum {
             row.uncertain += counted.uncertain;
         }
         if peaks {
@@ -164,10 +187,11 @@ impl Sums {
 
     fn rows(self) -> Vec<BillRow> {
         let (prices, zone) = (self.billing.prices, self.billing.time_zone);
-        let row = |((start, instance, topic), sum): (RowKey, Sum)| BillRow {
-            start: start.map(|start| shown(start, &zone)),
-            instance,
-            topic,
+        let row = |(key, sum): (RowKey, Sum)| BillRow {
+            start: key.start.map(|start| shown(start, &zone)),
+            instance: key.instance,
+            topic: key.topic,
+            caller: key.caller,
             messages: sum.billed.messages(),
             uncertain: sum.uncertain,
             peak_tps: sum.peak,

@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 
 use super::labels::Billed;
+use super::ledger::SeriesName;
 use super::money::Spent;
 use super::period::Span;
 use crate::config::{Budget, Limit, Prices};
@@ -53,6 +54,11 @@ impl Account {
     pub(super) fn new(budget: Budget, now: i64) -> Self {
         let span = Span::around(now, budget.period, &budget.time_zone);
         Self { budget, span, used: Spent::default(), reserved: 0 }
+    }
+
+    /// Whether it is for the messages of a series.
+    pub(super) fn covers(&self, name: &SeriesName) -> bool {
+        self.budget.covers(&name.instance, &name.topic) && self.budget.covers_caller(&name.caller)
     }
 
     pub(super) fn budget(&self) -> &Budget {

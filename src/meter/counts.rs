@@ -15,12 +15,12 @@ use super::money::{Month, Spent};
 use super::period::Span;
 use super::tps::Tps;
 use crate::config::{Billing, Budget, Period};
-use crate::message::{InstanceId, TopicPattern};
+use crate::message::{CallerName, InstanceId, TopicPattern};
 
 /// The most provider codes with series of their own.
 const MAX_CODES: usize = 64;
 
-/// Messages of one instance and parent topic.
+/// Messages of one instance and parent topic, or of one caller.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Messages {
     /// Billed.
@@ -29,6 +29,14 @@ pub struct Messages {
     pub uncertain: u64,
     /// What the billed ones cost, in the currency.
     pub spend: f64,
+}
+
+impl Messages {
+    fn add(&mut self, other: Self) {
+        self.billable += other.billable;
+        self.uncertain += other.uncertain;
+        self.spend += other.spend;
+    }
 }
 
 /// The counts at one moment, for those who show them.
@@ -40,6 +48,10 @@ pub struct Snapshot {
     pub calls: BTreeMap<(CallKind, Arc<str>), u64>,
     /// Messages of this process by instance and parent topic.
     pub messages: BTreeMap<InstanceId, BTreeMap<Arc<str>, Messages>>,
+    /// Requests by caller and outcome, where there are callers.
+    pub callers_published: BTreeMap<CallerName, [u64; Published::ALL.len()]>,
+    /// Messages of this process by caller, where there are callers.
+    pub callers: BTreeMap<CallerName, Messages>,
     /// Messages of today, in the time zone of the bill, also of earlier processes.
     pub today: BTreeMap<InstanceId, BTreeMap<Arc<str>, Messages>>,
     /// Billable messages in the last whole second and the largest second of this minute.
@@ -48,7 +60,7 @@ pub struct Snapshot {
     pub budgets: Vec<BudgetStatus>,
 }
 
-/// Messages of one instance and parent topic, in this process and today.
+/// Messages of one instance, parent topic and caller, in this process and today.
 #[derive(Debug)]
 struct CountedSeries {
     name: SeriesName,
@@ -67,11 +79,15 @@ struct CountedSeries {
 #[derive(Debug)]
 pub(super) struct Counts {
     topics: LabelSet,
+    callers: LabelSet,
     codes: LabelSet,
     published: BTreeMap<Arc<str>, [u64; Published::ALL.len()]>,
+    /// Of callers alone.
+    callers_published: BTreeMap<CallerName, [u64; Published::ALL.len()]>,
     calls: BTreeMap<(CallKind, Arc<str>), u64>,
     series: Vec<CountedSeries>,
-    index: BTreeMap<InstanceId, BTreeMap<Arc<str>, usize>>,
+    /// By instance, parent topic and caller, which is empty where all callers are one.
+    index: BTreeMap<InstanceId, BTreeMap<Arc<str>, BTreeMap<CallerName, usize>>>,
     tps: BTreeMap<InstanceId, Tps>,
     pub(super) history: History,
     pub(super) errors: Errors,
@@ -86,8 +102,10 @@ impl Counts {
         let other = Arc::<str>::from(OTHER);
         let mut counts = Self {
             topics: LabelSet::new(max_topics),
+            callers: LabelSet::new(billing.callers.len()),
             codes: LabelSet::new(MAX_CODES),
             published: BTreeMap::from([(other, Default::default())]),
+            callers_published: BTreeMap::new(),
             calls: BTreeMap::new(),
             series: Vec::new(),
             index: BTreeMap::new(),
@@ -106,6 +124,10 @@ impl Counts {
         for topic in named.map(TopicPattern::as_str).filter(|topic| !topic.contains('*')) {
             counts.topics.get(topic);
         }
+        for caller in counts.billing.callers.clone() {
+            let caller = counts.callers.get(&caller);
+            counts.callers_published.insert(caller, Default::default());
+        }
         for kind in [CallKind::First, CallKind::Retry, CallKind::Probe] {
             let ok = counts.codes.get("OK");
             counts.calls.insert((kind, ok), 0);
@@ -119,19 +141,28 @@ impl Counts {
 
     // === series ===
 
-    /// The series of an instance and parent topic.
-    pub(super) fn series(&mut self, instance: &InstanceId, parent: &str) -> usize {
+    /// The series of an instance, parent topic and caller.
+    pub(super) fn series(
+        &mut self,
+        instance: &InstanceId,
+        parent: &str,
+        caller: Option<&str>,
+    ) -> usize {
         let topic = match self.topics.get(parent) {
             topic if &*topic == OTHER => self.shared_label(instance, parent).unwrap_or(topic),
             topic => topic,
         };
-        if let Some(series) = self.index.get(instance).and_then(|topics| topics.get(&topic)) {
+        let caller = caller.filter(|caller| !caller.is_empty());
+        let caller = caller.map_or_else(|| "".into(), |caller| self.callers.get(caller));
+        let known = self.index.get(instance).and_then(|topics| topics.get(&topic)?.get(&caller));
+        if let Some(series) = known {
             return *series;
         }
         let series = self.series.len();
-        let name = SeriesName { instance: Arc::clone(instance), topic };
+        let name = SeriesName { instance: Arc::clone(instance), topic, caller };
         let topics = self.index.entry(Arc::clone(instance)).or_default();
-        topics.insert(Arc::clone(&name.topic), series);
+        let callers = topics.entry(Arc::clone(&name.topic)).or_default();
+        callers.insert(Arc::clone(&name.caller), series);
         self.tps.entry(Arc::clone(instance)).or_default();
         let budgets = self.budgets_of(&name);
         self.series.push(CountedSeries {
@@ -158,8 +189,7 @@ impl Counts {
     }
 
     fn budgets_of(&self, name: &SeriesName) -> Vec<usize> {
-        let covers = |account: &Account| account.budget().covers(&name.instance, &name.topic);
-        let covering = self.accounts.iter().enumerate().filter(|(_, account)| covers(account));
+        let covering = self.accounts.iter().enumerate().filter(|(_, account)| account.covers(name));
         covering.map(|(index, _)| index).collect()
     }
 
@@ -178,9 +208,18 @@ impl Counts {
 
     // === facts ===
 
-    pub(super) fn published(&mut self, parent: Option<&str>, outcome: Published) {
+    pub(super) fn published(
+        &mut self,
+        parent: Option<&str>,
+        caller: Option<&str>,
+        outcome: Published,
+    ) {
         let topic = self.topics.get(parent.unwrap_or(OTHER));
         self.published.entry(topic).or_default()[outcome as usize] += 1;
+        if let Some(caller) = caller {
+            let caller = self.callers.get(caller);
+            self.callers_published.entry(caller).or_default()[outcome as usize] += 1;
+        }
     }
 
     /// Whether the budgets of a series have a place for one more message.
@@ -264,14 +303,14 @@ impl Counts {
         let uncertain =
             self.month.spend(&self.billing, second, minute.uncertain, Billed::Uncertain);
         for account in &mut self.accounts {
-            if account.budget().covers(&name.instance, &name.topic) {
+            if account.covers(name) {
                 account.restore(second, &billed);
                 account.restore(second, &uncertain);
             }
         }
         // Topics of other days take no label from those of today.
         if self.today.contains(second) {
-            let series = self.series(&name.instance, &name.topic);
+            let series = self.series(&name.instance, &name.topic, Some(&name.caller));
             self.series[series].today.add(&billed);
             self.series[series].today_uncertain += minute.uncertain;
         }
@@ -279,7 +318,7 @@ impl Counts {
 
     /// Calls whose end an earlier process did not record.
     pub(super) fn lost(&mut self, name: &SeriesName, calls: u64, now: i64) {
-        let series = self.series(&name.instance, &name.topic);
+        let series = self.series(&name.instance, &name.topic, Some(&name.caller));
         self.series[series].uncertain += calls;
         self.history.uncertain(now, calls);
     }
@@ -308,7 +347,14 @@ impl Counts {
         let prices = &self.billing.prices;
         let mut snapshot = Snapshot {
             published: self.published.clone(),
+            callers_published: self.callers_published.clone(),
             calls: self.calls.clone(),
+            callers: self
+                .billing
+                .callers
+                .iter()
+                .map(|name| (Arc::clone(name), Messages::default()))
+                .collect(),
             ..Snapshot::default()
         };
         for series in &self.series {
@@ -323,10 +369,14 @@ impl Counts {
                 uncertain: series.today_uncertain,
                 spend: series.today.cost(prices),
             };
+            if !series.name.caller.is_empty() {
+                let caller = Arc::clone(&series.name.caller);
+                snapshot.callers.entry(caller).or_default().add(messages);
+            }
             let to = snapshot.messages.entry(Arc::clone(instance)).or_default();
-            to.insert(Arc::clone(topic), messages);
+            to.entry(Arc::clone(topic)).or_default().add(messages);
             let to = snapshot.today.entry(Arc::clone(instance)).or_default();
-            to.insert(Arc::clone(topic), today);
+            to.entry(Arc::clone(topic)).or_default().add(today);
         }
         let tps = self.tps.iter_mut();
         snapshot.tps = tps.map(|(name, tps)| (Arc::clone(name), tps.read(now))).collect();

@@ -118,7 +118,7 @@ impl Meter {
         let now = now();
         let range = counts.restores_from(now).div_euclid(60)..now.div_euclid(60) + 1;
         let restored = ledger.minutes(range, |minute, name, counted| {
-            if !name.topic.is_empty() {
+            if !name.is_sum() {
                 counts.restore(minute * 60, name, &counted);
             }
         });
@@ -127,6 +127,7 @@ impl Meter {
             tracing::warn!(
                 instance = &*name.instance,
                 topic = &*name.topic,
+                caller = (!name.caller.is_empty()).then_some(&*name.caller),
                 calls,
                 "the previous process ended before these calls were answered: they count as uncertain"
             );
@@ -164,7 +165,7 @@ impl Meter {
     ) -> Self {
         let mut counts = Counts::new(max_topics, billing.clone(), now());
         for instance in instances {
-            counts.series(&instance, OTHER);
+            counts.series(&instance, OTHER, None);
         }
         Self {
             shared: Arc::new(MeterInner {
@@ -185,10 +186,17 @@ impl Meter {
         self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request to publish was answered. `parent` is its parent topic, if it had a valid one.
-    pub fn published(&self, parent: Option<&str>, outcome: Published, took: Duration) {
+    /// A request to publish was answered. `parent` is its parent topic, if it had a valid one, and `caller` the
+    /// caller that it has proven to be.
+    pub fn published(
+        &self,
+        parent: Option<&str>,
+        caller: Option<&str>,
+        outcome: Published,
+        took: Duration,
+    ) {
         self.shared.publish_duration[outcome as usize].observe(took.as_secs_f64());
-        self.counts().published(parent, outcome);
+        self.counts().published(parent, caller, outcome);
     }
 
     /// A permit was waited for, because of the ceiling at `ceiling` (account, egress address).
@@ -221,16 +229,21 @@ impl Meter {
         self.shared.operator_actions[verb as usize].load(Ordering::Relaxed)
     }
 
-    /// Whether the budgets have a place for one more message of an instance and parent topic.
+    /// Whether the budgets have a place for one more message of an instance, parent topic and caller.
     ///
     /// # Errors
     /// If one that refuses messages is used up.
-    pub fn admits(&self, instance: &InstanceId, parent: &str) -> Result<(), OverBudget> {
+    pub fn admits(
+        &self,
+        instance: &InstanceId,
+        parent: &str,
+        caller: Option<&str>,
+    ) -> Result<(), OverBudget> {
         if !self.shared.has_budgets {
             return Ok(());
         }
         let mut counts = self.counts();
-        let series = counts.series(instance, parent);
+        let series = counts.series(instance, parent, caller);
         counts.admits(series, now())
     }
 
@@ -245,7 +258,8 @@ impl Meter {
     ) -> Result<MeteredCall, OverBudget> {
         let call = {
             let mut counts = self.counts();
-            let series = counts.series(&message.instance, message.topic.parent());
+            let caller = message.caller.as_deref();
+            let series = counts.series(&message.instance, message.topic.parent(), caller);
             counts.reserve(series, now())?;
             let ledger_id =
                 counts.ledger_id(series, |name| self.shared.ledger.as_ref()?.series(name));

@@ -12,6 +12,7 @@ fn billing() -> Billing {
         plan_tps: None,
         time_zone: TimeZone::UTC,
         budgets: Vec::new(),
+        callers: Vec::new(),
     }
 }
 
@@ -25,6 +26,7 @@ fn message(topic: &str) -> Message {
         instance: "post-cn-1".into(),
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::new(bytes::Bytes::new(), PayloadEncoding::Base64, 0).unwrap(),
+        caller: None,
         trace: None,
         terms: Terms::default(),
     }
@@ -63,7 +65,7 @@ async fn hostile_topics_and_codes_make_no_series() {
     let meter = Meter::new(3, &billing(), []);
     for i in 0..10_000 {
         let parent = format!("topic{i}");
-        meter.published(Some(&parent), Published::Delivered, Duration::ZERO);
+        meter.published(Some(&parent), None, Published::Delivered, Duration::ZERO);
         call(&meter, &parent, &format!("Code.{i}"), Billed::Yes).await;
     }
     let snapshot = meter.snapshot();
@@ -80,7 +82,7 @@ fn worked_examples() {
     use Billed::{No, Uncertain, Yes};
     use CallKind::{First, Retry};
     let mut counts = Counts::new(5, billing(), 0);
-    let line = counts.series(&"post-cn-1".into(), "TopicA");
+    let line = counts.series(&"post-cn-1".into(), "TopicA", None);
     let mut after = |second, calls: &[(u64, CallKind, Billed)]| {
         for (times, kind, billed) in calls {
             for _ in 0..*times {
@@ -114,8 +116,8 @@ fn tiers_follow_the_month() {
     std::fs::write(&path, format!("{least}{tiers}")).unwrap();
     let billing = crate::config::load(Some(&path), [], &[]).unwrap().config.billing;
     let mut counts = Counts::new(5, billing, 0);
-    let name = SeriesName { instance: "x".into(), topic: "TopicA".into() };
-    let line = counts.series(&name.instance, "TopicA");
+    let name = SeriesName::of_all(&"x".into(), "TopicA");
+    let line = counts.series(&name.instance, "TopicA", None);
     // Ninety of an earlier process, twenty of this one: ten at each price.
     counts.restore(0, &name, &Minute { billable: 90, uncertain: 0, peak: 90 });
     for _ in 0..20 {
@@ -134,7 +136,7 @@ fn tiers_follow_the_month() {
 #[test]
 fn another_price_changes_nothing_that_was_spent() {
     let mut counts = Counts::new(5, billing(), 0);
-    let line = counts.series(&"x".into(), "TopicA");
+    let line = counts.series(&"x".into(), "TopicA", None);
     let send = |counts: &mut Counts| {
         counts.reserve(line, 60).unwrap();
         counts.ended(line, CallKind::First, "OK", Billed::Yes, at(60));
@@ -160,7 +162,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => (0..3_usize).prop_map(Step::Begin),
+        8 => (0..6_usize).prop_map(Step::Begin),
         8 => (any::<usize>(), 0..3_u8).prop_map(|(nth, billed)| Step::End(nth, billed)),
         2 => (0..2_000_i64).prop_map(Step::Wait),
         1 => Just(Step::Restart),
@@ -170,6 +172,15 @@ fn step() -> impl Strategy<Value = Step> {
 
 const TOPICS: [&str; 3] = ["Alarm", "TopicA", "TopicB"];
 
+/// Each topic has messages of no caller, and of one.
+fn topic_of(series: usize) -> &'static str {
+    TOPICS[series % 3]
+}
+
+fn caller_of(series: usize) -> Option<&'static str> {
+    (series >= 3).then_some("orders")
+}
+
 fn budgets() -> Vec<Budget> {
     let budget = |name: &str, limit, period, topics: &[&str], refuse| Budget {
         name: name.to_owned(),
@@ -178,12 +189,14 @@ fn budgets() -> Vec<Budget> {
         time_zone: TimeZone::UTC,
         instance_id: None,
         parents: topics.iter().map(|topic| TopicPattern::new(topic)).collect(),
+        callers: if name == "orders" { vec!["orders".into()] } else { Vec::new() },
         refuse,
     };
     vec![
         budget("all", Limit::Messages(30), Period::Hour, &[], true),
         budget("alarms", Limit::Spend(2.0 * 8.0 / 1e6), Period::Hour, &["Alarm"], true),
         budget("topics", Limit::Messages(5), Period::Day, &["Topic*"], false),
+        budget("orders", Limit::Messages(9), Period::Hour, &[], true),
     ]
 }
 
@@ -193,9 +206,13 @@ proptest! {
     /// in its period, and one that refuses never goes over.
     #[test]
     fn budgets_never_drift(steps in prop::collection::vec(step(), 1..300)) {
-        let billing = Billing { budgets: budgets(), ..billing() };
+        let billing =
+            Billing { budgets: budgets(), callers: vec!["orders".into()], ..billing() };
         let instance: InstanceId = "post-cn-1".into();
-        let name = |topic: usize| SeriesName { instance: "post-cn-1".into(), topic: TOPICS[topic].into() };
+        let name = |series: usize| SeriesName {
+            caller: caller_of(series).unwrap_or_default().into(),
+            ..SeriesName::of_all(&"post-cn-1".into(), topic_of(series))
+        };
         let mut now = 1_000_000_i64;
         let mut counts = Counts::new(5, billing.clone(), now);
         // By minute and topic: what the ledger has. And the calls that are out.
@@ -204,7 +221,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Begin(topic) => {
-                    let line = counts.series(&instance, TOPICS[topic]);
+                    let line = counts.series(&instance, topic_of(topic), caller_of(topic));
                     if counts.reserve(line, now).is_ok() {
                         out.push(topic);
                     }
@@ -212,7 +229,7 @@ proptest! {
                 Step::End(nth, billed) if !out.is_empty() => {
                     let topic = out.swap_remove(nth % out.len());
                     let billed = Billed::ALL[usize::from(billed)];
-                    let line = counts.series(&instance, TOPICS[topic]);
+                    let line = counts.series(&instance, topic_of(topic), caller_of(topic));
                     counts.ended(line, CallKind::First, "x", billed, at(now));
                     let minute = ledger.entry((now.div_euclid(60), topic)).or_default();
                     minute.billable += u64::from(billed == Billed::Yes);
@@ -237,7 +254,10 @@ proptest! {
             }
             for status in counts.snapshot(now).budgets {
                 let budget = &status.budget;
-                let covered = |topic: usize| budget.covers(&instance, TOPICS[topic]);
+                let covered = |series: usize| {
+                    budget.covers(&instance, topic_of(series))
+                        && budget.covers_caller(caller_of(series).unwrap_or_default())
+                };
                 let start = period::Span::around(now, budget.period, &TimeZone::UTC).start;
                 let spent = ledger.range((start.div_euclid(60), 0)..);
                 let spent = spent.filter(|((_, topic), _)| covered(*topic));
@@ -299,11 +319,75 @@ async fn a_pattern_holds_beyond_the_last_label() {
 
     let now = Timestamp::now().as_second();
     let mut restarted = Counts::new(3, billing, now);
-    let name = SeriesName { instance: "post-cn-1".into(), topic: "other:topics".into() };
+    let name = SeriesName::of_all(&"post-cn-1".into(), "other:topics");
     restarted.restore(now, &name, &Minute { billable: 5, uncertain: 0, peak: 5 });
     for i in 0..10 {
-        restarted.series(&"post-cn-1".into(), &format!("hostile{i}"));
+        restarted.series(&"post-cn-1".into(), &format!("hostile{i}"), None);
     }
-    let series = restarted.series(&"post-cn-1".into(), "Topic7");
+    let series = restarted.series(&"post-cn-1".into(), "Topic7", None);
     assert!(restarted.admits(series, now).is_err());
+}
+
+fn of(caller: &str, topic: &str) -> Message {
+    Message { caller: Some(caller.into()), ..message(topic) }
+}
+
+/// Each caller's messages are counted apart and on the bill, also those of earlier processes; a budget holds for the
+/// callers that name it, and topics and instances count all.
+#[tokio::test]
+async fn callers() {
+    let mut budgets = budgets();
+    let mut budget = budgets.remove(3);
+    budget.limit = Limit::Messages(4);
+    let callers = vec!["orders".into(), "batch".into()];
+    let billing = Billing { budgets: vec![budget], callers, ..billing() };
+    let folder = tempfile::tempdir().unwrap();
+    for process in 0..2 {
+        let open = || Meter::open(Some(folder.path()), 5, &billing, ["post-cn-1".into()]);
+        let meter = open().unwrap();
+        for (caller, topic, calls) in
+            [("orders", "TopicA", 2), ("batch", "TopicA", 3), ("gone", "TopicB", 1)]
+        {
+            for _ in 0..calls {
+                let call = meter.begin(&of(caller, topic), CallKind::First).await.unwrap();
+                call.ended("OK", Billed::Yes, Duration::ZERO);
+            }
+            meter.published(Some(topic), Some(caller), Published::Delivered, Duration::ZERO);
+        }
+        call(&meter, "TopicB", "OK", Billed::Yes).await;
+        let snapshot = meter.snapshot();
+        let billable = |caller: &str| snapshot.callers[caller].billable;
+        assert_eq!([billable("orders"), billable("batch"), billable(OTHER)], [2, 3, 1]);
+        assert_eq!(snapshot.messages["post-cn-1"]["TopicA"].billable, 5);
+        assert_eq!(snapshot.today["post-cn-1"]["TopicA"].billable, 5 * (process + 1));
+        let delivered = |caller: &str| snapshot.callers_published[caller][0];
+        assert_eq!([delivered("orders"), delivered("batch"), delivered(OTHER)], [1, 1, 1]);
+        let over = meter.admits(&"post-cn-1".into(), "TopicA", Some("orders"));
+        assert_eq!(over.is_err(), process == 1, "{over:?}");
+        meter.admits(&"post-cn-1".into(), "TopicA", Some("batch")).unwrap();
+        meter.admits(&"post-cn-1".into(), "TopicA", None).unwrap();
+        let now = Timestamp::now().as_second().div_euclid(60) + 1;
+        let rows = async |by| {
+            let bill = meter.bill(Query { from: now - 60, to: now, by }).await.unwrap();
+            let row = |row: BillRow| (row.topic.or(row.caller), row.messages, row.peak_tps);
+            bill.rows.into_iter().map(row).collect::<Vec<_>>()
+        };
+        let (callers, topics) = (rows(By::Caller).await, rows(By::Topic).await);
+        let messages = |rows: &[(Option<String>, u64, u64)]| -> Vec<_> {
+            rows.iter()
+                .map(|(name, messages, _)| (name.clone().unwrap_or_default(), *messages))
+                .collect()
+        };
+        let times = process + 1;
+        let of = |rows: &[(&str, u64)]| -> Vec<_> {
+            rows.iter().map(|(name, messages)| ((*name).to_owned(), messages * times)).collect()
+        };
+        assert_eq!(messages(&callers), of(&[("", 1), ("batch", 3), ("orders", 2), (OTHER, 1)]));
+        assert_eq!(messages(&topics), of(&[("TopicA", 5), ("TopicB", 2)]));
+        assert_eq!(messages(&rows(By::Instance).await), of(&[("", 7)]));
+        // All of a process may fall into one second; no second has more than there were.
+        assert!(callers.iter().chain(&topics).all(|(_, all, peak)| (1..=*all).contains(peak)));
+        assert!(topics[0].2 >= callers.iter().map(|row| row.2).max().unwrap().min(3));
+        meter.close().await;
+    }
 }

@@ -1,5 +1,7 @@
 //! `POST /publish`: many messages in one request, one per line; the reply has one line for each.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -108,7 +110,8 @@ pub(super) fn read(
         let payload = reader.line_payload(&topic, body)?;
         let terms = reader.terms(asked, &topic);
         let (options, _) = reader.options(prefer, claim, &terms)?;
-        Ok((Message { id: MessageId::new(), instance, topic, payload, trace, terms }, options))
+        let (id, caller) = (MessageId::new(), caller.map(|caller| Arc::clone(caller.name())));
+        Ok((Message { id, instance, topic, payload, caller, trace, terms }, options))
     });
     // One that is too long is not repeated to its sender.
     let key = key.filter(|key| key.len() <= key::MAX_KEY);

@@ -45,13 +45,23 @@ pub(super) fn of(
     if key.is_empty() || key.len() > MAX_KEY {
         return Err("the Idempotency-Key must have 1 to 256 characters");
     }
+    Ok(of_any_length(key, caller, topic, body))
+}
+
+/// As [`of`], of a key that is not a caller's to choose at will.
+pub(super) fn of_any_length(
+    key: &str,
+    caller: Option<&Caller>,
+    topic: &Topic,
+    body: &Bytes,
+) -> Claim {
     let topic_len = (topic.as_str().len() as u64).to_le_bytes();
     // No name has a blank, and no key begins with one that the name before it does not.
     let of_caller = caller.map(|caller| format!("{} ", caller.name())).unwrap_or_default();
-    Ok(Claim {
+    Claim {
         key: digest(&[of_caller.as_bytes(), key.as_bytes()]),
         print: digest(&[&topic_len, topic.as_str().as_bytes(), body]),
-    })
+    }
 }
 
 /// The first half of SHA-256: 128 bits make a collision as good as impossible.

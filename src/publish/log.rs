@@ -4,8 +4,9 @@ use http::Request;
 
 use super::answered::NotDelivered;
 use super::request::trace;
+use crate::callers::Caller;
 use crate::log_limiter::LogLimiter;
-use crate::message::TraceId;
+use crate::message::{CallerName, TraceId};
 use crate::meter::Published;
 
 /// The most log lines in one second.
@@ -13,11 +14,12 @@ pub(super) const MAX_LINES: u64 = 50;
 /// Characters logged of a topic: the path may be anything.
 const MAX_TOPIC: usize = 80;
 
-/// What identifies a request in the log.
+/// What identifies a request in the log, and who has sent it.
 pub(super) struct LogContext {
     request_id: Option<String>,
     trace: Option<TraceId>,
     topic: String,
+    caller: Option<CallerName>,
 }
 
 impl LogContext {
@@ -27,7 +29,18 @@ impl LogContext {
             request_id: header("x-request-id").map(str::to_owned),
             trace: trace(request.headers()),
             topic: topic.chars().take(MAX_TOPIC).collect(),
+            caller: None,
         }
+    }
+
+    /// It has proven to be of this caller; `None`: all are one.
+    pub(super) fn proven(&mut self, caller: Option<&Caller>) {
+        self.caller = caller.map(|caller| CallerName::clone(caller.name()));
+    }
+
+    /// Whose it is, as far as that is proven.
+    pub(super) fn caller(&self) -> Option<&str> {
+        self.caller.as_deref()
     }
 
     /// The topic, where that is known later than the head.
@@ -49,12 +62,14 @@ pub(super) fn failure(
             "more messages were not delivered; their log lines were suppressed"
         );
     }
-    let LogContext { request_id, trace, topic } = context;
+    let LogContext { request_id, trace, topic, caller } = context;
+    let caller = caller.as_deref();
     let trace_id = trace.map(tracing::field::display);
     tracing::warn!(
         request_id,
         trace_id,
         topic,
+        caller,
         outcome = published.as_str(),
         status = failure.status,
         problem = &*failure.problem,

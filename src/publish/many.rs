@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::batch::{self, Line, LineTerms};
+use super::cloud_event;
 use super::log::LogContext;
 use super::outcome;
 use super::prefer::Prefer;
@@ -45,9 +46,9 @@ struct BegunLine {
 
 impl Inner {
     pub(super) async fn publish_many(self: Arc<Self>, request: Request<RequestBody>) -> Reply {
-        let context = LogContext::of(&request, "");
+        let mut context = LogContext::of(&request, "");
         let read = match Arc::clone(&self.batches).try_acquire_owned() {
-            Ok(slot) => self.read_batch(request).await.map(|batch| (batch, slot)),
+            Ok(slot) => self.read_batch(request, &mut context).await.map(|batch| (batch, slot)),
             Err(_) => Err(RefusedRequest::new(Published::Full, too_many_batches())),
         };
         let mut reply = match read {
@@ -62,14 +63,20 @@ impl Inner {
         reply
     }
 
-    async fn read_batch(&self, request: Request<RequestBody>) -> Result<Batch, RefusedRequest> {
+    async fn read_batch(
+        &self,
+        request: Request<RequestBody>,
+        context: &mut LogContext,
+    ) -> Result<Batch, RefusedRequest> {
         let start = Instant::now();
         let drains = || RefusedRequest::new(Published::Draining, stopping());
         if self.draining() {
             return Err(drains());
         }
         check(request.headers())?;
+        cloud_event::refuse_batch(request.headers())?;
         let caller = self.caller(&request)?;
+        context.proven(caller.as_deref());
         let reader = self.reader();
         let prefer = Prefer::read(request.headers());
         let asked = AskedTerms::read(request.headers(), start)?;

@@ -8,6 +8,7 @@ mod answered;
 mod batch;
 mod body;
 mod callers;
+mod cloud_event;
 mod key;
 mod log;
 mod many;
@@ -154,13 +155,16 @@ impl PublishService {
 impl Inner {
     async fn publish(&self, topic: &str, request: Request<RequestBody>) -> Reply {
         let start = Instant::now();
-        let context = log::LogContext::of(&request, topic);
+        let mut context = log::LogContext::of(&request, topic);
         let mut parent = None;
         let submission = if self.draining() {
             Err(RefusedRequest::new(Published::Draining, stopping()))
         } else {
             match self.caller(&request) {
-                Ok(caller) => self.reader().read(topic, request, caller.as_deref(), start).await,
+                Ok(caller) => {
+                    context.proven(caller.as_deref());
+                    self.reader().read(topic, request, caller.as_deref(), start).await
+                }
                 Err(refused) => Err(refused),
             }
         };
@@ -188,7 +192,8 @@ impl Inner {
         took: Duration,
         context: &log::LogContext,
     ) {
-        self.meter.published(topic.map(Topic::parent), answered.published, took);
+        let parent = topic.map(Topic::parent);
+        self.meter.published(parent, context.caller(), answered.published, took);
         if let Some(failure) = &answered.failure {
             log::failure(&self.log_limiter, context, answered.published, failure);
         }

@@ -55,6 +55,8 @@ pub(super) fn answer(
     let mut answered = match ended {
         Disposition::Answered(answer) => answer_of(&answer, calls),
         Disposition::NoPermit(refused) => no_permit(refused),
+        // Only of a message that its caller would rather lose than have stored: none of this door's.
+        Disposition::Paused => Answered::problem(Published::Failed, timeout()),
         Disposition::OverBudget(over) => over_budget::answer(&over, calls, Timestamp::now()),
         Disposition::Unanswered => unanswered(calls),
         Disposition::Kept(id) => accepted(id, "queued", Published::Queued, durability),
@@ -246,6 +248,12 @@ fn not_kept(error: &KeepError, calls: u32) -> Answered {
             "The spool is full",
             "This topic holds as many kept messages and dead letters as it may while other topics are in \
              use: the rest of the spool (spool.max_bytes, spool.max_messages) is left to them. The \
+             message was not accepted and nothing was sent.",
+        ),
+        KeepError::CallerShare => (
+            Slug::SpoolFull,
+            "The spool is full",
+            "This caller holds as many kept messages and dead letters as it may (callers.spool_share). The \
              message was not accepted and nothing was sent.",
         ),
         KeepError::Disk(_) | KeepError::Unsure(_) => (

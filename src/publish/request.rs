@@ -1,5 +1,6 @@
 //! From an HTTP request to a message and how its caller wants it published.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 
 use super::body::{BodyLimits, MAX_BATCH, PAYLOAD_LIMIT, too_large};
 use super::callers;
+use super::cloud_event::CloudEvent;
 use super::key;
 use super::prefer::{MAX_WAIT, Prefer};
 use super::refusal::{RefusedRequest, invalid};
@@ -77,6 +79,7 @@ impl RequestReader {
         let (head, body) = request.into_parts();
         let headers = &head.headers;
         let prefer = Prefer::read(headers);
+        let event = CloudEvent::of(headers, self.publish.cloud_events)?;
         let terms = self.terms(AskedTerms::read(headers, start)?, &topic);
         let limits = BodyLimits {
             most: self.max_payload(&topic),
@@ -85,12 +88,24 @@ impl RequestReader {
         };
         let mut reservation = self.memory.begin()?;
         let body = limits.read(headers, body, |bytes| reservation.add_body(bytes)).await?;
+        let body = match &event {
+            Some(event) => event.structured(&body)?,
+            None => body,
+        };
+        if event.is_some() {
+            reservation.add_body(body.len())?;
+        }
         let body = reservation.hold(body);
         let claim = key::claim(headers, caller, &topic, &body).map_err(bad_key)?;
+        let of_event = event.filter(|_| self.publish.cloud_event_keys);
+        let of_event =
+            of_event.map(|event| key::of_any_length(&event.key(), caller, &topic, &body));
+        let claim = claim.or(of_event);
         let payload = self.payload(&topic, body)?;
         let (options, applied) = self.options(prefer, claim, &terms)?;
         let trace = trace(headers);
-        let message = Message { id: MessageId::new(), instance, topic, payload, trace, terms };
+        let (id, caller) = (MessageId::new(), caller.map(|caller| Arc::clone(caller.name())));
+        let message = Message { id, instance, topic, payload, caller, trace, terms };
         Ok(Submission { message, options, applied })
     }
 

@@ -63,6 +63,8 @@ slugs! {
     Budget = "budget";
     /// The caller has sent as many messages as it may.
     CallerRate = "caller-rate";
+    /// A `CloudEvent` in binary mode that is not carried, or is not valid.
+    CloudEvent = "cloud-event";
     /// The sidecar is stopping.
     Draining = "draining";
     /// The message was dropped.

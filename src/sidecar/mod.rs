@@ -4,6 +4,7 @@ mod listeners;
 mod memory;
 mod stop;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::control::Control;
 use crate::delivery::Delivery;
 use crate::keys::{KeyError, Keys};
 use crate::memory::{MemoryBudget, MemoryPlan};
-use crate::message::InstanceId;
+use crate::message::{CallerName, InstanceId};
 use crate::meter::{Meter, PriorCalls};
 use crate::publish::PublishService;
 use crate::server::HttpServer;
@@ -223,8 +224,11 @@ impl Sidecar {
 
 async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError> {
     let adopts = AdoptionRules::of(config);
-    let options =
-        spool::Options { adopts, ..spool_options(spool, &config.idempotency, &config.runtime) };
+    let options = spool::Options {
+        adopts,
+        caller_shares: caller_shares(config),
+        ..spool_options(spool, &config.idempotency, &config.runtime)
+    };
     if hand_over_to(config).is_some()
         && let Some(file) = options.mac.clone()
     {
@@ -240,6 +244,14 @@ async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError
         }
         _ => Spool::open_within(longest_stop(config), options).await,
     }
+}
+
+/// The parts of the spool that callers may fill.
+fn caller_shares(config: &Config) -> Arc<BTreeMap<CallerName, f64>> {
+    let shares = config.callers.iter();
+    let shares =
+        shares.filter_map(|caller| Some((caller.name.as_str().into(), caller.spool_share?)));
+    Arc::new(shares.collect())
 }
 
 /// The ceilings, shared with the fleet's sidecars where there is a fleet.
@@ -306,6 +318,7 @@ pub fn spool_options(
         // A key's answer is in its message's receipt.
         keep_receipts: config.keep_receipts.max(idempotency.keep),
         keep_claims: idempotency.keep,
+        caller_shares: Arc::default(),
         mac: config.mac.clone(),
         adopts: AdoptionRules::default(),
     }

@@ -84,6 +84,7 @@ impl Entry {
             id,
             lane: self.destination.lane.clone(),
             topic: self.destination.topic.clone(),
+            caller: self.destination.caller.clone(),
             kept_at: self.kept_at,
             attempts: self.attempts,
             unknown: self.unknown,
@@ -110,6 +111,7 @@ impl Entry {
             instance: self.destination.lane.instance.clone(),
             topic: self.destination.topic.clone(),
             payload: Payload::kept(body, self.form),
+            caller: self.destination.caller.clone(),
             trace: self.trace.as_deref().copied(),
             terms: Terms { lifespan, urgency: self.urgency },
         };

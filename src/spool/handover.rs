@@ -1,7 +1,5 @@
 //! Hands messages over to another spool.
 
-use std::sync::Arc;
-
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -78,8 +76,7 @@ impl Spool {
             State::Dropped(at) => Stage::Dropped(Box::new(*at)),
             State::Expired(expired) => Stage::Expired(Box::new(*expired)),
         };
-        let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
-        let destination = self.engine.core.index().destinations.get(instance, topic);
+        let destination = self.destination(message);
         let entry = Entry {
             attempts: brief.attempts,
             unknown: brief.unknown,

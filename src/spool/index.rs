@@ -209,6 +209,7 @@ impl Index {
         match error {
             Some(KeepError::Full) => self.refused.full += 1,
             Some(KeepError::TopicShare) => self.refused.topic_share += 1,
+            Some(KeepError::CallerShare) => self.refused.caller_share += 1,
             _ => {}
         }
     }

@@ -23,6 +23,9 @@ struct FullRecord<'a> {
     instance: Cow<'a, str>,
     #[serde(borrow)]
     topic: Cow<'a, str>,
+    /// An older sidecar does not know this, and counts the message as no caller's.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    caller: Option<Cow<'a, str>>,
     kept_at: Timestamp,
     #[serde(default, skip_serializing_if = "is_default")]
     attempts: u32,
@@ -116,6 +119,7 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord 
     let meta = json(&FullRecord {
         instance: Cow::Borrowed(&entry.destination.lane.instance),
         topic: Cow::Borrowed(entry.destination.topic.as_str()),
+        caller: entry.destination.caller.as_deref().map(Cow::Borrowed),
         kept_at: entry.kept_at,
         attempts: entry.attempts,
         unknown: entry.unknown,
@@ -227,7 +231,11 @@ pub(super) fn entry(
         (Some(_), Some(_)) => return None,
     };
     Some(Entry {
-        destination: destinations.get(Arc::from(&*words.instance), topic),
+        destination: destinations.get(
+            Arc::from(&*words.instance),
+            topic,
+            words.caller.as_deref().map(Arc::from),
+        ),
         kept_at: words.kept_at,
         attempts: words.attempts,
         unknown: words.unknown,
@@ -312,7 +320,7 @@ mod tests {
             dropped: bool,
         }
         let topic = Topic::parse("abc/d").unwrap();
-        let destination = Destinations::default().get("i".into(), topic);
+        let destination = Destinations::default().get("i".into(), topic, None);
         let at = "2026-01-01T00:00:00Z".parse().unwrap();
         let expiry = Some(Box::new(Expiry::at_time(
             "2026-01-01T00:00:30Z".parse().unwrap(),
@@ -349,7 +357,7 @@ mod tests {
             receipt: Option<Receipt>,
         }
         let topic = Topic::parse("abc/d").unwrap();
-        let destination = Destinations::default().get("i".into(), topic);
+        let destination = Destinations::default().get("i".into(), topic, None);
         let at = "2026-01-01T00:00:00Z".parse().unwrap();
         let stage = Stage::Dropped(Box::new(at));
         let dropped = Entry { stage, doubt: true, ..Entry::new(destination, at) };

@@ -35,6 +35,7 @@ pub(crate) mod tests;
 mod view;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -59,8 +60,9 @@ pub use share::Share;
 
 use self::core::Core;
 use crate::config::{Lifetime, MacFile};
-use crate::message::{Message, MessageId};
+use crate::message::{CallerName, Message, MessageId};
 use backend::BodyError;
+use destination::Destination;
 use entry::Entry;
 use frame::{PendingRecord, RecordKind};
 use index::Index;
@@ -87,6 +89,8 @@ pub struct Options {
     /// So long, but no longer than receipts are kept, the receipt of a message with a claim does not
     /// give way to new messages: its key is taken.
     pub keep_claims: Duration,
+    /// The part of the spool that a caller may fill, 0 to 1; one that is not named may fill all of it.
+    pub caller_shares: Arc<BTreeMap<CallerName, f64>>,
     /// In Redis: the keys that sign and verify records.
     pub mac: Option<MacFile>,
     /// In Redis: what is taken over from others.
@@ -155,6 +159,9 @@ pub enum KeepError {
     /// Its parent topic holds as much of the spool as it may while others are in use.
     #[error("its topic holds its share of the spool")]
     TopicShare,
+    /// Its caller holds as much of the spool as it may (`callers.spool_share`).
+    #[error("its caller holds its share of the spool")]
+    CallerShare,
     /// The disk has no room or does not write.
     #[error("the disk does not take it: {0}")]
     Disk(Arc<str>),
@@ -225,6 +232,8 @@ pub struct RefusedKeeps {
     pub full: u64,
     /// That of their topic.
     pub topic_share: u64,
+    /// That of their caller.
+    pub caller_share: u64,
 }
 
 /// A change that was noted. Resolves once it is durable, or refused.
@@ -298,8 +307,7 @@ impl Spool {
         if message.payload.as_bytes().len() > MAX_FRAME {
             return Err(KeepError::Full);
         }
-        let (instance, topic) = (Arc::clone(&message.instance), message.topic.clone());
-        let destination = self.engine.core.index().destinations.get(instance, topic);
+        let destination = self.destination(message);
         let entry = Entry {
             attempts: tries.calls,
             unknown: tries.unknown,
@@ -311,7 +319,13 @@ impl Spool {
             urgency: message.terms.urgency,
             ..Entry::new(destination, Timestamp::now())
         };
-        self.enqueue(message, entry, Bound::SpoolAndTopic)
+        self.enqueue(message, entry, Bound::SpoolAndShares)
+    }
+
+    fn destination(&self, message: &Message) -> Arc<Destination> {
+        let Message { instance, topic, caller, .. } = message;
+        let destinations = &mut self.engine.core.index().destinations;
+        destinations.get(Arc::clone(instance), topic.clone(), caller.clone())
     }
 
     fn enqueue(

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::message::{Expiry, Lane, Message, MessageId, Topic, TraceId, Urgency};
+use crate::message::{CallerName, Expiry, Lane, Message, MessageId, Topic, TraceId, Urgency};
 
 /// Stands for the provider's words where damage has hit a record.
 pub(super) const DAMAGED_CODE: &str = "damaged";
@@ -178,6 +178,8 @@ pub struct Brief {
     pub lane: Lane,
     /// Where it goes.
     pub topic: Topic,
+    /// Who has sent it; `None`: all callers are one.
+    pub caller: Option<CallerName>,
     /// When it was kept.
     pub kept_at: Timestamp,
     /// Calls that were made for it.

@@ -31,8 +31,8 @@ const PAGE: usize = 500;
 pub(super) enum Bound {
     /// That of the spool.
     Spool,
-    /// That of the spool, and its topic's share.
-    SpoolAndTopic,
+    /// That of the spool, and the shares of its topic and its caller.
+    SpoolAndShares,
 }
 
 /// What gives way to a new message.
@@ -65,11 +65,25 @@ impl Spool {
             self.give_way(index, gives_way, now);
             return Err(KeepError::Full);
         }
-        if bound == Bound::SpoolAndTopic && !index.lets_take(&entry.destination.lane, max) {
-            return Err(KeepError::TopicShare);
+        if bound == Bound::SpoolAndShares {
+            if !self.lets_caller_take(index, entry) {
+                return Err(KeepError::CallerShare);
+            }
+            if !index.lets_take(&entry.destination.lane, max) {
+                return Err(KeepError::TopicShare);
+            }
         }
         self.give_way(index, gives_way, now);
         Ok(())
+    }
+
+    /// Whether the caller of a message holds less than its part of the spool.
+    fn lets_caller_take(&self, index: &Index, entry: &Entry) -> bool {
+        let Some(caller) = &entry.destination.caller else { return true };
+        let parts = &self.engine.core.options.caller_shares;
+        let Some(part) = parts.get(caller) else { return true };
+        let held = index.tally.callers.held(caller) + entry.share();
+        held.fits(self.max().part(*part))
     }
 
     fn give_way(&self, index: &mut Index, gives_way: GivesWay, now: Timestamp) {
@@ -212,7 +226,7 @@ impl Index {
             return true;
         }
         let taken = tally.queued.share + tally.reserved + tally.dead.share.min(max.half());
-        let (free, held) = (max.minus(taken), tally.lanes.held(lane));
+        let (free, held) = (max.minus(taken), tally.lanes.held.held(lane));
         held.messages <= free.messages.saturating_mul(TOPIC_SHARE)
             && held.bytes <= free.bytes.saturating_mul(TOPIC_SHARE)
     }

@@ -22,6 +22,12 @@ impl Share {
         Self { messages: self.messages / 2, bytes: self.bytes / 2 }
     }
 
+    /// This part of it, 0 to 1.
+    pub(super) fn part(self, part: f64) -> Self {
+        let of = |figure: u64| (figure as f64 * part) as u64;
+        Self { messages: of(self.messages), bytes: of(self.bytes) }
+    }
+
     /// The smaller of both, of each figure.
     pub(super) fn min(self, other: Self) -> Self {
         Self { messages: self.messages.min(other.messages), bytes: self.bytes.min(other.bytes) }

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::Share;
 use super::entry::{Entry, Stage};
-use super::lanes::LaneShares;
-use crate::message::MessageId;
+use super::lanes::{HeldShares, LaneShares};
+use crate::message::{CallerName, MessageId};
 
 /// Counts and orders of the entries.
 #[derive(Debug, Default)]
@@ -23,6 +23,7 @@ pub(super) struct Tally {
     /// What is being written.
     pub(super) reserved: Share,
     pub(super) lanes: LaneShares,
+    pub(super) callers: HeldShares<CallerName>,
 }
 
 /// Messages that are to be delivered.
@@ -72,7 +73,7 @@ impl Tally {
                 return self.receipts.add(id, at, self.key_until(entry, at), share);
             }
         }
-        self.lanes.add(&entry.destination.lane, share);
+        self.hold(entry);
     }
 
     pub(super) fn remove(&mut self, id: MessageId, entry: &Entry) {
@@ -90,18 +91,34 @@ impl Tally {
                 return self.receipts.remove(id, at, self.key_until(entry, at), share);
             }
         }
-        self.lanes.remove(&entry.destination.lane, share);
+        self.release(entry);
+    }
+
+    fn hold(&mut self, entry: &Entry) {
+        let (destination, share) = (&entry.destination, entry.share());
+        self.lanes.held.add(&destination.lane, share);
+        if let Some(caller) = &destination.caller {
+            self.callers.add(caller, share);
+        }
+    }
+
+    fn release(&mut self, entry: &Entry) {
+        let (destination, share) = (&entry.destination, entry.share());
+        self.lanes.held.remove(&destination.lane, share);
+        if let Some(caller) = &destination.caller {
+            self.callers.remove(caller, share);
+        }
     }
 
     /// Holds room for a new message until it is written, or refused.
     pub(super) fn reserve(&mut self, entry: &Entry) {
         self.reserved += entry.share();
-        self.lanes.add(&entry.destination.lane, entry.share());
+        self.hold(entry);
     }
 
     pub(super) fn unreserve(&mut self, entry: &Entry) {
         self.reserved -= entry.share();
-        self.lanes.remove(&entry.destination.lane, entry.share());
+        self.release(entry);
     }
 
     /// All that is kept or being written.

@@ -147,6 +147,7 @@ fn messages(snapshot: &Snapshot) -> Families {
             spend = spend.value(&labels, messages.spend);
         }
     }
+    let [caller_published, caller_billable, caller_uncertain] = by_caller(snapshot);
     let mut tps =
         Family::gauge("tollgate_billable_tps", "Billable messages in the last whole second");
     let mut peak = Family::gauge(
@@ -157,7 +158,37 @@ fn messages(snapshot: &Snapshot) -> Families {
         tps = tps.value(&[("instance", instance)], *last as f64);
         peak = peak.value(&[("instance", instance)], *largest as f64);
     }
-    [published, calls, billable, uncertain, spend, tps, peak].map(Family::done).into()
+    let all = [published, calls, billable, uncertain, spend, tps, peak];
+    let by_caller = [caller_published, caller_billable, caller_uncertain];
+    all.into_iter().chain(by_caller).map(Family::done).collect()
+}
+
+/// Series of callers that the configuration names: without any there are none.
+fn by_caller(snapshot: &Snapshot) -> [Family; 3] {
+    let mut published = Family::counter(
+        "tollgate_caller_requests_total",
+        "Publish requests and batch lines of a proven caller by outcome",
+    );
+    for (caller, counts) in &snapshot.callers_published {
+        for (outcome, count) in Published::ALL.iter().zip(counts) {
+            let labels = [("caller", &**caller), ("outcome", outcome.as_str())];
+            published = published.value(&labels, *count as f64);
+        }
+    }
+    let mut billable = Family::counter(
+        "tollgate_caller_billable_messages_total",
+        "Messages of a caller that the provider bills",
+    );
+    let mut uncertain = Family::counter(
+        "tollgate_caller_uncertain_messages_total",
+        "Messages of a caller that may have been billed",
+    );
+    for (caller, messages) in &snapshot.callers {
+        let labels = [("caller", &**caller)];
+        billable = billable.value(&labels, messages.billable as f64);
+        uncertain = uncertain.value(&labels, messages.uncertain as f64);
+    }
+    [published, billable, uncertain]
 }
 
 fn billing(sources: &TelemetrySources, snapshot: &Snapshot) -> Families {
@@ -359,9 +390,11 @@ fn spool(spool: &Spool) -> Families {
     }
     let refused = Family::counter(
         "tollgate_spool_refused_total",
-        "New messages that the spool refused since their topic held its share (topic_share)",
+        "New messages that the spool refused since their topic (topic_share) or their caller (caller_share) \
+         held its share",
     )
-    .value(&[("reason", "topic_share")], usage.refused.topic_share as f64);
+    .value(&[("reason", "topic_share")], usage.refused.topic_share as f64)
+    .value(&[("reason", "caller_share")], usage.refused.caller_share as f64);
     let max_messages = Family::gauge(
         "tollgate_spool_max_messages",
         "Limit of messages, dead letters and receipts; receipts are evicted first",

@@ -4,8 +4,10 @@
 
 mod crash;
 mod demand;
+mod fair;
 mod regions;
 mod rolling;
+mod sdk_calls;
 mod shared_ceiling;
 mod standstill;
 #[path = "../support/mod.rs"]

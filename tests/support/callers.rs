@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -34,9 +34,11 @@ pub async fn run(address: &str, callers: usize, until: Instant) -> Vec<Asked> {
             while Instant::now() < until {
                 let at = Instant::now();
                 let body = format!("{caller}-{number}");
-                let exchange = exchange(&address, connection.take(), body);
+                let request = publish(&address, body);
+                let exchange = exchange(&address, connection.take(), request);
                 let answer = tokio::time::timeout(super::http::BOUND, exchange).await;
-                if let Some((status, kept)) = answer.expect("no request hangs") {
+                if let Some((answer, kept)) = answer.expect("no request hangs") {
+                    let status = answer.status().as_u16();
                     connection = Some(kept);
                     number += 1;
                     answers.borrow_mut().push(Asked { at, took: at.elapsed(), status });
@@ -58,6 +60,26 @@ pub async fn run(address: &str, callers: usize, until: Instant) -> Vec<Asked> {
 /// process. Each body has the seed in it, so that none is like another's. One whose connection ended
 /// without an answer has the status 0.
 pub async fn arrive(address: &str, per_second: f64, until: Instant, seed: u64) -> Vec<Asked> {
+    let request = |number| publish(address, format!("{seed}-{number}"));
+    let answers = arrive_with(address, per_second, until, seed, request).await;
+    let asked = |(at, took, answer): Answered| {
+        let status = answer.map_or(0, |answer| answer.status().as_u16());
+        Asked { at, took, status }
+    };
+    answers.into_iter().map(asked).collect()
+}
+
+/// When a request was asked, how long it took, and its answer, if there was one.
+pub type Answered = (Instant, Duration, Option<Response<Bytes>>);
+
+/// As [`arrive`], with these requests.
+pub async fn arrive_with(
+    address: &str,
+    per_second: f64,
+    until: Instant,
+    seed: u64,
+    request: impl Fn(u64) -> Request<Full<Bytes>>,
+) -> Vec<Answered> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let (answers, idle) = (Rc::new(RefCell::new(Vec::new())), Rc::new(RefCell::new(Vec::new())));
     let local = LocalSet::new();
@@ -70,17 +92,18 @@ pub async fn arrive(address: &str, per_second: f64, until: Instant, seed: u64) -
             }
             tokio::time::sleep_until(at).await;
             let (answers, idle) = (Rc::clone(&answers), Rc::clone(&idle));
-            let address = address.to_owned();
+            let (address, request) = (address.to_owned(), request(number));
             tokio::task::spawn_local(async move {
                 let at = Instant::now();
                 // As clients do: one that was closed meanwhile is not used.
                 let kept = idle.borrow_mut().pop().filter(|kept: &Connection| !kept.is_closed());
-                let exchange = exchange(&address, kept, format!("{seed}-{number}"));
+                let exchange = exchange(&address, kept, request);
                 let answer = tokio::time::timeout(super::http::BOUND, exchange).await;
                 let answer = answer.expect("no request hangs");
-                let status = answer.as_ref().map_or(0, |(status, _)| *status);
-                idle.borrow_mut().extend(answer.map(|(_, kept)| kept));
-                answers.borrow_mut().push(Asked { at, took: at.elapsed(), status });
+                let took = at.elapsed();
+                let (answer, kept) = answer.unzip();
+                idle.borrow_mut().extend(kept);
+                answers.borrow_mut().push((at, took, answer));
             });
         }
     };
@@ -94,8 +117,8 @@ type Connection = SendRequest<Full<Bytes>>;
 async fn exchange(
     address: &str,
     kept: Option<Connection>,
-    body: String,
-) -> Option<(u16, Connection)> {
+    request: Request<Full<Bytes>>,
+) -> Option<(Response<Bytes>, Connection)> {
     let mut connection = if let Some(connection) = kept {
         connection
     } else {
@@ -105,12 +128,12 @@ async fn exchange(
         connection
     };
     connection.ready().await.ok()?;
-    let request = Request::post("/publish/TopicA")
-        .header("host", address)
-        .body(Full::new(Bytes::from(body)))
-        .unwrap();
-    let answer = connection.send_request(request).await.ok()?;
-    let status = answer.status().as_u16();
-    answer.into_body().collect().await.ok()?;
-    Some((status, connection))
+    let (head, body) = connection.send_request(request).await.ok()?.into_parts();
+    let body = body.collect().await.ok()?.to_bytes();
+    Some((Response::from_parts(head, body), connection))
+}
+
+fn publish(address: &str, body: String) -> Request<Full<Bytes>> {
+    let request = Request::post("/publish/TopicA").header("host", address);
+    request.body(Full::new(Bytes::from(body))).unwrap()
 }

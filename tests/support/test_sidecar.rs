@@ -125,6 +125,7 @@ impl TestSidecar {
             max_in_memory: usize::MAX,
             keep_receipts: Duration::from_mins(10),
             keep_claims: Duration::from_mins(10),
+            caller_shares: Arc::default(),
             mac: None,
             adopts: AdoptionRules::default(),
         };
@@ -184,6 +185,7 @@ pub fn message(topic: &str, body: Bytes) -> Message {
         instance: super::INSTANCE.into(),
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::new(body, PayloadEncoding::Base64, 1 << 20).unwrap(),
+        caller: None,
         trace: None,
         terms: Terms::default(),
     }

@@ -9,6 +9,7 @@ use crate::ceiling::shaper::Shaper;
 use crate::ceiling::unanswered::CATCH_UP;
 use crate::ceiling::wait_queue::{PermitRequest, PermitWaiter};
 use crate::ceiling::{CeilingKind, Refused};
+use crate::fair_queue::Weights;
 
 /// An estimated wait may be this part of itself too short.
 const ESTIMATE_ERROR: u32 = 50;
@@ -23,11 +24,15 @@ impl Limiter {
     }
 
     pub(in crate::ceiling) fn enqueue(&mut self, asks: &PermitRequest, waiter: PermitWaiter) {
-        self.queue.push(asks.class, asks.urgency, waiter);
+        self.queue.push(asks, waiter);
     }
 
-    pub(in crate::ceiling) fn dequeue(&mut self) -> Option<PermitWaiter> {
-        self.queue.pop()
+    pub(in crate::ceiling) fn dequeue(&mut self, now: Instant) -> Option<PermitWaiter> {
+        self.queue.pop(now)
+    }
+
+    pub(in crate::ceiling) fn weigh(&mut self, weights: Weights) {
+        self.queue.weigh(weights);
     }
 
     pub(in crate::ceiling) fn drop_expired(&mut self, now: Instant) {
@@ -49,15 +54,18 @@ impl Limiter {
         send_by: Instant,
         asks: &PermitRequest,
     ) -> Result<CeilingKind, Refused> {
-        if self.queue.len() >= self.max_waiting {
+        if !self.queue.has_place(asks, self.max_waiting) {
             let (ceiling, _) = self.estimate(0, now);
             self.decisions[ceiling as usize].refused += 1;
             let (_, half) = self.estimate(self.max_waiting / 2, now);
             return Err(Refused::QueueFull { retry_after: half - now });
         }
-        let ahead = self.queue.ahead(asks.class, asks.urgency, now);
-        let (ceiling, turn) = self.estimate(ahead, now);
-        let turn = turn + (turn - now) / ESTIMATE_ERROR;
+        let ahead = self.queue.ahead(asks, now).at_most();
+        let (mut ceiling, mut turn) = self.estimated_turn(ahead, now);
+        if turn > send_by {
+            let ahead = self.queue.ahead(asks, now).exactly();
+            (ceiling, turn) = self.estimated_turn(ahead, now);
+        }
         if turn > send_by {
             self.decisions[ceiling as usize].refused += 1;
             let retry_after = turn - send_by;
@@ -93,6 +101,12 @@ impl Limiter {
             std::cmp::Ordering::Equal => narrower,
         };
         (kind, account.max(egress).max(fleet))
+    }
+
+    /// The same, and what the estimate may be wrong by.
+    fn estimated_turn(&mut self, k: usize, now: Instant) -> (CeilingKind, Instant) {
+        let (ceiling, turn) = self.estimate(k, now);
+        (ceiling, turn + (turn - now) / ESTIMATE_ERROR)
     }
 
     /// When calls without an answer may stop to count: when the next probe is answered, or by

@@ -22,6 +22,7 @@ fn item(id: u8, attempts: u32) -> RetryItem {
         attempts,
         expires,
         probe: false,
+        caller: crate::fair_queue::Flow::default(),
         urgency: message::Urgency::Normal,
         since: expires,
     }
@@ -85,7 +86,7 @@ proptest! {
     /// never again for the same push, none is lost, and nothing stays behind of those that ended.
     #[test]
     fn a_message_is_in_its_lane_once(steps in prop::collection::vec(step(), 1..120)) {
-        let queue = RetryQueue::new(retry(), 7);
+        let queue = RetryQueue::new(retry(), Weights::default(), 7);
         let mut model: BTreeMap<u8, Model> = (0..IDS).map(|id| (id, Model::default())).collect();
         let mut out: Vec<(message::Lane, RetryItem)> = Vec::new();
         let mut fresh: BTreeMap<u8, FreshCall<'_>> = BTreeMap::new();
@@ -168,7 +169,7 @@ proptest! {
 /// A message that is pushed again while it waits goes as it is known last, when it was to go.
 #[test]
 fn what_is_known_last_counts() {
-    let queue = RetryQueue::new(retry(), 7);
+    let queue = RetryQueue::new(retry(), Weights::default(), 7);
     let due = Instant::now();
     queue.push(lane(1), item(1, 7), due);
     queue.push(lane(1), item(1, 0), due + Duration::from_mins(30));
@@ -181,7 +182,7 @@ fn what_is_known_last_counts() {
 #[test]
 fn a_call_and_a_drop() {
     let queued = || Some(spool::State::Queued { calling: false });
-    let queue = RetryQueue::new(retry(), 7);
+    let queue = RetryQueue::new(retry(), Weights::default(), 7);
     let drops = |id: u8| queue.drop_begins(item(id, 0).id, || None, |doubt| doubt);
     for id in 1..=3 {
         queue.push(lane(1), item(id, 0), Instant::now());
@@ -210,7 +211,7 @@ fn a_call_and_a_drop() {
 /// What was pushed during a try counts for the next, also where the message goes back by itself.
 #[test]
 fn a_push_during_a_try_counts() {
-    let queue = RetryQueue::new(retry(), 7);
+    let queue = RetryQueue::new(retry(), Weights::default(), 7);
     let expires = Instant::now() + Duration::from_hours(48);
     queue.push(lane(1), item(1, 0), Instant::now());
     let (lane, items) = queue.take_due(far()).0.pop().unwrap();
@@ -228,7 +229,7 @@ fn counts(queue: &RetryQueue) -> (u64, u64) {
 /// Each way out of the hold, and into it.
 #[test]
 fn what_is_held_is_counted_by_its_reason() {
-    let queue = RetryQueue::new(retry(), 7);
+    let queue = RetryQueue::new(retry(), Weights::default(), 7);
     let now = Instant::now();
     for id in 0..6 {
         queue.hold(lane(id), item(id, 0), now, HoldReason::NotAllowed);

@@ -170,11 +170,12 @@ impl Ledger {
         Ok(Self { shared, database, recovered: None, writer: Arc::new(Mutex::new(Some(writer))) })
     }
 
-    /// The series of this name, and the one that stands for its whole instance.
+    /// The series of this name, and those that count its messages as well.
     pub(super) fn series(&self, name: &SeriesName) -> Option<SeriesId> {
         let mut state = self.shared.state();
-        let whole = SeriesName { instance: Arc::clone(&name.instance), topic: "".into() };
-        state.reservations.series(&whole)?;
+        for sum in name.sums() {
+            state.reservations.series(&sum)?;
+        }
         state.reservations.series(name)
     }
 
@@ -234,11 +235,9 @@ impl Ledger {
         let (died, under_way) = &**self.recovered.as_ref()?;
         let names = self.shared.state().reservations.names();
         let mut found = BTreeMap::<_, (Bucket, u64)>::new();
-        // An instance's own series counts what its topics' series count.
-        let is_topic =
-            |id: SeriesId| names.get(usize::from(id)).is_some_and(|n| !n.topic.is_empty());
+        let is_own = |id: SeriesId| names.get(usize::from(id)).is_some_and(|n| !n.is_sum());
         let each = |second, id, bucket: Bucket| {
-            if is_topic(id) {
+            if is_own(id) {
                 let (sum, open) = found.entry(second).or_default();
                 sum.billable += bucket.billable;
                 sum.uncertain += bucket.uncertain;
@@ -354,8 +353,7 @@ mod tests {
         shared.state().lasting = true;
         let database = LedgerStore::in_memory().unwrap().database();
         let ledger = Ledger { shared, database, recovered: None, writer: Arc::default() };
-        let id =
-            ledger.series(&SeriesName { instance: "x".into(), topic: "TopicA".into() }).unwrap();
+        let id = ledger.series(&SeriesName::of_all(&"x".into(), "TopicA")).unwrap();
         let start = Instant::now();
         for _ in 0..100 {
             ledger.begin(id).await;

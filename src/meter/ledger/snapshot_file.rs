@@ -66,7 +66,7 @@ fn encode(snapshot: &LedgerSnapshot, sequence: u64, to: &mut Vec<u8>) {
     to.put_u64_le(snapshot.names.len() as u64);
     for (id, name) in &snapshot.names {
         to.put_u16_le(*id);
-        for text in [&name.instance, &name.topic] {
+        for text in [&*name.instance, &*name.scope()] {
             to.put_u64_le(text.len() as u64);
             to.put_slice(text.as_bytes());
         }
@@ -116,7 +116,7 @@ fn decode(mut bytes: &[u8]) -> Option<(u64, LedgerSnapshot)> {
     };
     for _ in 0..body.try_get_u64_le().ok()? {
         let id = body.try_get_u16_le().ok()?;
-        let name = SeriesName { instance: text(body)?.into(), topic: text(body)?.into() };
+        let name = SeriesName::of_scope(&text(body)?, &text(body)?);
         snapshot.names.push((id, name));
     }
     for _ in 0..body.try_get_u64_le().ok()? {
@@ -142,7 +142,12 @@ mod tests {
     use super::*;
 
     fn snapshot(generation: u64) -> LedgerSnapshot {
-        let name = SeriesName { instance: "post-cn-1".into(), topic: "TopicA".into() };
+        let caller = if generation == 2 { "orders" } else { "" };
+        let name = SeriesName {
+            instance: "post-cn-1".into(),
+            topic: "TopicA".into(),
+            caller: caller.into(),
+        };
         let bucket = Bucket { billable: 3, uncertain: 1 };
         LedgerSnapshot {
             generation,

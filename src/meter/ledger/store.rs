@@ -11,12 +11,12 @@ use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use super::reservations::{Bucket, Buckets, LedgerSnapshot, SeriesId, SeriesName};
-use crate::message::InstanceId;
 
 /// Why the store failed.
 pub(super) type StoreFailure = Box<redb::Error>;
 
-/// Instance and parent topic, separated by a newline; an empty topic stands for the whole instance.
+/// Instance, parent topic and, if there is one, caller, separated by newlines; an empty topic stands for the whole
+/// instance, or for all of a caller.
 const SERIES: TableDefinition<SeriesId, &str> = TableDefinition::new("series");
 /// Billable and uncertain messages by Unix second.
 const SECONDS: TableDefinition<(i64, SeriesId), (u64, u64)> = TableDefinition::new("seconds");
@@ -55,8 +55,7 @@ pub(super) struct LedgerStore {
     database: SharedDb,
     path: Option<PathBuf>,
     names: Vec<SeriesName>,
-    /// The series that stands for the whole of an instance.
-    wholes: BTreeMap<InstanceId, SeriesId>,
+    ids: BTreeMap<SeriesName, SeriesId>,
 }
 
 /// The open database, which readers share; a failure replaces it.
@@ -104,8 +103,8 @@ impl LedgerStore {
     }
 
     fn new(database: Database, path: Option<PathBuf>) -> Result<Self, StoreFailure> {
-        let (names, wholes) = (Vec::new(), BTreeMap::new());
-        let store = Self { database: SharedDb::new(database), path, names, wholes };
+        let (names, ids) = (Vec::new(), BTreeMap::new());
+        let store = Self { database: SharedDb::new(database), path, names, ids };
         store.prepare().map_err(Box::new)?;
         Ok(store)
     }
@@ -117,17 +116,17 @@ impl LedgerStore {
     /// Adding a snapshot again changes nothing.
     fn know<'a>(&mut self, names: impl IntoIterator<Item = (SeriesId, &'a SeriesName)>) {
         for (id, name) in names {
-            if name.topic.is_empty() {
-                self.wholes.insert(Arc::clone(&name.instance), id);
-            }
             if usize::from(id) == self.names.len() {
+                self.ids.insert(name.clone(), id);
                 self.names.push(name.clone());
             }
         }
     }
 
-    fn whole(&self, id: SeriesId) -> Option<SeriesId> {
-        self.wholes.get(&self.names.get(usize::from(id))?.instance).copied()
+    /// The series that count the messages of this one as well.
+    fn sums(&self, id: SeriesId) -> impl Iterator<Item = SeriesId> {
+        let sums = self.names.get(usize::from(id)).map(SeriesName::sums);
+        sums.into_iter().flatten().filter_map(|name| self.ids.get(&name).copied())
     }
 
     /// After an error the database refuses everything until it is reopened.
@@ -168,8 +167,8 @@ impl LedgerStore {
                 StoreContents { generation: number(GENERATION)?, ..StoreContents::default() };
             for row in read.open_table(SERIES)?.range::<SeriesId>(..)? {
                 let (_, name) = row?;
-                let (instance, topic) = name.value().split_once('\n').unwrap_or_default();
-                found.names.push(SeriesName { instance: instance.into(), topic: topic.into() });
+                let (instance, scope) = name.value().split_once('\n').unwrap_or_default();
+                found.names.push(SeriesName::of_scope(instance, scope));
             }
             for row in read.open_table(RESERVED)?.range::<SeriesId>(..)? {
                 let (id, reserved) = row?;
@@ -216,7 +215,7 @@ impl LedgerStore {
             meta.insert(GENERATION, snapshot.generation)?;
             let mut series = write.open_table(SERIES)?;
             for (id, name) in &snapshot.names {
-                series.insert(id, format!("{}\n{}", name.instance, name.topic).as_str())?;
+                series.insert(id, format!("{}\n{}", name.instance, name.scope()).as_str())?;
             }
             let mut reserved = write.open_table(RESERVED)?;
             reserved.retain(|_, _| false)?;
@@ -225,10 +224,11 @@ impl LedgerStore {
             }
             let mut buckets = snapshot.buckets.clone();
             for ((second, id), bucket) in &snapshot.buckets {
-                let Some(whole) = self.whole(*id) else { continue };
-                let whole = buckets.entry((*second, whole)).or_default();
-                whole.billable += bucket.billable;
-                whole.uncertain += bucket.uncertain;
+                for sum in self.sums(*id) {
+                    let sum = buckets.entry((*second, sum)).or_default();
+                    sum.billable += bucket.billable;
+                    sum.uncertain += bucket.uncertain;
+                }
             }
             let mut seconds = write.open_table(SECONDS)?;
             let mut minutes = write.open_table(MINUTES)?;
@@ -351,7 +351,7 @@ mod tests {
     }
 
     fn names() -> Vec<(SeriesId, SeriesName)> {
-        let name = |topic: &str| SeriesName { instance: "x".into(), topic: topic.into() };
+        let name = |topic: &str| SeriesName::of_all(&"x".into(), topic);
         vec![(0, name("")), (1, name("TopicA")), (2, name("TopicB"))]
     }
 

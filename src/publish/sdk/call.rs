@@ -1,5 +1,7 @@
 //! From an SDK's request to a message.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::StatusCode;
 use http::request::Parts;
@@ -13,6 +15,7 @@ use crate::memory::NoMemory;
 use crate::message::{Message, MessageId, Payload, Topic};
 use crate::meter::Published;
 use crate::publish::body::BodyLimits;
+use crate::publish::log::LogContext;
 use crate::publish::refusal::RefusedRequest;
 use crate::publish::request::{RequestReader, trace};
 use crate::publish::terms::AskedTerms;
@@ -41,6 +44,7 @@ impl CallReader<'_> {
         parts: &Parts,
         body: RequestBody,
         start: Instant,
+        context: &mut LogContext,
     ) -> Result<Message, RefusedCall> {
         let now = Timestamp::now();
         let asked =
@@ -70,6 +74,7 @@ impl CallReader<'_> {
         }
         call.check_format()?;
         let caller = self.caller(&call, now)?;
+        context.proven(caller.as_deref());
         if action != SEND_MESSAGE {
             let message = format!("{action} is not passed on by tollgate, only {SEND_MESSAGE} is.");
             return Err(Refusal::new("ApiNotSupport").saying(message).into());
@@ -80,7 +85,7 @@ impl CallReader<'_> {
             let text = format!("This caller may not publish to {}.", message.topic);
             return Err(refusal.saying(text).into());
         }
-        if let Some(caller) = caller {
+        if let Some(caller) = &caller {
             caller.count().map_err(|later| {
                 let refusal = Refusal::new("Throttling.User")
                     .saying("This caller has sent as many messages as it may (callers.calls_per_second).")
@@ -93,7 +98,8 @@ impl CallReader<'_> {
         held.add_body(message.payload.as_bytes().len()).map_err(no_memory)?;
         let payload = encoded(held.hold(message.payload.into_bytes()))?;
         let trace = trace(&parts.headers);
-        Ok(Message { payload, trace, ..message })
+        let caller = caller.map(|caller| Arc::clone(caller.name()));
+        Ok(Message { payload, caller, trace, ..message })
     }
 
     /// Refuses what the head says already, before a body is read: the key of a stranger, where the head has it.
@@ -112,7 +118,7 @@ impl CallReader<'_> {
         &self,
         call: &ReceivedCall<'_>,
         now: Timestamp,
-    ) -> Result<Option<std::sync::Arc<Caller>>, Refusal> {
+    ) -> Result<Option<Arc<Caller>>, Refusal> {
         match self.sdk.accept {
             SdkAccept::Issued => {
                 let find = |id: &str, token: Option<&str>| self.callers.find(id, token);
@@ -157,7 +163,8 @@ impl CallReader<'_> {
         }
         let payload = encoded(Bytes::copy_from_slice(payload.as_bytes()))?;
         let terms = self.reader.terms(asked, &topic);
-        Ok(Message { id: MessageId::new(), instance, topic, payload, trace: None, terms })
+        let (id, caller, trace) = (MessageId::new(), None, None);
+        Ok(Message { id, instance, topic, payload, caller, trace, terms })
     }
 }
 

@@ -42,8 +42,11 @@ impl Inner {
         let host = host.unwrap_or_default().to_owned();
         let reader = self.reader();
         let reader = CallReader { reader: &reader, sdk: &self.sdk, callers: &self.callers };
-        let read =
-            if self.draining() { Err(stopping()) } else { reader.read(&parts, body, start).await };
+        let read = if self.draining() {
+            Err(stopping())
+        } else {
+            reader.read(&parts, body, start, &mut context).await
+        };
         // Its query may be long.
         drop(parts);
         let mut parent = None;

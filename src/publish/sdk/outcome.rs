@@ -59,6 +59,10 @@ impl SdkAnswer {
                 (Ok(kept(*id)), Published::Queued)
             }
             Disposition::NoPermit(refused) => no_permit(refused),
+            Disposition::Paused => {
+                let text = "The provider fails for this topic: the message was not sent.";
+                (Err(unavailable(text)), Published::Failed)
+            }
             Disposition::OverBudget(over) => {
                 let left = Duration::try_from(over.until.duration_since(now)).unwrap_or_default();
                 let text = format!("The budget {:?} is used up until {}.", over.budget, over.until);
@@ -184,8 +188,8 @@ fn no_permit(refused: &Refused) -> (Result<String, Refusal>, Published) {
             (Err(throttled(text, *retry_after)), Published::Full)
         }
         Refused::TimedOut => {
-            let text = "The message could not be sent in time. Nothing was sent.";
-            (Err(unavailable(text)), Published::Failed)
+            let text = "Request was denied due to user flow control: no permit was free in time.";
+            (Err(throttled(text, THROTTLE_RETRY)), Published::OverCeiling)
         }
     }
 }

@@ -52,6 +52,7 @@ pub(crate) fn options(path: &Path) -> Options {
         max_in_memory: usize::MAX,
         keep_receipts: Duration::from_hours(1),
         keep_claims: Duration::from_mins(10),
+        caller_shares: std::sync::Arc::default(),
         mac: None,
         adopts: AdoptionRules::default(),
     }
@@ -85,6 +86,7 @@ fn message(topic: &str, body: impl Into<Vec<u8>>) -> Message {
         instance: "post-cn-1".into(),
         topic: Topic::parse(topic).unwrap(),
         payload: Payload::kept(Bytes::from(body.into()), PayloadForm::Body),
+        caller: None,
         trace: None,
         terms: Terms::default(),
     }

@@ -100,7 +100,9 @@ impl Run {
                 Err(error @ (KeepError::Redis(_) | KeepError::Already)) => {
                     panic!("no disk: {error}")
                 }
-                Err(KeepError::TopicShare) => panic!("there is no other topic"),
+                Err(KeepError::TopicShare | KeepError::CallerShare) => {
+                    panic!("no other topic, and no callers")
+                }
                 Err(KeepError::Disk(_)) => assert!(self.ill),
                 Err(KeepError::Unsure(_)) => {
                     assert!(self.ill);

@@ -1,5 +1,6 @@
 //! What gives way to a new message, what ends with age, and how much one topic may take.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -8,7 +9,7 @@ use super::super::{Change, Death, KeepError, Options, Spool, State};
 use super::double::Double;
 use super::faults::open;
 use super::{claim, death, message, options};
-use crate::message::MessageId;
+use crate::message::{Message, MessageId};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -385,4 +386,36 @@ async fn all_that_a_topic_holds_counts() {
         spool.note(*id, Change::Forgotten).await;
     }
     spool.keep(&large, None).await.unwrap();
+}
+
+/// A caller fills no more of the spool than its part, be it alone or not; a caller without a part may fill all.
+/// What it holds counts after a restart, too, and dead letters count like queued ones.
+#[tokio::test]
+async fn the_part_of_a_caller() {
+    let disk = Double::default();
+    let caller_shares = Arc::new([("batch".into(), 0.1)].into());
+    let options = Options { caller_shares, ..messages(100) };
+    let spool = open(&disk, &options).await;
+    let of = |caller: &str| Message { caller: Some(caller.into()), ..message("aaa/x", "y") };
+    let mut kept = Vec::new();
+    for _ in 0..10 {
+        let message = of("batch");
+        spool.keep(&message, None).await.unwrap();
+        kept.push(message.id);
+    }
+    assert_eq!(spool.keep(&of("batch"), None).await, Err(KeepError::CallerShare));
+    dies(&spool, kept[0], 5).await;
+    assert_eq!(spool.keep(&of("batch"), None).await, Err(KeepError::CallerShare));
+    spool.keep(&of("orders"), None).await.unwrap();
+    spool.keep(&message("aaa/x", "y"), None).await.unwrap();
+    assert_eq!(spool.usage().refused.caller_share, 2);
+    drop(spool);
+    let spool = open(&disk, &options).await;
+    assert_eq!(spool.keep(&of("batch"), None).await, Err(KeepError::CallerShare));
+    spool.note(kept[1], Change::Forgotten).await;
+    spool.keep(&of("batch"), None).await.unwrap();
+    assert_eq!(spool.find(kept[2]).unwrap().caller.as_deref(), Some("batch"));
+    for _ in 0..80 {
+        spool.keep(&of("orders"), None).await.unwrap();
+    }
 }

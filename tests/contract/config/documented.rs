@@ -85,7 +85,10 @@ fn the_file_is_generated_from_the_table() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/tollgate.toml");
         std::fs::write(path, reference()).unwrap();
     } else {
-        assert!(reference() == DOCUMENTED, "run UPDATE=1 cargo test --test config");
+        assert!(
+            reference() == DOCUMENTED,
+            "run UPDATE=1 cargo test --all-features --test contract config"
+        );
     }
 }
 

@@ -46,6 +46,7 @@ pub(super) async fn all(exchanges: &mut Exchanges) {
     upstream_fails(exchanges).await;
     keys(exchanges).await;
     ended(exchanges).await;
+    expired(exchanges).await;
     full(exchanges).await;
     draining(exchanges).await;
 }
@@ -134,6 +135,20 @@ async fn ended(exchanges: &mut Exchanges) {
     assert!(told.contains("\"messages\":1") || told.contains("\"Messages\":1"), "{told}");
     exchanges.both(to, key("dropped"), 410).await;
     assert_eq!(exchanges.read(to, &location, &[]).await.json()["Status"], "dropped");
+}
+
+/// Messages whose time to live ends while their callers wait.
+async fn expired(exchanges: &mut Exchanges) {
+    let says = [error(500, "SendMessageFailed"), error(500, "SendMessageFailed")];
+    let flags = [&[DISK], &RARELY[..]].concat();
+    let Stage { to, sidecar: _sidecar, .. } = &stage(says, &flags).await;
+    let headers = [("ttl", "1"), ("prefer", "wait=20")];
+    let one = exchanges.send(to, "POST", "/publish/TopicA", &headers, b"x").await;
+    let line = "{\"topic\":\"TopicA\",\"payload\":\"x\",\"ttl\":1,\"urgency\":\"high\"}";
+    let many = exchanges.many(to, &headers[1..], line).await;
+    assert_eq!([one.status, many.status], [504, 504], "{} {}", one.text(), many.text());
+    let message = format!("/messages/{}", one.json()["Id"].as_str().unwrap());
+    assert_eq!(exchanges.read(to, &message, &[]).await.json()["Status"], "expired");
 }
 
 async fn full(exchanges: &mut Exchanges) {

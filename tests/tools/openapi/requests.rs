@@ -41,6 +41,7 @@ pub(super) async fn all(exchanges: &mut Exchanges) {
     }
     strangers(exchanges, &script.url).await;
     bodies(exchanges, &to).await;
+    terms(exchanges, &to).await;
     readers(exchanges, &to).await;
 }
 
@@ -135,6 +136,20 @@ async fn bodies(exchanges: &mut Exchanges, to: &str) {
         );
         assert_eq!(exchanges.bytes(to, "POST", path, broken.as_bytes()).await.status, 400);
     }
+}
+
+async fn terms(exchanges: &mut Exchanges, to: &str) {
+    let line = "{\"topic\":\"TopicA\",\"payload\":\"x\"}";
+    for header in [("ttl", "soon"), ("urgency", "now")] {
+        let one = exchanges.send(to, "POST", "/publish/TopicA", &[header], b"x").await;
+        let many = exchanges.many(to, &[header], line).await;
+        assert_eq!([one.status, many.status], [400, 400], "{header:?}");
+    }
+    let at_once = [("ttl", "0"), ("idempotency-key", "\"k\"")];
+    let one = exchanges.send(to, "POST", "/publish/TopicA", &at_once, b"x").await;
+    let keyed = line.replace('}', ",\"key\":\"k\",\"ttl\":0}");
+    let many = exchanges.many(to, &[], &keyed).await;
+    assert_eq!([one.status, many.status], [400, 400]);
 }
 
 async fn readers(exchanges: &mut Exchanges, to: &str) {
