@@ -41,6 +41,8 @@ struct Directory {
     tokens: SharedTokens<Caller>,
     keys: HashMap<Box<str>, Arc<IssuedKey>>,
     uids: HashMap<u32, Arc<Caller>>,
+    /// By the names of their certificates.
+    certificates: HashMap<Box<str>, Arc<Caller>>,
 }
 
 /// One of them.
@@ -81,6 +83,12 @@ pub enum Unproven {
     /// Its process runs as a user that is no caller.
     #[error("the user of the caller's process is no caller, and it sends no token")]
     OtherUser,
+    /// None of its certificate's names is a caller's, or the certificate is not valid any more.
+    #[error("the certificate of the connection proves no caller, and the request has no token")]
+    OtherCertificate,
+    /// Its certificate has names of several callers.
+    #[error("the certificate of the connection has the names of several callers")]
+    SeveralCallers,
 }
 
 impl Callers {
@@ -108,31 +116,47 @@ impl Callers {
         let uids =
             callers.iter().filter_map(|(caller, config)| Some((config.uid?, Arc::clone(caller))));
         let uids = uids.collect();
+        let certificates = callers.iter().filter_map(|(caller, config)| {
+            Some((config.certificate.as_deref()?.into(), Arc::clone(caller)))
+        });
+        let certificates = certificates.collect();
         tokens.first_look().await;
         first_look(keys.values().map(|key| Arc::clone(&key.secret)).collect()).await;
-        Self(Arc::new(Directory { is_empty: config.is_empty(), tokens, keys, uids }))
+        let is_empty = config.is_empty();
+        Self(Arc::new(Directory { is_empty, tokens, keys, uids, certificates }))
     }
 
-    /// Who has sent a request with these headers, from a process of this user if it came over a Unix socket.
-    /// `None`: the configuration names no callers, so all are one.
+    /// Who has sent a request with these headers, from a process of this user if it came over a Unix socket, or with a
+    /// certificate that has these names. `None`: the configuration names no callers, so all are one.
     ///
     /// # Errors
-    /// It does not prove to be a caller. A token that is no caller's counts, whatever the user.
+    /// It does not prove to be a caller. A token that is no caller's counts, whatever the user or the certificate.
     pub fn identify(
         &self,
         headers: &HeaderMap,
         uid: Option<u32>,
+        certificate: Option<&[Box<str>]>,
     ) -> Result<Option<Arc<Caller>>, Unproven> {
         let Directory { is_empty, tokens, uids, .. } = &*self.0;
         if *is_empty {
             return Ok(None);
         }
-        let Some(token) = bearer(headers)? else {
-            let Some(uid) = uid else { return Err(Unproven::Absent) };
-            let caller = uids.get(&uid).ok_or(Unproven::OtherUser)?;
-            return Ok(Some(Arc::clone(caller)));
-        };
-        tokens.caller(&token).map(Some).ok_or(Unproven::Unknown)
+        match (bearer(headers)?, uid, certificate) {
+            (Some(token), ..) => tokens.caller(&token).map(Some).ok_or(Unproven::Unknown),
+            (None, Some(uid), _) => uids.get(&uid).cloned().map(Some).ok_or(Unproven::OtherUser),
+            (None, None, Some(names)) => self.certified(names).map(Some),
+            (None, None, None) => Err(Unproven::Absent),
+        }
+    }
+
+    /// The one caller that the names of a certificate prove.
+    fn certified(&self, names: &[Box<str>]) -> Result<Arc<Caller>, Unproven> {
+        let mut proven = names.iter().filter_map(|name| self.0.certificates.get(name));
+        let caller = proven.next().ok_or(Unproven::OtherCertificate)?;
+        if proven.any(|other| !Arc::ptr_eq(caller, other)) {
+            return Err(Unproven::SeveralCallers);
+        }
+        Ok(Arc::clone(caller))
     }
 
     /// The key that a call is to be signed with.

@@ -32,7 +32,8 @@ pub(super) fn clamp(config: &mut Config) -> Option<ClampedByMemory> {
             *bound = most;
         }
     };
-    lower("publish.max_connections", &mut config.publish.max_connections, plan.connections);
+    let connections = if config.tls.is_some() { plan.tls_connections } else { plan.connections };
+    lower("publish.max_connections", &mut config.publish.max_connections, connections);
     if let Some(spool) = &config.spool {
         // Of the account's, where it is shared: the spool lowers that of this process.
         let mut messages = spool.max_messages;
@@ -82,5 +83,12 @@ mod tests {
         let plan = MemoryPlan::of(64 << 20);
         assert_eq!(small.publish.max_connections, plan.connections);
         assert_eq!(small.idempotency.max_keys, plan.keys);
+
+        let mut tls = config("64MiB");
+        let (certificate, key, client_ca) = ("/c".into(), "/k".into(), None);
+        tls.tls = Some(crate::config::TlsFiles { certificate, key, client_ca });
+        assert!(clamp(&mut tls).is_some());
+        assert_eq!(tls.publish.max_connections, plan.tls_connections);
+        assert!(plan.tls_connections < plan.connections);
     }
 }

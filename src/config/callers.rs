@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::billing::Billing;
 use super::checks::{SHORTEST, path, pattern};
 use super::error::ValueError;
-use super::listen::{Address, Listen, address};
+use super::listen::{Address, Listen, TlsFiles, address};
 use super::parse::{self, Raw, Scalar};
 use super::read::{Reader, boolean, choice, duration, list};
 use super::row::{Preset, Reload, Row};
@@ -16,12 +16,13 @@ use super::tables::{Table, tables};
 use crate::message::TopicPattern;
 
 /// The keys of one caller.
-const CALLER: [&str; 10] = [
+const CALLER: [&str; 11] = [
     "name",
     "token_file",
     "access_key_id",
     "secret_file",
     "uid",
+    "certificate",
     "topics",
     "calls_per_second",
     "weight",
@@ -48,6 +49,8 @@ pub struct Caller {
     pub access_key: Option<IssuedKeyFile>,
     /// It proves itself by the user that its process has, over a Unix socket.
     pub uid: Option<u32>,
+    /// It proves itself by a certificate with this name: a DNS name in small letters, or a URI.
+    pub certificate: Option<String>,
     /// Topics that it may publish to; empty: all.
     pub topics: Vec<TopicPattern>,
     /// Messages of it in a second; `None`: as many as the ceilings let through.
@@ -123,11 +126,12 @@ pub(super) const ROWS: &[Row] = &[Row {
     documentation: &[
         " Who may publish, and how each proves itself; without any, everybody who reaches listen.publish may. A",
         " caller has at least one proof: token_file (the file of a token that it sends as Authorization: Bearer),",
-        " access_key_id and secret_file (a key that you issue, for the provider's SDKs; see [sdk]), or uid (the",
-        " user of its process, over a Unix socket). Files are read again when they change. topics narrows what",
-        " it may publish to (empty: all), calls_per_second how often. While callers wait for the ceilings, each gets",
-        " permits by its weight (1); spool_share is the part of the spool that it may fill (1.0), and budget the name",
-        " of a budget of [[billing.budgets]], which then counts only the callers that name it. As tables:",
+        " access_key_id and secret_file (a key that you issue, for the provider's SDKs; see [sdk]), uid (the user",
+        " of its process, over a Unix socket), or certificate (a DNS name or a URI among the subject alternative names",
+        " of the certificate that it shows; see listen.tls.client_ca). Files are read again when they change. topics",
+        " narrows what it may publish to (empty: all), calls_per_second how often. While callers wait for the ceilings,",
+        " each gets permits by its weight (1); spool_share is the part of the spool that it may fill (1.0), and budget",
+        " the name of a budget of [[billing.budgets]], which then counts only the callers that name it. As tables:",
         " [[callers]]",
         " name = \"orders\"",
         " token_file = \"/etc/tollgate/callers/orders\"",
@@ -141,13 +145,15 @@ pub(super) const ROWS: &[Row] = &[Row {
 /// Who may publish.
 pub(super) fn callers(r: &mut Reader<'_>) -> Option<Vec<Caller>> {
     let row = ROWS.first()?;
-    let remedy = "write [[callers]] in the file, with name and token_file, access_key_id or uid";
+    let remedy = "write [[callers]] in the file, with name and token_file, access_key_id, uid or \
+                  certificate";
     let read = tables(r, row, &CALLER, remedy, caller)?;
     let before = r.errors.len();
     if read.len() > MOST_CALLERS {
         r.conflict(row.name, format!("has more than {MOST_CALLERS}"), "write fewer");
     }
     let (mut names, mut ids, mut uids) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let mut certificates = HashSet::new();
     for caller in &read {
         let id = caller.access_key.as_ref().map(|key| &key.id);
         let what = match () {
@@ -157,6 +163,9 @@ pub(super) fn callers(r: &mut Reader<'_>) -> Option<Vec<Caller>> {
             }
             () if caller.uid.is_some_and(|uid| !uids.insert(uid)) => {
                 format!("the uid of {}", caller.name)
+            }
+            () if caller.certificate.as_ref().is_some_and(|name| !certificates.insert(name)) => {
+                format!("the certificate of {}", caller.name)
             }
             () => continue,
         };
@@ -172,6 +181,7 @@ fn caller(r: &mut Reader<'_>, table: &Table<'_>) -> Option<Caller> {
     let id = table.value_or(r, "access_key_id", None, |raw| key_id(raw).map(Some));
     let secret_file = table.value_or(r, "secret_file", None, |raw| path(raw).map(Some));
     let uid = table.value_or(r, "uid", None, |raw| uid(raw).map(Some));
+    let certificate = table.value_or(r, "certificate", None, |raw| certificate_name(raw).map(Some));
     let topics = match table.part("topics") {
         Some(_) => {
             table.required(r, "topics", |r, key, raw| r.items(key, raw, Scalar::Refused, pattern))
@@ -184,7 +194,7 @@ fn caller(r: &mut Reader<'_>, table: &Table<'_>) -> Option<Caller> {
     let budget =
         table.value_or(r, "budget", None, |raw| raw.text().map(|name| Some(name.to_owned())));
     let (name, token_file, id, secret_file) = (name?, token_file?, id?, secret_file?);
-    let (uid, topics, calls_per_second) = (uid?, topics?, rate?);
+    let (uid, certificate, topics, calls_per_second) = (uid?, certificate?, topics?, rate?);
     let access_key = match (id, secret_file) {
         (Some(id), Some(secret_file)) => Some(IssuedKeyFile { id, secret_file }),
         (None, None) => None,
@@ -193,8 +203,8 @@ fn caller(r: &mut Reader<'_>, table: &Table<'_>) -> Option<Caller> {
             return table.wrong(r, problem, "write both, or neither");
         }
     };
-    if token_file.is_none() && access_key.is_none() && uid.is_none() {
-        let remedy = "write token_file, access_key_id with secret_file, or uid";
+    if token_file.is_none() && access_key.is_none() && uid.is_none() && certificate.is_none() {
+        let remedy = "write token_file, access_key_id with secret_file, uid, or certificate";
         return table.wrong(r, "has no proof, so nothing could be this caller", remedy);
     }
     Some(Caller {
@@ -202,6 +212,7 @@ fn caller(r: &mut Reader<'_>, table: &Table<'_>) -> Option<Caller> {
         token_file,
         access_key,
         uid,
+        certificate,
         topics,
         calls_per_second,
         weight: weight?,
@@ -265,8 +276,44 @@ fn uid(raw: &Raw) -> Result<u32, ValueError> {
     parse::whole(raw, &(0..=u32::MAX))
 }
 
+/// A name that a certificate can have: what has a colon is a URI, compared as it is, and no DNS name has one.
+fn certificate_name(raw: &Raw) -> Result<String, ValueError> {
+    let text = raw.text()?;
+    let is_uri = text.split_once(':').is_some_and(|(scheme, rest)| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+        !rest.is_empty()
+            && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.chars().all(fits)
+            && rest.chars().all(|c| c.is_ascii_graphic())
+    });
+    let is_dns = !text.starts_with('.')
+        && !text.ends_with('.')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    match (1..=2_048).contains(&text.len()) {
+        true if is_uri => Ok(text.to_owned()),
+        true if is_dns => Ok(text.to_ascii_lowercase()),
+        _ => Err(ValueError::new(
+            "is not a name of a certificate",
+            "write a DNS name without *, or a URI: \"spiffe://cluster.local/ns/shop/sa/orders\"",
+        )),
+    }
+}
+
 fn rate(raw: &Raw) -> Result<u32, ValueError> {
     parse::whole(raw, &(1..=1_000_000))
+}
+
+/// Certificates prove callers where clients may show one.
+pub(super) fn certificates_fit(r: &mut Reader<'_>, callers: &[Caller], tls: Option<&TlsFiles>) {
+    let by_certificate = callers.iter().find(|caller| caller.certificate.is_some());
+    if let Some(caller) = by_certificate
+        && tls.is_none_or(|tls| tls.client_ca.is_none())
+    {
+        let problem =
+            format!("has {} with a certificate, and listen.tls.client_ca is not set", caller.name);
+        let remedy = "set listen.tls.certificate, listen.tls.key and listen.tls.client_ca";
+        r.conflict("callers", problem, remedy);
+    }
 }
 
 /// The server for SDKs beside callers and addresses.

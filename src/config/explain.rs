@@ -64,7 +64,10 @@ fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
 
 /// Section and name.
 fn split(setting: &Setting) -> (&str, &str) {
-    setting.key.split_once('.').unwrap_or(("", &setting.key))
+    // Keys of a table belong to the key that the table is one of.
+    let own = setting.key.split('[').next().unwrap_or_default();
+    let dot = own.rfind('.').and_then(|dot| setting.key.split_at_checked(dot));
+    dot.map_or(("", &*setting.key), |(section, name)| (section, name.trim_start_matches('.')))
 }
 
 /// Which of the ceilings is the one that is met first.

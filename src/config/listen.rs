@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::checks::{HOUR, MOST_CONNECTIONS, SHORTEST};
+use super::checks::{HOUR, MOST_CONNECTIONS, SHORTEST, optional_path};
 use super::error::ValueError;
-use super::parse::{Raw, Scalar};
+use super::parse::{self, Raw, Scalar};
 use super::read::{Reader, boolean, choice, duration, list, size, value, whole};
 use super::row::Reload::{Live, LiveUnless};
 use super::table::section;
@@ -57,8 +57,61 @@ section! {
         /// address. localhost and addresses always are. Another name there is answered 403, since a web
         /// page may have pointed it at this machine. "*" accepts every name.
         hosts: Vec<String> = [], list(Scalar::Allowed, host_name);
+
+        /// Who may connect to the Unix sockets of listen.publish and sdk.listen: the mode of their files (octal,
+        /// "0600" to "0777"; connecting takes the right to write), and the number of their group. Empty: the group
+        /// that the system gives them. tollgate must be in that group. The folder's permissions hold as well.
+        socket_mode: u32 = "0666", value(socket_mode);
+        socket_group: Option<u32> = "", value(socket_group);
     }
     check addresses_differ(publish, telemetry, control);
+}
+
+section! {
+    pub(super) struct TlsRows [listen.tls] {
+        /// Files of a certificate and its private key (PEM): with them, the TCP addresses of listen.publish and
+        /// sdk.listen speak TLS 1.2 and 1.3, and no plain HTTP. Unix sockets do not, nor does telemetry. The files
+        /// of this section are read again when they change. Empty: no TLS.
+        certificate: Option<PathBuf> = "", value(optional_path);
+        key: Option<PathBuf> = "", value(optional_path);
+
+        /// A file with the authorities of callers' certificates (PEM). With it a caller may show a certificate:
+        /// one that they did not sign ends the connection, and its names prove a caller ([[callers]], certificate).
+        /// Callers with a token need none.
+        client_ca: Option<PathBuf> = "", value(optional_path);
+    }
+}
+
+/// Files that a listener speaks TLS with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Its certificate, and those between it and its authority.
+    pub certificate: PathBuf,
+    /// The certificate's private key.
+    pub key: PathBuf,
+    /// Authorities of the clients' certificates; `None`: clients show none.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// `[listen.tls]`; `None` without a certificate: there is no TLS then.
+#[expect(clippy::option_option, reason = "a value that is wrong, and one that is not there")]
+pub(super) fn tls(r: &mut Reader<'_>) -> Option<Option<TlsFiles>> {
+    let TlsRows { certificate, key, client_ca } = TlsRows::read(r)?;
+    let remedy = "set listen.tls.certificate and listen.tls.key, or neither";
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(Some(TlsFiles { certificate, key, client_ca })),
+        (None, None) if client_ca.is_none() => Some(None),
+        (certificate, key) => {
+            let alone = match (certificate, key) {
+                (Some(_), _) => "listen.tls.certificate",
+                (None, Some(_)) => "listen.tls.key",
+                (None, None) => "listen.tls.client_ca",
+            };
+            let missing = if alone == "listen.tls.certificate" { "key" } else { "certificate" };
+            r.conflict(alone, format!("is set, and listen.tls.{missing} is not"), remedy);
+            None
+        }
+    }
 }
 
 section! {
@@ -134,6 +187,31 @@ fn host_name(raw: &Raw) -> Result<String, ValueError> {
         return Ok(name);
     }
     Err(ValueError::new("is not a host name", "write a name without a port: tollgate.test"))
+}
+
+/// The mode of a file that its owner may use.
+fn socket_mode(raw: &Raw) -> Result<u32, ValueError> {
+    const OWNERS: u32 = 0o600;
+    let remedy = "write three or four octal digits in quotes, from \"0600\" to \"0777\": \"0660\"";
+    let text = raw.text().map_err(|error| ValueError::new(error.problem, remedy))?;
+    let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|c| matches!(c, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
+    let mode = mode.ok_or_else(|| ValueError::new("is not a mode", remedy))?;
+    if mode & OWNERS == OWNERS {
+        return Ok(mode);
+    }
+    Err(ValueError::new("does not let the socket's own user read and write", remedy))
+}
+
+/// A number: names of groups are the image's, and it has none.
+fn socket_group(raw: &Raw) -> Result<Option<u32>, ValueError> {
+    if raw.text().is_ok_and(str::is_empty) {
+        return Ok(None);
+    }
+    // The last one stands for "unchanged" in the system's call.
+    parse::whole(raw, &(0..=u32::MAX - 1)).map(Some).map_err(|ValueError { problem, remedy }| {
+        ValueError::new(problem, format!("{remedy}: `getent group NAME` shows it"))
+    })
 }
 
 /// A Unix socket, or `none`.

@@ -54,7 +54,7 @@ pub use key_source::{
     RoleSession, StsService,
 };
 pub use keyring::{CallerProof, Issuer, Keyring, KeyringCaller};
-pub use listen::{Address, CloudEvents, Listen, Publish};
+pub use listen::{Address, CloudEvents, Listen, Publish, TlsFiles};
 pub use load::{Loaded, keys, load, load_file};
 pub use origin::Origin;
 pub use reference::reference;
@@ -73,6 +73,8 @@ pub use warnings::{Warning, warnings};
 pub struct Config {
     /// `[listen]`
     pub listen: Listen,
+    /// `[listen.tls]`; `None`: callers speak plain HTTP.
+    pub tls: Option<TlsFiles>,
     /// `[publish]`
     pub publish: Publish,
     /// `[sdk]`

@@ -28,7 +28,7 @@ pub fn reference() -> String {
     let mut lines: Vec<_> = HEADER.lines().map(str::to_owned).collect();
     for rows in SECTIONS {
         for (index, row) in rows.iter().enumerate() {
-            let (section, name) = row.name.split_once('.').unwrap_or(("", row.name));
+            let (section, name) = row.name.rsplit_once('.').unwrap_or(("", row.name));
             if index == 0 {
                 lines.push(String::new());
             }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::billing::{BillingRows, billing};
-use super::callers::{self, Sdk, callers, callers_are_counted, sdk_fits};
+use super::callers::{self, Sdk, callers, callers_are_counted, certificates_fit, sdk_fits};
 use super::ceilings::{CeilingRows, ceilings};
 use super::checks::{HOUR, SHORTEST, level, pattern};
 use super::credentials::{KeyRows, keys};
 use super::fleet::{FleetRows, fleet, fleet_fits};
 use super::keyring::{KeyringRows, keyring};
-use super::listen::{Listen, Publish};
+use super::listen::{Listen, Publish, TlsRows, tls};
 use super::parse::Scalar;
 use super::read::{Ranged, ReadKey, Reader, boolean, choice, duration, list, size, value, whole};
 use super::retry::{RetryRows, retry};
@@ -26,10 +26,11 @@ use super::{Config, Fleet};
 use crate::message::{Topic, TopicPattern};
 
 /// The rows of all sections, in the order of the documentation.
-pub(super) const SECTIONS: [&[Row]; 17] = [
+pub(super) const SECTIONS: [&[Row]; 18] = [
     // Before all sections: it is in none.
     callers::ROWS,
     Listen::ROWS,
+    TlsRows::ROWS,
     Publish::ROWS,
     Upstream::ROWS,
     KeyRows::ROWS,
@@ -55,6 +56,7 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
 pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let callers = callers(r);
     let listen = Listen::read(r);
+    let tls = tls(r);
     let publish = Publish::read(r);
     let upstream = Upstream::read(r);
     let keys = keys(r);
@@ -77,6 +79,9 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     if let (Some(billing), Some(callers), Some(telemetry)) = (&mut billing, &callers, &telemetry) {
         callers_are_counted(r, billing, callers, telemetry.max_callers);
     }
+    if let (Some(callers), Some(tls)) = (&callers, &tls) {
+        certificates_fit(r, callers, tls.as_ref());
+    }
     if let Some(idempotency) = &mut idempotency {
         keys_follow_the_rate(r, idempotency);
     }
@@ -91,6 +96,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     }
     Some(Config {
         listen: listen?,
+        tls: tls?,
         publish: publish?,
         sdk: sdk?,
         callers: callers?,

@@ -6,11 +6,12 @@
 
 /// Makes a section from its rows: a struct with one field a key, `ROWS`, and `read`, which reads
 /// every key before it gives up on one, so that every error is found. `check` names a function
-/// that compares values with each other; it gets `None` for those that are wrong.
+/// that compares values with each other; it gets `None` for those that are wrong. `[listen.tls]` is a section in
+/// another one.
 macro_rules! section {
     (
         $(#[$meta:meta])*
-        $vis:vis struct $Name:ident [$section:ident] {
+        $vis:vis struct $Name:ident [$section:expr] {
             $(
                 $(#[doc = $doc:literal])*
                 $key:ident: $type:ty $(= $default:tt)? $(=> $preset:ident $example:tt)?,

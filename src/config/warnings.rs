@@ -52,10 +52,13 @@ fn publish(config: &Config) -> Option<Warning> {
         Address::Tcp(_) | Address::Unix(_) => None,
     })?;
     if !config.callers.is_empty() {
+        if config.tls.is_some() {
+            return None;
+        }
         return Some(Warning::new(
             "listen.publish",
             format!("is {open}: tokens of callers cross the network in clear text"),
-            "let a proxy or a mesh encrypt what reaches this address, or listen on a loopback address",
+            "set listen.tls, let a proxy or a mesh encrypt what reaches this address, or listen on a loopback address",
         ));
     }
     Some(Warning::new(

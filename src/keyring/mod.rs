@@ -1,11 +1,10 @@
 //! The central holder of keys, for clusters without workload identity: it alone has a lasting key, and hands
 //! short-lived, narrowed ones to callers that prove themselves.
 //!
-//! `serve` accepts connections over TLS (`certificate`); `proof` finds out who asks, by a token of a service
+//! `serve` accepts connections over TLS; `proof` finds out who asks, by a token of a service
 //! account (`issuer_keys`, `token_check`) or a shared token; `hand_out` has a key for each
 //! caller, with a session policy. Instances share no state: each has keys of its own for its callers.
 
-mod certificate;
 mod hand_out;
 mod issuer_keys;
 mod proof;
@@ -23,11 +22,10 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, CallerProof};
+use crate::config::{self, CallerProof, TlsFiles};
 use crate::keys::{Key, KeyError, Keys, RoleIssuer};
 use crate::log_limiter::LogLimiter;
-use crate::server::Listener;
-use certificate::Certificates;
+use crate::server::{Certificates, Listener};
 use hand_out::{HandOut, Withheld};
 use proof::Proofs;
 
@@ -48,7 +46,7 @@ pub enum KeyringError {
     Keys(#[from] KeyError),
     /// Its certificate cannot be used.
     #[error("{0}")]
-    Certificate(String),
+    Certificate(KeyError),
 }
 
 /// A running keyring.
@@ -82,7 +80,11 @@ impl RunningKeyring {
     pub async fn start(config: &config::Keyring, base: Keys) -> Result<Self, KeyringError> {
         let failed = |error| KeyringError::Listen(config.listen, error);
         let certificates = match &config.tls {
-            Some((certificate, key)) => Some(Certificates::read(certificate, key).await?),
+            Some((certificate, key)) => {
+                let (certificate, key) = (certificate.clone(), key.clone());
+                let files = TlsFiles { certificate, key, client_ca: None };
+                Some(Certificates::read(&files).await.map_err(KeyringError::Certificate)?)
+            }
             None => None,
         };
         let stop = CancellationToken::new();

@@ -25,6 +25,8 @@ const LEAST: u64 = 4 * MIB;
 
 /// An open connection without a request, in bytes. Measured by `cargo bench --bench footprint`.
 const CONNECTION: u64 = 25 << 10;
+/// The same over TLS, with the certificate of its client: 7 KiB more of its own, and twice the certificates.
+const TLS_CONNECTION: u64 = 35 << 10;
 /// What the index holds of a stored message, in bytes, without its key: at most, of one that was delivered.
 /// Measured by the same.
 const STORED: u64 = 720;
@@ -41,6 +43,8 @@ pub struct MemoryPlan {
     pub stored_bodies: u64,
     /// Connections of callers.
     pub connections: usize,
+    /// The same, where they speak TLS.
+    pub tls_connections: usize,
     /// Stored messages, dead letters and receipts.
     pub messages: usize,
     /// Idempotency keys.
@@ -57,6 +61,7 @@ impl MemoryPlan {
             bodies: part(3),
             stored_bodies: part(2),
             connections: count(part(3), CONNECTION),
+            tls_connections: count(part(3), TLS_CONNECTION),
             messages: count(part(5), STORED),
             keys: count(part(3), KEY),
         }

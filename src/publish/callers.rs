@@ -11,7 +11,7 @@ use super::refusal::{RefusedRequest, invalid};
 use crate::callers::{Caller, Unproven};
 use crate::message::Topic;
 use crate::meter::Published;
-use crate::server::{ClientAddress, PeerProcess, Problem, RequestBody, Slug};
+use crate::server::{ClientAddress, PeerNames, PeerProcess, Problem, RequestBody, Slug};
 
 /// Log lines a second about callers that are refused.
 pub(super) const MAX_LINES: u64 = 5;
@@ -23,14 +23,17 @@ impl Inner {
         request: &Request<RequestBody>,
     ) -> Result<Option<Arc<Caller>>, RefusedRequest> {
         let process = request.extensions().get::<PeerProcess>();
-        let identified = self.callers.identify(request.headers(), process.map(|peer| peer.uid));
+        let names = request.extensions().get().map(PeerNames::all);
+        let uid = process.map(|peer| peer.uid);
+        let identified = self.callers.identify(request.headers(), uid, names);
         identified.map_err(|why| {
             if let Some(suppressed) = self.refused_log.next() {
                 let from = request.extensions().get::<ClientAddress>();
                 let from = from.map(|address| tracing::field::display(address.0));
-                let uid = process.map(|peer| peer.uid);
                 let reason = why.to_string();
-                tracing::warn!(from, uid, reason, suppressed, "a caller was refused");
+                // A caller's operator has to find the name that the configuration lacks.
+                let certificate = names.map(tracing::field::debug);
+                tracing::warn!(from, uid, certificate, reason, suppressed, "a caller was refused");
             }
             unproven(why).into()
         })
@@ -66,7 +69,7 @@ fn too_many(caller: &Caller, later: Duration) -> Problem {
 fn unproven(why: Unproven) -> Problem {
     let detail = format!(
         "Callers must prove who they are, and {why}. Nothing was sent. Send Authorization: Bearer with the \
-         token of a caller ([[callers]])."
+         token of a caller ([[callers]]), or another proof of one."
     );
     invalid(StatusCode::UNAUTHORIZED, Slug::UnprovenCaller, "Unproven caller", detail)
         .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tollgate\""))

@@ -15,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use rustls::pki_types::UnixTime;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ use tower_http::request_id::{
 
 use super::automatic::AutomaticAnswers;
 use super::body::{RequestBody, Settling};
+use super::client_certificate::ClientCertificate;
 use super::door::{Door, Reach};
 use super::heads::{Framing, HiddenPart, HiddenParts};
 use super::listener::{AcceptedConnection, Listener};
@@ -126,7 +128,7 @@ where
     }
 
     fn spawn(&self, slot: HeldSlot, accepted: AcceptedConnection, graceful: &GracefulShutdown) {
-        let AcceptedConnection { stream, reach, from, .. } = accepted;
+        let AcceptedConnection { stream, reach, from, certificate, .. } = accepted;
         let (phase, hidden) = (slot.phase(), HiddenParts::default());
         let timeouts =
             Timeouts { idle: self.limits.idle_timeout, head: self.limits.header_timeout };
@@ -139,7 +141,7 @@ where
         let watched = Watched::new(stream, phase.clone(), timeouts, taker, automatic);
         let (io, mut dropped) = Returned::lend(watched);
         let door = Door { reach, from, hosts: Arc::clone(&self.hosts) };
-        let service = layers(self.service.clone(), door, phase, hidden);
+        let service = layers(self.service.clone(), door, certificate, phase, hidden);
         let service = TowerToHyperService::new(service);
         let connection = self.http().serve_connection(TokioIo::new(io), service);
         let connection = graceful.watch(connection);
@@ -180,6 +182,7 @@ where
 fn layers<S>(
     service: S,
     door: Door,
+    certificate: Option<ClientCertificate>,
     phase: ConnectionPhase,
     hidden: HiddenParts,
 ) -> impl Service<
@@ -199,6 +202,10 @@ where
         }
         if let Some(from) = door.from {
             request.extensions_mut().insert(from);
+        }
+        let names = certificate.as_ref().and_then(|shown| shown.names(UnixTime::now()));
+        if let Some(names) = names {
+            request.extensions_mut().insert(names);
         }
         let framing = request.extensions().get().copied().unwrap_or(Framing::Clear);
         let answer = match door.refusal(&request, framing) {

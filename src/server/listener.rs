@@ -2,18 +2,17 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustls::ServerConfig;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::watch;
 
+use super::certificate::CurrentTls;
+use super::client_certificate::ClientCertificate;
 use super::door::Reach;
 use super::peer::{ClientAddress, Peer, PeerProcess};
 use super::tls::TlsConnection;
@@ -28,10 +27,22 @@ pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
     /// A TCP port with TLS, by the configuration that is current when a connection is accepted.
-    Tls(TcpListener, watch::Receiver<Arc<ServerConfig>>),
+    Tls(TcpListener, CurrentTls),
     /// A Unix socket, removed when dropped.
     Unix(UnixListener, SocketFile),
 }
+
+/// Who may connect to a Unix socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// The mode of its file. The folder's permissions hold as well.
+    pub mode: u32,
+    /// The group of its file; `None`: as the system has it.
+    pub group: Option<u32>,
+}
+
+/// This user only.
+const PRIVATE: SocketAccess = SocketAccess { mode: 0o600, group: None };
 
 /// The file of a Unix socket.
 #[derive(Debug)]
@@ -67,6 +78,8 @@ pub(super) struct AcceptedConnection {
     pub(super) reach: Reach,
     pub(super) peer: Peer,
     pub(super) from: Option<ClientAddress>,
+    /// What the client shows, where it may show a certificate.
+    pub(super) certificate: Option<ClientCertificate>,
 }
 
 /// A connection of either kind.
@@ -76,18 +89,28 @@ impl<T: AsyncRead + AsyncWrite + Send> ClientStream for T {}
 impl Listener {
     /// Binds an address. A Unix socket whose process no longer listens is replaced; anything else at its path
     /// stays, and is an error of the kind [`io::ErrorKind::AlreadyExists`].
-    pub async fn bind(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp(address) => Ok(Self::Tcp(bind_tcp(*address)?)),
-            // The pod's other containers may run as other users. The folder's permissions decide
-            // which of them can publish.
-            Address::Unix(path) => bind_unix(path, 0o666).await,
+    ///
+    /// `tls`: what a TCP port speaks TLS by, if it does; `access`: who may connect to a socket.
+    pub async fn bind(
+        address: &Address,
+        tls: Option<&CurrentTls>,
+        access: SocketAccess,
+    ) -> io::Result<Self> {
+        match (address, tls) {
+            (Address::Tcp(address), None) => Self::bind_tcp(*address),
+            (Address::Tcp(address), Some(tls)) => Ok(Self::Tls(bind_tcp(*address)?, tls.clone())),
+            (Address::Unix(path), _) => bind_unix(path, access).await,
         }
+    }
+
+    /// Binds a TCP port without TLS.
+    pub fn bind_tcp(address: SocketAddr) -> io::Result<Self> {
+        bind_tcp(address).map(Self::Tcp)
     }
 
     /// Binds a Unix socket that only this user may connect to.
     pub async fn bind_private(path: &Path) -> io::Result<Self> {
-        bind_unix(path, 0o600).await
+        bind_unix(path, PRIVATE).await
     }
 
     /// The address as the configuration writes it.
@@ -108,19 +131,21 @@ impl Listener {
                 let reach = if is_loopback { Reach::Loopback } else { Reach::Network };
                 Ok(AcceptedConnection::tcp(Box::pin(stream), reach, remote, local))
             }
-            Self::Tls(listener, config) => {
+            Self::Tls(listener, tls) => {
                 let (stream, remote, local) = accept_tcp(listener).await?;
-                let config = Arc::clone(&config.borrow());
-                let stream = Box::pin(TlsConnection::new(stream, config));
+                let certificate = ClientCertificate::awaited(tls);
+                let stream = Box::pin(TlsConnection::new(stream, tls, certificate.clone()));
                 // No page can point a name at it: it would have to have a certificate for that.
-                Ok(AcceptedConnection::tcp(stream, Reach::Network, remote, local))
+                let accepted = AcceptedConnection::tcp(stream, Reach::Network, remote, local);
+                Ok(AcceptedConnection { certificate, ..accepted })
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 let process = stream.peer_cred().ok();
                 let process = process.map(|it| PeerProcess { uid: it.uid(), pid: it.pid() });
                 let (stream, reach) = (Box::pin(stream), Reach::Socket(process));
-                Ok(AcceptedConnection { stream, reach, peer: Peer::Local, from: None })
+                let (peer, from, certificate) = (Peer::Local, None, None);
+                Ok(AcceptedConnection { stream, reach, peer, from, certificate })
             }
         }
     }
@@ -134,7 +159,7 @@ impl AcceptedConnection {
         local: IpAddr,
     ) -> Self {
         let (peer, from) = (Peer::of(remote.ip(), local), Some(ClientAddress(remote)));
-        Self { stream, reach, peer, from }
+        Self { stream, reach, peer, from, certificate: None }
     }
 }
 
@@ -177,23 +202,43 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(error, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
-async fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
+async fn bind_unix(path: &Path, access: SocketAccess) -> io::Result<Listener> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            refuse_other_files(path)?;
-            if UnixStream::connect(path).await.is_ok() {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)?
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    let address = SockAddr::unix(path)?;
+    if let Err(error) = socket.bind(&address) {
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return Err(error);
         }
-        other => other?,
-    };
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    Ok(Listener::Unix(listener, SocketFile::new(path)))
+        refuse_other_files(path)?;
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(error);
+        }
+        std::fs::remove_file(path)?;
+        socket.bind(&address)?;
+    }
+    // Removed again if what follows fails.
+    let file = SocketFile::new(path);
+    // The umask, which is the whole process's, decides what mode the file has by now, and that may be wider. But no
+    // process can connect before `listen`: the kernel refuses it.
+    permit(path, access)?;
+    socket.listen(BACKLOG)?;
+    Ok(Listener::Unix(UnixListener::from_std(socket.into())?, file))
+}
+
+/// Gives the file of a socket its group and its mode.
+fn permit(path: &Path, SocketAccess { mode, group }: SocketAccess) -> io::Result<()> {
+    if let Some(group) = group {
+        lchown(path, None, Some(group)).map_err(|error| {
+            let remedy = "run tollgate with this group, or set another one in listen.socket_group";
+            let text = format!("the group {group} cannot have the socket ({error}); {remedy}");
+            io::Error::new(error.kind(), text)
+        })?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 /// What is not a socket was not created by a sidecar: a path that is wrong by a letter must not cost a file.

@@ -3,6 +3,8 @@
 
 mod automatic;
 mod body;
+mod certificate;
+mod client_certificate;
 mod connection;
 mod discard;
 mod door;
@@ -20,8 +22,10 @@ mod tls;
 mod watched;
 
 pub use body::RequestBody;
+pub use certificate::{Certificates, CurrentTls};
+pub use client_certificate::PeerNames;
 pub use connection::{HttpServer, Limits};
-pub use listener::Listener;
+pub use listener::{Listener, SocketAccess};
 pub use peer::{ClientAddress, PeerProcess};
 pub use problem::Problem;
 pub use reply::{Reply, ReplyBody, json_reply, reply};

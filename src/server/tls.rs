@@ -6,41 +6,72 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, TlsAcceptor};
 
+use super::certificate::CurrentTls;
+use super::client_certificate::ClientCertificate;
+
 /// A connection over TLS.
-pub(super) enum TlsConnection {
+pub(super) struct TlsConnection {
+    state: TlsState,
+    tls: CurrentTls,
+    /// Where the client's certificate goes at the end of the handshake.
+    client: Option<ClientCertificate>,
+}
+
+enum TlsState {
     Handshake(Accept<TcpStream>),
     Open(TlsStream<TcpStream>),
     Failed,
 }
 
 impl TlsConnection {
-    pub(super) fn new(stream: TcpStream, config: Arc<ServerConfig>) -> Self {
-        Self::Handshake(TlsAcceptor::from(config).accept(stream))
+    pub(super) fn new(
+        stream: TcpStream,
+        tls: &CurrentTls,
+        client: Option<ClientCertificate>,
+    ) -> Self {
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls.terms().config));
+        Self { state: TlsState::Handshake(acceptor.accept(stream)), tls: tls.clone(), client }
     }
 
     fn poll_open(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Pin<&mut TlsStream<TcpStream>>>> {
-        if let Self::Handshake(handshake) = self {
+        if let TlsState::Handshake(handshake) = &mut self.state {
             match ready!(Pin::new(handshake).poll(cx)) {
-                Ok(stream) => *self = Self::Open(stream),
+                Ok(stream) => {
+                    if let (Some(client), Some(chain)) =
+                        (&self.client, stream.get_ref().1.peer_certificates())
+                    {
+                        client.show(chain);
+                    }
+                    self.state = TlsState::Open(stream);
+                }
                 Err(error) => {
-                    *self = Self::Failed;
+                    self.state = TlsState::Failed;
+                    self.log(&error);
                     return Poll::Ready(Err(error));
                 }
             }
         }
-        Poll::Ready(match self {
-            Self::Open(stream) => Ok(Pin::new(stream)),
+        Poll::Ready(match &mut self.state {
+            TlsState::Open(stream) => Ok(Pin::new(stream)),
             _ => Err(io::ErrorKind::NotConnected.into()),
         })
+    }
+
+    /// Logs why a client's certificate is not taken. What else ends a handshake, such as a probe of the port, tells
+    /// the operator nothing.
+    fn log(&self, error: &io::Error) {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        if let Some(reason @ rustls::Error::InvalidCertificate(_)) = inner {
+            self.tls.refuse(reason);
+        }
     }
 }
 
@@ -64,18 +95,18 @@ impl AsyncWrite for TlsConnection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
+        match &mut self.state {
             // Nothing was written yet.
-            Self::Handshake(_) | Self::Failed => Poll::Ready(Ok(())),
-            Self::Open(stream) => Pin::new(stream).poll_flush(cx),
+            TlsState::Handshake(_) | TlsState::Failed => Poll::Ready(Ok(())),
+            TlsState::Open(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
+        match &mut self.state {
             // There is no connection to end in order: it is dropped.
-            Self::Handshake(_) | Self::Failed => Poll::Ready(Ok(())),
-            Self::Open(stream) => Pin::new(stream).poll_shutdown(cx),
+            TlsState::Handshake(_) | TlsState::Failed => Poll::Ready(Ok(())),
+            TlsState::Open(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -83,12 +114,12 @@ impl AsyncWrite for TlsConnection {
 #[cfg(test)]
 mod tests {
     use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
-    use rustls::{ClientConfig, RootCertStore};
+    use rustls::{ClientConfig, RootCertStore, ServerConfig};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
-    use tokio::sync::watch;
     use tokio_rustls::TlsConnector;
 
+    use super::super::certificate::TlsTerms;
     use super::super::listener::Listener;
     use super::*;
 
@@ -113,7 +144,7 @@ mod tests {
     #[tokio::test]
     async fn a_new_certificate_is_shown_from_the_next_connection_on() {
         let ((first, first_root), (second, second_root)) = (certificate(), certificate());
-        let (current, shown) = watch::channel(first);
+        let (current, shown) = CurrentTls::fixed(first);
         let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = port.local_addr().unwrap();
         let listener = Listener::Tls(port, shown);
@@ -143,7 +174,7 @@ mod tests {
         };
         assert_eq!(read(&first_root).await.unwrap(), "hello");
         assert!(read(&second_root).await.is_err());
-        current.send_replace(second);
+        current.send_replace(Arc::new(TlsTerms { config: second, clients: None }));
         assert_eq!(read(&second_root).await.unwrap(), "hello");
         assert!(read(&first_root).await.is_err());
     }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +16,10 @@ use super::stop::LAST_REPLIES;
 use crate::config::{self, Address, Config};
 use crate::memory::MemoryBudget;
 use crate::publish::PublishService;
-use crate::server::{ConnectionSlots, HttpServer, Limits, Listener, PeerShare, Reply, RequestBody};
+use crate::server::{
+    Certificates, ConnectionSlots, CurrentTls, HttpServer, Limits, Listener, PeerShare, Reply,
+    RequestBody, SocketAccess,
+};
 
 /// Connections of the listeners for telemetry and control, each.
 const FEW: usize = 64;
@@ -127,9 +131,21 @@ pub(super) struct CallersListeners {
 }
 
 impl CallersListeners {
-    pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
-        let sdk = if config.sdk.enabled { &*config.sdk.listen } else { &[] };
-        Ok(Self { publish: bind_all(&config.listen.publish).await?, sdk: bind_all(sdk).await? })
+    /// `certificates`: what TCP addresses speak TLS with. They are followed from now on.
+    pub(super) async fn bind(
+        config: &Config,
+        certificates: Option<Certificates>,
+        servers: &Servers,
+    ) -> Result<Self, StartError> {
+        let tls = certificates.as_ref().map(Certificates::current);
+        let listen = &config.listen;
+        let access = SocketAccess { mode: listen.socket_mode, group: listen.socket_group };
+        let publish = bind_all(&listen.publish, tls.as_ref(), access).await?;
+        let sdk = bind_all(sdk_addresses(config), tls.as_ref(), access).await?;
+        if let Some(certificates) = certificates {
+            servers.tasks.spawn(certificates.follow(servers.stop.clone()));
+        }
+        Ok(Self { publish, sdk })
     }
 
     pub(super) fn addresses(&self, telemetry: String) -> Addresses {
@@ -165,22 +181,42 @@ impl CallersListeners {
     }
 }
 
-async fn bind_all(addresses: &[Address]) -> Result<Vec<Listener>, StartError> {
+/// Addresses of the provider's SDKs alone.
+fn sdk_addresses(config: &Config) -> &[Address] {
+    if config.sdk.enabled { &config.sdk.listen } else { &[] }
+}
+
+/// The certificate of the callers' listeners, if one of them shows it.
+pub(super) async fn certificates(config: &Config) -> Result<Option<Certificates>, StartError> {
+    let mut addresses = config.listen.publish.iter().chain(sdk_addresses(config));
+    let shows = addresses.any(|address| matches!(address, Address::Tcp(_)));
+    let Some(files) = config.tls.as_ref().filter(|_| shows) else { return Ok(None) };
+    Certificates::read(files).await.map(Some).map_err(StartError::Certificate)
+}
+
+async fn bind_all(
+    addresses: &[Address],
+    tls: Option<&CurrentTls>,
+    access: SocketAccess,
+) -> Result<Vec<Listener>, StartError> {
     let mut listeners = Vec::new();
     for address in addresses {
-        listeners.push(bind(address).await?);
+        let bound = Listener::bind(address, tls, access).await;
+        listeners.push(bound.map_err(|error| {
+            let address = match address {
+                Address::Tcp(address) => address.to_string(),
+                Address::Unix(path) => unix(path),
+            };
+            StartError::Bind { address, error }
+        })?);
     }
     Ok(listeners)
 }
 
-pub(super) async fn bind(address: &Address) -> Result<Listener, StartError> {
-    Listener::bind(address).await.map_err(|error| {
-        let address = match address {
-            Address::Tcp(address) => address.to_string(),
-            Address::Unix(path) => unix(path),
-        };
-        StartError::Bind { address, error }
-    })
+/// Plain HTTP on a TCP port.
+pub(super) fn bind_tcp(address: SocketAddr) -> Result<Listener, StartError> {
+    let failed = |error| StartError::Bind { address: address.to_string(), error };
+    Listener::bind_tcp(address).map_err(failed)
 }
 
 /// A socket's path as the configuration writes it.

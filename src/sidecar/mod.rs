@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use crate::callers::Callers;
 use crate::ceiling::{Ceiling, Left, Start};
-use crate::config::{self, Address, Config};
+use crate::config::{self, Config};
 use crate::control::Control;
 use crate::delivery::Delivery;
 use crate::keys::{KeyError, Keys};
@@ -28,7 +28,9 @@ use crate::spool::{self, AdoptionRules, MacFileError, MacKeys, OpenError, Spool}
 use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, TelemetrySources};
 use crate::upstream::{HttpUpstream, TlsError};
 pub use listeners::{Addresses, control_sockets};
-use listeners::{CallersListeners, SMALL, ServerSlots, Servers, bind, bind_control};
+use listeners::{
+    CallersListeners, SMALL, ServerSlots, Servers, bind_control, bind_tcp, certificates,
+};
 pub use stop::{Leftovers, longest_stop};
 use stop::{SpoolRemainder, hand_over_to};
 
@@ -43,6 +45,9 @@ pub enum StartError {
         /// The system's error.
         error: io::Error,
     },
+    /// The callers' certificate, its key, or the authorities cannot be used.
+    #[error("listen.tls: {0}")]
+    Certificate(KeyError),
     /// The key source is unusable.
     #[error("keys: {0}")]
     Keys(#[from] KeyError),
@@ -101,7 +106,8 @@ impl Sidecar {
         // A start that fails stops what answers already.
         let failed = servers.stop.clone().drop_guard();
         let (slots, hosts) = (ServerSlots::new(config), &config.listen.hosts);
-        let telemetry_listener = bind(&Address::Tcp(config.listen.telemetry)).await?;
+        let certificates = certificates(config).await?;
+        let telemetry_listener = bind_tcp(config.listen.telemetry)?;
         let telemetry_address = telemetry_listener.address();
         // While the predecessor ends, the kubelet learns that this process is alive.
         let starting = StartingTelemetry::default();
@@ -122,7 +128,7 @@ impl Sidecar {
         };
         // After the spool: until then callers are refused by the system at once, and the predecessor may have the
         // sockets.
-        let publish_listeners = CallersListeners::bind(config).await?;
+        let publish_listeners = CallersListeners::bind(config, certificates, &servers).await?;
         let addresses = publish_listeners.addresses(telemetry_address);
         // Its folder may be the spool's, which is this user's alone.
         let control_listener = bind_control(config).await?;

@@ -5,6 +5,7 @@
 mod answers;
 mod batch_publish;
 mod callers;
+mod certificates;
 mod cli;
 mod config;
 mod connections;

@@ -20,6 +20,7 @@ pub mod secrets;
 pub mod stage;
 pub mod standstill;
 pub mod test_sidecar;
+pub mod tls_client;
 pub mod virtual_time;
 
 use std::time::Duration;
