@@ -230,12 +230,11 @@ pub(super) fn callers_are_counted(
 ) {
     for caller in callers {
         let Some(name) = &caller.budget else { continue };
-        match billing.budgets.iter_mut().find(|budget| budget.name == *name) {
-            Some(budget) => budget.callers.push(caller.name.as_str().into()),
-            None => {
-                let problem = format!("has {} with the budget {name}, which is none", caller.name);
-                r.conflict("callers", problem, "name one of [[billing.budgets]]");
-            }
+        if let Some(budget) = billing.budgets.iter_mut().find(|budget| budget.name == *name) {
+            budget.callers.push(caller.name.as_str().into());
+        } else {
+            let problem = format!("has {} with the budget {name}, which is none", caller.name);
+            r.conflict("callers", problem, "name one of [[billing.budgets]]");
         }
     }
     let (with_budget, others): (Vec<_>, Vec<_>) =

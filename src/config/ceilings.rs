@@ -75,35 +75,31 @@ section! {
 
 pub(super) fn ceilings(r: &mut Reader<'_>) -> Option<Ceilings> {
     let rows = CeilingRows::read(r)?;
+    reserve_fits(r, &rows);
     if !rows.allow_above_published {
         not_above_published(r, &rows);
     }
-    let egress_ip = less_reserve(r, &rows)?;
     Some(Ceilings {
         account: rows.account,
-        egress_ip,
+        egress_ip: rows.egress_ip.map(|calls| calls.saturating_sub(rows.reserve)),
         retry_share: rows.retry_share,
         unanswered: Unanswered { min: rows.unanswered_min, max: rows.unanswered_max },
     })
 }
 
-/// What is left of an address's ceiling.
-fn less_reserve(r: &mut Reader<'_>, rows: &CeilingRows) -> Option<Option<u32>> {
-    let Some(egress_ip) = rows.egress_ip else {
-        if rows.reserve > 0 {
+/// What is left to calls that go past tollgate is a part of an address's ceiling.
+fn reserve_fits(r: &mut Reader<'_>, rows: &CeilingRows) {
+    match rows.egress_ip {
+        None if rows.reserve > 0 => {
             let problem = "is a part of an egress address's ceiling, and there is none";
             r.conflict("ceilings.reserve", problem, "set ceilings.egress_ip, or leave it out");
-            return None;
         }
-        return Some(None);
-    };
-    let left = egress_ip.saturating_sub(rows.reserve);
-    if left == 0 {
-        let problem = format!("leaves nothing of ceilings.egress_ip ({egress_ip})");
-        r.conflict("ceilings.reserve", problem, "write a smaller number");
-        return None;
+        Some(egress_ip) if rows.reserve >= egress_ip => {
+            let problem = format!("leaves nothing of ceilings.egress_ip ({egress_ip})");
+            r.conflict("ceilings.reserve", problem, "write a smaller number");
+        }
+        _ => {}
     }
-    Some(Some(left))
 }
 
 /// Whether calls go to the provider itself, whose published ceilings then hold.

@@ -103,12 +103,12 @@ proptest! {
             pop(&mut queue);
         }
         let total: u32 = of.iter().sum();
-        let rounds = 3_000;
+        let rounds = 3_000_u32;
         for caller in 0..of.len() {
             (0..rounds).for_each(|_| push(&mut queue, flow(&weights, caller), caller));
         }
         let mut served = vec![0_u32; of.len()];
-        for round in 1..=rounds as u32 {
+        for round in 1..=rounds {
             served[pop(&mut queue).unwrap()] += 1;
             for (served, weight) in served.iter().zip(&of) {
                 let due = f64::from(round) * f64::from(*weight) / f64::from(total);

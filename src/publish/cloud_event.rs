@@ -99,7 +99,7 @@ impl CloudEvent {
             Data::Json(text) => json = Some(text),
             Data::Text(text) => drop(members.insert("data", text.into())),
             Data::Bytes(bytes) => {
-                drop(members.insert("data_base64", STANDARD.encode(bytes).into()))
+                drop(members.insert("data_base64", STANDARD.encode(bytes).into()));
             }
         }
         // Text: serialising it cannot fail.

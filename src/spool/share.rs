@@ -23,6 +23,11 @@ impl Share {
     }
 
     /// This part of it, 0 to 1.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "part of a message is none"
+    )]
     pub(super) fn part(self, part: f64) -> Self {
         let of = |figure: u64| (figure as f64 * part) as u64;
         Self { messages: of(self.messages), bytes: of(self.bytes) }

@@ -41,7 +41,9 @@ async fn beside(rates: [f64; 4]) -> [Vec<Answered>; 4] {
         ("publish.wait", "2s"),
     ];
     let serve = Serve::start(&settings, &[]).await;
-    NAMES.iter().for_each(|name| serve.has_secret(&token(name)));
+    for name in NAMES {
+        serve.has_secret(&token(name));
+    }
     // The account's permits of the second before the start are not known.
     let warm = Instant::now() + Duration::from_secs(2);
     let until = warm + LOAD;
@@ -68,7 +70,7 @@ async fn beside(rates: [f64; 4]) -> [Vec<Answered>; 4] {
             &format!(r#"tollgate_caller_billable_messages_total{{caller="{name}"}}"#),
         );
         let delivered = answers.iter().filter(|answer| status(answer) == 200).count();
-        assert_eq!(counted, delivered as f64, "{name}");
+        assert!((counted - delivered as f64).abs() < 0.5, "{name}: {counted} of {delivered}");
     }
     [flood, a, b, c]
 }
