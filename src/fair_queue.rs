@@ -1,11 +1,11 @@
 //! Queues of several callers that are served by weight: who floods one makes the others wait no longer than their
 //! shares imply, and one that waits alone gets all.
 //!
-//! Start-time fair queueing (Goyal, Vin and Cheng, 1996), with every service of the same cost: each caller has a
-//! virtual time, which goes on by the inverse of its weight with each service; the caller whose time is earliest
-//! is served. One that comes back after a pause begins a little before the present virtual time, so that a few
-//! messages together find no queue before them, and it has not saved up more than that; coming one by one it gets no
-//! more than its share.
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996). A service is one thing taken from the queues, and all cost
+//! the same. Each caller, a flow, has a turn in virtual time; the one whose turn is the earliest is served, and its
+//! next turn is later by the inverse of its weight. A flow that comes back after a pause has its turn a few services
+//! before the present at the earliest: things that come together find no round of the others before them, and no more
+//! than that is saved up. When nothing waits at all, all debts are forgotten.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -19,7 +19,7 @@ const SERVICE: u64 = 1 << 20;
 
 /// Services that a caller has ahead of others when it comes back after a pause: one that sends less than its share
 /// waits for no round of the others, though its messages come unevenly.
-const CREDIT: u64 = 4;
+const HEAD_START: u64 = 4;
 
 /// Queues that are looked through for what has given up, with each look: a request costs the same however many
 /// callers wait.
@@ -64,7 +64,8 @@ impl Weights {
 
     /// Whether there are callers to be told apart.
     pub fn tell_apart(&self) -> bool {
-        self.0.weights.len() > 1
+        // The first is of no caller.
+        self.0.weights.len() > 2
     }
 
     fn weight(&self, flow: Flow) -> u64 {
@@ -87,17 +88,24 @@ pub trait CallersQueue: Default {
     }
 }
 
+/// The queue of a caller for which something waits.
+#[derive(Debug, Default)]
+struct Waiting<Q> {
+    queue: Q,
+    turn: u64,
+}
+
 /// What waits, by caller.
 #[derive(Debug)]
 pub struct FairQueue<Q> {
     weights: Weights,
     /// Those in which something waits.
-    queues: BTreeMap<Flow, Q>,
-    /// The same ones, by their virtual times.
+    waiting: BTreeMap<Flow, Waiting<Q>>,
+    /// The same ones, by their turns.
     order: BTreeSet<(u64, Flow)>,
-    /// When each is served next; of one that does not wait, when it was to be served next.
-    turns: HashMap<Flow, u64>,
-    /// The virtual time of the last service.
+    /// Of those in which nothing waits: when they were to be served next.
+    idle: HashMap<Flow, u64>,
+    /// The turn that was served last.
     now: u64,
     /// In all queues.
     len: usize,
@@ -112,9 +120,9 @@ impl<Q: CallersQueue> FairQueue<Q> {
     pub fn new(weights: Weights) -> Self {
         Self {
             weights,
-            queues: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             order: BTreeSet::new(),
-            turns: HashMap::new(),
+            idle: HashMap::new(),
             now: 0,
             len: 0,
             weight: 0,
@@ -134,38 +142,52 @@ impl<Q: CallersQueue> FairQueue<Q> {
 
     /// The queue of one caller, if anything waits there.
     pub fn queue(&self, flow: Flow) -> Option<&Q> {
-        self.queues.get(&flow)
+        self.waiting.get(&flow).map(|waiting| &waiting.queue)
     }
 
     /// What waits of one caller.
     pub fn waiting(&self, flow: Flow) -> usize {
-        self.queues.get(&flow).map_or(0, Q::len)
+        self.queue(flow).map_or(0, Q::len)
     }
 
     /// All queues in which something waits.
     pub fn queues(&self) -> impl Iterator<Item = &Q> {
-        self.queues.values()
+        self.waiting.values().map(|waiting| &waiting.queue)
     }
 
     /// Adds to, or takes from, the queue of a caller.
     pub fn change<T>(&mut self, flow: Flow, change: impl FnOnce(&mut Q) -> T) -> T {
-        let queue = self.queues.entry(flow).or_default();
-        let before = queue.len();
-        let changed = change(queue);
-        let after = queue.len();
+        let turn = self.turn(flow);
+        let waiting = self.waiting.entry(flow).or_default();
+        let before = waiting.queue.len();
+        let changed = change(&mut waiting.queue);
+        let after = waiting.queue.len();
         self.len = self.len - before + after;
         match (before, after) {
-            (0, 0) => drop(self.queues.remove(&flow)),
-            (0, _) => self.begins(flow),
-            (_, 0) => self.ends(flow),
+            (0, 0) => drop(self.waiting.remove(&flow)),
+            (0, _) => {
+                waiting.turn = turn;
+                self.idle.remove(&flow);
+                self.order.insert((turn, flow));
+                self.weight += self.weights.weight(flow);
+            }
+            (_, 0) => {
+                self.waiting.remove(&flow);
+                self.order.remove(&(turn, flow));
+                self.idle.insert(flow, turn);
+                self.weight -= self.weights.weight(flow);
+            }
             _ => {}
+        }
+        if self.is_empty() {
+            self.idle.clear();
         }
         changed
     }
 
     /// As [`Self::change`], of all callers' queues.
     pub fn change_all(&mut self, mut change: impl FnMut(&mut Q)) {
-        let flows: Vec<_> = self.queues.keys().copied().collect();
+        let flows: Vec<_> = self.waiting.keys().copied().collect();
         for flow in flows {
             self.change(flow, &mut change);
         }
@@ -173,13 +195,13 @@ impl<Q: CallersQueue> FairQueue<Q> {
 
     /// As [`Self::change`], of some callers' queues: of all, with every few calls.
     pub fn sweep(&mut self, mut change: impl FnMut(&mut Q)) {
-        let from = self.queues.range(self.sweeps..).chain(self.queues.range(..self.sweeps));
+        let from = self.waiting.range(self.sweeps..).chain(self.waiting.range(..self.sweeps));
         let flows: Vec<_> = from.map(|(flow, _)| *flow).take(SWEPT).collect();
         for flow in &flows {
             self.change(*flow, &mut change);
         }
         let next = flows.last().map(|last| (Bound::Excluded(*last), Bound::Unbounded));
-        let next = next.and_then(|after| self.queues.range::<Flow, _>(after).next());
+        let next = next.and_then(|after| self.waiting.range::<Flow, _>(after).next());
         self.sweeps = next.map_or(Flow::default(), |(flow, _)| *flow);
     }
 
@@ -196,10 +218,13 @@ impl<Q: CallersQueue> FairQueue<Q> {
             };
             self.now = self.now.max(turn);
             let next = turn + self.weights.service(flow);
-            if self.order.remove(&(turn, flow)) {
+            if let Some(waiting) = self.waiting.get_mut(&flow) {
+                waiting.turn = next;
+                self.order.remove(&(turn, flow));
                 self.order.insert((next, flow));
+            } else if !self.is_empty() {
+                self.idle.insert(flow, next);
             }
-            self.turns.insert(flow, next);
             return Some(served);
         }
         None
@@ -208,10 +233,10 @@ impl<Q: CallersQueue> FairQueue<Q> {
     /// How many are served before one of this caller, before which `own` of its own are: at most.
     pub fn ahead_at_most(&self, flow: Flow, own: usize) -> usize {
         let (rounds, weight) = (own as u64 + 1, self.weights.weight(flow));
-        let waits = u64::from(self.queues.contains_key(&flow));
+        let waits = u64::from(self.waiting.contains_key(&flow));
         let others = self.weight - waits * weight;
         let others = others.saturating_mul(rounds).div_ceil(weight);
-        let each = CREDIT + 1;
+        let each = HEAD_START + 1;
         let others = others.saturating_add((self.order.len() as u64 - waits) * each);
         usize::try_from(others).unwrap_or(usize::MAX).saturating_add(own).min(self.len)
     }
@@ -220,40 +245,23 @@ impl<Q: CallersQueue> FairQueue<Q> {
     /// waits.
     pub fn ahead(&self, flow: Flow, own: usize) -> usize {
         let turn = self.turn(flow) + self.weights.service(flow).saturating_mul(own as u64);
-        let before = |(theirs, other): &(u64, Flow)| {
-            if *other == flow {
-                return own;
+        let before = |(other, waiting): (&Flow, &Waiting<Q>)| {
+            if *other == flow || waiting.turn > turn {
+                return 0;
             }
-            let services = (turn - theirs) / self.weights.service(*other) + 1;
-            self.waiting(*other).min(usize::try_from(services).unwrap_or(usize::MAX))
+            let services = (turn - waiting.turn) / self.weights.service(*other) + 1;
+            waiting.queue.len().min(usize::try_from(services).unwrap_or(usize::MAX))
         };
-        let ahead: usize = self.order.range(..=(turn, Flow(u16::MAX))).map(before).sum();
-        ahead.max(own)
+        own + self.waiting.iter().map(before).sum::<usize>()
     }
 
+    /// When a caller is served next; of one for which nothing waits, were something to come now.
     fn turn(&self, flow: Flow) -> u64 {
-        let turn = self.turns.get(&flow).copied().unwrap_or(0);
-        if self.queues.contains_key(&flow) { turn } else { turn.max(self.earliest(flow)) }
-    }
-
-    /// The virtual time at which a caller begins that has waited for long.
-    fn earliest(&self, flow: Flow) -> u64 {
-        self.now.saturating_sub(CREDIT * self.weights.service(flow))
-    }
-
-    fn begins(&mut self, flow: Flow) {
-        let turn = self.turns.get(&flow).copied().unwrap_or(0).max(self.earliest(flow));
-        self.turns.insert(flow, turn);
-        self.order.insert((turn, flow));
-        self.weight += self.weights.weight(flow);
-    }
-
-    fn ends(&mut self, flow: Flow) {
-        self.queues.remove(&flow);
-        if let Some(turn) = self.turns.get(&flow) {
-            self.order.remove(&(*turn, flow));
+        if let Some(waiting) = self.waiting.get(&flow) {
+            return waiting.turn;
         }
-        self.weight -= self.weights.weight(flow);
+        let earliest = self.now.saturating_sub(HEAD_START * self.weights.service(flow));
+        self.idle.get(&flow).copied().unwrap_or(0).max(earliest)
     }
 }
 

@@ -314,6 +314,7 @@ impl Ceiling {
             return Err(Refused::TimedOut);
         }
         // Callers that have given up do not fill the queue.
+        limiter.drop_expired_of(asks.caller, now);
         limiter.drop_expired(now);
         let first = limiter.queue_is_empty();
         if first && let Ok(egress) = limiter.take(now) {
@@ -347,6 +348,7 @@ impl Ceiling {
         if asks.is_over(now) {
             return Err(Refused::TimedOut);
         }
+        limiter.drop_expired_of(asks.caller, now);
         limiter.drop_expired(now);
         let send_by = limiter.send_by(now, asks);
         limiter.admit(now, send_by, asks).map(drop)
@@ -424,7 +426,7 @@ fn grant(shared: &Arc<CeilingInner>) -> Next {
         match limiter.take(now) {
             Ok(egress) => {
                 let Some(waiter) = limiter.dequeue(now) else {
-                    // All have given up: the permit goes back through the same lock.
+                    // What was to be served has given up: the permit goes back through the same lock.
                     let permit = Permit::new(shared, egress, now, None);
                     drop(limiter);
                     permit.unsent();

@@ -168,7 +168,7 @@ impl WaitQueue {
         free > 0 && (!self.weights.tell_apart() || held <= free.saturating_mul(CALLER_SHARE))
     }
 
-    /// How many may have their turns before one that comes now. Of the other class, all.
+    /// What may have its turn before one that comes now.
     pub(super) fn ahead(&self, asks: &PermitRequest, now: Instant) -> Ahead<'_> {
         let (queue, other) = match asks.class {
             Class::Fresh => (&self.fresh, &self.retry),
@@ -176,7 +176,11 @@ impl WaitQueue {
         };
         let calls = queue.queue(asks.caller);
         let own = calls.map_or(0, |calls| calls.ahead(asks.urgency, now));
-        Ahead { queue, caller: asks.caller, own, others: other.len() }
+        let share = match asks.class {
+            Class::Fresh => self.retry_share,
+            Class::Retry => 1.0 - self.retry_share,
+        };
+        Ahead { queue, caller: asks.caller, own, other: other.len(), share }
     }
 
     /// Whose turn it is.
@@ -195,6 +199,16 @@ impl WaitQueue {
             self.retry.pop(pop)
         } else {
             self.fresh.pop(pop)
+        }
+    }
+
+    /// Drops a caller's waiters at the heads of its queues who are too late or have hung up: they are no reason to
+    /// refuse it.
+    pub(super) fn drop_expired_of(&mut self, caller: Flow, now: Instant) {
+        for queue in [&mut self.fresh, &mut self.retry] {
+            if queue.waiting(caller) > 0 {
+                queue.change(caller, |calls| calls.drop_expired(now));
+            }
         }
     }
 
@@ -220,18 +234,33 @@ pub(super) struct Ahead<'a> {
     caller: Flow,
     /// Those of the same caller.
     own: usize,
-    /// Those of the other class.
-    others: usize,
+    /// Those of the other class, and the share of the permits that these get while both wait.
+    other: usize,
+    share: f64,
 }
 
 impl Ahead<'_> {
     /// At most so many: known at once, however many callers wait.
     pub(super) fn at_most(&self) -> usize {
-        self.queue.ahead_at_most(self.caller, self.own) + self.others
+        self.with_other(self.queue.ahead_at_most(self.caller, self.own))
     }
 
     /// How many, which costs a look at each caller that waits.
     pub(super) fn exactly(&self) -> usize {
-        self.queue.ahead(self.caller, self.own) + self.others
+        self.with_other(self.queue.ahead(self.caller, self.own))
+    }
+
+    /// With what of the other class comes between so many and the one that asks.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "rounded up, and never negative"
+    )]
+    fn with_other(&self, ahead: usize) -> usize {
+        // The other class may have its next permit coming to it already.
+        let between = ((ahead as f64 + 1.0) * self.share + 1.0) / (1.0 - self.share);
+        // Without a share of its own, it waits for all of them.
+        let between = if between.is_finite() { between.ceil() as usize } else { usize::MAX };
+        ahead + between.min(self.other)
     }
 }

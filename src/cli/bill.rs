@@ -173,7 +173,9 @@ fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
 
 /// Fields need no quotes: times, ids, topics, callers and numbers have neither commas nor quotes.
 fn csv(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
-    writeln!(to, "start,instance,topic,messages,uncertain,peak_tps,spend,currency,caller")?;
+    let is_by_caller = bill.by == By::Caller;
+    let more = if is_by_caller { ",caller" } else { "" };
+    writeln!(to, "start,instance,topic,messages,uncertain,peak_tps,spend,currency{more}")?;
     for row in &bill.rows {
         let texts = [&row.start, &row.instance, &row.topic, &row.caller];
         let [start, instance, topic, caller] =
@@ -183,7 +185,7 @@ fn csv(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
         let currency = &bill.currency;
         writeln!(
             to,
-            "{start},{instance},{topic},{messages},{uncertain},{peak},{spend:.6},{currency},{caller}"
+            "{start},{instance},{topic},{messages},{uncertain},{peak},{spend:.6},{currency}{caller}"
         )?;
     }
     Ok(())

@@ -249,6 +249,10 @@ pub(super) fn callers_are_counted(
 fn caller_name(raw: &Raw) -> Result<String, ValueError> {
     let text = raw.text()?;
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text == "other" {
+        let problem = "is what all callers without series of their own are counted as";
+        return Err(ValueError::new(problem, "write another name"));
+    }
     if (1..=64).contains(&text.len()) && text.chars().all(fits) {
         return Ok(text.to_owned());
     }

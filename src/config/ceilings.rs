@@ -53,7 +53,7 @@ section! {
 
         /// Calls per second of each egress address's ceiling that tollgate leaves to calls that go past it, from the same
         /// address: other actions of the provider's API, or other clients behind the same NAT. Set the same value in all
-        /// sidecars that share an address.
+        /// sidecars that share an address. The account's ceiling is not reduced: it is that of SendMessage alone.
         reserve: u32 = 0, whole_number(0..=1_000_000), Live;
 
         /// The largest share of the permits that retries get while fresh messages wait.

@@ -154,6 +154,16 @@ section! {
         /// How long a connection may stay without a request.
         idle_timeout: Duration = "75s", duration(SHORTEST..=HOUR);
     }
+    check event_keys_fit(cloud_events, cloud_event_keys);
+}
+
+/// Events that are refused have no keys.
+fn event_keys_fit(r: &mut Reader<'_>, events: Option<&CloudEvents>, keys: Option<&bool>) {
+    if (events, keys) == (Some(&CloudEvents::Refuse), Some(&true)) {
+        let problem = "is true, and events in binary mode are refused";
+        let remedy = "set publish.cloud_events = \"structured\", or leave it out";
+        r.conflict("publish.cloud_event_keys", problem, remedy);
+    }
 }
 
 pub(super) fn address(raw: &Raw) -> Result<Address, ValueError> {

@@ -89,7 +89,9 @@ impl<U: Upstream> KeptMessages<U> {
         let expires = now + self.queue.retry().max_age.saturating_sub(age);
         let Brief { id, attempts, urgency, .. } = *brief;
         let caller = self.queue.weights().flow(brief.caller.as_ref());
-        let item = RetryItem { id, attempts, expires, probe: false, caller, urgency, since: due };
+        let (probe, over_budget) = (false, None);
+        let item =
+            RetryItem { id, attempts, expires, probe, caller, urgency, since: due, over_budget };
         if self.may_send(&brief.topic) {
             self.queue.push(brief.lane.clone(), item, due);
         } else {

@@ -47,12 +47,18 @@ pub(super) struct RetryItem {
     pub(super) urgency: Urgency,
     /// Since when it waits for a call, or is to wait: when it was kept, or its pause after a call ends.
     pub(super) since: Instant,
+    /// Until when it is no probe: its budget is used up, which says nothing of the lane.
+    pub(super) over_budget: Option<Instant>,
 }
 
 impl RetryItem {
     /// Messages that are due go in the order of these moments.
     fn turn(&self) -> Instant {
         self.since + self.urgency.handicap()
+    }
+
+    fn may_probe(&self, now: Instant) -> bool {
+        self.over_budget.is_none_or(|until| until <= now)
     }
 }
 
@@ -152,7 +158,7 @@ impl LaneQueue {
             }
             // The least tried, since the failure of a much tried message may be its own.
             let due = self.ready.queues().flat_map(|due| &due.0);
-            let all = due.chain(&self.waiting);
+            let all = due.chain(&self.waiting).filter(|(_, item)| item.may_probe(now));
             let probe = all.min_by_key(|(_, item)| (item.attempts, item.turn()));
             let Some((key, item)) = probe.map(|(key, item)| (*key, *item)) else {
                 return Vec::new();
@@ -210,13 +216,14 @@ impl LaneQueue {
         if requeue == Requeue::Yes {
             let wait = match signal {
                 Signal::NoCall | Signal::OtherKey => PAUSE,
-                Signal::Postpone(wait) => wait,
+                Signal::Postpone(wait) | Signal::OverBudget(wait) => wait,
                 _ => retry_wait(retry, item.attempts, random).max(signal.retry_after()),
             };
             let due = now + wait;
             // No call was made: it has waited on.
             let since = if signal.is_without_call() { item.since.min(due) } else { due };
-            self.push(RetryItem { probe: false, since, ..item }, due);
+            let over_budget = matches!(signal, Signal::OverBudget(_)).then_some(due);
+            self.push(RetryItem { probe: false, since, over_budget, ..item }, due);
         }
     }
 
@@ -242,7 +249,7 @@ impl LaneQueue {
         random: f64,
     ) {
         let denied = match signal {
-            Signal::NoCall | Signal::OtherKey | Signal::Postpone(_) => {
+            Signal::NoCall | Signal::OtherKey | Signal::Postpone(_) | Signal::OverBudget(_) => {
                 if let Some(trouble) = self.trouble.as_mut().filter(|_| call == LaneCall::Probe) {
                     // Another probe, but not at once.
                     let wait = if let Signal::Postpone(wait) = signal { wait } else { PAUSE };

@@ -154,7 +154,7 @@ impl<U: Upstream> KeptMessages<U> {
         };
         let attempt = self.dispatcher.attempt(&message, permit, kind).await.map_err(|over| {
             self.uncall(item);
-            (Signal::Postpone(budget_wait(&over)), Requeue::Yes)
+            (Signal::OverBudget(budget_wait(&over)), Requeue::Yes)
         })?;
         let answer = attempt.send(&SendGate::new(closes, &self.dispatcher.stop)).await;
         Ok(self.record(&message, item.attempts + 1, &answer, repeat).await)
@@ -176,7 +176,7 @@ impl<U: Upstream> KeptMessages<U> {
         }
         let caller = brief.caller.as_deref();
         if let Err(over) = self.dispatcher.meter.admits(&lane.instance, &lane.parent, caller) {
-            return Err((Signal::Postpone(budget_wait(&over)), Requeue::Yes));
+            return Err((Signal::OverBudget(budget_wait(&over)), Requeue::Yes));
         }
         if self.spool.is_ours().is_err() {
             return Err((LOCAL_FAILURE, Requeue::Yes));

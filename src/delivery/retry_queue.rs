@@ -200,9 +200,11 @@ impl RetryQueue {
         let random = state.jitter.f64();
         let lane = match signal {
             // A lane in which nothing waits has nothing to learn from a call that passed.
-            Signal::Works | Signal::OtherKey | Signal::NoCall | Signal::Postpone(_) => {
-                state.lanes.queues.get_mut(&lane)
-            }
+            Signal::Works
+            | Signal::OtherKey
+            | Signal::NoCall
+            | Signal::Postpone(_)
+            | Signal::OverBudget(_) => state.lanes.queues.get_mut(&lane),
             Signal::Fails { .. } | Signal::Denied(_) => Some(state.lanes.of(lane)),
         };
         let Some(lane) = lane else { return };

@@ -19,6 +19,9 @@ pub(super) enum Signal {
     NoCall,
     /// No call was made; do not try again for this long.
     Postpone(Duration),
+    /// No call was made: a budget is used up, perhaps that of its caller alone. It is not tried again for this long,
+    /// and others of its lane may be.
+    OverBudget(Duration),
 }
 
 /// Whether a message goes back into its lane after a try.
@@ -61,7 +64,7 @@ impl Signal {
 
     /// Whether no call left.
     pub(super) fn is_without_call(self) -> bool {
-        matches!(self, Self::NoCall | Self::Postpone(_))
+        matches!(self, Self::NoCall | Self::Postpone(_) | Self::OverBudget(_))
     }
 
     /// How long the provider asks us to wait before the next try; zero if it does not.

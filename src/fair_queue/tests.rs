@@ -32,11 +32,12 @@ fn pop(queue: &mut FairQueue<Line>) -> Option<usize> {
 
 #[test]
 fn callers_that_are_not_named_are_one() {
+    assert!(!weights(&[1]).tell_apart() && !Weights::default().tell_apart());
     let weights = weights(&[1, 2]);
     assert_eq!(weights.flow(None), Flow::default());
     assert_eq!(weights.flow(Some(&"gone".into())), Flow::default());
     assert_ne!(flow(&weights, 0), flow(&weights, 1));
-    assert!(weights.tell_apart() && !Weights::default().tell_apart());
+    assert!(weights.tell_apart());
 }
 
 #[test]
@@ -113,7 +114,7 @@ proptest! {
             for (served, weight) in served.iter().zip(&of) {
                 let due = f64::from(round) * f64::from(*weight) / f64::from(total);
                 // The virtual time of a service is a whole number.
-                let slack = (of.len() as u64 * (CREDIT + 1)) as f64 + due * 0.01;
+                let slack = (of.len() as u64 * (HEAD_START + 1)) as f64 + due * 0.01;
                 prop_assert!((f64::from(*served) - due).abs() <= slack, "{served} of {due}");
             }
         }
@@ -145,26 +146,25 @@ proptest! {
             all += pause;
         }
         let share = f64::from(victim) / f64::from(victim + flood);
-        prop_assert!(f64::from(served) <= all as f64 * share * 1.02 + 2.0 + CREDIT as f64, "{served} of {all}");
+        prop_assert!(f64::from(served) <= all as f64 * share * 1.02 + 2.0 + HEAD_START as f64, "{served} of {all}");
     }
 
     /// How many are ahead is known beforehand: exactly, but for callers whose turns are at the same moment.
     #[test]
     fn what_is_ahead(
         of in prop::collection::vec(1_u32..=20, 1..8),
-        waiting in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..20), 0..10),
-        pops in 0_usize..50,
+        before in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..20, 0_usize..30), 0..10),
         asks in any::<prop::sample::Index>(),
     ) {
         let weights = weights(&of);
         let mut queue = FairQueue::new(weights.clone());
-        for (index, many) in waiting {
+        for (index, pushes, pops) in before {
             let flow = flow(&weights, index.index(of.len()));
-            (0..many).for_each(|_| push(&mut queue, flow, 0));
+            (0..pushes).for_each(|_| push(&mut queue, flow, 0));
+            (0..pops).for_each(|_| {
+                pop(&mut queue);
+            });
         }
-        (0..pops).for_each(|_| {
-            pop(&mut queue);
-        });
         let flow = flow(&weights, asks.index(of.len()));
         let own = queue.waiting(flow);
         let (ahead, at_most) = (queue.ahead(flow, own), queue.ahead_at_most(flow, own));
@@ -176,4 +176,20 @@ proptest! {
         }
         prop_assert!(served <= ahead && ahead <= served + of.len(), "{served}, {ahead} said");
     }
+}
+
+/// A debt ends when nothing waits at all: who has had more than its share then pays for it to no one.
+#[test]
+fn a_pause_forgives() {
+    let weights = weights(&[1, 1_000]);
+    let (light, heavy) = (flow(&weights, 0), flow(&weights, 1));
+    let mut queue = FairQueue::new(weights);
+    push(&mut queue, light, 0);
+    push(&mut queue, heavy, 1);
+    while pop(&mut queue).is_some() {}
+    (0..2_000).for_each(|_| push(&mut queue, heavy, 1));
+    pop(&mut queue);
+    push(&mut queue, light, 0);
+    assert!(queue.ahead(light, 0) <= 1, "{}", queue.ahead(light, 0));
+    assert!((0..2).any(|_| pop(&mut queue) == Some(0)));
 }

@@ -152,7 +152,7 @@ impl Counts {
             topic if &*topic == OTHER => self.shared_label(instance, parent).unwrap_or(topic),
             topic => topic,
         };
-        let caller = caller.filter(|caller| !caller.is_empty());
+        let caller = caller.filter(|caller| !caller.is_empty() && self.counts_callers());
         let caller = caller.map_or_else(|| "".into(), |caller| self.callers.get(caller));
         let known = self.index.get(instance).and_then(|topics| topics.get(&topic)?.get(&caller));
         if let Some(series) = known {
@@ -176,6 +176,11 @@ impl Counts {
             budgets,
         });
         series
+    }
+
+    /// Whether the configuration names callers.
+    fn counts_callers(&self) -> bool {
+        !self.billing.callers.is_empty()
     }
 
     /// A topic beyond the last label shares one with all that the same budgets cover: in `other`, a budget
@@ -216,7 +221,7 @@ impl Counts {
     ) {
         let topic = self.topics.get(parent.unwrap_or(OTHER));
         self.published.entry(topic).or_default()[outcome as usize] += 1;
-        if let Some(caller) = caller {
+        if let Some(caller) = caller.filter(|_| self.counts_callers()) {
             let caller = self.callers.get(caller);
             self.callers_published.entry(caller).or_default()[outcome as usize] += 1;
         }

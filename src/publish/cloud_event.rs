@@ -20,6 +20,8 @@ use crate::server::{Problem, Slug};
 
 const PREFIX: &str = "ce-";
 const VERSION: &str = "1.0";
+/// The media types of structured and batched mode begin so.
+const STRUCTURED: &str = "application/cloudevents";
 /// Attributes that every event has, with a value.
 const REQUIRED: [&str; 4] = ["id", "source", "specversion", "type"];
 /// Members of the JSON format that are no attribute of a header.
@@ -46,7 +48,7 @@ impl CloudEvent {
     /// Events are refused, or the attributes are not those of one.
     pub(super) fn of(headers: &HeaderMap, events: CloudEvents) -> Result<Option<Self>, Problem> {
         let is_attribute = |name: &http::HeaderName| name.as_str().starts_with(PREFIX);
-        if !headers.keys().any(is_attribute) {
+        if !headers.keys().any(is_attribute) || is_structured(headers) {
             return Ok(None);
         }
         if events == CloudEvents::Refuse {
@@ -60,7 +62,7 @@ impl CloudEvent {
             if !is_name || RESERVED.contains(&name) {
                 return Err(malformed(&format!("{header} is the header of no attribute")));
             }
-            let value = single(headers, header.as_str())?;
+            let value = attribute(headers, header.as_str())?;
             attributes.insert(name.to_owned(), value);
         }
         for name in REQUIRED {
@@ -72,15 +74,31 @@ impl CloudEvent {
             return Err(malformed("its ce-specversion is not 1.0"));
         }
         let content_type = headers.contains_key(CONTENT_TYPE);
-        let content_type =
-            content_type.then(|| single(headers, CONTENT_TYPE.as_str())).transpose()?;
+        let content_type = content_type.then(|| one(headers, CONTENT_TYPE.as_str())).transpose()?;
+        let content_type = content_type.map(|value| String::from_utf8_lossy(value).into_owned());
         Ok(Some(Self { attributes, content_type }))
+    }
+
+    fn attribute(&self, name: &str) -> &str {
+        self.attributes.get(name).map_or("", String::as_str)
     }
 
     /// What tells it from all other events: its source and its id. No key in a header has a line break.
     pub(super) fn key(&self) -> String {
-        let attribute = |name: &str| self.attributes.get(name).map_or("", String::as_str);
-        format!("{}\n{}", attribute("source"), attribute("id"))
+        format!("{}\n{}", self.attribute("source"), self.attribute("id"))
+    }
+
+    /// What is the same whenever the event is sent: a time or a trace may differ.
+    pub(super) fn identity(&self, data: &[u8]) -> Bytes {
+        [self.attribute("type").as_bytes(), b"\n", data].concat().into()
+    }
+
+    /// At most so many bytes are the event with data of this length, and what is made on the way.
+    pub(super) fn most_bytes(&self, data: usize) -> usize {
+        let attributes = self.attributes.iter().map(|(name, value)| name.len() + value.len());
+        let content_type = self.content_type.as_ref().map_or(0, String::len);
+        // A character becomes six at most.
+        6 * (data + attributes.sum::<usize>() + content_type) + 64
     }
 
     /// The event in its JSON format.
@@ -114,6 +132,16 @@ impl CloudEvent {
         Ok(event.into())
     }
 
+    /// Whether its text is in UTF-8, as far as its `Content-Type` says.
+    fn is_utf8(&self) -> bool {
+        let parameters = self.content_type.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let charset = parameters
+            .split(';')
+            .skip(1)
+            .find_map(|part| part.trim().strip_prefix("charset=").map(str::to_owned));
+        charset.is_none_or(|name| matches!(name.trim_matches('"'), "utf-8" | "us-ascii"))
+    }
+
     fn data<'a>(&self, data: &'a [u8]) -> Result<Data<'a>, Problem> {
         if data.is_empty() {
             return Ok(Data::None);
@@ -126,10 +154,17 @@ impl CloudEvent {
                 Ok(Data::Json(text.trim()))
             }
             _ if is_json => Err(malformed("its data is not JSON, as its Content-Type says")),
-            Ok(text) if media.starts_with("text/") => Ok(Data::Text(text)),
+            Ok(text) if media.starts_with("text/") && self.is_utf8() => Ok(Data::Text(text)),
             _ => Ok(Data::Bytes(data)),
         }
     }
+}
+
+/// Whether the body is an event, or a batch of them, with all of its attributes: headers may repeat some.
+fn is_structured(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let start = content_type.trim_ascii().get(..STRUCTURED.len()).unwrap_or_default();
+    start.eq_ignore_ascii_case(STRUCTURED.as_bytes())
 }
 
 /// Refuses a request with several messages that has attributes of one event.
@@ -140,19 +175,28 @@ pub(super) fn refuse_batch(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The value of a header that is there once: trimmed, without quotes, and percent-decoded.
-fn single(headers: &HeaderMap, name: &str) -> Result<String, Problem> {
+/// The value of a header that is there once.
+fn one<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a [u8], Problem> {
     let mut values = headers.get_all(name).iter();
     let value = values.next().map(HeaderValue::as_bytes).unwrap_or_default().trim_ascii();
     if values.next().is_some() {
         return Err(malformed(&format!("there are several {name} headers")));
     }
+    Ok(value)
+}
+
+/// The value of an attribute: without quotes, and percent-decoded.
+fn attribute(headers: &HeaderMap, name: &str) -> Result<String, Problem> {
+    let value = one(headers, name)?;
     let bytes = match value {
         [b'"', quoted @ .., b'"'] => unescaped(quoted),
         plain => plain.to_vec(),
     };
     let decoded = percent_decode(&bytes).decode_utf8();
     let decoded = decoded.map_err(|_| malformed(&format!("{name} is not UTF-8")))?;
+    if decoded.contains(char::is_control) {
+        return Err(malformed(&format!("{name} has a control character")));
+    }
     Ok(decoded.into_owned())
 }
 
@@ -236,6 +280,8 @@ mod tests {
         let whole: serde_json::Value = serde_json::from_str(&structured(&odd, b"x")).unwrap();
         assert_eq!((&whole["subject"], &whole["traceparent"]), (&"Euro €".into(), &"a\"b".into()));
         assert_eq!(event(&[]).unwrap().unwrap().key(), "/orders\na-1");
+        let utf16 = [("content-type", "text/plain; charset=utf-16")];
+        assert!(structured(&utf16, b"a\0").contains("data_base64"));
     }
 
     #[test]
@@ -248,12 +294,23 @@ mod tests {
             (&[("ce-comexample-x", "x")], "no attribute"),
             (&[("ce-type", "a"), ("ce-type", "b")], "several"),
             (&[("ce-subject", "%ff")], "UTF-8"),
+            (&[("ce-source", "a%0Ab")], "control character"),
         ] {
             let found = event(headers).err().unwrap();
             assert!(found.contains(wrong), "{headers:?}: {found}");
         }
         let broken = event(&[("content-type", "application/x+json")]).unwrap().unwrap();
         assert!(broken.structured(&Bytes::from_static(b"{")).is_err());
+        let control: &'static [u8] = &[1; 1_000];
+        let text = event(&[("content-type", "text/plain")]).unwrap().unwrap();
+        let whole = text.structured(&Bytes::from_static(control)).unwrap();
+        assert!(whole.len() <= text.most_bytes(control.len()), "{}", whole.len());
         assert!(CloudEvent::of(&HeaderMap::new(), CloudEvents::Refuse).unwrap().is_none());
+        // In structured mode headers may repeat attributes.
+        for media in
+            ["application/cloudevents+json", "Application/CloudEvents-batch+json; charset=utf-8"]
+        {
+            assert!(event(&[("content-type", media)]).unwrap().is_none());
+        }
     }
 }

@@ -398,7 +398,8 @@ fn no_permit(refused: Refused) -> Answered {
                 StatusCode::SERVICE_UNAVAILABLE,
                 Slug::Full,
                 "The queue is full",
-                "The limit of waiting messages is reached (publish.max_waiting). Nothing was sent."
+                "The limit of waiting messages is reached (publish.max_waiting), or this caller's part of it. \
+                 Nothing was sent."
                     .to_owned(),
             )
             .retry_after(retry_after),

@@ -88,18 +88,21 @@ impl RequestReader {
         };
         let mut reservation = self.memory.begin()?;
         let body = limits.read(headers, body, |bytes| reservation.add_body(bytes)).await?;
+        let mut identity = None;
         let body = match &event {
-            Some(event) => event.structured(&body)?,
+            Some(event) => {
+                reservation.add_body(event.most_bytes(body.len()))?;
+                identity = Some(event.identity(&body));
+                event.structured(&body)?
+            }
             None => body,
         };
-        if event.is_some() {
-            reservation.add_body(body.len())?;
-        }
         let body = reservation.hold(body);
         let claim = key::claim(headers, caller, &topic, &body).map_err(bad_key)?;
         let of_event = event.filter(|_| self.publish.cloud_event_keys);
-        let of_event =
-            of_event.map(|event| key::of_any_length(&event.key(), caller, &topic, &body));
+        let of_event = of_event
+            .zip(identity)
+            .map(|(event, identity)| key::of_any_length(&event.key(), caller, &topic, &identity));
         let claim = claim.or(of_event);
         let payload = self.payload(&topic, body)?;
         let (options, applied) = self.options(prefer, claim, &terms)?;

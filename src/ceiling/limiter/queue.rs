@@ -9,7 +9,7 @@ use crate::ceiling::shaper::Shaper;
 use crate::ceiling::unanswered::CATCH_UP;
 use crate::ceiling::wait_queue::{PermitRequest, PermitWaiter};
 use crate::ceiling::{CeilingKind, Refused};
-use crate::fair_queue::Weights;
+use crate::fair_queue::{Flow, Weights};
 
 /// An estimated wait may be this part of itself too short.
 const ESTIMATE_ERROR: u32 = 50;
@@ -33,6 +33,10 @@ impl Limiter {
 
     pub(in crate::ceiling) fn weigh(&mut self, weights: Weights) {
         self.queue.weigh(weights);
+    }
+
+    pub(in crate::ceiling) fn drop_expired_of(&mut self, caller: Flow, now: Instant) {
+        self.queue.drop_expired_of(caller, now);
     }
 
     pub(in crate::ceiling) fn drop_expired(&mut self, now: Instant) {

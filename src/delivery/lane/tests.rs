@@ -28,6 +28,7 @@ fn item(attempts: u32, now: Instant) -> RetryItem {
         caller: Flow::default(),
         urgency: Urgency::Normal,
         since: now,
+        over_budget: None,
     }
 }
 
@@ -96,6 +97,28 @@ fn the_least_tried_is_the_probe() {
     observe(&mut lane, Signal::Denied(AccessDenied::Permission), now);
     let probe = lane.take(now + Duration::from_mins(1), 100);
     assert_eq!(probe, [RetryItem { probe: true, ..fresh }]);
+}
+
+/// A message whose budget is used up is no probe until its next period: the others of its lane are probed with.
+#[test]
+fn a_used_up_budget_closes_no_lane() {
+    let (mut lane, now) = (LaneQueue::new(Weights::default()), Instant::now());
+    let (poor, other) = (item(0, now), item(3, now));
+    lane.push(poor, now);
+    lane.push(other, now);
+    (0..TROUBLE).for_each(|_| observe(&mut lane, FAILS, now));
+    let probed = now + Duration::from_secs(30);
+    let probe = lane.take(probed, 100);
+    assert_eq!(probe[0].id, poor.id, "the least tried");
+    let wait = Duration::from_mins(1);
+    lane.ended(probe[0], Signal::OverBudget(wait), Requeue::Yes, probed, &retry(), 0.5);
+    let next = lane.next().unwrap();
+    assert!(next <= probed + PAUSE, "{:?}", next - probed);
+    let probe = lane.take(next, 100);
+    assert_eq!(probe[0].id, other.id);
+    lane.ended(probe[0], FAILS, Requeue::No, next, &retry(), 0.5);
+    assert!(lane.take(probed + wait - PAUSE, 100).is_empty());
+    assert_eq!(lane.take(probed + wait, 100)[0].id, poor.id);
 }
 
 /// Of messages that are due, the one goes whose turn is the earliest: also where the lane is in trouble between, or

@@ -25,6 +25,7 @@ fn item(id: u8, attempts: u32) -> RetryItem {
         caller: crate::fair_queue::Flow::default(),
         urgency: message::Urgency::Normal,
         since: expires,
+        over_budget: None,
     }
 }
 

@@ -7,6 +7,7 @@
 //! message.
 
 mod reservations;
+mod series_name;
 mod snapshot_file;
 mod store;
 mod writer;
@@ -26,8 +27,9 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::labels::Billed;
-pub(super) use reservations::{Bucket, SeriesId, SeriesName};
+pub(super) use reservations::{Bucket, SeriesId};
 use reservations::{LedgerSnapshot, Reservations};
+pub(super) use series_name::SeriesName;
 use snapshot_file::SnapshotFile;
 pub(super) use store::Minute;
 use store::{LedgerStore, SharedDb};
@@ -173,9 +175,6 @@ impl Ledger {
     /// The series of this name, and those that count its messages as well.
     pub(super) fn series(&self, name: &SeriesName) -> Option<SeriesId> {
         let mut state = self.shared.state();
-        for sum in name.sums() {
-            state.reservations.series(&sum)?;
-        }
         state.reservations.series(name)
     }
 

@@ -7,11 +7,10 @@
 //!
 //! Pure: the caller passes the time, and nothing is written here.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use crate::message::{CallerName, InstanceId};
+use super::series_name::SeriesName;
+use crate::meter::label_set::OTHER;
 use crate::meter::labels::Billed;
 
 /// A series' number in the ledger.
@@ -25,6 +24,10 @@ const MIN_SPARE: u64 = 4;
 const MAX_SPARE: u64 = 10_000;
 /// The most buckets that wait for the store; more are merged into coarser ones.
 const MAX_BUCKETS: usize = 4_096;
+/// Half of what the snapshot file holds, in bytes.
+const LARGE: usize = 96 * 1024;
+/// Series that have names of their own: they are never forgotten, and some numbers are left for what counts the rest.
+const MAX_SERIES: usize = 60_000;
 
 /// Messages of one series in one second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,56 +38,6 @@ pub(crate) struct Bucket {
 
 /// By Unix second and series.
 pub(super) type Buckets = BTreeMap<(i64, SeriesId), Bucket>;
-
-/// Whose messages a series counts. The topic is a parent topic, or `other`; the caller is empty where all
-/// callers are one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct SeriesName {
-    pub(crate) instance: InstanceId,
-    pub(crate) topic: Arc<str>,
-    pub(crate) caller: CallerName,
-}
-
-/// The caller of a series that stands for all of them. No caller has this name.
-const ALL_CALLERS: &str = "*";
-
-impl SeriesName {
-    /// The one of an instance and parent topic, where all callers are one.
-    pub(crate) fn of_all(instance: &InstanceId, topic: &str) -> Self {
-        Self { instance: Arc::clone(instance), topic: topic.into(), caller: "".into() }
-    }
-
-    /// The ones that count this one's messages as well, for their largest seconds: of its whole instance, and
-    /// with a caller that of the topic and that of the caller.
-    pub(super) fn sums(&self) -> Vec<Self> {
-        let whole = Self::of_all(&self.instance, "");
-        if self.caller.is_empty() {
-            return vec![whole];
-        }
-        let of_topic = Self { caller: ALL_CALLERS.into(), ..self.clone() };
-        let of_caller = Self { topic: "".into(), ..self.clone() };
-        vec![whole, of_topic, of_caller]
-    }
-
-    /// Whether it counts what others count, too.
-    pub(crate) fn is_sum(&self) -> bool {
-        self.topic.is_empty() || &*self.caller == ALL_CALLERS
-    }
-
-    /// Topic and caller as the store has them: earlier versions have written topics alone.
-    pub(super) fn scope(&self) -> Cow<'_, str> {
-        if self.caller.is_empty() {
-            Cow::Borrowed(&self.topic)
-        } else {
-            Cow::Owned(format!("{}\n{}", self.topic, self.caller))
-        }
-    }
-
-    pub(super) fn of_scope(instance: &str, scope: &str) -> Self {
-        let (topic, caller) = scope.split_once('\n').unwrap_or((scope, ""));
-        Self { instance: instance.into(), topic: topic.into(), caller: caller.into() }
-    }
-}
 
 /// What a write puts on the disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -102,6 +55,16 @@ pub(super) struct LedgerSnapshot {
 }
 
 impl LedgerSnapshot {
+    /// Whether the store should have it soon: the snapshot file does not hold many more, nor the buckets.
+    pub(super) fn is_large(&self) -> bool {
+        let name = |(_, name): &(SeriesId, SeriesName)| {
+            32 + name.instance.len() + name.topic.len() + name.caller.len()
+        };
+        let names: usize = self.names.iter().map(name).sum();
+        let bytes = names + 32 * self.buckets.len() + 16 * self.reserved.len();
+        bytes > LARGE || self.buckets.len() > MAX_BUCKETS / 2
+    }
+
     /// What an earlier process left in the store and the snapshot file: the snapshot to add to the
     /// store, and the calls that it did not record the end of.
     pub(super) fn recover(
@@ -180,8 +143,19 @@ impl Reservations {
         Self { generation, series, ids, stored, buckets, changed: false, spare: false }
     }
 
-    /// The series of this name; `None` when there are as many as can be numbered.
+    /// The series of this name, and those that count its messages as well. Where there are nearly as many as can be
+    /// numbered, the one that counts all other messages of its instance.
     pub(super) fn series(&mut self, name: &SeriesName) -> Option<SeriesId> {
+        let others = SeriesName::of_all(&name.instance, OTHER);
+        let is_new = !self.ids.contains_key(name) && *name != others;
+        let name = if is_new && self.series.len() >= MAX_SERIES { others } else { name.clone() };
+        for sum in name.sums() {
+            self.number(&sum)?;
+        }
+        self.number(&name)
+    }
+
+    fn number(&mut self, name: &SeriesName) -> Option<SeriesId> {
         if let Some(id) = self.ids.get(name) {
             return Some(*id);
         }
@@ -311,6 +285,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::message::InstanceId;
 
     #[derive(Debug, Clone)]
     enum Step {
@@ -360,6 +335,22 @@ mod tests {
             let buckets = self.buckets.values();
             buckets.fold((0, 0), |sum, bucket| (sum.0 + bucket.billable, sum.1 + bucket.uncertain))
         }
+    }
+
+    /// Beyond the last number, messages are counted with all others of their instance, and not left out.
+    #[test]
+    fn more_series_than_can_be_numbered() {
+        let mut reservations = Reservations::new(0, Vec::new());
+        let instance = InstanceId::from("x");
+        let id = |reservations: &mut Reservations, n: usize| {
+            let caller = format!("caller{}", n % 2).into();
+            let name = SeriesName { caller, ..SeriesName::of_all(&instance, &format!("topic{n}")) };
+            reservations.series(&name).unwrap()
+        };
+        let ids: Vec<_> = (0..70_000).map(|n| id(&mut reservations, n)).collect();
+        let last = reservations.series(&SeriesName::of_all(&instance, OTHER)).unwrap();
+        assert_eq!(ids.last(), Some(&last));
+        assert!(ids[0] != last && id(&mut reservations, 0) == ids[0]);
     }
 
     fn name(id: SeriesId) -> SeriesName {

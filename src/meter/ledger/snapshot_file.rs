@@ -11,7 +11,8 @@ use std::path::Path;
 
 use bytes::{Buf, BufMut};
 
-use super::reservations::{Bucket, LedgerSnapshot, SeriesName};
+use super::reservations::{Bucket, LedgerSnapshot};
+use super::series_name::SeriesName;
 
 const SLOT: usize = 192 * 1024;
 const MAGIC: u32 = u32::from_le_bytes(*b"tgl1");

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
-use super::reservations::{Bucket, Buckets, LedgerSnapshot, SeriesId, SeriesName};
+use super::reservations::{Bucket, Buckets, LedgerSnapshot, SeriesId};
+use super::series_name::SeriesName;
 
 /// Why the store failed.
 pub(super) type StoreFailure = Box<redb::Error>;
@@ -27,7 +28,9 @@ const RESERVED: TableDefinition<SeriesId, u64> = TableDefinition::new("room");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const GENERATION: &str = "generation";
 const VERSION: &str = "version";
-const THIS_VERSION: u64 = 1;
+/// With callers in the names of series: an older tollgate would count their messages three times.
+const THIS_VERSION: u64 = 2;
+const WITHOUT_CALLERS: u64 = 1;
 
 /// Memory for the database's cache, bytes.
 const CACHE: usize = 1 << 20;
@@ -147,7 +150,7 @@ impl LedgerStore {
             write.open_table(RESERVED)?;
             let mut meta = write.open_table(META)?;
             if meta.get(VERSION)?.is_none() {
-                meta.insert(VERSION, THIS_VERSION)?;
+                meta.insert(VERSION, WITHOUT_CALLERS)?;
                 meta.insert(GENERATION, 0)?;
             }
         }
@@ -177,7 +180,7 @@ impl LedgerStore {
             Ok((number(VERSION)?, found))
         };
         match found().map_err(Box::new)? {
-            (THIS_VERSION, found) => {
+            (WITHOUT_CALLERS | THIS_VERSION, found) => {
                 self.know((0..).zip(&found.names));
                 Ok(found)
             }
@@ -214,6 +217,9 @@ impl LedgerStore {
             }
             meta.insert(GENERATION, snapshot.generation)?;
             let mut series = write.open_table(SERIES)?;
+            if snapshot.names.iter().any(|(_, name)| !name.caller.is_empty()) {
+                meta.insert(VERSION, THIS_VERSION)?;
+            }
             for (id, name) in &snapshot.names {
                 series.insert(id, format!("{}\n{}", name.instance, name.scope()).as_str())?;
             }
@@ -377,6 +383,28 @@ mod tests {
         assert!(store.add(&snapshot(2, 70, &[(61, 1)])).is_err());
         assert!(store.add(&snapshot(4, 70, &[(61, 1)])).is_err());
         assert_eq!((store.generation().unwrap(), minutes(&store)), (2, expected.to_vec()));
+    }
+
+    /// An older tollgate does not open a ledger that has callers, and one that has none it does.
+    #[test]
+    fn the_version_of_a_ledger() {
+        let mut store = LedgerStore::in_memory().unwrap();
+        let version = |store: &LedgerStore| {
+            let meta = store.database().database().begin_read().unwrap().open_table(META).unwrap();
+            meta.get(VERSION).unwrap().unwrap().value()
+        };
+        let first = LedgerSnapshot { names: names(), ..snapshot(1, 70, &[(60, 1)]) };
+        store.add(&first).unwrap();
+        assert_eq!(version(&store), WITHOUT_CALLERS);
+        let of_caller = SeriesName::of_scope("x", "TopicA\norders");
+        let mut all = vec![(3, of_caller.clone())];
+        all.extend((4..).zip(of_caller.sums().into_iter().skip(1)));
+        store.add(&LedgerSnapshot { names: all, ..snapshot(2, 70, &[(60, 3)]) }).unwrap();
+        assert_eq!(version(&store), THIS_VERSION);
+        assert_eq!(store.found().unwrap().names.len(), 6);
+        // Of the topic for all callers, and of the caller.
+        let rows = minutes(&store).into_iter().filter(|(_, id, _)| *id >= 3);
+        assert!(rows.clone().all(|(.., minute)| minute.billable == 2) && rows.count() == 3);
     }
 
     #[test]

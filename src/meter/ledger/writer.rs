@@ -96,6 +96,8 @@ impl LedgerWriter {
         let store = state.closing
             || !state.flushing.is_empty()
             || self.writes >= WRITES
+            // The snapshot file has little room, and many new series at once take much of it.
+            || snapshot.is_large()
             || state.reservations.is_quiet();
         Task {
             snapshot,

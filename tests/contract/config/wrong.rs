@@ -86,6 +86,8 @@ fn in_a_file() {
         ("[telemetry]\nmax_topics = 1001", "telemetry.max_topics", "1 to 1000"),
         ("[telemetry]\nmax_callers = 0", "telemetry.max_callers", "1 to 1000"),
         ("[publish]\ncloud_events = \"binary\"", "publish.cloud_events", "refuse, structured"),
+        ("[publish]\ncloud_event_keys = true", "publish.cloud_event_keys", "are refused"),
+        ("[[callers]]\nname = \"other\"\nuid = 1", "callers[0].name", "counted as"),
         ("[ceilings]\nreserve = 1", "ceilings.reserve", "there is none"),
         ("[ceilings]\nreserve = 300\negress_ip = 300", "ceilings.reserve", "leaves nothing"),
         ("[[callers]]\nname = \"a\"\nuid = 1\nweight = 0", "callers[0].weight", "1 to 1000"),

@@ -52,7 +52,10 @@ async fn serve(emulator: &Emulator, secret: &Secret, more: &[(&str, &str)]) -> S
         ("keys.poll", "100ms"),
         ("ceilings.account", "none"),
     ];
-    Serve::start(&[&settings[..], more].concat(), &[]).await
+    let serve = Serve::start(&[&settings[..], more].concat(), &[]).await;
+    // It answers before it has read its key, and the test may change the files at once.
+    until("it has a key", async || get(&serve.telemetry, "/startupz").await.status == 200).await;
+    serve
 }
 
 /// Publishes at this rate until `done`; each status but 200, and how many messages there were.
