@@ -140,7 +140,7 @@ async fn bodies(exchanges: &mut Exchanges, to: &str) {
 
 async fn terms(exchanges: &mut Exchanges, to: &str) {
     let line = "{\"topic\":\"TopicA\",\"payload\":\"x\"}";
-    for header in [("ttl", "soon"), ("urgency", "now")] {
+    for header in [("ttl", "soon"), ("urgency", "now"), ("ce-id", "1")] {
         let one = exchanges.send(to, "POST", "/publish/TopicA", &[header], b"x").await;
         let many = exchanges.many(to, &[header], line).await;
         assert_eq!([one.status, many.status], [400, 400], "{header:?}");
