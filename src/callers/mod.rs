@@ -105,7 +105,8 @@ impl Callers {
         let start = Timestamp::now();
         let keys = callers.iter().filter_map(|(caller, config)| {
             let key = config.access_key.as_ref()?;
-            let secret = SecretFile::start(&caller.name, &key.secret_file, Arc::new, stop);
+            let secret =
+                SecretFile::start(&caller.name, &key.secret_file, Arc::new, &Arc::default(), stop);
             let nonces = Mutex::new(Nonces::new(most, start));
             Some((
                 key.id.as_str().into(),

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,12 +32,16 @@ pub(super) struct SecretFile<T> {
     path: PathBuf,
     keep: fn(SecretString) -> T,
     state: watch::Sender<SecretState<T>>,
+    /// Counts the secrets that were found anew in this file and in others.
+    changes: Arc<AtomicU64>,
 }
 
 /// What looks at the file have found.
 struct SecretState<T> {
     /// What is kept of the secret, and when it was last read.
     known: Option<(T, Instant)>,
+    /// Of the secret.
+    digest: Option<[u8; 32]>,
     /// Looks in a row that found none in it.
     gone: u32,
     trouble: Option<String>,
@@ -62,23 +68,31 @@ impl<T> fmt::Debug for SecretFile<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
-    /// Reads the file of this caller, and again and again until `stop`.
+    /// Reads the file of this caller, and again and again until `stop`. `changes` counts the secrets that are found
+    /// anew.
     pub(super) fn start(
         caller: &str,
         path: &Path,
         keep: fn(SecretString) -> T,
+        changes: &Arc<AtomicU64>,
         stop: &CancellationToken,
     ) -> Arc<Self> {
-        let file = Arc::new(Self::new(caller, path, keep));
+        let file = Arc::new(Self::new(caller, path, keep, Arc::clone(changes)));
         let (followed, stop) = (Arc::clone(&file), stop.clone());
         tokio::spawn(async move { stop.run_until_cancelled(followed.follow()).await });
         file
     }
 
-    fn new(caller: &str, path: &Path, keep: fn(SecretString) -> T) -> Self {
-        let state = SecretState { known: None, gone: 0, trouble: None, is_looked_at: false };
+    fn new(
+        caller: &str,
+        path: &Path,
+        keep: fn(SecretString) -> T,
+        changes: Arc<AtomicU64>,
+    ) -> Self {
+        let (known, digest, trouble) = (None, None, None);
+        let state = SecretState { known, digest, gone: 0, trouble, is_looked_at: false };
         let state = watch::Sender::new(state);
-        Self { caller: caller.into(), path: path.to_owned(), keep, state }
+        Self { caller: caller.into(), path: path.to_owned(), keep, state, changes }
     }
 
     /// What the file had, while that is trusted: a file that is gone or empty has no secret any more, and one
@@ -87,6 +101,11 @@ impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
         let state = self.state.borrow();
         let (kept, read) = state.known.as_ref()?;
         (state.gone < GONE && read.elapsed() < TRUSTED).then(|| kept.clone())
+    }
+
+    /// What the file had when it was last read, trusted or not.
+    pub(super) fn known(&self) -> Option<T> {
+        self.state.borrow().known.as_ref().map(|(kept, _)| kept.clone())
     }
 
     async fn follow(&self) {
@@ -111,6 +130,10 @@ impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
                 Some(format!("{}: has fewer than {SHORTEST} characters", self.path.display()))
             }
             Ok(TokenFile::Holds(secret)) => {
+                let digest = Sha256::digest(secret.expose_secret()).into();
+                if state.digest.replace(digest) != Some(digest) {
+                    self.changes.fetch_add(1, Ordering::Release);
+                }
                 state.known = Some(((self.keep)(secret), Instant::now()));
                 state.gone = 0;
                 None
@@ -146,7 +169,8 @@ mod tests {
     const TOKEN: &str = "hush-a-token-of-the-batch-job";
 
     fn file(path: &Path) -> SecretFile<String> {
-        SecretFile::new("batch", path, |secret| secret.expose_secret().to_owned())
+        let keep = |secret: SecretString| secret.expose_secret().to_owned();
+        SecretFile::new("batch", path, keep, Arc::default())
     }
 
     #[tokio::test]

@@ -1,7 +1,9 @@
 //! Tokens that a caller and we have in a file each. Only their hashes are kept in memory.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -17,8 +19,23 @@ pub trait Named: Send + Sync + 'static {
     fn name(&self) -> &str;
 }
 
-/// The callers that have such a token, in the order of the configuration.
-pub struct SharedTokens<C>(Vec<(Arc<C>, Arc<SecretFile<Hash>>)>);
+/// The callers that have such a token.
+pub struct SharedTokens<C> {
+    /// In the order of the configuration.
+    callers: Vec<(Arc<C>, Arc<SecretFile<Hash>>)>,
+    /// Of all files.
+    changes: Arc<AtomicU64>,
+    index: RwLock<TokenIndex>,
+}
+
+/// Which callers have a token with this hash: a request looks at these, however many there are. A hash that is
+/// looked up tells nothing of tokens with nearly the same one, and the table's order is secret.
+#[derive(Default)]
+struct TokenIndex {
+    /// What changes it has.
+    of: Option<u64>,
+    callers: HashMap<Hash, Vec<usize>>,
+}
 
 impl<C: Named> SharedTokens<C> {
     /// Reads the files, and again and again until `stop`.
@@ -26,33 +43,49 @@ impl<C: Named> SharedTokens<C> {
         files: impl IntoIterator<Item = (Arc<C>, &'a Path)>,
         stop: &CancellationToken,
     ) -> Self {
+        let changes = Arc::default();
         let follow = |(caller, path): (Arc<C>, &Path)| {
-            let file = SecretFile::start(caller.name(), path, |token| hash(&token), stop);
+            let keep = |token: SecretString| hash(&token);
+            let file = SecretFile::start(caller.name(), path, keep, &changes, stop);
             (caller, file)
         };
-        Self(files.into_iter().map(follow).collect())
+        let callers = files.into_iter().map(follow).collect();
+        Self { callers, changes, index: RwLock::default() }
     }
 
     /// Until all files were read once, or one of them takes so long that the callers of the others should not
     /// wait for it.
     pub async fn first_look(&self) {
-        let files = self.0.iter().map(|(_, file)| Arc::clone(file)).collect();
+        let files = self.callers.iter().map(|(_, file)| Arc::clone(file)).collect();
         first_look(files).await;
     }
 
-    /// Whose token this is: of several that have the same by now, the first one's. It takes as long whichever token is
-    /// asked about.
+    /// Whose token this is: of several that have the same by now, the first one's.
     pub fn caller(&self, token: &SecretString) -> Option<Arc<C>> {
         let asked = hash(token);
-        let mut found = None;
-        for (caller, file) in self.0.iter().rev() {
-            let Some(known) = file.trusted() else { continue };
-            let differs = known.iter().zip(asked).fold(0, |sum, (a, b)| sum | (a ^ b));
-            if differs == 0 {
-                found = Some(Arc::clone(caller));
+        let changes = self.changes.load(Ordering::Acquire);
+        let known = |index: &TokenIndex| -> Option<Arc<C>> {
+            let mut callers =
+                index.callers.get(&asked)?.iter().filter_map(|at| self.callers.get(*at));
+            let is_trusted = |file: &SecretFile<Hash>| file.trusted() == Some(asked);
+            let (caller, _) = callers.find(|(_, file)| is_trusted(file))?;
+            Some(Arc::clone(caller))
+        };
+        {
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            if index.of == Some(changes) {
+                return known(&index);
             }
         }
-        found
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        index.of = Some(changes);
+        index.callers.clear();
+        for (at, (_, file)) in self.callers.iter().enumerate() {
+            if let Some(hash) = file.known() {
+                index.callers.entry(hash).or_default().push(at);
+            }
+        }
+        known(&index)
     }
 }
 
@@ -123,7 +156,7 @@ mod tests {
         let name = |tokens: &SharedTokens<Called>, text: &str| {
             tokens.caller(&text.repeat(20).into()).map(|caller| caller.0)
         };
-        let others = tokens.0.get(1..).unwrap();
+        let others = tokens.callers.get(1..).unwrap();
         until(|| others.iter().all(|(_, file)| file.is_looked_at())).await;
         assert_eq!(name(&tokens, TOKEN), Some("a"));
         assert_eq!(name(&tokens, "2"), Some("b"), "the first one's, in any order of reads");
