@@ -25,6 +25,13 @@ const HEAD_START: u64 = 4;
 /// callers wait.
 const SWEPT: usize = 8;
 
+/// Whether one of several that holds so much of a room may take more, while so much of it is free: up to eight times
+/// that. So about a ninth is left to the others, and what they take comes off what it may. (Dynamic thresholds, as in
+/// the shared memory of switches: Choudhury and Hahne, 1998.)
+pub fn leaves_room(held: u64, free: u64) -> bool {
+    held <= free.saturating_mul(8)
+}
+
 /// A caller among those that are served by weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Flow(u16);

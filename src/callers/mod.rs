@@ -105,8 +105,8 @@ impl Callers {
         let start = Timestamp::now();
         let keys = callers.iter().filter_map(|(caller, config)| {
             let key = config.access_key.as_ref()?;
-            let secret =
-                SecretFile::start(&caller.name, &key.secret_file, Arc::new, &Arc::default(), stop);
+            let (keep, changes) = (|secret, _| Arc::new(secret), Arc::default());
+            let secret = SecretFile::start(&caller.name, &key.secret_file, keep, &changes, stop);
             let nonces = Mutex::new(Nonces::new(most, start));
             Some((
                 key.id.as_str().into(),

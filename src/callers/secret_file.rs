@@ -25,12 +25,19 @@ const SHORTEST: usize = 16;
 /// A file in which there is no secret so many times in a row has none: once, it may be half replaced.
 const GONE: u32 = 2;
 
+/// Of a secret.
+pub(super) type Hash = [u8; 32];
+
+pub(super) fn hash(secret: &SecretString) -> Hash {
+    Sha256::digest(secret.expose_secret()).into()
+}
+
 /// One file, and what is kept in memory of its secret. It has a task of its own: one that is slow, or hangs,
 /// keeps no caller of another one waiting.
 pub(super) struct SecretFile<T> {
     caller: Box<str>,
     path: PathBuf,
-    keep: fn(SecretString) -> T,
+    keep: fn(SecretString, Hash) -> T,
     state: watch::Sender<SecretState<T>>,
     /// Counts the secrets that were found anew in this file and in others.
     changes: Arc<AtomicU64>,
@@ -41,7 +48,7 @@ struct SecretState<T> {
     /// What is kept of the secret, and when it was last read.
     known: Option<(T, Instant)>,
     /// Of the secret.
-    digest: Option<[u8; 32]>,
+    hash: Option<Hash>,
     /// Looks in a row that found none in it.
     gone: u32,
     trouble: Option<String>,
@@ -73,7 +80,7 @@ impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
     pub(super) fn start(
         caller: &str,
         path: &Path,
-        keep: fn(SecretString) -> T,
+        keep: fn(SecretString, Hash) -> T,
         changes: &Arc<AtomicU64>,
         stop: &CancellationToken,
     ) -> Arc<Self> {
@@ -86,11 +93,11 @@ impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
     fn new(
         caller: &str,
         path: &Path,
-        keep: fn(SecretString) -> T,
+        keep: fn(SecretString, Hash) -> T,
         changes: Arc<AtomicU64>,
     ) -> Self {
-        let (known, digest, trouble) = (None, None, None);
-        let state = SecretState { known, digest, gone: 0, trouble, is_looked_at: false };
+        let (known, hash, trouble) = (None, None, None);
+        let state = SecretState { known, hash, gone: 0, trouble, is_looked_at: false };
         let state = watch::Sender::new(state);
         Self { caller: caller.into(), path: path.to_owned(), keep, state, changes }
     }
@@ -130,11 +137,11 @@ impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
                 Some(format!("{}: has fewer than {SHORTEST} characters", self.path.display()))
             }
             Ok(TokenFile::Holds(secret)) => {
-                let digest = Sha256::digest(secret.expose_secret()).into();
-                if state.digest.replace(digest) != Some(digest) {
+                let hash = hash(&secret);
+                if state.hash.replace(hash) != Some(hash) {
                     self.changes.fetch_add(1, Ordering::Release);
                 }
-                state.known = Some(((self.keep)(secret), Instant::now()));
+                state.known = Some(((self.keep)(secret, hash), Instant::now()));
                 state.gone = 0;
                 None
             }
@@ -169,7 +176,7 @@ mod tests {
     const TOKEN: &str = "hush-a-token-of-the-batch-job";
 
     fn file(path: &Path) -> SecretFile<String> {
-        let keep = |secret: SecretString| secret.expose_secret().to_owned();
+        let keep = |secret: SecretString, _| secret.expose_secret().to_owned();
         SecretFile::new("batch", path, keep, Arc::default())
     }
 

@@ -5,13 +5,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
+use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
-use super::secret_file::{SecretFile, first_look};
-
-type Hash = [u8; 32];
+use super::secret_file::{Hash, SecretFile, first_look, hash};
 
 /// A caller that has a name.
 pub trait Named: Send + Sync + 'static {
@@ -45,8 +42,7 @@ impl<C: Named> SharedTokens<C> {
     ) -> Self {
         let changes = Arc::default();
         let follow = |(caller, path): (Arc<C>, &Path)| {
-            let keep = |token: SecretString| hash(&token);
-            let file = SecretFile::start(caller.name(), path, keep, &changes, stop);
+            let file = SecretFile::start(caller.name(), path, |_, hash| hash, &changes, stop);
             (caller, file)
         };
         let callers = files.into_iter().map(follow).collect();
@@ -87,10 +83,6 @@ impl<C: Named> SharedTokens<C> {
         }
         known(&index)
     }
-}
-
-fn hash(token: &SecretString) -> Hash {
-    Sha256::digest(token.expose_secret()).into()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{CeilingKind, Permit};
-use crate::fair_queue::{CallersQueue, FairQueue, Flow, Weights};
+use crate::fair_queue::{CallersQueue, FairQueue, Flow, Weights, leaves_room};
 use crate::message::Urgency;
 
 /// Which queue a call waits in.
@@ -112,11 +112,6 @@ impl PermitWaiter {
     }
 }
 
-/// Of the places in the queue, one caller has at most this many times those that are free: so about a ninth is
-/// left to the others, and what they take comes off what it may. (Dynamic thresholds, as in the shared memory of
-/// switches: Choudhury and Hahne, 1998.)
-const CALLER_SHARE: usize = 8;
-
 #[derive(Debug)]
 pub(super) struct WaitQueue {
     fresh: FairQueue<UrgencyQueue>,
@@ -165,7 +160,7 @@ impl WaitQueue {
     pub(super) fn has_place(&self, asks: &PermitRequest, max_waiting: usize) -> bool {
         let free = max_waiting.saturating_sub(self.len());
         let held = self.fresh.waiting(asks.caller) + self.retry.waiting(asks.caller);
-        free > 0 && (!self.weights.tell_apart() || held <= free.saturating_mul(CALLER_SHARE))
+        free > 0 && (!self.weights.tell_apart() || leaves_room(held as u64, free as u64))
     }
 
     /// What may have its turn before one that comes now.
@@ -262,5 +257,100 @@ impl Ahead<'_> {
         // Without a share of its own, it waits for all of them.
         let between = if between.is_finite() { between.ceil() as usize } else { usize::MAX };
         ahead + between.min(self.other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALLERS: usize = 12;
+
+    fn queue(retry_share: f64) -> (WaitQueue, Vec<Flow>) {
+        let names: Vec<_> = (0..CALLERS).map(|n| n.to_string().into()).collect();
+        let weights = Weights::of(names.iter().cloned().zip(1..));
+        let flows = names.iter().map(|name| weights.flow(Some(name))).collect();
+        let mut queue = WaitQueue::new(retry_share);
+        queue.weigh(weights);
+        (queue, flows)
+    }
+
+    fn waiter(since: Instant, send_by: Instant) -> (PermitWaiter, oneshot::Receiver<Permit>) {
+        let (to, grant) = oneshot::channel();
+        (PermitWaiter { to, since, send_by, ceiling: CeilingKind::Account }, grant)
+    }
+
+    /// What is said to be ahead of a call is enough, and not far too much: whoever waits, in either class.
+    #[test]
+    fn what_is_ahead_of_a_call() {
+        for seed in 0..2_000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let share = [0.0, 0.2, 0.5, 0.9, 1.0][random.usize(..5)];
+            let ((mut queue, flows), now) = (queue(share), Instant::now());
+            let deadline = now + Duration::from_hours(1);
+            let class = |random: &mut fastrand::Rng| {
+                if random.bool() { Class::Fresh } else { Class::Retry }
+            };
+            let mut grants = Vec::new();
+            for _ in 0..random.usize(..300) {
+                let caller = flows[random.usize(..CALLERS)];
+                let asks =
+                    PermitRequest { caller, ..PermitRequest::new(class(&mut random), deadline) };
+                let (waiter, grant) = waiter(now, deadline);
+                queue.push(&asks, waiter);
+                grants.push(grant);
+                if random.u8(..4) == 0 {
+                    queue.pop(now);
+                }
+            }
+            let caller = flows[random.usize(..CALLERS)];
+            let asks = PermitRequest { caller, ..PermitRequest::new(class(&mut random), deadline) };
+            let ahead = queue.ahead(&asks, now);
+            let (exactly, at_most) = (ahead.exactly(), ahead.at_most());
+            assert!(exactly <= at_most, "{seed}");
+            let (waiter, mut own) = waiter(now, deadline);
+            // Its sender is known by what becomes of its receiver.
+            queue.push(&asks, waiter);
+            let mut served = 0;
+            while let Some(waiter) = queue.pop(now) {
+                drop(waiter);
+                if matches!(own.try_recv(), Err(oneshot::error::TryRecvError::Closed)) {
+                    break;
+                }
+                served += 1;
+            }
+            assert!(served <= exactly, "{seed}: {served} of {exactly}");
+            // Callers whose turns are at the same moment, each with what of the other class comes between.
+            let other_share = if asks.class == Class::Fresh { share } else { 1.0 - share };
+            let slack = (CALLERS as f64 + 3.0) / (1.0 - other_share) + 2.0;
+            assert!(exactly as f64 <= served as f64 + slack, "{seed}: {exactly} for {served}");
+        }
+    }
+
+    /// A sweep looks at some queues; those of the caller that asks are always looked at.
+    #[test]
+    fn own_waiters_that_have_given_up_are_no_reason_to_refuse() {
+        let ((mut queue, flows), now) = (queue(0.2), Instant::now());
+        let mut grants = Vec::new();
+        for caller in &flows {
+            for class in [Class::Fresh, Class::Retry] {
+                for _ in 0..10 {
+                    let asks = PermitRequest { caller: *caller, ..PermitRequest::new(class, now) };
+                    let (waiter, grant) = waiter(now, now + Duration::from_secs(1));
+                    queue.push(&asks, waiter);
+                    grants.push(grant);
+                }
+            }
+        }
+        let later = now + Duration::from_secs(2);
+        let last = flows[CALLERS - 1];
+        let asks = PermitRequest { caller: last, ..PermitRequest::new(Class::Fresh, later) };
+        queue.drop_expired_of(last, later);
+        assert_eq!(queue.len(), 20 * (CALLERS - 1));
+        assert_eq!(queue.ahead(&asks, later).own, 0);
+        for _ in 0..CALLERS {
+            queue.drop_expired(later);
+        }
+        assert!(queue.is_empty());
     }
 }

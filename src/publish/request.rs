@@ -91,7 +91,7 @@ impl RequestReader {
         let mut identity = None;
         let body = match &event {
             Some(event) => {
-                reservation.add_body(event.most_bytes(body.len()))?;
+                reservation.add_bytes(event.most_bytes(body.len()))?;
                 identity = Some(event.identity(&body));
                 event.structured(&body)?
             }

@@ -13,12 +13,8 @@ use super::entry::Entry;
 use super::index::Index;
 use super::record::{Change, DropReason};
 use super::{Affected, Effect, KeepError, Noted, Share, Spool, meta};
+use crate::fair_queue::leaves_room;
 use crate::message::{Lane, MessageId};
-
-/// While other topics are in use, one may take more only as long as it holds at most this many times
-/// the room that is free: so about a ninth of the spool is left to the others, and what they take comes
-/// off what it may. (Dynamic thresholds, as in the shared memory of switches: Choudhury and Hahne, 1998.)
-const TOPIC_SHARE: u64 = 8;
 
 /// The most dead letters that are looked at for one new message.
 const LOOKED_AT: usize = 1_000;
@@ -219,7 +215,7 @@ impl Index {
         spare.filter_map(|(_, id)| Some((*id, self.get(*id)?.share())))
     }
 
-    /// Whether a lane may take more. What gives way is free.
+    /// Whether a lane may take more, while others are in use. What gives way is free.
     fn lets_take(&self, lane: &Lane, max: Share) -> bool {
         let tally = &self.tally;
         if !tally.lanes.others_in_use(lane, Instant::now()) {
@@ -227,8 +223,7 @@ impl Index {
         }
         let taken = tally.queued.share + tally.reserved + tally.dead.share.min(max.half());
         let (free, held) = (max.minus(taken), tally.lanes.held.held(lane));
-        held.messages <= free.messages.saturating_mul(TOPIC_SHARE)
-            && held.bytes <= free.bytes.saturating_mul(TOPIC_SHARE)
+        leaves_room(held.messages, free.messages) && leaves_room(held.bytes, free.bytes)
     }
 }
 

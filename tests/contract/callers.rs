@@ -12,39 +12,49 @@ use tempfile::TempDir;
 const ORDERS: &str = "hushsecret-of-the-orders";
 const ALARMS: &str = "hushsecret-of-the-alarms";
 
-/// A sidecar with these callers, and what the provider was sent.
-struct Stand {
-    folder: TempDir,
-    script: Script,
-    serve: Serve,
+/// A sidecar with callers, and what the provider was sent.
+pub(crate) struct Stand {
+    pub(crate) folder: TempDir,
+    pub(crate) script: Script,
+    pub(crate) serve: Serve,
 }
 
 impl Stand {
-    async fn start(more: &[(&str, &str)]) -> Self {
+    /// With secrets in files of these names, and the settings that are made of the files' paths.
+    pub(crate) async fn with(
+        secrets: &[(&str, &str)],
+        settings: impl FnOnce(&dyn Fn(&str) -> String) -> Vec<(&'static str, String)>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name).display().to_string();
-        std::fs::write(path("orders"), ORDERS).unwrap();
-        std::fs::write(path("alarms"), ALARMS).unwrap();
-        let uid = rustix::process::getuid().as_raw();
-        let callers = format!(
-            r#"[{{ name = "orders", token_file = "{}", topics = ["Order*"], calls_per_second = 1000 }},
-                {{ name = "alarms", token_file = "{}", topics = ["Alarm/*"], calls_per_second = 2 }},
-                {{ name = "local", uid = {uid}, topics = ["Local"] }}]"#,
-            path("orders"),
-            path("alarms")
-        );
+        for (name, secret) in secrets {
+            std::fs::write(folder.path().join(name), secret).unwrap();
+        }
+        let settings = settings(&|name| folder.path().join(name).display().to_string());
         let script = Script::start([]).await;
-        let socket = format!("127.0.0.1:0,unix:{}", path("publish.sock"));
-        let base = [
-            ("upstream.endpoint", &*script.url),
-            ("callers", &callers),
-            ("listen.publish", &socket),
-        ];
-        let serve = Serve::start(&[&base[..], more].concat(), &[]).await;
-        for secret in [ORDERS, ALARMS] {
+        let base = [("upstream.endpoint", &*script.url)];
+        let settings: Vec<_> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let serve = Serve::start(&[&base[..], &settings].concat(), &[]).await;
+        for (_, secret) in secrets {
             serve.has_secret(secret);
         }
         Self { folder, script, serve }
+    }
+
+    async fn start(more: &[(&'static str, &str)]) -> Self {
+        let uid = rustix::process::getuid().as_raw();
+        let settings = |path: &dyn Fn(&str) -> String| {
+            let callers = format!(
+                r#"[{{ name = "orders", token_file = "{}", topics = ["Order*"], calls_per_second = 1000 }},
+                    {{ name = "alarms", token_file = "{}", topics = ["Alarm/*"], calls_per_second = 2 }},
+                    {{ name = "local", uid = {uid}, topics = ["Local"] }}]"#,
+                path("orders"),
+                path("alarms")
+            );
+            let socket = format!("127.0.0.1:0,unix:{}", path("publish.sock"));
+            let more = more.iter().map(|(key, value)| (*key, (*value).to_owned()));
+            [("callers", callers), ("listen.publish", socket)].into_iter().chain(more).collect()
+        };
+        Self::with(&[("orders", ORDERS), ("alarms", ALARMS)], settings).await
     }
 
     fn tcp(&self) -> &str {

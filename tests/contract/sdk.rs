@@ -2,12 +2,11 @@
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use tempfile::TempDir;
 use tollgate::config::SignatureVersion;
 use tollgate::signing::{Call, Credentials, Stamp, sign};
 
+use crate::callers::Stand;
 use crate::support::http::{Answer, post};
-use crate::support::process::Serve;
 use crate::support::script::Script;
 use crate::support::{INSTANCE, config, sidecar};
 
@@ -17,34 +16,17 @@ const ALARMS: Credentials<'static> =
     Credentials { id: "alarms-1", secret: "hushsecret-of-the-alarms", token: None };
 const BOTH: [SignatureVersion; 2] = [SignatureVersion::HmacSha1, SignatureVersion::Acs3];
 
-struct Stand {
-    _folder: TempDir,
-    script: Script,
-    serve: Serve,
-}
-
-impl Stand {
-    async fn start(more: &[(&str, &str)]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name).display().to_string();
-        for key in [ORDERS, ALARMS] {
-            std::fs::write(path(key.id), key.secret).unwrap();
-        }
+async fn stand() -> Stand {
+    let settings = |path: &dyn Fn(&str) -> String| {
         let callers = format!(
             r#"[{{ name = "orders", access_key_id = "orders-1", secret_file = "{}", topics = ["Order*"] }},
-                {{ name = "alarms", access_key_id = "alarms-1", secret_file = "{}", topics = ["Alarm/*"], calls_per_second = 9 }}]"#,
+                {{ name = "alarms", access_key_id = "alarms-1", secret_file = "{}", topics = ["Alarm/*"] }}]"#,
             path(ORDERS.id),
             path(ALARMS.id)
         );
-        let script = Script::start([]).await;
-        let base =
-            [("upstream.endpoint", &*script.url), ("callers", &callers), ("sdk.enabled", "true")];
-        let serve = Serve::start(&[&base[..], more].concat(), &[]).await;
-        for key in [ORDERS, ALARMS] {
-            serve.has_secret(key.secret);
-        }
-        Self { _folder: folder, script, serve }
-    }
+        vec![("callers", callers), ("sdk.enabled", "true".to_owned())]
+    };
+    Stand::with(&[(ORDERS.id, ORDERS.secret), (ALARMS.id, ALARMS.secret)], settings).await
 }
 
 /// A call as it is sent: its path, headers and body.
@@ -85,7 +67,7 @@ fn ago(minutes: i64) -> Timestamp {
 
 #[tokio::test]
 async fn who_may_send_what() {
-    let stand = Stand::start(&[]).await;
+    let stand = stand().await;
     let to = stand.serve.publish.clone();
     let mut nonce = 0;
     let mut stamp = |at| {
@@ -139,7 +121,7 @@ async fn who_may_send_what() {
 /// A call that is sent again, be it by its caller or by one who has seen it; also where the rest is another's.
 #[tokio::test]
 async fn no_call_counts_twice() {
-    let stand = Stand::start(&[]).await;
+    let stand = stand().await;
     let to = stand.serve.publish.clone();
     for (version, nonce) in BOTH.into_iter().zip(1..) {
         let call = signed(version, &ORDERS, "Order1", &Stamp::new(ago(0), nonce));

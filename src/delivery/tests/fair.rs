@@ -13,7 +13,7 @@ const LASTS: Duration = Duration::from_secs(30);
 const FOUR: &str = r#"[
     { name = "flood", uid = 1 }, { name = "a", uid = 2 }, { name = "b", uid = 3 }, { name = "c", uid = 4 },
 ]"#;
-/// One service of a caller whose share is a quarter of it.
+/// From one permit to the next.
 const SERVICE: Duration = Duration::from_millis(1_000 / CEILING as u64);
 
 fn of(caller: &str, topic: &str) -> Message {
@@ -24,10 +24,9 @@ async fn with_callers(
     disk: &Double,
     provider: &Provider,
     callers: &str,
-    more: &[(&str, &str)],
 ) -> (Delivery<Provider>, Spool) {
     let ceiling = CEILING.to_string();
-    let flags = [&[("callers", callers), ("ceilings.account", &*ceiling)], more].concat();
+    let flags = [("callers", callers), ("ceilings.account", &*ceiling)];
     start_with(disk, provider, &flags).await
 }
 
@@ -73,7 +72,7 @@ async fn beside(
 ) -> (Duration, HashMap<CallerName, usize>) {
     let (disk, provider) = (Double::default(), Provider::default());
     provider.answers(200);
-    let (delivery, _spool) = with_callers(&disk, &provider, callers, &[]).await;
+    let (delivery, _spool) = with_callers(&disk, &provider, callers).await;
     let waits = Waits::default();
     let mut all = JoinSet::new();
     for (n, (caller, rate)) in ["flood", "a", "b", "c"].into_iter().zip(rates).enumerate() {
@@ -127,7 +126,7 @@ async fn by_weight() {
 async fn refusals_are_of_the_one_that_floods() {
     let (disk, provider) = (Double::default(), Provider::default());
     provider.answers(200);
-    let (delivery, _spool) = with_callers(&disk, &provider, FOUR, &[("spool.store", "none")]).await;
+    let (delivery, _spool) = with_callers(&disk, &provider, FOUR).await;
     let wanted = |seconds| PublishOptions {
         patience: Duration::from_secs(seconds),
         keep: Keeping::Never,
@@ -156,7 +155,7 @@ async fn refusals_are_of_the_one_that_floods() {
 #[tokio::test(start_paused = true)]
 async fn stored_messages() {
     let (disk, provider) = (Double::default(), Provider::default());
-    let (delivery, spool) = with_callers(&disk, &provider, FOUR, &[]).await;
+    let (delivery, spool) = with_callers(&disk, &provider, FOUR).await;
     // Nothing is delivered yet.
     for n in 0..400 {
         let caller = if n < 380 { "flood" } else { "a" };
@@ -167,7 +166,7 @@ async fn stored_messages() {
     delivery.close(Duration::from_secs(1)).await;
     drop((delivery, spool));
     provider.answers(200);
-    let (_delivery, spool) = with_callers(&disk, &provider, FOUR, &[]).await;
+    let (_delivery, spool) = with_callers(&disk, &provider, FOUR).await;
     until("they are delivered", || spool.usage().queued.messages == 0).await;
     let called = provider.called();
     let place = |caller: &str| {

@@ -182,6 +182,30 @@ mod tests {
         assert_eq!(SnapshotFile::open(&path).unwrap().1, Some(snapshot(3)));
     }
 
+    /// A snapshot that does not go to the store at once fits into the file, however many series begin together.
+    #[test]
+    fn what_is_not_large_fits() {
+        for series in (0..4_000_u16).step_by(50) {
+            let name = |id: u16| SeriesName {
+                instance: "post-cn-0pp12gl0000".into(),
+                topic: format!("{id:064}").into(),
+                caller: format!("{id:064}").into(),
+            };
+            let bucket = Bucket { billable: 3, uncertain: 1 };
+            let many = LedgerSnapshot {
+                names: (0..series).map(|id| (id, name(id))).collect(),
+                buckets: (0..series).map(|id| ((1_700_000_000, id), bucket)).collect(),
+                reserved: (0..series).map(|id| (id, 4)).collect(),
+                ..snapshot(1)
+            };
+            let mut bytes = Vec::new();
+            encode(&many, 1, &mut bytes);
+            assert!(bytes.len() <= SLOT || many.is_large(), "{series}: {}", bytes.len());
+            assert!(series < 1_000 || many.is_large());
+            assert!(series > 300 || !many.is_large());
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn any_bytes_are_an_image_or_none(bytes in proptest::collection::vec(0_u8.., 0..300)) {
