@@ -308,7 +308,8 @@ impl Answer {
 }
 
 impl HttpAnswer {
-    fn is_2xx(&self) -> bool {
+    /// Whether it says that the call was done.
+    pub fn is_2xx(&self) -> bool {
         (200..300).contains(&self.status)
     }
 

@@ -12,10 +12,10 @@
 //! | 5 | [`cli`] | the verbs of the command line, and the only module that prints |
 //! | 4 | [`sidecar`] | starts the parts from a configuration, drains and stops them |
 //! | 3 | [`publish`], [`telemetry`], [`control`], [`keyring`] | HTTP services: for callers; for Prometheus, the kubelet and a browser; for operators; for sidecars that want a key |
-//! | 2 | [`delivery`] | what happens to a message from acceptance to its end |
+//! | 2 | [`delivery`], [`passthrough`] | what happens to a message from acceptance to its end; what happens to a call of another operation |
 //! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | permits; one call; stored messages; counted calls |
 //! | 0 | [`keys`], [`signing`], [`verification`], [`callers`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`], [`fair_queue`], [`histogram`] | the access key; signatures of a call; those of calls that arrive; who a caller is; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries; queues that are served by weight; histograms of what modules measure |
-//! | −1 | [`message`], [`answer`], [`config`], [`memory`] | types that all modules share; the memory that callers' messages may take |
+//! | −1 | [`message`], [`action`], [`answer`], [`config`], [`memory`] | types that all modules share; the memory that callers' messages may take |
 //! | apart | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] uses it, and it uses [`verification`] only |
 //!
 //! Imports between modules go down a layer, never up, and never sideways on layers 1 and 3, but that
@@ -33,6 +33,7 @@
 //!    end.
 //! 6. The outcome goes back up the same way, once.
 
+pub mod action;
 pub mod answer;
 pub mod backoff;
 pub mod callers;
@@ -52,6 +53,7 @@ pub mod log_limiter;
 pub mod memory;
 pub mod message;
 pub mod meter;
+pub mod passthrough;
 pub mod publish;
 pub mod redis_client;
 pub mod server;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer. Types that all modules share are below layer 0.
-const LAYERS: [(&str, i8); 27] = [
+const LAYERS: [(&str, i8); 29] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
@@ -14,6 +14,7 @@ const LAYERS: [(&str, i8); 27] = [
     ("control", 3),
     ("keyring", 3),
     ("delivery", 2),
+    ("passthrough", 2),
     ("ceiling", 1),
     ("upstream", 1),
     ("meter", 1),
@@ -30,6 +31,7 @@ const LAYERS: [(&str, i8); 27] = [
     ("fair_queue", 0),
     ("histogram", 0),
     ("message", -1),
+    ("action", -1),
     ("answer", -1),
     ("config", -1),
     ("memory", -1),

@@ -227,7 +227,12 @@ impl Caller {
         self.topics.is_empty() || self.topics.iter().any(|pattern| pattern.matches(topic))
     }
 
-    /// Counts one message of it.
+    /// Whether no topic is closed to it.
+    pub fn may_publish_all(&self) -> bool {
+        self.topics.is_empty()
+    }
+
+    /// Counts one call of it.
     ///
     /// # Errors
     /// It has sent as many as it may; the next one is taken after this.

@@ -29,6 +29,8 @@ pub struct Permit {
     to: SocketAddr,
     end: CallEnd,
     ended: bool,
+    /// Of the ceiling of its operation, where that has one of its own. It ends as this one does.
+    own: Option<Box<Permit>>,
 }
 
 /// A call that ended without an answer, while its connection is still open.
@@ -37,13 +39,17 @@ pub struct Pending {
     shared: Arc<CeilingInner>,
     key: CallKey,
     over: oneshot::Receiver<()>,
+    own: Option<Box<Pending>>,
 }
 
 impl Pending {
     /// Resolves when the call's answer would tell nothing new: close its connection then.
     pub async fn tells_nothing(&mut self) {
-        // The other end is dropped, never used.
+        // The other ends are dropped, never used.
         drop((&mut self.over).await);
+        if let Some(own) = &mut self.own {
+            drop((&mut own.over).await);
+        }
     }
 
     /// The answer has arrived after all: the call counts for one more second.
@@ -57,6 +63,9 @@ impl Pending {
     }
 
     fn ended(self, late: LateEnd) {
+        if let Some(own) = self.own {
+            own.ended(late);
+        }
         let mut limiter = self.shared.limiter();
         let wake = limiter.ended_late(self.key, late, Instant::now());
         drop(limiter);
@@ -75,13 +84,20 @@ impl Permit {
     ) -> Self {
         let TakenPermit { egress, lease } = permit;
         let (shared, to, end) = (Arc::clone(shared), UNKNOWN, CallEnd::Unsent);
-        Self { shared, egress, lease, taken, waited, to, end, ended: false }
+        Self { shared, egress, lease, taken, waited, to, end, ended: false, own: None }
+    }
+
+    /// The right to a call of an operation that has a ceiling of its own, and this permit of it.
+    pub fn with_own(mut self, own: Self) -> Self {
+        self.own = Some(Box::new(own));
+        self
     }
 
     /// Whether a call may still begin: to be asked right before it is written. A process that was
     /// stopped meanwhile does not know how late it is.
     pub fn holds(&self) -> bool {
-        self.lease.as_ref().is_none_or(|lease| lease.holds(Instant::now()))
+        let holds = self.lease.as_ref().is_none_or(|lease| lease.holds(Instant::now()));
+        holds && self.own.as_ref().is_none_or(|own| own.holds())
     }
 
     /// Which egress address to send from: an index into `upstream.egress_addresses`.
@@ -95,13 +111,20 @@ impl Permit {
     }
 
     /// The call was answered: it counts for one more second.
-    pub fn answered(mut self) {
-        self.end = CallEnd::Answered;
+    pub fn answered(self) {
+        self.end_as(CallEnd::Answered);
     }
 
-    /// The call was answered with push-back: it counts, and some permits rest.
+    /// The call was answered with push-back: it counts, and some permits rest. Those of the operation's own
+    /// ceiling, where it has one: the provider counts the calls of each operation.
     pub fn throttled(mut self) {
-        self.end = CallEnd::Throttled;
+        match self.own.take() {
+            Some(own) => {
+                own.end_as(CallEnd::Throttled);
+                self.end_as(CallEnd::Answered);
+            }
+            None => self.end_as(CallEnd::Throttled),
+        }
     }
 
     /// The call is about to be written to this address of the provider's. From now on the provider may
@@ -109,24 +132,35 @@ impl Permit {
     pub fn goes_to(&mut self, address: SocketAddr) {
         self.to = address;
         self.end = CallEnd::Unanswered;
+        if let Some(own) = &mut self.own {
+            own.goes_to(address);
+        }
     }
 
     /// The other side refused, reset or ended the connection.
-    pub fn lost(mut self, read: Read) {
-        self.end = CallEnd::ConnectionLost(read);
+    pub fn lost(self, read: Read) {
+        self.end_as(CallEnd::ConnectionLost(read));
     }
 
     /// Nothing of the call was sent: the permit is free again.
-    pub fn unsent(mut self) {
-        self.end = CallEnd::Unsent;
+    pub fn unsent(self) {
+        self.end_as(CallEnd::Unsent);
+    }
+
+    fn end_as(mut self, end: CallEnd) {
+        if let Some(own) = self.own.take() {
+            own.end_as(end);
+        }
+        self.end = end;
     }
 
     /// There was no answer in time, and the connection is still open: a late answer shows that the
     /// provider has read the call.
     pub fn unanswered(mut self) -> Option<Pending> {
         self.end = CallEnd::Unanswered;
+        let own = self.own.take().and_then(|own| own.unanswered()).map(Box::new);
         let (key, over) = self.give_back()?;
-        Some(Pending { shared: Arc::clone(&self.shared), key, over })
+        Some(Pending { shared: Arc::clone(&self.shared), key, over, own })
     }
 
     fn give_back(&mut self) -> Option<(CallKey, oneshot::Receiver<()>)> {

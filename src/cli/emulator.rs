@@ -173,7 +173,9 @@ fn screen(url: &str, options: &EmulatorOptions) -> String {
   address   {egress_ip}
   broker    {}
 
-  POST /    SendMessage, signed; AssumeRole, signed; AssumeRoleWithOIDC
+  POST /    SendMessage, signed; AssumeRole, signed; AssumeRoleWithOIDC; ApplyToken, QueryToken,
+            RevokeToken, CreateGroupId, DeleteGroupId, ListGroupId, QuerySessionByClientId and
+            BatchQuerySessionByClientIds, signed, each under its published ceiling
   GET /latest/meta-data/ram/security-credentials/
   curl -s {url}/_emulator/report
   curl -s {url}/_emulator/messages

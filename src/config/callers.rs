@@ -13,6 +13,7 @@ use super::read::{Reader, boolean, choice, duration, list};
 use super::row::{Preset, Reload, Row};
 use super::table::section;
 use super::tables::{Table, tables};
+use crate::action::{Action, published_ceiling};
 use crate::message::TopicPattern;
 
 /// The keys of one caller.
@@ -31,6 +32,8 @@ const CALLER: [&str; 11] = [
 ];
 const MOST_CALLERS: usize = 1_000;
 const HEAVIEST: u32 = 1_000;
+const LONGEST_ACTION: usize = 64;
+const HIGHEST_ACTION_CEILING: u32 = 100_000;
 /// The provider's SDKs give up after ten seconds.
 const LONGEST_WAIT: Duration = Duration::from_secs(9);
 /// The provider's own keys begin so.
@@ -115,7 +118,43 @@ section! {
         /// ServiceUnavailable and it is not stored; or "accept", 200 with an id of tollgate's
         /// (TOLLGATE-...), and it is delivered later.
         kept: SdkKept = "refuse", choice(&KEPT);
+
+        /// Other operations of the provider's API that are passed on, signed anew: "ApplyToken", for example. Each
+        /// has the ceiling that the provider publishes for it, and its calls count towards those of the account
+        /// and the address. Another figure, or one for an operation without: "CloseConnection=10", in calls a
+        /// second. Callers with topics of their own may not call them.
+        actions: Vec<Action> = [], list(Scalar::Allowed, action);
     }
+}
+
+/// An operation that is passed on, perhaps with its ceiling.
+fn action(raw: &Raw) -> Result<Action, ValueError> {
+    let text = raw.text()?;
+    let (name, given) = text.split_once('=').map_or((text, None), |(name, n)| (name, Some(n)));
+    let is_name = !name.is_empty() && name.len() <= LONGEST_ACTION;
+    if !is_name || !name.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return Err(ValueError::new(
+            "is not the name of an operation",
+            "write \"ApplyToken\", say",
+        ));
+    }
+    if name.eq_ignore_ascii_case("SendMessage") {
+        let remedy = "leave it out: it is always taken, as a publish";
+        return Err(ValueError::new("is the operation that publishes", remedy));
+    }
+    let ceiling = match given {
+        Some(figure) => figure.parse().ok().filter(|n| (1..=HIGHEST_ACTION_CEILING).contains(n)),
+        None => published_ceiling(name),
+    };
+    let ceiling = ceiling.ok_or_else(|| {
+        if given.is_some() {
+            let remedy = format!("write calls a second, 1 to {HIGHEST_ACTION_CEILING}");
+            return ValueError::new("has a ceiling that is no such figure", remedy);
+        }
+        let remedy = format!("add the ceiling, calls a second: \"{name}=10\"");
+        ValueError::new("is no operation of which a ceiling is published", remedy)
+    })?;
+    Ok(Action { name: name.into(), ceiling })
 }
 
 /// The row of `[[callers]]`, which is no key of a section.
@@ -338,6 +377,10 @@ pub(super) fn sdk_fits(r: &mut Reader<'_>, sdk: &Sdk, callers: &[Caller], listen
     if sdk.accept == SdkAccept::Any && !own.iter().all(is_near) {
         let problem = "is \"any\", and others than this pod reach its addresses";
         r.conflict("sdk.accept", problem, "write \"issued\", or a loopback address in sdk.listen");
+    }
+    let mut names = HashSet::new();
+    if !sdk.actions.iter().all(|action| names.insert(&*action.name)) {
+        r.conflict("sdk.actions", "names an operation twice", "leave one");
     }
     for address in &sdk.listen {
         let is_free_port = matches!(address, Address::Tcp(tcp) if tcp.port() == 0);

@@ -24,7 +24,8 @@ pub struct Fault {
     /// How long it lasts, from when it was set.
     #[serde(default, rename = "for", deserialize_with = "duration")]
     pub lasts: Option<Duration>,
-    /// The operation that it hits: `AssumeRole`, `AssumeRoleWithOIDC`, or `metadata`; absent, `SendMessage`.
+    /// The operation that it hits: `AssumeRole`, `AssumeRoleWithOIDC`, `metadata`, or another one of the
+    /// provider's, as `ApplyToken`; absent, `SendMessage`.
     #[serde(default)]
     pub action: Option<String>,
     /// The parent topic or the whole topic that it hits; absent, every topic.

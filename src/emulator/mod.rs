@@ -7,7 +7,7 @@
 //! `send_message` has its signature checked (`key_ring`), checks its `parameters`, plays
 //! `faults` and takes the message into the `ledger`, and `reply` words the answer.
 //! `admin` serves `/_emulator/*`, `mqtt` hands messages to a real broker. `sts` and `metadata` give out
-//! temporary keys, whose `policy` holds for `send_message`.
+//! temporary keys, whose `policy` holds for `send_message`. `other_operation` answers what is neither.
 //!
 //! Where the provider's documents are silent or disagree, this is assumed:
 //! * calls refused for the account's ceiling count towards it, too;
@@ -29,6 +29,7 @@ mod metadata;
 mod mqtt;
 mod operation;
 mod options;
+mod other_operation;
 mod parameters;
 mod policy;
 mod reply;

@@ -3,6 +3,7 @@
 use http::request::Parts;
 
 use super::faults::SEND_MESSAGE;
+use super::other_operation::{self, OtherOperation};
 use crate::verification::{ReceivedCall, Refusal};
 
 /// One of them.
@@ -11,17 +12,20 @@ pub(super) enum Operation {
     SendMessage,
     AssumeRole,
     AssumeRoleWithOidc,
+    Other(&'static OtherOperation),
 }
 
 impl Operation {
-    const ALL: [Self; 3] = [Self::SendMessage, Self::AssumeRole, Self::AssumeRoleWithOidc];
+    fn all() -> impl Iterator<Item = Self> {
+        let own = [Self::SendMessage, Self::AssumeRole, Self::AssumeRoleWithOidc];
+        own.into_iter().chain(other_operation::ALL.iter().map(Self::Other))
+    }
 
     /// That of a call, before its signature is checked.
     pub(super) fn of(call: &ReceivedCall<'_>) -> Result<Self, Refusal> {
         let (action, version) = call.operation()?;
-        let operation = Self::ALL
-            .into_iter()
-            .find(|one| one.as_str() == action && one.api_version() == version);
+        let operation =
+            Self::all().find(|one| one.as_str() == action && one.api_version() == version);
         let operation = operation.ok_or_else(|| Refusal::new("InvalidApi.NotFound"))?;
         call.check_format()?;
         Ok(operation)
@@ -32,12 +36,13 @@ impl Operation {
             Self::SendMessage => SEND_MESSAGE,
             Self::AssumeRole => "AssumeRole",
             Self::AssumeRoleWithOidc => "AssumeRoleWithOIDC",
+            Self::Other(other) => other.name,
         }
     }
 
     const fn api_version(self) -> &'static str {
         match self {
-            Self::SendMessage => "2020-04-20",
+            Self::SendMessage | Self::Other(_) => "2020-04-20",
             Self::AssumeRole | Self::AssumeRoleWithOidc => "2015-04-01",
         }
     }

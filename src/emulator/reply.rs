@@ -90,11 +90,11 @@ fn whole(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response<Body> {
     reply
 }
 
-fn request_id() -> String {
+pub(super) fn request_id() -> String {
     Uuid::new_v4().hyphenated().encode_upper(&mut Uuid::encode_buffer()).to_owned()
 }
 
-fn with_request_id(mut reply: Response<Body>, id: &str) -> Response<Body> {
+pub(super) fn with_request_id(mut reply: Response<Body>, id: &str) -> Response<Body> {
     if let Ok(id) = HeaderValue::from_str(id) {
         reply.headers_mut().insert(REQUEST_ID, id);
     }

@@ -21,6 +21,9 @@ pub struct Report {
     pub worst_second: usize,
     /// The same by source address.
     pub worst_second_by_source: BTreeMap<IpAddr, usize>,
+    /// The most calls of an operation beside `SendMessage` in any half-open second, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub worst_second_by_operation: BTreeMap<&'static str, usize>,
     /// The last hour, seconds without calls left out.
     pub by_second: Vec<EmulatedSecond>,
     /// Addresses whose connections are being closed.

@@ -26,7 +26,7 @@ use super::reply::{self, Body};
 use super::send_message::{self, CallOutcome, DelayedOutcome};
 use super::state::EmulatorInner;
 use super::traffic::Arrival;
-use super::{admin, metadata, sts};
+use super::{admin, metadata, other_operation, sts};
 use crate::verification::Refusal;
 
 const MOST_CONNECTIONS: usize = 16_384;
@@ -132,6 +132,10 @@ async fn handle(
             let call = received(&parts, &body);
             match Operation::of(&call) {
                 Ok(Operation::SendMessage) => send_message::settle(shared, source, &call),
+                Ok(Operation::Other(operation)) => {
+                    let done = other_operation::answer(shared, operation, &call);
+                    return answer_with_keys(shared, done, &parts).await;
+                }
                 // Its operation stood in the body.
                 Ok(_) => {
                     return answer_with_keys(shared, sts::answer(shared, &call), &parts).await;
@@ -163,7 +167,7 @@ async fn handle(
     Ok(reply)
 }
 
-/// The answer of a service that gives out keys.
+/// The answer of a service that gives out keys, or of an operation that does nothing.
 async fn answer_with_keys(
     shared: &EmulatorInner,
     issued: KeyAnswer,

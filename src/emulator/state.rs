@@ -1,5 +1,6 @@
 //! What all connections share, behind one lock that is never held for long.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -15,6 +16,7 @@ use super::mqtt::Broker;
 use super::options::EmulatorOptions;
 use super::report::{Accepted, Report};
 use super::traffic::{Arrival, Traffic, TrafficCeilings};
+use super::window::TrafficWindow;
 
 pub(super) struct EmulatorInner {
     pub(super) options: EmulatorOptions,
@@ -32,6 +34,8 @@ pub(super) struct Books {
     pub(super) ledger: AcceptedLedger,
     pub(super) faults: Faults,
     pub(super) issued: u64,
+    /// Calls of operations beside `SendMessage`, by their names.
+    pub(super) operations: BTreeMap<&'static str, TrafficWindow>,
     /// Tokens of the metadata service, and when they end.
     pub(super) metadata_tokens: Vec<(String, u64)>,
 }
@@ -119,6 +123,11 @@ impl EmulatorInner {
             refused: books.ledger.refused.clone(),
             worst_second: worst.all,
             worst_second_by_source: worst.by_source,
+            worst_second_by_operation: books
+                .operations
+                .iter()
+                .map(|(name, window)| (*name, window.worst()))
+                .collect(),
             by_second: books.traffic.seconds(),
             blocked: books.traffic.blocked(now),
             keys: books.ledger.keys.clone(),
@@ -136,6 +145,7 @@ impl Books {
             ledger: AcceptedLedger::new(hasher, options.keep_messages, options.keep_bytes),
             faults: Faults::new(options.seed),
             issued: 0,
+            operations: BTreeMap::new(),
             metadata_tokens: Vec::new(),
         }
     }

@@ -57,6 +57,38 @@ impl Published {
     }
 }
 
+/// How a call of another operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActionResult {
+    /// Done.
+    Ok,
+    /// Refused by the provider.
+    Refused,
+    /// Refused because of a ceiling, ours or the provider's.
+    Throttled,
+    /// Not done.
+    Failed,
+    /// Perhaps done.
+    Unknown,
+}
+
+impl ActionResult {
+    /// All, in order.
+    pub const ALL: [Self; 5] =
+        [Self::Ok, Self::Refused, Self::Throttled, Self::Failed, Self::Unknown];
+
+    /// The word for it in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+            Self::Throttled => "throttled",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Why a call was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CallKind {

@@ -5,6 +5,7 @@
 //! label values written one after another, without comparing them, so ("ab", "c") and ("a", "bc")
 //! are one series with the sum of both. For a bill that is a wrong bill.
 
+mod action;
 mod bill;
 mod budget;
 mod counts;
@@ -30,6 +31,7 @@ use prometheus::Histogram;
 use crate::config::{Billing, Period};
 use crate::histogram;
 use crate::message::{InstanceId, Message};
+pub use action::{ActionCounts, MeteredAction};
 pub use bill::{Bill, BillRow, By, Query};
 pub use budget::{BudgetStatus, OverBudget};
 use counts::Counts;
@@ -37,7 +39,7 @@ pub use counts::{Messages, Snapshot};
 pub use errors::{Failure, Failures, LogLine};
 pub use history::Past;
 pub use label_set::OTHER;
-pub use labels::{Billed, CallKind, ExpiredAs, OperatorVerb, Published};
+pub use labels::{ActionResult, Billed, CallKind, ExpiredAs, OperatorVerb, Published};
 use ledger::Ledger;
 pub use ledger::LedgerError;
 
@@ -60,6 +62,7 @@ struct MeterInner {
     operator_actions: [AtomicU64; OperatorVerb::ALL.len()],
     /// Messages whose time to live has ended.
     expired: [AtomicU64; ExpiredAs::ALL.len()],
+    actions: Mutex<ActionCounts>,
 }
 
 /// Calls of a process before this one that ended in the same second, perhaps without an answer.
@@ -178,6 +181,7 @@ impl Meter {
                 batch_messages: histogram::exponential(1.0, 2.0, 8),
                 operator_actions: Default::default(),
                 expired: Default::default(),
+                actions: Mutex::default(),
             }),
         }
     }

@@ -391,3 +391,40 @@ async fn callers() {
         meter.close().await;
     }
 }
+
+/// What the provider may still read of other operations is counted as that, and no message of it.
+#[tokio::test]
+async fn calls_of_other_operations_outlive_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let instance = InstanceId::from("post-cn-1");
+    let open = || Meter::open(Some(folder.path()), 5, &billing(), [instance.clone()]).unwrap();
+    let calls = |meter: &Meter| {
+        let left = meter.unanswered_before(Duration::from_mins(1), Duration::from_secs(3));
+        left.unwrap_or_default().iter().map(|second| second.calls).sum::<usize>()
+    };
+    let killed = {
+        let meter = open();
+        meter.begin_action(&instance, "ApplyToken").await.ended(ActionResult::Ok);
+        meter.begin_action(&instance, "ApplyToken").await.ended(ActionResult::Unknown);
+        // One that is under way when the process is killed: the disk has a place for it.
+        let under_way = meter.begin_action(&instance, "ApplyToken").await;
+        let copied = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), copied.path().join(file.file_name())).unwrap();
+        }
+        under_way.ended(ActionResult::Ok);
+        meter.close().await;
+        copied
+    };
+    let meter = open();
+    assert_eq!(calls(&meter), 1, "the one without an answer");
+    meter.close().await;
+    let meter = Meter::open(Some(killed.path()), 5, &billing(), [instance.clone()]).unwrap();
+    assert!(calls(&meter) >= 2, "and the one under way");
+    let messages = meter.snapshot().messages;
+    let counted = messages.values().flat_map(BTreeMap::values);
+    assert_eq!(counted.map(|messages| messages.uncertain).sum::<u64>(), 0, "none is a message");
+    let bill = meter.bill(Query { from: 0, to: i64::MAX / 60, by: By::Topic }).await.unwrap();
+    assert_eq!(bill.rows, [], "nor on the bill");
+}

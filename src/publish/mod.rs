@@ -40,6 +40,7 @@ use crate::log_limiter::LogLimiter;
 use crate::memory::MemoryBudget;
 use crate::message::Topic;
 use crate::meter::{Meter, Published};
+use crate::passthrough::Passthrough;
 use crate::server::{Problem, Reply, RequestBody, Slug};
 use crate::spool::{Durability, Spool};
 use crate::upstream::HttpUpstream;
@@ -65,6 +66,7 @@ struct Inner {
     sdk: config::Sdk,
     ratelimit_headers: bool,
     delivery: Delivery<HttpUpstream>,
+    passthrough: Passthrough,
     ceiling: Ceiling,
     meter: Meter,
     draining: Arc<AtomicBool>,
@@ -75,17 +77,29 @@ struct Inner {
     batches: Arc<Semaphore>,
 }
 
+/// What the service works with.
+pub struct PublishParts {
+    /// Takes messages.
+    pub delivery: Delivery<HttpUpstream>,
+    /// Takes calls of other operations.
+    pub passthrough: Passthrough,
+    /// What the answers say of the ceilings.
+    pub ceiling: Ceiling,
+    /// Counts requests.
+    pub meter: Meter,
+    /// Once set, messages are refused.
+    pub draining: Arc<AtomicBool>,
+    /// For bodies.
+    pub memory: MemoryBudget,
+    /// Who may publish.
+    pub callers: Callers,
+}
+
 impl PublishService {
-    /// Hands messages to `delivery`, and refuses them once `draining` is set.
-    pub fn new(
-        config: &config::Config,
-        delivery: Delivery<HttpUpstream>,
-        ceiling: Ceiling,
-        meter: Meter,
-        draining: Arc<AtomicBool>,
-        memory: MemoryBudget,
-        callers: Callers,
-    ) -> Self {
+    /// Answers callers with these parts.
+    pub fn new(config: &config::Config, parts: PublishParts) -> Self {
+        let PublishParts { delivery, passthrough, ceiling, meter, draining, memory, callers } =
+            parts;
         Self {
             inner: Arc::new(Inner {
                 reader: RwLock::new(Arc::new(RequestReader::new(config, memory.clone()))),
@@ -94,6 +108,7 @@ impl PublishService {
                 sdk: config.sdk.clone(),
                 ratelimit_headers: config.publish.ratelimit_headers,
                 delivery,
+                passthrough,
                 ceiling,
                 meter,
                 draining,

@@ -22,7 +22,8 @@ use crate::keys::{KeyError, Keys};
 use crate::memory::{MemoryBudget, MemoryPlan};
 use crate::message::{CallerName, InstanceId};
 use crate::meter::{Meter, PriorCalls};
-use crate::publish::PublishService;
+use crate::passthrough::Passthrough;
+use crate::publish::{PublishParts, PublishService};
 use crate::server::HttpServer;
 use crate::spool::{self, AdoptionRules, MacFileError, MacKeys, OpenError, Spool};
 use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, TelemetrySources};
@@ -69,6 +70,7 @@ pub enum StartError {
 pub struct Sidecar {
     publish: PublishService,
     delivery: Delivery<HttpUpstream>,
+    passthrough: Passthrough,
     ceiling: Ceiling,
     meter: Meter,
     spool: Option<SpoolRemainder>,
@@ -135,6 +137,7 @@ impl Sidecar {
         let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
         let instances = config.upstream.instance_id.iter().cloned().chain(rules);
         let meter = meter(config, instances.collect()).await?;
+        let others = start.clone();
         let ceiling = ceiling(config, start, &meter);
         let plan = MemoryPlan::of(config.runtime.memory);
         let memory = MemoryBudget::new(plan.bodies);
@@ -148,15 +151,18 @@ impl Sidecar {
         );
         let callers = Callers::start(&config.callers, &servers.stop).await;
         let (ending, draining) = (Arc::default(), Arc::default());
-        let publish = PublishService::new(
-            config,
-            delivery.clone(),
-            ceiling.clone(),
-            meter.clone(),
-            Arc::clone(&draining),
-            memory.clone(),
+        let passthrough =
+            Passthrough::start(config, upstream.clone(), ceiling.clone(), meter.clone(), &others);
+        let parts = PublishParts {
+            delivery: delivery.clone(),
+            passthrough: passthrough.clone(),
+            ceiling: ceiling.clone(),
+            meter: meter.clone(),
+            draining: Arc::clone(&draining),
+            memory: memory.clone(),
             callers,
-        );
+        };
+        let publish = PublishService::new(config, parts);
         let configuration = Configuration::new(config);
         starting.started(TelemetryService::new(TelemetrySources {
             meter: meter.clone(),
@@ -189,6 +195,7 @@ impl Sidecar {
         Ok(Self {
             publish,
             delivery,
+            passthrough,
             ceiling,
             meter,
             spool,

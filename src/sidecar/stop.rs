@@ -65,7 +65,10 @@ impl Sidecar {
             }
         }
         // While the listeners are open: a caller whose call ends now still gets its reply.
-        let unanswered = self.delivery.close(self.call_timeout + LAST_RECORDS).await;
+        let (unanswered, ()) = tokio::join!(
+            self.delivery.close(self.call_timeout + LAST_RECORDS),
+            self.passthrough.close(self.call_timeout),
+        );
         let uncertain = self.meter.uncertain() - uncertain;
         if uncertain > 0 {
             tracing::warn!(

@@ -8,7 +8,7 @@ use super::TelemetrySources;
 use super::family::{Families, Family};
 use super::process_metrics::{connections, idempotency_keys, keys, memory, process};
 use crate::ceiling::{CeilingKind, Mode};
-use crate::meter::{Billed, ExpiredAs, Meter, Published, Snapshot};
+use crate::meter::{ActionResult, Billed, ExpiredAs, Meter, Published, Snapshot};
 use crate::server::ConnectionSlots;
 use crate::spool::{DropReason, Spool};
 
@@ -55,6 +55,7 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
         ceilings(sources),
         retries(sources),
         expired(&sources.meter),
+        actions(&sources.meter),
         sources.spool.as_ref().map(spool).unwrap_or_default(),
         held(sources),
         process(sources),
@@ -337,6 +338,21 @@ fn retries(sources: &TelemetrySources) -> Families {
     .value(&[("reason", "failing")], (paused.len() - denied) as f64)
     .value(&[("reason", "barred")], denied as f64);
     [batches, messages, lanes].map(Family::done).into()
+}
+
+/// Only where calls of other operations are passed on.
+fn actions(meter: &Meter) -> Families {
+    let mut calls = Family::counter(
+        "tollgate_action_calls_total",
+        "Calls of other operations than SendMessage that were passed on (sdk.actions)",
+    );
+    for (action, counts) in meter.actions() {
+        for (result, count) in ActionResult::ALL.iter().zip(counts) {
+            let labels = [("action", &*action), ("result", result.as_str())];
+            calls = calls.value(&labels, count as f64);
+        }
+    }
+    vec![calls.done()]
 }
 
 /// Messages that came too late, stored or not.

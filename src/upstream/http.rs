@@ -10,19 +10,20 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
-use http::{HeaderName, Method, Request, Response};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use http::{HeaderName, Method, Request};
+use http_body_util::Full;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::clock::{Correction, ProviderClock, TimeCheck};
 use super::connect::{Connector, TlsError};
-use super::pool::{Pool, PooledConnection, Slot};
+use super::exchange::{Exchanged, Path, RawAnswer, exchange};
+use super::pool::{Pool, Slot};
 use super::trouble::Trouble;
 use super::tunnel::unused_variable;
-use super::{SendGate, SendMessage, Upstream};
+use super::{API_VERSION, SendGate, SendMessage, Upstream};
+use crate::action::ActionCall;
 use crate::answer::{AccessDenied, Answer, Codes, NextSignature, TransportError, Verdict};
 use crate::ceiling::{Permit, Read};
 use crate::config::{self, SignatureVersion};
@@ -31,9 +32,6 @@ use crate::keys::{Key, Keys};
 use crate::log_limiter::LogLimiter;
 use crate::message::{Message, MessageId, PayloadEncoding, PayloadForm};
 use crate::signing::{self, Credentials, Signed, Stamp};
-
-/// No answer of the provider comes near it.
-const MAX_ANSWER: usize = 64 * 1024;
 
 /// The provider over HTTP. Cheap to clone.
 #[derive(Clone)]
@@ -60,15 +58,6 @@ struct UpstreamInner {
     trouble: Trouble,
     /// Unix milliseconds of the last answer; 0: none yet.
     last_answer_ms: AtomicI64,
-}
-
-/// How connections lead to the provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Path {
-    Direct,
-    /// Through `upstream.proxy`: what ends a connection may be the proxy's doing, and it may still
-    /// pass on what it has got.
-    Proxied,
 }
 
 /// What is known of the provider.
@@ -145,70 +134,62 @@ async fn reap(shared: std::sync::Weak<UpstreamInner>, idle_timeout: Duration) {
     }
 }
 
-impl Upstream for HttpUpstream {
-    async fn send(&self, message: &Message, mut permit: Permit, gate: &SendGate) -> Answer {
-        let shared = &*self.shared;
-        let pool = &shared.pools[permit.egress()];
-        let deadline = Instant::now() + shared.call_timeout;
-        let lease = tokio::select! {
-            lease = pool.lease(deadline.min(gate.closes())) => lease,
-            () = gate.stopped() => Err(TransportError::TooLate),
-        };
-        let (connection, slot) = match lease {
-            Ok(leased) => leased,
-            Err(lost) => {
-                shared.trouble.met(lost, &shared.authority);
-                give_back(permit, lost, Read::Never);
-                return Answer::TransportError(if gate.is_closed() {
-                    TransportError::TooLate
-                } else {
-                    lost
-                });
-            }
-        };
-        let (key, request) = match shared.prepare(message, &permit, gate) {
-            Ok(prepared) => prepared,
-            Err(lost) => {
-                permit.unsent();
-                pool.put_back(connection);
-                return Answer::TransportError(lost);
-            }
-        };
-        permit.goes_to(connection.to());
-        // On the heap: it may outlive this call.
-        let mut exchange = Box::pin(exchange(connection, request, shared.path));
-        let Ok((connection, ended)) = deadline::by(deadline, &mut exchange).await else {
-            // Its place is free for another call.
-            drop(slot);
-            if let Some(place) = pool.listener() {
-                listen(exchange, permit, place);
-            }
-            return Answer::TransportError(TransportError::Timeout);
-        };
-        match ended {
-            Ok(answer) => {
-                let mut answer = shared.codes.rule(answer);
-                pool.put_back(connection);
-                shared.learn(message.id, &mut answer, &key);
-                match answer.verdict() {
-                    // A gateway that did not wait for what stands behind it, which may read it yet.
-                    _ if answer.is_gateway_timeout() => drop(permit),
-                    Verdict::Throttled { .. } => permit.throttled(),
-                    _ => permit.answered(),
-                }
-                answer
-            }
-            Err((lost, read)) => {
-                // Only then is nothing of the call sent any more.
-                connection.close().await;
-                give_back(permit, lost, read);
-                Answer::TransportError(lost)
-            }
+/// No answer to a message comes near it.
+const MAX_ANSWER: usize = 64 << 10;
+/// Of other operations: some list what an instance has.
+const MAX_ACTION_ANSWER: usize = 1 << 20;
+
+/// What is sent.
+#[derive(Clone, Copy)]
+enum Outgoing<'a> {
+    Message(&'a Message),
+    Action(&'a ActionCall),
+}
+
+impl Outgoing<'_> {
+    fn id(self) -> MessageId {
+        match self {
+            Self::Message(message) => message.id,
+            Self::Action(call) => call.id,
         }
+    }
+
+    const fn max_answer(self) -> usize {
+        match self {
+            Self::Message(_) => MAX_ANSWER,
+            Self::Action(_) => MAX_ACTION_ANSWER,
+        }
+    }
+
+    /// What an answer means for it. Only a message has a `MsgId`.
+    fn verdict(self, answer: &Answer) -> Verdict {
+        match (self, answer.http()) {
+            (Self::Action(_), Some(http)) if http.is_2xx() => Verdict::Delivered,
+            _ => answer.verdict(),
+        }
+    }
+}
+
+impl Upstream for HttpUpstream {
+    async fn send(&self, message: &Message, permit: Permit, gate: &SendGate) -> Answer {
+        self.shared.call(Outgoing::Message(message), permit, gate).await.answer
     }
 
     async fn renew_key(&self) -> bool {
         self.shared.keys.renew().await
+    }
+}
+
+impl HttpUpstream {
+    /// How long a call takes at most.
+    pub fn call_timeout(&self) -> Duration {
+        self.shared.call_timeout
+    }
+
+    /// Makes one call of another operation, and returns its answer as it came. Otherwise as
+    /// [`Upstream::send`].
+    pub async fn pass(&self, call: &ActionCall, permit: Permit, gate: &SendGate) -> RawAnswer {
+        self.shared.call(Outgoing::Action(call), permit, gate).await
     }
 }
 
@@ -252,7 +233,7 @@ fn listen(exchange: impl Future<Output = Exchanged> + Send + 'static, permit: Pe
         let _place = place;
         tokio::select! {
             (_, ended) = exchange => match ended {
-                Ok(answer) if !answer.is_gateway_timeout() => pending.answered(),
+                Ok(raw) if !raw.answer.is_gateway_timeout() => pending.answered(),
                 Err((_, Read::Over)) => pending.over(),
                 Ok(_) | Err(_) => {}
             },
@@ -261,58 +242,76 @@ fn listen(exchange: impl Future<Output = Exchanged> + Send + 'static, permit: Pe
     });
 }
 
-/// What became of a request: its answer, or why there is none and whether the provider may still read
-/// it.
-type Exchanged = (PooledConnection, Result<Answer, (TransportError, Read)>);
-
-/// Sends a request and reads the whole answer.
-async fn exchange(
-    mut connection: PooledConnection,
-    request: Request<Full<Bytes>>,
-    path: Path,
-) -> Exchanged {
-    let response = connection.sender().try_send_request(request).await;
-    let ended = match response {
-        Ok(response) => answer(response).await,
-        Err(mut error) => {
-            // hyper hands a request back of which it has written nothing.
-            Err(match error.take_message() {
-                Some(_) => (TransportError::Unwritten, Read::Never),
-                None if error.error().is_parse() => (TransportError::Garbled, Read::Possible),
-                None => (TransportError::Closed, read(error.error(), path)),
-            })
-        }
-    };
-    (connection, ended)
-}
-
-async fn answer(response: Response<Incoming>) -> Result<Answer, (TransportError, Read)> {
-    let (head, body) = response.into_parts();
-    // Its head has come: the provider has read the call.
-    match Limited::new(body, MAX_ANSWER).collect().await {
-        Ok(body) => Ok(Answer::read(head.status.as_u16(), &head.headers, &body.to_bytes())),
-        Err(error) if error.is::<LengthLimitError>() => Err((TransportError::Garbled, Read::Over)),
-        Err(_) => Err((TransportError::Closed, Read::Over)),
-    }
-}
-
-/// Whether the provider may still read the call of a connection that ended with this error.
-fn read(error: &hyper::Error, path: Path) -> Read {
-    // Its end in order. A reset may be the way's doing, and any end a proxy's.
-    let is_over = error.is_incomplete_message() && path == Path::Direct;
-    if is_over { Read::Over } else { Read::Possible }
-}
-
 impl UpstreamInner {
+    async fn call(&self, call: Outgoing<'_>, mut permit: Permit, gate: &SendGate) -> RawAnswer {
+        let pool = &self.pools[permit.egress()];
+        let deadline = Instant::now() + self.call_timeout;
+        let lease = tokio::select! {
+            lease = pool.lease(deadline.min(gate.closes())) => lease,
+            () = gate.stopped() => Err(TransportError::TooLate),
+        };
+        let (connection, slot) = match lease {
+            Ok(leased) => leased,
+            Err(lost) => {
+                self.trouble.met(lost, &self.authority);
+                give_back(permit, lost, Read::Never);
+                return if gate.is_closed() { TransportError::TooLate } else { lost }.into();
+            }
+        };
+        let (key, request) = match self.prepare(call, &permit, gate) {
+            Ok(prepared) => prepared,
+            Err(lost) => {
+                permit.unsent();
+                pool.put_back(connection);
+                return lost.into();
+            }
+        };
+        permit.goes_to(connection.to());
+        // On the heap: it may outlive this call.
+        let mut exchange = Box::pin(exchange(connection, request, self.path, call.max_answer()));
+        let Ok((connection, ended)) = deadline::by(deadline, &mut exchange).await else {
+            // Its place is free for another call.
+            drop(slot);
+            if let Some(place) = pool.listener() {
+                listen(exchange, permit, place);
+            }
+            return TransportError::Timeout.into();
+        };
+        match ended {
+            Ok(RawAnswer { answer, body }) => {
+                let mut answer = self.codes.rule(answer);
+                pool.put_back(connection);
+                let verdict = call.verdict(&answer);
+                self.learn(call.id(), &mut answer, &verdict, &key);
+                match verdict {
+                    // A gateway that did not wait for what stands behind it, which may read it yet.
+                    _ if answer.is_gateway_timeout() => drop(permit),
+                    Verdict::Throttled { .. } => permit.throttled(),
+                    _ => permit.answered(),
+                }
+                RawAnswer { answer, body }
+            }
+            Err((lost, read)) => {
+                // Only then is nothing of the call sent any more.
+                connection.close().await;
+                give_back(permit, lost, read);
+                lost.into()
+            }
+        }
+    }
+
     /// The request, signed as the last step, and the key that signed it: if it may leave now.
     fn prepare(
         &self,
-        message: &Message,
+        call: Outgoing<'_>,
         permit: &Permit,
         gate: &SendGate,
     ) -> Result<(Arc<Key>, Request<Full<Bytes>>), TransportError> {
-        let key = self.keys.choose(message.id).map_err(|_| TransportError::NoKey)?;
-        let request = self.request(message, &key)?;
+        let key = self.keys.choose(call.id()).map_err(|_| TransportError::NoKey)?;
+        let request = match call {
+            Outgoing::Message(message) => self.message_request(message, &key)?,
+            Outgoing::Action(call) => self.action_request(call, &key)?,
+        };
         if !permit.holds() {
             return Err(TransportError::Unwritten);
         }
@@ -322,9 +321,7 @@ impl UpstreamInner {
         Ok((key, request))
     }
 
-    /// The whole request, signed as the last step. `Unwritten` only where a part of it is no HTTP,
-    /// which keys and topics, being checked, never are.
-    fn request(
+    fn message_request(
         &self,
         message: &Message,
         key: &Key,
@@ -341,17 +338,39 @@ impl UpstreamInner {
             }
         };
         let operation = SendMessage::new(&message.instance, message.topic.as_str(), &payload);
+        self.request(&operation.call(&self.authority), key)
+    }
+
+    fn action_request(
+        &self,
+        call: &ActionCall,
+        key: &Key,
+    ) -> Result<Request<Full<Bytes>>, TransportError> {
+        let params = call.parameters.iter().map(|(name, value)| (&**name, &**value));
+        let params: Vec<_> = params.collect();
+        let call = signing::Call {
+            authority: &self.authority,
+            action: &call.action,
+            version: API_VERSION,
+            params: &params,
+        };
+        self.request(&call, key)
+    }
+
+    /// The whole request, signed as the last step. `Unwritten` only where a part of it is no HTTP,
+    /// which keys, topics and names of operations, being checked, never are.
+    fn request(
+        &self,
+        call: &signing::Call<'_>,
+        key: &Key,
+    ) -> Result<Request<Full<Bytes>>, TransportError> {
         let credentials = Credentials {
             id: key.id(),
             secret: key.secret().expose_secret(),
             token: key.token().map(ExposeSecret::expose_secret),
         };
-        let signed = signing::sign(
-            self.signature,
-            &operation.call(&self.authority),
-            &credentials,
-            &self.stamp().ok_or(TransportError::Unwritten)?,
-        );
+        let stamp = self.stamp().ok_or(TransportError::Unwritten)?;
+        let signed = signing::sign(self.signature, call, &credentials, &stamp);
         assemble(signed, self.host.clone()).ok_or(TransportError::Unwritten)
     }
 
@@ -367,11 +386,10 @@ impl UpstreamInner {
     }
 
     /// Takes from an answer what the next call needs to know.
-    fn learn(&self, message: MessageId, answer: &mut Answer, key: &Arc<Key>) {
+    fn learn(&self, call: MessageId, answer: &mut Answer, verdict: &Verdict, key: &Arc<Key>) {
         let now = Timestamp::now();
         self.last_answer_ms.store(now.as_millisecond(), Ordering::Relaxed);
         self.trouble.ended();
-        let verdict = answer.verdict();
         let check = match verdict {
             Verdict::Denied(AccessDenied::Clock) => TimeCheck::Refused,
             Verdict::Delivered | Verdict::Refused => TimeCheck::Passed,
@@ -379,11 +397,11 @@ impl UpstreamInner {
         };
         let next = match verdict {
             Verdict::Denied(why @ (AccessDenied::Key | AccessDenied::Permission)) => {
-                self.keys.refused(message, key, why)
+                self.keys.refused(call, key, *why)
             }
             // A message that is refused has a key that is not.
             Verdict::Delivered | Verdict::Refused => {
-                self.keys.worked(message, key);
+                self.keys.worked(call, key);
                 NextSignature::Same
             }
             _ => NextSignature::Same,

@@ -7,6 +7,7 @@
 mod cause;
 mod clock;
 mod connect;
+mod exchange;
 mod http;
 mod pool;
 mod resolve;
@@ -21,8 +22,12 @@ use crate::message::Message;
 
 pub use self::http::{HttpUpstream, UpstreamStatus};
 pub use connect::TlsError;
+pub use exchange::RawAnswer;
 pub use send_gate::SendGate;
 pub use send_message::SendMessage;
+
+/// The revision of the provider's API.
+pub const API_VERSION: &str = "2020-04-20";
 
 /// Where calls go. The provider, or a script in a test.
 pub trait Upstream: Send + Sync + 'static {

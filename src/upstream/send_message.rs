@@ -1,11 +1,10 @@
 //! The provider's operation that publishes one message.
 
+use super::API_VERSION;
 use crate::signing::Call;
 
 /// The operation's name.
 const ACTION: &str = "SendMessage";
-/// The revision of the API that has it.
-const VERSION: &str = "2020-04-20";
 
 /// The parameters of one `SendMessage`.
 pub struct SendMessage<'a> {
@@ -20,6 +19,6 @@ impl<'a> SendMessage<'a> {
 
     /// The call to sign, for the `Host` header as it will be sent.
     pub fn call(&'a self, authority: &'a str) -> Call<'a> {
-        Call { authority, action: ACTION, version: VERSION, params: &self.params }
+        Call { authority, action: ACTION, version: API_VERSION, params: &self.params }
     }
 }

@@ -24,6 +24,7 @@ mod process;
 mod reads;
 mod requests;
 mod sdk;
+mod sdk_actions;
 mod secrets;
 mod signatures;
 mod spool_http;

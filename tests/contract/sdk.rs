@@ -14,7 +14,7 @@ const ORDERS: Credentials<'static> =
     Credentials { id: "orders-1", secret: "hushsecret-of-the-orders", token: None };
 const ALARMS: Credentials<'static> =
     Credentials { id: "alarms-1", secret: "hushsecret-of-the-alarms", token: None };
-const BOTH: [SignatureVersion; 2] = [SignatureVersion::HmacSha1, SignatureVersion::Acs3];
+pub(crate) const BOTH: [SignatureVersion; 2] = [SignatureVersion::HmacSha1, SignatureVersion::Acs3];
 
 async fn stand() -> Stand {
     let settings = |path: &dyn Fn(&str) -> String| {
@@ -30,10 +30,10 @@ async fn stand() -> Stand {
 }
 
 /// A call as it is sent: its path, headers and body.
-struct SignedCall {
-    path: String,
+pub(crate) struct SignedCall {
+    pub(crate) path: String,
     headers: Vec<(&'static str, String)>,
-    body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 fn signed(
@@ -43,21 +43,31 @@ fn signed(
     stamp: &Stamp,
 ) -> SignedCall {
     let params = [("InstanceId", INSTANCE), ("MqttTopic", topic), ("Payload", "eA==")];
+    signed_call(version, key, "SendMessage", &params, stamp)
+}
+
+/// A call of any operation. Its parameters are sorted by name.
+pub(crate) fn signed_call(
+    version: SignatureVersion,
+    key: &Credentials<'_>,
+    action: &str,
+    params: &[(&str, &str)],
+    stamp: &Stamp,
+) -> SignedCall {
     // As the requests of these tests name their host.
-    let authority = "localhost";
-    let call = Call { authority, action: "SendMessage", version: "2020-04-20", params: &params };
+    let call = Call { authority: "localhost", action, version: "2020-04-20", params };
     let signed = sign(version, &call, key, stamp);
     let path = if signed.query.is_empty() { "/".to_owned() } else { format!("/?{}", signed.query) };
     SignedCall { path, headers: signed.headers, body: signed.body.into() }
 }
 
-async fn send(address: &str, call: &SignedCall) -> Answer {
+pub(crate) async fn send(address: &str, call: &SignedCall) -> Answer {
     let headers: Vec<_> =
         call.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     post(address, &call.path, &headers, &call.body).await
 }
 
-fn code(answer: &Answer) -> (u16, String) {
+pub(crate) fn code(answer: &Answer) -> (u16, String) {
     (answer.status, answer.json()["Code"].as_str().unwrap_or_default().to_owned())
 }
 

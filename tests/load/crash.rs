@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// `TOLLGATE_CRASHES=10000 cargo test --release --test load crash` for a long night.
-const CRASHES: usize = 300;
+const CRASHES: usize = 150;
 const CALLERS: usize = 8;
 
 /// Each process calls from an address of its own, so that the provider's books say whose a call was. Its

@@ -124,7 +124,7 @@ impl Ledger {
         Self::start(store, None, Reservations::new(0, Vec::new()))
     }
 
-    /// Opens the ledger in `folder`. Returns the calls that an earlier process left uncertain. Blocks.
+    /// Opens the ledger in `folder`. Returns the messages that an earlier process left uncertain. Blocks.
     pub(super) fn open(folder: &Path) -> Result<(Self, BTreeMap<SeriesName, u64>), LedgerError> {
         let at = |path: &Path| {
             let path = path.to_owned();
@@ -150,7 +150,7 @@ impl Ledger {
         let lost = lost.into_iter();
         let lost =
             lost.filter_map(|(id, calls)| Some((names.get(usize::from(id))?.clone(), calls)));
-        let lost = lost.collect();
+        let lost = lost.filter(|(name, _): &(SeriesName, u64)| name.counts_messages()).collect();
         let reservations = Reservations::new(snapshot.generation, names);
         let ledger = Self::start(store, Some(file), reservations)?;
         let recovered = (found.generation > 0).then(|| Arc::new(recovered));
@@ -228,7 +228,7 @@ impl Ledger {
     }
 
     /// Messages from this Unix second on, by the second in which their calls ended, and how many of
-    /// them had not ended when the last process did; `None` where the ledger begins with this process.
+    /// them had not ended when the last process did, with calls of other operations that have no answer; `None` where the ledger begins with this process.
     /// Blocks for a moment.
     pub(super) fn seconds_since(&self, second: i64) -> Option<BTreeMap<i64, (Bucket, u64)>> {
         let (died, under_way) = &**self.recovered.as_ref()?;
@@ -249,7 +249,7 @@ impl Ledger {
         Some(found)
     }
 
-    /// Minutes of this range of Unix minutes, in order of time. Blocks.
+    /// Messages by minute, of this range of Unix minutes, in order of time. Blocks.
     pub(super) fn minutes(
         &self,
         range: Range<i64>,
@@ -257,7 +257,7 @@ impl Ledger {
     ) -> Result<(), String> {
         let names = self.shared.state().reservations.names();
         let each = |minute, id: SeriesId, counts| {
-            if let Some(name) = names.get(usize::from(id)) {
+            if let Some(name) = names.get(usize::from(id)).filter(|name| name.counts_messages()) {
                 each(minute, name, counts);
             }
         };

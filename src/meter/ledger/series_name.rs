@@ -17,7 +17,21 @@ pub(crate) struct SeriesName {
 /// The caller of a series that stands for all of them. No caller has this name.
 const ALL_CALLERS: &str = "*";
 
+/// Topic and caller of the series of calls that are no messages: neither is called so.
+const ACTIONS: &str = "+";
+
 impl SeriesName {
+    /// The one of an instance's calls of other operations, which are not billed: it only knows how many may have
+    /// no answer.
+    pub(crate) fn of_actions(instance: &InstanceId) -> Self {
+        Self { instance: Arc::clone(instance), topic: ACTIONS.into(), caller: ACTIONS.into() }
+    }
+
+    /// Whether it counts messages.
+    pub(crate) fn counts_messages(&self) -> bool {
+        &*self.topic != ACTIONS
+    }
+
     /// The one of an instance and parent topic, where all callers are one.
     pub(crate) fn of_all(instance: &InstanceId, topic: &str) -> Self {
         Self { instance: Arc::clone(instance), topic: topic.into(), caller: "".into() }
@@ -26,6 +40,9 @@ impl SeriesName {
     /// The ones that count this one's messages as well, for their largest seconds: of its whole instance, and
     /// with a caller that of the topic and that of the caller.
     pub(super) fn sums(&self) -> Vec<Self> {
+        if !self.counts_messages() {
+            return Vec::new();
+        }
         let whole = Self::of_all(&self.instance, "");
         if self.caller.is_empty() {
             return vec![whole];

@@ -1,4 +1,4 @@
-//! From an SDK's request to a message.
+//! From an SDK's request to a message, or to a call of another operation.
 
 use std::sync::Arc;
 
@@ -8,23 +8,25 @@ use http::request::Parts;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::RefusedCall;
+use super::{RefusedCall, action};
+use crate::action::ActionCall;
 use crate::callers::{Caller, Callers};
 use crate::config::{Sdk, SdkAccept};
-use crate::memory::NoMemory;
-use crate::message::{Message, MessageId, Payload, Topic};
+use crate::memory::{MemoryReservation, NoMemory};
+use crate::message::{InstanceId, Message, MessageId, Payload, Topic};
 use crate::meter::Published;
+use crate::passthrough::{PassOptions, Passthrough};
 use crate::publish::body::BodyLimits;
 use crate::publish::log::LogContext;
 use crate::publish::refusal::RefusedRequest;
 use crate::publish::request::{RequestReader, trace};
 use crate::publish::terms::AskedTerms;
 use crate::server::{MAX_QUERY, Problem, RequestBody, TakenQuery};
+use crate::upstream::API_VERSION;
 use crate::verification::{self, ReceivedCall, Refusal};
 
-/// The action that is taken as a publish, and the version of the provider's API.
+/// The action that is taken as a publish.
 const SEND_MESSAGE: &str = "SendMessage";
-const API_VERSION: &str = "2020-04-20";
 /// The most bytes of a form: 64 KiB of which each character is percent-encoded, and the other parameters.
 const MAX_FORM: usize = 200 << 10;
 /// How access keys of the provider's own begin: lasting and temporary ones.
@@ -35,6 +37,14 @@ pub(super) struct CallReader<'a> {
     pub(super) reader: &'a RequestReader,
     pub(super) sdk: &'a Sdk,
     pub(super) callers: &'a Callers,
+    pub(super) passthrough: &'a Passthrough,
+}
+
+/// What a call asks for.
+pub(super) enum ReadCall {
+    Message(Message),
+    /// Another operation, with the memory that it holds.
+    Action(ActionCall, PassOptions, MemoryReservation),
 }
 
 impl CallReader<'_> {
@@ -45,7 +55,7 @@ impl CallReader<'_> {
         body: RequestBody,
         start: Instant,
         context: &mut LogContext,
-    ) -> Result<Message, RefusedCall> {
+    ) -> Result<ReadCall, RefusedCall> {
         let now = Timestamp::now();
         let asked =
             AskedTerms::read(&parts.headers, start).map_err(|problem| refused_header(&problem))?;
@@ -76,8 +86,10 @@ impl CallReader<'_> {
         let caller = self.caller(&call, now)?;
         context.proven(caller.as_deref());
         if action != SEND_MESSAGE {
-            let message = format!("{action} is not passed on by tollgate, only {SEND_MESSAGE} is.");
-            return Err(Refusal::new("ApiNotSupport").saying(message).into());
+            let (call, instance) = self.action(&call, action, caller.as_deref())?;
+            let caller = caller.map(|caller| Arc::clone(caller.name()));
+            let options = PassOptions { instance, caller, patience: self.sdk.wait };
+            return Ok(ReadCall::Action(call, options, reservation));
         }
         let message = self.message(&call, asked)?;
         if caller.as_ref().is_some_and(|caller| !caller.may_publish(&message.topic)) {
@@ -85,21 +97,36 @@ impl CallReader<'_> {
             let text = format!("This caller may not publish to {}.", message.topic);
             return Err(refusal.saying(text).into());
         }
-        if let Some(caller) = &caller {
-            caller.count().map_err(|later| {
-                let refusal = Refusal::new("Throttling.User")
-                    .saying("This caller has sent as many messages as it may (callers.calls_per_second).")
-                    .after(later);
-                RefusedCall { refusal, published: Published::OverCeiling }
-            })?;
-        }
+        count(caller.as_deref())?;
         // The form and the query end here, and the message has a reservation of its own.
         let mut held = self.reader.memory().begin().map_err(no_memory)?;
         held.add_body(message.payload.as_bytes().len()).map_err(no_memory)?;
         let payload = encoded(held.hold(message.payload.into_bytes()))?;
         let trace = trace(&parts.headers);
         let caller = caller.map(|caller| Arc::clone(caller.name()));
-        Ok(Message { payload, caller, trace, ..message })
+        Ok(ReadCall::Message(Message { payload, caller, trace, ..message }))
+    }
+
+    /// A call of another operation.
+    fn action(
+        &self,
+        call: &ReceivedCall<'_>,
+        action: &str,
+        caller: Option<&Caller>,
+    ) -> Result<(ActionCall, InstanceId), RefusedCall> {
+        if !self.passthrough.passes(action) {
+            let text = format!("{action} is not passed on by tollgate (sdk.actions).");
+            return Err(Refusal::new("ApiNotSupport").saying(text).into());
+        }
+        // With a token of the provider's, say, a device publishes to any topic.
+        if caller.is_some_and(|caller| !caller.may_publish_all()) {
+            let text =
+                "A caller with topics of its own (callers.topics) may call no other operation.";
+            return Err(Refusal::new("PermissionCheckFailed").saying(text).into());
+        }
+        let read = action::read(self.reader, call, action)?;
+        count(caller)?;
+        Ok(read)
     }
 
     /// Refuses what the head says already, before a body is read: the key of a stranger, where the head has it.
@@ -166,6 +193,17 @@ impl CallReader<'_> {
         let (id, caller, trace) = (MessageId::new(), None, None);
         Ok(Message { id, instance, topic, payload, caller, trace, terms })
     }
+}
+
+/// Counts a call of its caller.
+fn count(caller: Option<&Caller>) -> Result<(), RefusedCall> {
+    let Some(caller) = caller else { return Ok(()) };
+    caller.count().map_err(|later| {
+        let refusal = Refusal::new("Throttling.User")
+            .saying("This caller has sent as many messages as it may (callers.calls_per_second).")
+            .after(later);
+        RefusedCall { refusal, published: Published::OverCeiling }
+    })
 }
 
 fn encoded(text: Bytes) -> Result<Payload, Refusal> {

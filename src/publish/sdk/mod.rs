@@ -1,7 +1,8 @@
-//! The server for the provider's SDKs: their `SendMessage`, taken as a publish.
+//! The server for the provider's SDKs: their `SendMessage`, taken as a publish, and other operations, passed on.
 //!
-//! `call` reads a request, `outcome` words what became of its message as the provider would.
+//! `call` reads a request, `action` one of another operation, `outcome` words what became of it as the provider would.
 
+mod action;
 mod call;
 mod outcome;
 
@@ -9,15 +10,15 @@ use http::Request;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::Inner;
 use super::log::LogContext;
-use super::{Inner, answered::Answered};
 use crate::config;
 use crate::delivery::{Keeping, PublishOptions};
 use crate::message::Message;
 use crate::meter::Published;
 use crate::server::{Reply, RequestBody};
 use crate::verification::Refusal;
-use call::CallReader;
+use call::{CallReader, ReadCall};
 use outcome::SdkAnswer;
 
 /// A call that is refused before anything is done for it, and how it is counted.
@@ -41,7 +42,12 @@ impl Inner {
         let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         let host = host.unwrap_or_default().to_owned();
         let reader = self.reader();
-        let reader = CallReader { reader: &reader, sdk: &self.sdk, callers: &self.callers };
+        let reader = CallReader {
+            reader: &reader,
+            sdk: &self.sdk,
+            callers: &self.callers,
+            passthrough: &self.passthrough,
+        };
         let read = if self.draining() {
             Err(stopping())
         } else {
@@ -52,16 +58,27 @@ impl Inner {
         let mut parent = None;
         let answer = match read {
             Ok(_) if self.draining() => SdkAnswer::from(stopping()),
-            Ok(message) => {
+            Ok(ReadCall::Message(message)) => {
                 context.topic(message.topic.as_str());
                 parent = Some(message.topic.clone());
                 self.deliver(message).await
+            }
+            Ok(ReadCall::Action(call, options, memory)) => {
+                // No message: it has counts of its own.
+                let answer = match self.passthrough.pass(call, options, memory).await {
+                    Ok(raw) => action::answer(raw),
+                    Err(refused) => SdkAnswer::without_permit(&refused),
+                };
+                return self.limited(answer.answered(&host).reply);
             }
             Err(refused) => SdkAnswer::from(refused),
         };
         let answered = answer.answered(&host);
         self.note(parent.as_ref(), &answered, start.elapsed(), &context);
-        let Answered { mut reply, .. } = answered;
+        self.limited(answered.reply)
+    }
+
+    fn limited(&self, mut reply: Reply) -> Reply {
         self.limit_headers(&mut reply);
         reply
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -28,12 +29,20 @@ const KEPT: &str = "TOLLGATE-";
 
 /// The answer to an SDK.
 pub(super) struct SdkAnswer {
-    result: Result<String, Refusal>,
+    result: Result<Success, Refusal>,
     published: Published,
     calls: u32,
     /// The provider's, of the last call.
     request_id: Option<String>,
     code: Option<String>,
+}
+
+/// What is not ours to word.
+enum Success {
+    /// Its message was taken: `MsgId`.
+    Taken(String),
+    /// Another operation's answer, as the provider has given it, be it of success or not.
+    Passed { status: u16, body: Bytes, retry_after: Option<Duration> },
 }
 
 #[derive(Serialize)]
@@ -103,7 +112,44 @@ impl SdkAnswer {
             Disposition::Answered(answer) => Some(answer.label().into_owned()),
             _ => None,
         };
-        Self { result, published, calls, request_id, code }
+        Self { result: result.map(Success::Taken), published, calls, request_id, code }
+    }
+
+    /// The provider's answer to a call of another operation.
+    pub(super) fn passed(http: &HttpAnswer, body: Bytes) -> Self {
+        let HttpAnswer { status, retry_after, .. } = *http;
+        let request_id = http.request_id.clone().map(String::from);
+        let result = Ok(Success::Passed { status, body, retry_after });
+        // Not a message: its counts are the passthrough's.
+        Self { result, published: Published::Delivered, calls: 1, request_id, code: None }
+    }
+
+    /// What became of a call of another operation, where the provider's answer is not to be passed on.
+    pub(super) fn of_action(answer: &Answer) -> Self {
+        let refusal = match answer.verdict() {
+            Verdict::Denied(denied) => {
+                let text =
+                    format!("The provider does not let tollgate in. {}", denied.explanation());
+                unavailable(&text)
+            }
+            Verdict::Delivered | Verdict::Unknown => Refusal::new("InternalError").saying(
+                "A call was sent, and no answer came that can be read: it may have been done.",
+            ),
+            Verdict::Throttled { retry_after } => {
+                let text = "Request was denied due to user flow control.";
+                throttled(text, retry_after.unwrap_or(THROTTLE_RETRY))
+            }
+            Verdict::Refused => as_the_provider(answer.http(), "ParameterCheckFailed"),
+            Verdict::Failed => as_the_provider(answer.http(), "ServiceUnavailable"),
+        };
+        RefusedCall { refusal, published: Published::Failed }.into()
+    }
+
+    /// No permit was free in time for a call of another operation.
+    pub(super) fn without_permit(refused: &Refused) -> Self {
+        let (result, published) = no_permit(refused);
+        let result = result.map(Success::Taken);
+        Self { result, published, calls: 0, request_id: None, code: None }
     }
 
     /// `host`: what the caller has called us.
@@ -111,7 +157,18 @@ impl SdkAnswer {
         let Self { result, published, calls, request_id, code } = self;
         let id = request_id.clone().unwrap_or_else(new_request_id);
         let (mut reply, failure) = match result {
-            Ok(msg_id) => (json(StatusCode::OK, &Sent { msg_id: &msg_id, request_id: &id }), None),
+            Ok(Success::Taken(msg_id)) => {
+                (json(StatusCode::OK, &Sent { msg_id: &msg_id, request_id: &id }), None)
+            }
+            Ok(Success::Passed { status, body, retry_after }) => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+                let mut reply = reply(status, JSON, body);
+                if let Some(wait) = retry_after {
+                    let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                    reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(millis));
+                }
+                (reply, None)
+            }
             Err(refusal) => {
                 let status =
                     StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
