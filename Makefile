@@ -1,4 +1,4 @@
-.PHONY: demo test quick bench check image setup soak
+.PHONY: demo test lint deny quick bench check image setup soak
 
 # Most tests wait for processes and clocks: six at a time keep two cores busy. Those under load take turns.
 export RUST_TEST_THREADS ?= 6
@@ -6,13 +6,19 @@ export RUST_TEST_THREADS ?= 6
 demo: ## one process, nothing to set up
 	cargo run --release -- demo
 
-test: setup ## everything that CI runs
+test: ## everything that CI runs
+	# Downloads, and two compilers with parts that keep one core busy.
+	$(MAKE) --jobs 3 --output-sync=target setup lint deny
+	tests/without_emulator.sh
+	tests/searched.sh cargo test --all-features -- --show-output
+
+lint: ## the form of the code
 	cargo fmt --check
 	cargo clippy --all-targets --all-features -- -D warnings
 	cargo clippy --no-default-features -- -D warnings
+
+deny: ## licences, sources and known defects of the dependencies
 	tests/deny.sh
-	tests/without_emulator.sh
-	tests/searched.sh cargo test --all-features -- --show-output
 
 # Simulations, and two hundred thousand calls through one ledger: half a minute of a core and more, each.
 SLOW = --skip many_sidecars --skip what_the_provider_bills
@@ -35,9 +41,7 @@ image: ## packs the image without a daemon, and runs it; as root, with buildah a
 	deploy/image/pack.sh target/tollgate.oci.tar
 	deploy/image/try.sh target/tollgate.oci.tar
 
-check: ## what to run before a commit
-	cargo fmt --check
-	cargo clippy --all-targets --all-features -- -D warnings
+check: lint ## what to run before a commit
 	tests/searched.sh cargo test --all-features -- --show-output
 
 setup: ## installs what the tests need on a bare Debian machine

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests need beside cargo on a bare Debian machine: the MQTT broker mosquitto, the
 # browser chromium, Prometheus with promtool, Alertmanager, Redis, containerd with runc, the CNI plugins and buildah, the
-# HTTP clients of Node, Java and curl, the provider's own Python SDKs in target/test-venv, and there Python's HTTP
+# HTTP clients of Node, Java, Go and curl, the provider's own Python SDKs in target/test-venv, and there Python's HTTP
 # clients and what judges manifests and the description of the HTTP API; checkov in target/test-checkov, since it pins
 # what others need newer; the Prometheus operator's types and the provider's SDKs for Node in target/test-npm; kubectl
 # and helm in target/test-tools.
@@ -47,6 +47,7 @@ command -v npm >/dev/null 2>&1 || missing="$missing npm"
 command -v curl >/dev/null 2>&1 || missing="$missing curl"
 # a JRE cannot run a source file
 java --list-modules 2>/dev/null | grep -q "^jdk.compiler" || missing="$missing default-jdk-headless"
+command -v go >/dev/null 2>&1 || missing="$missing golang-go"
 command -v python3 >/dev/null 2>&1 || missing="$missing python3 python3-venv"
 if command -v python3 >/dev/null 2>&1 && ! python3 -c "import ensurepip, venv" 2>/dev/null; then
     missing="$missing python3-venv"

@@ -1,5 +1,6 @@
 //! Who a caller is: from what a request proves to the caller that the configuration names.
 
+mod file_watch;
 mod nonces;
 mod secret_file;
 mod shared_tokens;
@@ -114,6 +115,7 @@ impl Callers {
             ))
         });
         let keys: HashMap<Box<str>, Arc<IssuedKey>> = keys.collect();
+        file_watch::watch(keys.values().map(|key| key.secret.watched()).collect(), stop);
         let uids =
             callers.iter().filter_map(|(caller, config)| Some((config.uid?, Arc::clone(caller))));
         let uids = uids.collect();

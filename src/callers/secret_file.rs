@@ -1,7 +1,7 @@
 //! A file with a secret that a caller has as well, read again and again.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,15 +9,14 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::file_watch::{Found, WatchedFile};
 use crate::keys::{KeyError, TokenFile, read_token_file};
 
 /// What proves callers is trusted for so long after it was last read.
 pub const TRUSTED: Duration = Duration::from_hours(1);
-/// How often the files are read again.
-const POLL: Duration = Duration::from_secs(10);
 /// A file system that works takes milliseconds.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// A secret that can be guessed is none.
@@ -36,7 +35,7 @@ pub(super) fn hash(secret: &SecretString) -> Hash {
 /// keeps no caller of another one waiting.
 pub(super) struct SecretFile<T> {
     caller: Box<str>,
-    path: PathBuf,
+    watched: Arc<WatchedFile>,
     keep: fn(SecretString, Hash) -> T,
     state: watch::Sender<SecretState<T>>,
     /// Counts the secrets that were found anew in this file and in others.
@@ -70,13 +69,13 @@ pub(super) async fn first_look<T>(files: Vec<Arc<SecretFile<T>>>) {
 impl<T> fmt::Debug for SecretFile<T> {
     /// Not what it holds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecretFile").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("SecretFile").field("path", &self.watched.path).finish_non_exhaustive()
     }
 }
 
 impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
-    /// Reads the file of this caller, and again and again until `stop`. `changes` counts the secrets that are found
-    /// anew.
+    /// Reads the file of this caller, and again when it is to be, until `stop`. `changes` counts the secrets that are
+    /// found anew.
     pub(super) fn start(
         caller: &str,
         path: &Path,
@@ -99,7 +98,13 @@ impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
         let (known, hash, trouble) = (None, None, None);
         let state = SecretState { known, hash, gone: 0, trouble, is_looked_at: false };
         let state = watch::Sender::new(state);
-        Self { caller: caller.into(), path: path.to_owned(), keep, state, changes }
+        let watched = Arc::new(WatchedFile::new(path));
+        Self { caller: caller.into(), watched, keep, state, changes }
+    }
+
+    /// To be looked at for changes.
+    pub(super) fn watched(&self) -> Arc<WatchedFile> {
+        Arc::clone(&self.watched)
     }
 
     /// What the file had, while that is trusted: a file that is gone or empty has no secret any more, and one
@@ -118,14 +123,18 @@ impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
     async fn follow(&self) {
         loop {
             self.look().await;
-            sleep(POLL).await;
+            self.watched.next().await;
         }
     }
 
     /// Reads the file once more; each trouble is logged once.
     async fn look(&self) {
-        let read = read_token_file(&self.path).await;
-        self.state.send_modify(|state| self.note(state, read));
+        let read = read_token_file(&self.watched.path).await;
+        self.state.send_modify(|state| {
+            self.note(state, read);
+            let is_well = state.trouble.is_none();
+            self.watched.was_read(if is_well { Found::Secret } else { Found::None });
+        });
     }
 
     fn note(&self, state: &mut SecretState<T>, read: Result<TokenFile, KeyError>) {
@@ -134,7 +143,10 @@ impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
         let error = match read {
             Ok(TokenFile::Holds(secret)) if is_short(&secret) => {
                 state.gone += 1;
-                Some(format!("{}: has fewer than {SHORTEST} characters", self.path.display()))
+                Some(format!(
+                    "{}: has fewer than {SHORTEST} characters",
+                    self.watched.path.display()
+                ))
             }
             Ok(TokenFile::Holds(secret)) => {
                 let hash = hash(&secret);
@@ -147,7 +159,7 @@ impl<T: Clone + Send + Sync + 'static> SecretFile<T> {
             }
             Ok(TokenFile::HoldsNone(why)) => {
                 state.gone += 1;
-                Some(format!("{}: {why}", self.path.display()))
+                Some(format!("{}: {why}", self.watched.path.display()))
             }
             Err(error) => Some(error.to_string()),
         };

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
+use super::file_watch::watch;
 use super::secret_file::{Hash, SecretFile, first_look, hash};
 
 /// A caller that has a name.
@@ -45,7 +46,8 @@ impl<C: Named> SharedTokens<C> {
             let file = SecretFile::start(caller.name(), path, |_, hash| hash, &changes, stop);
             (caller, file)
         };
-        let callers = files.into_iter().map(follow).collect();
+        let callers: Vec<_> = files.into_iter().map(follow).collect();
+        watch(callers.iter().map(|(_, file)| file.watched()).collect(), stop);
         Self { callers, changes, index: RwLock::default() }
     }
 

@@ -269,6 +269,27 @@ impl Ceiling {
     /// Shares the account's ceiling, and with a group also its egress addresses', with all sidecars
     /// of a fleet. Before the first request; a call lasts `call_timeout` at most.
     pub fn share(&self, config: &config::Ceilings, fleet: &config::Fleet, call_timeout: Duration) {
+        self.share_as(config, fleet, call_timeout, None);
+    }
+
+    /// Shares the account's ceiling of one operation. Otherwise as [`Ceiling::share`].
+    pub fn share_action(
+        &self,
+        config: &config::Ceilings,
+        fleet: &config::Fleet,
+        call_timeout: Duration,
+        action: &str,
+    ) {
+        self.share_as(config, fleet, call_timeout, Some(action));
+    }
+
+    fn share_as(
+        &self,
+        config: &config::Ceilings,
+        fleet: &config::Fleet,
+        call_timeout: Duration,
+        action: Option<&str>,
+    ) {
         let account = config.account.map(|_| CeilingKind::Account);
         let egress = config.egress_ip.filter(|_| !fleet.egress_group.is_empty());
         let kinds: Vec<_> =
@@ -276,7 +297,7 @@ impl Ceiling {
         self.shared.limiter().share(config, kinds.clone(), call_timeout, fleet.expected_sidecars);
         let (shared, wakeup) = (Arc::downgrade(&self.shared), self.shared.wakeup.clone());
         let members = Arc::clone(&self.shared.members);
-        let keys = redis_task::CeilingKeys::new(fleet, &kinds);
+        let keys = redis_task::CeilingKeys::new(fleet, &kinds, action);
         tokio::spawn(members::run(members, shared.clone(), fleet.clone(), keys.own.clone()));
         tokio::spawn(redis_task::run(shared, fleet.clone(), keys, wakeup));
     }

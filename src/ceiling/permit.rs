@@ -88,7 +88,9 @@ impl Permit {
     }
 
     /// The right to a call of an operation that has a ceiling of its own, and this permit of it.
-    pub fn with_own(mut self, own: Self) -> Self {
+    pub fn with_own(mut self, mut own: Self) -> Self {
+        // The call is sent no earlier: what it has waited since is no part of how long calls take.
+        own.taken = own.taken.max(self.taken);
         self.own = Some(Box::new(own));
         self
     }

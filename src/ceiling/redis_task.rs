@@ -174,16 +174,21 @@ pub(super) struct CeilingKeys {
 }
 
 impl CeilingKeys {
-    pub(super) fn new(fleet: &config::Fleet, kinds: &[CeilingKind]) -> Self {
+    pub(super) fn new(fleet: &config::Fleet, kinds: &[CeilingKind], action: Option<&str>) -> Self {
         let config::Fleet { account, region, egress_group, .. } = fleet;
         let parts =
             |name: String| ["", ":state", ":parked", ":out"].map(|part| name.clone() + part);
+        // One hash tag for all of an account.
+        let base = match action {
+            None => format!("tollgate:{{{account}}}"),
+            Some(action) => format!("tollgate:{{{account}}}:action:{action}"),
+        };
         // As versions without regions have it.
-        let all_regions = parts(format!("tollgate:{{{account}}}:account"));
+        let all_regions = parts(format!("{base}:account"));
         let own = kinds.iter().flat_map(|kind| match kind {
             CeilingKind::Account if region.is_empty() => all_regions.clone(),
-            CeilingKind::Account => parts(format!("tollgate:{{{account}}}:region:{region}")),
-            CeilingKind::EgressIp => parts(format!("tollgate:{{{account}}}:egress:{egress_group}")),
+            CeilingKind::Account => parts(format!("{base}:region:{region}")),
+            CeilingKind::EgressIp => parts(format!("{base}:egress:{egress_group}")),
         });
         let own: Vec<_> = own.collect();
         let mut all = own.clone();

@@ -33,7 +33,7 @@ impl fmt::Display for Warning {
 pub fn warnings(config: &Config) -> Vec<Warning> {
     [publish(config), endpoint(config), keys(&config.keys), account(config), egress_ip(config)]
         .into_iter()
-        .chain([proxy(config), config.fleet.as_ref().and_then(redis), mac(config)])
+        .chain([proxy(config), config.fleet.as_ref().and_then(redis), mac(config), actions(config)])
         .flatten()
         .collect()
 }
@@ -66,6 +66,19 @@ fn publish(config: &Config) -> Option<Warning> {
         format!("is {open}: every host that reaches this address can publish with your key"),
         "listen on a loopback address or a Unix socket, name callers ([[callers]]), or restrict access by a network policy",
     ))
+}
+
+/// A device with a token that a service has applied for publishes past tollgate.
+fn actions(config: &Config) -> Option<Warning> {
+    let applies =
+        config.sdk.enabled && config.sdk.actions.iter().any(|one| &*one.name == "ApplyToken");
+    (applies && !config.topics.allow.is_empty()).then(|| {
+        Warning::new(
+            "sdk.actions",
+            "has ApplyToken: topics.allow does not hold for what a token opens",
+            "leave it out, or let only callers that may publish to all topics reach it",
+        )
+    })
 }
 
 fn endpoint(config: &Config) -> Option<Warning> {

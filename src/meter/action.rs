@@ -21,6 +21,15 @@ pub struct MeteredAction {
     has_ended: bool,
 }
 
+/// Whether the provider may still read a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallRead {
+    /// It has read it, or never will.
+    Done,
+    /// It may.
+    Possible,
+}
+
 impl Meter {
     /// A call of this operation is about to leave. The ledger keeps a place for it, so that the next process
     /// knows of it if this one ends before its answer.
@@ -48,18 +57,19 @@ impl Meter {
 }
 
 impl MeteredAction {
-    /// It has ended.
-    pub fn ended(mut self, result: ActionResult) {
-        self.end(result);
+    /// It has ended. `read`: the provider has read it, or never will.
+    pub fn ended(mut self, result: ActionResult, read: CallRead) {
+        self.end(result, read);
     }
 
-    fn end(&mut self, result: ActionResult) {
+    fn end(&mut self, result: ActionResult, read: CallRead) {
         self.has_ended = true;
         self.meter.action_ended(&self.action, result);
         if let (Some(ledger), Some(id)) = (&self.meter.shared.ledger, self.ledger_id) {
-            // What was answered leaves no trace.
-            let counts =
-                if result == ActionResult::Unknown { Billed::Uncertain } else { Billed::No };
+            let counts = match read {
+                CallRead::Done => Billed::No,
+                CallRead::Possible => Billed::Uncertain,
+            };
             ledger.end(id, counts, now());
         }
     }
@@ -68,7 +78,7 @@ impl MeteredAction {
 impl Drop for MeteredAction {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.end(ActionResult::Unknown);
+            self.end(ActionResult::Unknown, CallRead::Possible);
         }
     }
 }

@@ -31,7 +31,7 @@ use prometheus::Histogram;
 use crate::config::{Billing, Period};
 use crate::histogram;
 use crate::message::{InstanceId, Message};
-pub use action::{ActionCounts, MeteredAction};
+pub use action::{ActionCounts, CallRead, MeteredAction};
 pub use bill::{Bill, BillRow, By, Query};
 pub use budget::{BudgetStatus, OverBudget};
 use counts::Counts;

@@ -404,8 +404,11 @@ async fn calls_of_other_operations_outlive_the_process() {
     };
     let killed = {
         let meter = open();
-        meter.begin_action(&instance, "ApplyToken").await.ended(ActionResult::Ok);
-        meter.begin_action(&instance, "ApplyToken").await.ended(ActionResult::Unknown);
+        meter.begin_action(&instance, "ApplyToken").await.ended(ActionResult::Ok, CallRead::Done);
+        meter
+            .begin_action(&instance, "ApplyToken")
+            .await
+            .ended(ActionResult::Unknown, CallRead::Possible);
         // One that is under way when the process is killed: the disk has a place for it.
         let under_way = meter.begin_action(&instance, "ApplyToken").await;
         let copied = tempfile::tempdir().unwrap();
@@ -413,7 +416,7 @@ async fn calls_of_other_operations_outlive_the_process() {
             let file = file.unwrap();
             std::fs::copy(file.path(), copied.path().join(file.file_name())).unwrap();
         }
-        under_way.ended(ActionResult::Ok);
+        under_way.ended(ActionResult::Ok, CallRead::Done);
         meter.close().await;
         copied
     };

@@ -169,6 +169,7 @@ impl Sidecar {
             ceiling: ceiling.clone(),
             spool: spool.clone(),
             delivery: delivery.clone(),
+            passthrough: passthrough.clone(),
             keys,
             upstream,
             endpoint: config.upstream.endpoint.authority(),

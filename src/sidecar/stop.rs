@@ -78,7 +78,7 @@ impl Sidecar {
         }
         self.servers.stop.cancel();
         self.servers.tasks.wait().await;
-        self.ceiling.close().await;
+        tokio::join!(self.ceiling.close(), self.passthrough.leave());
         if let Some(rest) = &self.spool {
             rest.leave().await;
         }

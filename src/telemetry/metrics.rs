@@ -9,6 +9,7 @@ use super::family::{Families, Family};
 use super::process_metrics::{connections, idempotency_keys, keys, memory, process};
 use crate::ceiling::{CeilingKind, Mode};
 use crate::meter::{ActionResult, Billed, ExpiredAs, Meter, Published, Snapshot};
+use crate::passthrough::ActionCeiling;
 use crate::server::ConnectionSlots;
 use crate::spool::{DropReason, Spool};
 
@@ -55,7 +56,7 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
         ceilings(sources),
         retries(sources),
         expired(&sources.meter),
-        actions(&sources.meter),
+        actions(sources),
         sources.spool.as_ref().map(spool).unwrap_or_default(),
         held(sources),
         process(sources),
@@ -341,18 +342,38 @@ fn retries(sources: &TelemetrySources) -> Families {
 }
 
 /// Only where calls of other operations are passed on.
-fn actions(meter: &Meter) -> Families {
+fn actions(sources: &TelemetrySources) -> Families {
     let mut calls = Family::counter(
         "tollgate_action_calls_total",
         "Calls of other operations than SendMessage that were passed on (sdk.actions)",
     );
-    for (action, counts) in meter.actions() {
+    for (action, counts) in sources.meter.actions() {
         for (result, count) in ActionResult::ALL.iter().zip(counts) {
             let labels = [("action", &*action), ("result", result.as_str())];
             calls = calls.value(&labels, count as f64);
         }
     }
-    vec![calls.done()]
+    let gauge = |name, help, of: fn(&ActionCeiling) -> f64| {
+        let ceilings = sources.passthrough.ceilings();
+        let value = |family: Family, one: &ActionCeiling| {
+            family.value(&[("action", &*one.action)], of(one))
+        };
+        ceilings.iter().fold(Family::gauge(name, help), value)
+    };
+    let limit = gauge(
+        "tollgate_action_ceiling_calls_per_second",
+        "Calls per second that an operation's own ceiling allows (sdk.actions)",
+        |one| f64::from(one.limit),
+    );
+    let used = gauge(
+        "tollgate_action_ceiling_used",
+        "Calls that count against it now: in flight, or answered within the last second",
+        |one| one.used as f64,
+    );
+    let waiting = gauge("tollgate_action_waiting", "Calls that wait for a permit of it", |one| {
+        one.waiting as f64
+    });
+    [calls, limit, used, waiting].map(Family::done).into()
 }
 
 /// Messages that came too late, stored or not.

@@ -25,6 +25,7 @@ use crate::delivery::Delivery;
 use crate::keys::{KeyError, Keys};
 use crate::memory::MemoryBudget;
 use crate::meter::Meter;
+use crate::passthrough::Passthrough;
 use crate::server::{ConnectionSlots, Problem, Reply, Slug, json_reply, reply};
 use crate::spool::Spool;
 use crate::upstream::HttpUpstream;
@@ -51,6 +52,8 @@ pub struct TelemetrySources {
     pub spool: Option<Spool>,
     /// For paused topics.
     pub delivery: Delivery<HttpUpstream>,
+    /// Takes calls of other operations.
+    pub passthrough: Passthrough,
     /// For the access key's source and expiry.
     pub keys: Keys,
     /// For the provider's last answer and clock.

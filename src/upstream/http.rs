@@ -24,7 +24,9 @@ use super::trouble::Trouble;
 use super::tunnel::unused_variable;
 use super::{API_VERSION, SendGate, SendMessage, Upstream};
 use crate::action::ActionCall;
-use crate::answer::{AccessDenied, Answer, Codes, NextSignature, TransportError, Verdict};
+use crate::answer::{
+    AccessDenied, Answer, AnswerBody, Codes, NextSignature, TransportError, Verdict,
+};
 use crate::ceiling::{Permit, Read};
 use crate::config::{self, SignatureVersion};
 use crate::deadline;
@@ -136,8 +138,8 @@ async fn reap(shared: std::sync::Weak<UpstreamInner>, idle_timeout: Duration) {
 
 /// No answer to a message comes near it.
 const MAX_ANSWER: usize = 64 << 10;
-/// Of other operations: some list what an instance has.
-const MAX_ACTION_ANSWER: usize = 1 << 20;
+/// The most bytes of an answer of another operation: some list what an instance has.
+pub const MAX_ACTION_ANSWER: usize = 256 << 10;
 
 /// What is sent.
 #[derive(Clone, Copy)]
@@ -164,7 +166,9 @@ impl Outgoing<'_> {
     /// What an answer means for it. Only a message has a `MsgId`.
     fn verdict(self, answer: &Answer) -> Verdict {
         match (self, answer.http()) {
-            (Self::Action(_), Some(http)) if http.is_2xx() => Verdict::Delivered,
+            (Self::Action(_), Some(http)) if http.is_2xx() && http.body == AnswerBody::Object => {
+                Verdict::Delivered
+            }
             _ => answer.verdict(),
         }
     }
@@ -282,7 +286,7 @@ impl UpstreamInner {
                 let mut answer = self.codes.rule(answer);
                 pool.put_back(connection);
                 let verdict = call.verdict(&answer);
-                self.learn(call.id(), &mut answer, &verdict, &key);
+                self.learn(call, &mut answer, &verdict, &key);
                 match verdict {
                     // A gateway that did not wait for what stands behind it, which may read it yet.
                     _ if answer.is_gateway_timeout() => drop(permit),
@@ -386,7 +390,7 @@ impl UpstreamInner {
     }
 
     /// Takes from an answer what the next call needs to know.
-    fn learn(&self, call: MessageId, answer: &mut Answer, verdict: &Verdict, key: &Arc<Key>) {
+    fn learn(&self, call: Outgoing<'_>, answer: &mut Answer, verdict: &Verdict, key: &Arc<Key>) {
         let now = Timestamp::now();
         self.last_answer_ms.store(now.as_millisecond(), Ordering::Relaxed);
         self.trouble.ended();
@@ -396,12 +400,16 @@ impl UpstreamInner {
             _ => TimeCheck::Silent,
         };
         let next = match verdict {
-            Verdict::Denied(why @ (AccessDenied::Key | AccessDenied::Permission)) => {
-                self.keys.refused(call, key, *why)
+            // Another call for the message, with another key, shows which one is at fault. Other operations have one
+            // call.
+            Verdict::Denied(why @ (AccessDenied::Key | AccessDenied::Permission))
+                if matches!(call, Outgoing::Message(_)) =>
+            {
+                self.keys.refused(call.id(), key, *why)
             }
             // A message that is refused has a key that is not.
             Verdict::Delivered | Verdict::Refused => {
-                self.keys.worked(call, key);
+                self.keys.worked(call.id(), key);
                 NextSignature::Same
             }
             _ => NextSignature::Same,

@@ -20,7 +20,7 @@ use crate::answer::Answer;
 use crate::ceiling::Permit;
 use crate::message::Message;
 
-pub use self::http::{HttpUpstream, UpstreamStatus};
+pub use self::http::{HttpUpstream, MAX_ACTION_ANSWER, UpstreamStatus};
 pub use connect::TlsError;
 pub use exchange::RawAnswer;
 pub use send_gate::SendGate;

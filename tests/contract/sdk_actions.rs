@@ -49,7 +49,7 @@ async fn who_may_call_what() {
             path(OPS.id),
             path(ORDERS.id)
         );
-        let actions = r#"["ApplyToken", "CloseConnection=3"]"#.to_owned();
+        let actions = r#"["ApplyToken", "CloseConnection=3", "DeleteCaCertificate"]"#.to_owned();
         vec![("callers", callers), ("sdk.enabled", "true".to_owned()), ("sdk.actions", actions)]
     };
     let secrets = [(OPS.id, OPS.secret), (ORDERS.id, ORDERS.secret)];
@@ -59,6 +59,16 @@ async fn who_may_call_what() {
     let other = [("InstanceId", "post-cn-other"), OF_INSTANCE[1]];
     let twice = [OF_INSTANCE[0], ("InstanceId", "post-cn-other"), OF_INSTANCE[1]];
     let spelled = [OF_INSTANCE[0], ("instanceid", "post-cn-other")];
+    // As the operations for certificates have it.
+    let mqtt = [("MqttInstanceId", INSTANCE), ("Sn", "1")];
+    let both = [OF_INSTANCE[0], ("MqttInstanceId", "post-cn-other")];
+    let other_mqtt = [("MqttInstanceId", "post-cn-other")];
+    let in_small = [("instanceid", INSTANCE)];
+    let others_account = [OF_INSTANCE[0], ("ResourceOwnerId", "1")];
+    let common = [OF_INSTANCE[0], ("accesskeyid", "another")];
+    let names: Vec<_> = (0..300).map(|n| format!("P{n:03}")).collect();
+    let many: Vec<_> =
+        [OF_INSTANCE[0]].into_iter().chain(names.iter().map(|n| (&**n, "x"))).collect();
     for version in BOTH {
         for (key, action, params, wanted) in [
             (&OPS, "ApplyToken", &OF_INSTANCE[..], (200, "")),
@@ -71,7 +81,15 @@ async fn who_may_call_what() {
             // An instance of others, however it is named.
             (&OPS, "ApplyToken", &other[..], (400, "InstancePermissionCheckFailed")),
             (&OPS, "ApplyToken", &twice[..], (400, "ParameterCheckFailed")),
-            (&OPS, "ApplyToken", &spelled[..], (400, "MissingParameter")),
+            (&OPS, "ApplyToken", &spelled[..], (400, "ParameterCheckFailed")),
+            (&OPS, "ApplyToken", &in_small[..], (400, "MissingParameter")),
+            (&OPS, "DeleteCaCertificate", &mqtt[..], (200, "")),
+            (&OPS, "DeleteCaCertificate", &both[..], (400, "ParameterCheckFailed")),
+            (&OPS, "DeleteCaCertificate", &other_mqtt[..], (400, "InstancePermissionCheckFailed")),
+            // What tollgate's key reaches beside.
+            (&OPS, "ApplyToken", &others_account[..], (400, "ParameterCheckFailed")),
+            (&OPS, "ApplyToken", &common[..], (400, "ParameterCheckFailed")),
+            (&OPS, "ApplyToken", &many[..], (400, "ParameterCheckFailed")),
             (&OPS, "ApplyToken", &OF_INSTANCE[1..], (400, "MissingParameter")),
             (&wrong_secret, "ApplyToken", &OF_INSTANCE[..], (400, "SignatureDoesNotMatch")),
         ] {
@@ -84,10 +102,12 @@ async fn who_may_call_what() {
         assert_eq!(code(&send(&to, &again).await), (400, "SignatureNonceUsed".to_owned()));
     }
     let requests = stand.script.requests();
-    assert_eq!(requests.len(), 6, "no more are passed on");
+    assert_eq!(requests.len(), 8, "no more are passed on");
     for request in &requests {
         assert!(!request.contains("ops-1"), "tollgate signs with its own key: {request}");
-        assert!(request.contains("Resources=Order1%2COrder2%2F%2A"), "{request}");
+        let is_whole =
+            request.contains("Resources=Order1%2COrder2%2F%2A") || request.contains("Sn=1");
+        assert!(is_whole, "{request}");
         assert_eq!(request.matches("SignatureNonce=").count(), 1, "{request}");
     }
     assert!(requests[0].contains("Action=ApplyToken&"), "{}", requests[0]);
@@ -127,7 +147,7 @@ async fn answers_as_the_provider_gives_them() {
         (400, "Throttling.User"),
         // The caller's own key is right.
         (503, "ServiceUnavailable"),
-        (503, "ServiceUnavailable"),
+        (403, "Forbidden.RAM"),
         // It may have been done.
         (500, "InternalError"),
         (500, "InternalError"),
@@ -138,7 +158,7 @@ async fn answers_as_the_provider_gives_them() {
     assert_eq!(answers[3].header("x-acs-retry-after"), "1200");
     let metrics = get(&telemetry, "/metrics").await.text();
     for (result, calls) in
-        [("ok", 2.0), ("refused", 1.0), ("throttled", 1.0), ("failed", 3.0), ("unknown", 3.0)]
+        [("ok", 1.0), ("refused", 1.0), ("throttled", 1.0), ("failed", 3.0), ("unknown", 4.0)]
     {
         let name =
             format!("tollgate_action_calls_total{{action=\"ApplyToken\",result=\"{result}\"}}");
@@ -213,6 +233,48 @@ async fn a_caller_that_hangs_up() {
         .await;
     let next = send(&to, &call(BOTH[0], "RevokeToken")).await;
     assert_eq!(next.status, 200, "{}", next.text());
+}
+
+/// One that hangs up while it waits is not called, and its place is free; one that waits when we stop is told so, and
+/// one under way has its answer.
+#[tokio::test]
+async fn calls_that_wait() {
+    let answer = std::sync::Arc::new(tokio::sync::Notify::new());
+    let script = Script::start([Say::Later(answer.clone())]).await;
+    let (sidecar, to, telemetry) =
+        with_actions(&script.url, r#"["RevokeToken=1"]"#, &[("sdk.wait", "9s")]).await;
+    let waiting = async |calls: f64| {
+        let name = "tollgate_action_waiting{action=\"RevokeToken\"}";
+        until("so many wait", async || {
+            (series(&get(&telemetry, "/metrics").await.text(), name) - calls).abs() < 0.5
+        })
+        .await;
+    };
+    let [first, gone, last] = [(); 3].map(|()| {
+        let (to, call) = (to.clone(), call(BOTH[0], "RevokeToken"));
+        async move { send(&to, &call).await }
+    });
+    let first = tokio::spawn(first);
+    until("it has left", async || script.requests().len() == 1).await;
+    {
+        let gone = tokio::spawn(gone);
+        waiting(1.0).await;
+        gone.abort();
+    }
+    waiting(0.0).await;
+    let last = tokio::spawn(last);
+    waiting(1.0).await;
+    let drained = sidecar.drain(std::future::ready(()));
+    tokio::pin!(drained);
+    let last = tokio::select! {
+        last = last => last.unwrap(),
+        _ = &mut drained => panic!("it waits for the call under way"),
+    };
+    assert_eq!(code(&last), (503, "ServiceUnavailable".to_owned()), "{}", last.text());
+    answer.notify_one();
+    let (first, _) = tokio::join!(first, drained);
+    assert_eq!(first.unwrap().status, 200);
+    assert_eq!(script.requests().len(), 1);
 }
 
 /// What is wrong in `sdk.actions` is said.

@@ -2,6 +2,7 @@
 //! redis-server. What fleets do under load is in `tests/load/shared_ceiling.rs`.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
+mod actions;
 mod redis_kinds;
 mod restarts;
 mod shared_spool;

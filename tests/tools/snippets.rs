@@ -89,6 +89,14 @@ async fn snippet_node() {
 }
 
 #[tokio::test]
+async fn snippet_go() {
+    // Its home may not be there.
+    let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/go-cache");
+    let cache = format!("GOCACHE={}", cache.display());
+    publishes("go", &["env", &cache, "go", "run"].map(Path::new), "publish.go").await;
+}
+
+#[tokio::test]
 async fn snippet_java() {
     publishes("java", &["java".as_ref(), "-Xmx256m".as_ref()], "Publish.java").await;
 }
@@ -98,5 +106,5 @@ async fn snippet_java() {
 fn every_program_is_run() {
     let fences = DOCUMENT.lines().filter_map(|line| line.strip_prefix("```"));
     let languages: Vec<_> = fences.filter(|language| !language.is_empty()).collect();
-    assert_eq!(languages, ["sh", "python", "js", "java"]);
+    assert_eq!(languages, ["sh", "python", "js", "go", "java"]);
 }

@@ -227,9 +227,9 @@ impl Ledger {
         drop(flushed.await);
     }
 
-    /// Messages from this Unix second on, by the second in which their calls ended, and how many of
-    /// them had not ended when the last process did, with calls of other operations that have no answer; `None` where the ledger begins with this process.
-    /// Blocks for a moment.
+    /// Calls from this Unix second on, by the second in which they ended, and how many of them had not ended when the
+    /// last process did. Of other operations than `SendMessage`, those without an answer. `None` where the ledger
+    /// begins with this process. Blocks for a moment.
     pub(super) fn seconds_since(&self, second: i64) -> Option<BTreeMap<i64, (Bucket, u64)>> {
         let (died, under_way) = &**self.recovered.as_ref()?;
         let names = self.shared.state().reservations.names();

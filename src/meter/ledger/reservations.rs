@@ -147,7 +147,7 @@ impl Reservations {
     /// numbered, the one that counts all other messages of its instance.
     pub(super) fn series(&mut self, name: &SeriesName) -> Option<SeriesId> {
         let others = SeriesName::of_all(&name.instance, OTHER);
-        let is_new = !self.ids.contains_key(name) && *name != others;
+        let is_new = !self.ids.contains_key(name) && *name != others && name.counts_messages();
         let name = if is_new && self.series.len() >= MAX_SERIES { others } else { name.clone() };
         for sum in name.sums() {
             self.number(&sum)?;

@@ -87,8 +87,11 @@ impl CallReader<'_> {
         context.proven(caller.as_deref());
         if action != SEND_MESSAGE {
             let (call, instance) = self.action(&call, action, caller.as_deref())?;
+            // The query's ends with the request. A parameter takes more than its bytes.
+            let bytes = |(name, value): &(Box<str>, Box<str>)| name.len() + value.len() + 64;
+            reservation.add_body(call.parameters.iter().map(bytes).sum()).map_err(no_memory)?;
             let caller = caller.map(|caller| Arc::clone(caller.name()));
-            let options = PassOptions { instance, caller, patience: self.sdk.wait };
+            let options = PassOptions { instance, caller, deadline: start + self.sdk.wait };
             return Ok(ReadCall::Action(call, options, reservation));
         }
         let message = self.message(&call, asked)?;
@@ -200,7 +203,7 @@ fn count(caller: Option<&Caller>) -> Result<(), RefusedCall> {
     let Some(caller) = caller else { return Ok(()) };
     caller.count().map_err(|later| {
         let refusal = Refusal::new("Throttling.User")
-            .saying("This caller has sent as many messages as it may (callers.calls_per_second).")
+            .saying("This caller has made as many calls as it may (callers.calls_per_second).")
             .after(later);
         RefusedCall { refusal, published: Published::OverCeiling }
     })
@@ -217,7 +220,7 @@ fn query_too_long() -> RefusedCall {
     Refusal::new("ParameterCheckFailed").saying(message).into()
 }
 
-fn no_memory(_: NoMemory) -> RefusedCall {
+pub(super) fn no_memory(_: NoMemory) -> RefusedCall {
     let refusal = Refusal::new("ServiceUnavailable")
         .saying("Messages in progress take all of the memory that they may (runtime.memory).")
         .after(std::time::Duration::from_secs(1));

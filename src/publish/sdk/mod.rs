@@ -65,9 +65,10 @@ impl Inner {
             }
             Ok(ReadCall::Action(call, options, memory)) => {
                 // No message: it has counts of its own.
+                let name = call.action.clone();
                 let answer = match self.passthrough.pass(call, options, memory).await {
                     Ok(raw) => action::answer(raw),
-                    Err(refused) => SdkAnswer::without_permit(&refused),
+                    Err(not_passed) => action::not_passed(not_passed, &name),
                 };
                 return self.limited(answer.answered(&host).reply);
             }
@@ -95,6 +96,6 @@ impl Inner {
 
 fn stopping() -> RefusedCall {
     let refusal = Refusal::new("ServiceUnavailable")
-        .saying("This sidecar is stopping and takes no more messages. Send the message again.");
+        .saying("This sidecar is stopping and takes no more calls. Send it again.");
     RefusedCall { refusal, published: Published::Draining }
 }

@@ -145,11 +145,17 @@ impl SdkAnswer {
         RefusedCall { refusal, published: Published::Failed }.into()
     }
 
-    /// No permit was free in time for a call of another operation.
-    pub(super) fn without_permit(refused: &Refused) -> Self {
-        let (result, published) = no_permit(refused);
-        let result = result.map(Success::Taken);
-        Self { result, published, calls: 0, request_id: None, code: None }
+    /// No permit was free in time for a call of another operation, of the ceiling for these calls.
+    pub(super) fn without_permit(refused: &Refused, of: &str) -> Self {
+        let wait = match refused {
+            Refused::WaitTooLong { retry_after, .. } | Refused::QueueFull { retry_after } => {
+                *retry_after
+            }
+            Refused::TimedOut => THROTTLE_RETRY,
+        };
+        let text = format!("Request was denied due to user flow control: the ceiling for {of}.");
+        let refusal = throttled(&text, wait);
+        RefusedCall { refusal, published: Published::OverCeiling }.into()
     }
 
     /// `host`: what the caller has called us.

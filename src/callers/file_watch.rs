@@ -1,0 +1,168 @@
+//! One look at many files for changes: to read a file takes a thread of its own, which hangs with its file system,
+//! and a thousand files that hardly ever change are not worth that.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// How often all files are looked at.
+pub(super) const LOOK: Duration = Duration::from_secs(10);
+/// How often a file is read in any case: where a file system hangs, the look at all files does, too.
+const READ: Duration = Duration::from_mins(1);
+
+/// What tells a changed file. An atomic replacement has another inode, and a change in place another time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileStamp {
+    file: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileStamp {
+    /// Of what a path leads to; `None`: to nothing, or it cannot be seen. Blocks.
+    fn of(path: &Path) -> Option<Self> {
+        let found = fs::metadata(path).ok()?;
+        Some(Self {
+            file: (found.dev(), found.ino()),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+/// A file that is read when it has changed.
+#[derive(Debug)]
+pub(super) struct WatchedFile {
+    pub(super) path: PathBuf,
+    changed: Notify,
+    /// Whether the last read has found what it is read for.
+    is_well: AtomicBool,
+}
+
+impl WatchedFile {
+    pub(super) fn new(path: &Path) -> Self {
+        let (changed, is_well) = (Notify::new(), AtomicBool::new(false));
+        Self { path: path.to_owned(), changed, is_well }
+    }
+
+    /// The file was read. One that was not well is read again with every look.
+    pub(super) fn was_read(&self, outcome: Found) {
+        self.is_well.store(outcome == Found::Secret, Ordering::Relaxed);
+    }
+
+    /// Until it is to be read again.
+    pub(super) async fn next(&self) {
+        tokio::select! {
+            () = self.changed.notified() => {}
+            () = sleep(READ) => {}
+        }
+    }
+}
+
+/// What a read has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    Secret,
+    None,
+}
+
+/// Looks at these files again and again, until `stop`.
+pub(super) fn watch(files: Vec<Arc<WatchedFile>>, stop: &CancellationToken) {
+    if files.is_empty() {
+        return;
+    }
+    let stop = stop.clone();
+    let looks = async move {
+        let mut files: Vec<_> = files.into_iter().map(|file| (file, None)).collect();
+        loop {
+            sleep(LOOK).await;
+            let look = move || {
+                look_at(&mut files);
+                files
+            };
+            // It ends without them only with the runtime.
+            let Ok(looked_at) = spawn_blocking(look).await else { return };
+            files = looked_at;
+        }
+    };
+    tokio::spawn(async move { stop.run_until_cancelled(looks).await });
+}
+
+fn look_at(files: &mut [(Arc<WatchedFile>, Option<FileStamp>)]) {
+    for (file, seen) in files {
+        let stamp = FileStamp::of(&file.path);
+        let is_same = stamp.is_some() && *seen == stamp && file.is_well.load(Ordering::Relaxed);
+        *seen = stamp;
+        if !is_same {
+            file.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Whether it is to be read now.
+    async fn is_due(file: &WatchedFile) -> bool {
+        timeout(Duration::ZERO, file.next()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn what_is_read_again() {
+        let folder = TempDir::new().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["one", "two"] {
+            fs::write(path(name), "hush-of-the-same-length").unwrap();
+        }
+        symlink("one", path("link")).unwrap();
+        let file = Arc::new(WatchedFile::new(&path("link")));
+        let mut files = [(Arc::clone(&file), None)];
+        let mut due = async |found| {
+            look_at(&mut files);
+            let due = is_due(&file).await;
+            file.was_read(found);
+            due
+        };
+        assert!(due(Found::Secret).await, "it may have changed since it was read first");
+        assert!(!due(Found::Secret).await);
+        // In place, with another file's content, and as a volume of Kubernetes changes.
+        fs::write(path("one"), "hush-of-another-content").unwrap();
+        assert!(due(Found::Secret).await);
+        symlink("two", path("next")).unwrap();
+        fs::rename(path("next"), path("link")).unwrap();
+        assert!(due(Found::Secret).await);
+        assert!(!due(Found::Secret).await);
+        // Gone, and as long as it is.
+        fs::remove_file(path("link")).unwrap();
+        assert!(due(Found::None).await);
+        assert!(due(Found::None).await);
+        // It is back, and has nothing that serves.
+        symlink("one", path("link")).unwrap();
+        assert!(due(Found::None).await);
+        assert!(due(Found::Secret).await);
+        assert!(!due(Found::Secret).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_is_read_without_any_look() {
+        let file = WatchedFile::new(Path::new("/nowhere"));
+        file.was_read(Found::Secret);
+        timeout(READ, file.next()).await.unwrap();
+    }
+}
