@@ -117,8 +117,8 @@ impl Passthrough {
         self.inner.own.contains_key(action)
     }
 
-    /// Makes a call, with the memory that it holds. A caller that hangs up once it has left loses the answer, not the
-    /// call's place in the ceilings: a call that is given up would count for longer.
+    /// Makes a call, with the memory that it holds. A caller that hangs up once it has its permits loses the answer
+    /// alone: a call that is given up would count for longer.
     ///
     /// # Errors
     /// It was not made, and is not made any more.

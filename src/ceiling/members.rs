@@ -109,6 +109,11 @@ impl Members {
         known.fleet.clone()
     }
 
+    /// What is known.
+    pub(super) fn as_known(&self) -> FleetStatus {
+        self.known().fleet.clone()
+    }
+
     /// How many share the ceilings, without looking at them.
     pub(super) fn size(&self) -> usize {
         self.known().fleet.size

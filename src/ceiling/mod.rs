@@ -389,12 +389,21 @@ impl Ceiling {
     /// The sidecars that share the ceilings, as last read; from now on they are read often. `None`: no
     /// ceiling is shared.
     pub fn fleet(&self) -> Option<FleetStatus> {
+        self.fleet_with(Members::look)
+    }
+
+    /// The same, without reading them more often.
+    pub fn fleet_as_known(&self) -> Option<FleetStatus> {
+        self.fleet_with(Members::as_known)
+    }
+
+    fn fleet_with(&self, members: fn(&Members) -> FleetStatus) -> Option<FleetStatus> {
         let (opens_in, scope) = {
             let limiter = self.shared.limiter();
             let leases = limiter.fleet.as_ref()?;
             (leases.opens_in(Instant::now()), leases.scope())
         };
-        Some(FleetStatus { scope, opens_in, ..self.shared.members.look() })
+        Some(FleetStatus { scope, opens_in, ..members(&self.shared.members) })
     }
 
     /// How many sidecars share the ceilings, this one among them; 0: it is not known, or none do.

@@ -102,7 +102,7 @@ fn screen(status: &SidecarStatus, to: &mut impl Write) -> io::Result<()> {
     if status.concerns.is_empty() {
         writeln!(to, "No problems")?;
     }
-    for Concern { level, title, detail, remedy } in &status.concerns {
+    for Concern { level, title, detail, remedy, .. } in &status.concerns {
         let mark = if *level == Level::Bad { "PROBLEM" } else { "WARNING" };
         writeln!(to, "{mark}  {title}\n         {detail}\n         {remedy}")?;
     }
@@ -169,7 +169,9 @@ fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
     lines.push(("last answer", answer));
     for error in status.errors.iter().take(5) {
         let (times, last) = (count(error.count, "time"), age(error.last));
-        let text = format!("{}, {times}, last {last} ago: {}", error.code, error.explanation);
+        let id = error.request_id.as_deref().map(|id| format!(" (RequestId {id})"));
+        let (code, what, id) = (&error.code, &error.explanation, id.unwrap_or_default());
+        let text = format!("{code}, {times}, last {last} ago{id}: {what}");
         lines.push(("error", text));
     }
     lines

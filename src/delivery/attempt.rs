@@ -93,11 +93,10 @@ impl<U: Upstream> CallAttempt<'_, U> {
             Verdict::Unknown => Billed::Uncertain,
             _ => Billed::No,
         };
+        let request_id = answer.http().and_then(|http| http.request_id.as_deref());
+        // Of a delivered message, its caller has it.
+        let entry = entry.answered(request_id.filter(|_| billed != Billed::Yes));
         if entry.ended(&answer.label(), billed, took) == LogLine::Due {
-            let request_id = match &answer {
-                Answer::Http(http) => http.request_id.as_deref(),
-                Answer::TransportError(_) => None,
-            };
             tracing::warn!(id = %message.id, trace_id, topic = %message.topic, code = %answer.label(), upstream_request_id = request_id, "call failed");
         }
         answer

@@ -152,9 +152,13 @@ impl<U: Upstream> KeptMessages<U> {
         why: Option<&str>,
     ) -> Noted {
         if let Some(suppressed) = self.log.next() {
-            let (reason, code) = (death.reason, death.code.as_deref());
-            let trace_id = self.trace(id).map(tracing::field::display);
-            tracing::warn!(%id, trace_id, reason = reason.as_str(), why, attempts, code, suppressed, "the message became a dead letter: tollgate does not retry it; replay or drop it (tollgate messages)");
+            let Death { reason, code, request_id, .. } = &death;
+            let (code, upstream_request_id) = (code.as_deref(), request_id.as_deref());
+            let brief = self.spool.find(id);
+            let topic = brief.as_ref().map(|brief| tracing::field::display(&brief.topic));
+            let trace_id =
+                brief.as_ref().and_then(|brief| brief.trace).map(tracing::field::display);
+            tracing::warn!(%id, trace_id, topic, reason = reason.as_str(), why, attempts, code, upstream_request_id, suppressed, "the message became a dead letter: tollgate does not retry it; replay or drop it (tollgate messages)");
         }
         let noted = self.spool.note(id, Change::Dead(attempts, death));
         self.key_ends(id);

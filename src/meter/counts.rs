@@ -250,12 +250,13 @@ impl Counts {
         series: usize,
         kind: CallKind,
         code: &str,
+        request_id: Option<Box<str>>,
         billed: Billed,
         at: Timestamp,
     ) -> LogLine {
         let (code, now) = (self.codes.get(code), at.as_second());
         self.history.called(now, &code, billed);
-        let line = self.errors.called(at, &code, billed);
+        let line = self.errors.called(at, &code, request_id, billed);
         *self.calls.entry((kind, code)).or_default() += 1;
         let spent = match billed {
             Billed::No => Spent::default(),

@@ -22,6 +22,8 @@ pub(super) struct Errors {
 struct CodeCount {
     count: u64,
     last: Timestamp,
+    /// The provider's, of the last that had one.
+    request_id: Option<Box<str>>,
     logged: Timestamp,
 }
 
@@ -43,6 +45,8 @@ pub struct Failure {
     pub count: u64,
     /// When for the last time.
     pub last: Timestamp,
+    /// The provider's `RequestId`, of the last that had one.
+    pub request_id: Option<Box<str>>,
 }
 
 /// What went wrong, and when something last went well.
@@ -55,16 +59,25 @@ pub struct Failures {
 }
 
 impl Errors {
-    pub(super) fn called(&mut self, now: Timestamp, code: &Arc<str>, billed: Billed) -> LogLine {
+    pub(super) fn called(
+        &mut self,
+        now: Timestamp,
+        code: &Arc<str>,
+        request_id: Option<Box<str>>,
+        billed: Billed,
+    ) -> LogLine {
         if billed == Billed::Yes {
             self.delivered = Some(now);
             return LogLine::None;
         }
         let is_new = !self.seen.contains_key(code);
-        let new = CodeCount { count: 0, last: now, logged: now };
+        let new = CodeCount { count: 0, last: now, request_id: None, logged: now };
         let seen = self.seen.entry(Arc::clone(code)).or_insert(new);
         seen.count += 1;
         seen.last = now;
+        if request_id.is_some() {
+            seen.request_id = request_id;
+        }
         if !is_new && now.duration_since(seen.logged) < SignedDuration::from_mins(1) {
             return LogLine::None;
         }
@@ -77,6 +90,7 @@ impl Errors {
             code: Arc::clone(code),
             count: seen.count,
             last: seen.last,
+            request_id: seen.request_id.clone(),
         };
         let mut latest: Vec<_> = self.seen.iter().map(failure).collect();
         latest.sort_by_key(|failure| Reverse(failure.last));
@@ -100,18 +114,20 @@ mod tests {
     fn the_latest_first_and_no_more_than_twenty() {
         let mut errors = Errors::default();
         let at = |second| Timestamp::from_second(second).unwrap();
-        errors.called(at(1), &"OK".into(), Billed::Yes);
+        errors.called(at(1), &"OK".into(), None, Billed::Yes);
         for second in 2..40 {
             let code = Arc::from(format!("Code.{second}"));
-            errors.called(at(second), &code, Billed::No);
+            errors.called(at(second), &code, Some("R".into()), Billed::No);
         }
-        errors.called(at(50), &"Code.5".into(), Billed::No);
-        errors.called(at(51), &"timeout".into(), Billed::Uncertain);
+        errors.called(at(50), &"Code.5".into(), Some("R50".into()), Billed::No);
+        errors.called(at(51), &"timeout".into(), None, Billed::Uncertain);
         let failures = errors.latest();
         assert_eq!((failures.latest.len(), failures.delivered), (20, Some(at(1))));
         let first: Vec<_> = failures.latest[..3].iter().map(|f| (&*f.code, f.count)).collect();
         assert_eq!(first, [("timeout", 1), ("Code.5", 2), ("Code.39", 1)]);
         assert_eq!(failures.latest[1].last, at(50));
+        let ids: Vec<_> = failures.latest[..3].iter().map(|f| f.request_id.as_deref()).collect();
+        assert_eq!(ids, [None, Some("R50"), Some("R")]);
     }
 
     #[test]
@@ -119,7 +135,7 @@ mod tests {
         let mut errors = Errors::default();
         let mut due = |second: i64, code: &str, billed| {
             let at = Timestamp::from_second(second).unwrap();
-            errors.called(at, &code.into(), billed) == LogLine::Due
+            errors.called(at, &code.into(), None, billed) == LogLine::Due
         };
         assert!(!due(0, "OK", Billed::Yes));
         assert!(due(0, "timeout", Billed::Uncertain));

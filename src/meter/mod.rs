@@ -267,7 +267,14 @@ impl Meter {
             counts.reserve(series, now())?;
             let ledger_id =
                 counts.ledger_id(series, |name| self.shared.ledger.as_ref()?.series(name));
-            MeteredCall { meter: self.clone(), series, ledger_id, kind, has_ended: false }
+            MeteredCall {
+                meter: self.clone(),
+                series,
+                ledger_id,
+                kind,
+                request_id: None,
+                has_ended: false,
+            }
         };
         if let (Some(ledger), Some(id)) = (&self.shared.ledger, call.ledger_id) {
             ledger.begin(id).await;
@@ -357,10 +364,18 @@ pub struct MeteredCall {
     series: usize,
     ledger_id: Option<ledger::SeriesId>,
     kind: CallKind,
+    /// The provider's.
+    request_id: Option<Box<str>>,
     has_ended: bool,
 }
 
 impl MeteredCall {
+    /// The provider has answered with this `RequestId`.
+    pub fn answered(mut self, request_id: Option<&str>) -> Self {
+        self.request_id = request_id.map(Box::from);
+        self
+    }
+
     /// It has ended, with this code or transport word. One call, one verdict, one entry.
     pub fn ended(mut self, code: &str, billed: Billed, took: Duration) -> LogLine {
         self.meter.shared.call_duration[billed as usize].observe(took.as_secs_f64());
@@ -371,7 +386,8 @@ impl MeteredCall {
         self.has_ended = true;
         let at = Timestamp::now();
         let now = at.as_second();
-        let line = self.meter.counts().ended(self.series, self.kind, code, billed, at);
+        let request_id = self.request_id.take();
+        let line = self.meter.counts().ended(self.series, self.kind, code, request_id, billed, at);
         if let (Some(ledger), Some(id)) = (&self.meter.shared.ledger, self.ledger_id) {
             ledger.end(id, billed, now);
         }

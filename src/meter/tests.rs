@@ -87,7 +87,7 @@ fn worked_examples() {
         for (times, kind, billed) in calls {
             for _ in 0..*times {
                 counts.reserve(line, second).unwrap();
-                counts.ended(line, *kind, "x", *billed, at(second));
+                counts.ended(line, *kind, "x", None, *billed, at(second));
             }
         }
         let snapshot = counts.snapshot(second + 1);
@@ -122,14 +122,14 @@ fn tiers_follow_the_month() {
     counts.restore(0, &name, &Minute { billable: 90, uncertain: 0, peak: 90 });
     for _ in 0..20 {
         counts.reserve(line, 60).unwrap();
-        counts.ended(line, CallKind::First, "OK", Billed::Yes, at(60));
+        counts.ended(line, CallKind::First, "OK", None, Billed::Yes, at(60));
     }
     let spend = |counts: &mut Counts, at| counts.snapshot(at).messages["x"]["TopicA"].spend;
     assert!((spend(&mut counts, 61) - (10.0 * 10.0 + 10.0 * 4.0) / 1e6).abs() < 1e-12);
     // The next month begins at the first price.
     let february = 32 * 86_400;
     counts.reserve(line, february).unwrap();
-    counts.ended(line, CallKind::First, "OK", Billed::Yes, at(february));
+    counts.ended(line, CallKind::First, "OK", None, Billed::Yes, at(february));
     assert!((spend(&mut counts, february) - (11.0 * 10.0 + 10.0 * 4.0) / 1e6).abs() < 1e-12);
 }
 
@@ -139,7 +139,7 @@ fn another_price_changes_nothing_that_was_spent() {
     let line = counts.series(&"x".into(), "TopicA", None);
     let send = |counts: &mut Counts| {
         counts.reserve(line, 60).unwrap();
-        counts.ended(line, CallKind::First, "OK", Billed::Yes, at(60));
+        counts.ended(line, CallKind::First, "OK", None, Billed::Yes, at(60));
         counts.snapshot(60).messages["x"]["TopicA"].spend
     };
     assert!((send(&mut counts) - 2e-6).abs() < 1e-15);
@@ -230,7 +230,7 @@ proptest! {
                     let topic = out.swap_remove(nth % out.len());
                     let billed = Billed::ALL[usize::from(billed)];
                     let line = counts.series(&instance, topic_of(topic), caller_of(topic));
-                    counts.ended(line, CallKind::First, "x", billed, at(now));
+                    counts.ended(line, CallKind::First, "x", None, billed, at(now));
                     let minute = ledger.entry((now.div_euclid(60), topic)).or_default();
                     minute.billable += u64::from(billed == Billed::Yes);
                     minute.uncertain += u64::from(billed == Billed::Uncertain);

@@ -137,8 +137,7 @@ impl Sidecar {
         let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
         let instances = config.upstream.instance_id.iter().cloned().chain(rules);
         let meter = meter(config, instances.collect()).await?;
-        let others = start.clone();
-        let ceiling = ceiling(config, start, &meter);
+        let (ceiling, passthrough) = ceilings(config, start, &meter, &upstream);
         let plan = MemoryPlan::of(config.runtime.memory);
         let memory = MemoryBudget::new(plan.bodies);
         let delivery = Delivery::new(
@@ -151,8 +150,6 @@ impl Sidecar {
         );
         let callers = Callers::start(&config.callers, &servers.stop).await;
         let (ending, draining) = (Arc::default(), Arc::default());
-        let passthrough =
-            Passthrough::start(config, upstream.clone(), ceiling.clone(), meter.clone(), &others);
         let parts = PublishParts {
             delivery: delivery.clone(),
             passthrough: passthrough.clone(),
@@ -164,7 +161,7 @@ impl Sidecar {
         };
         let publish = PublishService::new(config, parts);
         let configuration = Configuration::new(config);
-        starting.started(TelemetryService::new(TelemetrySources {
+        let telemetry = TelemetryService::new(TelemetrySources {
             meter: meter.clone(),
             ceiling: ceiling.clone(),
             spool: spool.clone(),
@@ -180,7 +177,9 @@ impl Sidecar {
             stopping: Arc::clone(&ending),
             refusing: Arc::clone(&draining),
             started: Timestamp::now(),
-        }));
+        });
+        servers.tasks.spawn(telemetry.clone().log_concerns(servers.stop.clone()));
+        starting.started(telemetry);
 
         publish_listeners.serve(config, &publish, &memory, &slots.publish, &servers);
         if let Some(listener) = control_listener {
@@ -266,6 +265,20 @@ fn caller_shares(config: &Config) -> Arc<BTreeMap<CallerName, f64>> {
     let shares =
         shares.filter_map(|caller| Some((caller.name.as_str().into(), caller.spool_share?)));
     Arc::new(shares.collect())
+}
+
+/// The ceilings that all calls share, and those of other operations.
+fn ceilings(
+    config: &Config,
+    start: Start,
+    meter: &Meter,
+    upstream: &HttpUpstream,
+) -> (Ceiling, Passthrough) {
+    let others = start.clone();
+    let ceiling = ceiling(config, start, meter);
+    let (upstream, meter) = (upstream.clone(), meter.clone());
+    let passthrough = Passthrough::start(config, upstream, ceiling.clone(), meter, &others);
+    (ceiling, passthrough)
 }
 
 /// The ceilings, shared with the fleet's sidecars where there is a fleet.

@@ -5,6 +5,9 @@ mod configuration;
 mod connections;
 mod held;
 mod memory;
+mod spool;
+
+use std::borrow::Cow;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -25,10 +28,6 @@ const REFUSED_SKEW: f64 = 15.0 * 60.0;
 /// A key is a concern when so little of its life is left, as for the alert `TollgateKeyExpiresSoon`: it
 /// should have been renewed at half of its life, or with 15 minutes left.
 const KEY_ENDS: SignedDuration = SignedDuration::from_mins(5);
-/// Stored messages get older than this only during an outage.
-const OLD: SignedDuration = SignedDuration::from_mins(5);
-/// For so long dropped dead letters are a concern, as for the alert `TollgateDeadLettersDropped`.
-const DROPPED_FOR_ROOM: SignedDuration = SignedDuration::from_hours(1);
 /// From this part on, a ceiling is near; from `NEARLY` on, a budget, the plan or the spool is nearly
 /// used up.
 const NEAR_CEILING: f64 = 0.95;
@@ -70,8 +69,17 @@ pub(super) fn of(status: &SidecarStatus, uncertain: u64) -> Vec<Concern> {
 struct Concerns(Vec<Concern>);
 
 impl Concerns {
-    fn add(&mut self, level: Level, title: impl Into<String>, detail: String, remedy: &str) {
-        self.0.push(Concern { level, title: title.into(), detail, remedy: remedy.to_owned() });
+    /// `kind` stays while it lasts, whatever the title says.
+    fn add(
+        &mut self,
+        kind: impl Into<Cow<'static, str>>,
+        level: Level,
+        title: impl Into<String>,
+        detail: String,
+        remedy: &str,
+    ) {
+        let (kind, title, remedy) = (kind.into(), title.into(), remedy.to_owned());
+        self.0.push(Concern { kind, level, title, detail, remedy });
     }
 
     fn stopping(&mut self, status: &SidecarStatus) {
@@ -83,6 +91,7 @@ impl Concerns {
                 "tollgate refuses new messages (503) and finishes those in progress."
             };
             self.add(
+                "stopping",
                 Level::Bad,
                 "tollgate is stopping",
                 detail.to_owned(),
@@ -98,21 +107,27 @@ impl Concerns {
         let error = key.error.as_deref();
         let why = error.map(|error| format!(" Its source fails: {error}.")).unwrap_or_default();
         if key.loaded.is_none() {
-            self.add(Level::Bad, "No access key", format!("Nothing can be sent.{why}"), SOURCE);
+            self.add(
+                "key",
+                Level::Bad,
+                "No access key",
+                format!("Nothing can be sent.{why}"),
+                SOURCE,
+            );
             return;
         }
         if let Some(at) = key.expires {
             let left = at.duration_since(status.now);
             if left <= SignedDuration::ZERO {
                 let detail = format!("It expired {} ago. Nothing can be sent.{why}", span(-left));
-                return self.add(Level::Bad, "The access key has expired", detail, SOURCE);
+                return self.add("key", Level::Bad, "The access key has expired", detail, SOURCE);
             }
             // A key that is valid for minutes only is renewed with minutes left.
             let life = key.loaded.map_or(SignedDuration::MAX, |from| at.duration_since(from));
             if left < KEY_ENDS.min(life / 5) {
                 let level = if error.is_some() { Level::Bad } else { Level::Warn };
                 let detail = format!("It expires in {} and was not renewed yet.{why}", span(left));
-                return self.add(level, "The access key expires soon", detail, SOURCE);
+                return self.add("key", level, "The access key expires soon", detail, SOURCE);
             }
         }
         if let Some(id) = &key.refused {
@@ -121,11 +136,11 @@ impl Concerns {
                  that works."
             );
             let remedy = "Mount a key that works. Do not disable the old one before.";
-            self.add(Level::Warn, "The new access key is refused", detail, remedy);
+            self.add("new_key", Level::Warn, "The new access key is refused", detail, remedy);
         }
         if let Some(error) = error {
             let detail = format!("The key in use still works. Its source fails: {error}.");
-            self.add(Level::Warn, "The access key cannot be renewed", detail, SOURCE);
+            self.add("key", Level::Warn, "The access key cannot be renewed", detail, SOURCE);
         }
     }
 
@@ -147,7 +162,13 @@ impl Concerns {
                 "{latest}{}Callers get 502; with Prefer: respond-async their messages are stored (202).",
                 lanes.wait()
             );
-            self.add(Level::Bad, title, detail, denied.remedy());
+            self.add(
+                format!("access_{}", denied.as_str()),
+                Level::Bad,
+                title,
+                detail,
+                denied.remedy(),
+            );
         }
     }
 
@@ -171,6 +192,7 @@ impl Concerns {
                 waits(lanes.messages),
             );
             return self.add(
+                "delivery",
                 Level::Bad,
                 format!("Delivery fails for {}", lanes.names()),
                 detail,
@@ -184,7 +206,7 @@ impl Concerns {
         };
         if let Some(error) = last.filter(all_fail) {
             let detail = format!("{latest}No message was delivered since.");
-            self.add(Level::Bad, "Nothing is delivered", detail, &error.remedy);
+            self.add("delivery", Level::Bad, "Nothing is delivered", detail, &error.remedy);
         }
     }
 
@@ -199,7 +221,7 @@ impl Concerns {
             );
             let remedy = "Check that no other client sends from these addresses, check \
                           ceilings.egress_ip, and ask the provider to lift the block.";
-            self.add(level, "Egress addresses are probably blocked", detail, remedy);
+            self.add("blocked", level, "Egress addresses are probably blocked", detail, remedy);
         }
     }
 
@@ -211,12 +233,12 @@ impl Concerns {
             Mode::Closed => {
                 let detail = "Redis does not answer, and this sidecar has no permit left. Nothing is \
                               sent: new messages are stored, or refused.";
-                self.add(Level::Bad, "Cut off from the fleet", detail.to_owned(), REDIS);
+                self.add("redis", Level::Bad, "Cut off from the fleet", detail.to_owned(), REDIS);
             }
             Mode::CutOff => {
                 let detail = "This sidecar uses the permits that it has leased, for less than 30 s, and \
                               then sends nothing.";
-                self.add(Level::Warn, "Redis does not answer", detail.to_owned(), REDIS);
+                self.add("redis", Level::Warn, "Redis does not answer", detail.to_owned(), REDIS);
             }
             Mode::Alone | Mode::Shared if fleet.opens_in_seconds > 0.0 => {
                 let detail = format!(
@@ -226,7 +248,13 @@ impl Concerns {
                 );
                 let remedy = "Nothing: it ends by itself. If it happens again, find out why Redis \
                               restarts.";
-                self.add(Level::Warn, "Redis is learning which permits are in use", detail, remedy);
+                self.add(
+                    "redis_new",
+                    Level::Warn,
+                    "Redis is learning which permits are in use",
+                    detail,
+                    remedy,
+                );
             }
             Mode::Alone | Mode::Shared => {}
         }
@@ -241,51 +269,14 @@ impl Concerns {
             );
             let remedy = "Check whether Redis is slow for them (their CPU, the network), and set \
                           fleet.expected_sidecars to the number of sidecars.";
-            self.add(Level::Warn, "Sidecars get too few permits", detail, remedy);
-        }
-    }
-
-    fn spool(&mut self, status: &SidecarStatus) {
-        let Some(kept) = &status.kept else { return };
-        if let Some(failure) = &kept.failure {
-            let detail = format!(
-                "The error: {failure}. Messages that are not delivered at once are refused."
-            );
-            let title = "The spool cannot be written";
-            let remedy = if kept.durability.starts_with("redis") {
-                "Check that the Redis of fleet.url runs, is reachable and has memory. tollgate retries."
-            } else {
-                "Free space on the disk of spool.path, or repair it. tollgate retries by itself."
-            };
-            self.add(Level::Bad, title, detail, remedy);
-        }
-        if kept.full >= NEARLY {
-            let full = kept.full >= NEAR_CEILING;
-            let level = if full { Level::Bad } else { Level::Warn };
-            let detail = format!(
-                "{} is used. When it is full, messages that are not delivered at once are refused (503).",
-                percent(kept.full)
-            );
-            let remedy = "Drop or replay dead letters (tollgate messages), or raise spool.max_bytes \
-                          and spool.max_messages.";
-            self.add(level, "The spool is nearly full", detail, remedy);
-        }
-        let ago = kept.dead_dropped_for_room.map(|at| status.now.duration_since(at));
-        if let Some(ago) = ago.filter(|ago| *ago < DROPPED_FOR_ROOM) {
-            let detail = format!(
-                "Dead letters take more than half of the spool, and new messages needed the room, last \
-                 {} ago. What was dropped cannot be replayed; the audit log has the ids.",
-                span(ago)
-            );
-            let remedy = "Replay or drop dead letters (tollgate messages), stop what is refused, or \
-                          raise spool.max_bytes and spool.max_messages.";
-            self.add(Level::Bad, "Dead letters are dropped for room", detail, remedy);
+            self.add("starved", Level::Warn, "Sidecars get too few permits", detail, remedy);
         }
     }
 
     fn ledger(&mut self, status: &SidecarStatus) {
         let Some(error) = &status.ledger_failure else { return };
         self.add(
+            "ledger",
             Level::Warn,
             "The ledger cannot be written",
             format!("Messages are counted in memory only. The disk's error: {error}."),
@@ -311,7 +302,7 @@ impl Concerns {
             let detail = format!("{}; {then}. It resets in {left}.", of_budget(budget));
             let remedy =
                 "Find the topic that costs most; raise the budget if this spend is expected.";
-            self.add(level, title, detail, remedy);
+            self.add(format!("budget {}", budget.name), level, title, detail, remedy);
         }
     }
 
@@ -327,7 +318,7 @@ impl Concerns {
                 grouped(plan.into()),
             );
             let remedy = "Buy a larger instance before the provider throttles, or publish less.";
-            self.add(Level::Warn, title, detail, remedy);
+            self.add("plan", Level::Warn, title, detail, remedy);
         }
     }
 
@@ -343,31 +334,7 @@ impl Concerns {
                 "It is {by} {side} the provider's, which refuses calls when it is off by 15 min."
             );
             let remedy = AccessDenied::Clock.remedy();
-            self.add(level, "This machine's clock is off", detail, remedy);
-        }
-    }
-
-    fn backlog(&mut self, status: &SidecarStatus) {
-        if let Some(kept) = &status.kept {
-            let age = kept.oldest.map(|at| status.now.duration_since(at));
-            if let Some(age) = age.filter(|age| *age > OLD) {
-                let (n, s) = (grouped(kept.queued), plural(kept.queued));
-                let detail = format!("{n} message{s}, the oldest was accepted {} ago.", span(age));
-                let remedy = "Check which topics are paused, and why. After retry.max_age messages \
-                              become dead letters.";
-                self.add(Level::Warn, "Stored messages are old", detail, remedy);
-            }
-            if kept.dead > 0 {
-                let title = if kept.dead == 1 {
-                    "1 dead letter".to_owned()
-                } else {
-                    format!("{} dead letters", grouped(kept.dead))
-                };
-                let detail = "Stored, but not sent again: refused, too old, or of unknown outcome.";
-                let remedy = "List them (tollgate messages list --state dead), then replay or drop \
-                              them.";
-                self.add(Level::Warn, title, detail.to_owned(), remedy);
-            }
+            self.add("clock", level, "This machine's clock is off", detail, remedy);
         }
     }
 
@@ -380,7 +347,7 @@ impl Concerns {
             );
             let remedy = "Let subscribers tolerate duplicates, or avoid them with retry.unknown = \
                           \"park\".";
-            self.add(Level::Warn, "Some outcomes are unknown", detail, remedy);
+            self.add("unknown", Level::Warn, "Some outcomes are unknown", detail, remedy);
         }
     }
 }
@@ -428,7 +395,9 @@ fn latest<'a>(mut errors: impl Iterator<Item = &'a CallError>, now: Timestamp) -
     errors.next().map_or_else(String::new, |error| {
         let age = now.duration_since(error.last);
         let seen = if age < JUST_NOW { "just now".to_owned() } else { span(age) + " ago" };
-        format!("Code {}, {} since the start, last {seen}. ", error.code, times(error.count))
+        let id = error.request_id.as_deref().map(|id| format!(", RequestId {id}"));
+        let id = id.unwrap_or_default();
+        format!("Code {}, {} since the start, last {seen}{id}. ", error.code, times(error.count))
     })
 }
 

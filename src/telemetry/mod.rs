@@ -1,5 +1,7 @@
 //! The read-only HTTP API for Prometheus, the kubelet and a browser.
 
+mod action_metrics;
+mod concern_log;
 mod concerns;
 mod configuration;
 mod explanations;
@@ -14,10 +16,13 @@ mod view;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use http::header::{ACCEPT, CACHE_CONTROL, HeaderValue};
 use http::{Method, Request, StatusCode};
 use jiff::Timestamp;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use crate::answer::AccessDenied;
 use crate::ceiling::Ceiling;
@@ -29,11 +34,15 @@ use crate::passthrough::Passthrough;
 use crate::server::{ConnectionSlots, Problem, Reply, Slug, json_reply, reply};
 use crate::spool::Spool;
 use crate::upstream::HttpUpstream;
+use concern_log::{ConcernLine, ConcernLog};
 pub use configuration::Configuration;
 use metrics::Format;
 pub use starting::StartingTelemetry;
+use status::StatusReader;
 pub(crate) use view::{Concern, FleetView, Level, MemberView, SidecarStatus};
 
+/// How often concerns are looked at for the log.
+const LOOK: Duration = Duration::from_secs(1);
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The telemetry API. Cheap to clone.
@@ -106,6 +115,26 @@ impl TelemetryService {
         })
     }
 
+    /// Logs what begins to be wrong and what is over, until `stop`.
+    pub async fn log_concerns(self, stop: CancellationToken) {
+        let mut log = ConcernLog::default();
+        let mut ticks = interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let looks = async {
+            loop {
+                ticks.tick().await;
+                // The history is for the page.
+                let since = Some(Timestamp::now().as_second());
+                let status = SidecarStatus::of(&self.sources, since, StatusReader::Log);
+                let requests = status.outcomes.iter().map(|(outcome, n)| (outcome.to_string(), *n));
+                let requests = requests.collect();
+                let lines = log.look(&status.concerns, &requests, Instant::now());
+                lines.iter().for_each(ConcernLine::write);
+            }
+        };
+        stop.run_until_cancelled(looks).await;
+    }
+
     fn metrics<B>(&self, request: &Request<B>) -> Reply {
         let accepts = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
         let format = Format::wanted(accepts.unwrap_or_default());
@@ -163,7 +192,7 @@ impl TelemetryService {
     }
 
     fn status(&self, since: Option<i64>) -> Reply {
-        let status = SidecarStatus::of(&self.sources, since);
+        let status = SidecarStatus::of(&self.sources, since, StatusReader::Person);
         uncached(json_reply(StatusCode::OK, &status))
     }
 }

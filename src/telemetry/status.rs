@@ -22,9 +22,23 @@ use crate::spool::{HeldCounts, Share, Spool};
 /// The most paused topics that are listed: those with the most messages.
 const MAX_PAUSED: usize = 50;
 
+/// Who reads a status. For a person, the members of a fleet are read from Redis often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StatusReader {
+    Person,
+    Log,
+}
+
 impl FleetView {
-    fn of(ceiling: &ceiling::Ceiling, status: &ceiling::Status) -> Option<Self> {
-        let fleet = ceiling.fleet()?;
+    fn of(
+        ceiling: &ceiling::Ceiling,
+        status: &ceiling::Status,
+        reader: StatusReader,
+    ) -> Option<Self> {
+        let fleet = match reader {
+            StatusReader::Person => ceiling.fleet()?,
+            StatusReader::Log => ceiling.fleet_as_known()?,
+        };
         let now = Timestamp::now();
         let ago = |ago: Duration| SignedDuration::try_from(ago).map_or(now, |ago| now - ago);
         let narrowest = status.ceilings.iter().filter(|c| c.shared).filter_map(|c| c.limit).min();
@@ -115,7 +129,7 @@ fn budget(status: &BudgetStatus, currency: &str) -> BudgetView {
 
 impl SidecarStatus {
     /// The status now, with the history after `since`, a Unix second.
-    pub(super) fn of(sources: &TelemetrySources, since: Option<i64>) -> Self {
+    pub(super) fn of(sources: &TelemetrySources, since: Option<i64>, reader: StatusReader) -> Self {
         let counts = sources.meter.snapshot();
         let ceiling = sources.ceiling.status();
         let upstream = sources.upstream.status();
@@ -191,7 +205,7 @@ impl SidecarStatus {
                 .iter()
                 .map(|failure| error(failure, upstream.trouble))
                 .collect(),
-            fleet: FleetView::of(&sources.ceiling, &ceiling),
+            fleet: FleetView::of(&sources.ceiling, &ceiling, reader),
             configuration: sources.configuration.view(),
             connections: sources.connections.iter().map(ConnectionSlots::usage).collect(),
             memory: Some(sources.memory.usage()),
@@ -251,6 +265,7 @@ fn error(failure: &Failure, trouble: Option<TransportError>) -> CallError {
         code: failure.code.to_string(),
         count: failure.count,
         last: failure.last,
+        request_id: failure.request_id.as_deref().map(str::to_owned),
         explanation: explanation.what.into(),
         remedy: explanation.remedy.into(),
     }

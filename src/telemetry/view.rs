@@ -108,6 +108,9 @@ pub(crate) enum Level {
 /// Something that is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Concern {
+    /// What it is about, as the log and programs have it; it does not change while it lasts.
+    #[serde(default)]
+    pub(crate) kind: Cow<'static, str>,
     pub(crate) level: Level,
     pub(crate) title: String,
     pub(crate) detail: String,
@@ -219,6 +222,9 @@ pub(crate) struct CallError {
     pub(crate) code: String,
     pub(crate) count: u64,
     pub(crate) last: Timestamp,
+    /// The provider's, of the last such call: what its support asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) request_id: Option<String>,
     #[serde(rename = "words")]
     pub(crate) explanation: Cow<'static, str>,
     #[serde(rename = "todo")]

@@ -373,16 +373,15 @@ impl UpstreamInner {
             secret: key.secret().expose_secret(),
             token: key.token().map(ExposeSecret::expose_secret),
         };
-        let stamp = self.stamp().ok_or(TransportError::Unwritten)?;
-        let signed = signing::sign(self.signature, call, &credentials, &stamp);
+        let signed = signing::sign(self.signature, call, &credentials, &self.stamp());
         assemble(signed, self.host.clone()).ok_or(TransportError::Unwritten)
     }
 
-    fn stamp(&self) -> Option<Stamp> {
-        let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).ok()?;
+    fn stamp(&self) -> Stamp {
         let at = self.clock().corrected(Timestamp::now());
-        Some(Stamp::new(at, u128::from_ne_bytes(nonce)))
+        // A nonce is to be used once, and is no secret. The generator of a thread is seeded by the system, and
+        // costs no call of it.
+        Stamp::new(at, rand::random())
     }
 
     fn clock(&self) -> MutexGuard<'_, ProviderClock> {

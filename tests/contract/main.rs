@@ -16,6 +16,7 @@ mod durability;
 mod keyring;
 mod keys;
 mod ledger;
+mod log;
 mod memory;
 mod messages;
 mod payloads;

@@ -235,35 +235,37 @@ async fn a_caller_that_hangs_up() {
     assert_eq!(next.status, 200, "{}", next.text());
 }
 
-/// One that hangs up while it waits is not called, and its place is free; one that waits when we stop is told so, and
-/// one under way has its answer.
+/// A call waits for its turn; one that waits when we stop is told so, and one under way has its answer.
 #[tokio::test]
 async fn calls_that_wait() {
-    let answer = std::sync::Arc::new(tokio::sync::Notify::new());
-    let script = Script::start([Say::Later(answer.clone())]).await;
+    let answers = [(); 2].map(|()| std::sync::Arc::new(tokio::sync::Notify::new()));
+    let says = [Say::Later(answers[0].clone()), script::ok(), Say::Later(answers[1].clone())];
+    let script = Script::start(says).await;
     let (sidecar, to, telemetry) =
         with_actions(&script.url, r#"["RevokeToken=1"]"#, &[("sdk.wait", "9s")]).await;
-    let waiting = async |calls: f64| {
-        let name = "tollgate_action_waiting{action=\"RevokeToken\"}";
-        until("so many wait", async || {
-            (series(&get(&telemetry, "/metrics").await.text(), name) - calls).abs() < 0.5
-        })
-        .await;
+    let left = async |calls: usize| {
+        until("so many have left", async || script.requests().len() == calls).await;
     };
-    let [first, gone, last] = [(); 3].map(|()| {
+    let waits = async || {
+        let name = "tollgate_action_waiting{action=\"RevokeToken\"}";
+        until("one waits", async || series(&get(&telemetry, "/metrics").await.text(), name) > 0.5)
+            .await;
+    };
+    let begins = || {
         let (to, call) = (to.clone(), call(BOTH[0], "RevokeToken"));
-        async move { send(&to, &call).await }
-    });
-    let first = tokio::spawn(first);
-    until("it has left", async || script.requests().len() == 1).await;
-    {
-        let gone = tokio::spawn(gone);
-        waiting(1.0).await;
-        gone.abort();
-    }
-    waiting(0.0).await;
-    let last = tokio::spawn(last);
-    waiting(1.0).await;
+        tokio::spawn(async move { send(&to, &call).await })
+    };
+    let first = begins();
+    left(1).await;
+    let next = begins();
+    waits().await;
+    answers[0].notify_one();
+    assert_eq!(first.await.unwrap().status, 200);
+    assert_eq!(next.await.unwrap().status, 200);
+    let under_way = begins();
+    left(3).await;
+    let last = begins();
+    waits().await;
     let drained = sidecar.drain(std::future::ready(()));
     tokio::pin!(drained);
     let last = tokio::select! {
@@ -271,10 +273,10 @@ async fn calls_that_wait() {
         _ = &mut drained => panic!("it waits for the call under way"),
     };
     assert_eq!(code(&last), (503, "ServiceUnavailable".to_owned()), "{}", last.text());
-    answer.notify_one();
-    let (first, _) = tokio::join!(first, drained);
-    assert_eq!(first.unwrap().status, 200);
-    assert_eq!(script.requests().len(), 1);
+    answers[1].notify_one();
+    let (under_way, _) = tokio::join!(under_way, drained);
+    assert_eq!(under_way.unwrap().status, 200);
+    assert_eq!(script.requests().len(), 3);
 }
 
 /// What is wrong in `sdk.actions` is said.

@@ -6,8 +6,8 @@ use tollgate::config::SignatureVersion;
 use tollgate::emulator::{Emulator, EmulatorOptions, KeyPair};
 use tollgate::signing::{Call, Credentials, Stamp, sign};
 
-use crate::support::fleet::redis;
 use crate::support::http::post;
+use crate::support::redis::Redis;
 use crate::support::{INSTANCE, config, sidecar};
 
 const SIDECARS: usize = 3;
@@ -17,7 +17,9 @@ const CALLS: usize = 12;
 /// of the account.
 #[tokio::test]
 async fn an_operation_has_one_ceiling_for_all() {
-    let redis = redis();
+    let redis = Redis::start();
+    redis.begin(&[("account", 1_000)]);
+    redis.begin(&[("action:RevokeToken:account", 5)]);
     let key = KeyPair { id: "testid".to_owned(), secret: "testsecret".to_owned(), token: None };
     let listen = "127.0.0.1:0".parse().unwrap();
     let options = EmulatorOptions { listen, keys: vec![key], ..EmulatorOptions::default() };

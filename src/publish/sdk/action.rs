@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use http::header::CONTENT_TYPE;
 
-use super::call::no_memory;
+use super::no_memory;
 use super::outcome::SdkAnswer;
 use crate::action::ActionCall;
 use crate::answer::{AccessDenied, Answer, AnswerBody, Verdict};

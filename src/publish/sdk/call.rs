@@ -8,7 +8,7 @@ use http::request::Parts;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{RefusedCall, action};
+use super::{RefusedCall, action, no_memory};
 use crate::action::ActionCall;
 use crate::callers::{Caller, Callers};
 use crate::config::{Sdk, SdkAccept};
@@ -218,13 +218,6 @@ fn query_too_long() -> RefusedCall {
     let message =
         format!("The query has more than {MAX_QUERY} bytes. Send the parameters as a form.");
     Refusal::new("ParameterCheckFailed").saying(message).into()
-}
-
-pub(super) fn no_memory(_: NoMemory) -> RefusedCall {
-    let refusal = Refusal::new("ServiceUnavailable")
-        .saying("Messages in progress take all of the memory that they may (runtime.memory).")
-        .after(std::time::Duration::from_secs(1));
-    RefusedCall { refusal, published: Published::Full }
 }
 
 fn refused_header(problem: &Problem) -> Refusal {

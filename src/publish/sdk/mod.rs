@@ -6,6 +6,8 @@ mod action;
 mod call;
 mod outcome;
 
+use std::time::Duration;
+
 use http::Request;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -14,6 +16,7 @@ use super::Inner;
 use super::log::LogContext;
 use crate::config;
 use crate::delivery::{Keeping, PublishOptions};
+use crate::memory::NoMemory;
 use crate::message::Message;
 use crate::meter::Published;
 use crate::server::{Reply, RequestBody};
@@ -98,4 +101,11 @@ fn stopping() -> RefusedCall {
     let refusal = Refusal::new("ServiceUnavailable")
         .saying("This sidecar is stopping and takes no more calls. Send it again.");
     RefusedCall { refusal, published: Published::Draining }
+}
+
+fn no_memory(_: NoMemory) -> RefusedCall {
+    let refusal = Refusal::new("ServiceUnavailable")
+        .saying("Messages in progress take all of the memory that they may (runtime.memory).")
+        .after(Duration::from_secs(1));
+    RefusedCall { refusal, published: Published::Full }
 }

@@ -20,7 +20,7 @@ impl Concerns {
             );
             let remedy = "Nothing yet. If it persists, other clients use the account, or the bought TPS \
                           is too small: lower ceilings.account to what is left.";
-            self.add(Level::Warn, "The provider throttles calls", detail, remedy);
+            self.add("throttled", Level::Warn, "The provider throttles calls", detail, remedy);
         }
         let unanswered =
             |ceiling: &CeilingView| share(ceiling.unanswered as f64, ceiling.limit.map(f64::from));
@@ -38,7 +38,7 @@ impl Concerns {
             );
             let remedy = "Check whether the provider or the network to it stalls. Nothing else: it ends \
                           with the stall.";
-            self.add(Level::Warn, "Calls get no answer", detail, remedy);
+            self.add("unanswered", Level::Warn, "Calls get no answer", detail, remedy);
         }
         let used = |ceiling: &CeilingView| share(ceiling.used as f64, ceiling.limit.map(f64::from));
         let tightest = status.ceilings.iter().max_by(|a, b| used(a).total_cmp(&used(b)));
@@ -70,6 +70,6 @@ impl Concerns {
                  provider answers slowly.",
             ),
         };
-        self.add(Level::Warn, title, detail, remedy);
+        self.add("ceiling", Level::Warn, title, detail, remedy);
     }
 }

@@ -8,6 +8,7 @@ impl Concerns {
         let configuration = &status.configuration;
         if let Some(error) = &configuration.error {
             self.add(
+                "configuration_invalid",
                 Level::Warn,
                 "The changed configuration is invalid",
                 format!("Nothing of it was applied: {}.", error.trim_end_matches('.')),
@@ -18,6 +19,7 @@ impl Concerns {
             let pending = configuration.pending.iter().map(String::as_str);
             let names = listed(pending, configuration.pending.len());
             self.add(
+                "configuration_pending",
                 Level::Warn,
                 "A changed configuration waits for a restart",
                 format!("tollgate reads these keys at its start only: {names}."),
@@ -26,7 +28,13 @@ impl Concerns {
         }
         for lifted in &configuration.lifted {
             let remedy = "Set the ceiling to what the provider allows you.";
-            self.add(Level::Warn, "A ceiling is lifted", format!("{lifted}."), remedy);
+            self.add(
+                "ceiling_lifted",
+                Level::Warn,
+                "A ceiling is lifted",
+                format!("{lifted}."),
+                remedy,
+            );
         }
     }
 }

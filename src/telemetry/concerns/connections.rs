@@ -23,7 +23,7 @@ impl Concerns {
                 _ => "Find the client that opens so many (`ss -tnp` in the pod), and stop it.",
             };
             let title = format!("Connections to {} are nearly used up", usage.listener);
-            self.add(Level::Warn, title, detail, remedy);
+            self.add(format!("connections {}", usage.listener), Level::Warn, title, detail, remedy);
         }
     }
 }

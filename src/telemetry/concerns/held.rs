@@ -16,7 +16,7 @@ impl Concerns {
             let remedy = "Find out who can write to Redis, and whether all sidecars of the account have the \
                           same spool.mac_file (docs/shared-spool.md, Threats). tollgate messages list with \
                           --set listen.control=none --set spool.mac_file= lists those that are not this sidecar's.";
-            self.add(Level::Bad, "Stored messages cannot be trusted", detail, remedy);
+            self.add("unverified", Level::Bad, "Stored messages cannot be trusted", detail, remedy);
         }
         if kept.not_allowed > 0 {
             let (n, s) = (grouped(kept.not_allowed), plural(kept.not_allowed));
@@ -27,7 +27,13 @@ impl Concerns {
             let remedy = "Check that a sidecar of the account allows their topics and instances. Otherwise \
                           allow them here (topics.allow), or drop them (tollgate messages drop; those that \
                           others left, with --set listen.control=none).";
-            self.add(Level::Warn, "Stored messages may not be sent from here", detail, remedy);
+            self.add(
+                "not_allowed",
+                Level::Warn,
+                "Stored messages may not be sent from here",
+                detail,
+                remedy,
+            );
         }
     }
 }

@@ -25,7 +25,7 @@ impl Concerns {
         let remedy = "Lower idempotency.keep, or raise idempotency.max_keys, spool.max_messages and the memory \
                       limit of the container.";
         let level = if used >= 1.0 { Level::Bad } else { Level::Warn };
-        self.add(level, "Idempotency keys are nearly used up", detail, remedy);
+        self.add("idempotency_keys", level, "Idempotency keys are nearly used up", detail, remedy);
     }
 
     pub(super) fn memory(&mut self, status: &SidecarStatus) {
@@ -42,6 +42,7 @@ impl Concerns {
         let remedy = "Let callers send fewer large messages at once, or raise the memory limit of the \
                       container (runtime.memory).";
         self.add(
+            "memory",
             Level::Warn,
             "The memory for messages is nearly used up".to_owned(),
             detail,

@@ -131,6 +131,7 @@ fn fleet(mode: Mode) -> FleetView {
 fn error(code: &str, seconds_ago: i64) -> CallError {
     let explanation = explanations::of(code);
     CallError {
+        request_id: None,
         code: code.to_owned(),
         count: 3,
         last: at(seconds_ago),

@@ -1,0 +1,233 @@
+//! What is wrong, in the log: a line when a concern begins and one when it is over, and none a message.
+//!
+//! So the log tells the same story as the page. A concern counts as begun when it has been seen for [`SHOWN`], and as
+//! over when it was not seen for [`HELD`]; each time that it comes back soon it is held twice as long, so that one that
+//! comes and goes all night costs a few lines.
+//!
+//! Pure: the caller passes the time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::view::{Concern, Level};
+
+/// How long a concern is seen before it is logged.
+const SHOWN: Duration = Duration::from_secs(1);
+/// How long it is not seen before it is over, the first time and at most.
+const HELD: Duration = Duration::from_secs(8);
+const LONGEST_HELD: Duration = Duration::from_mins(10);
+/// After so long without it, a concern is a new one.
+const FORGOTTEN: Duration = Duration::from_mins(30);
+
+/// Requests since the start, by outcome.
+pub(super) type Requests = BTreeMap<String, u64>;
+
+/// A line of the log.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum ConcernLine {
+    /// It has begun, or is worse than it was.
+    Begun(Concern),
+    /// It is over.
+    Over {
+        /// As it was last.
+        concern: Concern,
+        lasted: Duration,
+        /// What callers got meanwhile, by outcome.
+        requests: Requests,
+    },
+}
+
+/// Follows concerns from look to look.
+#[derive(Debug, Default)]
+pub(super) struct ConcernLog {
+    /// By their kinds, which are bounded.
+    concerns: BTreeMap<String, Followed>,
+}
+
+#[derive(Debug)]
+struct Followed {
+    concern: Concern,
+    begun: Instant,
+    seen: Instant,
+    /// Requests when it began.
+    before: Requests,
+    held: Duration,
+    state: State,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    /// Seen, and not logged yet.
+    New,
+    Logged(Level),
+    Over,
+}
+
+impl ConcernLog {
+    /// These are the concerns now. Returns what is to be logged.
+    pub(super) fn look(
+        &mut self,
+        concerns: &[Concern],
+        requests: &Requests,
+        now: Instant,
+    ) -> Vec<ConcernLine> {
+        let mut lines = Vec::new();
+        for concern in concerns {
+            self.see(concern, requests, now, &mut lines);
+        }
+        for followed in self.concerns.values_mut() {
+            let unseen = now - followed.seen;
+            match followed.state {
+                // It went before it was logged.
+                State::New if unseen > Duration::ZERO => followed.state = State::Over,
+                State::Logged(_) if unseen >= followed.held => {
+                    followed.state = State::Over;
+                    let count = |(outcome, n): (&String, &u64)| {
+                        let more =
+                            n.saturating_sub(followed.before.get(outcome).copied().unwrap_or(0));
+                        (more > 0).then(|| (outcome.clone(), more))
+                    };
+                    lines.push(ConcernLine::Over {
+                        concern: followed.concern.clone(),
+                        lasted: followed.seen - followed.begun,
+                        requests: requests.iter().filter_map(count).collect(),
+                    });
+                }
+                State::New | State::Logged(_) | State::Over => {}
+            }
+        }
+        self.concerns.retain(|_, followed| now - followed.seen < FORGOTTEN);
+        lines
+    }
+
+    fn see(
+        &mut self,
+        concern: &Concern,
+        requests: &Requests,
+        now: Instant,
+        lines: &mut Vec<ConcernLine>,
+    ) {
+        let new = || Followed {
+            concern: concern.clone(),
+            begun: now,
+            seen: now,
+            before: requests.clone(),
+            held: HELD,
+            state: State::New,
+        };
+        let followed = self.concerns.entry(concern.kind.to_string()).or_insert_with(new);
+        if followed.state == State::Over {
+            let held = (followed.held * 2).min(LONGEST_HELD);
+            *followed = Followed { held, ..new() };
+        }
+        followed.seen = now;
+        followed.concern = concern.clone();
+        let is_due = match followed.state {
+            State::New => now - followed.begun >= SHOWN,
+            // A higher level comes first.
+            State::Logged(level) => concern.level < level,
+            State::Over => false,
+        };
+        if is_due {
+            followed.state = State::Logged(concern.level);
+            lines.push(ConcernLine::Begun(concern.clone()));
+        }
+    }
+}
+
+impl ConcernLine {
+    /// Writes it.
+    pub(super) fn write(&self) {
+        match self {
+            Self::Begun(concern) => {
+                let Concern { kind, level, title, detail, remedy } = concern;
+                let (concern, todo) = (&**kind, &**remedy);
+                match level {
+                    Level::Bad => tracing::error!(concern, detail, todo, "begins: {title}"),
+                    Level::Warn => tracing::warn!(concern, detail, todo, "begins: {title}"),
+                }
+            }
+            Self::Over { concern: Concern { kind, title, .. }, lasted, requests } => {
+                let counts = requests.iter().map(|(outcome, n)| format!("{outcome} {n}"));
+                let requests = counts.collect::<Vec<_>>().join(", ");
+                let (concern, lasted_s) = (&**kind, lasted.as_secs());
+                tracing::info!(concern, lasted_s, requests, "over: {title}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn concern(kind: &'static str, level: Level) -> Concern {
+        let (title, detail, remedy) = (format!("{kind} is wrong"), String::new(), String::new());
+        Concern { kind: kind.into(), level, title, detail, remedy }
+    }
+
+    /// What is logged in each second of a night, as `+kind` and `-kind`.
+    fn night(seconds: u64, concerns: impl Fn(u64) -> Vec<Concern>) -> Vec<(u64, String)> {
+        let (mut log, begin) = (ConcernLog::default(), Instant::now());
+        let mut written = Vec::new();
+        for second in 0..seconds {
+            let requests = [("queued".to_owned(), second * 10)].into();
+            let now = begin + Duration::from_secs(second);
+            for line in log.look(&concerns(second), &requests, now) {
+                let text = match line {
+                    ConcernLine::Begun(concern) => format!("+{}", concern.kind),
+                    ConcernLine::Over { concern, lasted, requests } => {
+                        let (lasted, queued) = (lasted.as_secs(), requests["queued"]);
+                        format!("-{} {lasted} s, {queued} queued", concern.kind)
+                    }
+                };
+                written.push((second, text));
+            }
+        }
+        written
+    }
+
+    #[tokio::test]
+    async fn a_line_when_it_begins_and_one_when_it_is_over() {
+        let lines = night(60, |second| match second {
+            10..=34 => vec![concern("delivery", Level::Bad)],
+            40 => vec![concern("blip", Level::Warn)],
+            _ => Vec::new(),
+        });
+        let wanted = [(11, "+delivery"), (42, "-delivery 24 s, 320 queued")];
+        assert_eq!(lines, wanted.map(|(second, line)| (second, line.to_owned())));
+    }
+
+    #[tokio::test]
+    async fn worse_is_a_line_and_better_is_none() {
+        let lines = night(40, |second| match second {
+            0..10 | 20..30 => vec![concern("key", Level::Warn)],
+            10..20 => vec![concern("key", Level::Bad)],
+            _ => Vec::new(),
+        });
+        let kinds: Vec<_> = lines.iter().map(|(second, line)| (*second, &line[..4])).collect();
+        assert_eq!(kinds, [(1, "+key"), (10, "+key"), (37, "-key")]);
+    }
+
+    /// Eight hours of a concern that comes for five seconds every twenty, and of one that stays.
+    #[tokio::test]
+    async fn what_comes_and_goes_all_night_costs_a_few_lines() {
+        let lines = night(8 * 3_600, |second| {
+            let comes = (second % 20 < 5).then(|| concern("ceiling", Level::Warn));
+            comes.into_iter().chain([concern("clock", Level::Warn)]).collect()
+        });
+        assert!(lines.len() <= 6, "{lines:?}");
+        assert_eq!(lines.iter().filter(|(_, line)| line == "+clock").count(), 1);
+    }
+
+    /// After half an hour without it, it is a new one.
+    #[tokio::test]
+    async fn each_outage_of_a_day_is_told() {
+        let lines = night(24 * 3_600, |second| {
+            (second % 7_200 < 60).then(|| concern("delivery", Level::Bad)).into_iter().collect()
+        });
+        assert_eq!(lines.len(), 2 * 12);
+    }
+}
