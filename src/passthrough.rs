@@ -21,7 +21,7 @@ use crate::message::{CallerName, InstanceId};
 use crate::meter::{ActionResult, CallRead, Meter};
 use crate::upstream::{HttpUpstream, MAX_ACTION_ANSWER, RawAnswer, SendGate, Upstream};
 
-/// Log lines a second about calls that were not done.
+/// Log lines a minute about calls that were not done.
 const MAX_LINES: u64 = 5;
 
 /// Passes calls on. Cheap to clone.
@@ -107,7 +107,7 @@ impl Passthrough {
             meter,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-            log_limiter: LogLimiter::new(MAX_LINES),
+            log_limiter: LogLimiter::each_minute(MAX_LINES),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -198,14 +198,16 @@ impl Inner {
         let permit = async {
             let own_ceiling =
                 self.own.get(action).ok_or(NotPassed::OwnCeiling(Refused::TimedOut))?;
-            let mut own = of(own_ceiling).await.map_err(NotPassed::OwnCeiling)?;
-            let permit = of(&self.ceiling).await.map_err(NotPassed::Ceiling)?;
-            // In a fleet it may have ended by now.
-            if !own.holds() {
+            loop {
+                let own = of(own_ceiling).await.map_err(NotPassed::OwnCeiling)?;
+                let permit = of(&self.ceiling).await.map_err(NotPassed::Ceiling)?;
+                // In a fleet it may have ended by now.
+                if own.holds() {
+                    return Ok(permit.with_own(own));
+                }
                 own.unsent();
-                own = of(own_ceiling).await.map_err(NotPassed::OwnCeiling)?;
+                permit.unsent();
             }
-            Ok(permit.with_own(own))
         };
         self.stop.run_until_cancelled(permit).await.unwrap_or(Err(NotPassed::Stopping))
     }
@@ -217,7 +219,8 @@ impl Inner {
         let (result, read) = (result(&raw.answer), read(&raw.answer));
         entry.ended(result, read);
         let (code, action) = (raw.answer.label(), &*call.action);
-        if result != ActionResult::Ok
+        // What the provider refuses is its caller's affair.
+        if !matches!(result, ActionResult::Ok | ActionResult::Refused)
             && let Some(suppressed) = self.log_limiter.next()
         {
             let caller = options.caller.as_deref();
@@ -226,8 +229,9 @@ impl Inner {
             tracing::warn!(id = %call.id, action, caller, %code, upstream_request_id, result, suppressed, "operation not done");
         }
         if matches!(raw.answer.verdict(), Verdict::Denied(AccessDenied::Key)) {
-            // For the calls that follow.
-            self.upstream.renew_key().await;
+            // For the calls that follow: this one has its answer.
+            let upstream = self.upstream.clone();
+            self.tasks.spawn(async move { upstream.renew_key().await });
         }
         raw
     }

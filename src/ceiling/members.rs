@@ -109,9 +109,21 @@ impl Members {
         known.fleet.clone()
     }
 
-    /// What is known.
+    /// What is known without reading them: not the members, which may be of long ago.
     pub(super) fn as_known(&self) -> FleetStatus {
-        self.known().fleet.clone()
+        let known = self.known();
+        let FleetStatus { account, region, scope, size, at, opens_in, .. } = &known.fleet;
+        let (account, region) = (account.clone(), region.clone());
+        let members = Vec::new();
+        FleetStatus {
+            account,
+            region,
+            scope: *scope,
+            size: *size,
+            members,
+            at: *at,
+            opens_in: *opens_in,
+        }
     }
 
     /// How many share the ceilings, without looking at them.

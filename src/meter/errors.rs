@@ -16,6 +16,8 @@ const MOST: usize = 20;
 pub(super) struct Errors {
     seen: BTreeMap<Arc<str>, CodeCount>,
     delivered: Option<Timestamp>,
+    /// Calls that ended otherwise since then.
+    since_delivered: u64,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,8 @@ pub struct Failures {
     pub latest: Vec<Failure>,
     /// When a call last delivered.
     pub delivered: Option<Timestamp>,
+    /// Calls that ended otherwise since then.
+    pub since_delivered: u64,
 }
 
 impl Errors {
@@ -68,8 +72,10 @@ impl Errors {
     ) -> LogLine {
         if billed == Billed::Yes {
             self.delivered = Some(now);
+            self.since_delivered = 0;
             return LogLine::None;
         }
+        self.since_delivered += 1;
         let is_new = !self.seen.contains_key(code);
         let new = CodeCount { count: 0, last: now, request_id: None, logged: now };
         let seen = self.seen.entry(Arc::clone(code)).or_insert(new);
@@ -95,7 +101,7 @@ impl Errors {
         let mut latest: Vec<_> = self.seen.iter().map(failure).collect();
         latest.sort_by_key(|failure| Reverse(failure.last));
         latest.truncate(MOST);
-        Failures { latest, delivered: self.delivered }
+        Failures { latest, delivered: self.delivered, since_delivered: self.since_delivered }
     }
 }
 

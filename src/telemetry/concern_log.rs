@@ -2,7 +2,7 @@
 //!
 //! So the log tells the same story as the page. A concern counts as begun when it has been seen for [`SHOWN`], and as
 //! over when it was not seen for [`HELD`]; each time that it comes back soon it is held twice as long, so that one that
-//! comes and goes all night costs a few lines.
+//! comes and goes all night costs a few lines. A stop ends the log: what is open then has no line for its end.
 //!
 //! Pure: the caller passes the time.
 
@@ -51,18 +51,22 @@ struct Followed {
     concern: Concern,
     begun: Instant,
     seen: Instant,
-    /// Requests when it began.
+    /// Requests when it began, and when it was seen last.
     before: Requests,
+    last: Requests,
     held: Duration,
     state: State,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Seen, and not logged yet.
     New,
-    Logged(Level),
-    Over,
+    /// Logged with this level, which it last had then.
+    Logged(Level, Instant),
+    Over {
+        was_logged: bool,
+    },
 }
 
 impl ConcernLog {
@@ -81,21 +85,23 @@ impl ConcernLog {
             let unseen = now - followed.seen;
             match followed.state {
                 // It went before it was logged.
-                State::New if unseen > Duration::ZERO => followed.state = State::Over,
-                State::Logged(_) if unseen >= followed.held => {
-                    followed.state = State::Over;
+                State::New if unseen > Duration::ZERO => {
+                    followed.state = State::Over { was_logged: false };
+                }
+                State::Logged(..) if unseen >= followed.held => {
+                    followed.state = State::Over { was_logged: true };
+                    let Followed { before, last, .. } = &*followed;
                     let count = |(outcome, n): (&String, &u64)| {
-                        let more =
-                            n.saturating_sub(followed.before.get(outcome).copied().unwrap_or(0));
+                        let more = n.saturating_sub(before.get(outcome).copied().unwrap_or(0));
                         (more > 0).then(|| (outcome.clone(), more))
                     };
                     lines.push(ConcernLine::Over {
                         concern: followed.concern.clone(),
                         lasted: followed.seen - followed.begun,
-                        requests: requests.iter().filter_map(count).collect(),
+                        requests: last.iter().filter_map(count).collect(),
                     });
                 }
-                State::New | State::Logged(_) | State::Over => {}
+                State::New | State::Logged(..) | State::Over { .. } => {}
             }
         }
         self.concerns.retain(|_, followed| now - followed.seen < FORGOTTEN);
@@ -109,29 +115,48 @@ impl ConcernLog {
         now: Instant,
         lines: &mut Vec<ConcernLine>,
     ) {
-        let new = || Followed {
+        let new = |held| Followed {
             concern: concern.clone(),
             begun: now,
             seen: now,
             before: requests.clone(),
-            held: HELD,
+            last: requests.clone(),
+            held,
             state: State::New,
         };
-        let followed = self.concerns.entry(concern.kind.to_string()).or_insert_with(new);
-        if followed.state == State::Over {
-            let held = (followed.held * 2).min(LONGEST_HELD);
-            *followed = Followed { held, ..new() };
+        let followed = self.concerns.entry(concern.kind.to_string()).or_insert_with(|| new(HELD));
+        if let State::Over { was_logged } = followed.state {
+            let held = followed.held;
+            // What stayed away for long begins anew, and what was not logged costs nothing.
+            let held = match was_logged {
+                true if now - followed.seen > held * 4 => HELD,
+                true => (held * 2).min(LONGEST_HELD),
+                false => held,
+            };
+            *followed = new(held);
         }
         followed.seen = now;
+        followed.last.clone_from(requests);
         followed.concern = concern.clone();
+        let level = concern.level;
         let is_due = match followed.state {
             State::New => now - followed.begun >= SHOWN,
             // A higher level comes first.
-            State::Logged(level) => concern.level < level,
-            State::Over => false,
+            State::Logged(logged, _) if level < logged => true,
+            // It is better for a while: what is worse than that is news again.
+            State::Logged(logged, at) if level > logged => {
+                let at = if now - at >= followed.held { (level, now) } else { (logged, at) };
+                followed.state = State::Logged(at.0, at.1);
+                false
+            }
+            State::Logged(logged, _) => {
+                followed.state = State::Logged(logged, now);
+                false
+            }
+            State::Over { .. } => false,
         };
         if is_due {
-            followed.state = State::Logged(concern.level);
+            followed.state = State::Logged(level, now);
             lines.push(ConcernLine::Begun(concern.clone()));
         }
     }
@@ -196,19 +221,32 @@ mod tests {
             40 => vec![concern("blip", Level::Warn)],
             _ => Vec::new(),
         });
-        let wanted = [(11, "+delivery"), (42, "-delivery 24 s, 320 queued")];
+        let wanted = [(11, "+delivery"), (42, "-delivery 24 s, 240 queued")];
         assert_eq!(lines, wanted.map(|(second, line)| (second, line.to_owned())));
     }
 
     #[tokio::test]
     async fn worse_is_a_line_and_better_is_none() {
-        let lines = night(40, |second| match second {
-            0..10 | 20..30 => vec![concern("key", Level::Warn)],
-            10..20 => vec![concern("key", Level::Bad)],
+        let lines = night(150, |second| match second {
+            // It is worse twice, and in between for a moment only.
+            10..20 | 22..24 | 100..110 => vec![concern("key", Level::Bad)],
+            0..140 => vec![concern("key", Level::Warn)],
             _ => Vec::new(),
         });
         let kinds: Vec<_> = lines.iter().map(|(second, line)| (*second, &line[..4])).collect();
-        assert_eq!(kinds, [(1, "+key"), (10, "+key"), (37, "-key")]);
+        assert_eq!(kinds, [(1, "+key"), (10, "+key"), (100, "+key"), (147, "-key")]);
+    }
+
+    /// Seconds that were never logged do not hold what is logged later.
+    #[tokio::test]
+    async fn blips_leave_no_trace() {
+        let lines = night(4_000, |second| {
+            let is_blip = second < 3_000 && second % 60 == 0;
+            let is_there = is_blip || (3_100..3_200).contains(&second);
+            is_there.then(|| concern("plan", Level::Warn)).into_iter().collect()
+        });
+        let kinds: Vec<_> = lines.iter().map(|(second, line)| (*second, &line[..5])).collect();
+        assert_eq!(kinds, [(3_101, "+plan"), (3_207, "-plan")]);
     }
 
     /// Eight hours of a concern that comes for five seconds every twenty, and of one that stays.

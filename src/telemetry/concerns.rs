@@ -18,6 +18,8 @@ use crate::answer::{self, AccessDenied, Verdict};
 use crate::ceiling::Mode;
 use crate::config::grouped;
 
+/// The kind of the concern that tollgate stops.
+pub(super) const STOPPING: &str = "stopping";
 /// For how long an error is a concern: while other calls succeed, and while none does.
 const AMONG_SUCCESSES: SignedDuration = SignedDuration::from_secs(15);
 const WITHOUT_SUCCESS: SignedDuration = SignedDuration::from_mins(15);
@@ -91,7 +93,7 @@ impl Concerns {
                 "tollgate refuses new messages (503) and finishes those in progress."
             };
             self.add(
-                "stopping",
+                STOPPING,
                 Level::Bad,
                 "tollgate is stopping",
                 detail.to_owned(),
@@ -108,7 +110,7 @@ impl Concerns {
         let why = error.map(|error| format!(" Its source fails: {error}.")).unwrap_or_default();
         if key.loaded.is_none() {
             self.add(
-                "key",
+                "no_key",
                 Level::Bad,
                 "No access key",
                 format!("Nothing can be sent.{why}"),
@@ -120,14 +122,26 @@ impl Concerns {
             let left = at.duration_since(status.now);
             if left <= SignedDuration::ZERO {
                 let detail = format!("It expired {} ago. Nothing can be sent.{why}", span(-left));
-                return self.add("key", Level::Bad, "The access key has expired", detail, SOURCE);
+                return self.add(
+                    "key_expired",
+                    Level::Bad,
+                    "The access key has expired",
+                    detail,
+                    SOURCE,
+                );
             }
             // A key that is valid for minutes only is renewed with minutes left.
             let life = key.loaded.map_or(SignedDuration::MAX, |from| at.duration_since(from));
             if left < KEY_ENDS.min(life / 5) {
                 let level = if error.is_some() { Level::Bad } else { Level::Warn };
                 let detail = format!("It expires in {} and was not renewed yet.{why}", span(left));
-                return self.add("key", level, "The access key expires soon", detail, SOURCE);
+                return self.add(
+                    "key_expires",
+                    level,
+                    "The access key expires soon",
+                    detail,
+                    SOURCE,
+                );
             }
         }
         if let Some(id) = &key.refused {
@@ -140,7 +154,7 @@ impl Concerns {
         }
         if let Some(error) = error {
             let detail = format!("The key in use still works. Its source fails: {error}.");
-            self.add("key", Level::Warn, "The access key cannot be renewed", detail, SOURCE);
+            self.add("key_source", Level::Warn, "The access key cannot be renewed", detail, SOURCE);
         }
     }
 
@@ -158,17 +172,16 @@ impl Concerns {
                 continue;
             }
             let title = denied.explanation().trim_end_matches('.');
+            // Another key or a corrected time has let its messages pass.
+            let last = status.errors.iter().filter(means).map(|error| error.last).max();
+            let passes = matches!(denied, AccessDenied::Key | AccessDenied::Clock);
+            let has_passed = passes && lanes.topics == 0 && status.last_delivered >= last;
+            let level = if has_passed { Level::Warn } else { Level::Bad };
             let detail = format!(
                 "{latest}{}Callers get 502; with Prefer: respond-async their messages are stored (202).",
                 lanes.wait()
             );
-            self.add(
-                format!("access_{}", denied.as_str()),
-                Level::Bad,
-                title,
-                detail,
-                denied.remedy(),
-            );
+            self.add(format!("access_{}", denied.as_str()), level, title, detail, denied.remedy());
         }
     }
 
@@ -206,7 +219,9 @@ impl Concerns {
         };
         if let Some(error) = last.filter(all_fail) {
             let detail = format!("{latest}No message was delivered since.");
-            self.add("delivery", Level::Bad, "Nothing is delivered", detail, &error.remedy);
+            // One call of a service that sends seldom may fail for any reason.
+            let level = if status.failed_since_delivered > 1 { Level::Bad } else { Level::Warn };
+            self.add("no_delivery", level, "Nothing is delivered", detail, &error.remedy);
         }
     }
 

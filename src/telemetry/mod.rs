@@ -21,7 +21,7 @@ use std::time::Duration;
 use http::header::{ACCEPT, CACHE_CONTROL, HeaderValue};
 use http::{Method, Request, StatusCode};
 use jiff::Timestamp;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::AccessDenied;
@@ -35,6 +35,7 @@ use crate::server::{ConnectionSlots, Problem, Reply, Slug, json_reply, reply};
 use crate::spool::Spool;
 use crate::upstream::HttpUpstream;
 use concern_log::{ConcernLine, ConcernLog};
+use concerns::STOPPING;
 pub use configuration::Configuration;
 use metrics::Format;
 pub use starting::StartingTelemetry;
@@ -43,6 +44,7 @@ pub(crate) use view::{Concern, FleetView, Level, MemberView, SidecarStatus};
 
 /// How often concerns are looked at for the log.
 const LOOK: Duration = Duration::from_secs(1);
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The telemetry API. Cheap to clone.
@@ -118,18 +120,23 @@ impl TelemetryService {
     /// Logs what begins to be wrong and what is over, until `stop`.
     pub async fn log_concerns(self, stop: CancellationToken) {
         let mut log = ConcernLog::default();
-        let mut ticks = interval(LOOK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let looks = async {
+            // What a start needs a moment for is no concern.
+            sleep(FIRST_LOOK).await;
             loop {
-                ticks.tick().await;
+                let begun = Instant::now();
                 // The history is for the page.
                 let since = Some(Timestamp::now().as_second());
                 let status = SidecarStatus::of(&self.sources, since, StatusReader::Log);
                 let requests = status.outcomes.iter().map(|(outcome, n)| (outcome.to_string(), *n));
                 let requests = requests.collect();
-                let lines = log.look(&status.concerns, &requests, Instant::now());
+                // A stop has lines of its own.
+                let concerns = status.concerns.iter().filter(|concern| concern.kind != STOPPING);
+                let concerns: Vec<_> = concerns.cloned().collect();
+                let lines = log.look(&concerns, &requests, Instant::now());
                 lines.iter().for_each(ConcernLine::write);
+                // With many thousand topics a look takes milliseconds: a hundredth of the time at most.
+                sleep(LOOK.max(begun.elapsed() * 100)).await;
             }
         };
         stop.run_until_cancelled(looks).await;

@@ -199,6 +199,7 @@ impl SidecarStatus {
             },
             last_answer: upstream.last_answer,
             last_delivered: failures.delivered,
+            failed_since_delivered: failures.since_delivered,
             clock_skew_seconds: upstream.clock_skew.as_secs_f64(),
             errors: failures
                 .latest

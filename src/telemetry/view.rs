@@ -63,6 +63,9 @@ pub(crate) struct SidecarStatus {
     pub(crate) last_answer: Option<Timestamp>,
     /// When a call last delivered.
     pub(crate) last_delivered: Option<Timestamp>,
+    /// Calls that ended otherwise since then.
+    #[serde(default)]
+    pub(crate) failed_since_delivered: u64,
     pub(crate) clock_skew_seconds: f64,
     /// Errors of calls, the latest first.
     pub(crate) errors: Vec<CallError>,

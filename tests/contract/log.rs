@@ -32,16 +32,20 @@ async fn an_outage_with_every_caller_at_202() {
     let serve = Serve::start(&settings, &[]).await;
     let faults = br#"[{"code":"SendMessageFailed"}]"#;
     assert_eq!(post(&emulator.address, "/_emulator/faults", &[], faults).await.status, 200);
-    for n in 0..40 {
-        let asynchronous = [("prefer", "respond-async")];
-        let topic = format!("/publish/Topic{}", n % 2);
-        assert_eq!(post(&serve.publish, &topic, &asynchronous, b"x").await.status, 202);
-    }
-    serve.logs("begins: Delivery fails for Topic").await;
+    let publish = async |times: usize| {
+        for n in 0..times {
+            let asynchronous = [("prefer", "respond-async")];
+            let topic = format!("/publish/Topic{}", n % 2);
+            assert_eq!(post(&serve.publish, &topic, &asynchronous, b"x").await.status, 202);
+        }
+    };
+    publish(40).await;
+    serve.logs("\"concern\":\"delivery\"").await;
     let status = get(&serve.telemetry, "/status.json").await.json();
     let request_id = status["errors"][0]["request_id"].as_str().unwrap().to_owned();
     assert!(!request_id.is_empty(), "{status}");
     assert_eq!(status["concerns"][0]["kind"], "delivery", "{status}");
+    publish(20).await;
     assert_eq!(post(&emulator.address, "/_emulator/faults", &[], b"[]").await.status, 200);
     serve.logs("over: Delivery fails for Topic").await;
     let log = serve.log();
@@ -55,7 +59,9 @@ async fn an_outage_with_every_caller_at_202() {
     assert!(detail.contains("SendMessageFailed") && detail.contains("RequestId "), "{detail}");
     assert!(begins["todo"].as_str().is_some_and(|todo| !todo.is_empty()), "{begins}");
     assert!(over["lasted_s"].as_u64().is_some(), "{over}");
-    assert!(over["requests"].as_str().is_some(), "{over}");
+    assert!(over["requests"].as_str().is_some_and(|counts| counts.contains("queued ")), "{over}");
+    let begun = log.find("begins: Delivery fails").unwrap();
+    assert!(log.find("over: Delivery fails").unwrap() > begun);
     let warnings =
         log.lines().filter(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\""));
     assert!(warnings.count() <= 10, "a line a change, and none a message:\n{log}");

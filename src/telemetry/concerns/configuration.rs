@@ -26,10 +26,10 @@ impl Concerns {
                 "Restart the pod, or undo the change.",
             );
         }
-        for lifted in &configuration.lifted {
+        for (n, lifted) in configuration.lifted.iter().enumerate() {
             let remedy = "Set the ceiling to what the provider allows you.";
             self.add(
-                "ceiling_lifted",
+                format!("ceiling_lifted {n}"),
                 Level::Warn,
                 "A ceiling is lifted",
                 format!("{lifted}."),

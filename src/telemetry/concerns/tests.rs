@@ -73,6 +73,7 @@ fn well() -> SidecarStatus {
         },
         last_answer: Some(at(1)),
         last_delivered: Some(at(1)),
+        failed_since_delivered: 2,
         clock_skew_seconds: 0.0,
         errors: Vec::new(),
         fleet: None,
@@ -190,6 +191,13 @@ const CASES: &[Case] = &[
     ("a wrong key", |s| { s.last_delivered = None; s.errors = vec![error("SignatureDoesNotMatch", 100)]; },
         &[(Bad, "The provider rejects the access key")]),
     ("that is over", |s| s.errors = vec![error("SignatureDoesNotMatch", 100)], &[]),
+    ("another one has let its messages pass", |s| s.errors = vec![error("SignatureDoesNotMatch", 9)],
+        &[(Warn, "The provider rejects the access key")]),
+    ("one call of a service that sends seldom", |s| {
+        s.last_delivered = Some(at(300));
+        s.errors = vec![error("SendMessageFailed", 4)];
+        s.failed_since_delivered = 1;
+    }, &[(Warn, "Nothing is delivered")]),
     ("one topic is barred, others pass", |s| s.errors = vec![error("PermissionCheckFailed", 9)],
         &[(Bad, "The provider denies permission")]),
     ("a barred lane without an error", |s| s.paused = vec![paused("TopicA", Some(AccessDenied::Clock), 7)],
@@ -265,6 +273,7 @@ const CASES: &[Case] = &[
     ("an invalid change", |s| s.configuration.error = Some("1 mistake".into()), &[(Warn, "The changed configuration is invalid")]),
     ("a change of keys that are read at start", |s| s.configuration.pending = vec!["fleet.url".into()],
         &[(Warn, "A changed configuration waits for a restart")]),
+    ("no ceilings", |s| s.configuration.lifted = vec!["a".into(), "b".into()], &[(Warn, "A ceiling is lifted"), (Warn, "A ceiling is lifted")]),
     ("no ceiling", |s| s.configuration.lifted = vec!["ceilings.account is \"none\"".into()], &[(Warn, "A ceiling is lifted")]),
 
     ("the worst first", |s| {
@@ -281,6 +290,8 @@ fn each_status_has_its_concerns() {
         let concerns = of(&status, 0);
         let titles: Vec<_> = concerns.iter().map(|c| (c.level, &*c.title)).collect();
         assert_eq!(titles, *expected, "{case}");
+        let kinds: BTreeMap<_, _> = concerns.iter().map(|c| (&*c.kind, &*c.title)).collect();
+        assert_eq!(kinds.len(), concerns.len(), "{case}: the log tells them apart by their kinds");
         for concern in concerns {
             let Concern { detail, remedy, .. } = &concern;
             assert!(detail.ends_with('.') && remedy.ends_with('.'), "{case}: {concern:?}");

@@ -250,7 +250,8 @@ function everything(s) {
   spend(s);
   provider(s);
   fleet(s.fleet, s.now);
-  repeat('errors', s.errors.map(e => ({ ...e, count: number(e.count), last: ago(e.last, s.now), request_id: e.request_id ?? '–' })));
+  repeat('errors', s.errors.map(e => ({ ...e, count: number(e.count), last: ago(e.last, s.now),
+    words: e.request_id ? `${e.words} RequestId ${e.request_id}` : e.words })));
 }
 
 // === fetching ===
