@@ -146,7 +146,7 @@ async fn demands_every_part_of_a_v1_signature() {
         ("Action", "", "MissingParameter"),
         ("Version", "", "MissingParameter"),
         ("Version", "2019-01-01", "InvalidApi.NotFound"),
-        ("Action", "ListGroupId", "InvalidApi.NotFound"),
+        ("Action", "TagResources", "InvalidApi.NotFound"),
         ("Format", "XML", "InvalidParameter.Format"),
         ("Format", "json", ""),
         ("Format", "", ""),
@@ -169,7 +169,7 @@ async fn demands_every_part_of_a_v3_signature() {
         (Call { nonce: String::new(), ..v3.clone() }, "IncompleteSignature"),
         (Call { action: String::new(), ..v3.clone() }, "MissingParameter"),
         (Call { api_version: String::new(), ..v3.clone() }, "MissingParameter"),
-        (Call { action: "ListGroupId".to_owned(), ..v3.clone() }, "InvalidApi.NotFound"),
+        (Call { action: "TagResources".to_owned(), ..v3.clone() }, "InvalidApi.NotFound"),
     ] {
         assert_eq!(code_of(&mut client, &call).await, code, "{call:?}");
     }
