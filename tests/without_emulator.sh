@@ -7,8 +7,10 @@ if cargo tree --locked --no-default-features -e normal --prefix none | grep -q '
     echo "tests/without_emulator.sh: the MQTT client is linked without the feature \`emulator\`" >&2
     exit 1
 fi
-# What it is built with is asked, not how fast it is.
-cargo build --locked --no-default-features --config profile.dev.package.tollgate.opt-level=0
+# What it is built with is asked, not how fast it is. With a bench beside it, the dependencies are built with the
+# features that the tests need, and so once for both.
+cargo build --locked --no-default-features --bin tollgate --bench hot_road \
+    --config profile.dev.package.tollgate.opt-level=0
 tollgate=target/debug/tollgate
 help=$("$tollgate" --help)
 case $help in
