@@ -1,6 +1,7 @@
 //! An outage in the log: what begins, with its code and the provider's `RequestId`, and what is over.
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::support::http::{get, post};
 use crate::support::process::{Emulator, Serve};
@@ -16,11 +17,9 @@ fn concerns(log: &str) -> Vec<(bool, String, Value)> {
         .collect()
 }
 
-/// Everybody is answered 202, and the log says all the same what is wrong, since when, and when it is over.
-#[tokio::test]
-async fn an_outage_with_every_caller_at_202() {
-    let emulator = Emulator::start(&[]).await;
-    let spool = tempfile::tempdir().unwrap();
+/// A sidecar with a spool, and a provider that answers this code to every call.
+async fn with_failing(code: &str) -> (TempDir, Emulator, Serve) {
+    let (emulator, spool) = (Emulator::start(&[]).await, tempfile::tempdir().unwrap());
     let (url, path) = (emulator.url(), spool.path().display().to_string());
     let settings = [
         ("upstream.endpoint", &*url),
@@ -30,8 +29,19 @@ async fn an_outage_with_every_caller_at_202() {
         ("telemetry.log", "json"),
     ];
     let serve = Serve::start(&settings, &[]).await;
-    let faults = br#"[{"code":"SendMessageFailed"}]"#;
-    assert_eq!(post(&emulator.address, "/_emulator/faults", &[], faults).await.status, 200);
+    set_faults(&emulator, &format!(r#"[{{"code":"{code}"}}]"#)).await;
+    (spool, emulator, serve)
+}
+
+async fn set_faults(emulator: &Emulator, faults: &str) {
+    let answer = post(&emulator.address, "/_emulator/faults", &[], faults.as_bytes()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+/// Everybody is answered 202, and the log says all the same what is wrong, since when, and when it is over.
+#[tokio::test]
+async fn an_outage_with_every_caller_at_202() {
+    let (_spool, emulator, serve) = with_failing("SendMessageFailed").await;
     let publish = async |times: usize| {
         for n in 0..times {
             let asynchronous = [("prefer", "respond-async")];
@@ -46,7 +56,7 @@ async fn an_outage_with_every_caller_at_202() {
     assert!(!request_id.is_empty(), "{status}");
     assert_eq!(status["concerns"][0]["kind"], "delivery", "{status}");
     publish(20).await;
-    assert_eq!(post(&emulator.address, "/_emulator/faults", &[], b"[]").await.status, 200);
+    set_faults(&emulator, "[]").await;
     serve.logs("over: Delivery fails for Topic").await;
     let log = serve.log();
     let lines = concerns(&log);
@@ -70,18 +80,7 @@ async fn an_outage_with_every_caller_at_202() {
 /// A dead letter is named with its topic, its code and the provider's `RequestId`.
 #[tokio::test]
 async fn a_dead_letter_with_all_its_names() {
-    let emulator = Emulator::start(&[]).await;
-    let spool = tempfile::tempdir().unwrap();
-    let (url, path) = (emulator.url(), spool.path().display().to_string());
-    let settings = [
-        ("upstream.endpoint", &*url),
-        ("spool.store", "disk"),
-        ("spool.path", &*path),
-        ("telemetry.log", "json"),
-    ];
-    let serve = Serve::start(&settings, &[]).await;
-    let faults = br#"[{"code":"ParameterCheckFailed"}]"#;
-    assert_eq!(post(&emulator.address, "/_emulator/faults", &[], faults).await.status, 200);
+    let (_spool, _emulator, serve) = with_failing("ParameterCheckFailed").await;
     let asynchronous = [("prefer", "respond-async")];
     assert_eq!(post(&serve.publish, "/publish/Dead/x", &asynchronous, b"x").await.status, 202);
     serve.logs("became a dead letter").await;
