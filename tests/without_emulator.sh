@@ -9,8 +9,17 @@ if cargo tree --locked --no-default-features -e normal --prefix none | grep -q '
 fi
 # What it is built with is asked, not how fast it is. With a bench beside it, the dependencies are built with the
 # features that the tests need, and so once for both.
-cargo build --locked --no-default-features --bin tollgate --bench hot_road \
-    --config profile.dev.package.tollgate.opt-level=0
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+if ! cargo build --locked --no-default-features --bin tollgate --bench hot_road \
+    --config profile.dev.package.tollgate.opt-level=0 >"$output" 2>&1; then
+    cat "$output" >&2
+    exit 1
+fi
+if grep -A 12 '^warning' "$output" >&2; then
+    echo "tests/without_emulator.sh: the compiler warns without the feature \`emulator\`" >&2
+    exit 1
+fi
 tollgate=target/debug/tollgate
 help=$("$tollgate" --help)
 case $help in

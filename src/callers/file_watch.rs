@@ -10,13 +10,17 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often all files are looked at.
 pub(super) const LOOK: Duration = Duration::from_secs(10);
-/// How often a file is read in any case: where a file system hangs, the look at all files does, too.
-const READ: Duration = Duration::from_secs(65);
+/// A look that takes longer hangs with the file system of one of the files: the others are read without it, each time
+/// that it has lasted so long again.
+const HANGS: Duration = Duration::from_secs(50);
+/// How often a file is read in any case: so that what it holds is trusted on, and for a file system on which changes
+/// cannot be seen.
+const READ: Duration = Duration::from_mins(10);
 
 /// What tells a changed file. An atomic replacement has another inode, and a change in place another time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,23 +90,38 @@ pub(super) fn watch(files: Vec<Arc<WatchedFile>>, stop: &CancellationToken) {
         return;
     }
     let stop = stop.clone();
-    let looks = async move {
-        let mut files: Vec<_> = files.into_iter().map(|file| (file, None)).collect();
-        loop {
-            sleep(LOOK).await;
-            let look = move || {
-                look_at(&mut files);
-                files
-            };
-            // It ends without them only with the runtime.
-            let Ok(looked_at) = spawn_blocking(look).await else { return };
-            files = looked_at;
-        }
-    };
+    let looks = look_again_and_again(files, look_at);
     tokio::spawn(async move { stop.run_until_cancelled(looks).await });
 }
 
-fn look_at(files: &mut [(Arc<WatchedFile>, Option<FileStamp>)]) {
+/// A file, and its stamp when it was last looked at.
+type Seen = (Arc<WatchedFile>, Option<FileStamp>);
+
+async fn look_again_and_again(
+    files: Vec<Arc<WatchedFile>>,
+    look_at: impl Fn(&mut [Seen]) + Clone + Send + 'static,
+) {
+    let mut seen: Vec<Seen> = files.iter().map(|file| (Arc::clone(file), None)).collect();
+    loop {
+        sleep(LOOK).await;
+        let look_at = look_at.clone();
+        let look = move || {
+            look_at(&mut seen);
+            seen
+        };
+        let mut look = spawn_blocking(look);
+        seen = loop {
+            match timeout(HANGS, &mut look).await {
+                Ok(Ok(seen)) => break seen,
+                // It ends without them only with the runtime.
+                Ok(Err(_)) => return,
+                Err(_) => files.iter().for_each(|file| file.changed.notify_one()),
+            }
+        };
+    }
+}
+
+fn look_at(files: &mut [Seen]) {
     for (file, seen) in files {
         let stamp = FileStamp::of(&file.path);
         if stamp.is_none() || *seen != stamp {
@@ -115,9 +134,11 @@ fn look_at(files: &mut [(Arc<WatchedFile>, Option<FileStamp>)]) {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::sync::{Mutex, mpsc};
 
     use tempfile::TempDir;
-    use tokio::time::timeout;
+    use tokio::task::yield_now;
+    use tokio::time::advance;
 
     use super::*;
 
@@ -159,9 +180,30 @@ mod tests {
         assert!(!due().await);
     }
 
-    /// Also where the look at all files hangs; and two reads of one that has no secret are a look apart.
     #[tokio::test(start_paused = true)]
-    async fn a_file_is_read_without_any_look() {
+    async fn files_are_read_while_a_look_hangs() {
+        let file = Arc::new(WatchedFile::new(Path::new("/nowhere")));
+        file.was_read(Found::Secret);
+        let (release, hangs) = mpsc::channel::<()>();
+        let hangs = Arc::new(Mutex::new(hangs));
+        let look = move |_: &mut [Seen]| drop(hangs.lock().unwrap().recv());
+        let looks = tokio::spawn(look_again_and_again(vec![Arc::clone(&file)], look));
+        yield_now().await;
+        advance(LOOK).await;
+        for _ in 0..3 {
+            yield_now().await;
+            assert!(!is_due(&file).await);
+            advance(HANGS).await;
+            yield_now().await;
+            assert!(is_due(&file).await);
+        }
+        looks.abort();
+        drop(release);
+    }
+
+    /// Without any look; and two reads of one that has no secret are a look apart.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_is_read_in_any_case() {
         let file = WatchedFile::new(Path::new("/nowhere"));
         let begun = tokio::time::Instant::now();
         file.was_read(Found::Secret);

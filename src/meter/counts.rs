@@ -1,6 +1,6 @@
 //! The counts of this process, and what they cost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -83,11 +83,12 @@ pub(super) struct Counts {
     codes: LabelSet,
     published: BTreeMap<Arc<str>, [u64; Published::ALL.len()]>,
     /// Of callers alone.
-    callers_published: BTreeMap<CallerName, [u64; Published::ALL.len()]>,
+    callers_published: HashMap<CallerName, [u64; Published::ALL.len()]>,
     calls: BTreeMap<(CallKind, Arc<str>), u64>,
     series: Vec<CountedSeries>,
-    /// By instance, parent topic and caller, which is empty where all callers are one.
-    index: BTreeMap<InstanceId, BTreeMap<Arc<str>, BTreeMap<CallerName, usize>>>,
+    /// By instance, parent topic and caller, which is empty where all callers are one. A call looks here, and so costs
+    /// the same however many callers there are.
+    index: BTreeMap<InstanceId, BTreeMap<Arc<str>, HashMap<CallerName, usize>>>,
     tps: BTreeMap<InstanceId, Tps>,
     pub(super) history: History,
     pub(super) errors: Errors,
@@ -105,7 +106,7 @@ impl Counts {
             callers: LabelSet::new(billing.callers.len()),
             codes: LabelSet::new(MAX_CODES),
             published: BTreeMap::from([(other, Default::default())]),
-            callers_published: BTreeMap::new(),
+            callers_published: HashMap::new(),
             calls: BTreeMap::new(),
             series: Vec::new(),
             index: BTreeMap::new(),
@@ -353,7 +354,7 @@ impl Counts {
         let prices = &self.billing.prices;
         let mut snapshot = Snapshot {
             published: self.published.clone(),
-            callers_published: self.callers_published.clone(),
+            callers_published: self.callers_published.clone().into_iter().collect(),
             calls: self.calls.clone(),
             callers: self
                 .billing

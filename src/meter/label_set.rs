@@ -1,7 +1,7 @@
 //! Label values that come from outside: the first so many have series of their own, the rest
 //! share one.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// What all later values are called.
@@ -11,14 +11,14 @@ const MAX_LENGTH: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct LabelSet {
-    known: BTreeSet<Arc<str>>,
+    known: HashSet<Arc<str>>,
     other: Arc<str>,
     max: usize,
 }
 
 impl LabelSet {
     pub(super) fn new(max: usize) -> Self {
-        Self { known: BTreeSet::new(), other: OTHER.into(), max }
+        Self { known: HashSet::new(), other: OTHER.into(), max }
     }
 
     pub(super) fn get(&mut self, value: &str) -> Arc<str> {

@@ -44,6 +44,9 @@ pub(super) enum ConcernLine {
 pub(super) struct ConcernLog {
     /// By their kinds, which are bounded.
     concerns: BTreeMap<String, Followed>,
+    /// The look before this one, and the requests then.
+    previous: Option<Instant>,
+    requests: Requests,
 }
 
 #[derive(Debug)]
@@ -51,9 +54,10 @@ struct Followed {
     concern: Concern,
     begun: Instant,
     seen: Instant,
-    /// Requests when it began, and when it was seen last.
+    /// Requests at the look before it was seen first, and at the one after it was seen last: so that none is left out
+    /// that was answered while it began or ended.
     before: Requests,
-    last: Requests,
+    after: Requests,
     held: Duration,
     state: State,
 }
@@ -79,10 +83,13 @@ impl ConcernLog {
     ) -> Vec<ConcernLine> {
         let mut lines = Vec::new();
         for concern in concerns {
-            self.see(concern, requests, now, &mut lines);
+            self.see(concern, now, &mut lines);
         }
         for followed in self.concerns.values_mut() {
             let unseen = now - followed.seen;
+            if followed.seen == now || Some(followed.seen) == self.previous {
+                followed.after.clone_from(requests);
+            }
             match followed.state {
                 // It went before it was logged.
                 State::New if unseen > Duration::ZERO => {
@@ -90,7 +97,7 @@ impl ConcernLog {
                 }
                 State::Logged(..) if unseen >= followed.held => {
                     followed.state = State::Over { was_logged: true };
-                    let Followed { before, last, .. } = &*followed;
+                    let Followed { before, after, .. } = &*followed;
                     let count = |(outcome, n): (&String, &u64)| {
                         let more = n.saturating_sub(before.get(outcome).copied().unwrap_or(0));
                         (more > 0).then(|| (outcome.clone(), more))
@@ -98,29 +105,25 @@ impl ConcernLog {
                     lines.push(ConcernLine::Over {
                         concern: followed.concern.clone(),
                         lasted: followed.seen - followed.begun,
-                        requests: last.iter().filter_map(count).collect(),
+                        requests: after.iter().filter_map(count).collect(),
                     });
                 }
                 State::New | State::Logged(..) | State::Over { .. } => {}
             }
         }
         self.concerns.retain(|_, followed| now - followed.seen < FORGOTTEN);
+        self.previous = Some(now);
+        self.requests.clone_from(requests);
         lines
     }
 
-    fn see(
-        &mut self,
-        concern: &Concern,
-        requests: &Requests,
-        now: Instant,
-        lines: &mut Vec<ConcernLine>,
-    ) {
+    fn see(&mut self, concern: &Concern, now: Instant, lines: &mut Vec<ConcernLine>) {
         let new = |held| Followed {
             concern: concern.clone(),
             begun: now,
             seen: now,
-            before: requests.clone(),
-            last: requests.clone(),
+            before: self.requests.clone(),
+            after: Requests::new(),
             held,
             state: State::New,
         };
@@ -136,7 +139,6 @@ impl ConcernLog {
             *followed = new(held);
         }
         followed.seen = now;
-        followed.last.clone_from(requests);
         followed.concern = concern.clone();
         let level = concern.level;
         let is_due = match followed.state {
@@ -221,7 +223,7 @@ mod tests {
             40 => vec![concern("blip", Level::Warn)],
             _ => Vec::new(),
         });
-        let wanted = [(11, "+delivery"), (42, "-delivery 24 s, 240 queued")];
+        let wanted = [(11, "+delivery"), (42, "-delivery 24 s, 260 queued")];
         assert_eq!(lines, wanted.map(|(second, line)| (second, line.to_owned())));
     }
 
