@@ -1,4 +1,4 @@
-.PHONY: demo test suite suite-load suite-tools lint deny quick bench check image setup soak
+.PHONY: demo test lint deny quick bench check image setup soak
 
 # Most tests wait for processes and clocks: six at a time keep two cores busy. Those under load take turns.
 export RUST_TEST_THREADS ?= 6
@@ -10,18 +10,7 @@ test: ## everything that CI runs
 	# Downloads, and two compilers with parts that keep one core busy.
 	$(MAKE) --jobs 3 --output-sync=target setup lint deny
 	tests/without_emulator.sh
-	tests/searched.sh $(MAKE) --no-print-directory suite
-
-# Load waits for the clock, and tools for browsers and other people's programs: beside each other they take half the time.
-suite: ## all tests of cargo's
-	cargo test --all-features --no-run
-	cargo test --all-features --lib --bins --test layering --test emulator --test contract --test delivery --test fleet \
-		-- --show-output
-	cargo test --all-features --doc
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target suite-load suite-tools
-
-suite-load suite-tools: suite-%:
-	cargo test --all-features --test $* -- --show-output
+	tests/searched.sh cargo test --all-features -- --show-output
 
 lint: ## the form of the code
 	cargo fmt --check
@@ -51,7 +40,9 @@ image: ## packs the image without a daemon, and runs it; as root, with buildah a
 	deploy/image/pack.sh target/tollgate.oci.tar
 	deploy/image/try.sh target/tollgate.oci.tar
 
-check: lint suite ## what to run before a commit
+check: lint ## what to run before a commit
+	tests/without_emulator.sh
+	tests/searched.sh cargo test --all-features -- --show-output
 
 setup: ## installs what the tests need on a bare Debian machine
 	tests/setup.sh

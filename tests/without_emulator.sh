@@ -11,7 +11,7 @@ fi
 # features that the tests need, and so once for both.
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
-if ! cargo build --locked --no-default-features --bin tollgate --bench hot_road \
+if ! cargo build --color never --locked --no-default-features --bin tollgate --bench hot_road \
     --config profile.dev.package.tollgate.opt-level=0 >"$output" 2>&1; then
     cat "$output" >&2
     exit 1

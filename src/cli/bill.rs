@@ -1,17 +1,21 @@
 //! `tollgate bill`: what was sent and what it costs, from the ledger.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufReader, Write};
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use jiff::civil::{Date, DateTime};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
 
 use super::client::SidecarClient;
+use super::focus::{self, Account};
+use super::moment::when;
+use super::reconcile::Export;
 use super::run::{VerbError, block_on, print, write_json};
 use crate::config::{Config, Flags, Period};
 use crate::control::bill_query;
-use crate::meter::{Bill, BillRow, By, Meter, Query};
+use crate::meter::{Bill, BillRow, By, Meter, Query, Subject, period_around};
 use crate::sidecar;
 
 /// Show message TPS and spend from the ledger
@@ -19,7 +23,9 @@ use crate::sidecar;
 #[command(after_help = "Examples:\n  \
     tollgate bill --config tollgate.toml\n  \
     tollgate bill --from 2026-11-01 --to 2026-12-01 --by topic\n  \
-    tollgate bill --from 24h --by hour -o csv\n\n\
+    tollgate bill --from 24h --by topic,hour -o csv\n  \
+    tollgate bill --by topic,day -o focus\n  \
+    tollgate bill --against export.csv --by day\n\n\
     Asks a running sidecar over its control socket, or opens the ledger of a stopped one. The ledger \
     has this sidecar's own calls; the provider also bills deliveries to subscribers.")]
 pub(super) struct Args {
@@ -31,12 +37,16 @@ pub(super) struct Args {
     /// End, which is not included: a day, a time, or how long ago [default: now]
     #[arg(long, value_name = "WHEN")]
     to: Option<String>,
-    /// One row for each of these
-    #[arg(long, value_enum, default_value = "day")]
+    /// One row for each: hour, day or month; topic, instance or caller; or one of each, as in topic,day
+    #[arg(long, value_name = "PERIOD|SUBJECT", default_value = "day")]
     by: By,
-    /// Output format
+    /// Output format; focus is CSV in the columns of FOCUS 1.2, and needs a period in --by
     #[arg(short, long, value_enum, default_value = "table")]
     output: BillFormat,
+    /// Compare with what the provider counts: CSV with the columns time, instance and messages. Exits with 1 if a
+    /// difference is larger than the uncertain calls explain
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -44,17 +54,101 @@ enum BillFormat {
     Table,
     Json,
     Csv,
+    Focus,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let config = args.flags.load_for_operator()?.config;
+    if let Some(file) = &args.against {
+        return reconcile(args, file, &config);
+    }
     let query = query(args, &config.billing.time_zone).map_err(VerbError::Usage)?;
+    let focus = match (args.output, args.by.period) {
+        (BillFormat::Focus, None) => {
+            let what = "-o focus needs a period, as in --by topic,day";
+            return Err(VerbError::Usage(what.to_owned()));
+        }
+        (_, period) => period.unwrap_or(Period::Day),
+    };
     let bill = block_on(bill(query, &config))?;
+    if args.output == BillFormat::Focus {
+        in_zone(&bill, &config.billing.time_zone)?;
+        if !bill.priced {
+            eprintln!("No price is set (billing.price_per_million): every cost is 0.");
+        }
+    }
     print(|to| match args.output {
         BillFormat::Table => table(&bill, to),
         BillFormat::Csv => csv(&bill, to),
         BillFormat::Json => write_json(&bill, to),
+        BillFormat::Focus => {
+            let (id, region) =
+                config.fleet.as_ref().map_or(("", ""), |fleet| (&fleet.account, &fleet.region));
+            let account = Account { id, region, zone: &config.billing.time_zone };
+            focus::write(&bill, focus, &account, to)
+        }
     })
+}
+
+/// A sidecar that was started with another time zone counts other days.
+fn in_zone(bill: &Bill, zone: &TimeZone) -> Result<(), String> {
+    match zone.iana_name() {
+        Some(name) if bill.time_zone != name => Err(format!(
+            "the sidecar counts days of {}, and the configuration has {name} now: restart it first",
+            bill.time_zone
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Compares the ledger with an export of the provider's.
+fn reconcile(args: &Args, file: &Path, config: &Config) -> Result<(), VerbError> {
+    let zone = &config.billing.time_zone;
+    let (Some(period), None) = (args.by.period, args.by.subject) else {
+        let what = "--against compares instances: --by takes a period only (hour, day or month)";
+        return Err(VerbError::Usage(what.to_owned()));
+    };
+    if args.output == BillFormat::Focus {
+        return Err(VerbError::Usage("--against has no output in FOCUS".to_owned()));
+    }
+    let in_file = |error: String| VerbError::File(format!("{}: {error}", file.display()));
+    let now = Timestamp::now();
+    let given = |text: &Option<String>| {
+        text.as_deref().map(|text| when(text, now, zone)).transpose().map_err(VerbError::Usage)
+    };
+    // Both sides count whole periods.
+    let from = given(&args.from)?.map(|from| period_around(period, from, zone).0);
+    let last = |to: Timestamp| {
+        let (start, end) = period_around(period, to, zone);
+        if start == to { to } else { end }
+    };
+    let range = (from, given(&args.to)?.map(last));
+    if let (Some(from), Some(to)) = range
+        && from >= to
+    {
+        return Err(VerbError::Usage(format!("--from ({from}) is not before --to ({to})")));
+    }
+    let opened = File::open(file).map_err(|error| in_file(error.to_string()))?;
+    let export = Export::read(BufReader::new(opened), period, zone, range).map_err(in_file)?;
+    let (from, to) = export.range(period, zone).unwrap_or((now, now));
+    let (from, to) = (range.0.unwrap_or(from), range.1.unwrap_or(to));
+    let by = By { period: Some(period), subject: Some(Subject::Instance) };
+    let query = Query { from: from.as_second().div_euclid(60), to: minute_after(to), by };
+    let bill = block_on(bill(query, config))?;
+    in_zone(&bill, zone)?;
+    let both = export.beside(&bill, period, zone, now);
+    print(|to| match args.output {
+        BillFormat::Table => both.table(to),
+        BillFormat::Csv | BillFormat::Focus => both.csv(to),
+        BillFormat::Json => write_json(&both, to),
+    })?;
+    match both.unexplained() {
+        0 => Ok(()),
+        rows => Err(VerbError::Runtime(format!(
+            "the ledger does not explain {}",
+            super::count(rows as u64, "row")
+        ))),
+    }
 }
 
 async fn bill(query: Query, config: &Config) -> Result<Bill, String> {
@@ -90,7 +184,7 @@ fn query(args: &Args, zone: &TimeZone) -> Result<Query, String> {
     let when =
         |text: &Option<String>| text.as_deref().map(|text| when(text, now, zone)).transpose();
     let to = when(&args.to)?.unwrap_or(now);
-    let month = || crate::meter::start_of(Period::Month, to, zone);
+    let month = || period_around(Period::Month, to, zone).0;
     let from = when(&args.from)?.unwrap_or_else(month);
     // The ledger has whole minutes for ninety days, and nothing finer.
     let query = Query { from: from.as_second().div_euclid(60), to: minute_after(to), by: args.by };
@@ -108,21 +202,6 @@ fn minute_after(moment: Timestamp) -> i64 {
     second.div_euclid(60) + i64::from(has_begun)
 }
 
-/// `2026-11-01`, `2026-11-01T12:00`, `2026-11-01T12:00:00Z`, or `24h` ago.
-fn when(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timestamp, String> {
-    if let Ok(at) = text.parse::<Timestamp>() {
-        return Ok(at);
-    }
-    if let Ok(ago) = text.parse::<SignedDuration>() {
-        return now.checked_sub(ago).map_err(|error| error.to_string());
-    }
-    let at = text.parse::<DateTime>().or_else(|_| text.parse::<Date>().map(DateTime::from));
-    let at = at.map_err(|_| {
-        format!("{text:?} is neither a day (2026-11-01), a time (2026-11-01T12:00:00Z) nor a duration (24h)")
-    })?;
-    at.to_zoned(zone.clone()).map(|at| at.timestamp()).map_err(|error| error.to_string())
-}
-
 // === printing ===
 
 /// A row's first column: a time, an instance, a topic or a caller.
@@ -137,20 +216,21 @@ fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
         start: Some("TOTAL".to_owned()),
         messages: bill.rows.iter().map(|row| row.messages).sum(),
         uncertain: bill.rows.iter().map(|row| row.uncertain).sum(),
-        peak_tps: bill.rows.iter().map(|row| row.peak_tps).max().unwrap_or(0),
+        peak_tps: bill.peak_tps,
         spend: bill.rows.iter().map(|row| row.spend).sum(),
         ..BillRow::default()
     };
-    let title = match bill.by {
-        By::Hour => "HOUR",
-        By::Day => "DAY",
-        By::Topic => "INSTANCE TOPIC",
-        By::Instance => "INSTANCE",
-        By::Caller => "CALLER",
-    };
+    let period = bill.by.period.map(|period| By::period(period).to_string().to_uppercase());
+    let subject_title = bill.by.subject.map(|subject| match subject {
+        Subject::Topic => "INSTANCE TOPIC".to_owned(),
+        Subject::Instance => "INSTANCE".to_owned(),
+        Subject::Caller => "CALLER".to_owned(),
+    });
+    let title: Vec<_> = period.into_iter().chain(subject_title).collect();
+    let title = title.join(" ");
     let rows = || bill.rows.iter().chain([&all]);
     let width = rows().map(|row| subject(row).len()).max().unwrap_or(0).max(title.len());
-    writeln!(to, "{} to {}", bill.from, bill.to)?;
+    writeln!(to, "{} to {} ({})", bill.from, bill.to, bill.time_zone)?;
     let money = if bill.priced { format!("SPEND {}", bill.currency) } else { String::new() };
     let head = format!(
         "{title:width$}  {:>15}  {:>10}  {:>8}  {money:>14}",
@@ -173,7 +253,7 @@ fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
 
 /// Fields need no quotes: times, ids, topics, callers and numbers have neither commas nor quotes.
 fn csv(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
-    let is_by_caller = bill.by == By::Caller;
+    let is_by_caller = bill.by.subject == Some(Subject::Caller);
     let more = if is_by_caller { ",caller" } else { "" };
     writeln!(to, "start,instance,topic,messages,uncertain,peak_tps,spend,currency{more}")?;
     for row in &bill.rows {

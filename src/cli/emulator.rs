@@ -10,9 +10,10 @@ use clap::{Args, ValueEnum};
 use super::Stop;
 use super::run::{VerbError, runtime};
 use crate::emulator::{
-    DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorError, EmulatorOptions, Fault, KeyPair,
-    MqttPayload, Over, parse_duration,
+    DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, EmulatorError, EmulatorOptions, FAULT_ACTIONS, Fault,
+    KeyPair, MqttPayload, Over, parse_duration,
 };
+use crate::verification::known_codes;
 
 /// Emulate ApsaraMQ for MQTT on this machine
 ///
@@ -20,10 +21,7 @@ use crate::emulator::{
 /// blocks an address that exceeds its ceiling until DELETE /_emulator/blocked or POST
 /// /_emulator/reset.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: three of ten calls fail, at random; a broker gets the rest
-  echo '[{\"code\":\"SystemOverFlow\",\"probability\":0.3}]' > faults.json
-  tollgate emulator --keys my-id=my-secret --faults faults.json --mqtt mqtt://127.0.0.1:1883
-  curl -s http://127.0.0.1:9460/_emulator/report")]
+#[command(after_help = EXAMPLE, after_long_help = long_help())]
 pub(super) struct EmulatorArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9460")]
@@ -68,6 +66,57 @@ pub(super) struct EmulatorArgs {
     /// Decides which calls a fault's probability hits
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+}
+
+const EXAMPLE: &str = "Example: three of ten calls fail, at random; a broker gets the rest
+  echo '[{\"code\":\"SystemOverFlow\",\"probability\":0.3}]' > faults.json
+  tollgate emulator --keys my-id=my-secret --faults faults.json --mqtt mqtt://127.0.0.1:1883
+  curl -s http://127.0.0.1:9460/_emulator/report
+
+--help explains the fields of a fault.";
+
+const FAULTS: &str = "Fields of a fault; the first of the list that hits a call is played:
+  code            what is answered, one of the codes below; another one only with a status
+  status          HTTP status instead of the code's own, 200 to 599
+  probability     share of the calls that it hits, 0 to 1 [default: 1]
+  for             how long it lasts, from when it is set, such as \"10s\" [default: until replaced]
+  times           how many calls it hits [default: no limit]
+  topic           parent topic or whole topic that it hits [default: all]
+  action          operation that it hits [default: SendMessage], one of those below
+  latency         wait before the answer, such as \"250ms\"; without a code the call then succeeds
+  retry_after_ms  sent as x-acs-retry-after
+  then            what happens [default: answer]:
+    answer              the code is answered
+    close               the connection closes without an answer; the message is not taken
+    hang                no answer, until the caller gives up; the message is not taken
+    empty-msgid         200 with an empty MsgId; the message is not taken
+    html-503            a page of a proxy on the way; the message is not taken
+    deliver-then-close  the message is taken, and the connection closes without an answer";
+
+/// `--help` names whatever a list of faults may have.
+fn long_help() -> String {
+    let example = EXAMPLE.rsplit_once("\n\n").map_or(EXAMPLE, |(example, _)| example);
+    let codes: Vec<_> = known_codes().map(|(code, status)| format!("{code} {status}")).collect();
+    format!(
+        "{example}\n\n{FAULTS}\n\nOperations:\n{}\n\nCodes and their statuses (also InvalidParameter.*, 400):\n{}",
+        in_lines(&FAULT_ACTIONS),
+        in_lines(&codes)
+    )
+}
+
+/// These, separated by commas, in lines of less than 100 characters.
+fn in_lines(names: &[impl AsRef<str>]) -> String {
+    let mut lines = vec![String::from(" ")];
+    for (at, name) in names.iter().map(AsRef::as_ref).enumerate() {
+        let separator = if at + 1 < names.len() { "," } else { "" };
+        match lines.last_mut() {
+            Some(line) if line.len() + name.len() <= 96 => {
+                line.extend([" ", name, separator]);
+            }
+            _ => lines.push(format!("  {name}{separator}")),
+        }
+    }
+    lines.join("\n")
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -232,6 +281,27 @@ mod tests {
         assert_eq!(given.mqtt_payload, MqttPayload::AsSent);
         assert_eq!(given.latency, Duration::from_millis(20));
         assert_eq!(given.over, Over::SystemOverFlow);
+    }
+
+    /// Each field and each value that the parser of faults takes, as its own errors list them.
+    #[test]
+    fn the_help_names_all_that_a_fault_may_have() {
+        let help = long_help();
+        let mut names = 0;
+        for wrong in [r#"[{"no-field":1}]"#, r#"[{"then":"no-value"}]"#] {
+            let error = Fault::parse_list(wrong.as_bytes()).unwrap_err().to_string();
+            let (_, listed) = error.split_once("expected one of ").unwrap();
+            for name in listed.split('`').skip(1).step_by(2) {
+                names += 1;
+                assert!(
+                    help.lines().any(|line| line.trim().starts_with(&format!("{name} "))),
+                    "{name}"
+                );
+            }
+        }
+        assert_eq!(names, 10 + 6);
+        assert!(help.contains("SystemOverFlow 500,") && help.contains(" metadata\n"), "{help}");
+        assert!(help.lines().all(|line| line.len() <= 100), "{help}");
     }
 
     #[test]

@@ -10,13 +10,17 @@ mod demo;
 mod dumps;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod focus;
+mod generated;
 mod get;
 mod keyring;
 mod logging;
 mod memory_share;
 mod messages;
+mod moment;
 mod open_files;
 mod probe;
+mod reconcile;
 mod reload;
 mod run;
 mod serve;
@@ -72,6 +76,8 @@ enum Verb {
     Status(status::Args),
     Get(get::Args),
     Keyring(keyring::Args),
+    Completions(generated::CompletionsArgs),
+    Man(generated::ManArgs),
 }
 
 /// Without the emulator there is no demo to try.
@@ -92,6 +98,8 @@ pub fn main() -> ExitCode {
         Verb::Keyring(args) => run::finish("keyring", keyring::run(&args)),
         Verb::Status(args) => run::finish("status", status::run(&args)),
         Verb::Get(args) => run::finish("get", get::run(&args)),
+        Verb::Completions(args) => run::finish("completions", generated::completions(&args)),
+        Verb::Man(args) => run::finish("man", generated::man(&args)),
         #[cfg(feature = "emulator")]
         Verb::Emulator(args) => run::finish("emulator", emulator::run(args)),
     }

@@ -6,16 +6,35 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
+use crate::verification::{is_known_code, known_codes};
+
 /// A list longer than this is a mistake.
 const MOST: usize = 1000;
 /// The operation that faults hit unless they name another one.
 pub(super) const SEND_MESSAGE: &str = "SendMessage";
+/// Not an operation of the provider's API: its metadata service.
+pub(super) const METADATA: &str = "metadata";
+/// What a fault can hit.
+pub const FAULT_ACTIONS: [&str; 12] = [
+    SEND_MESSAGE,
+    "AssumeRole",
+    "AssumeRoleWithOIDC",
+    "ApplyToken",
+    "QueryToken",
+    "RevokeToken",
+    "CreateGroupId",
+    "DeleteGroupId",
+    "ListGroupId",
+    "BatchQuerySessionByClientIds",
+    "QuerySessionByClientId",
+    METADATA,
+];
 
 /// A kind of failure. As JSON, `{"code":"SystemOverFlow","probability":0.3,"for":"10s"}`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// The provider's code that is answered; its status is looked up, unknown ones are 400.
+    /// The provider's code that is answered, with the status that goes with it. Another one only with a `status`.
     #[serde(default)]
     pub code: Option<String>,
     /// The share of calls that it hits.
@@ -24,8 +43,8 @@ pub struct Fault {
     /// How long it lasts, from when it was set.
     #[serde(default, rename = "for", deserialize_with = "duration")]
     pub lasts: Option<Duration>,
-    /// The operation that it hits: `AssumeRole`, `AssumeRoleWithOIDC`, `metadata`, or another one of the
-    /// provider's, as `ApplyToken`; absent, `SendMessage`.
+    /// The operation that it hits: `AssumeRole`, `AssumeRoleWithOIDC`, `metadata`, or another one that is emulated,
+    /// as `ApplyToken`; absent, `SendMessage`.
     #[serde(default)]
     pub action: Option<String>,
     /// The parent topic or the whole topic that it hits; absent, every topic.
@@ -80,7 +99,7 @@ pub enum FaultError {
         /// Its place in the list, from 0.
         index: usize,
         /// What is wrong with it.
-        reason: &'static str,
+        reason: String,
     },
     /// The list is too long.
     #[error("{0} faults, at most {MOST} are played")]
@@ -116,17 +135,29 @@ impl Fault {
         Ok(list)
     }
 
-    fn reason_against(&self) -> Option<&'static str> {
+    fn reason_against(&self) -> Option<String> {
         if !(0.0..=1.0).contains(&self.probability) {
-            return Some("probability is from 0 to 1");
+            return Some("probability is from 0 to 1".to_owned());
         }
         if self.status.is_some_and(|status| !(200..=599).contains(&status)) {
-            return Some("status is from 200 to 599");
+            return Some("status is from 200 to 599".to_owned());
+        }
+        let action = self.action.as_deref();
+        if let Some(action) = action.filter(|action| !FAULT_ACTIONS.contains(action)) {
+            let meant = meant(action, FAULT_ACTIONS.into_iter());
+            return Some(format!("{action:?} is no operation that is emulated{meant}"));
         }
         match (self.then, &self.code) {
-            (Then::Answer, None) if self.latency.is_none() => Some("an answer needs a code"),
+            (Then::Answer, None) if self.latency.is_none() => {
+                Some("an answer needs a code".to_owned())
+            }
             (_, Some(code)) if code.is_empty() || code.len() > 128 => {
-                Some("a code has 1 to 128 characters")
+                Some("a code has 1 to 128 characters".to_owned())
+            }
+            (_, Some(code)) if self.status.is_none() && !is_known_code(code) => {
+                let meant = meant(code, known_codes().map(|(known, _)| known));
+                let any = "with a \"status\", any code is answered";
+                Some(format!("{code:?} is no code of the provider's{meant}; {any}"))
             }
             _ => None,
         }
@@ -140,6 +171,12 @@ impl Fault {
         let parent = topic.split('/').next().unwrap_or_default();
         self.topic.as_deref().is_none_or(|wanted| wanted == topic || wanted == parent)
     }
+}
+
+/// A hint at the name that was probably meant.
+fn meant(word: &str, mut names: impl Iterator<Item = &'static str>) -> String {
+    let meant = names.find(|name| name.eq_ignore_ascii_case(word));
+    meant.map(|name| format!(" (did you mean {name:?}?)")).unwrap_or_default()
 }
 
 /// Refuses a list that cannot be played.
@@ -252,20 +289,44 @@ mod tests {
             "{}",
             "[{}]",
             r#"[{"code":""}]"#,
-            r#"[{"code":"X","probability":1.5}]"#,
-            r#"[{"code":"X","status":42}]"#,
-            r#"[{"code":"X","for":"soon"}]"#,
-            r#"[{"code":"X","for":"-1s"}]"#,
-            r#"[{"code":"X","then":"explode"}]"#,
-            r#"[{"code":"X","probabilty":0.5}]"#,
+            r#"[{"code":"SystemOverFlow","probability":1.5}]"#,
+            r#"[{"code":"SystemOverFlow","status":42}]"#,
+            r#"[{"code":"SystemOverFlow","for":"soon"}]"#,
+            r#"[{"code":"SystemOverFlow","for":"-1s"}]"#,
+            r#"[{"code":"SystemOverFlow","then":"explode"}]"#,
+            r#"[{"code":"SystemOverFlow","probabilty":0.5}]"#,
         ] {
             assert!(Fault::parse_list(json.as_bytes()).is_err(), "{json}");
         }
     }
 
     #[test]
+    fn refuses_names_that_the_provider_does_not_have() {
+        let error =
+            |json: &str| Fault::parse_list(json.as_bytes()).map_err(|error| error.to_string());
+        for (json, hint) in [
+            (r#"[{"code":"SystemOverflow"}]"#, r#"did you mean "SystemOverFlow"?"#),
+            (r#"[{"code":"Throttling.Users"}]"#, r#"with a "status""#),
+            (r#"[{"code":"X","then":"close"}]"#, r#""X" is no code"#),
+            (r#"[{"code":"NoPermission","action":"assumeRole"}]"#, r#"did you mean "AssumeRole"?"#),
+            (r#"[{"code":"InternalError","action":"SendMessages"}]"#, r#""SendMessages" is no"#),
+        ] {
+            let error = error(json).unwrap_err();
+            assert!(error.contains(hint), "{json}: {error}");
+        }
+        for json in [
+            r#"[{"code":"X","status":418}]"#,
+            r#"[{"code":"InvalidParameter.Topic"}]"#,
+            r#"[{"code":"Throttling.User","action":"ApplyToken"}]"#,
+            r#"[{"code":"InternalError","action":"metadata"}]"#,
+        ] {
+            assert!(error(json).is_ok(), "{json}");
+        }
+    }
+
+    #[test]
     fn topic_time_and_times() {
-        let mut faults = faults(r#"[{"code":"X","topic":"A","for":"1s","times":3}]"#);
+        let mut faults = faults(r#"[{"code":"InternalError","topic":"A","for":"1s","times":3}]"#);
         assert!(faults.draw(SEND_MESSAGE, "B", 0).is_none());
         assert!(faults.draw(SEND_MESSAGE, "AB", 0).is_none());
         assert!(faults.draw(SEND_MESSAGE, "A", 0).is_some());
@@ -283,7 +344,7 @@ mod tests {
         let run = |mut faults: Faults| {
             (0..10_000).map(|_| faults.draw(SEND_MESSAGE, "A", 0).is_some()).collect()
         };
-        let json = r#"[{"code":"X","probability":0.3}]"#;
+        let json = r#"[{"code":"InternalError","probability":0.3}]"#;
         let first: Vec<bool> = run(faults(json));
         let hits = first.iter().filter(|hit| **hit).count();
         assert!((2800..3200).contains(&hits), "{hits} of 10,000");

@@ -8,6 +8,7 @@ use http::{Method, Response, StatusCode};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::faults::METADATA;
 use super::issued_key::{IssuedKey, KeyAnswer};
 use super::key_ring::KeyRole;
 use super::options::MetadataAccess;
@@ -35,7 +36,7 @@ struct MachineKey {
 
 pub(super) fn answer(shared: &EmulatorInner, parts: &Parts) -> KeyAnswer {
     let now = shared.now();
-    let fault = shared.books().faults.draw("metadata", "", now);
+    let fault = shared.books().faults.draw(METADATA, "", now);
     KeyAnswer { answer: Ok(reply_to(shared, parts)), fault }
 }
 

@@ -49,7 +49,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use faults::{Fault, FaultError, Then, parse_duration};
+pub use faults::{FAULT_ACTIONS, Fault, FaultError, Then, parse_duration};
 use key_ring::KnownKey;
 use mqtt::Broker;
 pub use options::{

@@ -60,3 +60,16 @@ pub(super) fn is_for_sts(parts: &Parts) -> bool {
 pub(super) fn received<'a>(parts: &'a Parts, body: &'a [u8]) -> ReceivedCall<'a> {
     ReceivedCall::new(parts, parts.uri.query().unwrap_or_default(), body)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulator::faults::{FAULT_ACTIONS, METADATA};
+
+    #[test]
+    fn a_fault_can_hit_each_operation() {
+        let operations: Vec<_> =
+            Operation::all().map(Operation::as_str).chain([METADATA]).collect();
+        assert_eq!(operations, FAULT_ACTIONS);
+    }
+}

@@ -1,6 +1,8 @@
 //! The bill, as far as a sidecar knows it: its own messages, from its ledger.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
@@ -12,20 +14,97 @@ use super::money::{Month, Spent};
 use super::period::Span;
 use crate::config::{Billing, Period};
 
-/// What rows of a bill stand for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum By {
-    /// Hours of `billing.time_zone`.
-    Hour,
-    /// Days of `billing.time_zone`.
-    Day,
+/// What rows of a bill stand for: periods, subjects of messages, or subjects in each period. As text, `day`, `topic`
+/// or `topic,day`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct By {
+    /// Periods of `billing.time_zone`.
+    pub period: Option<Period>,
+    /// What is told apart within a period.
+    pub subject: Option<Subject>,
+}
+
+/// What messages are told apart by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
     /// Parent topics of an instance.
     Topic,
     /// Instances.
     Instance,
     /// Callers, as the configuration names them.
     Caller,
+}
+
+/// A text that names no rows of a bill.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a period (hour, day, month), a subject (topic, instance, caller) or one of each, as in topic,day"
+)]
+pub struct NotBy(String);
+
+impl By {
+    const PERIODS: [(&str, Period); 3] =
+        [("hour", Period::Hour), ("day", Period::Day), ("month", Period::Month)];
+    const SUBJECTS: [(&str, Subject); 3] =
+        [("topic", Subject::Topic), ("instance", Subject::Instance), ("caller", Subject::Caller)];
+
+    /// Of periods alone.
+    pub const fn period(period: Period) -> Self {
+        Self { period: Some(period), subject: None }
+    }
+
+    /// Of subjects alone.
+    pub const fn subject(subject: Subject) -> Self {
+        Self { period: None, subject: Some(subject) }
+    }
+}
+
+impl FromStr for By {
+    type Err = NotBy;
+
+    fn from_str(text: &str) -> Result<Self, NotBy> {
+        let mut by = Self { period: None, subject: None };
+        for word in text.split(',').map(str::trim) {
+            let period = Self::PERIODS.iter().find(|(name, _)| *name == word);
+            let subject = Self::SUBJECTS.iter().find(|(name, _)| *name == word);
+            let replaced = match (period, subject) {
+                (Some((_, period)), _) => by.period.replace(*period).is_some(),
+                (_, Some((_, subject))) => by.subject.replace(*subject).is_some(),
+                (None, None) => true,
+            };
+            if replaced {
+                return Err(NotBy(text.to_owned()));
+            }
+        }
+        Ok(by)
+    }
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let subject = Self::SUBJECTS.iter().find(|(_, subject)| Some(*subject) == self.subject);
+        let period = Self::PERIODS.iter().find(|(_, period)| Some(*period) == self.period);
+        match (subject, period) {
+            (Some((subject, _)), Some((period, _))) => write!(f, "{subject},{period}"),
+            (Some((name, _)), None) | (None, Some((name, _))) => f.write_str(name),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+impl From<By> for String {
+    fn from(by: By) -> Self {
+        by.to_string()
+    }
+}
+
+impl TryFrom<String> for By {
+    type Error = NotBy;
+
+    fn try_from(text: String) -> Result<Self, NotBy> {
+        text.parse()
+    }
 }
 
 /// Which part of the ledger a bill is of.
@@ -39,6 +118,9 @@ pub struct Query {
     pub by: By,
 }
 
+/// Rows of a bill: it is made in the memory of a running sidecar.
+const MOST_ROWS: usize = 50_000;
+
 /// A bill.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bill {
@@ -46,12 +128,18 @@ pub struct Bill {
     pub from: String,
     /// The moment after its last.
     pub to: String,
+    /// `billing.time_zone`: whose hours, days and months these are.
+    #[serde(default)]
+    pub time_zone: String,
     /// What its rows stand for.
     pub by: By,
     /// What money is counted in.
     pub currency: String,
     /// Whether a price is set.
     pub priced: bool,
+    /// The largest second of all: of one instance, where there are several.
+    #[serde(default)]
+    pub peak_tps: u64,
     /// In order.
     pub rows: Vec<BillRow>,
 }
@@ -59,7 +147,7 @@ pub struct Bill {
 /// A row of a bill.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BillRow {
-    /// When the hour or day begins, in `billing.time_zone`.
+    /// When the hour, day or month begins, in `billing.time_zone`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
     /// The instance.
@@ -99,20 +187,29 @@ impl Meter {
         let shown = |minute| shown(minute * 60, &billing.time_zone);
         let (from, to, by) = (shown(query.from), shown(query.to), query.by);
         let (currency, priced) = (billing.currency.clone(), billing.prices.is_set());
-        let rows = self.rows(query, billing).await?;
-        Ok(Bill { from, to, by, currency, priced, rows })
+        let time_zone = billing.time_zone.iana_name().unwrap_or("UTC").to_owned();
+        let (rows, peak_tps) = self.rows(query, billing).await?;
+        Ok(Bill { from, to, time_zone, by, currency, priced, peak_tps, rows })
     }
 
-    async fn rows(&self, query: Query, billing: Billing) -> Result<Vec<BillRow>, String> {
-        let Some(ledger) = self.shared.ledger.clone() else { return Ok(Vec::new()) };
+    /// The rows, and the largest second.
+    async fn rows(&self, query: Query, billing: Billing) -> Result<(Vec<BillRow>, u64), String> {
+        let Some(ledger) = self.shared.ledger.clone() else { return Ok((Vec::new(), 0)) };
         ledger.flush().await;
         let rows = tokio::task::spawn_blocking(move || {
-            let mut bill = Sums { query, billing, month: Month::new(), rows: BTreeMap::new() };
+            let (month, rows) = (Month::new(), BTreeMap::new());
+            let mut bill = Sums { query, billing, month, rows, peak: 0, is_too_large: false };
             let from = bill.reads_from();
             ledger.minutes(from..query.to, |minute, name, counted| {
                 bill.add(minute, name, &counted);
             })?;
-            Ok(bill.rows())
+            if bill.is_too_large {
+                return Err(format!(
+                    "the bill has more than {MOST_ROWS} rows: ask for longer periods or a shorter time"
+                ));
+            }
+            let peak = bill.peak;
+            Ok((bill.rows(), peak))
         });
         rows.await.map_err(|error| error.to_string())?
     }
@@ -132,6 +229,9 @@ struct Sums {
     billing: Billing,
     month: Month,
     rows: BTreeMap<RowKey, Sum>,
+    /// The largest second of an instance.
+    peak: u64,
+    is_too_large: bool,
 }
 
 impl Sums {
@@ -156,25 +256,32 @@ impl Sums {
         if minute < self.query.from {
             return;
         }
+        if is_whole {
+            self.peak = self.peak.max(counted.peak);
+        }
+        let By { period, subject } = self.query.by;
         let zone = &self.billing.time_zone;
-        let within = |period| Some(Span::around(second, period, zone).start);
-        let instance = || Some(name.instance.to_string());
-        let none = RowKey::default;
-        let (key, peaks) = match self.query.by {
-            By::Hour => (RowKey { start: within(Period::Hour), ..none() }, is_whole),
-            By::Day => (RowKey { start: within(Period::Day), ..none() }, is_whole),
-            By::Instance => (RowKey { instance: instance(), ..none() }, is_whole),
-            By::Topic if name.topic.is_empty() => return,
-            By::Topic => {
+        let start = period.map(|period| Span::around(second, period, zone).start);
+        let key = RowKey { start, ..RowKey::default() };
+        let instance = Some(name.instance.to_string());
+        let (key, peaks) = match subject {
+            None => (key, is_whole),
+            Some(Subject::Instance) => (RowKey { instance, ..key }, is_whole),
+            Some(Subject::Topic) if name.topic.is_empty() => return,
+            Some(Subject::Topic) => {
                 let topic = Some(name.topic.to_string());
-                (RowKey { instance: instance(), topic, ..none() }, is_topic || !of_caller)
+                (RowKey { instance, topic, ..key }, is_topic || !of_caller)
             }
-            By::Caller if is_whole || is_topic => return,
-            By::Caller => {
+            Some(Subject::Caller) if is_whole || is_topic => return,
+            Some(Subject::Caller) => {
                 let caller = of_caller.then(|| name.caller.to_string());
-                (RowKey { caller, ..none() }, is_sum || !of_caller)
+                (RowKey { caller, ..key }, is_sum || !of_caller)
             }
         };
+        if self.rows.len() >= MOST_ROWS && !self.rows.contains_key(&key) {
+            self.is_too_large = true;
+            return;
+        }
         let row = self.rows.entry(key).or_default();
         row.billed.add(&billed);
         if !is_sum {

@@ -32,7 +32,7 @@ use crate::config::{Billing, Period};
 use crate::histogram;
 use crate::message::{InstanceId, Message};
 pub use action::{ActionCounts, CallRead, MeteredAction};
-pub use bill::{Bill, BillRow, By, Query};
+pub use bill::{Bill, BillRow, By, Query, Subject};
 pub use budget::{BudgetStatus, OverBudget};
 use counts::Counts;
 pub use counts::{Messages, Snapshot};
@@ -403,10 +403,11 @@ impl Drop for MeteredCall {
     }
 }
 
-/// When the period around a moment began.
-pub fn start_of(period: Period, at: Timestamp, zone: &TimeZone) -> Timestamp {
-    let start = period::Span::around(at.as_second(), period, zone).start;
-    Timestamp::from_second(start).unwrap_or(at)
+/// When the period around a moment began, and when the next one begins.
+pub fn period_around(period: Period, at: Timestamp, zone: &TimeZone) -> (Timestamp, Timestamp) {
+    let period::Span { start, end } = period::Span::around(at.as_second(), period, zone);
+    let moment = |second| Timestamp::from_second(second).unwrap_or(at);
+    (moment(start), moment(end))
 }
 
 fn now() -> i64 {

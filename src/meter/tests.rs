@@ -372,7 +372,8 @@ async fn callers() {
             let row = |row: BillRow| (row.topic.or(row.caller), row.messages, row.peak_tps);
             bill.rows.into_iter().map(row).collect::<Vec<_>>()
         };
-        let (callers, topics) = (rows(By::Caller).await, rows(By::Topic).await);
+        let (callers, topics) =
+            (rows(By::subject(Subject::Caller)).await, rows(By::subject(Subject::Topic)).await);
         let messages = |rows: &[(Option<String>, u64, u64)]| -> Vec<_> {
             rows.iter()
                 .map(|(name, messages, _)| (name.clone().unwrap_or_default(), *messages))
@@ -384,7 +385,7 @@ async fn callers() {
         };
         assert_eq!(messages(&callers), of(&[("", 1), ("batch", 3), ("orders", 2), (OTHER, 1)]));
         assert_eq!(messages(&topics), of(&[("TopicA", 5), ("TopicB", 2)]));
-        assert_eq!(messages(&rows(By::Instance).await), of(&[("", 7)]));
+        assert_eq!(messages(&rows(By::subject(Subject::Instance)).await), of(&[("", 7)]));
         // All of a process may fall into one second; no second has more than there were.
         assert!(callers.iter().chain(&topics).all(|(_, all, peak)| (1..=*all).contains(peak)));
         assert!(topics[0].2 >= callers.iter().map(|row| row.2).max().unwrap().min(3));
@@ -428,6 +429,9 @@ async fn calls_of_other_operations_outlive_the_process() {
     let messages = meter.snapshot().messages;
     let counted = messages.values().flat_map(BTreeMap::values);
     assert_eq!(counted.map(|messages| messages.uncertain).sum::<u64>(), 0, "none is a message");
-    let bill = meter.bill(Query { from: 0, to: i64::MAX / 60, by: By::Topic }).await.unwrap();
+    let bill = meter
+        .bill(Query { from: 0, to: i64::MAX / 60, by: By::subject(Subject::Topic) })
+        .await
+        .unwrap();
     assert_eq!(bill.rows, [], "nor on the bill");
 }

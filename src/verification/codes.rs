@@ -89,8 +89,14 @@ pub fn status_and_message(code: &str) -> (u16, &'static str) {
         })
 }
 
-#[cfg(test)]
-pub(super) fn all() -> impl Iterator<Item = (&'static str, u16)> {
+/// Whether the provider documents it. Of `InvalidParameter.*`, there is one for each parameter.
+pub fn is_known_code(code: &str) -> bool {
+    CODES.iter().any(|(name, ..)| *name == code)
+        || code.strip_prefix("InvalidParameter.").is_some_and(|parameter| !parameter.is_empty())
+}
+
+/// Every code, and its status.
+pub fn known_codes() -> impl Iterator<Item = (&'static str, u16)> {
     CODES.iter().map(|&(code, status, _)| (code, status))
 }
 
@@ -110,7 +116,7 @@ mod tests {
 
     #[test]
     fn no_code_twice() {
-        let mut names: Vec<_> = all().map(|(code, _)| code).collect();
+        let mut names: Vec<_> = known_codes().map(|(code, _)| code).collect();
         names.sort_unstable();
         let before = names.len();
         names.dedup();

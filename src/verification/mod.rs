@@ -15,7 +15,7 @@ mod vectors;
 use jiff::{SignedDuration, Timestamp};
 
 pub use call::{Pairs, ReceivedCall, SignatureKind};
-pub use codes::status_and_message;
+pub use codes::{is_known_code, known_codes, status_and_message};
 pub use refusal::Refusal;
 
 /// How far a call's time may be from the receiver's, either way, as the provider has it.

@@ -245,7 +245,7 @@ async fn quiet(serve: &Serve, folder: &str) {
 #[tokio::test]
 async fn delivered_and_then_closed() {
     let sidecar = TestSidecar::new(&[]).await;
-    sidecar.faults(r#"[{"code":"x","probability":0.2,"then":"deliver-then-close"}]"#).await;
+    sidecar.faults(r#"[{"probability":0.2,"then":"deliver-then-close"}]"#).await;
     let serve = sidecar.serve().await;
     publish(&serve.publish, 0).await.unwrap();
     down_to(&serve, 0).await;
@@ -330,12 +330,13 @@ async fn a_budget() {
     assert_eq!(sidecar.truth().await.0, 5);
 }
 
+/// With it, the control socket is beside the spool.
+const CONTROL: (&str, &str) = ("listen.control", "unix:/dev/null/x/control.sock");
+
 /// What a person sees, of a running sidecar and of a stopped one.
 #[tokio::test]
 async fn a_bill() {
-    // The control socket is beside the spool then.
-    let control = ("listen.control", "unix:/dev/null/x/control.sock");
-    let sidecar = TestSidecar::new(&[("billing.price_per_million", "250000"), control]).await;
+    let sidecar = TestSidecar::new(&[("billing.price_per_million", "250000"), CONTROL]).await;
     let serve = sidecar.serve().await;
     for _ in 0..4 {
         assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
@@ -374,13 +375,100 @@ async fn a_bill() {
     let lines: Vec<_> = csv.lines().collect();
     assert_eq!(lines[0], "start,instance,topic,messages,uncertain,peak_tps,spend,currency");
     assert!(lines[1].starts_with(&format!(",{},,5,0,", support::INSTANCE)), "{csv}");
-    for (args, words) in
-        [(["--from", "yesterday"], "neither a day"), (["--from", "2999-01-01"], "is not before")]
-    {
-        let wrong = bill(&args).await;
+    assert!(table.stdout.lines().next().unwrap().ends_with("(Asia/Shanghai)"), "{}", table.stdout);
+    let csv = bill(&["--from", "1h", "--by", "topic,month", "-o", "csv"]).await.stdout;
+    let month = csv.lines().nth(2).unwrap();
+    assert!(month.contains("-01T00:00:00+08:00,") && month.contains(",TopicA,4,0,"), "{csv}");
+    let focus = bill(&["--from", "1h", "--by", "topic,day", "-o", "focus"]).await.stdout;
+    assert!(focus.starts_with("BilledCost,BillingAccountId,"), "{focus}");
+    assert!(focus.contains(&format!(",{0},{0},MQTT instance,", support::INSTANCE)), "{focus}");
+    for (args, words) in [
+        (&["--from", "yesterday"][..], "neither a day"),
+        (&["--from", "2999-01-01"], "is not before"),
+        (&["--by", "topic,caller"], "is not a period (hour, day, month)"),
+        (&["--by", "day,day"], "is not a period"),
+        (&["--by", ""], "is not a period"),
+        (&["--by", "topic", "-o", "focus"], "needs a period"),
+        (&["--by", "topic,day", "--against", "x"], "takes a period only"),
+    ] {
+        let wrong = bill(args).await;
         assert_eq!(wrong.code, 2, "wrong usage");
         assert!(wrong.stderr.contains(words), "{}", wrong.stderr);
     }
+}
+
+/// The total's peak is that of all topics together, and not of the largest one.
+#[tokio::test]
+async fn the_peak_of_all_topics() {
+    let sidecar = TestSidecar::new(&[CONTROL]).await;
+    let serve = sidecar.serve().await;
+    for n in 0..60 {
+        let topic = format!("/publish/Topic{}", n % 3);
+        assert_eq!(post(&serve.publish, &topic, &[], b"x").await.status, 200);
+    }
+    for by in ["topic", "day", "instance", "topic,hour"] {
+        let bill = sidecar.bill(&["--by", by]).await;
+        let peak = |row: &Value| row["peak_tps"].as_u64().unwrap();
+        let largest = bill["rows"].as_array().unwrap().iter().map(peak).max().unwrap();
+        // All fall into two seconds at least, and into each of them messages of each topic.
+        assert!((largest..=60).contains(&peak(&bill)), "{by}: {bill}");
+        if by.starts_with("topic") {
+            assert!(peak(&bill) > largest, "{by}: {bill}");
+        }
+        assert_eq!(bill["time_zone"], "Asia/Shanghai");
+    }
+    sidecar.stop(serve).await;
+}
+
+/// Beside what the provider counts.
+#[tokio::test]
+async fn a_bill_against_an_export() {
+    let sidecar = TestSidecar::new(&[CONTROL]).await;
+    let serve = sidecar.serve().await;
+    assert_eq!(post(&serve.publish, "/publish/TopicA", &[], b"x").await.status, 200);
+    let now = jiff::Timestamp::now().in_tz("Asia/Shanghai").unwrap();
+    let today = now.strftime("%Y-%m-%d").to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("export.csv").display().to_string();
+    let against = async |rows: &str| {
+        std::fs::write(&file, format!("time,instance,messages\n{rows}")).unwrap();
+        let settings = sidecar.settings();
+        let set: Vec<_> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let id = format!("upstream.instance_id={}", support::INSTANCE);
+        let set = set.iter().chain([&id]).flat_map(|set| ["--set", set]);
+        let args = ["bill", "-o", "json", "--against", &file].into_iter().chain(set);
+        run(&args.collect::<Vec<_>>(), &[]).await
+    };
+    let instance = support::INSTANCE;
+    let open = against(&format!("{today},{instance},1\n")).await;
+    assert_eq!(open.code, 0, "{}", open.stderr);
+    let both: Value = serde_json::from_str(&open.stdout).unwrap();
+    let row = &both["rows"][0];
+    assert_eq!((&row["provider"], &row["messages"]), (&1.into(), &1.into()), "{both}");
+    assert_eq!(row["verdict"], "open", "{both}");
+    let more = against(&format!("2026-01-01,{instance},7\n{today},{instance},1\n")).await;
+    assert_eq!(more.code, 1, "{}", more.stdout);
+    assert!(more.stderr.contains("does not explain 1 row"), "{}", more.stderr);
+    let both: Value = serde_json::from_str(&more.stdout).unwrap();
+    assert_eq!(both["rows"][0]["verdict"], "more", "{both}");
+    // The whole day counts on both sides.
+    let set: Vec<_> =
+        sidecar.settings().iter().map(|(key, value)| format!("--set={key}={value}")).collect();
+    let id = format!("--set=upstream.instance_id={instance}");
+    std::fs::write(&file, format!("time,instance,messages\n{today},{instance},1\n")).unwrap();
+    let noon = format!("{today}T23:59");
+    let args = ["bill", "-o", "json", "--against", &file, "--from", &noon, &id];
+    let args: Vec<_> = args.into_iter().chain(set.iter().map(String::as_str)).collect();
+    let part = run(&args, &[]).await;
+    let both: Value = serde_json::from_str(&part.stdout).unwrap();
+    assert_eq!(both["rows"][0]["messages"], 1, "{both}");
+    assert_eq!(both["rows"][0]["provider"], 1, "{both}");
+    for (rows, words) in [("soon,a,1\n", "line 2: \"soon\""), ("", "no row")] {
+        let wrong = against(rows).await;
+        assert_eq!(wrong.code, 4, "{}", wrong.stdout);
+        assert!(wrong.stderr.contains(words), "{}", wrong.stderr);
+    }
+    sidecar.stop(serve).await;
 }
 
 /// A ledger that cannot be read is set aside, and one that cannot be written is said to be so;

@@ -172,9 +172,9 @@ async fn set_and_cleared_over_http() {
     client.publish("TopicA", "x").await;
 
     for (body, says) in [
-        (r#"[{"code":"X","probabilty":1}]"#, "unknown field `probabilty`"),
-        (r#"[{"code":"X"},{"then":"answer"}]"#, "fault 1: an answer needs a code"),
-        (r#"[{"code":"X","for":"10 apples"}]"#, "apples"),
+        (r#"[{"code":"InternalError","probabilty":1}]"#, "unknown field `probabilty`"),
+        (r#"[{"code":"InternalError"},{"then":"answer"}]"#, "fault 1: an answer needs a code"),
+        (r#"[{"code":"InternalError","for":"10 apples"}]"#, "apples"),
         ("nonsense", "not a list of faults"),
     ] {
         let answer = client.plain("POST", "/_emulator/faults", body).await;
