@@ -159,17 +159,21 @@ impl Export {
         let row = |((start, instance), counts): (Key, (u64, u64, u64, u64))| {
             let (provider, messages, uncertain, peak) = counts;
             let at_edges = peak.saturating_mul(EDGES);
-            let verdict = match provider {
-                _ if period_around(period, start, zone).1 > now => Difference::Open,
-                _ if provider == messages => Difference::Equal,
-                _ if (messages..=messages.saturating_add(uncertain)).contains(&provider) => {
-                    Difference::Uncertain
-                }
-                _ if provider.abs_diff(messages) <= at_edges.saturating_add(uncertain) => {
-                    Difference::Edge
-                }
-                _ if provider < messages => Difference::Fewer,
-                _ => Difference::More,
+            let largest = messages.saturating_add(uncertain);
+            let verdict = if period_around(period, start, zone).1 > now {
+                Difference::Open
+            } else if provider == messages {
+                Difference::Equal
+            } else if (messages..=largest).contains(&provider) {
+                Difference::Uncertain
+            } else if messages.saturating_sub(provider) <= at_edges
+                && provider.saturating_sub(largest) <= at_edges
+            {
+                Difference::Edge
+            } else if provider < messages {
+                Difference::Fewer
+            } else {
+                Difference::More
             };
             ReconciledRow {
                 start: start.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(),

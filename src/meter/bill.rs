@@ -312,3 +312,47 @@ fn shown(second: i64, zone: &TimeZone) -> String {
     let at = jiff::Timestamp::from_second(second).unwrap_or_default().to_zoned(zone.clone());
     at.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Prices;
+
+    #[test]
+    fn a_bill_is_bounded() {
+        let by = By { period: Some(Period::Hour), subject: Some(Subject::Topic) };
+        let billing = Billing {
+            currency: "CNY".to_owned(),
+            prices: Prices::flat(2.0),
+            plan_tps: None,
+            time_zone: TimeZone::UTC,
+            budgets: Vec::new(),
+            callers: Vec::new(),
+        };
+        let query = Query { from: 0, to: i64::MAX / 60, by };
+        let (month, rows) = (Month::new(), BTreeMap::new());
+        let mut sums = Sums { query, billing, month, rows, peak: 0, is_too_large: false };
+        let counted = Minute { billable: 1, uncertain: 0, peak: 1 };
+        let mut add = |topic: usize| {
+            let (instance, topic) = ("post-cn-1".into(), topic.to_string().into());
+            sums.add(1, &SeriesName { instance, topic, caller: "".into() }, &counted);
+            (sums.rows.len(), sums.is_too_large)
+        };
+        for topic in 0..MOST_ROWS {
+            add(topic);
+        }
+        assert_eq!(add(0), (MOST_ROWS, false), "it has a row");
+        assert_eq!(add(MOST_ROWS), (MOST_ROWS, true));
+    }
+
+    #[test]
+    fn words_of_rows() {
+        for text in ["hour", "day", "month", "topic", "instance", "caller", "topic,day"] {
+            assert_eq!(text.parse::<By>().unwrap().to_string(), text);
+        }
+        assert_eq!("month, caller".parse::<By>().unwrap().to_string(), "caller,month");
+        for text in ["", "week", "day,hour", "topic,caller", "day,", "topic,day,day", "Day"] {
+            assert_eq!(text.parse::<By>(), Err(NotBy(text.to_owned())), "{text}");
+        }
+    }
+}
