@@ -167,6 +167,7 @@ async fn every_state_of_a_sidecar() {
 
     // Busy: the figures are those of the metrics.
     let traffic = Traffic::start(&sidecar.publish, 50);
+    page.says("outcomes", "Delivered").await;
     let end = tokio::time::Instant::now() + support::http::BOUND;
     loop {
         let before = get(&origin, "/metrics").await.text();
@@ -220,7 +221,7 @@ async fn every_state_of_a_sidecar() {
     page.says("headline", "No problems").await;
 
     // Some codes are not words, some topics are no topics: nothing of them is markup.
-    let markup = r#"[{"code":"<img src=x onerror=alert(1)>","times":3}]"#;
+    let markup = r#"[{"code":"<img src=x onerror=alert(1)>","status":400,"times":3}]"#;
     fault(&emulator, markup).await;
     let path = "/publish/%3Cimg%20src=x%20onerror=alert(1)%3E";
     assert_eq!(post(&sidecar.publish, path, &[], b"x").await.status, 400);
