@@ -23,8 +23,8 @@ const MAX_TOKEN: u16 = 20_000;
 const LONGEST_READ: Duration = Duration::from_secs(5);
 /// Threads that read at once, each another path. They are some of those that the runtime has for blocking work.
 const MOST_READS: usize = 16;
-/// Reads at once while none hangs: so a thousand files need no more threads than a few. Threads remain, and each makes
-/// the kernel's work for the others' locks larger: with 64 idle ones a message cost 3 % more.
+/// Reads at once while none hangs: so a thousand files need no more threads than a few. Threads remain: with 64 of them,
+/// the kernel's `futex_wake` had 2.6 % of the process's CPU instead of 0.15 %.
 const TURNS: usize = 2;
 /// Those that have a turn hang when none of them ends for so long: then others read beside them.
 const LONGEST_TURN: Duration = Duration::from_millis(100);
