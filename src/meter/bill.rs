@@ -316,22 +316,15 @@ fn shown(second: i64, zone: &TimeZone) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Prices;
+    use crate::meter::tests::billing;
 
     #[test]
     fn a_bill_is_bounded() {
         let by = By { period: Some(Period::Hour), subject: Some(Subject::Topic) };
-        let billing = Billing {
-            currency: "CNY".to_owned(),
-            prices: Prices::flat(2.0),
-            plan_tps: None,
-            time_zone: TimeZone::UTC,
-            budgets: Vec::new(),
-            callers: Vec::new(),
-        };
         let query = Query { from: 0, to: i64::MAX / 60, by };
         let (month, rows) = (Month::new(), BTreeMap::new());
-        let mut sums = Sums { query, billing, month, rows, peak: 0, is_too_large: false };
+        let mut sums =
+            Sums { query, billing: billing(), month, rows, peak: 0, is_too_large: false };
         let counted = Minute { billable: 1, uncertain: 0, peak: 1 };
         let mut add = |topic: usize| {
             let (instance, topic) = ("post-cn-1".into(), topic.to_string().into());

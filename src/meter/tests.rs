@@ -5,7 +5,7 @@ use super::*;
 use crate::config::{Budget, Limit, Prices};
 use crate::message::{MessageId, Payload, PayloadEncoding, Terms, Topic, TopicPattern};
 
-fn billing() -> Billing {
+pub(super) fn billing() -> Billing {
     Billing {
         currency: "CNY".to_owned(),
         prices: Prices::flat(2.0),
