@@ -22,7 +22,7 @@ deny: ## licences, sources and known defects of the dependencies
 # Simulations, and two hundred thousand calls through one ledger: half a minute of a core and more, each.
 SLOW = --skip many_sidecars --skip what_the_provider_bills
 
-quick: ## while you work: a minute on two cores, and nothing to install
+quick: ## while you work: about 100 s on two cores, and nothing to install
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo test --lib --test layering --test contract --test emulator -- $(SLOW)
