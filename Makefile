@@ -1,4 +1,4 @@
-.PHONY: demo test lint deny quick bench check image setup soak
+.PHONY: demo test lint deny quick quick-units quick-contract bench check image setup soak
 
 # Most tests wait for processes and clocks: six at a time keep two cores busy. Those under load take turns.
 export RUST_TEST_THREADS ?= 6
@@ -19,13 +19,21 @@ lint: ## the form of the code
 deny: ## licences, sources and known defects of the dependencies
 	tests/deny.sh
 
-# Simulations, and two hundred thousand calls through one ledger: half a minute of a core and more, each.
-SLOW = --skip many_sidecars --skip what_the_provider_bills
+# Simulations, two hundred thousand calls through one ledger, and five kills under load: half a minute and more, each.
+SLOW = --skip many_sidecars --skip what_the_provider_bills --skip killed_under_load
 
-quick: ## while you work: about 100 s on two cores, and nothing to install
+quick: ## while you work: within a minute on two cores after a build, and nothing to install
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
-	cargo test --lib --test layering --test contract --test emulator -- $(SLOW)
+	cargo test --no-run --lib --test layering --test contract --test emulator
+	$(MAKE) --jobs 2 --output-sync=target quick-units quick-contract
+
+# The unit tests compute, and the others mostly wait: beside each other, both are done sooner.
+quick-units:
+	cargo test --lib --test layering --test emulator -- $(SLOW) --test-threads 2
+
+quick-contract:
+	cargo test --test contract -- $(SLOW) --test-threads 24
 
 bench: ## signing, permits, a fleet's, the spool, the meter
 	cargo bench

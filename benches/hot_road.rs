@@ -86,8 +86,8 @@ fn permits(criterion: &mut Criterion) {
             empty.request(Class::Fresh, deadline).unwrap_err()
         });
     });
-    group.bench_function("status, as for RateLimit fields", |bencher| {
-        bencher.iter(|| black_box(ceiling.status()));
+    group.bench_function("room, as for RateLimit fields", |bencher| {
+        bencher.iter(|| black_box(ceiling.room()));
     });
 }
 

@@ -202,6 +202,9 @@ impl<Q: CallersQueue> FairQueue<Q> {
 
     /// As [`Self::change`], of some callers' queues: of all, with every few calls.
     pub fn sweep(&mut self, mut change: impl FnMut(&mut Q)) {
+        if self.is_empty() {
+            return;
+        }
         let from = self.waiting.range(self.sweeps..).chain(self.waiting.range(..self.sweeps));
         let flows: Vec<_> = from.map(|(flow, _)| *flow).take(SWEPT).collect();
         for flow in &flows {

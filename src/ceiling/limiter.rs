@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-pub use status::{CeilingStatus, Decisions, Status};
+pub use status::{CeilingStatus, Decisions, Room, Status};
 
 use super::CeilingKind;
 use super::block::{BlockWatch, Load};

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 
 pub use call_end::Read;
 pub use exchange::Scope;
-pub use limiter::{CeilingStatus, Decisions, Status};
+pub use limiter::{CeilingStatus, Decisions, Room, Status};
 pub use members::{FleetStatus, Member};
 pub use permit::{Pending, Permit};
 pub use wait_queue::{Class, PermitRequest};
@@ -384,6 +384,11 @@ impl Ceiling {
     /// What is used, withheld and waiting now.
     pub fn status(&self) -> Status {
         self.shared.limiter().status(Instant::now())
+    }
+
+    /// What `RateLimit` fields say now.
+    pub fn room(&self) -> Room {
+        self.shared.limiter().room(Instant::now())
     }
 
     /// The sidecars that share the ceilings, as last read; from now on they are read often. `None`: no

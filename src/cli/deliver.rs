@@ -120,7 +120,7 @@ pub(super) fn run(
     // No caller is served.
     config.listen.publish.clear();
     config.drain.accept_for = Duration::ZERO;
-    let runtime = runtime(config.runtime.threads)?;
+    let runtime = runtime(config.worker_threads())?;
     let emptied = runtime.block_on(in_time(limits, args.handoff, async {
         let mut stop = Stop::listen().map_err(|error| error.to_string())?;
         let patience = limits

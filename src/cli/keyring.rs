@@ -32,7 +32,7 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     }
     let _log = logging::start(&loaded.config.telemetry);
     dumps::protect();
-    let runtime = runtime(loaded.config.runtime.threads)?;
+    let runtime = runtime(loaded.config.worker_threads())?;
     let ended = runtime.block_on(async {
         let mut stop = Stop::listen()?;
         let logged = |error: String| {

@@ -33,7 +33,7 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     // The lines that are still to be written are written when it is dropped, within about a second.
     let log = logging::start(&loaded.config.telemetry);
     prepare(&mut loaded.config);
-    let runtime = runtime(loaded.config.runtime.threads).map_err(|error| logged(&error))?;
+    let runtime = runtime(loaded.config.worker_threads()).map_err(|error| logged(&error))?;
     let served = runtime.block_on(serve(&args.flags, loaded, file, &log));
     // Without a limit, a thread that waits for a hung disk would keep the process from ending.
     runtime.shutdown_timeout(LAST_WRITES);

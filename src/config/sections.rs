@@ -229,8 +229,9 @@ section! {
     /// `[runtime]`
     #[derive(Debug, Clone)]
     pub struct Runtime [runtime] {
-        /// Worker threads; 0: as many as the CPU limit allows.
-        threads: usize = 0, threads();
+        /// Worker threads; 0: one for each 5,000 calls/s of ceilings.account, and at most as many as the CPU
+        /// limit allows.
+        threads: usize = 0, whole(0..=1_024);
 
         /// The memory that this process may use; 0: the limit of its container or control group, or else the
         /// machine's memory. Bounds of the connections of callers, stored messages and idempotency keys are
@@ -255,18 +256,43 @@ fn memory() -> impl ReadKey<u64> {
     Ranged { range, read }
 }
 
-fn threads() -> impl ReadKey<usize> {
-    let given = whole(0..=1_024);
-    let range = given.range();
-    let read = move |r: &mut Reader<'_>, row: &Row| {
-        let threads = given.read(r, row)?;
-        if threads > 0 {
-            return Some(threads);
-        }
+/// Calls a second that one thread surely makes: with payloads of 48 KiB, a core makes about 7,500.
+const CALLS_PER_THREAD: u32 = 5_000;
+
+impl Config {
+    /// How many threads the runtime has. With `runtime.threads = 0` no more than the calls need: each thread beyond
+    /// makes every message dearer, since tasks then move between cores and wake each other.
+    pub fn worker_threads(&self) -> usize {
         // It knows the CPU limit of a container.
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        r.show(row.name, format!("0 (here {threads})"));
-        Some(threads)
-    };
-    Ranged { range, read }
+        let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+        match self.runtime.threads {
+            0 => threads_for(self.ceilings.account, cores()),
+            threads => threads,
+        }
+    }
+}
+
+fn threads_for(account: Option<u32>, cores: usize) -> usize {
+    let needed = account.map_or(cores, |calls| calls.div_ceil(CALLS_PER_THREAD) as usize);
+    needed.clamp(1, cores)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_no_more_than_the_ceiling_needs() {
+        for (account, cores, threads) in [
+            (Some(1_000), 64, 1),
+            (Some(5_000), 64, 1),
+            (Some(5_001), 64, 2),
+            (Some(u32::MAX), 64, 64),
+            (Some(1), 1, 1),
+            (None, 1, 1),
+            (None, 64, 64),
+        ] {
+            assert_eq!(threads_for(account, cores), threads, "{account:?} on {cores}");
+        }
+    }
 }

@@ -165,7 +165,8 @@ impl<U: Upstream> Delivery<U> {
         let intake = Arc::clone(&self.intake);
         self.intake.dispatcher.tasks.spawn(async move {
             let caller = Caller::new(to, deadline, message.terms.by(deadline), first);
-            intake.carry_out(plan, message, wanted, turn, caller).await;
+            // On the heap: it has kilobytes, and each step of a spawn would move it.
+            Box::pin(intake.carry_out(plan, message, wanted, turn, caller)).await;
         });
         Begun::UnderWay(outcome)
     }

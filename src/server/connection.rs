@@ -24,6 +24,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{
     MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
+use uuid::fmt::Simple;
 
 use super::automatic::AutomaticAnswers;
 use super::body::{RequestBody, Settling};
@@ -294,8 +295,9 @@ struct NewRequestId;
 
 impl MakeRequestId for NewRequestId {
     fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
-        let id = uuid::Uuid::now_v7().simple().to_string();
-        HeaderValue::try_from(id).ok().map(RequestId::new)
+        let mut id = [0; Simple::LENGTH];
+        let id = uuid::Uuid::now_v7().simple().encode_lower(&mut id);
+        HeaderValue::from_str(id).ok().map(RequestId::new)
     }
 }
 

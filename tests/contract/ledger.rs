@@ -168,7 +168,7 @@ async fn what_the_provider_bills() {
 
 /// Killed five times under load: never less than the truth, and more by what was under way.
 #[tokio::test]
-async fn killed() {
+async fn killed_under_load() {
     const KILLS: u64 = 5;
     let sidecar = TestSidecar::new(&[]).await;
     sidecar.faults(FAULTS).await;

@@ -193,8 +193,12 @@ async fn an_expired_message_is_seen() {
     };
     let kept = publish(&[("ttl", "4"), ASYNC]).await;
     assert_eq!(kept.status, 202);
-    // Before the first answer, the ceiling opens slowly.
-    until("a call is answered", async || !script.requests().is_empty()).await;
+    // Before the first answer, the ceiling opens slowly: that the provider has a call is not enough.
+    until("a call is answered", async || {
+        let receipt = get(&serve.publish, kept.header("location")).await.json();
+        receipt["Attempts"].as_u64() > Some(0)
+    })
+    .await;
     let waits = [("ttl", "3"), ("prefer", "wait=30"), ("idempotency-key", "\"k\"")];
     let late = publish(&waits).await;
     let problem = late.json();

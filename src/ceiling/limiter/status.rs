@@ -62,36 +62,64 @@ pub struct Status {
     pub mode: Mode,
 }
 
-impl Status {
-    /// The ceiling with the least room; `None`: there is no ceiling.
-    pub fn tightest(&self) -> Option<&CeilingStatus> {
-        self.ceilings.iter().filter(|c| c.limit.is_some()).min_by_key(|c| c.free)
-    }
+/// What `RateLimit` fields say of the ceilings now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Calls per second, in the order of [`CeilingKind::ALL`]; `None`: no ceiling.
+    pub limits: [Option<u32>; 2],
+    /// The ceiling with the fewest calls that could be made now, and how many; `None`: there is no ceiling.
+    pub tightest: Option<(CeilingKind, usize)>,
+    /// Messages in the queue of waiting calls.
+    pub waiting: usize,
+    /// When one more call could be made.
+    pub next_in: Duration,
 }
 
 impl Limiter {
+    /// Calls that could be made now; `None`: any number.
+    fn free_of(&mut self, kind: CeilingKind, now: Instant) -> Option<usize> {
+        self.limits[kind as usize]?;
+        let unused = match kind {
+            CeilingKind::Account => self.account.unused(now),
+            CeilingKind::EgressIp => {
+                let unused = self.egress.iter_mut().map(|egress| egress.window.unused(now));
+                unused.fold(0, usize::saturating_add)
+            }
+        };
+        let fleet = self.fleet.as_ref().filter(|_| self.kinds.contains(&kind));
+        Some(fleet.map_or(unused, |fleet| fleet.free(now).min(unused)))
+    }
+
+    /// A part of [`Self::status`] that each answer to a caller has, so it allocates nothing.
+    pub(in crate::ceiling) fn room(&mut self, now: Instant) -> Room {
+        self.expire_unanswered(now);
+        let free = |kind| Some((kind, self.free_of(kind, now)?));
+        let tightest = CeilingKind::ALL.into_iter().filter_map(free).min_by_key(|(_, free)| *free);
+        let waiting = self.queue.len();
+        let (_, next) = self.estimate(waiting, now);
+        Room { limits: self.limits, tightest, waiting, next_in: next - now }
+    }
+
     pub(in crate::ceiling) fn status(&mut self, now: Instant) -> Status {
         self.expire_unanswered(now);
-        let counts =
-            |w: &mut Window| (w.used(now), w.without_answer(), w.withheld(now), w.unused(now));
+        let free = CeilingKind::ALL.map(|kind| self.free_of(kind, now));
+        let counts = |w: &mut Window| (w.used(now), w.without_answer(), w.withheld(now));
         let account = counts(&mut self.account);
         let egress = self.egress.iter_mut().map(|egress| counts(&mut egress.window));
-        let egress = egress.fold((0, 0, 0, 0_usize), |a, b| {
-            (a.0 + b.0, a.1 + b.1, a.2 + b.2, a.3.saturating_add(b.3))
-        });
+        let egress = egress.fold((0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
         let (_, next) = self.estimate(self.queue.len(), now);
-        let ceiling = |kind: CeilingKind, (used, unanswered, withheld, free)| {
+        let ceiling = |kind: CeilingKind, (used, unanswered, withheld)| {
             let limit = self.limits[kind as usize];
+            let free = free[kind as usize];
             let decisions = self.decisions[kind as usize];
             let fleet = self.fleet.as_ref().filter(|_| self.kinds.contains(&kind));
-            let (withheld, free, share) = match fleet {
+            let (withheld, share) = match fleet {
                 Some(fleet) if kind == CeilingKind::Account => {
-                    (fleet.withheld(), fleet.free(now).min(free), Some(fleet.held()))
+                    (fleet.withheld(), Some(fleet.held()))
                 }
-                Some(fleet) => (withheld, fleet.free(now).min(free), Some(fleet.held())),
-                None => (withheld, free, limit.map(|n| (n as usize).saturating_sub(withheld))),
+                Some(fleet) => (withheld, Some(fleet.held())),
+                None => (withheld, limit.map(|n| (n as usize).saturating_sub(withheld))),
             };
-            let free = limit.map(|_| free);
             let shared = fleet.is_some();
             CeilingStatus {
                 kind,

@@ -16,10 +16,14 @@ use crate::meter::labels::Billed;
 /// A series' number in the ledger.
 pub(crate) type SeriesId = u16;
 
-/// Writes without a new call after which a series keeps no spare reservation.
+/// Writes without a new call after which a series is no longer busy; without one of any series, none keeps a spare
+/// reservation.
 const IDLE_WRITES: u8 = 10;
-/// Spare reservations of a busy series: calls that may begin before the next write. A call beyond them
-/// causes a write at once.
+/// Writes without a new call for which a series that is not busy keeps its one spare reservation: many callers that
+/// each send about once a second cause no write of their own, and a crash makes one message of each uncertain.
+const LAST_WRITES: u8 = 80;
+/// Spare reservations of a busy series, one of which two calls began between two writes: calls that may begin before
+/// the next write. A call beyond them causes a write at once.
 const MIN_SPARE: u64 = 4;
 const MAX_SPARE: u64 = 10_000;
 /// The most buckets that wait for the store; more are merged into coarser ones.
@@ -102,6 +106,20 @@ impl Reservation {
     fn new(name: SeriesName) -> Self {
         Self { name, begun: 0, ended: 0, covered: 0, in_snapshot: 0, spare: 0, idle: 0 }
     }
+
+    /// How many calls may begin before the next write, as it was lately.
+    fn next_spare(&mut self) {
+        let new = self.begun - self.in_snapshot;
+        let was_busy = self.spare > 1;
+        self.idle = if new > 0 { 0 } else { self.idle.saturating_add(1) };
+        self.spare = match self.idle {
+            0 if new > 1 || was_busy => new.clamp(MIN_SPARE, MAX_SPARE),
+            0 => 1,
+            idle if idle < IDLE_WRITES => self.spare,
+            idle if idle < LAST_WRITES => self.spare.min(1),
+            _ => 0,
+        };
+    }
 }
 
 #[derive(Debug)]
@@ -116,6 +134,8 @@ pub(super) struct Reservations {
     changed: bool,
     /// Whether that snapshot has spare reservations.
     spare: bool,
+    /// Writes since a call began.
+    idle: u8,
 }
 
 /// Whether more snapshots follow.
@@ -140,7 +160,7 @@ impl Reservations {
         let ids = names.iter().cloned().zip(0..).collect();
         let series: Vec<_> = names.into_iter().map(Reservation::new).collect();
         let (stored, buckets) = (series.len(), Buckets::new());
-        Self { generation, series, ids, stored, buckets, changed: false, spare: false }
+        Self { generation, series, ids, stored, buckets, changed: false, spare: false, idle: 0 }
     }
 
     /// The series of this name, and those that count its messages as well. Where there are nearly as many as can be
@@ -172,7 +192,7 @@ impl Reservations {
 
     /// A call begins. Returns whether the disk has a reservation for it; otherwise it waits for a write.
     pub(super) fn begin(&mut self, id: SeriesId) -> bool {
-        self.changed = true;
+        (self.changed, self.idle) = (true, 0);
         let series = &mut self.series[usize::from(id)];
         series.begun += 1;
         series.begun <= series.covered
@@ -207,15 +227,13 @@ impl Reservations {
         self.coarsen(second);
         let mut reserved = BTreeMap::new();
         self.spare = false;
+        let keeps_spare = phase == Phase::Running && self.idle < IDLE_WRITES;
+        self.idle = self.idle.saturating_add(1);
         for (id, series) in (0..).zip(&mut self.series) {
-            let new = series.begun - series.in_snapshot;
-            series.idle = if new > 0 { 0 } else { series.idle.saturating_add(1) };
-            series.spare = match series.idle {
-                _ if phase == Phase::Closing => 0,
-                0 => new.clamp(MIN_SPARE, MAX_SPARE),
-                idle if idle < IDLE_WRITES => series.spare,
-                _ => 0,
-            };
+            series.next_spare();
+            if !keeps_spare {
+                series.spare = 0;
+            }
             series.in_snapshot = series.begun;
             series.covered = series.covered.min(series.begun + series.spare);
             self.spare |= series.spare > 0;
@@ -355,6 +373,59 @@ mod tests {
 
     fn name(id: SeriesId) -> SeriesName {
         SeriesName::of_all(&"post-cn-1".into(), &format!("topic{id}"))
+    }
+
+    /// Writes, and returns what is reserved then.
+    fn write(reservations: &mut Reservations) -> u64 {
+        let snapshot = reservations.snapshot(0, Phase::Running);
+        reservations.written(&snapshot, Stored::No);
+        snapshot.reserved.values().sum()
+    }
+
+    /// Each of many series waits for a write of its own once, and keeps one reservation as long as it has a call about
+    /// once a second.
+    #[test]
+    fn a_series_with_few_calls_keeps_one_spare() {
+        let mut reservations = Reservations::new(0, Vec::new());
+        let ids: Vec<_> = (0..40).map(|n| reservations.series(&name(n)).unwrap()).collect();
+        for second in 0..4 {
+            for id in &ids {
+                assert_eq!(reservations.begin(*id), second > 0, "{id} in {second}");
+                reservations.end(*id, Billed::Yes, second);
+                assert!(write(&mut reservations) <= ids.len() as u64);
+            }
+        }
+        // One stays, while others are called.
+        for n in 0..LAST_WRITES {
+            reservations.begin(ids[0]);
+            reservations.end(ids[0], Billed::Yes, 4);
+            let kept = write(&mut reservations) - 1;
+            assert_eq!(kept > 0, n + 1 < LAST_WRITES, "{n}");
+        }
+        for _ in 1..IDLE_WRITES {
+            assert_eq!(write(&mut reservations), 1);
+        }
+        assert_eq!(write(&mut reservations), 0);
+        assert!(reservations.is_quiet());
+    }
+
+    #[test]
+    fn a_busy_series_has_spare_for_a_burst() {
+        let mut reservations = Reservations::new(0, Vec::new());
+        let id = reservations.series(&name(0)).unwrap();
+        for _ in 0..2 {
+            assert!(!reservations.begin(id));
+            reservations.end(id, Billed::Yes, 0);
+        }
+        assert_eq!(write(&mut reservations), MIN_SPARE);
+        assert!((0..MIN_SPARE).all(|_| reservations.begin(id)));
+        assert!(!reservations.begin(id));
+        (0..=MIN_SPARE).for_each(|_| reservations.end(id, Billed::Yes, 0));
+        assert_eq!(write(&mut reservations), MIN_SPARE + 1);
+        for _ in 1..IDLE_WRITES {
+            write(&mut reservations);
+        }
+        assert_eq!(write(&mut reservations), 0);
     }
 
     proptest! {
