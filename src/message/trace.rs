@@ -1,15 +1,16 @@
 //! Traces, as W3C Trace Context names them: <https://www.w3.org/TR/trace-context/>.
 
 use std::fmt;
+use std::num::{NonZeroU64, NonZeroU128};
 use std::str::FromStr;
 
 /// The id of a trace: what ties log lines and spans of several processes together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TraceId(u128);
+pub struct TraceId(NonZeroU128);
 
 /// The id of a span within its trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SpanId(u64);
+pub struct SpanId(NonZeroU64);
 
 /// A span, as other spans refer to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,24 +42,24 @@ pub struct Trace {
 impl TraceId {
     /// The id with these bits; `None` for 0, which stands for no trace.
     pub fn from_u128(bits: u128) -> Option<Self> {
-        (bits != 0).then_some(Self(bits))
+        NonZeroU128::new(bits).map(Self)
     }
 
     /// Its bits.
     pub fn as_u128(self) -> u128 {
-        self.0
+        self.0.get()
     }
 }
 
 impl SpanId {
     /// The id with these bits; `None` for 0, which stands for no span.
     pub fn from_u64(bits: u64) -> Option<Self> {
-        (bits != 0).then_some(Self(bits))
+        NonZeroU64::new(bits).map(Self)
     }
 
     /// Its bits.
     pub fn as_u64(self) -> u64 {
-        self.0
+        self.0.get()
     }
 }
 
@@ -204,5 +205,7 @@ mod tests {
         assert_eq!(SpanId::from_u64(0), None);
         let trace = Trace { id: TRACE.parse().unwrap(), span: None };
         assert_eq!((trace.to_string().as_str(), trace.context()), (TRACE, None));
+        // A message has room for one, and few have any.
+        assert_eq!(size_of::<Option<Trace>>(), size_of::<Trace>());
     }
 }

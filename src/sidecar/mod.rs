@@ -199,8 +199,6 @@ impl Sidecar {
         servers.tasks.spawn(memory::lend(plan, memory, delivery.clone(), servers.stop.clone()));
         servers.tasks.close();
         failed.disarm();
-        let spool = spool.map(|spool| SpoolRemainder { spool, to: hand_over_to(config) });
-        let drain = config.drain.clone();
         Ok(Self {
             publish,
             delivery,
@@ -208,10 +206,10 @@ impl Sidecar {
             ceiling,
             meter,
             traces,
-            spool,
+            spool: spool.map(|spool| SpoolRemainder { spool, to: hand_over_to(config) }),
             ending,
             draining,
-            drain,
+            drain: config.drain.clone(),
             call_timeout: config.upstream.call_timeout,
             servers,
             addresses,
