@@ -82,7 +82,7 @@ async fn a_callers_trace_goes_on() {
     }
     support::until("they are counted", async || {
         let metrics = get(&serve.telemetry, "/metrics").await.text();
-        series(&metrics, "tollgate_spans_total{result=\"exported\"}") == 2.0
+        series(&metrics, "tollgate_spans_total{result=\"exported\"}") >= 2.0
     })
     .await;
 }
