@@ -14,7 +14,7 @@
 //! | 3 | [`publish`], [`telemetry`], [`control`], [`keyring`] | HTTP services: for callers; for Prometheus, the kubelet and a browser; for operators; for sidecars that want a key |
 //! | 2 | [`delivery`], [`passthrough`] | what happens to a message from acceptance to its end; what happens to a call of another operation |
 //! | 1 | [`ceiling`], [`upstream`], [`spool`], [`meter`] | permits; one call; stored messages; counted calls |
-//! | 0 | [`keys`], [`signing`], [`verification`], [`callers`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`], [`fair_queue`], [`histogram`] | the access key; signatures of a call; those of calls that arrive; who a caller is; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries; queues that are served by weight; histograms of what modules measure |
+//! | 0 | [`keys`], [`signing`], [`verification`], [`callers`], [`server`], [`log_limiter`], [`redis_client`], [`deadline`], [`backoff`], [`fair_queue`], [`histogram`], [`traces`] | the access key; signatures of a call; those of calls that arrive; who a caller is; the HTTP server; a limit of log lines; connections to Redis; deadlines that hold in a process that was stopped; waits between tries; queues that are served by weight; histograms of what modules measure; spans and their export |
 //! | −1 | [`message`], [`action`], [`answer`], [`config`], [`memory`] | types that all modules share; the memory that callers' messages may take |
 //! | apart | [`emulator`] | the provider on your machine, behind the feature `emulator`; only [`cli`] uses it, and it uses [`verification`] only |
 //!
@@ -61,5 +61,6 @@ pub mod sidecar;
 pub mod signing;
 pub mod spool;
 pub mod telemetry;
+pub mod traces;
 pub mod upstream;
 pub mod verification;

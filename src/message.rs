@@ -2,12 +2,14 @@
 
 mod payload;
 mod terms;
+mod trace;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub use payload::{Payload, PayloadEncoding, PayloadError, PayloadForm};
 pub use terms::{Expiry, Lifespan, Terms, Urgency};
+pub use trace::{SpanContext, SpanId, Trace, TraceId, TraceParent};
 
 /// Longest topic in characters, unless it is point-to-point.
 /// Source: <https://help.aliyun.com/document_detail/63620.html>.
@@ -235,51 +237,6 @@ pub struct Lane {
     pub parent: Arc<str>,
 }
 
-/// The trace that a caller's W3C `traceparent` names: what ties our log lines to its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TraceId(u128);
-
-impl TraceId {
-    /// Reads `00-<32 hex>-<16 hex>-<2 hex>`; `None` if it names no trace.
-    pub fn of(traceparent: &str) -> Option<Self> {
-        let mut parts = traceparent.split('-');
-        let (version, id) = (parts.next()?, parts.next()?);
-        let hex =
-            |part: &str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        let valid = version.len() == 2 && hex(version) && version != "ff";
-        (valid && id.len() == 32 && hex(id)).then(|| id.parse().ok()).flatten()
-    }
-}
-
-impl std::str::FromStr for TraceId {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let bits = u128::from_str_radix(text, 16).map_err(|_| ())?;
-        // All zeros stand for no trace.
-        if bits == 0 { Err(()) } else { Ok(Self(bits)) }
-    }
-}
-
-impl fmt::Display for TraceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl serde::Serialize for TraceId {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for TraceId {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(|()| serde::de::Error::custom("not a trace id"))
-    }
-}
-
 /// One message on its way.
 #[derive(Debug, Clone)]
 pub struct Message {
@@ -293,13 +250,18 @@ pub struct Message {
     pub payload: Payload,
     /// Who has sent it; `None`: all callers are one.
     pub caller: Option<CallerName>,
-    /// Its caller's trace, if it has one.
-    pub trace: Option<TraceId>,
+    /// Its trace: its caller's, or the one that its request began.
+    pub trace: Option<Trace>,
     /// Until when it is worth sending, and how urgent it is.
     pub terms: Terms,
 }
 
 impl Message {
+    /// The span that its calls belong to; `None`: its trace is not sampled.
+    pub fn span(&self) -> Option<SpanContext> {
+        self.trace?.context()
+    }
+
     /// What it fails and recovers with.
     pub fn lane(&self) -> Lane {
         Lane { instance: Arc::clone(&self.instance), parent: self.topic.parent().into() }
@@ -359,17 +321,6 @@ mod tests {
         ] {
             assert_eq!(Topic::parse(text).unwrap_err(), error, "{text:?}");
         }
-    }
-
-    #[test]
-    fn trace_ids() {
-        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        let trace = TraceId::of(&format!("00-{id}-00f067aa0ba902b7-01"));
-        assert_eq!(trace.map(|trace| trace.to_string()).as_deref(), Some(id));
-        for bad in ["", "00", "00-xyz-1-2", "ff-4bf92f3577b34da6a3ce929d0e0e4736-1-01"] {
-            assert_eq!(TraceId::of(bad), None, "{bad}");
-        }
-        assert_eq!(TraceId::of(&format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32))), None);
     }
 
     #[test]

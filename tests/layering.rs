@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer. Types that all modules share are below layer 0.
-const LAYERS: [(&str, i8); 29] = [
+const LAYERS: [(&str, i8); 30] = [
     ("cli", 5),
     ("sidecar", 4),
     ("publish", 3),
@@ -30,6 +30,7 @@ const LAYERS: [(&str, i8); 29] = [
     ("backoff", 0),
     ("fair_queue", 0),
     ("histogram", 0),
+    ("traces", 0),
     ("message", -1),
     ("action", -1),
     ("answer", -1),

@@ -23,6 +23,7 @@ mod listen;
 mod load;
 mod nearest;
 mod origin;
+mod otlp;
 mod parse;
 mod read;
 mod reference;
@@ -57,6 +58,7 @@ pub use keyring::{CallerProof, Issuer, Keyring, KeyringCaller};
 pub use listen::{Address, CloudEvents, Listen, Publish, TlsFiles};
 pub use load::{Loaded, keys, load, load_file};
 pub use origin::Origin;
+pub use otlp::Otlp;
 pub use reference::reference;
 pub use retry::Retry;
 pub use sections::{Drain, LogFormat, Runtime, Telemetry, Topics};
@@ -101,6 +103,8 @@ pub struct Config {
     pub billing: Billing,
     /// `[telemetry]`
     pub telemetry: Telemetry,
+    /// `[telemetry.otlp]`; `None`: there are no spans.
+    pub otlp: Option<Otlp>,
     /// `[drain]`
     pub drain: Drain,
     /// `[runtime]`

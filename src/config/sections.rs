@@ -13,6 +13,7 @@ use super::credentials::{KeyRows, keys};
 use super::fleet::{FleetRows, fleet, fleet_fits};
 use super::keyring::{KeyringRows, keyring};
 use super::listen::{Listen, Publish, TlsRows, tls};
+use super::otlp::{OtlpRows, otlp};
 use super::parse::Scalar;
 use super::read::{Ranged, ReadKey, Reader, boolean, choice, duration, list, size, value, whole};
 use super::retry::{RetryRows, retry};
@@ -26,7 +27,7 @@ use super::{Config, Fleet};
 use crate::message::{Topic, TopicPattern};
 
 /// The rows of all sections, in the order of the documentation.
-pub(super) const SECTIONS: [&[Row]; 18] = [
+pub(super) const SECTIONS: [&[Row]; 19] = [
     // Before all sections: it is in none.
     callers::ROWS,
     Listen::ROWS,
@@ -42,6 +43,7 @@ pub(super) const SECTIONS: [&[Row]; 18] = [
     Topics::ROWS,
     BillingRows::ROWS,
     Telemetry::ROWS,
+    OtlpRows::ROWS,
     Drain::ROWS,
     Runtime::ROWS,
     KeyringRows::ROWS,
@@ -68,6 +70,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     let topics = Topics::read(r);
     let mut billing = billing(r);
     let telemetry = Telemetry::read(r);
+    let otlp = otlp(r);
     let drain = Drain::read(r);
     let runtime = Runtime::read(r);
     let sts = keys.as_ref().map(|(_, sts)| sts.clone());
@@ -110,6 +113,7 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
         topics: topics?,
         billing: billing?,
         telemetry: telemetry?,
+        otlp: otlp?,
         drain: drain?,
         runtime: runtime?,
         keyring: keyring?,

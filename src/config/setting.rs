@@ -45,8 +45,14 @@ pub(super) fn show(key: &str, value: &Value) -> String {
 }
 
 fn shown_text(key: &str, text: &str) -> String {
-    let is_uri = matches!(key, "keys.uri" | "upstream.endpoint" | "upstream.proxy" | "fleet.url")
-        || text.contains("://");
+    let is_uri = matches!(
+        key,
+        "keys.uri"
+            | "upstream.endpoint"
+            | "upstream.proxy"
+            | "fleet.url"
+            | "telemetry.otlp.endpoint"
+    ) || text.contains("://");
     let text = if is_uri { uri::mask(text) } else { text.to_owned() };
     // A terminal must not act on what a value holds.
     let plain = !text.is_empty() && !text.contains(char::is_control);

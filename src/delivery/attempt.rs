@@ -8,12 +8,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::outcome::Disposition;
+use super::spans;
 use crate::answer::{AccessDenied, Answer, Verdict};
 use crate::ceiling::{Ceiling, Permit, Ticket};
 use crate::config::Retry;
-use crate::message::{Message, Topic};
+use crate::message::{Message, SpanContext, Topic};
 use crate::meter::{Billed, CallKind, ExpiredAs, LogLine, Meter, MeteredCall, OverBudget};
 use crate::spool::Doubt;
+use crate::traces::{Span, Traces};
 use crate::upstream::{SendGate, Upstream};
 
 /// What makes calls.
@@ -22,6 +24,7 @@ pub(super) struct Dispatcher<U> {
     pub(super) upstream: U,
     pub(super) ceiling: Ceiling,
     pub(super) meter: Meter,
+    pub(super) traces: Traces,
     /// The tasks that carry messages.
     pub(super) tasks: TaskTracker,
     /// Cancelled: no more calls are made.
@@ -35,17 +38,36 @@ pub(super) struct CallAttempt<'a, U> {
     message: &'a Message,
     permit: Permit,
     entry: MeteredCall,
+    span: Span,
 }
 
 impl<U: Upstream> Dispatcher<U> {
-    /// A permit, unless no more calls are made.
-    pub(super) async fn permit(&self, ticket: Ticket) -> Result<Permit, Disposition> {
+    /// A permit for a call within `span`, unless no more calls are made.
+    pub(super) async fn permit(
+        &self,
+        ticket: Ticket,
+        span: Option<SpanContext>,
+    ) -> Result<Permit, Disposition> {
+        let start = span.map(|_| Instant::now());
         let permit = self.stop.run_until_cancelled(ticket.permit()).await;
-        let permit = permit.ok_or(Disposition::Stopping)?.map_err(Disposition::NoPermit)?;
-        if let Some((ceiling, wait)) = permit.waited() {
-            self.meter.waited(ceiling as usize, wait);
+        let permit =
+            permit.ok_or(Disposition::Stopping).and_then(|got| got.map_err(Disposition::NoPermit));
+        match (&permit, start) {
+            (Ok(permit), _) => {
+                if let Some((ceiling, wait)) = permit.waited() {
+                    self.meter.waited(ceiling as usize, wait);
+                    spans::waited(&self.traces, span, wait, Ok(ceiling));
+                }
+            }
+            (Err(Disposition::Stopping), Some(start)) => {
+                spans::waited(&self.traces, span, start.elapsed(), Err("stopping"));
+            }
+            (Err(_), Some(start)) => {
+                spans::waited(&self.traces, span, start.elapsed(), Err("no_permit"));
+            }
+            (Err(_), None) => {}
         }
-        Ok(permit)
+        permit
     }
 
     /// The time to live of a message has ended that is not kept. `doubt`: of its calls.
@@ -62,15 +84,20 @@ impl<U: Upstream> Dispatcher<U> {
         self.meter.expired(known);
     }
 
-    /// Enters a call in the meter, before it leaves. Over a budget, the permit is given back.
+    /// Enters a call in the meter, before it leaves. Over a budget, the permit is given back. `span`: what the
+    /// call is a part of.
     pub(super) async fn attempt<'a>(
         &'a self,
         message: &'a Message,
         permit: Permit,
         kind: CallKind,
+        span: Option<SpanContext>,
     ) -> Result<CallAttempt<'a, U>, OverBudget> {
         match self.meter.begin(message, kind).await {
-            Ok(entry) => Ok(CallAttempt { upstream: &self.upstream, message, permit, entry }),
+            Ok(entry) => {
+                let span = spans::call(&self.traces, span, message, kind);
+                Ok(CallAttempt { upstream: &self.upstream, message, permit, entry, span })
+            }
             Err(over) => {
                 permit.unsent();
                 Err(over)
@@ -82,10 +109,11 @@ impl<U: Upstream> Dispatcher<U> {
 impl<U: Upstream> CallAttempt<'_, U> {
     /// Makes the call, as long as `gate` lets it leave.
     pub(super) async fn send(self, gate: &SendGate) -> Answer {
-        let Self { upstream, message, permit, entry } = self;
+        let Self { upstream, message, permit, entry, span } = self;
         let start = Instant::now();
         let answer = upstream.send(message, permit, gate).await;
         let took = start.elapsed();
+        spans::called(span, &answer);
         let trace_id = message.trace.map(tracing::field::display);
         tracing::debug!(id = %message.id, trace_id, topic = %message.topic, code = %answer.label(), ?took, "called");
         let billed = match answer.verdict() {

@@ -7,9 +7,11 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 
 use super::attempt::{NextStep, Repeat};
+use super::idempotency::is_queued;
 use super::kept::{KeptMessages, MAX_WRITE};
 use super::outcome::{Disposition, Outcome};
 use super::signal::{Requeue, Signal};
+use super::stay::StayEnd;
 use crate::answer::{AccessDenied, Answer, CleanText, Verdict};
 use crate::message::{Message, MessageId};
 use crate::spool::{Brief, Change, Death, Doubt, Effect, Noted, Reason, Receipt, State, Tries};
@@ -94,8 +96,13 @@ impl<U: Upstream> KeptMessages<U> {
             at: Timestamp::now(),
             accepted: caller.is_none(),
         };
+        // One that was dropped during its call has ended before.
+        let was_queued = self.dispatcher.traces.is_on() && self.queued(id).is_some();
         let noted = self.spool.note(id, Change::Delivered(attempts, receipt));
         self.key_ends(id);
+        if was_queued {
+            self.stay_ends(id);
+        }
         let Some(caller) = caller else { return };
         // Durable before it is answered: else a crash now would deliver again what is known to be
         // delivered. A hung disk delays no caller for longer.
@@ -110,7 +117,11 @@ impl<U: Upstream> KeptMessages<U> {
             let death = death(Reason::Refused, Some(answer));
             return self.dead_letter(id, attempts, death, None).await;
         };
+        let stays = self.dispatcher.traces.is_on().then(|| self.queued(id)).flatten();
         let forgotten = self.spool.note(id, Change::Forgotten);
+        if let Some(brief) = stays {
+            self.stay_ends_as(&brief, StayEnd::Refused);
+        }
         self.readers.ended(id);
         let ended = match timeout(MAX_WRITE, forgotten).await {
             Ok(Effect::Made | Effect::Unchanged) => Disposition::Answered(answer.clone()),
@@ -162,6 +173,9 @@ impl<U: Upstream> KeptMessages<U> {
         }
         let noted = self.spool.note(id, Change::Dead(attempts, death));
         self.key_ends(id);
+        if noted.changed {
+            self.stay_ends(id);
+        }
         noted
     }
 
@@ -170,6 +184,9 @@ impl<U: Upstream> KeptMessages<U> {
         self.queue.drop_ends(before.id, before.attempts, effect);
         if effect == Effect::Made {
             self.key_ends(before.id);
+            if is_queued(before) {
+                self.stay_ends(before.id);
+            }
         }
     }
 

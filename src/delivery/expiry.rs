@@ -145,5 +145,6 @@ impl<U: Upstream> KeptMessages<U> {
             tracing::info!(%id, trace_id, attempts, may_have_arrived, suppressed, "the message expired: its time to live (TTL) has ended, and tollgate sends it no more");
         }
         self.key_ends(id);
+        self.stay_ends(id);
     }
 }

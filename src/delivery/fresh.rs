@@ -152,7 +152,7 @@ impl<U: Upstream> Intake<U> {
             Plan::Keep(kept) => (kept, claim, turn, Calls::NONE),
             Plan::Call(ticket) => {
                 let keeper = self.store(&message).filter(|_| keep != Keeping::Never);
-                let calls = match (self.dispatcher.permit(ticket).await, keeper) {
+                let calls = match (self.dispatcher.permit(ticket, message.span()).await, keeper) {
                     (Ok(permit), _) => self.call(&message, permit, keeper, &mut caller).await,
                     // Until its end, or its caller's.
                     (Err(Disposition::NoPermit(_)), _) if message.terms.is_over() => {
@@ -214,7 +214,8 @@ impl<U: Upstream> Intake<U> {
         let mut calls = 1;
         loop {
             let kind = if calls == 1 { CallKind::First } else { CallKind::Retry };
-            let attempt = match self.dispatcher.attempt(message, permit, kind).await {
+            let attempt = self.dispatcher.attempt(message, permit, kind, message.span()).await;
+            let attempt = match attempt {
                 Ok(attempt) => attempt,
                 Err(over) => {
                     let ended = Disposition::OverBudget(over);
@@ -388,6 +389,7 @@ impl<U: Upstream> Intake<U> {
             ends: message.terms.expiry().map(Expiry::at),
         };
         let ticket = self.dispatcher.ceiling.ask(&asks);
-        self.dispatcher.permit(ticket.map_err(Disposition::NoPermit)?).await
+        let ticket = ticket.map_err(Disposition::NoPermit)?;
+        self.dispatcher.permit(ticket, message.span()).await
     }
 }

@@ -23,7 +23,7 @@ use crate::config::Topics;
 use crate::deadline;
 use crate::log_limiter::LogLimiter;
 use crate::memory::MemoryQueue;
-use crate::message::{Message, MessageId, TraceId};
+use crate::message::{Message, MessageId, Trace};
 use crate::spool::{Brief, Change, Claim, Doubt, KeepError, Spool, State, Tries};
 use crate::upstream::Upstream;
 
@@ -65,7 +65,7 @@ impl<U: Upstream> KeptMessages<U> {
     }
 
     /// The trace of a kept message, for the log.
-    pub(super) fn trace(&self, id: MessageId) -> Option<TraceId> {
+    pub(super) fn trace(&self, id: MessageId) -> Option<Trace> {
         self.spool.find(id)?.trace
     }
 

@@ -29,6 +29,8 @@ mod retention;
 mod retry;
 mod retry_queue;
 mod signal;
+mod spans;
+mod stay;
 mod take_up;
 #[cfg(test)]
 mod tests;
@@ -52,6 +54,7 @@ use crate::memory::{MemoryPlan, MemoryQueue};
 use crate::message::{Lifespan, Message, MessageId};
 use crate::meter::Meter;
 use crate::spool::{AdoptionRules, Affected, Brief, Change, Effect, HeldCounts, Picked, Spool};
+use crate::traces::Traces;
 use crate::upstream::Upstream;
 use attempt::Dispatcher;
 pub use begun::Begun;
@@ -88,10 +91,11 @@ impl<U: Upstream> Delivery<U> {
         spool: Option<Spool>,
         ceiling: Ceiling,
         meter: Meter,
+        traces: Traces,
         seed: u64,
     ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let dispatcher = Arc::new(Dispatcher { upstream, ceiling, meter, tasks, stop });
+        let dispatcher = Arc::new(Dispatcher { upstream, ceiling, meter, traces, tasks, stop });
         let weighed =
             config.callers.iter().map(|caller| (caller.name.as_str().into(), caller.weight));
         let weights = Weights::of(weighed);

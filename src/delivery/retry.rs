@@ -15,8 +15,10 @@ use super::order::Turn;
 use super::outcome::{Disposition, Outcome};
 use super::retry_queue::MayCall;
 use super::signal::{HoldReason, Requeue, Signal};
+use super::spans;
+use super::stay::StayEnd;
 use crate::ceiling::{Class, Permit, PermitRequest};
-use crate::message::{self, Expiry, Message, MessageId, Topic};
+use crate::message::{self, Expiry, Message, MessageId, SpanContext, Topic};
 use crate::meter::{CallKind, OverBudget};
 use crate::spool::{Change, Doubt, Effect, KeepError, ReadError, Reason, Record, Tries};
 use crate::upstream::{SendGate, Upstream};
@@ -137,8 +139,8 @@ impl<U: Upstream> KeptMessages<U> {
         if self.dispatcher.stop.is_cancelled() {
             return Err((Signal::NoCall, Requeue::Yes));
         }
-        let message = self.ready(lane, item).await?;
-        let permit = self.permit(&message, item, call).await?;
+        let (message, stay) = self.ready(lane, item).await?;
+        let permit = self.permit(&message, item, call, stay).await?;
         let repeat = Repeat::of(self.queue.retry(), &message.topic);
         let closes = match self.prepare(&message, item, repeat).await {
             Ok(closes) => closes,
@@ -152,7 +154,8 @@ impl<U: Upstream> KeptMessages<U> {
             RetryItem { attempts: 0, .. } => CallKind::First,
             _ => CallKind::Retry,
         };
-        let attempt = self.dispatcher.attempt(&message, permit, kind).await.map_err(|over| {
+        let attempt = self.dispatcher.attempt(&message, permit, kind, stay).await;
+        let attempt = attempt.map_err(|over| {
             self.uncall(item);
             (Signal::OverBudget(budget_wait(&over)), Requeue::Yes)
         })?;
@@ -160,8 +163,12 @@ impl<U: Upstream> KeptMessages<U> {
         Ok(self.record(&message, item.attempts + 1, &answer, repeat).await)
     }
 
-    /// The message, if it is to be tried now.
-    async fn ready(&self, lane: &message::Lane, item: RetryItem) -> Result<Message, TryResult> {
+    /// The message, if it is to be tried now, and the span of its stay.
+    async fn ready(
+        &self,
+        lane: &message::Lane,
+        item: RetryItem,
+    ) -> Result<(Message, Option<SpanContext>), TryResult> {
         let gone = (Signal::NoCall, Requeue::No);
         let id = item.id;
         let Some(brief) = self.queued(id) else { return Err(gone) };
@@ -188,7 +195,7 @@ impl<U: Upstream> KeptMessages<U> {
                 if repeat == Repeat::Never && self.spool.usage().failure.is_some() {
                     return Err((LOCAL_FAILURE, Requeue::Yes));
                 }
-                Ok(message)
+                Ok((message, spans::stay(&brief)))
             }
             Err(ReadError::Absent) => {
                 self.readers.ended(id);
@@ -204,6 +211,7 @@ impl<U: Upstream> KeptMessages<U> {
                     };
                     caller.respond(Outcome::new(item.attempts, ended));
                 }
+                self.stay_ends_as(&brief, StayEnd::Damaged);
                 self.readers.ended(id);
                 Err(gone)
             }
@@ -236,6 +244,7 @@ impl<U: Upstream> KeptMessages<U> {
         message: &Message,
         item: RetryItem,
         mut turn: Turn,
+        stay: Option<SpanContext>,
     ) -> Result<Permit, TryResult> {
         turn.comes().await;
         let asks = PermitRequest {
@@ -248,7 +257,7 @@ impl<U: Upstream> KeptMessages<U> {
         let ticket = self.dispatcher.ceiling.ask(&asks);
         drop(turn);
         let ticket = ticket.map_err(|_| (LOCAL_FAILURE, Requeue::Yes))?;
-        self.dispatcher.permit(ticket).await.map_err(|_| (Signal::NoCall, Requeue::Yes))
+        self.dispatcher.permit(ticket, stay).await.map_err(|_| (Signal::NoCall, Requeue::Yes))
     }
 
     /// Looks at the message once more, since its permit may have been long in coming, and notes the call

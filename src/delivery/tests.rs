@@ -27,6 +27,7 @@ use crate::message::{Message, MessageId, Payload, PayloadForm, Terms, Topic};
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options};
 use crate::spool::{Brief, Claim, Selection, Spool, State, Which};
+use crate::traces::Traces;
 use crate::upstream::{SendGate, Upstream};
 
 /// The provider. It takes no connection until [`Self::answers`].
@@ -126,7 +127,7 @@ async fn start_with(
     let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
     let meter = Meter::new(5, &config.billing, []);
     let kept = Some(spool.clone());
-    (Delivery::new(&config, provider.clone(), kept, ceiling, meter, 7), spool)
+    (Delivery::new(&config, provider.clone(), kept, ceiling, meter, Traces::off(), 7), spool)
 }
 
 fn message(topic: &str) -> Message {
@@ -334,7 +335,7 @@ async fn no_room_for_the_call_after_a_refused_key_and_no_spool() {
     let (config, provider) = (config(&[]), Provider { takes, ..Provider::default() });
     let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
     let meter = Meter::new(5, &config.billing, []);
-    let delivery = Delivery::new(&config, provider.clone(), None, ceiling, meter, 7);
+    let delivery = Delivery::new(&config, provider.clone(), None, ceiling, meter, Traces::off(), 7);
     provider.refuses_new_key();
     for outcome in eight_at_once(&delivery).await {
         assert!(matches!(outcome.ended, Disposition::NoPermit(_)), "{outcome:?}");

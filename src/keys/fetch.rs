@@ -82,7 +82,7 @@ impl KeyServer {
         let client = Client::builder().no_proxy();
         let client = if let Some(proxy) = proxy { client.proxy(proxy) } else { client };
         let client = client
-            .tls_backend_preconfigured(tls_config(uri, ca_file)?)
+            .tls_backend_preconfigured(client_tls(uri.scheme() == "https", ca_file)?)
             // A redirect would carry the key's address, and its password, elsewhere.
             .redirect(Policy::none())
             .retry(reqwest::retry::never())
@@ -93,7 +93,7 @@ impl KeyServer {
             .read_timeout(read)
             .timeout(whole)
             .build()
-            .map_err(|error| KeyError::Client(reason(&error)))?;
+            .map_err(|error| KeyError::Client(innermost(&error)))?;
         Ok(Self { client, origin: uri.origin().ascii_serialization() })
     }
 
@@ -117,7 +117,7 @@ impl KeyServer {
     /// Sends one request and reads the whole answer, whatever its status.
     pub(crate) async fn fetch(&self, request: RequestBuilder) -> Result<FetchedAnswer, KeyError> {
         let sent = request.send().await;
-        self.whole(sent.map_err(|error| self.failure(reason(&error)))?).await
+        self.whole(sent.map_err(|error| self.failure(innermost(&error)))?).await
     }
 
     /// The same. Where no connection can be made, there is no such server here.
@@ -126,7 +126,7 @@ impl KeyServer {
         request: RequestBuilder,
     ) -> Result<FetchedAnswer, KeyError> {
         let sent = request.send().await.map_err(|error| {
-            let failure = self.failure(reason(&error));
+            let failure = self.failure(innermost(&error));
             if self.is_nowhere(&error) { KeyError::Absent(failure.to_string()) } else { failure }
         });
         self.whole(sent?).await
@@ -160,7 +160,7 @@ impl KeyServer {
     }
 
     async fn whole(&self, mut answer: Response) -> Result<FetchedAnswer, KeyError> {
-        let failed = |error: reqwest::Error| self.failure(reason(&error));
+        let failed = |error: reqwest::Error| self.failure(innermost(&error));
         let skew = skew(&answer);
         // As large as it can get: growing would leave copies behind that are not wiped.
         let mut body = Zeroizing::new(Vec::with_capacity(MAX_BODY));
@@ -222,10 +222,10 @@ fn proxy(lookup: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>, KeyEr
 
 /// Bundled authorities, so that an image without CA files works, and the system's and the file's, since a
 /// key holder is often within the company. The provider is named, so no process default is needed.
-fn tls_config(uri: &Url, ca_file: Option<&Path>) -> Result<ClientConfig, KeyError> {
+pub(crate) fn client_tls(is_tls: bool, ca_file: Option<&Path>) -> Result<ClientConfig, KeyError> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     // Reading the system's takes milliseconds and memory that plain http doesn't need.
-    if uri.scheme() == "https" {
+    if is_tls {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if let Some(path) = ca_file {
             let failed = |why: String| KeyError::File { path: path.to_owned(), why };
@@ -246,7 +246,7 @@ fn tls_config(uri: &Url, ca_file: Option<&Path>) -> Result<ClientConfig, KeyErro
 
 /// The innermost cause ("Connection refused"): the outer ones only say that sending failed, or
 /// quote the URI.
-fn reason(error: &reqwest::Error) -> String {
+pub(crate) fn innermost(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "timed out".to_owned();
     }

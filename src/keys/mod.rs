@@ -49,7 +49,7 @@ pub use self::role::AssumedRole;
 pub use self::source::{Pace, Source};
 pub use self::uri::CredentialsUri;
 
-pub(crate) use self::fetch::{KeyServer, Patience, variable};
+pub(crate) use self::fetch::{KeyServer, Patience, client_tls, innermost, variable};
 pub(crate) use self::proof::{TokenFile, read_blocking, read_text, read_token, read_token_file};
 
 use self::boxed::BoxedSource;

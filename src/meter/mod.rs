@@ -10,6 +10,7 @@ mod bill;
 mod budget;
 mod counts;
 mod errors;
+mod exemplars;
 mod history;
 mod label_set;
 mod labels;
@@ -30,13 +31,15 @@ use prometheus::Histogram;
 
 use crate::config::{Billing, Period};
 use crate::histogram;
-use crate::message::{InstanceId, Message};
+use crate::message::{InstanceId, Message, SpanContext};
 pub use action::{ActionCounts, CallRead, MeteredAction};
 pub use bill::{Bill, BillRow, By, Query, Subject};
 pub use budget::{BudgetStatus, OverBudget};
 use counts::Counts;
 pub use counts::{Messages, Snapshot};
 pub use errors::{Failure, Failures, LogLine};
+pub use exemplars::Exemplar;
+use exemplars::Exemplars;
 pub use history::Past;
 pub use label_set::OTHER;
 pub use labels::{ActionResult, Billed, CallKind, ExpiredAs, OperatorVerb, Published};
@@ -56,6 +59,7 @@ struct MeterInner {
     ledger: Option<Ledger>,
     has_budgets: bool,
     publish_duration: [Histogram; Published::ALL.len()],
+    exemplars: Exemplars,
     call_duration: [Histogram; Billed::ALL.len()],
     ceiling_wait: [Histogram; 2],
     batch_messages: Histogram,
@@ -176,6 +180,7 @@ impl Meter {
                 ledger,
                 has_budgets: !billing.budgets.is_empty(),
                 publish_duration: std::array::from_fn(|_| duration()),
+                exemplars: Exemplars::default(),
                 call_duration: std::array::from_fn(|_| duration()),
                 ceiling_wait: std::array::from_fn(|_| duration()),
                 batch_messages: histogram::exponential(1.0, 2.0, 8),
@@ -201,6 +206,16 @@ impl Meter {
     ) {
         self.shared.publish_duration[outcome as usize].observe(took.as_secs_f64());
         self.counts().published(parent, caller, outcome);
+    }
+
+    /// The request of this span was answered, which is sampled.
+    pub fn sampled(&self, outcome: Published, took: Duration, span: SpanContext) {
+        self.shared.exemplars.observe(outcome, took, span, bucket_bounds());
+    }
+
+    /// The last sampled request in a bucket of the publish durations. `bucket`: its place, with +Inf last.
+    pub fn exemplar(&self, outcome: Published, bucket: usize) -> Option<Exemplar> {
+        self.shared.exemplars.get(outcome, bucket)
     }
 
     /// A permit was waited for, because of the ceiling at `ceiling` (account, egress address).
@@ -416,9 +431,14 @@ fn now() -> i64 {
 
 /// Round figures, so that "within 100 ms" is a bucket and not a guess. Each costs a series for every
 /// outcome.
+const BUCKETS_MS: [u32; 13] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000];
+
+fn bucket_bounds() -> impl Iterator<Item = f64> {
+    BUCKETS_MS.into_iter().map(|ms| f64::from(ms) / 1_000.0)
+}
+
 fn duration() -> Histogram {
-    let milliseconds = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000];
-    histogram::with_buckets(milliseconds.map(|ms| f64::from(ms) / 1_000.0).into())
+    histogram::with_buckets(bucket_bounds().collect())
 }
 
 #[cfg(test)]

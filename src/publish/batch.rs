@@ -17,7 +17,7 @@ use super::request::{RequestReader, bad_key};
 use super::terms::AskedTerms;
 use crate::callers::Caller;
 use crate::delivery::PublishOptions;
-use crate::message::{Message, MessageId, TraceId, Urgency};
+use crate::message::{Message, MessageId, Trace, Urgency};
 use crate::server::{Problem, Reply, Slug};
 
 /// The most messages in one request.
@@ -54,7 +54,7 @@ pub(super) struct LineTerms<'a> {
     pub(super) caller: Option<&'a Caller>,
     pub(super) prefer: Prefer,
     pub(super) asked: AskedTerms,
-    pub(super) trace: Option<TraceId>,
+    pub(super) trace: Option<Trace>,
 }
 
 /// Splits a body into its lines, numbered from 1; blank ones are skipped.

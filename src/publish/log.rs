@@ -3,10 +3,9 @@
 use http::Request;
 
 use super::answered::NotDelivered;
-use super::request::trace;
 use crate::callers::Caller;
 use crate::log_limiter::LogLimiter;
-use crate::message::{CallerName, TraceId};
+use crate::message::{CallerName, Trace};
 use crate::meter::Published;
 
 /// The most log lines in one second.
@@ -17,17 +16,17 @@ const MAX_TOPIC: usize = 80;
 /// What identifies a request in the log, and who has sent it.
 pub(super) struct LogContext {
     request_id: Option<String>,
-    trace: Option<TraceId>,
+    trace: Option<Trace>,
     topic: String,
     caller: Option<CallerName>,
 }
 
 impl LogContext {
-    pub(super) fn of<B>(request: &Request<B>, topic: &str) -> Self {
+    pub(super) fn of<B>(request: &Request<B>, topic: &str, trace: Option<Trace>) -> Self {
         let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
         Self {
             request_id: header("x-request-id").map(str::to_owned),
-            trace: trace(request.headers()),
+            trace,
             topic: topic.chars().take(MAX_TOPIC).collect(),
             caller: None,
         }
@@ -36,6 +35,11 @@ impl LogContext {
     /// It has proven to be of this caller; `None`: all are one.
     pub(super) fn proven(&mut self, caller: Option<&Caller>) {
         self.caller = caller.map(|caller| CallerName::clone(caller.name()));
+    }
+
+    /// The request's id, ours or its caller's.
+    pub(super) fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
     }
 
     /// Whose it is, as far as that is proven.

@@ -17,11 +17,12 @@ use super::outcome;
 use super::prefer::Prefer;
 use super::refusal::RefusedRequest;
 use super::terms::AskedTerms;
-use super::{DRAIN_RETRY, Inner, request, stopping};
+use super::{DRAIN_RETRY, Inner, request, spans, stopping};
 use crate::delivery::{Begun, CallOrder};
-use crate::message::Topic;
+use crate::message::{SpanContext, Topic, Trace};
 use crate::meter::Published;
 use crate::server::{Problem, Reply, ReplyBody, RequestBody, Slug, reply};
+use crate::traces::{Kind, Span};
 
 /// Batch requests at once: 128 MiB of bodies.
 pub(super) const MAX_BATCHES: usize = 16;
@@ -42,20 +43,29 @@ struct BegunLine {
     number: usize,
     key: Option<String>,
     begun: Result<(Topic, Begun), RefusedRequest>,
+    span: Span,
 }
 
 impl Inner {
     pub(super) async fn publish_many(self: Arc<Self>, request: Request<RequestBody>) -> Reply {
-        let mut context = LogContext::of(&request, "");
+        let (trace, mut span) = self.traces.request(request::trace_parent(request.headers()));
+        spans::route(&mut span, "/publish");
+        let mut context = LogContext::of(&request, "", trace);
         let read = match Arc::clone(&self.batches).try_acquire_owned() {
-            Ok(slot) => self.read_batch(request, &mut context).await.map(|batch| (batch, slot)),
+            Ok(slot) => {
+                let read = self.read_batch(request, trace, &mut context).await;
+                read.map(|batch| (batch, slot))
+            }
             Err(_) => Err(RefusedRequest::new(Published::Full, too_many_batches())),
         };
         let mut reply = match read {
-            Ok((batch, slot)) => Arc::clone(&self).answer_batch(batch, slot, context).await,
+            Ok((batch, slot)) => {
+                span.number("messaging.batch.message_count", batch.lines.len());
+                Arc::clone(&self).answer_batch(batch, slot, context, span).await
+            }
             Err(refusal) => {
                 let answered = refusal.answered();
-                self.note(None, &answered, Duration::ZERO, &context);
+                self.note(None, &answered, Duration::ZERO, &context, span);
                 answered.reply
             }
         };
@@ -66,6 +76,7 @@ impl Inner {
     async fn read_batch(
         &self,
         request: Request<RequestBody>,
+        trace: Option<Trace>,
         context: &mut LogContext,
     ) -> Result<Batch, RefusedRequest> {
         let start = Instant::now();
@@ -80,7 +91,6 @@ impl Inner {
         let reader = self.reader();
         let prefer = Prefer::read(request.headers());
         let asked = AskedTerms::read(request.headers(), start)?;
-        let trace = request::trace(request.headers());
         let (_, applied) = reader.options(prefer, None, &asked.of_request())?;
         let body = reader.batch(request).await?;
         let lines = batch::lines(&body)?;
@@ -105,10 +115,12 @@ impl Inner {
         batch: Batch,
         slot: OwnedSemaphorePermit,
         context: LogContext,
+        mut span: Span,
     ) -> Reply {
         let start = Instant::now();
         let mut order = CallOrder::default();
-        let begin = |line| self.begin(line, &mut order);
+        let of = span.context();
+        let begin = |line| self.begin(line, of, &mut order);
         let lines: Vec<_> = batch.lines.into_iter().map(begin).collect();
         let mut reply = if batch.stream {
             let (to, results) = mpsc::channel(MAX_RESULTS);
@@ -120,12 +132,17 @@ impl Inner {
                     // The client may have hung up.
                     drop(to.send(result.into()).await);
                 }
+                span.number("http.response.status_code", StatusCode::MULTI_STATUS.as_u16());
+                span.end();
             });
             let mut reply = reply(StatusCode::MULTI_STATUS, batch::CONTENT_TYPE, Bytes::new());
             *reply.body_mut() = ReplyBody::Parts(results);
             reply
         } else {
-            self.results(lines, start, &context, slot).await
+            let reply = self.results(lines, start, &context, slot).await;
+            span.number("http.response.status_code", reply.status().as_u16());
+            span.end();
+            reply
         };
         if let Some(value) = batch.applied.and_then(|a| HeaderValue::try_from(a).ok()) {
             reply.headers_mut().insert("preference-applied", value);
@@ -133,12 +150,24 @@ impl Inner {
         reply
     }
 
-    fn begin(&self, Line { number, key, message }: Line, order: &mut CallOrder) -> BegunLine {
-        let begun = message.map(|(message, options)| {
+    /// `of`: the span of the request. Each message has one of its own in it.
+    fn begin(
+        &self,
+        Line { number, key, message }: Line,
+        of: Option<SpanContext>,
+        order: &mut CallOrder,
+    ) -> BegunLine {
+        let mut span = self.traces.child(of, Kind::Producer);
+        span.name("publish");
+        let begun = message.map(|(mut message, options)| {
+            if let Some(SpanContext { trace, span }) = span.context() {
+                message.trace = Some(Trace { id: trace, span: Some(span) });
+            }
+            spans::message(&mut span, &message);
             let topic = message.topic.clone();
             (topic, self.delivery.begin(message, options, order))
         });
-        BegunLine { number, key, begun }
+        BegunLine { number, key, begun, span }
     }
 
     /// All results at once. `slot` is held until the client has read them.
@@ -174,7 +203,7 @@ impl Inner {
         start: Instant,
         context: &LogContext,
     ) -> (Reply, Vec<u8>) {
-        let BegunLine { number, key, begun } = line;
+        let BegunLine { number, key, begun, span } = line;
         let (topic, mut answered) = match begun {
             Ok((topic, begun)) => {
                 let outcome = begun.outcome().await;
@@ -182,7 +211,7 @@ impl Inner {
             }
             Err(refusal) => (None, refusal.answered()),
         };
-        self.note(topic.as_ref(), &answered, start.elapsed(), context);
+        self.note(topic.as_ref(), &answered, start.elapsed(), context, span);
         let alone = std::mem::take(answered.reply.body_mut());
         // It is whole in memory: collecting neither waits nor fails.
         let alone = alone.collect().await.map(http_body_util::Collected::to_bytes);

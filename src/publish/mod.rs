@@ -21,6 +21,7 @@ mod receipts;
 mod refusal;
 mod request;
 mod sdk;
+mod spans;
 mod terms;
 
 use std::convert::Infallible;
@@ -43,6 +44,7 @@ use crate::meter::{Meter, Published};
 use crate::passthrough::Passthrough;
 use crate::server::{Problem, Reply, RequestBody, Slug};
 use crate::spool::{Durability, Spool};
+use crate::traces::{Span, Traces};
 use crate::upstream::HttpUpstream;
 use answered::Answered;
 use reads::ReadRequest;
@@ -69,6 +71,7 @@ struct Inner {
     passthrough: Passthrough,
     ceiling: Ceiling,
     meter: Meter,
+    traces: Traces,
     draining: Arc<AtomicBool>,
     log_limiter: LogLimiter,
     /// Of callers that are refused.
@@ -87,6 +90,8 @@ pub struct PublishParts {
     pub ceiling: Ceiling,
     /// Counts requests.
     pub meter: Meter,
+    /// Makes spans.
+    pub traces: Traces,
     /// Once set, messages are refused.
     pub draining: Arc<AtomicBool>,
     /// For bodies.
@@ -98,8 +103,16 @@ pub struct PublishParts {
 impl PublishService {
     /// Answers callers with these parts.
     pub fn new(config: &config::Config, parts: PublishParts) -> Self {
-        let PublishParts { delivery, passthrough, ceiling, meter, draining, memory, callers } =
-            parts;
+        let PublishParts {
+            delivery,
+            passthrough,
+            ceiling,
+            meter,
+            traces,
+            draining,
+            memory,
+            callers,
+        } = parts;
         Self {
             inner: Arc::new(Inner {
                 reader: RwLock::new(Arc::new(RequestReader::new(config, memory.clone()))),
@@ -111,6 +124,7 @@ impl PublishService {
                 passthrough,
                 ceiling,
                 meter,
+                traces,
                 draining,
                 log_limiter: LogLimiter::new(log::MAX_LINES),
                 refused_log: LogLimiter::new(callers::MAX_LINES),
@@ -170,7 +184,9 @@ impl PublishService {
 impl Inner {
     async fn publish(&self, topic: &str, request: Request<RequestBody>) -> Reply {
         let start = Instant::now();
-        let mut context = log::LogContext::of(&request, topic);
+        let (trace, mut span) = self.traces.request(request::trace_parent(request.headers()));
+        spans::route(&mut span, "/publish/{topic}");
+        let mut context = log::LogContext::of(&request, topic, trace);
         let mut parent = None;
         let submission = if self.draining() {
             Err(RefusedRequest::new(Published::Draining, stopping()))
@@ -178,7 +194,8 @@ impl Inner {
             match self.caller(&request) {
                 Ok(caller) => {
                     context.proven(caller.as_deref());
-                    self.reader().read(topic, request, caller.as_deref(), start).await
+                    let caller = caller.as_deref();
+                    self.reader().read(topic, request, caller, trace, start).await
                 }
                 Err(refused) => Err(refused),
             }
@@ -187,28 +204,34 @@ impl Inner {
             // Again: reading a slow body may have taken long.
             Ok(_) if self.draining() => Answered::problem(Published::Draining, stopping()),
             Ok(Submission { message, options, applied }) => {
+                spans::message(&mut span, &message);
                 parent = Some(message.topic.clone());
                 let outcome = self.delivery.publish(message, options).await;
                 outcome::answer(outcome, self.durability(), applied)
             }
             Err(refusal) => refusal.answered(),
         };
-        self.note(parent.as_ref(), &answered, start.elapsed(), &context);
+        self.note(parent.as_ref(), &answered, start.elapsed(), &context, span);
         let mut reply = answered.reply;
         self.limit_headers(&mut reply);
         reply
     }
 
-    /// Counts and logs one answer.
+    /// Counts and logs one answer, and ends its span.
     fn note(
         &self,
         topic: Option<&Topic>,
         answered: &Answered,
         took: Duration,
         context: &log::LogContext,
+        span: Span,
     ) {
         let parent = topic.map(Topic::parent);
         self.meter.published(parent, context.caller(), answered.published, took);
+        if let Some(span) = span.context() {
+            self.meter.sampled(answered.published, took, span);
+        }
+        spans::answered(span, answered, context);
         if let Some(failure) = &answered.failure {
             log::failure(&self.log_limiter, context, answered.published, failure);
         }

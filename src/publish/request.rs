@@ -21,7 +21,7 @@ use crate::delivery::{Keeping, PublishOptions};
 use crate::memory::MemoryBudget;
 use crate::message::{
     InstanceId, Lifespan, MAX_SENT_PAYLOAD, Message, MessageId, Payload, PayloadError, Terms,
-    Topic, TraceId,
+    Topic, Trace, TraceParent,
 };
 use crate::server::{Problem, RequestBody, Slug};
 use crate::spool::Claim;
@@ -47,9 +47,11 @@ pub(super) struct RequestReader {
     memory: MemoryBudget,
 }
 
-/// The trace of a request's `traceparent` header, if it has one.
-pub(super) fn trace(headers: &HeaderMap) -> Option<TraceId> {
-    TraceId::of(headers.get("traceparent")?.to_str().ok()?)
+/// The span that a request's `traceparent` header names. Of several headers none is believed.
+pub(super) fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut all = headers.get_all("traceparent").iter();
+    let (first, second) = (all.next()?, all.next());
+    TraceParent::parse(first.to_str().ok().filter(|_| second.is_none())?.trim())
 }
 
 impl RequestReader {
@@ -69,6 +71,7 @@ impl RequestReader {
         topic: &str,
         request: Request<RequestBody>,
         caller: Option<&Caller>,
+        trace: Option<Trace>,
         start: Instant,
     ) -> Result<Submission, RefusedRequest> {
         if request.uri().query().is_some() {
@@ -106,7 +109,6 @@ impl RequestReader {
         let claim = claim.or(of_event);
         let payload = self.payload(&topic, body)?;
         let (options, applied) = self.options(prefer, claim, &terms)?;
-        let trace = trace(headers);
         let (id, caller) = (MessageId::new(), caller.map(|caller| Arc::clone(caller.name())));
         let message = Message { id, instance, topic, payload, caller, trace, terms };
         Ok(Submission { message, options, applied })

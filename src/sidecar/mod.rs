@@ -27,6 +27,7 @@ use crate::publish::{PublishParts, PublishService};
 use crate::server::HttpServer;
 use crate::spool::{self, AdoptionRules, MacFileError, MacKeys, OpenError, Spool};
 use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, TelemetrySources};
+use crate::traces::{Traces, TracesError};
 use crate::upstream::{HttpUpstream, TlsError};
 pub use listeners::{Addresses, control_sockets};
 use listeners::{
@@ -55,6 +56,9 @@ pub enum StartError {
     /// The upstream's TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Spans cannot be exported.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// Counting does not start.
     #[error("the meter does not start: {0}")]
     Meter(String),
@@ -73,6 +77,7 @@ pub struct Sidecar {
     passthrough: Passthrough,
     ceiling: Ceiling,
     meter: Meter,
+    traces: Traces,
     spool: Option<SpoolRemainder>,
     /// Set first: `/readyz` fails from now on.
     ending: Arc<AtomicBool>,
@@ -109,6 +114,7 @@ impl Sidecar {
         let failed = servers.stop.clone().drop_guard();
         let (slots, hosts) = (ServerSlots::new(config), &config.listen.hosts);
         let certificates = certificates(config).await?;
+        let traces = traces(config).await?;
         let telemetry_listener = bind_tcp(config.listen.telemetry)?;
         let telemetry_address = telemetry_listener.address();
         // While the predecessor ends, the kubelet learns that this process is alive.
@@ -146,6 +152,7 @@ impl Sidecar {
             spool.clone(),
             ceiling.clone(),
             meter.clone(),
+            traces.clone(),
             seed,
         );
         let callers = Callers::start(&config.callers, &servers.stop).await;
@@ -155,6 +162,7 @@ impl Sidecar {
             passthrough: passthrough.clone(),
             ceiling: ceiling.clone(),
             meter: meter.clone(),
+            traces: traces.clone(),
             draining: Arc::clone(&draining),
             memory: memory.clone(),
             callers,
@@ -174,6 +182,7 @@ impl Sidecar {
             configuration: configuration.clone(),
             connections: slots.all(),
             memory: memory.clone(),
+            traces: traces.clone(),
             stopping: Arc::clone(&ending),
             refusing: Arc::clone(&draining),
             started: Timestamp::now(),
@@ -190,18 +199,17 @@ impl Sidecar {
         servers.tasks.spawn(memory::lend(plan, memory, delivery.clone(), servers.stop.clone()));
         servers.tasks.close();
         failed.disarm();
-        let spool = spool.map(|spool| SpoolRemainder { spool, to: hand_over_to(config) });
-        let drain = config.drain.clone();
         Ok(Self {
             publish,
             delivery,
             passthrough,
             ceiling,
             meter,
-            spool,
+            traces,
+            spool: spool.map(|spool| SpoolRemainder { spool, to: hand_over_to(config) }),
             ending,
             draining,
-            drain,
+            drain: config.drain.clone(),
             call_timeout: config.upstream.call_timeout,
             servers,
             addresses,
@@ -257,6 +265,15 @@ async fn open(config: &Config, spool: &config::Spool) -> Result<Spool, OpenError
         }
         _ => Spool::open_within(longest_stop(config), options).await,
     }
+}
+
+/// Spans, if they are configured. Files are read on a thread for blocking work.
+async fn traces(config: &Config) -> Result<Traces, StartError> {
+    let Some(otlp) = config.otlp.clone() else { return Ok(Traces::off()) };
+    let endpoint = config.upstream.endpoint.clone();
+    let started = tokio::task::spawn_blocking(move || Traces::start(&otlp, &endpoint)).await;
+    let started = started.map_err(|error| TracesError::from(io::Error::from(error)))?;
+    Ok(started?)
 }
 
 /// The parts of the spool that callers may fill.

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout};
 use super::{Sidecar, spool_options};
 use crate::config::{self, Config};
 use crate::spool::{self, Spool};
+use crate::traces;
 
 /// For how long new slices of the remaining messages are migrated to the fleet's spool, and the limit
 /// for all of it. The difference lets a slice finish: one given up half-way may be delivered twice.
@@ -83,6 +84,7 @@ impl Sidecar {
             rest.leave().await;
         }
         self.meter.close().await;
+        self.traces.close().await;
         // Last: a call may have ended since, and its note is written as long as the runtime runs.
         if let Some(rest) = &self.spool {
             drop(timeout(LAST_WRITES, rest.spool.settle()).await);
@@ -193,5 +195,6 @@ pub fn longest_stop(config: &Config) -> Duration {
     let drain = &config.drain;
     let calls = drain.accept_for + drain.grace + config.upstream.call_timeout + LAST_RECORDS;
     let leave = if hand_over_to(config).is_some() { HAND_OVER } else { LEAVE };
-    calls + LAST_REPLIES + leave + LAST_WRITES + LAST_STEPS
+    let spans = if config.otlp.is_some() { traces::CLOSE * 2 } else { Duration::ZERO };
+    calls + LAST_REPLIES + leave + spans + LAST_WRITES + LAST_STEPS
 }

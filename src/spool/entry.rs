@@ -11,7 +11,7 @@ use super::record::{
     Brief, Change, Claim, DAMAGED_CODE, Death, Expired, Reason, Receipt, Record, State,
 };
 use crate::message::{
-    Expiry, Lifespan, Message, MessageId, Payload, PayloadForm, Terms, TraceId, Urgency,
+    Expiry, Lifespan, Message, MessageId, Payload, PayloadForm, Terms, Trace, Urgency,
 };
 
 /// Where a frame lies.
@@ -36,7 +36,7 @@ pub(super) struct Entry {
     pub(super) size: u32,
     pub(super) location: Location,
     pub(super) claim: Option<Box<Claim>>,
-    pub(super) trace: Option<Box<TraceId>>,
+    pub(super) trace: Option<Box<Trace>>,
     /// What its body is.
     pub(super) form: PayloadForm,
     /// When its time to live ends.

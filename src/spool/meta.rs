@@ -13,7 +13,9 @@ use super::destination::Destinations;
 use super::entry::{Entry, Location, Stage};
 use super::frame::{PendingRecord, RecordKind};
 use super::record::{Change, Claim, Death, Expired, Receipt, Tries};
-use crate::message::{Expiry, InstanceId, MessageId, PayloadForm, Topic, TraceId, Urgency};
+use crate::message::{
+    Expiry, InstanceId, MessageId, PayloadForm, SpanId, Topic, Trace, TraceId, Urgency,
+};
 
 /// Of a kept message: all that is known. Of one that was delivered or dropped: all that is left.
 #[derive(Serialize, Deserialize)]
@@ -37,6 +39,9 @@ struct FullRecord<'a> {
     claim: Option<Claim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     trace: Option<TraceId>,
+    /// The span of its request, where the trace is sampled. An older sidecar does not know this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    span: Option<SpanId>,
     /// An older sidecar does not know this, and encodes a body that is encoded again.
     #[serde(default, skip_serializing_if = "is_default")]
     form: PayloadForm,
@@ -125,7 +130,8 @@ pub(super) fn whole(id: MessageId, entry: &Entry, body: Bytes) -> PendingRecord 
         unknown: entry.unknown,
         doubt: entry.doubt,
         claim: entry.claim.as_deref().copied(),
-        trace: entry.trace.as_deref().copied(),
+        trace: entry.trace.as_deref().map(|trace| trace.id),
+        span: entry.trace.as_deref().and_then(|trace| trace.span),
         form: entry.form,
         calling,
         death,
@@ -243,7 +249,7 @@ pub(super) fn entry(
         size: location.len,
         location,
         claim: words.claim.map(Box::new),
-        trace: words.trace.map(Box::new),
+        trace: words.trace.map(|id| Box::new(Trace { id, span: words.span })),
         form: words.form,
         expiry: words.expires.map(|at| Box::new(Expiry::at_time(at, words.kept_at))),
         urgency: words.urgency,
@@ -347,6 +353,25 @@ mod tests {
             let Stage::Expired(end) = read.stage else { panic!("{:?}", read.stage) };
             assert_eq!(*end, Expired { at, accepted });
         }
+    }
+
+    /// A message that is delivered after a restart is still linked to the span of its request.
+    #[test]
+    fn traces() {
+        let topic = Topic::parse("abc/d").unwrap();
+        let destination = Destinations::default().get("i".into(), topic, None);
+        let at = "2026-01-01T00:00:00Z".parse().unwrap();
+        let id: TraceId = "4bf92f3577b34da6a3ce929d0e0e4736".parse().unwrap();
+        for span in [None, "00f067aa0ba902b7".parse().ok()] {
+            let trace = Some(Box::new(Trace { id, span }));
+            let queued = Entry { trace: trace.clone(), ..Entry::new(Arc::clone(&destination), at) };
+            let draft = whole(MessageId::new(), &queued, Bytes::new());
+            let read = entry(&draft.meta, LOCATION, &mut Destinations::default()).unwrap();
+            assert_eq!(read.trace, trace);
+        }
+        // As older sidecars have written it.
+        let words = r#"{"instance":"i","topic":"abc/d","kept_at":"2026-01-01T00:00:00Z","trace":"4bf92f3577b34da6a3ce929d0e0e4736"}"#;
+        assert_eq!(entry_of(words).trace, Some(Box::new(Trace { id, span: None })));
     }
 
     /// What older sidecars make of a dropped message: one that has ended.

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::message::{CallerName, Expiry, Lane, Message, MessageId, Topic, TraceId, Urgency};
+use crate::message::{CallerName, Expiry, Lane, Message, MessageId, Topic, Trace, Urgency};
 
 /// Stands for the provider's words where damage has hit a record.
 pub(super) const DAMAGED_CODE: &str = "damaged";
@@ -190,8 +190,8 @@ pub struct Brief {
     pub doubt: bool,
     /// The claim of its request.
     pub claim: Option<Claim>,
-    /// Its caller's trace, if it has one.
-    pub trace: Option<TraceId>,
+    /// Its trace, if it has one.
+    pub trace: Option<Trace>,
     /// When its time to live ends, if it has one.
     pub expiry: Option<Expiry>,
     /// Its order among others.

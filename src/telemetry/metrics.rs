@@ -7,45 +7,13 @@ use prometheus::{TextEncoder, core::Collector};
 use super::TelemetrySources;
 use super::action_metrics::actions;
 use super::family::{Families, Family};
+use super::open_metrics::{Format, open_metrics};
 use super::process_metrics::{connections, idempotency_keys, keys, memory, process};
 use crate::ceiling::{CeilingKind, Mode};
 use crate::meter::{Billed, ExpiredAs, Meter, Published, Snapshot};
 use crate::server::ConnectionSlots;
 use crate::spool::{DropReason, Spool};
-
-/// The text format that a scraper asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
-    Prometheus,
-    OpenMetrics,
-}
-
-impl Format {
-    pub(super) fn wanted(accept: &str) -> Self {
-        let quality = |wanted: &str| {
-            let ranges = accept.split(',').filter_map(|range| {
-                let mut parts = range.split(';').map(str::trim);
-                let is_it = parts.next()?.eq_ignore_ascii_case(wanted);
-                let quality = parts.find_map(|part| part.strip_prefix("q=")?.parse().ok());
-                is_it.then_some(quality.unwrap_or(1.0))
-            });
-            ranges.fold(0.0, f32::max)
-        };
-        let open = quality("application/openmetrics-text");
-        if open > 0.0 && open >= quality("text/plain") {
-            Self::OpenMetrics
-        } else {
-            Self::Prometheus
-        }
-    }
-
-    pub(super) const fn content_type(self) -> &'static str {
-        match self {
-            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        }
-    }
-}
+use crate::traces::SpanCounts;
 
 pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
     let snapshot = sources.meter.snapshot();
@@ -59,6 +27,7 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
         actions(sources),
         sources.spool.as_ref().map(spool).unwrap_or_default(),
         held(sources),
+        spans(sources.traces.counts()),
         process(sources),
         connections(sources.connections.each_ref().map(ConnectionSlots::usage)),
         memory(sources.memory.usage()),
@@ -81,30 +50,10 @@ pub(super) fn text(sources: &TelemetrySources, format: Format) -> String {
     });
     match format {
         Format::Prometheus => text,
-        Format::OpenMetrics => open_metrics(&text),
-    }
-}
-
-/// `OpenMetrics` names a counter without `_total` in its comments, and ends with a line.
-fn open_metrics(text: &str) -> String {
-    let mut counters = text.lines().filter_map(|line| {
-        line.strip_prefix("# TYPE ")?.strip_suffix(" counter")?.strip_suffix("_total")
-    });
-    let counters: std::collections::BTreeSet<_> = counters.by_ref().collect();
-    let mut to = String::with_capacity(text.len() + 8);
-    for line in text.lines() {
-        let mut words = line.splitn(4, ' ');
-        let (hash, kind) = (words.next(), words.next());
-        let name = words.next().and_then(|name| name.strip_suffix("_total"));
-        match (hash, kind, name, words.next()) {
-            (Some("#"), Some(kind), Some(name), Some(rest)) if counters.contains(name) => {
-                to.extend(["# ", kind, " ", name, " ", rest, "\n"]);
-            }
-            _ => to.extend([line, "\n"]),
+        Format::OpenMetrics => {
+            open_metrics(&text, &|outcome, bucket| sources.meter.exemplar(outcome, bucket))
         }
     }
-    to.push_str("# EOF\n");
-    to
 }
 
 fn messages(snapshot: &Snapshot) -> Families {
@@ -341,6 +290,20 @@ fn retries(sources: &TelemetrySources) -> Families {
     [batches, messages, lanes].map(Family::done).into()
 }
 
+/// Without `[telemetry.otlp]` there are none.
+fn spans(counts: Option<SpanCounts>) -> Families {
+    let Some(SpanCounts { exported, failed, dropped }) = counts else { return Vec::new() };
+    let mut spans = Family::counter(
+        "tollgate_spans_total",
+        "Spans that the collector has taken (exported), did not take (failed), or that were not sent since too \
+         many were waiting or tollgate stopped (dropped)",
+    );
+    for (result, count) in [("exported", exported), ("failed", failed), ("dropped", dropped)] {
+        spans = spans.value(&[("result", result)], count as f64);
+    }
+    vec![spans.done()]
+}
+
 /// Messages that came too late, stored or not.
 fn expired(meter: &Meter) -> Families {
     let mut expired = Family::counter(
@@ -438,36 +401,4 @@ fn held(sources: &TelemetrySources) -> Families {
         held = series(held, "unverified", "dead", usage.left.unverified);
     }
     vec![held.done()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn open_metrics_where_it_is_asked_for() {
-        for (accept, open) in [
-            ("", false),
-            ("*/*", false),
-            ("application/openmetrics-text", true),
-            (
-                "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3",
-                true,
-            ),
-            ("text/plain, application/OpenMetrics-text; q=0.4", false),
-            ("application/openmetrics-text;q=0", false),
-        ] {
-            let format = if open { Format::OpenMetrics } else { Format::Prometheus };
-            assert_eq!(Format::wanted(accept), format, "{accept:?}");
-        }
-    }
-
-    #[test]
-    fn open_metrics_differs_where_it_must() {
-        let text = "# HELP a_total A b\n# TYPE a_total counter\na_total{x=\"y z\"} 1\n\
-                    # HELP g_total G\n# TYPE g_total gauge\ng_total 2\n";
-        let expected = "# HELP a A b\n# TYPE a counter\na_total{x=\"y z\"} 1\n\
-                        # HELP g_total G\n# TYPE g_total gauge\ng_total 2\n# EOF\n";
-        assert_eq!(open_metrics(text), expected);
-    }
 }

@@ -7,6 +7,7 @@ mod configuration;
 mod explanations;
 mod family;
 mod metrics;
+mod open_metrics;
 mod page;
 mod process_metrics;
 mod starting;
@@ -33,11 +34,12 @@ use crate::meter::Meter;
 use crate::passthrough::Passthrough;
 use crate::server::{ConnectionSlots, Problem, Reply, Slug, json_reply, reply};
 use crate::spool::Spool;
+use crate::traces::Traces;
 use crate::upstream::HttpUpstream;
 use concern_log::{ConcernLine, ConcernLog};
 use concerns::STOPPING;
 pub use configuration::Configuration;
-use metrics::Format;
+use open_metrics::Format;
 pub use starting::StartingTelemetry;
 use status::StatusReader;
 pub(crate) use view::{Concern, FleetView, Level, MemberView, SidecarStatus};
@@ -79,6 +81,8 @@ pub struct TelemetrySources {
     pub connections: [ConnectionSlots; 3],
     /// What callers' messages take of the memory.
     pub memory: MemoryBudget,
+    /// For what became of spans.
+    pub traces: Traces,
     /// Set at SIGTERM.
     pub stopping: Arc<AtomicBool>,
     /// Set when new messages are refused: `drain.accept_for` after SIGTERM.

@@ -32,4 +32,5 @@ mod spool_http;
 #[path = "../support/mod.rs"]
 mod support;
 mod terms;
+mod traces;
 mod upstream;

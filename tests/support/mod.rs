@@ -5,6 +5,7 @@ pub mod authority;
 pub mod broker;
 pub mod browser;
 pub mod callers;
+pub mod collector;
 pub mod fleet;
 pub mod http;
 pub mod lossy;

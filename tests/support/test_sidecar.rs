@@ -15,6 +15,7 @@ use tollgate::delivery::{Delivery, Disposition, Keeping, Outcome, PublishOptions
 use tollgate::message::{Message, MessageId, Payload, PayloadEncoding, Terms, Topic};
 use tollgate::meter::{CallKind, Meter};
 use tollgate::spool::{AdoptionRules, Options, Spool};
+use tollgate::traces::Traces;
 use tollgate::upstream::{SendGate, Upstream};
 
 pub const LATENCY: Duration = Duration::from_millis(5);
@@ -133,7 +134,7 @@ impl TestSidecar {
         let ceiling = Ceiling::start(&config.ceilings, 1, 10_000, Start::Alone);
         let meter = Meter::new(5, &config.billing, [super::INSTANCE.into()]);
         let (provider, kept, counts) = (provider.clone(), Some(spool.clone()), meter.clone());
-        let delivery = Delivery::new(&config, provider, kept, ceiling, counts, 7);
+        let delivery = Delivery::new(&config, provider, kept, ceiling, counts, Traces::off(), 7);
         Self { delivery, spool, meter }
     }
 
@@ -142,7 +143,7 @@ impl TestSidecar {
         let config = config(&[]);
         let ceiling = Ceiling::start(&config.ceilings, 1, 10_000, Start::Alone);
         let meter = Meter::new(5, &config.billing, [super::INSTANCE.into()]);
-        Delivery::new(&config, provider.clone(), None, ceiling, meter, 7)
+        Delivery::new(&config, provider.clone(), None, ceiling, meter, Traces::off(), 7)
     }
 
     pub async fn publish(&self, body: impl Into<Bytes>, wanted: PublishOptions) -> Outcome {

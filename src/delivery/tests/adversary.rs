@@ -22,6 +22,7 @@ use crate::message::{Expiry, Lifespan, MessageId, Payload, PayloadForm, Urgency}
 use crate::meter::Meter;
 use crate::spool::tests::{Double, open, options, settled};
 use crate::spool::{Claim, DropReason, Options, Picked, Selection, Spool, Usage};
+use crate::traces::Traces;
 use world::{End, Provider, Request, World};
 
 const SEEDS: std::ops::Range<u64> = 0..100;
@@ -337,8 +338,15 @@ impl Process {
         let meter = Meter::new(5, &config.billing, []);
         let dead = CancellationToken::new();
         let provider = Provider { world: Arc::clone(world), process: number, dead: dead.clone() };
-        let delivery =
-            Delivery::new(&config, provider, Some(spool.clone()), ceiling, meter.clone(), 7);
+        let delivery = Delivery::new(
+            &config,
+            provider,
+            Some(spool.clone()),
+            ceiling,
+            meter.clone(),
+            Traces::off(),
+            7,
+        );
         Self { number, delivery, spool, meter, dead, callers: Vec::new() }
     }
 }

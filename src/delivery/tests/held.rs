@@ -13,7 +13,7 @@ fn delivers(spool: &Spool, provider: &Provider, allow: &str) -> Delivery<Provide
     let config = config(&[("topics.allow", allow)]);
     let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
     let meter = Meter::new(5, &config.billing, []);
-    Delivery::new(&config, provider.clone(), Some(spool.clone()), ceiling, meter, 7)
+    Delivery::new(&config, provider.clone(), Some(spool.clone()), ceiling, meter, Traces::off(), 7)
 }
 
 fn not_allowed(not_allowed: u64) -> HeldCounts {

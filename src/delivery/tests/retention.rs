@@ -15,7 +15,7 @@ async fn start_in(disk: &Double, provider: &Provider, options: &Options) -> Deli
     let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
     let meter = Meter::new(5, &config.billing, []);
     let spool = open(disk, options).await;
-    Delivery::new(&config, provider.clone(), Some(spool), ceiling, meter, 7)
+    Delivery::new(&config, provider.clone(), Some(spool), ceiling, meter, Traces::off(), 7)
 }
 
 fn large(topic: &str) -> Message {

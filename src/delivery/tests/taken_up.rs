@@ -55,7 +55,7 @@ fn delivers(spool: &Spool, provider: &Slow, unknown: &str) -> Delivery<Slow> {
 fn delivers_by(config: &Config, spool: &Spool, provider: &Slow) -> Delivery<Slow> {
     let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
     let meter = Meter::new(5, &config.billing, []);
-    Delivery::new(config, provider.clone(), Some(spool.clone()), ceiling, meter, 7)
+    Delivery::new(config, provider.clone(), Some(spool.clone()), ceiling, meter, Traces::off(), 7)
 }
 
 fn in_lanes<U: Upstream>(delivery: &Delivery<U>) -> usize {

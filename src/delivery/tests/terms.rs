@@ -42,7 +42,7 @@ fn without_spool(provider: &Provider) -> Delivery<Provider> {
     let config = config(&[]);
     let ceiling = Ceiling::start(&config.ceilings, 1, 1_000, Start::Alone);
     let meter = Meter::new(5, &config.billing, []);
-    Delivery::new(&config, provider.clone(), None, ceiling, meter, 7)
+    Delivery::new(&config, provider.clone(), None, ceiling, meter, Traces::off(), 7)
 }
 
 /// It waits for a permit when its time to live ends: its caller is answered then, with or without a spool.

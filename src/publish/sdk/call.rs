@@ -13,13 +13,13 @@ use crate::action::ActionCall;
 use crate::callers::{Caller, Callers};
 use crate::config::{Sdk, SdkAccept};
 use crate::memory::{MemoryReservation, NoMemory};
-use crate::message::{InstanceId, Message, MessageId, Payload, Topic};
+use crate::message::{InstanceId, Message, MessageId, Payload, Topic, Trace};
 use crate::meter::Published;
 use crate::passthrough::{PassOptions, Passthrough};
 use crate::publish::body::BodyLimits;
 use crate::publish::log::LogContext;
 use crate::publish::refusal::RefusedRequest;
-use crate::publish::request::{RequestReader, trace};
+use crate::publish::request::RequestReader;
 use crate::publish::terms::AskedTerms;
 use crate::server::{MAX_QUERY, Problem, RequestBody, TakenQuery};
 use crate::upstream::API_VERSION;
@@ -38,6 +38,8 @@ pub(super) struct CallReader<'a> {
     pub(super) sdk: &'a Sdk,
     pub(super) callers: &'a Callers,
     pub(super) passthrough: &'a Passthrough,
+    /// The call's.
+    pub(super) trace: Option<Trace>,
 }
 
 /// What a call asks for.
@@ -105,9 +107,8 @@ impl CallReader<'_> {
         let mut held = self.reader.memory().begin().map_err(no_memory)?;
         held.add_body(message.payload.as_bytes().len()).map_err(no_memory)?;
         let payload = encoded(held.hold(message.payload.into_bytes()))?;
-        let trace = trace(&parts.headers);
         let caller = caller.map(|caller| Arc::clone(caller.name()));
-        Ok(ReadCall::Message(Message { payload, caller, trace, ..message }))
+        Ok(ReadCall::Message(Message { payload, caller, trace: self.trace, ..message }))
     }
 
     /// A call of another operation.

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 use super::Inner;
 use super::log::LogContext;
+use super::request::trace_parent;
+use super::spans;
 use crate::config;
 use crate::delivery::{Keeping, PublishOptions};
 use crate::memory::NoMemory;
@@ -40,7 +42,9 @@ impl Inner {
     /// Answers one call of an SDK.
     pub(super) async fn sdk_call(&self, request: Request<RequestBody>) -> Reply {
         let start = Instant::now();
-        let mut context = LogContext::of(&request, "");
+        let (trace, mut span) = self.traces.request(trace_parent(request.headers()));
+        spans::route(&mut span, "/");
+        let mut context = LogContext::of(&request, "", trace);
         let (parts, body) = request.into_parts();
         let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         let host = host.unwrap_or_default().to_owned();
@@ -50,6 +54,7 @@ impl Inner {
             sdk: &self.sdk,
             callers: &self.callers,
             passthrough: &self.passthrough,
+            trace,
         };
         let read = if self.draining() {
             Err(stopping())
@@ -62,6 +67,7 @@ impl Inner {
         let answer = match read {
             Ok(_) if self.draining() => SdkAnswer::from(stopping()),
             Ok(ReadCall::Message(message)) => {
+                spans::message(&mut span, &message);
                 context.topic(message.topic.as_str());
                 parent = Some(message.topic.clone());
                 self.deliver(message).await
@@ -73,12 +79,16 @@ impl Inner {
                     Ok(raw) => action::answer(raw),
                     Err(not_passed) => action::not_passed(not_passed, &name),
                 };
-                return self.limited(answer.answered(&host).reply);
+                let answered = answer.answered(&host);
+                span.name("call");
+                span.text("rpc.method", &name);
+                spans::answered(span, &answered, &context);
+                return self.limited(answered.reply);
             }
             Err(refused) => SdkAnswer::from(refused),
         };
         let answered = answer.answered(&host);
-        self.note(parent.as_ref(), &answered, start.elapsed(), &context);
+        self.note(parent.as_ref(), &answered, start.elapsed(), &context, span);
         self.limited(answered.reply)
     }
 
