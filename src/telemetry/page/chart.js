@@ -81,7 +81,7 @@ const BACKLOG = { key: 'backlog', name: 'Backlog', color: '--soft', width: 1, fi
 const LINES = [
   { key: 'delivered', name: 'Delivered (message TPS)', color: '--use', width: 2, fill: '--use-soft' },
   { key: 'stored', name: 'Stored', color: '--odd', width: 2, dash: [6, 2, 2, 2] },
-  { key: 'refused', name: 'Refused', color: '--warn', width: 2, dash: [6, 3] },
+  { key: 'refused', name: 'Refused', color: '--refused', width: 2, dash: [6, 3] },
   { key: 'failed', name: 'Failed', color: '--bad', width: 2, dash: [2, 2] },
 ];
 // Lines differ by their dashes as well as by their colour; page.css has the same for the legend.

@@ -235,7 +235,7 @@ function provider(s) {
   if (key.error) rows.push(['Error of its source', key.error]);
   const sum = column => history.sum(column), withheld = s.ceilings.reduce((sum, c) => sum + c.parked, 0);
   rows.push([history.whole ? 'Calls in 15 min' : 'Calls since the start', number(sum('calls'))],
-    ['not delivered', number(sum('calls') - sum('billable'))], ['throttled', number(sum('pushed_back')) + (withheld ? `, ${plural(withheld, 'permit', 'permits')} withheld` : '')]);
+    ['Calls not delivered', number(sum('calls') - sum('billable'))], ['Calls throttled', number(sum('pushed_back')) + (withheld ? `, ${plural(withheld, 'permit', 'permits')} withheld` : '')]);
   rows.push(['Last answer', ago(s.last_answer, s.now)], ['Last delivery', ago(s.last_delivered, s.now)],
     ['Clock skew', skew < 1 ? 'under 1 s' : `${span(skew)} ${s.clock_skew_seconds > 0 ? 'behind' : 'ahead'}`],
     ['Egress addresses', s.egress.length + (s.blocked.length ? `, probably blocked: ${s.blocked.slice(0, 4).join(', ')}` + (s.blocked.length > 4 ? ` and ${s.blocked.length - 4} more` : '') : ', none blocked')]);
