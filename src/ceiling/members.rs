@@ -182,7 +182,7 @@ pub(super) async fn run(
     config: config::Fleet,
     ceilings: Vec<String>,
 ) {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = member_name();
     {
         let mut known = members.known();
         known.id = format!("{name}/{:08x}", fastrand::u32(..));
@@ -211,6 +211,11 @@ pub(super) async fn run(
             () = members.looked.notified() => {}
         }
     }
+}
+
+/// The machine's name, by which a fleet knows this sidecar; a pod's is the pod's.
+pub fn member_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn this(name: &str, config: &config::Fleet, status: &Status) -> Member {

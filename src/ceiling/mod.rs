@@ -37,7 +37,7 @@ use tokio::time::Instant;
 pub use call_end::Read;
 pub use exchange::Scope;
 pub use limiter::{CeilingStatus, Decisions, Room, Status};
-pub use members::{FleetStatus, Member};
+pub use members::{FleetStatus, Member, member_name};
 pub use permit::{Pending, Permit};
 pub use wait_queue::{Class, PermitRequest};
 pub use window::WINDOW;

@@ -23,7 +23,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), VerbError> {
     let loaded = args.flags.load_for_operator()?;
-    let Some(keyring) = loaded.config.keyring else {
+    let Some(keyring) = &loaded.config.keyring else {
         let missing = "keyring.role_arn is not set: see section [keyring] of the configuration";
         return Err(VerbError::File(missing.to_owned()));
     };
@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
         let source = config::Keys::from(loaded.config.keys.source.clone());
         let keys = Keys::start(&source, ends);
         let keys = keys.map_err(|error| logged(format!("keys: {error}")))?;
-        let running = RunningKeyring::start(&keyring, keys).await;
+        let running = RunningKeyring::start(keyring, keys).await;
         let running = running.map_err(|error| logged(error.to_string()))?;
         let (listen, callers) = (running.address(), keyring.callers.len());
         let role = &*keyring.session.role_arn;

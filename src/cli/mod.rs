@@ -13,6 +13,8 @@ mod emulator;
 mod focus;
 mod generated;
 mod get;
+#[cfg(feature = "emulator")]
+mod key_press;
 mod keyring;
 mod logging;
 mod memory_share;
@@ -26,6 +28,8 @@ mod run;
 mod serve;
 mod spool_room;
 mod status;
+#[cfg(feature = "emulator")]
+mod story;
 #[cfg(feature = "emulator")]
 mod traffic;
 

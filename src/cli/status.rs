@@ -12,7 +12,7 @@ use super::client::SidecarClient;
 use super::run::{VerbError, block_on, print, write_json};
 use super::{age, count};
 use crate::config::Flags;
-use crate::telemetry::{Concern, FleetView, Level, MemberView, SidecarStatus};
+use crate::telemetry::{Concern, FleetView, MemberView, SidecarStatus};
 
 /// How long Redis may take to list the members of a fleet.
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -97,14 +97,14 @@ async fn fetch(at: &str, args: &Args) -> Result<(Bytes, SidecarStatus), String> 
 }
 
 fn screen(status: &SidecarStatus, to: &mut impl Write) -> io::Result<()> {
-    let SidecarStatus { version, endpoint, started, .. } = status;
-    writeln!(to, "tollgate {version} -> {endpoint}, up {}", age(*started))?;
+    writeln!(to, "{}", head(status))?;
     if status.concerns.is_empty() {
         writeln!(to, "No problems")?;
     }
-    for Concern { level, title, detail, remedy, .. } in &status.concerns {
-        let mark = if *level == Level::Bad { "PROBLEM" } else { "WARNING" };
-        writeln!(to, "{mark}  {title}\n         {detail}\n         {remedy}")?;
+    for concern in &status.concerns {
+        let Concern { level, title, detail, remedy, .. } = concern;
+        let (mark, times) = (level.word().to_uppercase(), times(concern));
+        writeln!(to, "{mark}  {title}{times}\n         {detail}\n         {remedy}")?;
     }
     writeln!(to)?;
     for (name, text) in figures(status) {
@@ -113,11 +113,68 @@ fn screen(status: &SidecarStatus, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// The lines below the problems, each with its name.
+/// Which sidecar it is.
+fn head(status: &SidecarStatus) -> String {
+    let SidecarStatus { version, endpoint, started, name, region, fleet, .. } = status;
+    let names = status.instances.iter().map(|instance| ("instance", &**instance));
+    let names = names.chain([("region", &**region)]);
+    let names = names.chain(fleet.as_ref().map(|fleet| ("fleet", &*fleet.account)));
+    let names = names.filter(|(_, name)| !name.is_empty());
+    let names = names.map(|(what, name)| format!("{what} {name}")).collect::<Vec<_>>().join(", ");
+    let which = match (&**name, &*names) {
+        ("", _) => String::new(),
+        (name, "") => format!(" {name}"),
+        (name, names) => format!(" {name} ({names})"),
+    };
+    format!("tollgate {version}{which} -> {endpoint}, up {}", age(*started))
+}
+
+/// When a concern began, and whether it is there now.
+fn times(concern: &Concern) -> String {
+    let since = concern.since.map(|at| format!(", began {} ago", age(at)));
+    let gone = concern.last_seen.map(|at| format!(", last seen {} ago", age(at)));
+    since.unwrap_or_default() + &gone.unwrap_or_default()
+}
+
+/// What callers got in the last minute.
+fn accepted(status: &SidecarStatus) -> String {
+    let minute = &status.last_minute;
+    let Some(ratio) = minute.accepted_ratio else {
+        return "no request in the last minute".to_owned();
+    };
+    let parts = [("delivered", minute.delivered), ("stored", minute.stored)];
+    let parts = parts.into_iter().chain([("refused", minute.refused), ("failed", minute.failed)]);
+    let parts = parts.filter(|(_, n)| *n > 0).map(|(word, n)| format!("{n} {word}"));
+    let parts = parts.collect::<Vec<_>>().join(", ");
+    let quantile = |name, seconds: Option<f64>| {
+        seconds.map(|seconds| format!(", {name} {}", short(seconds))).unwrap_or_default()
+    };
+    let (p50, p99) = (quantile("p50", minute.p50_seconds), quantile("p99", minute.p99_seconds));
+    format!("{} of the last minute: {parts}{p50}{p99}", share(ratio))
+}
+
+/// A share is 100 % only if nothing is missing.
+fn share(ratio: f64) -> String {
+    let percent = (ratio * 1_000.0).floor() / 10.0;
+    if percent.fract() == 0.0 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
+}
+
+/// A wait, in the unit that suits it.
+fn short(seconds: f64) -> String {
+    match seconds {
+        ..0.001 => "under 1 ms".to_owned(),
+        ..1.0 => format!("{:.0} ms", seconds * 1_000.0),
+        _ => format!("{seconds:.1} s"),
+    }
+}
+
+/// The lines below the problems, each with its name. The page has the same names.
 fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
     let plan = status.plan_tps.map(|plan| format!(", {plan} bought")).unwrap_or_default();
-    let mut lines =
-        vec![("message TPS", format!("{}, peak {}{plan}", status.tps, status.tps_peak))];
+    let mut lines = vec![
+        ("accepted", accepted(status)),
+        ("message TPS", format!("{}, peak {}{plan}", status.tps, status.tps_peak)),
+    ];
     for ceiling in &status.ceilings {
         let limit = ceiling.limit.map_or("no ceiling".to_owned(), |limit| format!("of {limit}"));
         let part = |n: usize, what: &str| match n {
@@ -137,11 +194,15 @@ fn figures(status: &SidecarStatus) -> Vec<(&str, String)> {
     }
     lines.push(("waiting", format!("{} for a permit", status.waiting)));
     let kept = status.kept.as_ref().map_or("nothing (spool.store = \"none\")".to_owned(), |kept| {
+        let outlook = match (kept.queued, &*status.backlog.outlook) {
+            (0, _) | (_, "") => String::new(),
+            (_, outlook) => format!(", {outlook}"),
+        };
         let oldest = kept.oldest.map(|at| format!(", the oldest for {}", age(at)));
         let (oldest, dead) = (oldest.unwrap_or_default(), count(kept.dead, "dead letter"));
-        format!("{} for delivery{oldest}, {dead}", kept.queued)
+        format!("{}{oldest}{outlook}; {dead}", count(kept.queued, "message"))
     });
-    lines.push(("stored", kept));
+    lines.push(("backlog", kept));
     for paused in status.paused.iter().take(10) {
         let text = format!("{}: {}, {} stored", paused.topic, paused.why, paused.messages);
         lines.push(("paused", text));

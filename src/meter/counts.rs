@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -11,6 +12,7 @@ use super::history::History;
 use super::label_set::{LabelSet, OTHER};
 use super::labels::{Billed, CallKind, Published};
 use super::ledger::{Minute, SeriesId, SeriesName};
+use super::minute::AnsweredMinute;
 use super::money::{Month, Spent};
 use super::period::Span;
 use super::tps::Tps;
@@ -91,6 +93,7 @@ pub(super) struct Counts {
     index: BTreeMap<InstanceId, BTreeMap<Arc<str>, HashMap<CallerName, usize>>>,
     tps: BTreeMap<InstanceId, Tps>,
     pub(super) history: History,
+    pub(super) minute: AnsweredMinute,
     pub(super) errors: Errors,
     billing: Billing,
     month: Month,
@@ -112,6 +115,7 @@ impl Counts {
             index: BTreeMap::new(),
             tps: BTreeMap::new(),
             history: History::new(now),
+            minute: AnsweredMinute::new(now),
             errors: Errors::default(),
             month: Month::new(),
             today: Span::around(now, Period::Day, &billing.time_zone),
@@ -219,7 +223,11 @@ impl Counts {
         parent: Option<&str>,
         caller: Option<&str>,
         outcome: Published,
+        now: i64,
+        took: Duration,
     ) {
+        self.history.answered(now, outcome.result());
+        self.minute.answered(now, outcome.result(), took);
         let topic = self.topics.get(parent.unwrap_or(OTHER));
         self.published.entry(topic).or_default()[outcome as usize] += 1;
         if let Some(caller) = caller.filter(|_| self.counts_callers()) {

@@ -2,24 +2,20 @@
 
 use jiff::Timestamp;
 
+use super::labels::CallerResult;
+use super::seconds::SecondRing;
 use super::{Billed, Meter};
 use crate::answer::{self, Verdict};
 
 /// Whole seconds that are remembered.
-const SECONDS: i64 = 900;
-/// The whole ones, and the one that is not over yet.
-const SLOTS: i64 = SECONDS + 1;
-/// A clock that was set back further than this begins a new history: the old one would lie ahead.
-const SET_BACK: i64 = 5;
+const SECONDS: usize = 900;
 
-/// The seconds, in a ring. A call costs a few additions and no memory.
+/// The seconds, in a ring.
 #[derive(Debug)]
 pub(super) struct History {
-    ring: Box<[Second]>,
-    /// The Unix second that is counted now.
-    now: i64,
-    /// The first that was counted from its beginning.
-    first: i64,
+    seconds: SecondRing<Second>,
+    /// Messages that are stored for delivery, as was noted last.
+    backlog: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,6 +24,11 @@ struct Second {
     calls: u32,
     pushed_back: u32,
     uncertain: u32,
+    stored: u32,
+    refused: u32,
+    failed: u32,
+    /// At its end.
+    backlog: u32,
 }
 
 /// Whole seconds up to `end`, the oldest first.
@@ -35,7 +36,7 @@ struct Second {
 pub struct Past {
     /// The last whole Unix second.
     pub end: i64,
-    /// Messages that the provider bills.
+    /// Messages that the provider took and bills: the message TPS.
     pub billable: Vec<u32>,
     /// Calls that ended.
     pub calls: Vec<u32>,
@@ -43,12 +44,23 @@ pub struct Past {
     pub pushed_back: Vec<u32>,
     /// Messages that may have been billed.
     pub uncertain: Vec<u32>,
+    /// Requests whose messages were stored for delivery (202).
+    #[serde(default)]
+    pub stored: Vec<u32>,
+    /// Requests that were refused, since a ceiling, a budget or a bound was reached, or while stopping.
+    #[serde(default)]
+    pub refused: Vec<u32>,
+    /// Requests that failed, or whose outcome is unknown.
+    #[serde(default)]
+    pub failed: Vec<u32>,
+    /// Messages that were stored for delivery at the end of the second.
+    #[serde(default)]
+    pub backlog: Vec<u32>,
 }
 
 impl History {
     pub(super) fn new(now: i64) -> Self {
-        let ring = (0..SLOTS).map(|_| Second::default()).collect();
-        Self { ring, now, first: now + 1 }
+        Self { seconds: SecondRing::new(SECONDS, now, &Second::default()), backlog: 0 }
     }
 
     /// A call ended in this Unix second, with this code or transport word.
@@ -65,53 +77,70 @@ impl History {
         }
     }
 
+    /// A request was answered.
+    pub(super) fn answered(&mut self, now: i64, result: CallerResult) {
+        let second = self.roll(now);
+        match result {
+            CallerResult::Stored => second.stored += 1,
+            CallerResult::Refused => second.refused += 1,
+            CallerResult::Failed => second.failed += 1,
+            // What was delivered is counted by its call, as that of a stored message.
+            CallerResult::Delivered | CallerResult::Invalid => {}
+        }
+    }
+
     /// A message may have been billed by a call whose end was not recorded.
     pub(super) fn uncertain(&mut self, now: i64, calls: u64) {
         let second = self.roll(now);
-        second.uncertain =
-            second.uncertain.saturating_add(u32::try_from(calls).unwrap_or(u32::MAX));
+        second.uncertain = second.uncertain.saturating_add(fit(calls));
     }
 
-    /// Ends the seconds before `now`, and gives the one that is counted.
+    /// So many messages are stored for delivery now.
+    pub(super) fn note_backlog(&mut self, now: i64, messages: u64) {
+        // What is over is not rewritten: until now it was as many as before.
+        self.roll(now);
+        self.backlog = fit(messages);
+        self.roll(now).backlog = self.backlog;
+    }
+
     fn roll(&mut self, now: i64) -> &mut Second {
-        if now < self.now - SET_BACK {
-            self.ring.fill(Second::default());
-            (self.now, self.first) = (now, now + 1);
-        }
-        for second in (self.now + 1).max(now + 1 - SLOTS)..=now {
-            *self.slot(second) = Second::default();
-        }
-        self.now = self.now.max(now);
-        self.slot(self.now)
-    }
-
-    fn slot(&mut self, second: i64) -> &mut Second {
-        // Never out of bounds: the remainder is from 0 to SLOTS - 1.
-        &mut self.ring[usize::try_from(second.rem_euclid(SLOTS)).unwrap_or_default()]
+        let fresh = Second { backlog: self.backlog, ..Second::default() };
+        self.seconds.at(now, &fresh)
     }
 
     /// The whole seconds after `since`.
     fn read(&mut self, now: i64, since: Option<i64>) -> Past {
-        self.roll(now);
-        let end = self.now - 1;
-        let after = since.map_or(i64::MIN, |since| since.saturating_add(1));
-        let seconds = after.max(self.first).max(end + 1 - SECONDS)..=end;
+        let fresh = Second { backlog: self.backlog, ..Second::default() };
+        let (end, seconds) = self.seconds.whole(now, since, &fresh);
         let mut past = Past { end, ..Past::default() };
         for second in seconds {
-            let second = *self.slot(second);
             past.billable.push(second.billable);
             past.calls.push(second.calls);
             past.pushed_back.push(second.pushed_back);
             past.uncertain.push(second.uncertain);
+            past.stored.push(second.stored);
+            past.refused.push(second.refused);
+            past.failed.push(second.failed);
+            past.backlog.push(second.backlog);
         }
         past
     }
+}
+
+/// As many as a second can count.
+fn fit(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 impl Meter {
     /// At most fifteen minutes of whole seconds; only those after `since`, a Unix second.
     pub fn past(&self, since: Option<i64>) -> Past {
         self.counts().history.read(Timestamp::now().as_second(), since)
+    }
+
+    /// So many messages are stored for delivery now.
+    pub fn note_backlog(&self, messages: u64) {
+        self.counts().history.note_backlog(Timestamp::now().as_second(), messages);
     }
 }
 
@@ -131,6 +160,10 @@ mod tests {
         history.called(START + 1, "SendMessageFailed", Billed::No);
         history.called(START + 1, "timeout", Billed::Uncertain);
         history.uncertain(START + 1, 1);
+        for result in CallerResult::ALL {
+            history.answered(START + 1, result);
+        }
+        history.note_backlog(START + 1, 7);
         let past = history.read(START + 3, None);
         let expected = Past {
             end: START + 2,
@@ -138,8 +171,24 @@ mod tests {
             calls: vec![4, 0],
             pushed_back: vec![1, 0],
             uncertain: vec![2, 0],
+            stored: vec![1, 0],
+            refused: vec![1, 0],
+            failed: vec![1, 0],
+            backlog: vec![7, 7],
         };
         assert_eq!(past, expected);
+    }
+
+    /// The backlog is what was noted last, also in seconds in which nothing was.
+    #[test]
+    fn the_backlog_stays_until_it_changes() {
+        let mut history = History::new(START);
+        history.note_backlog(START + 1, 5);
+        history.note_backlog(START + 3, 9);
+        history.note_backlog(START + 3, 8);
+        history.called(START + 5, "OK", Billed::Yes);
+        history.note_backlog(START + 6, 0);
+        assert_eq!(history.read(START + 8, None).backlog, [5, 5, 8, 8, 8, 0, 0]);
     }
 
     #[test]
@@ -151,7 +200,6 @@ mod tests {
         let past = history.read(START + 5_001, None);
         let expected: Vec<u32> = (4_101..=5_000).map(|second| second % 7).collect();
         assert_eq!((past.end, past.billable), (START + 5_000, expected));
-        assert_eq!(history.ring.len(), 901);
     }
 
     #[test]

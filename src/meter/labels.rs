@@ -40,6 +40,19 @@ impl Published {
         Self::Full,
     ];
 
+    /// What it is to the caller.
+    pub const fn result(self) -> CallerResult {
+        match self {
+            Self::Delivered => CallerResult::Delivered,
+            Self::Queued => CallerResult::Stored,
+            Self::OverCeiling | Self::OverBudget | Self::Draining | Self::Full => {
+                CallerResult::Refused
+            }
+            Self::Failed | Self::Unknown => CallerResult::Failed,
+            Self::Invalid | Self::Refused => CallerResult::Invalid,
+        }
+    }
+
     /// The word for it in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -55,6 +68,28 @@ impl Published {
             Self::Full => "full",
         }
     }
+}
+
+/// What an outcome is to a caller. The recording rules in `deploy/prometheus` count the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallerResult {
+    /// Its message was delivered (200).
+    Delivered,
+    /// Its message was stored for delivery (202).
+    Stored,
+    /// A ceiling, a budget or a bound was reached, or the sidecar stops (429, 503).
+    Refused,
+    /// It failed, or its outcome is unknown (502, 504, 410).
+    Failed,
+    /// It was no message, or one that the provider refuses: the caller's mistake, which says nothing of
+    /// the service that callers get.
+    Invalid,
+}
+
+impl CallerResult {
+    /// All, in order.
+    pub const ALL: [Self; 5] =
+        [Self::Delivered, Self::Stored, Self::Refused, Self::Failed, Self::Invalid];
 }
 
 /// How a call of another operation ended.
@@ -179,6 +214,43 @@ impl Billed {
             Self::Yes => "delivered",
             Self::Uncertain => "unknown",
             Self::No => "failed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The page's share of accepted requests is that of the alerts.
+    #[test]
+    fn results_are_those_of_the_recording_rules() {
+        let rules = include_str!("../../deploy/prometheus/rules.yaml");
+        let outcomes = |record: &str| {
+            let rule = rules.split("record: ").find(|rule| rule.starts_with(record)).unwrap();
+            let words = rule.split_once("outcome").unwrap().1.split('"').nth(1).unwrap();
+            let mut words: Vec<_> = words.split('|').collect();
+            words.sort_unstable();
+            words
+        };
+        let of = |results: &[CallerResult]| {
+            let all = Published::ALL.into_iter();
+            let mut words: Vec<_> = all
+                .filter(|outcome| results.contains(&outcome.result()))
+                .map(Published::as_str)
+                .collect();
+            words.sort_unstable();
+            words
+        };
+        let requests = "cluster_namespace_service:tollgate_publish_requests";
+        for (record, results) in [
+            ("_accepted:ratio_rate5m", &[CallerResult::Delivered, CallerResult::Stored][..]),
+            ("_refused:ratio_rate5m", &[CallerResult::Refused]),
+            ("_failed:ratio_rate5m", &[CallerResult::Failed]),
+            // What is left out.
+            (":rate5m", &[CallerResult::Invalid]),
+        ] {
+            assert_eq!(outcomes(&format!("{requests}{record}")), of(results), "{record}");
         }
     }
 }

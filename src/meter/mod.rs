@@ -15,8 +15,10 @@ mod history;
 mod label_set;
 mod labels;
 mod ledger;
+mod minute;
 mod money;
 mod period;
+mod seconds;
 mod tps;
 
 use std::collections::BTreeMap;
@@ -42,9 +44,12 @@ pub use exemplars::Exemplar;
 use exemplars::Exemplars;
 pub use history::Past;
 pub use label_set::OTHER;
-pub use labels::{ActionResult, Billed, CallKind, ExpiredAs, OperatorVerb, Published};
+pub use labels::{
+    ActionResult, Billed, CallKind, CallerResult, ExpiredAs, OperatorVerb, Published,
+};
 use ledger::Ledger;
 pub use ledger::LedgerError;
+pub use minute::LastMinute;
 
 /// The book of facts. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -205,7 +210,7 @@ impl Meter {
         took: Duration,
     ) {
         self.shared.publish_duration[outcome as usize].observe(took.as_secs_f64());
-        self.counts().published(parent, caller, outcome);
+        self.counts().published(parent, caller, outcome, now(), took);
     }
 
     /// The request of this span was answered, which is sampled.

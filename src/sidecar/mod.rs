@@ -14,7 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::callers::Callers;
-use crate::ceiling::{Ceiling, Left, Start};
+use crate::ceiling::{Ceiling, Left, Start, member_name};
 use crate::config::{self, Config};
 use crate::control::Control;
 use crate::delivery::Delivery;
@@ -26,7 +26,9 @@ use crate::passthrough::Passthrough;
 use crate::publish::{PublishParts, PublishService};
 use crate::server::HttpServer;
 use crate::spool::{self, AdoptionRules, MacFileError, MacKeys, OpenError, Spool};
-use crate::telemetry::{Configuration, StartingTelemetry, TelemetryService, TelemetrySources};
+use crate::telemetry::{
+    Configuration, SidecarIdentity, StartingTelemetry, TelemetryService, TelemetrySources,
+};
 use crate::traces::{Traces, TracesError};
 use crate::upstream::{HttpUpstream, TlsError};
 pub use listeners::{Addresses, control_sockets};
@@ -140,9 +142,7 @@ impl Sidecar {
         let addresses = publish_listeners.addresses(telemetry_address);
         // Its folder may be the spool's, which is this user's alone.
         let control_listener = bind_control(config).await?;
-        let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
-        let instances = config.upstream.instance_id.iter().cloned().chain(rules);
-        let meter = meter(config, instances.collect()).await?;
+        let meter = meter(config, instances(config)).await?;
         let (ceiling, passthrough) = ceilings(config, start, &meter, &upstream);
         let plan = MemoryPlan::of(config.runtime.memory);
         let memory = MemoryBudget::new(plan.bodies);
@@ -177,6 +177,7 @@ impl Sidecar {
             passthrough: passthrough.clone(),
             keys,
             upstream,
+            identity: identity(config),
             endpoint: config.upstream.endpoint.authority(),
             egress: egress_names(config),
             configuration: configuration.clone(),
@@ -187,7 +188,7 @@ impl Sidecar {
             refusing: Arc::clone(&draining),
             started: Timestamp::now(),
         });
-        servers.tasks.spawn(telemetry.clone().log_concerns(servers.stop.clone()));
+        servers.tasks.spawn(telemetry.clone().watch(servers.stop.clone()));
         starting.started(telemetry);
 
         publish_listeners.serve(config, &publish, &memory, &slots.publish, &servers);
@@ -366,6 +367,26 @@ pub fn spool_options(
         mac: config.mac.clone(),
         adopts: AdoptionRules::default(),
     }
+}
+
+/// All that messages may be published to, the default one first.
+fn instances(config: &Config) -> Vec<InstanceId> {
+    let rules = config.upstream.instances.iter().map(|rule| Arc::clone(&rule.instance_id));
+    config.upstream.instance_id.iter().cloned().chain(rules).collect()
+}
+
+/// Which sidecar it is, for a person who looks at several.
+fn identity(config: &Config) -> SidecarIdentity {
+    let mut names = Vec::<String>::new();
+    for instance in instances(config) {
+        // Several rules may name the same one.
+        if !names.iter().any(|name| **name == *instance) {
+            names.push(instance.to_string());
+        }
+    }
+    let region = config.fleet.as_ref().map(|fleet| fleet.region.clone());
+    let region = region.or_else(|| config.upstream.endpoint.region()).unwrap_or_default();
+    SidecarIdentity { name: member_name(), instances: names, region }
 }
 
 /// The addresses as they are configured; the one that the system chooses is `default`.

@@ -1,6 +1,7 @@
-//! What is wrong, in the log: a line when a concern begins and one when it is over, and none a message.
+//! What is wrong, in the log and on the page: a line of the log when a concern begins and one when it is over, and
+//! none a message; on the page from the one to the other, so that one that flickers does not blink.
 //!
-//! So the log tells the same story as the page. A concern counts as begun when it has been seen for [`SHOWN`], and as
+//! A concern counts as begun when it has been seen for [`SHOWN`], and as
 //! over when it was not seen for [`HELD`]; each time that it comes back soon it is held twice as long, so that one that
 //! comes and goes all night costs a few lines. A stop ends the log: what is open then has no line for its end.
 //!
@@ -9,8 +10,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
+use super::concerns::UNLOGGED;
 use super::view::{Concern, Level};
 
 /// How long a concern is seen before it is logged.
@@ -18,6 +21,8 @@ const SHOWN: Duration = Duration::from_secs(1);
 /// How long it is not seen before it is over, the first time and at most.
 const HELD: Duration = Duration::from_secs(8);
 const LONGEST_HELD: Duration = Duration::from_mins(10);
+/// For so long after the first look, whatever is wrong is shown: it was not looked at before.
+const YOUNG: Duration = Duration::from_secs(3);
 /// After so long without it, a concern is a new one.
 const FORGOTTEN: Duration = Duration::from_mins(30);
 
@@ -44,12 +49,13 @@ pub(super) enum ConcernLine {
 pub(super) struct ConcernLog {
     /// By their kinds, which are bounded.
     concerns: BTreeMap<String, Followed>,
+    first_look: Option<Instant>,
     /// The look before this one, and the requests then.
     previous: Option<Instant>,
     requests: Requests,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Followed {
     concern: Concern,
     begun: Instant,
@@ -81,6 +87,7 @@ impl ConcernLog {
         requests: &Requests,
         now: Instant,
     ) -> Vec<ConcernLine> {
+        self.first_look.get_or_insert(now);
         let mut lines = Vec::new();
         for concern in concerns {
             self.see(concern, now, &mut lines);
@@ -115,6 +122,44 @@ impl ConcernLog {
         self.previous = Some(now);
         self.requests.clone_from(requests);
         lines
+    }
+
+    /// What a page shows, worst first: of the concerns now (`concerns`) those that have begun, and those that
+    /// have gone but are not over. `at` is the moment `now`.
+    pub(super) fn shown(
+        &self,
+        concerns: Vec<Concern>,
+        at: Timestamp,
+        now: Instant,
+    ) -> Vec<Concern> {
+        let ago = |then: Instant| {
+            let ago = SignedDuration::try_from(now.saturating_duration_since(then));
+            ago.map_or(at, |ago| at - ago)
+        };
+        let is_young = self.first_look.is_none_or(|first| now - first < YOUNG);
+        let mut gone = self.concerns.clone();
+        let mut shown = Vec::new();
+        for mut concern in concerns {
+            match gone.remove(&*concern.kind) {
+                Some(Followed { state: State::Logged(level, _), begun, .. }) => {
+                    // One that is worse for a moment only is not worse; and it stays what it was for a while.
+                    concern.level = level;
+                    concern.since = Some(ago(begun));
+                    shown.push(concern);
+                }
+                _ if is_young || UNLOGGED.contains(&&*concern.kind) => shown.push(concern),
+                _ => {}
+            }
+        }
+        for Followed { mut concern, begun, seen, state, .. } in gone.into_values() {
+            if let State::Logged(level, _) = state {
+                concern.level = level;
+                (concern.since, concern.last_seen) = (Some(ago(begun)), Some(ago(seen)));
+                shown.push(concern);
+            }
+        }
+        shown.sort_by_key(|concern| concern.level);
+        shown
     }
 
     fn see(&mut self, concern: &Concern, now: Instant, lines: &mut Vec<ConcernLine>) {
@@ -169,7 +214,7 @@ impl ConcernLine {
     pub(super) fn write(&self) {
         match self {
             Self::Begun(concern) => {
-                let Concern { kind, level, title, detail, remedy } = concern;
+                let Concern { kind, level, title, detail, remedy, .. } = concern;
                 let (concern, todo) = (&**kind, &**remedy);
                 match level {
                     Level::Bad => tracing::error!(concern, detail, todo, "begins: {title}"),
@@ -192,7 +237,7 @@ mod tests {
 
     fn concern(kind: &'static str, level: Level) -> Concern {
         let (title, detail, remedy) = (format!("{kind} is wrong"), String::new(), String::new());
-        Concern { kind: kind.into(), level, title, detail, remedy }
+        Concern { kind: kind.into(), level, title, detail, remedy, since: None, last_seen: None }
     }
 
     /// What is logged in each second of a night, as `+kind` and `-kind`.
@@ -269,5 +314,71 @@ mod tests {
             (second % 7_200 < 60).then(|| concern("delivery", Level::Bad)).into_iter().collect()
         });
         assert_eq!(lines.len(), 2 * 12);
+    }
+
+    /// What the page shows in each second of a minute, as kinds.
+    fn page(concerns: impl Fn(u64) -> Vec<Concern>) -> Vec<String> {
+        let (mut log, begin) = (ConcernLog::default(), Instant::now());
+        let mut pages = Vec::new();
+        for second in 0..60 {
+            let now = begin + Duration::from_secs(second);
+            log.look(&concerns(second), &Requests::new(), now);
+            let shown = log.shown(concerns(second), Timestamp::UNIX_EPOCH, now);
+            let kinds = shown.iter().map(|concern| {
+                let gone = concern.last_seen.map(|seen| -seen.as_second());
+                let gone = gone.map_or_else(String::new, |gone| format!(" {gone} s ago"));
+                format!("{} {}{gone}", concern.level.word(), concern.kind)
+            });
+            pages.push(kinds.collect::<Vec<_>>().join(", "));
+        }
+        pages
+    }
+
+    #[tokio::test]
+    async fn what_flickers_does_not_blink() {
+        let pages = page(|second| match second {
+            // Each second moment, with a pause that is shorter than it is held.
+            10..40 if second % 5 < 2 => vec![concern("ceiling", Level::Warn)],
+            22 => vec![concern("blip", Level::Bad)],
+            _ => Vec::new(),
+        });
+        let shown: Vec<_> = (0..60).filter(|second| !pages[*second].is_empty()).collect();
+        assert_eq!(shown, (11..=43).collect::<Vec<_>>(), "{pages:?}");
+        assert_eq!((&*pages[11], &*pages[14]), ("warning ceiling", "warning ceiling 3 s ago"));
+    }
+
+    /// From its line in the log to that of its end, the page has it, and not longer.
+    #[tokio::test]
+    async fn the_page_and_the_log_agree() {
+        let concerns = |second| match second {
+            10..=30 => vec![concern("delivery", Level::Bad), concern("clock", Level::Warn)],
+            _ => vec![concern("clock", Level::Warn)],
+        };
+        let lines = night(60, concerns);
+        let [_, begun, over] = <[_; 3]>::try_from(lines).unwrap();
+        assert_eq!((begun.0, over.0), (11, 38));
+        let pages = page(concerns);
+        for second in 4..60 {
+            let is_shown = pages[usize::try_from(second).unwrap()].contains("problem delivery");
+            assert_eq!(is_shown, (begun.0..over.0).contains(&second), "{second}: {pages:?}");
+        }
+    }
+
+    /// Its colour does not blink either.
+    #[tokio::test]
+    async fn a_level_stays_for_a_while() {
+        let pages = page(|second| {
+            let level = if second % 2 == 0 { Level::Bad } else { Level::Warn };
+            vec![concern("key", level)]
+        });
+        assert!(pages[4..].iter().all(|page| page == "problem key"), "{pages:?}");
+    }
+
+    /// A process that has just started knows of no flicker, and hides nothing.
+    #[tokio::test]
+    async fn what_is_wrong_at_the_start_is_shown_at_once() {
+        let log = ConcernLog::default();
+        let (concerns, now) = (vec![concern("no_key", Level::Bad)], Instant::now());
+        assert_eq!(log.shown(concerns.clone(), Timestamp::UNIX_EPOCH, now), concerns);
     }
 }

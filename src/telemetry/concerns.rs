@@ -18,8 +18,12 @@ use crate::answer::{self, AccessDenied, Verdict};
 use crate::ceiling::Mode;
 use crate::config::grouped;
 
-/// The kind of the concern that tollgate stops.
-pub(super) const STOPPING: &str = "stopping";
+/// The kinds of the concern that tollgate stops, and of that of sidecars that get too few permits.
+const STOPPING: &str = "stopping";
+const STARVED: &str = "starved";
+/// What only a person sees, and at once: a stop has log lines of its own, and the members of a fleet are read from
+/// Redis only while they are looked at.
+pub(super) const UNLOGGED: [&str; 2] = [STOPPING, STARVED];
 /// For how long an error is a concern: while other calls succeed, and while none does.
 const AMONG_SUCCESSES: SignedDuration = SignedDuration::from_secs(15);
 const WITHOUT_SUCCESS: SignedDuration = SignedDuration::from_mins(15);
@@ -81,7 +85,8 @@ impl Concerns {
         remedy: &str,
     ) {
         let (kind, title, remedy) = (kind.into(), title.into(), remedy.to_owned());
-        self.0.push(Concern { kind, level, title, detail, remedy });
+        let (since, last_seen) = (None, None);
+        self.0.push(Concern { kind, level, title, detail, remedy, since, last_seen });
     }
 
     fn stopping(&mut self, status: &SidecarStatus) {
@@ -284,7 +289,7 @@ impl Concerns {
             );
             let remedy = "Check whether Redis is slow for them (their CPU, the network), and set \
                           fleet.expected_sidecars to the number of sidecars.";
-            self.add("starved", Level::Warn, "Sidecars get too few permits", detail, remedy);
+            self.add(STARVED, Level::Warn, "Sidecars get too few permits", detail, remedy);
         }
     }
 

@@ -99,8 +99,10 @@ fn messages(snapshot: &Snapshot) -> Families {
         }
     }
     let [caller_published, caller_billable, caller_uncertain] = by_caller(snapshot);
-    let mut tps =
-        Family::gauge("tollgate_billable_tps", "Billable messages in the last whole second");
+    let mut tps = Family::gauge(
+        "tollgate_billable_tps",
+        "Message TPS: billable messages in the last whole second",
+    );
     let mut peak = Family::gauge(
         "tollgate_billable_tps_peak",
         "The busiest second since the last whole minute began",

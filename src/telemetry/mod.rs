@@ -1,6 +1,7 @@
 //! The read-only HTTP API for Prometheus, the kubelet and a browser.
 
 mod action_metrics;
+mod backlog;
 mod concern_log;
 mod concerns;
 mod configuration;
@@ -15,8 +16,8 @@ mod status;
 mod view;
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::header::{ACCEPT, CACHE_CONTROL, HeaderValue};
@@ -37,12 +38,12 @@ use crate::spool::Spool;
 use crate::traces::Traces;
 use crate::upstream::HttpUpstream;
 use concern_log::{ConcernLine, ConcernLog};
-use concerns::STOPPING;
+use concerns::UNLOGGED;
 pub use configuration::Configuration;
 use open_metrics::Format;
 pub use starting::StartingTelemetry;
 use status::StatusReader;
-pub(crate) use view::{Concern, FleetView, Level, MemberView, SidecarStatus};
+pub(crate) use view::{Concern, FleetView, MemberView, SidecarStatus};
 
 /// How often concerns are looked at for the log.
 const LOOK: Duration = Duration::from_secs(1);
@@ -53,6 +54,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 #[derive(Clone)]
 pub struct TelemetryService {
     sources: Arc<TelemetrySources>,
+    /// What the log and the page say of concerns.
+    concern_log: Arc<Mutex<ConcernLog>>,
 }
 
 /// What telemetry reads.
@@ -71,6 +74,8 @@ pub struct TelemetrySources {
     pub keys: Keys,
     /// For the provider's last answer and clock.
     pub upstream: HttpUpstream,
+    /// Which sidecar it is.
+    pub identity: SidecarIdentity,
     /// The provider's host.
     pub endpoint: String,
     /// Names of the egress addresses, in the configuration's order.
@@ -91,10 +96,21 @@ pub struct TelemetrySources {
     pub started: Timestamp,
 }
 
+/// Which sidecar it is, for a person who looks at several.
+#[derive(Debug, Clone, Default)]
+pub struct SidecarIdentity {
+    /// The machine's name; a pod's is the pod's.
+    pub name: String,
+    /// The instances that messages may be published to.
+    pub instances: Vec<String>,
+    /// The region of its calls; empty: it is not known.
+    pub region: String,
+}
+
 impl TelemetryService {
     /// Shows what `sources` have.
     pub fn new(sources: TelemetrySources) -> Self {
-        Self { sources: Arc::new(sources) }
+        Self { sources: Arc::new(sources), concern_log: Arc::default() }
     }
 
     /// Answers one request.
@@ -121,29 +137,41 @@ impl TelemetryService {
         })
     }
 
-    /// Logs what begins to be wrong and what is over, until `stop`.
-    pub async fn log_concerns(self, stop: CancellationToken) {
-        let mut log = ConcernLog::default();
+    /// Each second until `stop`, notes the backlog, and logs what begins to be wrong and what is over.
+    pub async fn watch(self, stop: CancellationToken) {
         let looks = async {
             // What a start needs a moment for is no concern.
-            sleep(FIRST_LOOK).await;
+            let first_look = Instant::now() + FIRST_LOOK;
             loop {
                 let begun = Instant::now();
-                // The history is for the page.
-                let since = Some(Timestamp::now().as_second());
-                let status = SidecarStatus::of(&self.sources, since, StatusReader::Log);
-                let requests = status.outcomes.iter().map(|(outcome, n)| (outcome.to_string(), *n));
-                let requests = requests.collect();
-                // A stop has lines of its own.
-                let concerns = status.concerns.iter().filter(|concern| concern.kind != STOPPING);
-                let concerns: Vec<_> = concerns.cloned().collect();
-                let lines = log.look(&concerns, &requests, Instant::now());
-                lines.iter().for_each(ConcernLine::write);
+                if let Some(spool) = &self.sources.spool {
+                    self.sources.meter.note_backlog(spool.usage().queued.messages);
+                }
+                if begun >= first_look {
+                    self.look();
+                }
                 // With many thousand topics a look takes milliseconds: a hundredth of the time at most.
                 sleep(LOOK.max(begun.elapsed() * 100)).await;
             }
         };
         stop.run_until_cancelled(looks).await;
+    }
+
+    /// Looks at the concerns, for the log and the page.
+    fn look(&self) {
+        // The history is for the page.
+        let since = Some(Timestamp::now().as_second());
+        let status = SidecarStatus::of(&self.sources, since, StatusReader::Log);
+        let requests = status.outcomes.iter().map(|(outcome, n)| (outcome.to_string(), *n));
+        let mut concerns = status.concerns;
+        concerns.retain(|concern| !UNLOGGED.contains(&&*concern.kind));
+        let lines = self.concern_log().look(&concerns, &requests.collect(), Instant::now());
+        lines.iter().for_each(ConcernLine::write);
+    }
+
+    /// A panic elsewhere does not spoil it: the next look has all concerns again.
+    fn concern_log(&self) -> MutexGuard<'_, ConcernLog> {
+        self.concern_log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn metrics<B>(&self, request: &Request<B>) -> Reply {
@@ -203,7 +231,8 @@ impl TelemetryService {
     }
 
     fn status(&self, since: Option<i64>) -> Reply {
-        let status = SidecarStatus::of(&self.sources, since, StatusReader::Person);
+        let mut status = SidecarStatus::of(&self.sources, since, StatusReader::Person);
+        status.concerns = self.concern_log().shown(status.concerns, status.now, Instant::now());
         uncached(json_reply(StatusCode::OK, &status))
     }
 }

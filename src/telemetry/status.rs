@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::backlog::StoredNow;
 use super::view::{
-    BudgetView, CallError, CeilingView, FleetView, KeptView, KeyView, MemberView, OnExceed,
-    PausedTopic, SidecarStatus, SpendView, Today, TopicSpend, Unit,
+    BacklogView, BudgetView, CallError, CeilingView, FleetView, KeptView, KeyView, LastMinuteView,
+    MemberView, OnExceed, PausedTopic, SidecarStatus, SpendView, Today, TopicSpend, Unit,
 };
 use super::{TelemetrySources, concerns, explanations};
 use crate::answer::TransportError;
 use crate::ceiling;
 use crate::config::{Billing, Limit};
 use crate::delivery;
-use crate::meter::{BudgetStatus, Failure, Published, Snapshot};
+use crate::meter::{BudgetStatus, Failure, LastMinute, Published, Snapshot};
 use crate::server::ConnectionSlots;
 use crate::spool::{HeldCounts, Share, Spool};
 
@@ -127,6 +128,26 @@ fn budget(status: &BudgetStatus, currency: &str) -> BudgetView {
     }
 }
 
+impl From<LastMinute> for LastMinuteView {
+    fn from(minute: LastMinute) -> Self {
+        let [delivered, stored, refused, failed, invalid] = minute.results;
+        let requests = delivered + stored + refused + failed;
+        let ratio = (delivered + stored) as f64 / requests as f64;
+        Self {
+            seconds: minute.seconds,
+            requests,
+            accepted_ratio: (requests > 0).then_some(ratio),
+            delivered,
+            stored,
+            refused,
+            failed,
+            invalid,
+            p50_seconds: minute.p50.as_ref().map(Duration::as_secs_f64),
+            p99_seconds: minute.p99.as_ref().map(Duration::as_secs_f64),
+        }
+    }
+}
+
 impl SidecarStatus {
     /// The status now, with the history after `since`, a Unix second.
     pub(super) fn of(sources: &TelemetrySources, since: Option<i64>, reader: StatusReader) -> Self {
@@ -148,15 +169,23 @@ impl SidecarStatus {
             let count = counts.published.values().map(|counts| counts[*outcome as usize]).sum();
             (outcome.as_str().into(), count)
         };
+        let now = Timestamp::now();
+        let kept = sources.spool.as_ref().map(|spool| kept(spool, sources.delivery.held()));
+        let history = sources.meter.past(None);
+        let stored = stored(kept.as_ref(), &paused, now);
         let mut status = Self {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: env!("TOLLGATE_COMMIT").into(),
+            name: sources.identity.name.clone(),
+            instances: sources.identity.instances.clone(),
+            region: sources.identity.region.clone(),
             endpoint: sources.endpoint.clone(),
             started: sources.started,
-            now: Timestamp::now(),
+            now,
             draining: sources.stopping.load(Ordering::Relaxed),
             accepting: !sources.refusing.load(Ordering::Relaxed),
             concerns: Vec::new(),
+            last_minute: sources.meter.last_minute().into(),
             tps: counts.tps.values().map(|(last, _)| last).sum(),
             tps_peak: counts.tps.values().map(|(_, peak)| peak).sum(),
             plan_tps: billing.plan_tps,
@@ -166,7 +195,8 @@ impl SidecarStatus {
             ledger_failure: sources.meter.failure(),
             waiting: ceiling.waiting,
             longest_wait_seconds: ceiling.longest_wait.as_secs_f64(),
-            kept: sources.spool.as_ref().map(|spool| kept(spool, sources.delivery.held())),
+            backlog: BacklogView::of(stored, &history.backlog),
+            kept,
             paused_topics: paused.len(),
             paused,
             ceilings: ceiling
@@ -212,11 +242,22 @@ impl SidecarStatus {
             memory: Some(sources.memory.usage()),
             keys: Some(sources.delivery.keys()),
         };
-        let recent = sources.meter.past(None).uncertain.into_iter().map(u64::from).sum();
+        let recent = history.uncertain.into_iter().map(u64::from).sum();
         // Before the list of paused topics is cut.
         status.concerns = concerns::of(&status, recent);
         status.paused.truncate(MAX_PAUSED);
         status
+    }
+}
+
+fn stored(kept: Option<&KeptView>, paused: &[PausedTopic], now: Timestamp) -> StoredNow {
+    let Some(kept) = kept else { return StoredNow::default() };
+    let paused = paused.iter().map(|paused| paused.messages as u64).sum::<u64>();
+    let oldest = kept.oldest.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+    StoredNow {
+        messages: kept.queued,
+        paused: paused.min(kept.queued),
+        oldest_seconds: oldest.as_secs_f64(),
     }
 }
 

@@ -19,6 +19,15 @@ use crate::server::ConnectionUsage;
 pub(crate) struct SidecarStatus {
     pub(crate) version: Cow<'static, str>,
     pub(crate) commit: Cow<'static, str>,
+    /// Of the machine; a pod's is the pod's. Empty: an older sidecar, which does not tell.
+    #[serde(default)]
+    pub(crate) name: String,
+    /// The instances that it publishes to.
+    #[serde(default)]
+    pub(crate) instances: Vec<String>,
+    /// The region of its calls; empty: it is not known.
+    #[serde(default)]
+    pub(crate) region: String,
     pub(crate) endpoint: String,
     pub(crate) started: Timestamp,
     pub(crate) now: Timestamp,
@@ -29,7 +38,11 @@ pub(crate) struct SidecarStatus {
     pub(crate) accepting: bool,
     /// What is wrong now, worst first.
     pub(crate) concerns: Vec<Concern>,
-    /// Billable messages in the last whole second, over all instances.
+    /// What callers got in the last minute.
+    #[serde(default)]
+    pub(crate) last_minute: LastMinuteView,
+    /// The message TPS: messages that the provider took in the last whole second, and bills, over all
+    /// instances.
     pub(crate) tps: u64,
     /// The largest second since the last whole minute began.
     pub(crate) tps_peak: u64,
@@ -42,6 +55,9 @@ pub(crate) struct SidecarStatus {
     pub(crate) ledger_failure: Option<String>,
     pub(crate) waiting: usize,
     pub(crate) longest_wait_seconds: f64,
+    /// What is stored for delivery, and when it will be empty.
+    #[serde(default)]
+    pub(crate) backlog: BacklogView,
     /// `null`: there is no spool.
     pub(crate) kept: Option<KeptView>,
     /// Topics whose stored messages are not delivered now.
@@ -98,7 +114,7 @@ pub(crate) struct ConfigurationView {
     pub(crate) lifted: Vec<String>,
 }
 
-/// How severe a concern is.
+/// How severe a concern is. For a person, a problem or a warning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Level {
@@ -106,6 +122,16 @@ pub(crate) enum Level {
     Bad,
     /// That may happen soon, or messages cost more than they should.
     Warn,
+}
+
+impl Level {
+    /// The word for it, on the page and in `tollgate status`.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Bad => "problem",
+            Self::Warn => "warning",
+        }
+    }
 }
 
 /// Something that is wrong, and what to do.
@@ -119,6 +145,63 @@ pub(crate) struct Concern {
     pub(crate) detail: String,
     #[serde(rename = "todo")]
     pub(crate) remedy: String,
+    /// When it began; `null`: just now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) since: Option<Timestamp>,
+    /// When it was seen last; `null`: it is so now. It may come back: it is over after a while without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_seen: Option<Timestamp>,
+}
+
+/// What callers got in the last whole minute, or since the start where that is less.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LastMinuteView {
+    /// How many whole seconds are counted.
+    pub(crate) seconds: usize,
+    /// Requests without invalid ones.
+    pub(crate) requests: u64,
+    /// The share of them that was accepted; `null`: there was none.
+    pub(crate) accepted_ratio: Option<f64>,
+    /// 200.
+    pub(crate) delivered: u64,
+    /// 202.
+    pub(crate) stored: u64,
+    /// 429, 503: a ceiling, a budget or a bound was reached, or it stops.
+    pub(crate) refused: u64,
+    /// 502, 504, 410: failed, or of unknown outcome.
+    pub(crate) failed: u64,
+    /// No message, or one that the provider refuses: the caller's mistakes.
+    pub(crate) invalid: u64,
+    /// So long half of the accepted requests took at most, and 99 % of them; `null`: there was none.
+    pub(crate) p50_seconds: Option<f64>,
+    pub(crate) p99_seconds: Option<f64>,
+}
+
+/// What is stored for delivery, and when it will be empty.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BacklogView {
+    pub(crate) messages: u64,
+    pub(crate) trend: BacklogTrend,
+    /// By how many messages it changes each second, of late.
+    pub(crate) per_second: f64,
+    /// An estimate, without messages of paused topics; `null`: it is not shrinking, or empty.
+    pub(crate) empty_in_seconds: Option<f64>,
+    /// The same for a person, in a few words.
+    pub(crate) outlook: String,
+}
+
+/// Where the backlog goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum BacklogTrend {
+    #[default]
+    Empty,
+    /// Messages are stored for a few seconds only, until their calls have ended.
+    Passing,
+    Shrinking,
+    /// It neither shrinks nor grows.
+    Steady,
+    Growing,
 }
 
 /// Sidecars that share the ceilings.

@@ -145,12 +145,11 @@ fn spans_wait_in_a_bounded_queue() {
     for _ in 0..3 * QUEUE {
         traces.request(None).1.end();
     }
-    let dropped = 2 * QUEUE as u64;
-    assert_eq!(traces.counts().unwrap(), SpanCounts { exported: 0, failed: 0, dropped });
+    let waiting = SpanCounts { exported: 0, failed: 0, dropped: 2 * QUEUE as u64 };
+    assert_eq!(traces.counts().unwrap(), waiting);
     drop(open);
     close(&traces, PATIENT);
-    let exported = QUEUE as u64;
-    assert_eq!(traces.counts().unwrap(), SpanCounts { exported, failed: 0, dropped });
+    assert_eq!(traces.counts().unwrap(), SpanCounts { exported: QUEUE as u64, ..waiting });
 }
 
 /// A stop does not wait for a collector that hangs, and what it has not taken is counted once.

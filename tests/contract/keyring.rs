@@ -35,6 +35,7 @@ use crate::keys::server::{Server, reply};
 use crate::support::authority::certify;
 use crate::support::http::{Answer, BOUND, parse, raw};
 use crate::support::ports::refusing;
+use crate::support::secrets::Searched as _;
 use crate::support::until;
 
 const ISSUER: &str = "https://kubernetes.default.svc";
@@ -385,7 +386,7 @@ async fn a_thousand_bad_requests_a_second_take_bounded_memory_and_keep_no_caller
         let name =
             "keyring::a_thousand_bad_requests_a_second_take_bounded_memory_and_keep_no_caller_away";
         let mut alone = tokio::process::Command::new(std::env::current_exe().unwrap());
-        let alone = alone.args([name, "--exact", "--nocapture"]).env(ALONE, "1").output().await;
+        let alone = alone.args([name, "--exact", "--nocapture"]).env(ALONE, "1").searched().await;
         let alone = alone.unwrap();
         let printed = [alone.stdout, alone.stderr].concat();
         let printed = String::from_utf8_lossy(&printed);

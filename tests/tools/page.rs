@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::support;
 use crate::support::browser::Page;
 use crate::support::http::{get, post, series};
-use crate::support::process::{Emulator, Serve};
+use crate::support::process::{Emulator, Serve, run};
+use crate::support::redis::Redis;
 use crate::support::stage::Stage;
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
@@ -129,8 +130,52 @@ async fn has_a_history(origin: &str) {
     assert!((1..history.len()).contains(&newer), "{newer} of {}", history.len());
 }
 
+/// Waits for words that may take longer than a browser's answer: a problem that has come back is held for longer
+/// each time, and leases last half a minute.
+async fn comes(page: &Page, id: &str, words: &str) {
+    let end = tokio::time::Instant::now() + support::http::BOUND * 4;
+    let text = format!("document.getElementById('{id}').innerText");
+    loop {
+        let text = page.eval(&text).await;
+        if text.as_str().is_some_and(|text| text.contains(words)) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < end, "{words} does not come: {text}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The provider fails each call for a while.
+async fn fails_and_recovers(page: &Page, emulator: &Emulator, origin: &str, traffic: &Traffic) {
+    fault(emulator, r#"[{"code":"SendMessageFailed"}]"#).await;
+    page.says("concerns", "Delivery fails for TopicA").await;
+    page.says("paused", "TopicA").await;
+    page.says("errors", "SendMessageFailed").await;
+    page.until("document.getElementById('queued').innerText.replace(',', '') > 50").await;
+    assert_eq!(page.eval("document.getElementById('state').dataset.level").await, "bad");
+    // Nothing is delivered, all is stored, and no end of it is promised.
+    page.says("outlook", "not shrinking").await;
+    page.until("document.querySelector('#legend [data-line=stored] b').textContent > 0").await;
+    page.until("document.querySelector('#legend [data-line=backlog] b').textContent > 50").await;
+    let said = run(&["status", "--at", origin], &[]).await.stdout;
+    for words in
+        ["PROBLEM  Delivery fails for TopicA, began ", "not shrinking", " stored", "backlog "]
+    {
+        assert!(said.contains(words), "{words}:\n{said}");
+    }
+    page.says("concerns", "PROBLEM Delivery fails for TopicA began ").await;
+    look(page, "4-outage").await;
+    fault(emulator, "[]").await;
+    traffic.set(20);
+    page.says("outlook", "empty in about ").await;
+    look(page, "4b-recovery").await;
+    page.until("document.getElementById('queued').innerText < 50").await;
+    comes(page, "headline", "No problems").await;
+    traffic.set(50);
+}
+
 /// What the chart's legend says of the last second.
-const CHARTED: &str = "document.querySelector('#legend [data-line=messages] b').textContent";
+const CHARTED: &str = "document.querySelector('#legend [data-line=delivered] b').textContent";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_state_of_a_sidecar() {
@@ -161,8 +206,16 @@ async fn every_state_of_a_sidecar() {
     // Idle.
     page.says("headline", "No problems").await;
     page.says("outcomes-empty", "No request yet").await;
-    page.says("chart-words", "No call in the last 15 minutes").await;
+    page.says("chart-words", "No message since the start").await;
+    page.says("accepted-of", "no request").await;
     assert_eq!(page.text("tps").await, "0");
+    // Which sidecar it is.
+    page.says("instances", "instance post-cn-test0001").await;
+    let name = page.text("sidecar").await;
+    assert_eq!(get(&origin, "/status.json").await.json()["name"], name.as_str());
+    assert!(page.eval("document.title").await.as_str().unwrap().ends_with(&name), "{name}");
+    // The chart begins with the sidecar, not with fifteen empty minutes.
+    page.says("chart-title", "since the start").await;
     look(&page, "1-idle").await;
 
     // Busy: the figures are those of the metrics.
@@ -187,6 +240,10 @@ async fn every_state_of_a_sidecar() {
     page.says("topics", "TopicA").await;
     // The chart's last second is the big number's.
     page.until(&format!("{CHARTED} === document.getElementById('tps').textContent")).await;
+    // A start lets nothing through for a second.
+    page.until("parseFloat(document.getElementById('accepted').innerText) > 80").await;
+    page.says("latency", "p50 ").await;
+    page.says("outlook", "empty").await;
     look(&page, "2-busy").await;
 
     // More than the ceiling lets through.
@@ -194,22 +251,14 @@ async fn every_state_of_a_sidecar() {
     page.says("concerns", "At the account's ceiling").await;
     page.says("outcomes", "Over a ceiling").await;
     page.until("document.getElementById('use-bar').ariaValueNow >= 95").await;
+    page.says("not-accepted", "refused").await;
+    page.until("document.querySelector('#legend [data-line=refused] b').textContent > 0").await;
     look(&page, "3-saturated").await;
     traffic.set(50);
-    page.says("headline", "No problems").await;
+    comes(&page, "headline", "No problems").await;
     has_a_history(&origin).await;
 
-    // The provider fails.
-    fault(&emulator, r#"[{"code":"SendMessageFailed"}]"#).await;
-    page.says("concerns", "Delivery fails for TopicA").await;
-    page.says("paused", "TopicA").await;
-    page.says("errors", "SendMessageFailed").await;
-    page.until("document.getElementById('queued').innerText.replace(',', '') > 50").await;
-    assert_eq!(page.eval("document.getElementById('state').dataset.level").await, "bad");
-    look(&page, "4-outage").await;
-    fault(&emulator, "[]").await;
-    page.says("headline", "No problems").await;
-    page.until("document.getElementById('queued').innerText < 50").await;
+    fails_and_recovers(&page, &emulator, &origin, &traffic).await;
 
     // The provider denies access.
     fault(&emulator, r#"[{"code":"SignatureDoesNotMatch"}]"#).await;
@@ -218,7 +267,7 @@ async fn every_state_of_a_sidecar() {
     page.says("outcomes", "Failed").await;
     look(&page, "5-barred").await;
     fault(&emulator, "[]").await;
-    page.says("headline", "No problems").await;
+    comes(&page, "headline", "No problems").await;
 
     // Some codes are not words, some topics are no topics: nothing of them is markup.
     let markup = r#"[{"code":"<img src=x onerror=alert(1)>","status":400,"times":3}]"#;
@@ -257,7 +306,21 @@ fn working_day(end: i64) -> Value {
     let billable: Vec<_> =
         calls.iter().zip(&pushed).map(|(calls, pushed)| calls - pushed).collect();
     let uncertain: Vec<_> = (0..900).map(|i| i64::from(i == 300)).collect();
-    json!({ "end": end, "billable": billable, "calls": calls, "pushed_back": pushed, "uncertain": uncertain })
+    let stored: Vec<i64> =
+        (0..900).map(|i| if (700..760).contains(&i) { 30 + i % 7 } else { 0 }).collect();
+    let refused: Vec<i64> = (0..900).map(|i| i64::from(i > 800) * (i % 13)).collect();
+    let failed: Vec<i64> = (0..900).map(|i| i64::from(i == 300)).collect();
+    let backlog: Vec<i64> = (0..900)
+        .map(|i| match i {
+            700..760 => (i - 700) * 40,
+            760..900 => 2_400 - (i - 760) * 8,
+            _ => 0,
+        })
+        .collect();
+    json!({
+        "end": end, "billable": billable, "calls": calls, "pushed_back": pushed, "uncertain": uncertain,
+        "stored": stored, "refused": refused, "failed": failed, "backlog": backlog
+    })
 }
 
 fn budget(name: &str, unit: &str, limit: f64, used: f64, reserved: f64, on_exceed: &str) -> Value {
@@ -296,6 +359,12 @@ fn everything() -> Value {
     json!({
         "started": "2026-11-19T08:11:00Z", "now": "2026-11-23T03:00:01Z",
         "endpoint": "onsmqtt.cn-hangzhou.aliyuncs.com",
+        "name": "orders-5b6f7c9d4-x2x8z", "instances": ["post-cn-0pp12gl0000", "post-cn-0pp12gl0001"], "region": "cn-hangzhou",
+        "last_minute": {
+            "seconds": 60, "requests": 44_700, "accepted_ratio": 0.992_3, "delivered": 44_000, "stored": 355,
+            "refused": 340, "failed": 5, "invalid": 2, "p50_seconds": 0.012_4, "p99_seconds": 0.48
+        },
+        "backlog": { "messages": 1_234, "trend": "shrinking", "per_second": -8.0, "empty_in_seconds": 154.2, "outlook": "empty in about 3 min" },
         "tps": 794, "tps_peak": 800, "plan_tps": 900, "history": working_day(1_795_402_800),
         "concerns": [concern("bad", "Budget alarms is used up"), concern("warn", "Budget month is nearly used up"), concern("warn", "Near the bought TPS")],
         "ceilings": [
@@ -346,6 +415,18 @@ async fn spend_budgets_plan_and_fleet() {
         ),
         ("budgets", "1.00 used of 1.00; messages are refused. Resets in 21 h"),
         ("peak", "800 of 900 bought"),
+        ("sidecar", "orders-5b6f7c9d4-x2x8z"),
+        ("instances", "instances post-cn-0pp12gl0000, post-cn-0pp12gl0001"),
+        ("region", "region cn-hangzhou"),
+        ("of-fleet", "fleet default of 20 sidecars"),
+        ("accepted", "99.2 %"),
+        ("accepted-of", "of 44,700 requests"),
+        ("latency", "p50 12 ms, p99 480 ms"),
+        ("not-accepted", "355 stored, 340 refused, 5 failed, 2 invalid"),
+        ("outlook", "empty in about 3 min"),
+        ("spend-budget", "budget alarms: used up"),
+        ("chart-title", "Messages per second, last 15 minutes"),
+        ("legend", "Delivered (message TPS)"),
         ("legend", "Bought TPS 900"),
         ("provider", "probably blocked: 10.0.0.3"),
         ("provider", "in 40 min"),
@@ -392,6 +473,57 @@ async fn spend_budgets_plan_and_fleet() {
     stage.show(&json!({}));
     page.until("document.getElementById('link').dataset.link === 'on'").await;
     is_clean(&page, &stage.address, &["status of 500"]).await;
+}
+
+/// No key, then a budget that is used up, and a Redis that is gone: each with what to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_key_no_budget_and_no_redis() {
+    let (emulator, folder) = (Emulator::start(&[]).await, tempfile::tempdir().unwrap());
+    let (url, spool) = (emulator.url(), folder.path().join("spool").display().to_string());
+    let page = Page::open().await;
+    let show = async |sidecar: &Serve| page.go(&format!("http://{}/", sidecar.telemetry)).await;
+
+    let missing = folder.path().join("no-such-key").display().to_string();
+    let settings =
+        [("upstream.endpoint", &*url), ("keys.source", "file"), ("keys.path", &*missing)];
+    let sidecar = Serve::start(&settings, &[]).await;
+    show(&sidecar).await;
+    page.says("concerns", "PROBLEM No access key").await;
+    let traffic = Traffic::start(&sidecar.publish, 20);
+    page.until("document.querySelector('#legend [data-line=failed] b').textContent > 0").await;
+    page.says("accepted", "0 %").await;
+    look(&page, "10-no-key").await;
+    drop((traffic, sidecar));
+
+    let file = folder.path().join("tollgate.toml");
+    let budget = "[billing]\nprice_per_million = 2.0\nplan_tps = 100\n[[billing.budgets]]\nname = \"day\"\n\
+                  messages = 200\nperiod = \"day\"\non_exceed = \"refuse\"\n";
+    std::fs::write(&file, budget).unwrap();
+    let (file, redis) = (file.display().to_string(), Redis::start());
+    redis.begin(&[("account", 100)]);
+    let fleet = redis.url();
+    let settings = [
+        ("upstream.endpoint", &*url),
+        ("ceilings.account", "100"),
+        ("spool.store", "disk"),
+        ("spool.path", &*spool),
+        ("fleet.url", &*fleet),
+    ];
+    let sidecar = Serve::start_with(&["--config", &file], &settings, &[]).await;
+    show(&sidecar).await;
+    page.says("of-fleet", "fleet default of 1 sidecar").await;
+    let traffic = Traffic::start(&sidecar.publish, 40);
+    page.says("concerns", "PROBLEM Budget day is used up").await;
+    page.says("spend-budget", "budget day: used up").await;
+    page.says("outcomes", "Over a budget").await;
+    look(&page, "11-budget").await;
+    drop(traffic);
+
+    drop(redis);
+    comes(&page, "concerns", "Redis does not answer").await;
+    look(&page, "12-redis-lost").await;
+    comes(&page, "concerns", "PROBLEM Cut off from the fleet").await;
+    look(&page, "13-cut-off").await;
 }
 
 /// Whatever a status holds, it is text on the page, and not too much of it.

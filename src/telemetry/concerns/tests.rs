@@ -8,7 +8,8 @@ use crate::meter::Past;
 use crate::server::ConnectionUsage;
 use crate::telemetry::explanations;
 use crate::telemetry::view::{
-    ConfigurationView, FleetView, KeptView, KeyView, MemberView, PausedTopic, SpendView, Today,
+    BacklogView, ConfigurationView, FleetView, KeptView, KeyView, LastMinuteView, MemberView,
+    PausedTopic, SpendView, Today,
 };
 
 const NOW: &str = "2026-11-23T03:00:00Z";
@@ -32,12 +33,16 @@ fn well() -> SidecarStatus {
     SidecarStatus {
         version: "0".into(),
         commit: "0".into(),
+        name: "pod-1".to_owned(),
+        instances: vec!["post-cn-1".to_owned()],
+        region: "cn-hangzhou".to_owned(),
         endpoint: "provider".to_owned(),
         started: at(3_600),
         now: at(0),
         draining: false,
         accepting: true,
         concerns: Vec::new(),
+        last_minute: LastMinuteView::default(),
         tps: 0,
         tps_peak: 0,
         plan_tps: None,
@@ -47,6 +52,7 @@ fn well() -> SidecarStatus {
         ledger_failure: None,
         waiting: 0,
         longest_wait_seconds: 0.0,
+        backlog: BacklogView::default(),
         kept: Some(KeptView::default()),
         paused: Vec::new(),
         paused_topics: 0,

@@ -1,10 +1,13 @@
 // The last fifteen minutes, drawn by uPlot.
 
-import { number } from './words.js';
+import { clock, number } from './words.js';
 
 const SECONDS = 900;
-// In the order in which they are drawn: messages over calls.
-const COLUMNS = ['calls', 'billable', 'pushed_back', 'uncertain'];
+// A chart of less would be a few dots: the first minute grows within this.
+const FIRST = 60;
+const COLUMNS = ['calls', 'pushed_back', 'uncertain', 'backlog', 'billable', 'stored', 'refused', 'failed'];
+// The lines of messages, in the order in which they are drawn: over the backlog.
+export const COUNTED = ['billable', 'stored', 'refused', 'failed'];
 // Ceilings that are higher than so many times the traffic are not drawn: they would flatten it.
 const APART = 4;
 
@@ -38,11 +41,22 @@ export class History {
     return true;
   }
 
-  /** Seconds and columns for uPlot; null for seconds before the start. */
+  /** How many seconds are known. */
+  get length() {
+    return this.#seconds.size;
+  }
+
+  /** Whether all that are remembered are known: else the sidecar is younger. */
+  get whole() {
+    return this.length >= SECONDS;
+  }
+
+  /** Seconds, backlog and lines for uPlot, from the start on; null for seconds before it, of which there are some in the first minute. */
   columns() {
-    const seconds = Array.from({ length: SECONDS }, (_, i) => this.end - SECONDS + 1 + i);
-    const at = column => seconds.map(second => this.#seconds.get(second)?.[column] ?? null);
-    return [seconds, ...COLUMNS.map((_, column) => at(column))];
+    const length = Math.max(FIRST, this.length);
+    const seconds = Array.from({ length }, (_, i) => this.end - length + 1 + i);
+    const at = column => seconds.map(second => this.#seconds.get(second)?.[COLUMNS.indexOf(column)] ?? null);
+    return [seconds, at('backlog'), ...COUNTED.map(at)];
   }
 
   sum(column) {
@@ -63,11 +77,12 @@ export class History {
 }
 
 const color = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const BACKLOG = { key: 'backlog', name: 'Backlog', color: '--soft', width: 1, fill: '--backlog', scale: 'backlog' };
 const LINES = [
-  { key: 'calls', name: 'Calls', color: '--soft', width: 1 },
-  { key: 'messages', name: 'Messages', color: '--use', width: 2, fill: '--use-soft' },
-  { key: 'pushed', name: 'Throttled', color: '--bad', width: 2, dash: [2, 2] },
-  { key: 'perhaps', name: 'Uncertain', color: '--odd', width: 2, dash: [6, 2, 2, 2] },
+  { key: 'delivered', name: 'Delivered (message TPS)', color: '--use', width: 2, fill: '--use-soft' },
+  { key: 'stored', name: 'Stored', color: '--odd', width: 2, dash: [6, 2, 2, 2] },
+  { key: 'refused', name: 'Refused', color: '--refused', width: 2, dash: [6, 3] },
+  { key: 'failed', name: 'Failed', color: '--bad', width: 2, dash: [2, 2] },
 ];
 // Lines differ by their dashes as well as by their colour; page.css has the same for the legend.
 const LIMITS = [
@@ -89,7 +104,7 @@ export class Chart {
   constructor(host, onCursor) {
     this.#host = host;
     this.#onCursor = onCursor;
-    this.#plot = new uPlot(this.#options(), [[], ...LINES.map(() => []), ...LIMITS.map(() => [])], host);
+    this.#plot = new uPlot(this.#options(), [[], [], ...LINES.map(() => []), ...LIMITS.map(() => [])], host);
     new ResizeObserver(() => this.#plot.setSize(this.#size())).observe(host);
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => this.#plot.redraw(false, true));
   }
@@ -100,24 +115,29 @@ export class Chart {
   }
 
   #options() {
-    const line = ({ name, color: c, width, fill, dash }) => ({
-      label: name, width, dash, stroke: () => color(c), fill: fill && (() => color(fill)), points: { show: false },
+    const line = ({ name, color: c, width, fill, dash, scale = 'y' }) => ({
+      label: name, scale, width, dash, stroke: () => color(c), fill: fill && (() => color(fill)), points: { show: false },
     });
     const axis = {
       stroke: () => color('--soft'), font: '12px system-ui, sans-serif',
       grid: { stroke: () => color('--line'), width: 1 }, ticks: { stroke: () => color('--line'), width: 1, size: 4 },
     };
     const hour = new Intl.DateTimeFormat('en', { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' });
+    const moment = (second, step) => step < 60 ? clock(second * 1000) : hour.format(new Date(second * 1000));
+    const counts = { ...axis, size: 56, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 250, 500, 1000, 2000, 2500, 5000, 10000, 20000, 50000, 100000, 200000, 500000, 1000000], values: (_, ticks) => ticks.map(number) };
     return {
       ...this.#size(),
       legend: { show: false },
+      // Room for half of the last label of the time.
+      padding: [null, 30, null, null],
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
-      scales: { x: { time: true }, y: { range: (_, __, max) => [0, this.#top(max)] } },
+      scales: { x: { time: true }, y: { range: (_, __, max) => [0, this.#top(max)] }, backlog: { range: (_, __, max) => [0, this.#top(max)] } },
       axes: [
-        { ...axis, size: 28, space: 70, incrs: [60, 120, 180, 300], values: (_, seconds) => seconds.map(s => hour.format(new Date(s * 1000))) },
-        { ...axis, size: 56, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 250, 500, 1000, 2000, 2500, 5000, 10000, 20000, 50000, 100000], values: (_, ticks) => ticks.map(number) },
+        { ...axis, size: 28, space: 74, incrs: [10, 15, 30, 60, 120, 180, 300], values: (_, seconds, __, ___, step) => seconds.map(second => moment(second, step)) },
+        counts,
+        { ...counts, scale: 'backlog', side: 1, grid: { show: false }, label: 'Backlog', labelSize: 18, labelFont: axis.font, labelGap: 0 },
       ],
-      series: [{}, ...LINES.map(line), ...LIMITS.map(line)],
+      series: [{}, line(BACKLOG), ...LINES.map(line), ...LIMITS.map(line)],
       hooks: { setCursor: [plot => this.#onCursor(plot.cursor.idx ?? null)] },
     };
   }
@@ -135,16 +155,21 @@ export class Chart {
     return this.#fitted;
   }
 
-  /** Ceilings that are too far above to be drawn. */
+  /** Draws these; returns the ceilings that are too far above to be drawn. */
   show(columns, limits) {
-    const numbers = columns[1].filter(n => n !== null);
-    const busiest = Math.max(10, ...numbers);
+    const [seconds, backlog, delivered, ...rare] = columns;
+    const busiest = Math.max(10, ...COUNTED.flatMap((_, i) => columns[2 + i].filter(n => n !== null)));
     const tightest = Math.min(...Object.values(limits).filter(n => n !== null));
     const highest = this.#fitted ? busiest * 1.2 : Math.max(busiest, Number.isFinite(tightest) ? tightest : 0) * APART;
     const drawn = LIMITS.map(({ key }) => (limits[key] ?? Infinity) <= highest ? limits[key] : null);
     this.#limits = limits;
-    const [seconds, calls, messages, ...rare] = columns;
-    this.#plot.setData([seconds, calls, messages, ...rare.map(bumps), ...drawn.map(n => seconds.map(() => n))]);
+    // Without a backlog its axis would only narrow the chart.
+    const axis = this.#plot.axes.at(-1), shown = backlog.some(n => n > 0);
+    if (axis.show !== shown) {
+      axis.show = shown;
+      this.#plot.redraw(false, true);
+    }
+    this.#plot.setData([seconds, shown ? backlog : seconds.map(() => null), delivered, ...rare.map(bumps), ...drawn.map(n => seconds.map(() => n))]);
     return LIMITS.filter(({ key }, i) => limits[key] !== null && drawn[i] === null).map(({ name }) => name);
   }
 
@@ -152,9 +177,10 @@ export class Chart {
   legend(columns, index) {
     const at = index ?? columns[0].length - 1;
     const value = n => n === null || n === undefined ? '–' : number(n);
-    const lines = LINES.map(({ key, name }, i) => ({ key, name, value: value(columns[i + 1][at]) }));
+    const lines = LINES.map(({ key, name }, i) => ({ key, name, value: value(columns[i + 2][at]) }));
+    const backlog = { key: BACKLOG.key, name: BACKLOG.name, value: value(columns[1][at]) };
     const limits = LIMITS.filter(({ key }) => this.#limits[key] !== null)
       .map(({ key, name }) => ({ key, name, value: value(this.#limits[key]) }));
-    return [...lines, ...limits];
+    return [...lines, backlog, ...limits];
   }
 }

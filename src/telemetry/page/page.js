@@ -1,7 +1,7 @@
 // Fetches /status.json once a second and shows it. All values are set as text, never as markup.
 
-import { Chart, History } from './chart.js';
-import { age, ago, bytes, clock, moment, money, number, percent, plural, rate, span, until } from './words.js';
+import { COUNTED, Chart, History } from './chart.js';
+import { age, ago, bytes, clock, moment, money, number, percent, plural, rate, share, span, until } from './words.js';
 
 const SECOND = 1000, PATIENCE = 5000, LONGEST = 10_000;
 // The most rows of each list.
@@ -55,9 +55,13 @@ function meter(bar, share, words, reserved = 0) {
 
 // === problems ===
 
+// As in `tollgate status`.
 const LEVELS = { bad: 'Problem', warn: 'Warning' };
 
-function state(concerns, lost) {
+/** When it began, and whether it is there now. */
+const times = (c, now) => [c.since && `began ${ago(c.since, now)}`, c.last_seen && `last seen ${ago(c.last_seen, now)}`].filter(Boolean).join(', ');
+
+function state(concerns, lost, now) {
   const bad = concerns.filter(c => c.level === 'bad').length, warn = concerns.length - bad;
   const level = lost || bad ? 'bad' : warn ? 'warn' : 'ok';
   const count = [bad && plural(bad, 'problem', 'problems'), warn && plural(warn, 'warning', 'warnings')].filter(Boolean).join(', ');
@@ -67,8 +71,8 @@ function state(concerns, lost) {
   show('headline-words', lost ?? (count || 'No problems'));
   // Visible below; this lets a screen reader announce it with the headline.
   show('headline-worst', lost || !concerns.length ? '' : ': ' + concerns[0].title);
-  document.title = (lost ? 'Disconnected – ' : concerns.length ? `${count} – ` : '') + 'tollgate';
-  const shown = lost ? [] : concerns.slice(0, CONCERNS);
+  document.title = (lost ? 'Disconnected – ' : concerns.length ? `${count} – ` : '') + 'tollgate' + (latest?.name ? ' ' + latest.name : '');
+  const shown = lost ? [] : concerns.slice(0, CONCERNS).map(c => ({ ...c, times: times(c, now) }));
   repeat('concerns', shown, (row, c) => setText(row.querySelector('.tag'), LEVELS[c.level] ?? c.level));
   hide('concerns-more', lost || concerns.length <= CONCERNS);
   show('concerns-more', `and ${concerns.length - CONCERNS} more in /status.json`);
@@ -92,15 +96,18 @@ function draw(s) {
   columns = history.columns();
   const hidden = chart.show(columns, { account: limit('account'), egress_ip: limit('egress_ip'), plan: s.plan_tps });
   const largest = history.largest('billable');
-  above = largest === 0 && history.largest('calls') === 0 ? 'No call in the last 15 minutes.'
+  const past = history.whole ? 'in the last 15 minutes' : 'since the start';
+  above = COUNTED.every(column => history.largest(column) === 0) ? `No message ${past}.`
     : hidden.length ? `Above the chart: ${hidden.join(', ')}.` : '';
   legend();
-  $('chart').setAttribute('aria-label', `Chart of the last 15 minutes: ${number(s.tps)} messages in the last second, ${number(largest)} in the largest, ${number(history.sum('pushed_back'))} calls throttled.`);
+  show('chart-title', `Messages per second, ${history.whole ? 'last 15 minutes' : `${span(history.length)} since the start`}`);
+  $('chart').setAttribute('aria-label', `Chart of messages per second ${past}: ${number(s.tps)} delivered in the last second, ${number(largest)} in the largest; ${number(history.sum('refused'))} refused, ${number(history.sum('failed'))} failed, ${number(history.last('backlog'))} in the backlog.`);
 }
 
 const CEILINGS = { account: 'account', egress_ip: 'egress addresses' };
 
 function figures(s) {
+  accepted(s.last_minute);
   show('tps', number(s.tps));
   show('peak', number(s.tps_peak) + (s.plan_tps ? ` of ${number(s.plan_tps)} bought` : ''));
   const limited = s.ceilings.filter(c => c.limit !== null);
@@ -111,20 +118,27 @@ function figures(s) {
   show('use-words', limited.length ? limited.map(c => `${CEILINGS[c.name] ?? c.name} ${number(c.used)} of ${number(c.limit)}`).join(', ') : 'No ceiling is configured.');
   $('use-bar').hidden = !tightest;
   meter($('use-bar'), use, percent(use));
-  const withheld = s.ceilings.reduce((sum, c) => sum + c.parked, 0);
-  show('pushed', number(history.last('pushed_back')));
-  show('pushed-sum', number(history.sum('pushed_back')));
   const unanswered = Math.max(...s.ceilings.map(c => c.unanswered ?? 0));
   show('unanswered', unanswered ? `, ${number(unanswered)} without an answer` : '');
-  show('parked', withheld ? `, ${plural(withheld, 'permit', 'permits')} withheld` : '');
-  show('queued', s.kept ? number(s.kept.queued) : 'nothing');
+  show('queued', s.kept ? number(s.kept.queued) : 'none');
   show('queued-unit', s.kept ? (s.kept.queued === 1 ? 'message' : 'messages') : '');
-  show('queued-words', !s.kept ? 'spool.store is "none"'
-    : [s.kept.oldest && s.kept.queued ? `oldest ${age(s.kept.oldest, s.now)}` : 'nothing waits', plural(s.kept.dead, 'dead letter', 'dead letters')].join(', '));
+  show('outlook', !s.kept ? '' : s.kept.queued ? s.backlog.outlook : 'empty');
+  show('queued-words', !s.kept ? 'Nothing is stored: spool.store is "none"'
+    : [s.kept.oldest && s.kept.queued && `oldest ${age(s.kept.oldest, s.now)}`, plural(s.kept.dead, 'dead letter', 'dead letters')].filter(Boolean).join(', '));
+}
+
+/** What callers got in the last minute. */
+function accepted(minute) {
+  const { requests, accepted_ratio, p50_seconds, p99_seconds } = minute;
+  show('accepted', accepted_ratio === null ? '–' : share(accepted_ratio));
+  show('accepted-of', requests ? `of ${plural(requests, 'request', 'requests')}` : 'no request');
+  show('latency', p50_seconds === null ? 'No message was accepted.' : `p50 ${span(p50_seconds)}, p99 ${span(p99_seconds)}`);
+  const counts = ['stored', 'refused', 'failed', 'invalid'].filter(word => minute[word]).map(word => `${number(minute[word])} ${word}`);
+  show('not-accepted', counts.join(', '));
 }
 
 const OUTCOMES = {
-  delivered: ['Delivered', '200', 'ok'], queued: ['Stored for delivery', '202', 'ok'],
+  delivered: ['Delivered', '200', 'ok'], queued: ['Stored', '202', 'ok'],
   over_ceiling: ['Over a ceiling', '429', 'warn'], over_budget: ['Over a budget', '429', 'warn'],
   refused: ['Message refused', '422', 'bad'],
   failed: ['Failed', '502, 504, 410', 'bad'], unknown: ['Outcome unknown', '504', 'bad'],
@@ -150,7 +164,7 @@ function outcomes(s) {
 function backlog(s) {
   const rows = [['Waiting for a permit', number(s.waiting) + (s.waiting ? `, the first for ${span(s.longest_wait_seconds)}` : '')]];
   if (s.kept) {
-    rows.push(['Stored for delivery', number(s.kept.queued)],
+    rows.push(['Backlog: stored for delivery', number(s.kept.queued)],
       ['Oldest of them', s.kept.oldest && s.kept.queued ? age(s.kept.oldest, s.now) : '–'],
       ['Dead letters', number(s.kept.dead)],
       ['Spool in use', `${percent(s.kept.full)}, ${bytes(s.kept.bytes)}`]);
@@ -174,6 +188,8 @@ function spend(s) {
   show('spend-title', priced ? 'Spend today' : 'Billed today');
   show('spend', priced ? money(today.spend, '').trim() : number(today.messages));
   show('spend-unit', priced ? currency : 'messages');
+  const tightest = budgets.reduce((a, b) => a && a.remaining_ratio <= b.remaining_ratio ? a : b, null);
+  show('spend-budget', tightest ? `budget ${tightest.name}: ${tightest.remaining_ratio > 0 ? percent(tightest.remaining_ratio) + ' left' : 'used up'}` : '');
   show('spend-words', [priced && plural(today.messages, 'message', 'messages'), today.uncertain && `${number(today.uncertain)} uncertain`, !priced && 'no price configured'].filter(Boolean).join(', '));
 
   const several = new Set(topics.map(t => t.instance)).size > 1;
@@ -217,6 +233,9 @@ function provider(s) {
   ];
   if (key.refused) rows.push(['Refused new key', key.refused]);
   if (key.error) rows.push(['Error of its source', key.error]);
+  const sum = column => history.sum(column), withheld = s.ceilings.reduce((sum, c) => sum + c.parked, 0);
+  rows.push([history.whole ? 'Calls in 15 min' : 'Calls since the start', number(sum('calls'))],
+    ['Calls not delivered', number(sum('calls') - sum('billable'))], ['Calls throttled', number(sum('pushed_back')) + (withheld ? `, ${plural(withheld, 'permit', 'permits')} withheld` : '')]);
   rows.push(['Last answer', ago(s.last_answer, s.now)], ['Last delivery', ago(s.last_delivered, s.now)],
     ['Clock skew', skew < 1 ? 'under 1 s' : `${span(skew)} ${s.clock_skew_seconds > 0 ? 'behind' : 'ahead'}`],
     ['Egress addresses', s.egress.length + (s.blocked.length ? `, probably blocked: ${s.blocked.slice(0, 4).join(', ')}` + (s.blocked.length > 4 ? ` and ${s.blocked.length - 4} more` : '') : ', none blocked')]);
@@ -237,12 +256,21 @@ function fleet(f, now) {
   show('members-words', f.size > MEMBERS ? `and ${number(f.size - MEMBERS)} more: tollgate status --fleet` : '');
 }
 
-function everything(s) {
-  latest = s;
+/** Which sidecar it is. */
+function head(s) {
+  show('sidecar', s.name);
+  show('instances', (s.instances.length > 1 ? 'instances ' : 'instance ') + s.instances.slice(0, 3).join(', ') + (s.instances.length > 3 ? ` and ${s.instances.length - 3} more` : ''));
+  show('region', s.region ? 'region ' + s.region : '');
+  show('of-fleet', s.fleet ? `fleet ${s.fleet.account}` + (s.fleet.size ? ` of ${plural(s.fleet.size, 'sidecar', 'sidecars')}` : '') : '');
   show('endpoint', s.endpoint);
   show('uptime', 'up ' + age(s.started, s.now));
   show('release', `${s.version} (${s.commit.slice(0, 7)})`);
-  state(s.concerns, null);
+}
+
+function everything(s) {
+  latest = s;
+  head(s);
+  state(s.concerns, null, s.now);
   figures(s);
   draw(s);
   outcomes(s);

@@ -10,6 +10,8 @@ export const number = n => whole.format(n);
 /** A rate: small ones are not rounded away. */
 export const rate = n => (n > 0 && n < 10 ? tenth : whole).format(n);
 export const percent = share => whole.format(100 * share) + ' %';
+/** A share is 100 % only if nothing is missing. */
+export const share = ratio => tenth.format(Math.floor(1000 * ratio) / 10) + ' %';
 export const plural = (n, one, many) => `${number(n)} ${n === 1 ? one : many}`;
 
 export function money(amount, currency) {
@@ -19,6 +21,7 @@ export function money(amount, currency) {
 }
 
 export function span(seconds) {
+  if (seconds > 0 && seconds < .001) return 'under 1 ms';
   if (seconds < 1) return Math.round(seconds * 1000) + ' ms';
   if (seconds < 10) return tenth.format(seconds) + ' s';
   if (seconds < 120) return Math.round(seconds) + ' s';
