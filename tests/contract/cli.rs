@@ -243,8 +243,11 @@ async fn the_configuration_is_reloaded() {
     let (figures, third, ready) = seen().await;
     assert_eq!((figures.0, third), (0.0, second), "invalid: what was read before holds");
     assert!(ready.contains("the last change is invalid"), "{ready}");
-    let status = get(&serve.telemetry, "/status.json").await.text();
-    assert!(status.contains("The changed configuration is invalid"), "{status}");
+    until("the concern is shown", async || {
+        let status = get(&serve.telemetry, "/status.json").await.text();
+        status.contains("The changed configuration is invalid")
+    })
+    .await;
     assert_eq!(policy().await, (200, "\"account\";q=700;w=1".to_owned()));
     serve.signal(Signal::TERM);
     assert!(serve.ended().await.0.success());
