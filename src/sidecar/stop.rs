@@ -84,11 +84,14 @@ impl Sidecar {
             rest.leave().await;
         }
         self.meter.close().await;
-        self.traces.close().await;
-        // Last: a call may have ended since, and its note is written as long as the runtime runs.
-        if let Some(rest) = &self.spool {
-            drop(timeout(LAST_WRITES, rest.spool.settle()).await);
-        }
+        // Last: a call may have ended since, and its note is written as long as the runtime runs. A collector that
+        // hangs does not keep it.
+        let settled = async {
+            if let Some(rest) = &self.spool {
+                drop(timeout(LAST_WRITES, rest.spool.settle()).await);
+            }
+        };
+        tokio::join!(settled, self.traces.close());
         let mut left = Leftovers { unanswered, queued: 0, dead_letters: 0, at_risk: 0 };
         if let Some(rest) = &self.spool {
             rest.count(&mut left);

@@ -8,8 +8,8 @@ use crate::config::grouped;
 /// So many seconds of history decide. A shorter time follows groups of retries, a longer one an outage that is
 /// over.
 const WINDOW: usize = 15;
-/// A change of fewer messages within it may be chance.
-const CHANCE: u32 = 3;
+/// A change of fewer messages within it may be chance; where many are stored, of fewer than twice their square root.
+const CHANCE: u64 = 3;
 /// Stored messages that are no older are on their way, in seconds: each of them is delivered at its first calls.
 const FRESH: f64 = 5.0;
 /// What takes longer does not get empty, for whoever looks now.
@@ -31,16 +31,16 @@ impl BacklogView {
         let StoredNow { messages, paused, oldest_seconds } = now;
         let window = &past[past.len().saturating_sub(WINDOW + 1)..];
         let (change, per_second) = change(window);
-        let grows = change >= i64::from(CHANCE);
-        let shrinks = change <= -i64::from(CHANCE);
+        let least = i64::try_from(CHANCE.max(2 * messages.isqrt())).unwrap_or(i64::MAX);
+        let (grows, shrinks) = (change >= least, change <= -least);
         let moving = messages.saturating_sub(paused);
         let empty_in = (shrinks && moving > 0).then(|| moving as f64 / -per_second);
         let empty_in = empty_in.filter(|seconds| *seconds <= LONGEST);
         let trend = match empty_in {
             _ if messages == 0 => BacklogTrend::Empty,
+            _ if paused == 0 && oldest_seconds < FRESH && !grows => BacklogTrend::Passing,
             Some(_) => BacklogTrend::Shrinking,
             None if grows => BacklogTrend::Growing,
-            None if paused == 0 && oldest_seconds < FRESH => BacklogTrend::Passing,
             None => BacklogTrend::Steady,
         };
         let empty_in_seconds = empty_in.filter(|_| trend == BacklogTrend::Shrinking);

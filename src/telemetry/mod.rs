@@ -47,6 +47,8 @@ pub(crate) use view::{Concern, FleetView, MemberView, SidecarStatus};
 
 /// How often concerns are looked at for the log.
 const LOOK: Duration = Duration::from_secs(1);
+/// And at most so far apart.
+const FURTHEST_APART: Duration = Duration::from_secs(5);
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -139,22 +141,25 @@ impl TelemetryService {
 
     /// Each second until `stop`, notes the backlog, and logs what begins to be wrong and what is over.
     pub async fn watch(self, stop: CancellationToken) {
-        let looks = async {
-            // What a start needs a moment for is no concern.
-            let first_look = Instant::now() + FIRST_LOOK;
+        let backlog = async {
+            let Some(spool) = &self.sources.spool else { return };
             loop {
-                let begun = Instant::now();
-                if let Some(spool) = &self.sources.spool {
-                    self.sources.meter.note_backlog(spool.usage().queued.messages);
-                }
-                if begun >= first_look {
-                    self.look();
-                }
-                // With many thousand topics a look takes milliseconds: a hundredth of the time at most.
-                sleep(LOOK.max(begun.elapsed() * 100)).await;
+                self.sources.meter.note_backlog(spool.usage().queued.messages);
+                sleep(LOOK).await;
             }
         };
-        stop.run_until_cancelled(looks).await;
+        let looks = async {
+            // What a start needs a moment for is no concern.
+            sleep(FIRST_LOOK).await;
+            loop {
+                let begun = Instant::now();
+                self.look();
+                // With many thousand topics a look takes milliseconds: a hundredth of the time at most. One that was
+                // held up, as with the whole process, is no reason to look away for long.
+                sleep((begun.elapsed() * 100).clamp(LOOK, FURTHEST_APART)).await;
+            }
+        };
+        stop.run_until_cancelled(async { tokio::join!(backlog, looks) }).await;
     }
 
     /// Looks at the concerns, for the log and the page.

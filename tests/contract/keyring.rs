@@ -386,8 +386,8 @@ async fn a_thousand_bad_requests_a_second_take_bounded_memory_and_keep_no_caller
         let name =
             "keyring::a_thousand_bad_requests_a_second_take_bounded_memory_and_keep_no_caller_away";
         let mut alone = tokio::process::Command::new(std::env::current_exe().unwrap());
-        let alone = alone.args([name, "--exact", "--nocapture"]).env(ALONE, "1").searched().await;
-        let alone = alone.unwrap();
+        let alone = alone.args([name, "--exact", "--nocapture"]).env(ALONE, "1").kill_on_drop(true);
+        let alone = timeout(Duration::from_mins(5), alone.searched()).await.unwrap().unwrap();
         let printed = [alone.stdout, alone.stderr].concat();
         let printed = String::from_utf8_lossy(&printed);
         assert!(alone.status.success() && printed.contains("1 passed"), "{printed}");

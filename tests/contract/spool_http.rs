@@ -92,8 +92,11 @@ async fn a_stored_message_whose_topic_is_not_allowed_any_more() {
     let metrics = get(&telemetry, "/metrics").await.text();
     let held = "tollgate_spool_held_messages{reason=\"not_allowed\",owner=\"self\"}";
     assert!((series(&metrics, held) - 1.0).abs() < 0.5, "{metrics}");
-    let concerns = get(&telemetry, "/status.json").await.json()["concerns"].to_string();
-    assert!(concerns.contains("Stored messages may not be sent from here"), "{concerns}");
+    support::until("it is shown", async || {
+        let status = get(&telemetry, "/status.json").await.json();
+        status["concerns"].to_string().contains("Stored messages may not be sent from here")
+    })
+    .await;
     assert_eq!(becomes(&address, &location, "queued").await["Attempts"], 1);
     assert_eq!(script.requests().len(), 1, "nothing was sent");
 

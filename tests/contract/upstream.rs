@@ -248,7 +248,11 @@ async fn why_no_connection_opens() {
         let status = get(&telemetry, "/status.json").await.json();
         assert_eq!(status["errors"][0]["code"], code, "{why}");
         assert!(status["errors"][0]["words"].as_str().unwrap().contains(why), "{status}");
-        assert!(status["concerns"].to_string().contains(why), "{why}: {}", status["concerns"]);
+        until("it is shown", async || {
+            let status = get(&telemetry, "/status.json").await.json();
+            status["concerns"].to_string().contains(why)
+        })
+        .await;
     }
     // Once a call is answered, it is over.
     let script = Script::start([]).await;

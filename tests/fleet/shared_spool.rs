@@ -582,11 +582,14 @@ async fn a_pod_delivers_what_its_own_rules_allow_and_its_keys_verify() {
         })
     })
     .await;
-    let concerns = get(&narrow.telemetry, "/status.json").await.json()["concerns"].to_string();
-    for title in ["Stored messages cannot be trusted", "Stored messages may not be sent from here"]
-    {
-        assert!(concerns.contains(title), "{concerns}");
-    }
+    support::until("both are shown", async || {
+        let status = get(&narrow.telemetry, "/status.json").await.json();
+        let concerns = status["concerns"].to_string();
+        ["Stored messages cannot be trusted", "Stored messages may not be sent from here"]
+            .iter()
+            .all(|title| concerns.contains(title))
+    })
+    .await;
     let wide = pods.pod("wide", &[mac]).await;
     pods.delivers(&["TopicB".to_owned()], ACCEPTABLE).await;
     for pod in [narrow, wide] {
