@@ -8,8 +8,8 @@ use crate::config::grouped;
 /// So many seconds of history decide. A shorter time follows groups of retries, a longer one an outage that is
 /// over.
 const WINDOW: usize = 15;
-/// A change of fewer messages within it may be chance; where many are stored, of fewer than twice their square root.
-const CHANCE: u64 = 3;
+/// A change of fewer messages within it may be chance.
+const CHANCE: i64 = 3;
 /// Stored messages that are no older are on their way, in seconds: each of them is delivered at its first calls.
 const FRESH: f64 = 5.0;
 /// What takes longer does not get empty, for whoever looks now.
@@ -31,14 +31,16 @@ impl BacklogView {
         let StoredNow { messages, paused, oldest_seconds } = now;
         let window = &past[past.len().saturating_sub(WINDOW + 1)..];
         let (change, per_second) = change(window);
-        let least = i64::try_from(CHANCE.max(2 * messages.isqrt())).unwrap_or(i64::MAX);
-        let (grows, shrinks) = (change >= least, change <= -least);
+        let (grows, shrinks) = (change >= CHANCE, change <= -CHANCE);
+        // How many are on their way varies by the square root of their number.
+        let by_chance = CHANCE.max(i64::try_from(2 * messages.isqrt()).unwrap_or(i64::MAX));
+        let passes = paused == 0 && oldest_seconds < FRESH && change < by_chance;
         let moving = messages.saturating_sub(paused);
         let empty_in = (shrinks && moving > 0).then(|| moving as f64 / -per_second);
         let empty_in = empty_in.filter(|seconds| *seconds <= LONGEST);
         let trend = match empty_in {
             _ if messages == 0 => BacklogTrend::Empty,
-            _ if paused == 0 && oldest_seconds < FRESH && !grows => BacklogTrend::Passing,
+            _ if passes => BacklogTrend::Passing,
             Some(_) => BacklogTrend::Shrinking,
             None if grows => BacklogTrend::Growing,
             None => BacklogTrend::Steady,
@@ -150,6 +152,14 @@ mod tests {
             ),
             // Asynchronous messages on their way.
             (stored(7, 0, 0.3), line(7, 0), Passing, "none older than 5 s"),
+            (stored(20, 0, 0.3), vec![14, 20], Passing, "none older than 5 s"),
+            (stored(20, 0, 0.3), vec![29, 20], Passing, "none older than 5 s"),
+            (
+                stored(1_000, 0, 4.0),
+                line(1_000, 35),
+                Growing,
+                "not shrinking: grows by 35 messages/s",
+            ),
             (stored(1, 0, 60.0), line(1, 0), Steady, "not shrinking"),
             // A process that has just started knows no trend.
             (stored(500, 0, 60.0), vec![], Steady, "not shrinking"),
