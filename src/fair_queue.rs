@@ -242,6 +242,9 @@ impl<Q: CallersQueue> FairQueue<Q> {
 
     /// How many are served before one of this caller, before which `own` of its own are: at most.
     pub fn ahead_at_most(&self, flow: Flow, own: usize) -> usize {
+        if self.is_empty() {
+            return 0;
+        }
         let (rounds, weight) = (own as u64 + 1, self.weights.weight(flow));
         let waits = u64::from(self.waiting.contains_key(&flow));
         let others = self.weight - waits * weight;
@@ -254,6 +257,9 @@ impl<Q: CallersQueue> FairQueue<Q> {
     /// How many are served before one of this caller, before which `own` of its own are. Looks at every caller that
     /// waits.
     pub fn ahead(&self, flow: Flow, own: usize) -> usize {
+        if self.is_empty() {
+            return 0;
+        }
         let turn = self.turn(flow) + self.weights.service(flow).saturating_mul(own as u64);
         let before = |(other, waiting): (&Flow, &Waiting<Q>)| {
             if *other == flow || waiting.turn > turn {

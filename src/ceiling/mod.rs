@@ -334,9 +334,7 @@ impl Ceiling {
         if asks.is_over(now) {
             return Err(Refused::TimedOut);
         }
-        // Callers that have given up do not fill the queue.
-        limiter.drop_expired_of(asks.caller, now);
-        limiter.drop_expired(now);
+        limiter.make_room_for(asks.caller, now);
         let first = limiter.queue_is_empty();
         if first && let Ok(egress) = limiter.take(now) {
             limiter.passed();
@@ -369,8 +367,7 @@ impl Ceiling {
         if asks.is_over(now) {
             return Err(Refused::TimedOut);
         }
-        limiter.drop_expired_of(asks.caller, now);
-        limiter.drop_expired(now);
+        limiter.make_room_for(asks.caller, now);
         let send_by = limiter.send_by(now, asks);
         limiter.admit(now, send_by, asks).map(drop)
     }

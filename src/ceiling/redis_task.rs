@@ -64,8 +64,10 @@ pub(super) async fn run(
             Err(error) => {
                 line = None;
                 members.connected(None);
-                if trouble != error.to_string() {
-                    trouble = error.to_string();
+                // A server that goes has several words for it.
+                let text = error.to_string();
+                if trouble.is_empty() || (error.wants_a_person() && trouble != text) {
+                    trouble = text;
                     log(&error);
                 }
                 let Some(shared) = shared.upgrade() else { return };

@@ -136,6 +136,9 @@ mod tests {
         let mut called = names(SCRIPT, "redis.call('");
         called.extend(names(members::SCRIPT, "redis.call('"));
         assert_eq!(called, names(ACCESS, "needs('"));
+        // The bill of the fleet goes the same way.
+        let bill = include_str!("../meter/fleet/access.lua");
+        called.extend(names(bill, "needs('"));
         // What is given to a user: these, and what loads and runs scripts.
         let documented = include_str!("../../docs/fleet.md");
         let line = documented.lines().find(|line| line.contains("ACL SETUSER")).unwrap();

@@ -35,12 +35,16 @@ impl Limiter {
         self.queue.weigh(weights);
     }
 
-    pub(in crate::ceiling) fn drop_expired_of(&mut self, caller: Flow, now: Instant) {
-        self.queue.drop_expired_of(caller, now);
-    }
-
     pub(in crate::ceiling) fn drop_expired(&mut self, now: Instant) {
         self.queue.drop_expired(now);
+    }
+
+    /// Calls whose callers have given up do not fill the queue: least of all those of this caller.
+    pub(in crate::ceiling) fn make_room_for(&mut self, caller: Flow, now: Instant) {
+        if !self.queue.is_empty() {
+            self.queue.drop_expired_of(caller, now);
+            self.queue.drop_expired(now);
+        }
     }
 
     /// By when a call must be sent to be answered by its deadline, and to begin before its end. Half of a
@@ -66,7 +70,7 @@ impl Limiter {
         }
         let ahead = self.queue.ahead(asks, now).at_most();
         let (mut ceiling, mut turn) = self.estimated_turn(ahead, now);
-        if turn > send_by {
+        if turn > send_by && !self.queue.is_empty() {
             let ahead = self.queue.ahead(asks, now).exactly();
             (ceiling, turn) = self.estimated_turn(ahead, now);
         }
