@@ -73,7 +73,7 @@ struct Inner {
     meter: Meter,
     traces: Traces,
     draining: Arc<AtomicBool>,
-    log_limiter: LogLimiter,
+    failure_log: log::FailureLog,
     /// Of callers that are refused.
     refused_log: LogLimiter,
     /// A batch has its whole body in memory, so their number is limited.
@@ -126,7 +126,7 @@ impl PublishService {
                 meter,
                 traces,
                 draining,
-                log_limiter: LogLimiter::new(log::MAX_LINES),
+                failure_log: log::FailureLog::default(),
                 refused_log: LogLimiter::new(callers::MAX_LINES),
                 batches: Arc::new(Semaphore::new(many::MAX_BATCHES)),
             }),
@@ -233,7 +233,7 @@ impl Inner {
         }
         spans::answered(span, answered, context);
         if let Some(failure) = &answered.failure {
-            log::failure(&self.log_limiter, context, answered.published, failure);
+            self.failure_log.failed(context, answered.published, failure);
         }
     }
 

@@ -19,6 +19,7 @@ use super::facts::{Progress, Reported, Residue, WriteError, WriteResult};
 use super::frame::{PendingRecord, RecordKind};
 use super::queue::{WriteOp, WriteQueue};
 use super::view::IndexView;
+use crate::log_limiter::LogLimiter;
 use crate::message::MessageId;
 
 /// How long to wait after a failure, if nothing new comes meanwhile.
@@ -36,6 +37,8 @@ pub(super) struct Engine {
     rollbacks: Mutex<Vec<MessageId>>,
     /// Notified when the writer ends.
     idle: Notify,
+    /// A disk that is nearly full fails and takes writes by turns.
+    failure_lines: LogLimiter,
 }
 
 impl Engine {
@@ -44,7 +47,8 @@ impl Engine {
         let core = Arc::new(core);
         let view = IndexView::new(&core);
         let (runtime, rollbacks, idle) = (Handle::current(), Mutex::default(), Notify::new());
-        Arc::new(Self { core, backend, view, runtime, rollbacks, idle })
+        let failure_lines = LogLimiter::each_minute(1);
+        Arc::new(Self { core, backend, view, runtime, rollbacks, idle, failure_lines })
     }
 
     /// Starts the writer, unless it runs.
@@ -137,7 +141,7 @@ impl Engine {
 
     fn note_failure<T>(&self, result: Result<T, WriteError>) -> Result<T, WriteError> {
         result.inspect_err(|WriteError { error, .. }| {
-            if self.core.write_failed(Arc::clone(error)) {
+            if self.core.write_failed(Arc::clone(error)) && self.failure_lines.next().is_some() {
                 let store = self.backend.name();
                 tracing::warn!(%error, "writes to the spool ({store}) fail: tollgate answers 503 to messages that must be stored, and retries");
             }
