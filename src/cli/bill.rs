@@ -9,13 +9,17 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::client::SidecarClient;
+use super::count;
 use super::focus::{self, Account};
 use super::moment::when;
 use super::reconcile::Export;
 use super::run::{VerbError, block_on, print, write_json};
 use crate::config::{Config, Flags, Period};
 use crate::control::bill_query;
-use crate::meter::{Bill, BillRow, By, Meter, Query, Subject, period_around};
+use crate::meter::{
+    Bill, BillRow, By, FleetCoverage, Loss, Meter, Query, SilentSidecar, Subject, fleet_bill,
+    period_around,
+};
 use crate::sidecar;
 
 /// Show message TPS and spend from the ledger
@@ -25,9 +29,11 @@ use crate::sidecar;
     tollgate bill --from 2026-11-01 --to 2026-12-01 --by topic\n  \
     tollgate bill --from 24h --by topic,hour -o csv\n  \
     tollgate bill --by topic,day -o focus\n  \
-    tollgate bill --against export.csv --by day\n\n\
+    tollgate bill --against export.csv --by day\n  \
+    tollgate bill --fleet --by caller,month\n\n\
     Asks a running sidecar over its control socket, or opens the ledger of a stopped one. The ledger \
-    has this sidecar's own calls; the provider also bills deliveries to subscribers.")]
+    has this sidecar's own calls; the provider also bills deliveries to subscribers. With --fleet it reads from \
+    the fleet's Redis what all its sidecars have counted, also those that are gone.")]
 pub(super) struct Args {
     #[command(flatten)]
     flags: Flags,
@@ -37,6 +43,9 @@ pub(super) struct Args {
     /// End, which is not included: a day, a time, or how long ago [default: now]
     #[arg(long, value_name = "WHEN")]
     to: Option<String>,
+    /// The bill of all sidecars that share fleet.url and fleet.account, by quarters of an hour
+    #[arg(long)]
+    fleet: bool,
     /// One row for each: hour, day or month; topic, instance or caller; or one of each, as in topic,day
     #[arg(long, value_name = "PERIOD|SUBJECT", default_value = "day")]
     by: By,
@@ -70,7 +79,7 @@ pub(super) fn run(args: &Args) -> Result<(), VerbError> {
         }
         (_, period) => period.unwrap_or(Period::Day),
     };
-    let bill = block_on(bill(query, &config))?;
+    let bill = bill(args, query, &config)?;
     if args.output == BillFormat::Focus {
         in_zone(&bill, &config.billing.time_zone)?;
         if !bill.priced {
@@ -134,7 +143,7 @@ fn reconcile(args: &Args, file: &Path, config: &Config) -> Result<(), VerbError>
     let (from, to) = (range.0.unwrap_or(from), range.1.unwrap_or(to));
     let by = By { period: Some(period), subject: Some(Subject::Instance) };
     let query = Query { from: from.as_second().div_euclid(60), to: minute_after(to), by };
-    let bill = block_on(bill(query, config))?;
+    let bill = bill(args, query, config)?;
     in_zone(&bill, zone)?;
     let both = export.beside(&bill, period, zone, now);
     print(|to| match args.output {
@@ -146,12 +155,30 @@ fn reconcile(args: &Args, file: &Path, config: &Config) -> Result<(), VerbError>
         0 => Ok(()),
         rows => Err(VerbError::Runtime(format!(
             "the ledger does not explain {}",
-            super::count(rows as u64, "row")
+            count(rows as u64, "row")
         ))),
     }
 }
 
-async fn bill(query: Query, config: &Config) -> Result<Bill, String> {
+/// The bill of the sidecar with this configuration, or of its fleet.
+fn bill(args: &Args, query: Query, config: &Config) -> Result<Bill, VerbError> {
+    if !args.fleet {
+        return block_on(of_sidecar(query, config));
+    }
+    let Some(fleet) = &config.fleet else {
+        return Err(VerbError::Usage("--fleet needs the fleet's Redis: set fleet.url".to_owned()));
+    };
+    let bill = block_on(fleet_bill(fleet, &config.billing, query))?;
+    // Tables have this below them; other outputs have rows alone, or it is a part of them.
+    if matches!(args.output, BillFormat::Csv | BillFormat::Focus) || args.against.is_some() {
+        let mut notes = Vec::new();
+        coverage(&bill, &mut notes)?;
+        eprint!("{}", String::from_utf8_lossy(&notes));
+    }
+    Ok(bill)
+}
+
+async fn of_sidecar(query: Query, config: &Config) -> Result<Bill, String> {
     if let Some(mut sidecar) = SidecarClient::connect(config).await? {
         let body = sidecar.get(&format!("/bill?{}", bill_query(&query))).await?;
         return sidecar.read(&body);
@@ -248,8 +275,48 @@ fn table(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
     if !bill.priced {
         writeln!(to, "No price is set (billing.price_per_million), so there is no spend.")?;
     }
+    coverage(bill, to)
+}
+
+/// Which sidecars a fleet's bill is of, and what it lacks.
+fn coverage(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
+    let Some(fleet) = &bill.fleet else { return Ok(()) };
+    let FleetCoverage { account, reporting, ended, silent, .. } = fleet;
+    let sidecars = count(fleet.sidecars as u64, "sidecar");
+    writeln!(
+        to,
+        "Account {account}: {sidecars} in this time: {reporting} running, {ended} stopped in order, {silent} silent."
+    )?;
+    match &fleet.complete_from {
+        None => writeln!(to, "Redis has no records of this account.")?,
+        Some(from) => writeln!(to, "Complete from {from}; before, messages may be missing.")?,
+    }
+    for Loss { from, to: noticed } in fleet.losses.iter().take(MOST_NAMED) {
+        writeln!(
+            to,
+            "Redis lost data between {from} and {noticed}: what sidecars wrote then that have ended may be missing."
+        )?;
+    }
+    writeln!(
+        to,
+        "Uncertain: {} without a usable answer; {} that may have been made since a sidecar's last report.",
+        count(fleet.unanswered, "call"),
+        count(fleet.unreported, "call"),
+    )?;
+    for sidecar in fleet.silent_sidecars.iter().take(MOST_NAMED) {
+        let SilentSidecar { name, id, reported, unreported } = sidecar;
+        let calls = count(*unreported, "call");
+        writeln!(to, "Silent since {reported}: {name} ({id}); up to {calls} since.")?;
+    }
+    match silent.saturating_sub(MOST_NAMED) {
+        0 => {}
+        more => writeln!(to, "And {more} more silent; -o json names a hundred.")?,
+    }
     Ok(())
 }
+
+/// The most silent sidecars, and the most losses, below a table.
+const MOST_NAMED: usize = 10;
 
 /// Fields need no quotes: times, ids, topics, callers and numbers have neither commas nor quotes.
 fn csv(bill: &Bill, to: &mut impl Write) -> io::Result<()> {
@@ -281,5 +348,57 @@ mod tests {
         assert_eq!(after("1970-01-01T00:02:00Z"), 2);
         assert_eq!(after("1970-01-01T00:02:00.2Z"), 3);
         assert_eq!(after("1970-01-01T00:02:59Z"), 3);
+    }
+
+    #[test]
+    fn a_bill_of_a_fleet_says_what_it_lacks() {
+        let silent = |n: usize| SilentSidecar {
+            name: format!("pod-{n}"),
+            id: "07".to_owned(),
+            reported: "2026-11-29T09:00:00+08:00".to_owned(),
+            unreported: 20,
+        };
+        let fleet = FleetCoverage {
+            account: "shop".to_owned(),
+            sidecars: 14,
+            reporting: 1,
+            ended: 1,
+            silent: 12,
+            silent_sidecars: (0..12).map(silent).collect(),
+            complete_from: Some("2026-11-28T00:00:00+08:00".to_owned()),
+            losses: vec![Loss { from: "09:00".to_owned(), to: "09:01".to_owned() }],
+            unanswered: 1,
+            unreported: 260,
+        };
+        let row =
+            BillRow { start: Some("2026-11-29".to_owned()), messages: 7, ..BillRow::default() };
+        let bill = Bill {
+            from: "2026-11-01T00:00:00+08:00".to_owned(),
+            to: "2026-12-01T00:00:00+08:00".to_owned(),
+            time_zone: "Asia/Shanghai".to_owned(),
+            by: By::period(Period::Day),
+            currency: "CNY".to_owned(),
+            priced: false,
+            peak_tps: 90,
+            fleet: Some(fleet),
+            rows: vec![row],
+        };
+        let mut text = Vec::new();
+        table(&bill, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        for words in [
+            "Account shop: 14 sidecars in this time: 1 running, 1 stopped in order, 12 silent.",
+            "Complete from 2026-11-28T00:00:00+08:00;",
+            "Redis lost data between 09:00 and 09:01: what",
+            "Uncertain: 1 call without a usable answer; 260 calls that may have been made",
+            "Silent since 2026-11-29T09:00:00+08:00: pod-9 (07); up to 20 calls since.",
+            "And 2 more silent",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        assert!(!text.contains("pod-10"));
+        let mut text = Vec::new();
+        table(&Bill { fleet: None, ..bill }, &mut text).unwrap();
+        assert!(!String::from_utf8(text).unwrap().contains("sidecar"));
     }
 }

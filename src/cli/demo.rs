@@ -11,7 +11,7 @@ use super::story::Story;
 use super::traffic::DemoCallers;
 use super::{Stop, key_press, logging, open_files};
 use crate::ceiling::Start;
-use crate::config::{self, Budget, Config, Limit, Period};
+use crate::config::{self, Budget, BudgetScope, Config, Limit, Period};
 use crate::emulator::{self, DEMO_KEY_ID, DEMO_KEY_SECRET, Emulator, Fault};
 use crate::keys::{Key, Keys};
 use crate::sidecar::Sidecar;
@@ -201,6 +201,7 @@ fn configuration(
         parents: Vec::new(),
         callers: Vec::new(),
         refuse: false,
+        scope: BudgetScope::Sidecar,
     });
     Ok(config)
 }

@@ -153,6 +153,7 @@ mod tests {
             currency: "CNY".to_owned(),
             priced: true,
             peak_tps: 0,
+            fleet: None,
             rows: vec![row],
         };
         let zone = TimeZone::get("Asia/Shanghai").unwrap();

@@ -302,6 +302,7 @@ mod tests {
             currency: "CNY".to_owned(),
             priced: false,
             peak_tps: 0,
+            fleet: None,
             rows: ["equal", "within", "more", "fewer", "edge", "unbilled"].map(row).into(),
         };
         let now = at("2026-11-02T12:00:00Z");

@@ -107,6 +107,29 @@ pub struct Budget {
     pub callers: Vec<CallerName>,
     /// Whether messages over it are refused.
     pub refuse: bool,
+    /// Who spends it.
+    pub scope: BudgetScope,
+}
+
+/// Who spends a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BudgetScope {
+    /// Each sidecar has all of it.
+    Sidecar,
+    /// All sidecars of the fleet have it together, through its Redis.
+    Fleet {
+        /// What one does that does not reach Redis, when the part that it has is used up.
+        cut_off: CutOffPolicy,
+    },
+}
+
+/// What a sidecar does without the Redis that a budget is shared through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutOffPolicy {
+    /// Messages are refused.
+    Refuse,
+    /// They are sent and counted, so that the budget may be exceeded.
+    Send,
 }
 
 impl Budget {
@@ -187,7 +210,8 @@ section! {
         tiers: Vec<Tier> = [], tiers;
 
         /// What may be spent: messages, or money. tollgate reserves budget before each call, and releases it
-        /// if the provider certainly does not bill the call. Each sidecar has the whole budget.
+        /// if the provider certainly does not bill the call. Each sidecar has the whole budget, or with scope =
+        /// "fleet" all of [fleet] have it together.
         /// [[billing.budgets]]
         /// name = "alarms"
         /// messages = 1000000        # or spend = 250.0
@@ -196,6 +220,8 @@ section! {
         /// topics = ["Alarm/*"]      # parent topics; left out: all
         /// instance_id = "post-…"    # left out: all
         /// on_exceed = "warn"        # or "refuse": 429 until the period ends
+        /// scope = "sidecar"         # or "fleet": shared through fleet.url
+        /// cut_off = "refuse"        # or "send": without Redis, when this sidecar's part is used up
         budgets: Vec<Budget> = [], budgets;
     }
     check prices_fit(price_per_million, tiers, budgets);
@@ -217,6 +243,17 @@ fn prices_fit(
     if !has_price && budgets.is_some_and(|budgets| budgets.iter().any(is_spend)) {
         let problem = "has a budget in money, and messages cost nothing";
         r.conflict("billing.budgets", problem, "set billing.price_per_million, or budget messages");
+    }
+}
+
+/// A budget cannot be shared without what it is shared through.
+pub(super) fn shared_budgets_have_a_fleet(r: &mut Reader<'_>, billing: &Billing, has_fleet: bool) {
+    let is_shared = |budget: &&Budget| matches!(budget.scope, BudgetScope::Fleet { .. });
+    if let Some(budget) = billing.budgets.iter().find(is_shared)
+        && !has_fleet
+    {
+        let problem = format!("has {} with scope = \"fleet\", and there is no fleet", budget.name);
+        r.conflict("billing.budgets", problem, "set fleet.url, or remove scope");
     }
 }
 
@@ -287,8 +324,18 @@ fn tiers(r: &mut Reader<'_>, row: &Row) -> Option<Vec<Tier>> {
 }
 
 fn budgets(r: &mut Reader<'_>, row: &Row) -> Option<Vec<Budget>> {
-    const NAMES: [&str; 8] =
-        ["name", "messages", "spend", "period", "time_zone", "instance_id", "topics", "on_exceed"];
+    const NAMES: [&str; 10] = [
+        "name",
+        "messages",
+        "spend",
+        "period",
+        "time_zone",
+        "instance_id",
+        "topics",
+        "on_exceed",
+        "scope",
+        "cut_off",
+    ];
     let remedy = "write [[billing.budgets]] in the file, with name, period, and messages or spend";
     let of_all = BillingRows::ROWS.iter().find(|row| row.name == "billing.time_zone");
     // A wrong billing.time_zone is an error of its own.
@@ -346,6 +393,7 @@ fn budget(r: &mut Reader<'_>, table: &Table<'_>, zone: &TimeZone) -> Option<Budg
     let refuse = table.value_or(r, "on_exceed", false, |raw| {
         parse::choice(raw, &[("warn", false), ("refuse", true)])
     });
+    let scope = scope(r, table);
     Some(Budget {
         name: name?,
         limit: limit?,
@@ -355,7 +403,23 @@ fn budget(r: &mut Reader<'_>, table: &Table<'_>, zone: &TimeZone) -> Option<Budg
         parents: parents?,
         callers: Vec::new(),
         refuse: refuse?,
+        scope: scope?,
     })
+}
+
+fn scope(r: &mut Reader<'_>, table: &Table<'_>) -> Option<BudgetScope> {
+    let cut_off = table.value_or(r, "cut_off", CutOffPolicy::Refuse, |raw| {
+        parse::choice(raw, &[("refuse", CutOffPolicy::Refuse), ("send", CutOffPolicy::Send)])
+    })?;
+    let shared = BudgetScope::Fleet { cut_off };
+    let scope = table.value_or(r, "scope", BudgetScope::Sidecar, |raw| {
+        parse::choice(raw, &[("sidecar", BudgetScope::Sidecar), ("fleet", shared)])
+    })?;
+    if scope == BudgetScope::Sidecar && table.part("cut_off").is_some() {
+        let problem = "has cut_off, which is for budgets with scope = \"fleet\"";
+        return table.wrong(r, problem, "remove cut_off, or set scope");
+    }
+    Some(scope)
 }
 
 /// A pattern of parent topics, since that is what is counted: `Alarm`, `Alarm/*` or `Al*`.

@@ -42,7 +42,7 @@ mod upstream;
 mod uri;
 mod warnings;
 
-pub use billing::{Billing, Budget, Limit, MAX_TIERS, Period, Prices};
+pub use billing::{Billing, Budget, BudgetScope, CutOffPolicy, Limit, MAX_TIERS, Period, Prices};
 pub use callers::{Caller, IssuedKeyFile, Sdk, SdkAccept, SdkKept};
 pub use ceilings::{Ceilings, PUBLISHED_ACCOUNT, PUBLISHED_EGRESS_IP, Unanswered};
 pub use error::{ConfigError, ConfigErrors};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use super::billing::{BillingRows, billing};
+use super::billing::{BillingRows, billing, shared_budgets_have_a_fleet};
 use super::callers::{self, Sdk, callers, callers_are_counted, certificates_fit, sdk_fits};
 use super::ceilings::{CeilingRows, ceilings};
 use super::checks::{HOUR, SHORTEST, level, pattern};
@@ -81,6 +81,9 @@ pub(super) fn config(r: &mut Reader<'_>) -> Option<Config> {
     }
     if let (Some(billing), Some(callers), Some(telemetry)) = (&mut billing, &callers, &telemetry) {
         callers_are_counted(r, billing, callers, telemetry.max_callers);
+    }
+    if let (Some(billing), Some(fleet)) = (&billing, &fleet) {
+        shared_budgets_have_a_fleet(r, billing, fleet.is_some());
     }
     if let (Some(callers), Some(tls)) = (&callers, &tls) {
         certificates_fit(r, callers, tls.as_ref());

@@ -130,6 +130,11 @@ impl<U: Upstream> Delivery<U> {
     /// Delivers a message and returns what became of it, at the latest when its caller's patience
     /// ends.
     pub async fn publish(&self, message: Message, wanted: PublishOptions) -> Outcome {
+        // Before it has a permit, which others could use meanwhile.
+        let deadline = Instant::now() + wanted.patience;
+        if let Err(over) = self.intake.dispatcher.meter.part_by(&message, deadline).await {
+            return Outcome::new(0, Disposition::OverBudget(over));
+        }
         self.start(message, wanted, &mut CallOrder::default()).outcome().await
     }
 

@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::Meter;
+use super::coverage::FleetCoverage;
 use super::labels::Billed;
 use super::ledger::{Minute, SeriesName};
 use super::money::{Month, Spent};
@@ -138,8 +139,12 @@ pub struct Bill {
     /// Whether a price is set.
     pub priced: bool,
     /// The largest second of all: of one instance, where there are several.
+    /// Of a fleet, of all its sidecars together.
     #[serde(default)]
     pub peak_tps: u64,
+    /// Which sidecars it is of, if it is a fleet's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetCoverage>,
     /// In order.
     pub rows: Vec<BillRow>,
 }
@@ -183,35 +188,16 @@ impl Meter {
     /// # Errors
     /// If the ledger cannot be read.
     pub async fn bill(&self, query: Query) -> Result<Bill, String> {
-        let billing = self.billing();
-        let shown = |minute| shown(minute * 60, &billing.time_zone);
-        let (from, to, by) = (shown(query.from), shown(query.to), query.by);
-        let (currency, priced) = (billing.currency.clone(), billing.prices.is_set());
-        let time_zone = billing.time_zone.iana_name().unwrap_or("UTC").to_owned();
-        let (rows, peak_tps) = self.rows(query, billing).await?;
-        Ok(Bill { from, to, time_zone, by, currency, priced, peak_tps, rows })
-    }
-
-    /// The rows, and the largest second.
-    async fn rows(&self, query: Query, billing: Billing) -> Result<(Vec<BillRow>, u64), String> {
-        let Some(ledger) = self.shared.ledger.clone() else { return Ok((Vec::new(), 0)) };
+        let mut sums = Sums::new(query, self.billing());
+        let Some(ledger) = self.shared.ledger.clone() else { return sums.bill() };
         ledger.flush().await;
-        let rows = tokio::task::spawn_blocking(move || {
-            let (month, rows) = (Month::new(), BTreeMap::new());
-            let mut bill = Sums { query, billing, month, rows, peak: 0, is_too_large: false };
-            let from = bill.reads_from();
-            ledger.minutes(from..query.to, |minute, name, counted| {
-                bill.add(minute, name, &counted);
+        let bill = tokio::task::spawn_blocking(move || {
+            ledger.minutes(sums.reads_from()..query.to, |minute, name, counted| {
+                sums.add(minute, name, &counted);
             })?;
-            if bill.is_too_large {
-                return Err(format!(
-                    "the bill has more than {MOST_ROWS} rows: ask for longer periods or a shorter time"
-                ));
-            }
-            let peak = bill.peak;
-            Ok((bill.rows(), peak))
+            sums.bill()
         });
-        rows.await.map_err(|error| error.to_string())?
+        bill.await.map_err(|error| error.to_string())?
     }
 }
 
@@ -224,7 +210,8 @@ struct RowKey {
     caller: Option<String>,
 }
 
-struct Sums {
+/// Messages of each row.
+pub(super) struct Sums {
     query: Query,
     billing: Billing,
     month: Month,
@@ -235,8 +222,13 @@ struct Sums {
 }
 
 impl Sums {
-    /// Tiers depend on what the month had before.
-    fn reads_from(&self) -> i64 {
+    pub(super) fn new(query: Query, billing: Billing) -> Self {
+        let (month, rows) = (Month::new(), BTreeMap::new());
+        Self { query, billing, month, rows, peak: 0, is_too_large: false }
+    }
+
+    /// From which Unix minute on messages are to be [added](Self::add), in order of time. Tiers depend on what the month had before.
+    pub(super) fn reads_from(&self) -> i64 {
         if !self.billing.prices.is_tiered() {
             return self.query.from;
         }
@@ -244,7 +236,7 @@ impl Sums {
         month.start.div_euclid(60)
     }
 
-    fn add(&mut self, minute: i64, name: &SeriesName, counted: &Minute) {
+    pub(super) fn add(&mut self, minute: i64, name: &SeriesName, counted: &Minute) {
         let (is_sum, of_caller) = (name.is_sum(), !name.caller.is_empty());
         let is_whole = name.topic.is_empty() && !of_caller;
         let is_topic = is_sum && !name.topic.is_empty();
@@ -292,7 +284,13 @@ impl Sums {
         }
     }
 
-    fn rows(self) -> Vec<BillRow> {
+    /// The bill of all that was added.
+    pub(super) fn bill(self) -> Result<Bill, String> {
+        if self.is_too_large {
+            return Err(format!(
+                "the bill has more than {MOST_ROWS} rows: ask for longer periods or a shorter time"
+            ));
+        }
         let (prices, zone) = (self.billing.prices, self.billing.time_zone);
         let row = |(key, sum): (RowKey, Sum)| BillRow {
             start: key.start.map(|start| shown(start, &zone)),
@@ -304,11 +302,22 @@ impl Sums {
             peak_tps: sum.peak,
             spend: sum.billed.cost(&prices),
         };
-        self.rows.into_iter().map(row).collect()
+        Ok(Bill {
+            from: shown(self.query.from * 60, &zone),
+            to: shown(self.query.to * 60, &zone),
+            time_zone: zone.iana_name().unwrap_or("UTC").to_owned(),
+            by: self.query.by,
+            currency: self.billing.currency,
+            priced: prices.is_set(),
+            peak_tps: self.peak,
+            fleet: None,
+            rows: self.rows.into_iter().map(row).collect(),
+        })
     }
 }
 
-fn shown(second: i64, zone: &TimeZone) -> String {
+/// A moment in a time zone.
+pub(super) fn shown(second: i64, zone: &TimeZone) -> String {
     let at = jiff::Timestamp::from_second(second).unwrap_or_default().to_zoned(zone.clone());
     at.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
@@ -322,9 +331,7 @@ mod tests {
     fn a_bill_is_bounded() {
         let by = By { period: Some(Period::Hour), subject: Some(Subject::Topic) };
         let query = Query { from: 0, to: i64::MAX / 60, by };
-        let (month, rows) = (Month::new(), BTreeMap::new());
-        let mut sums =
-            Sums { query, billing: billing(), month, rows, peak: 0, is_too_large: false };
+        let mut sums = Sums::new(query, billing());
         let counted = Minute { billable: 1, uncertain: 0, peak: 1 };
         let mut add = |topic: usize| {
             let (instance, topic) = ("post-cn-1".into(), topic.to_string().into());

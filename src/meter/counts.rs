@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::budget::{Account, BudgetStatus, OverBudget};
+use super::budget::{Account, BudgetStatus, NoBudget, OverBudget};
 use super::errors::{Errors, LogLine};
 use super::history::History;
 use super::label_set::{LabelSet, OTHER};
@@ -14,6 +14,7 @@ use super::labels::{Billed, CallKind, Published};
 use super::ledger::{Minute, SeriesId, SeriesName};
 use super::minute::AnsweredMinute;
 use super::money::{Month, Spent};
+use super::parts::Parts;
 use super::period::Span;
 use super::tps::Tps;
 use crate::config::{Billing, Budget, Period};
@@ -62,6 +63,15 @@ pub struct Snapshot {
     pub budgets: Vec<BudgetStatus>,
 }
 
+/// A call that has its place in the budgets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BegunCall {
+    pub(super) series: usize,
+    pub(super) kind: CallKind,
+    /// The Unix second in which it took it.
+    pub(super) second: i64,
+}
+
 /// Messages of one instance, parent topic and caller, in this process and today.
 #[derive(Debug)]
 struct CountedSeries {
@@ -102,7 +112,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn new(max_topics: usize, billing: Billing, now: i64) -> Self {
+    pub(super) fn new(max_topics: usize, billing: Billing, now: i64, parts: &Arc<Parts>) -> Self {
         let other = Arc::<str>::from(OTHER);
         let mut counts = Self {
             topics: LabelSet::new(max_topics),
@@ -123,7 +133,9 @@ impl Counts {
             billing,
         };
         let budgets = counts.billing.budgets.iter().cloned();
-        counts.accounts = budgets.map(|budget| Account::new(budget, now)).collect();
+        let prices = &counts.billing.prices;
+        let account = |budget| Account::new(budget, now, prices, parts);
+        counts.accounts = budgets.map(account).collect();
         // Were a topic that a budget names counted as `other`, its budget would miss it.
         let named = counts.accounts.iter().flat_map(|account| &account.budget().parents);
         for topic in named.map(TopicPattern::as_str).filter(|topic| !topic.contains('*')) {
@@ -183,6 +195,15 @@ impl Counts {
         series
     }
 
+    pub(super) fn name(&self, series: usize) -> &SeriesName {
+        &self.series[series].name
+    }
+
+    /// The instances that are counted.
+    pub(super) fn instances(&self) -> impl Iterator<Item = &InstanceId> {
+        self.index.keys()
+    }
+
     /// Whether the configuration names callers.
     fn counts_callers(&self) -> bool {
         !self.billing.callers.is_empty()
@@ -236,34 +257,50 @@ impl Counts {
         }
     }
 
-    /// Whether the budgets of a series have a place for one more message.
+    /// Whether the budgets of a series have a place for one more message, or will have in a moment.
     pub(super) fn admits(&mut self, series: usize, now: i64) -> Result<(), OverBudget> {
         for budget in &self.series[series].budgets {
-            self.accounts[*budget].admits(now, &self.billing.prices)?;
+            let admitted = self.accounts[*budget].admits(now, &self.billing.prices);
+            admitted.map_err(NoBudget::over)?;
         }
         Ok(())
     }
 
-    /// Takes a place in all budgets of a series, or in none.
-    pub(super) fn reserve(&mut self, series: usize, now: i64) -> Result<(), OverBudget> {
-        self.admits(series, now)?;
-        for budget in &self.series[series].budgets {
-            self.accounts[*budget].reserve(now, &self.billing.prices)?;
+    /// Takes a place in all budgets of a series, or in none. Returns whether more of a shared one is to be claimed now.
+    pub(super) fn reserve(&mut self, series: usize, now: i64) -> Result<bool, NoBudget> {
+        let budgets = &self.series[series].budgets;
+        let mut is_due = false;
+        for (at, budget) in budgets.iter().enumerate() {
+            match self.accounts[*budget].reserve(now, &self.billing.prices) {
+                Ok(due) => is_due |= due,
+                Err(error) => {
+                    for taken in &budgets[..at] {
+                        self.accounts[*taken].release();
+                    }
+                    return Err(error);
+                }
+            }
         }
-        Ok(())
+        Ok(is_due)
+    }
+
+    /// Why a message of a series has to wait for a part of a shared budget, if it has to.
+    pub(super) fn waits(&mut self, series: usize, now: i64) -> Option<OverBudget> {
+        let budgets = &self.series[series].budgets;
+        budgets.iter().find_map(|budget| self.accounts[*budget].waits(now))
     }
 
     /// A call has ended.
     pub(super) fn ended(
         &mut self,
-        series: usize,
-        kind: CallKind,
+        call: BegunCall,
         code: &str,
         request_id: Option<Box<str>>,
         billed: Billed,
         at: Timestamp,
     ) -> LogLine {
         let (code, now) = (self.codes.get(code), at.as_second());
+        let BegunCall { series, kind, second } = call;
         self.history.called(now, &code, billed);
         let line = self.errors.called(at, &code, request_id, billed);
         *self.calls.entry((kind, code)).or_default() += 1;
@@ -272,7 +309,7 @@ impl Counts {
             Billed::Yes | Billed::Uncertain => self.month.spend(&self.billing, now, 1, billed),
         };
         for budget in &self.series[series].budgets {
-            self.accounts[*budget].commit(now, billed, &spent);
+            self.accounts[*budget].commit(now, second, billed, &spent);
         }
         self.roll(now);
         let series = &mut self.series[series];
@@ -347,6 +384,9 @@ impl Counts {
                 series.billed.cost(&self.billing.prices) - series.billed.cost(&billing.prices);
         }
         self.billing.prices = billing.prices.clone();
+        for account in &self.accounts {
+            account.reprice(&billing.prices);
+        }
         self.billing.currency.clone_from(&billing.currency);
         self.billing.plan_tps = billing.plan_tps;
     }

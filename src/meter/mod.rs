@@ -9,39 +9,49 @@ mod action;
 mod bill;
 mod budget;
 mod counts;
+mod coverage;
 mod errors;
 mod exemplars;
+mod fleet;
 mod history;
 mod label_set;
 mod labels;
 mod ledger;
+mod metered_call;
 mod minute;
 mod money;
+mod parts;
 mod period;
+mod places;
+mod quarter;
+mod recent_rate;
 mod seconds;
 mod tps;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use prometheus::Histogram;
 
-use crate::config::{Billing, Period};
+use crate::config::{self, Billing, Period};
 use crate::histogram;
-use crate::message::{InstanceId, Message, SpanContext};
+use crate::message::{InstanceId, SpanContext};
 pub use action::{ActionCounts, CallRead, MeteredAction};
 pub use bill::{Bill, BillRow, By, Query, Subject};
-pub use budget::{BudgetStatus, OverBudget};
+pub use budget::{BudgetStatus, OverBudget, OverBudgetReason};
 use counts::Counts;
 pub use counts::{Messages, Snapshot};
+pub use coverage::{FleetCoverage, Loss, SilentSidecar};
 pub use errors::{Failure, Failures, LogLine};
 pub use exemplars::Exemplar;
 use exemplars::Exemplars;
+use fleet::FleetRecorder;
+pub use fleet::fleet_bill;
 pub use history::Past;
 pub use label_set::OTHER;
 pub use labels::{
@@ -49,7 +59,9 @@ pub use labels::{
 };
 use ledger::Ledger;
 pub use ledger::LedgerError;
+pub use metered_call::MeteredCall;
 pub use minute::LastMinute;
+use parts::Parts;
 
 /// The book of facts. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -62,6 +74,10 @@ struct MeterInner {
     counts: Mutex<Counts>,
     /// `None`: only this process is counted.
     ledger: Option<Ledger>,
+    /// For the bill of the fleet; none: there is no fleet.
+    fleet: OnceLock<FleetRecorder>,
+    /// Of the budgets that the fleet shares.
+    parts: Arc<Parts>,
     has_budgets: bool,
     publish_duration: [Histogram; Published::ALL.len()],
     exemplars: Exemplars,
@@ -175,7 +191,8 @@ impl Meter {
         billing: &Billing,
         instances: impl IntoIterator<Item = InstanceId>,
     ) -> Self {
-        let mut counts = Counts::new(max_topics, billing.clone(), now());
+        let parts = Arc::default();
+        let mut counts = Counts::new(max_topics, billing.clone(), now(), &parts);
         for instance in instances {
             counts.series(&instance, OTHER, None);
         }
@@ -183,6 +200,8 @@ impl Meter {
             shared: Arc::new(MeterInner {
                 counts: Mutex::new(counts),
                 ledger,
+                fleet: OnceLock::new(),
+                parts,
                 has_budgets: !billing.budgets.is_empty(),
                 publish_duration: std::array::from_fn(|_| duration()),
                 exemplars: Exemplars::default(),
@@ -194,6 +213,25 @@ impl Meter {
                 actions: Mutex::default(),
             }),
         }
+    }
+
+    /// All sidecars of the fleet may make so many calls a second from now on.
+    pub fn set_ceiling(&self, ceiling: u32) {
+        if let Some(fleet) = self.shared.fleet.get() {
+            fleet.set_ceiling(ceiling);
+        }
+    }
+
+    /// Counts for the bill of a fleet, too, from now on, and shares budgets with it, all of whose sidecars may make so many
+    /// calls a second. To be called before the first call, on a runtime.
+    pub fn join_fleet(&self, fleet: &config::Fleet, ceiling: u32) {
+        let instances: Vec<_> = self.counts().instances().cloned().collect();
+        let start = || {
+            let parts = Arc::clone(&self.shared.parts);
+            FleetRecorder::start(fleet, ceiling, parts, instances, now())
+        };
+        // A second fleet is not joined.
+        self.shared.fleet.get_or_init(start);
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -271,37 +309,6 @@ impl Meter {
         counts.admits(series, now())
     }
 
-    /// A call is about to leave. It takes its place in the budgets and in the ledger.
-    ///
-    /// # Errors
-    /// If a budget that refuses messages is used up; then it is not to leave.
-    pub async fn begin(
-        &self,
-        message: &Message,
-        kind: CallKind,
-    ) -> Result<MeteredCall, OverBudget> {
-        let call = {
-            let mut counts = self.counts();
-            let caller = message.caller.as_deref();
-            let series = counts.series(&message.instance, message.topic.parent(), caller);
-            counts.reserve(series, now())?;
-            let ledger_id =
-                counts.ledger_id(series, |name| self.shared.ledger.as_ref()?.series(name));
-            MeteredCall {
-                meter: self.clone(),
-                series,
-                ledger_id,
-                kind,
-                request_id: None,
-                has_ended: false,
-            }
-        };
-        if let (Some(ledger), Some(id)) = (&self.shared.ledger, call.ledger_id) {
-            ledger.begin(id).await;
-        }
-        Ok(call)
-    }
-
     /// Takes up other prices.
     pub fn reprice(&self, billing: &Billing) {
         self.counts().reprice(billing);
@@ -356,12 +363,20 @@ impl Meter {
         self.shared.ledger.as_ref().and_then(Ledger::failure)
     }
 
-    /// Brings everything to the ledger's store and ends it, at the latest when its disk has not
+    /// Brings everything to the ledger's store and to the fleet's Redis and ends, at the latest when they have not
     /// answered for a while.
     pub async fn close(&self) {
-        if let Some(ledger) = &self.shared.ledger {
-            ledger.close().await;
-        }
+        let fleet = async {
+            if let Some(fleet) = self.shared.fleet.get() {
+                fleet.close().await;
+            }
+        };
+        let ledger = async {
+            if let Some(ledger) = &self.shared.ledger {
+                ledger.close().await;
+            }
+        };
+        tokio::join!(fleet, ledger);
     }
 
     /// The histograms.
@@ -371,54 +386,6 @@ impl Meter {
             call: &self.shared.call_duration,
             wait: &self.shared.ceiling_wait,
             batch: &self.shared.batch_messages,
-        }
-    }
-}
-
-/// One call, from before it leaves to its verdict. Dropped without one, its
-/// outcome is uncertain.
-#[derive(Debug)]
-#[must_use = "a call that is dropped counts as uncertain"]
-pub struct MeteredCall {
-    meter: Meter,
-    series: usize,
-    ledger_id: Option<ledger::SeriesId>,
-    kind: CallKind,
-    /// The provider's.
-    request_id: Option<Box<str>>,
-    has_ended: bool,
-}
-
-impl MeteredCall {
-    /// The provider has answered with this `RequestId`.
-    pub fn answered(mut self, request_id: Option<&str>) -> Self {
-        self.request_id = request_id.map(Box::from);
-        self
-    }
-
-    /// It has ended, with this code or transport word. One call, one verdict, one entry.
-    pub fn ended(mut self, code: &str, billed: Billed, took: Duration) -> LogLine {
-        self.meter.shared.call_duration[billed as usize].observe(took.as_secs_f64());
-        self.end(code, billed)
-    }
-
-    fn end(&mut self, code: &str, billed: Billed) -> LogLine {
-        self.has_ended = true;
-        let at = Timestamp::now();
-        let now = at.as_second();
-        let request_id = self.request_id.take();
-        let line = self.meter.counts().ended(self.series, self.kind, code, request_id, billed, at);
-        if let (Some(ledger), Some(id)) = (&self.meter.shared.ledger, self.ledger_id) {
-            ledger.end(id, billed, now);
-        }
-        line
-    }
-}
-
-impl Drop for MeteredCall {
-    fn drop(&mut self) {
-        if !self.has_ended {
-            self.end("abandoned", Billed::Uncertain);
         }
     }
 }

@@ -1,9 +1,10 @@
 use proptest::prelude::*;
 
+use super::counts::BegunCall;
 use super::ledger::{Minute, SeriesName};
 use super::*;
-use crate::config::{Budget, Limit, Prices};
-use crate::message::{MessageId, Payload, PayloadEncoding, Terms, Topic, TopicPattern};
+use crate::config::{Budget, BudgetScope, Limit, Prices};
+use crate::message::{Message, MessageId, Payload, PayloadEncoding, Terms, Topic, TopicPattern};
 
 pub(super) fn billing() -> Billing {
     Billing {
@@ -18,6 +19,10 @@ pub(super) fn billing() -> Billing {
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
+}
+
+fn begun(series: usize, kind: CallKind, second: i64) -> BegunCall {
+    BegunCall { series, kind, second }
 }
 
 fn message(topic: &str) -> Message {
@@ -81,13 +86,13 @@ async fn hostile_topics_and_codes_make_no_series() {
 fn worked_examples() {
     use Billed::{No, Uncertain, Yes};
     use CallKind::{First, Retry};
-    let mut counts = Counts::new(5, billing(), 0);
+    let mut counts = Counts::new(5, billing(), 0, &Arc::default());
     let line = counts.series(&"post-cn-1".into(), "TopicA", None);
     let mut after = |second, calls: &[(u64, CallKind, Billed)]| {
         for (times, kind, billed) in calls {
             for _ in 0..*times {
                 counts.reserve(line, second).unwrap();
-                counts.ended(line, *kind, "x", None, *billed, at(second));
+                counts.ended(begun(line, *kind, second), "x", None, *billed, at(second));
             }
         }
         let snapshot = counts.snapshot(second + 1);
@@ -114,32 +119,33 @@ fn tiers_follow_the_month() {
     let path = folder.path().join("tollgate.toml");
     let least = "[upstream]\nendpoint = \"http://127.0.0.1:1\"\ninstance_id = \"x\"\n";
     std::fs::write(&path, format!("{least}{tiers}")).unwrap();
-    let billing = crate::config::load(Some(&path), [], &[]).unwrap().config.billing;
-    let mut counts = Counts::new(5, billing, 0);
+    let billing = config::load(Some(&path), [], &[]).unwrap().config.billing;
+    let mut counts = Counts::new(5, billing, 0, &Arc::default());
     let name = SeriesName::of_all(&"x".into(), "TopicA");
     let line = counts.series(&name.instance, "TopicA", None);
     // Ninety of an earlier process, twenty of this one: ten at each price.
     counts.restore(0, &name, &Minute { billable: 90, uncertain: 0, peak: 90 });
     for _ in 0..20 {
         counts.reserve(line, 60).unwrap();
-        counts.ended(line, CallKind::First, "OK", None, Billed::Yes, at(60));
+        counts.ended(begun(line, CallKind::First, 60), "OK", None, Billed::Yes, at(60));
     }
     let spend = |counts: &mut Counts, at| counts.snapshot(at).messages["x"]["TopicA"].spend;
     assert!((spend(&mut counts, 61) - (10.0 * 10.0 + 10.0 * 4.0) / 1e6).abs() < 1e-12);
     // The next month begins at the first price.
     let february = 32 * 86_400;
     counts.reserve(line, february).unwrap();
-    counts.ended(line, CallKind::First, "OK", None, Billed::Yes, at(february));
+    let call = begun(line, CallKind::First, february);
+    counts.ended(call, "OK", None, Billed::Yes, at(february));
     assert!((spend(&mut counts, february) - (11.0 * 10.0 + 10.0 * 4.0) / 1e6).abs() < 1e-12);
 }
 
 #[test]
 fn another_price_changes_nothing_that_was_spent() {
-    let mut counts = Counts::new(5, billing(), 0);
+    let mut counts = Counts::new(5, billing(), 0, &Arc::default());
     let line = counts.series(&"x".into(), "TopicA", None);
     let send = |counts: &mut Counts| {
         counts.reserve(line, 60).unwrap();
-        counts.ended(line, CallKind::First, "OK", None, Billed::Yes, at(60));
+        counts.ended(begun(line, CallKind::First, 60), "OK", None, Billed::Yes, at(60));
         counts.snapshot(60).messages["x"]["TopicA"].spend
     };
     assert!((send(&mut counts) - 2e-6).abs() < 1e-15);
@@ -191,6 +197,7 @@ fn budgets() -> Vec<Budget> {
         parents: topics.iter().map(|topic| TopicPattern::new(topic)).collect(),
         callers: if name == "orders" { vec!["orders".into()] } else { Vec::new() },
         refuse,
+        scope: BudgetScope::Sidecar,
     };
     vec![
         budget("all", Limit::Messages(30), Period::Hour, &[], true),
@@ -214,7 +221,8 @@ proptest! {
             ..SeriesName::of_all(&"post-cn-1".into(), topic_of(series))
         };
         let mut now = 1_000_000_i64;
-        let mut counts = Counts::new(5, billing.clone(), now);
+        let parts = Arc::default();
+        let mut counts = Counts::new(5, billing.clone(), now, &parts);
         // By minute and topic: what the ledger has. And the calls that are out.
         let mut ledger = BTreeMap::<(i64, usize), Minute>::new();
         let mut out = Vec::<usize>::new();
@@ -230,7 +238,8 @@ proptest! {
                     let topic = out.swap_remove(nth % out.len());
                     let billed = Billed::ALL[usize::from(billed)];
                     let line = counts.series(&instance, topic_of(topic), caller_of(topic));
-                    counts.ended(line, CallKind::First, "x", None, billed, at(now));
+                    let call = begun(line, CallKind::First, now);
+                    counts.ended(call, "x", None, billed, at(now));
                     let minute = ledger.entry((now.div_euclid(60), topic)).or_default();
                     minute.billable += u64::from(billed == Billed::Yes);
                     minute.uncertain += u64::from(billed == Billed::Uncertain);
@@ -245,7 +254,7 @@ proptest! {
                             _ => minute.billable += 1,
                         }
                     }
-                    counts = Counts::new(5, billing.clone(), now);
+                    counts = Counts::new(5, billing.clone(), now, &parts);
                     let from = counts.restores_from(now).div_euclid(60);
                     for ((minute, topic), counted) in ledger.range((from, 0)..) {
                         counts.restore(minute * 60, &name(*topic), counted);
@@ -318,7 +327,7 @@ async fn a_pattern_holds_beyond_the_last_label() {
     assert!(meter.begin(&message("hostile99"), CallKind::First).await.is_ok());
 
     let now = Timestamp::now().as_second();
-    let mut restarted = Counts::new(3, billing, now);
+    let mut restarted = Counts::new(3, billing, now, &Arc::default());
     let name = SeriesName::of_all(&"post-cn-1".into(), "other:topics");
     restarted.restore(now, &name, &Minute { billable: 5, uncertain: 0, peak: 5 });
     for i in 0..10 {

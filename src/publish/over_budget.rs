@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::answered::Answered;
 use super::rate_limit::{POLICY, RATE_LIMIT};
-use crate::meter::{OverBudget, Published};
+use crate::meter::{OverBudget, OverBudgetReason, Published};
 use crate::server::{Problem, Slug};
 
 /// A caller that would have to wait longer does better to give up.
@@ -20,11 +20,17 @@ pub(super) fn answer(over: &OverBudget, calls: u32, now: Timestamp) -> Answered 
         0 => ("Nothing was sent", "not-sent"),
         _ => ("It was not delivered, and is not tried again", "refused"),
     };
-    let OverBudget { budget, until, messages, period } = over;
-    let detail = format!(
-        "The budget {budget:?} (billing.budgets) is used up until {until}. {done}. Send the message \
-         again then, or raise the budget."
-    );
+    let OverBudget { budget, reason, until, messages, period } = over;
+    let detail = match reason {
+        OverBudgetReason::UsedUp => format!(
+            "The budget {budget:?} (billing.budgets) is used up until {until}. {done}. Send the message \
+             again then, or raise the budget."
+        ),
+        OverBudgetReason::NotGranted => format!(
+            "The budget {budget:?} (billing.budgets) is shared by the fleet, and the fleet's Redis has not granted \
+             this sidecar a part of it. {done}. Send the message again later; see `tollgate status`."
+        ),
+    };
     let left = Duration::try_from(until.duration_since(now)).unwrap_or_default();
     let problem =
         Problem::new(StatusCode::TOO_MANY_REQUESTS, Slug::Budget, "Over the budget", detail)
@@ -51,7 +57,8 @@ mod tests {
 
     fn headers_at(now: i64, messages: Option<u64>) -> (Vec<String>, bool) {
         let until = Timestamp::from_second(86_400).unwrap();
-        let over = OverBudget { budget: "alarms".to_owned(), until, messages, period: 86_400 };
+        let (budget, reason) = ("alarms".to_owned(), OverBudgetReason::UsedUp);
+        let over = OverBudget { budget, reason, until, messages, period: 86_400 };
         let answered = answer(&over, 0, Timestamp::from_second(now).unwrap());
         assert_eq!(answered.published.as_str(), "over_budget");
         assert_eq!(answered.reply.status(), 429);

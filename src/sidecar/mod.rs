@@ -237,6 +237,7 @@ impl Sidecar {
     /// how requests are read, and which stored messages are sent and taken over.
     pub fn reload(&self, config: &Config) {
         self.ceiling.resize(&config.ceilings);
+        self.meter.set_ceiling(config.ceilings.account.unwrap_or(u32::MAX));
         self.meter.reprice(&config.billing);
         self.publish.reload(config);
         self.delivery.reload(config);
@@ -326,7 +327,11 @@ async fn meter(config: &Config, instances: Vec<InstanceId>) -> Result<Meter, Sta
     };
     let opened = tokio::task::spawn_blocking(open).await;
     let opened = opened.map_err(|error| StartError::Meter(error.to_string()))?;
-    opened.map_err(|error| StartError::Meter(error.to_string()))
+    let meter = opened.map_err(|error| StartError::Meter(error.to_string()))?;
+    if let Some(fleet) = &config.fleet {
+        meter.join_fleet(fleet, config.ceilings.account.unwrap_or(u32::MAX));
+    }
+    Ok(meter)
 }
 
 /// The unanswered calls of the process before this one, as the ledger has them. Without that ledger

@@ -8,13 +8,14 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::backlog::StoredNow;
 use super::view::{
-    BacklogView, BudgetView, CallError, CeilingView, FleetView, KeptView, KeyView, LastMinuteView,
-    MemberView, OnExceed, PausedTopic, SidecarStatus, SpendView, Today, TopicSpend, Unit,
+    BacklogView, BudgetScopeView, BudgetView, CallError, CeilingView, FleetView, KeptView, KeyView,
+    LastMinuteView, MemberView, OnExceed, PausedTopic, SidecarStatus, SpendView, Today, TopicSpend,
+    Unit,
 };
 use super::{TelemetrySources, concerns, explanations};
 use crate::answer::TransportError;
 use crate::ceiling;
-use crate::config::{Billing, Limit};
+use crate::config::{Billing, BudgetScope, Limit};
 use crate::delivery;
 use crate::meter::{BudgetStatus, Failure, LastMinute, Published, Snapshot};
 use crate::server::ConnectionSlots;
@@ -125,6 +126,10 @@ fn budget(status: &BudgetStatus, currency: &str) -> BudgetView {
         remaining_ratio: status.remaining,
         resets_at: status.until,
         on_exceed: if status.budget.refuse { OnExceed::Refuse } else { OnExceed::Warn },
+        scope: match status.budget.scope {
+            BudgetScope::Sidecar => BudgetScopeView::Sidecar,
+            BudgetScope::Fleet { .. } => BudgetScopeView::Fleet,
+        },
     }
 }
 

@@ -356,6 +356,19 @@ pub(crate) struct BudgetView {
     pub(crate) remaining_ratio: f64,
     pub(crate) resets_at: Timestamp,
     pub(crate) on_exceed: OnExceed,
+    /// Who spends it.
+    #[serde(default)]
+    pub(crate) scope: BudgetScopeView,
+}
+
+/// Who spends a budget.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum BudgetScopeView {
+    #[default]
+    Sidecar,
+    /// `used` is of all sidecars; `reserved` is what this one has in hand.
+    Fleet,
 }
 
 /// What a budget limits.

@@ -425,6 +425,12 @@ async fn where_the_configuration_is_found() {
     assert!(list.stderr.contains(spool.to_str().unwrap()) || list.code == 0, "{}", list.stderr);
     let bill = run(&["bill"], &found).await;
     assert!(!bill.stderr.contains("upstream"), "{}", bill.stderr);
+    let fleet = run(&["bill", "--fleet"], &found).await;
+    assert_eq!(fleet.code, 2);
+    assert!(fleet.stderr.contains("set fleet.url"), "{}", fleet.stderr);
+    let fleet = run(&["bill", "--fleet", "--set", "fleet.url=redis://127.0.0.1:1"], &found).await;
+    assert_eq!(fleet.code, 1);
+    assert!(fleet.stderr.contains("the fleet's Redis cannot be read"), "{}", fleet.stderr);
     let flag = run(&["messages", "list", "--config", "/nowhere.toml"], &found).await;
     assert_eq!(flag.code, 4, "the flag wins");
     std::fs::write(&file, "[spool]\npth = 1\n").unwrap();

@@ -210,8 +210,8 @@ async fn a_fleet_that_is_gone_leaves_nothing_in_redis_for_ever() {
     until("every key ends", async || {
         let keys = redis.tell::<Vec<String>>("KEYS *");
         let ends = |key: &String| redis.tell::<i64>(&format!("TTL {key}")) > 0;
-        // Both ceilings, what is out of them, their state, and the two of the members.
-        keys.len() == 8 && keys.iter().all(ends)
+        // Both ceilings, what is out of them, their state, the two of the members, and the two of the bill.
+        keys.len() == 10 && keys.iter().all(ends)
     })
     .await;
     let ceiling = redis.tell::<i64>("TTL tollgate:{default}:egress:node-1");
@@ -240,7 +240,7 @@ async fn servers_that_will_not_do() {
     warned.logs("set maxmemory-policy noeviction").await;
     shares(&warned).await;
     // Those of before are gone in a moment.
-    until("one sidecar has one connection", async || redis.clients() == 1).await;
+    until("one sidecar has two connections", async || redis.clients() == 2).await;
 }
 
 #[tokio::test]
@@ -286,8 +286,8 @@ async fn a_cluster() {
     let sidecar = serve(&emulator.url(), &[("fleet.url", &url)]).await;
     shares(&sidecar).await;
     publishes(&sidecar).await;
-    let connections = async || cluster.nodes.iter().map(Redis::clients).sum::<usize>() == 1;
-    until("there is one connection in all", connections).await;
+    let connections = async || cluster.nodes.iter().map(Redis::clients).sum::<usize>() == 2;
+    until("there are two connections in all", connections).await;
 
     // The keys' slot gets another primary.
     busy_while(&sidecar, async || {
@@ -297,7 +297,7 @@ async fn a_cluster() {
     })
     .await;
     cluster.nodes[3].says("role:master");
-    until("there is one connection in all", connections).await;
+    until("there are two connections in all", connections).await;
 }
 
 /// A primary whose replica takes over, and which is primary again before anybody has asked the replica:

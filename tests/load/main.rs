@@ -5,9 +5,11 @@
 mod crash;
 mod demand;
 mod fair;
+mod fleet_bill;
 mod regions;
 mod rolling;
 mod sdk_calls;
+mod shared_budget;
 mod shared_ceiling;
 mod standstill;
 #[path = "../support/mod.rs"]

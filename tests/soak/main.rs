@@ -4,6 +4,7 @@
 mod fleets;
 mod keys;
 mod neighbours;
+mod night;
 mod outages;
 mod standstills;
 #[path = "../support/mod.rs"]

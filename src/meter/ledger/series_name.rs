@@ -39,7 +39,7 @@ impl SeriesName {
 
     /// The ones that count this one's messages as well, for their largest seconds: of its whole instance, and
     /// with a caller that of the topic and that of the caller.
-    pub(super) fn sums(&self) -> Vec<Self> {
+    pub(crate) fn sums(&self) -> Vec<Self> {
         if !self.counts_messages() {
             return Vec::new();
         }
@@ -52,13 +52,19 @@ impl SeriesName {
         vec![whole, of_topic, of_caller]
     }
 
+    /// The same of another topic; and of the callers that are counted together, if it is of one.
+    pub(crate) fn of_others(&self, label: &str) -> Self {
+        let caller = if self.caller.is_empty() { "" } else { label };
+        Self { instance: Arc::clone(&self.instance), topic: label.into(), caller: caller.into() }
+    }
+
     /// Whether it counts what others count, too.
     pub(crate) fn is_sum(&self) -> bool {
         self.topic.is_empty() || &*self.caller == ALL_CALLERS
     }
 
     /// Topic and caller as the store has them: earlier versions have written topics alone.
-    pub(super) fn scope(&self) -> Cow<'_, str> {
+    pub(crate) fn scope(&self) -> Cow<'_, str> {
         if self.caller.is_empty() {
             Cow::Borrowed(&self.topic)
         } else {
@@ -66,7 +72,7 @@ impl SeriesName {
         }
     }
 
-    pub(super) fn of_scope(instance: &str, scope: &str) -> Self {
+    pub(crate) fn of_scope(instance: &str, scope: &str) -> Self {
         let (topic, caller) = scope.split_once('\n').unwrap_or((scope, ""));
         Self { instance: instance.into(), topic: topic.into(), caller: caller.into() }
     }

@@ -74,7 +74,8 @@ impl SdkAnswer {
             }
             Disposition::OverBudget(over) => {
                 let left = Duration::try_from(over.until.duration_since(now)).unwrap_or_default();
-                let text = format!("The budget {:?} is used up until {}.", over.budget, over.until);
+                let text =
+                    format!("The budget {:?} {} until {}.", over.budget, over.reason, over.until);
                 (Err(throttled(&text, left)), Published::OverBudget)
             }
             Disposition::Unanswered

@@ -8,8 +8,8 @@ use crate::meter::Past;
 use crate::server::ConnectionUsage;
 use crate::telemetry::explanations;
 use crate::telemetry::view::{
-    BacklogView, ConfigurationView, FleetView, KeptView, KeyView, LastMinuteView, MemberView,
-    PausedTopic, SpendView, Today,
+    BacklogView, BudgetScopeView, ConfigurationView, FleetView, KeptView, KeyView, LastMinuteView,
+    MemberView, PausedTopic, SpendView, Today,
 };
 
 const NOW: &str = "2026-11-23T03:00:00Z";
@@ -165,6 +165,7 @@ fn budget(used: f64, on_exceed: OnExceed) -> BudgetView {
         remaining_ratio,
         resets_at,
         on_exceed,
+        scope: BudgetScopeView::Sidecar,
     }
 }
 

@@ -215,7 +215,7 @@ function spend(s) {
     const then = b.on_exceed === 'refuse' ? (over ? 'messages are refused' : 'then messages are refused') : over ? 'no message is refused' : 'then only a warning';
     return { name: b.name, share, held,
       left: `${figure(Math.max(0, b.limit - b.used - b.reserved))} ${unit} left (${percent(Math.max(0, b.remaining_ratio))})`,
-      words: `${figure(b.used)} used${b.reserved ? ` and ${figure(b.reserved)} reserved` : ''} of ${figure(b.limit)}; ${then}. Resets in ${until(b.resets_at, s.now)}, ${moment(b.resets_at, s.now)}.` };
+      words: `${figure(b.used)} used${b.scope === 'fleet' ? ' by the fleet' : ''}${b.reserved ? ` and ${figure(b.reserved)} reserved${b.scope === 'fleet' ? ' here' : ''}` : ''} of ${figure(b.limit)}; ${then}. Resets in ${until(b.resets_at, s.now)}, ${moment(b.resets_at, s.now)}.` };
   }), (row, b) => {
     const bar = row.querySelector('.bar');
     bar.setAttribute('aria-label', 'Budget ' + b.name);

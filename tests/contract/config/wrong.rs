@@ -244,6 +244,21 @@ fn in_a_file() {
             "hour, day, month",
         ),
         (
+            "[[billing.budgets]]\nname = \"a\"\nperiod = \"day\"\nmessages = 1\nscope = \"fleet\"",
+            "billing.budgets",
+            "has a with scope = \"fleet\", and there is no fleet",
+        ),
+        (
+            "[[billing.budgets]]\nname = \"a\"\nperiod = \"day\"\nmessages = 1\ncut_off = \"send\"",
+            "billing.budgets[0]",
+            "has cut_off, which is for budgets with scope",
+        ),
+        (
+            "[[billing.budgets]]\nname = \"a\"\nperiod = \"day\"\nmessages = 1\nscope = \"all\"",
+            "billing.budgets[0].scope",
+            "",
+        ),
+        (
             "[[billing.budgets]]\nname = \"a\"\nperiod = \"day\"\nspend = 1",
             "billing.budgets",
             "cost nothing",

@@ -1,0 +1,5 @@
+#[cfg(feature = "redis-tests")]
+mod budgets;
+mod model;
+#[cfg(feature = "redis-tests")]
+mod with_redis;
