@@ -163,7 +163,12 @@ fn reconcile(args: &Args, file: &Path, config: &Config) -> Result<(), VerbError>
 /// The bill of the sidecar with this configuration, or of its fleet.
 fn bill(args: &Args, query: Query, config: &Config) -> Result<Bill, VerbError> {
     if !args.fleet {
-        return block_on(of_sidecar(query, config));
+        let (bill, source) = block_on(of_sidecar(query, config))?;
+        // Of several on a machine, it may not be the one that was meant.
+        if args.output == BillFormat::Table && args.against.is_none() {
+            eprintln!("From {source}.");
+        }
+        return Ok(bill);
     }
     let Some(fleet) = &config.fleet else {
         return Err(VerbError::Usage("--fleet needs the fleet's Redis: set fleet.url".to_owned()));
@@ -178,10 +183,11 @@ fn bill(args: &Args, query: Query, config: &Config) -> Result<Bill, VerbError> {
     Ok(bill)
 }
 
-async fn of_sidecar(query: Query, config: &Config) -> Result<Bill, String> {
+/// The bill, and where it is from.
+async fn of_sidecar(query: Query, config: &Config) -> Result<(Bill, String), String> {
     if let Some(mut sidecar) = SidecarClient::connect(config).await? {
         let body = sidecar.get(&format!("/bill?{}", bill_query(&query))).await?;
-        return sidecar.read(&body);
+        return Ok((sidecar.read(&body)?, format!("the sidecar at {}", sidecar.address())));
     }
     let Some(spool) = &config.spool else {
         return Err(
@@ -195,13 +201,15 @@ async fn of_sidecar(query: Query, config: &Config) -> Result<Bill, String> {
         return Err(format!("there is no ledger at {}", folder.display()));
     }
     let (topics, billing) = (config.telemetry.max_topics, config.billing.clone());
+    let source =
+        format!("the ledger at {}; no sidecar runs with this spool.path", folder.display());
     let open =
         tokio::task::spawn_blocking(move || Meter::open(Some(&folder), topics, &billing, []));
     let meter =
         open.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     let bill = meter.bill(query).await;
     meter.close().await;
-    bill
+    Ok((bill?, source))
 }
 
 // === which part ===

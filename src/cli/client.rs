@@ -47,6 +47,11 @@ impl SidecarClient {
         Ok(None)
     }
 
+    /// Where it is.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Connects to a telemetry listener, at any address of a name.
     pub(super) async fn at(address: impl ToSocketAddrs + fmt::Display) -> Result<Self, String> {
         let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await;

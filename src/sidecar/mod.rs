@@ -42,7 +42,7 @@ use stop::{SpoolRemainder, hand_over_to};
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A listener cannot be bound.
-    #[error("cannot listen at {address}: {error}")]
+    #[error("cannot listen at {address}: {error}{}", remedy_of_bind(error))]
     Bind {
         /// The address as it is configured.
         address: String,
@@ -70,6 +70,17 @@ pub enum StartError {
     /// It was asked to stop while it waited for its predecessor.
     #[error("stopped before the start")]
     Stopped,
+}
+
+/// What helps where an address is taken.
+fn remedy_of_bind(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another process listens there, or one that is stopping still does (drain.grace): wait for it, or set \
+             another address under listen"
+        }
+        _ => "",
+    }
 }
 
 /// A running sidecar.

@@ -232,6 +232,10 @@ impl TelemetryService {
             lines
                 .extend([format!("paused: {topic} ({why}), {} messages stored\n", paused.waiting)]);
         }
+        let now = SidecarStatus::of(&self.sources, None, StatusReader::Log);
+        for concern in self.concern_log().shown(now.concerns, now.now, Instant::now()) {
+            lines.extend([format!("{}: {}\n", concern.level.word(), concern.title)]);
+        }
         text(status, lines)
     }
 

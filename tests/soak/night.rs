@@ -117,7 +117,7 @@ fn request(number: u64) -> Request<Full<Bytes>> {
 async fn a_bad_night() {
     let folder = tempfile::tempdir().unwrap();
     let disk = SmallDisk::mount(folder.path());
-    let emulator = Emulator::start(&["--egress-ip-qps", "650", "--latency", "8ms"]).await;
+    let emulator = Emulator::start(&["--egress-ip-qps", "650"]).await;
     let mut redis = Redis::start();
     let control = format!("unix:{}", folder.path().join("control.sock").display());
     let budget = format!(
