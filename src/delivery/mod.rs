@@ -52,7 +52,7 @@ use crate::fair_queue::Weights;
 use crate::log_limiter::LogLimiter;
 use crate::memory::{MemoryPlan, MemoryQueue};
 use crate::message::{Lifespan, Message, MessageId};
-use crate::meter::Meter;
+use crate::meter::{Meter, OverBudget};
 use crate::spool::{AdoptionRules, Affected, Brief, Change, Effect, HeldCounts, Picked, Spool};
 use crate::traces::Traces;
 use crate::upstream::Upstream;
@@ -130,12 +130,34 @@ impl<U: Upstream> Delivery<U> {
     /// Delivers a message and returns what became of it, at the latest when its caller's patience
     /// ends.
     pub async fn publish(&self, message: Message, wanted: PublishOptions) -> Outcome {
-        // Before it has a permit, which others could use meanwhile.
-        let deadline = Instant::now() + wanted.patience;
-        if let Err(over) = self.intake.dispatcher.meter.part_by(&message, deadline).await {
-            return Outcome::new(0, Disposition::OverBudget(over));
-        }
+        let wanted = match self.with_part(&message, wanted).await {
+            Ok(wanted) => wanted,
+            Err(over) => return Outcome::new(0, Disposition::OverBudget(over)),
+        };
         self.start(message, wanted, &mut CallOrder::default()).outcome().await
+    }
+
+    /// Waits for a part of a budget that the fleet shares, if none is in hand: before the message has a permit, which others
+    /// could use meanwhile. One with a key may have been delivered already, and does not wait. Returns what is left of its
+    /// caller's patience.
+    async fn with_part(
+        &self,
+        message: &Message,
+        mut wanted: PublishOptions,
+    ) -> Result<PublishOptions, OverBudget> {
+        let Dispatcher { meter, stop, .. } = &*self.intake.dispatcher;
+        if wanted.claim.is_some() || wanted.patience.is_zero() || !meter.shares_budgets() {
+            return Ok(wanted);
+        }
+        let deadline = Instant::now() + wanted.patience;
+        tokio::select! {
+            part = meter.part_by(message, deadline) => part?,
+            () = stop.cancelled() => {}
+        }
+        // None at all would mean that it is to be stored at once.
+        let left = deadline.saturating_duration_since(Instant::now());
+        wanted.patience = left.max(Duration::from_millis(1));
+        Ok(wanted)
     }
 
     /// Begins to deliver a message, without waiting: it claims the key and decides the plan before it

@@ -318,8 +318,9 @@ impl Parts {
         let mut parts = self.lock();
         let mut is_dry = false;
         for (claim, (grant, total)) in claims.iter().zip(answers) {
-            parts[claim.budget].granted(claim, *grant, *total, now);
-            is_dry |= claim.want > 0 && *grant == 0;
+            let part = &mut parts[claim.budget];
+            is_dry |= *grant == 0 && (claim.want > 0 || part.waiting > 0);
+            part.granted(claim, *grant, *total, now);
         }
         drop(parts);
         self.is_dry.store(is_dry, Ordering::Relaxed);

@@ -17,6 +17,11 @@ const PART_PATIENCE: Duration = Duration::from_secs(3);
 const PART_RACE: Duration = Duration::from_millis(100);
 
 impl Meter {
+    /// Whether there are budgets that the fleet shares.
+    pub fn shares_budgets(&self) -> bool {
+        !self.shared.parts.is_empty()
+    }
+
     /// Waits, until this moment at most, while a message lacks a part of a budget that the fleet shares and is about to be
     /// granted one. Returns at once where no patience is left.
     ///
@@ -24,7 +29,7 @@ impl Meter {
     /// None was granted.
     pub async fn part_by(&self, message: &Message, deadline: Instant) -> Result<(), OverBudget> {
         let start = Instant::now();
-        if self.shared.parts.is_empty() || deadline <= start {
+        if !self.shares_budgets() || deadline <= start {
             return Ok(());
         }
         let deadline = deadline.min(start + PART_PATIENCE);

@@ -16,7 +16,7 @@ use crate::meter::Published;
 const QUIET: Duration = Duration::from_secs(10);
 /// Else one of them has, in so long.
 const FLOOD: Duration = Duration::from_mins(10);
-/// Problems, callers and codes are bounded, but for what a caller puts together.
+/// Problems and callers are bounded, but may be many.
 const MOST_KINDS: usize = 256;
 /// Characters logged of a topic: the path may be anything.
 const MAX_TOPIC: usize = 80;
@@ -61,8 +61,8 @@ impl LogContext {
     }
 }
 
-/// What makes failures alike: the problem, the provider's code and the caller.
-type Kind = (String, Option<String>, Option<CallerName>);
+/// What makes failures alike: the problem and the caller.
+type Kind = (String, Option<CallerName>);
 
 #[derive(Debug)]
 struct KindLines {
@@ -109,7 +109,7 @@ impl FailureLog {
         failure: &NotDelivered,
     ) {
         let LogContext { request_id, trace, topic, caller } = context;
-        let kind = (failure.problem.to_string(), failure.code.clone(), caller.clone());
+        let kind = (failure.problem.to_string(), caller.clone());
         let Some(without_line) = self.next(kind, Instant::now()) else { return };
         let caller = caller.as_deref();
         let trace_id = trace.map(tracing::field::display);
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     fn kind(problem: &str) -> Kind {
-        (problem.to_owned(), None, None)
+        (problem.to_owned(), None)
     }
 
     #[tokio::test(start_paused = true)]

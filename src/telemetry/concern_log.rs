@@ -18,6 +18,10 @@ use super::view::{Concern, Level};
 
 /// How long a concern is seen before it is logged.
 const SHOWN: Duration = Duration::from_secs(1);
+/// A ceiling is reached with each burst, and after each outage while the backlog is sent: the page shows it, and it has a line
+/// once it lasts.
+const CEILING: &str = "ceiling";
+const CEILING_LASTS: Duration = Duration::from_secs(10);
 /// How long it is not seen before it is over, the first time and at most.
 const HELD: Duration = Duration::from_secs(8);
 const LONGEST_HELD: Duration = Duration::from_mins(10);
@@ -66,6 +70,7 @@ struct Followed {
     after: Requests,
     held: Duration,
     state: State,
+    has_line: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +109,9 @@ impl ConcernLog {
                 }
                 State::Logged(..) if unseen >= followed.held => {
                     followed.state = State::Over { was_logged: true };
+                    if !std::mem::take(&mut followed.has_line) {
+                        continue;
+                    }
                     let Followed { before, after, .. } = &*followed;
                     let count = |(outcome, n): (&String, &u64)| {
                         let more = n.saturating_sub(before.get(outcome).copied().unwrap_or(0));
@@ -171,6 +179,7 @@ impl ConcernLog {
             after: Requests::new(),
             held,
             state: State::New,
+            has_line: false,
         };
         let followed = self.concerns.entry(concern.kind.to_string()).or_insert_with(|| new(HELD));
         if let State::Over { was_logged } = followed.state {
@@ -204,6 +213,11 @@ impl ConcernLog {
         };
         if is_due {
             followed.state = State::Logged(level, now);
+        }
+        let is_late = !followed.has_line && matches!(followed.state, State::Logged(..));
+        let lasts = concern.kind != CEILING || now - followed.begun >= CEILING_LASTS;
+        if (is_due || is_late) && lasts {
+            followed.has_line = true;
             lines.push(ConcernLine::Begun(concern.clone()));
         }
     }
@@ -300,7 +314,7 @@ mod tests {
     #[tokio::test]
     async fn what_comes_and_goes_all_night_costs_a_few_lines() {
         let lines = night(8 * 3_600, |second| {
-            let comes = (second % 20 < 5).then(|| concern("ceiling", Level::Warn));
+            let comes = (second % 20 < 5).then(|| concern("throttled", Level::Warn));
             comes.into_iter().chain([concern("clock", Level::Warn)]).collect()
         });
         assert!(lines.len() <= 6, "{lines:?}");
@@ -338,7 +352,7 @@ mod tests {
     async fn what_flickers_does_not_blink() {
         let pages = page(|second| match second {
             // Each second moment, with a pause that is shorter than it is held.
-            10..40 if second % 5 < 2 => vec![concern("ceiling", Level::Warn)],
+            10..40 if second % 5 < 2 => vec![concern("throttled", Level::Warn)],
             22 => vec![concern("blip", Level::Bad)],
             _ => Vec::new(),
         });
@@ -380,5 +394,20 @@ mod tests {
         let log = ConcernLog::default();
         let (concerns, now) = (vec![concern("no_key", Level::Bad)], Instant::now());
         assert_eq!(log.shown(concerns.clone(), Timestamp::UNIX_EPOCH, now), concerns);
+    }
+
+    /// A ceiling has a line once it lasts, and then one when it is left.
+    #[test]
+    fn a_burst_has_no_line_of_its_ceiling() {
+        for (seconds, expected) in [(8_u64, 0), (12, 2)] {
+            let (mut log, start) = (ConcernLog::default(), Instant::now());
+            let mut lines = 0;
+            for second in 0..60 {
+                let concerns = (second < seconds).then(|| concern("ceiling", Level::Warn));
+                let now = start + Duration::from_secs(second);
+                lines += log.look(concerns.as_slice(), &Requests::new(), now).len();
+            }
+            assert_eq!(lines, expected, "{seconds} s");
+        }
     }
 }

@@ -79,8 +79,10 @@ if is_doubtful then
   known = math.max(known, tonumber(ARGV[6]))
 end
 local is_recalling = ends > tonumber(now)
--- Each is counted once, with the first write of the recall; those that begin only now know nothing.
-if is_recalling and tonumber(recalled or '0') ~= ends and ARGV[5] ~= '' then reported = reported + 1 end
+-- Each that shares budgets is counted once, with its first write of the recall; those that begin only now know nothing.
+if is_recalling and tonumber(recalled or '0') ~= ends and ARGV[5] ~= '' and first_claim <= #ARGV then
+  known, reported = math.max(known, tonumber(ARGV[6])), reported + 1
+end
 recalled = string.format('%.0f', is_recalling and ends or 0)
 
 -- The first write of this step: Redis refuses it, or none of them.

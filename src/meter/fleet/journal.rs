@@ -28,7 +28,7 @@ const DRY_PACE: Duration = Duration::from_millis(250);
 /// Changes of so long can be written again, if they are no more rows than these.
 const KEPT_AGAIN: Duration = Duration::from_mins(15);
 const MOST_ROWS: usize = 20_000;
-/// Older ones are joined, up to as long a time.
+/// Where they are more, older ones are joined, up to as long a time.
 const JOINED_AFTER: Duration = Duration::from_mins(1);
 /// Writes whose places are known.
 const MOST_PLACES: usize = 20_000;
@@ -273,7 +273,8 @@ impl Journal {
             (self.end_of_log(now), self.after(self.place(self.number)))
         };
         let unwritten = self.unwritten(place);
-        let has_more = unwritten.iter().any(|calls| *calls > 0);
+        let is_closing = phase != WriterPhase::Running;
+        let has_more = unwritten.iter().any(|calls| *calls > 0) || (is_first && is_closing);
         let rooms = self.rooms.iter_mut().zip(unwritten);
         let rooms = rooms.map(|((instance, room), unwritten)| {
             (instance.to_string(), room.take(now, phase) + unwritten)
@@ -283,7 +284,7 @@ impl Journal {
             since: self.since,
             at: second,
             room: rooms.filter(|(_, room)| *room > 0).collect(),
-            ended: phase != WriterPhase::Running && !is_first,
+            ended: is_closing && !is_first,
         };
         let is_new =
             self.reconnected_at.is_some_and(|at| now.saturating_duration_since(at) < REPORTS);
@@ -304,6 +305,9 @@ impl Journal {
             recall: self.recall,
         });
         self.places.push_back(Place { number, to: place, made_at: now, stored_at: None });
+        if self.places.len() > MOST_PLACES {
+            self.places.pop_front();
+        }
         self.under_way = Some(Arc::clone(&write));
         self.written_at = Some(now);
         (self.changed, self.urgent) = (has_more, has_more);
@@ -322,38 +326,38 @@ impl Journal {
         self.end
     }
 
-    /// Joins old entries, and forgets the oldest.
+    /// Forgets the oldest entries. Where there are too many, it joins old ones first: of these, what Redis falls back into is not
+    /// written again.
     fn join(&mut self, now: Instant) {
         let age = |entry: &Entry| now.saturating_duration_since(entry.at);
-        let mut joined: VecDeque<Entry> = VecDeque::new();
-        let mut rows = 0;
-        for entry in self.log.drain(..) {
-            match joined.back_mut() {
-                Some(last) if age(&entry) > JOINED_AFTER && entry.at - last.at < JOINED_AFTER => {
-                    rows -= last.changes.rows.len();
-                    last.changes.merge(&entry.changes);
-                    last.changes.settle_seconds();
-                    last.to = entry.to;
-                    rows += last.changes.rows.len();
-                }
-                _ => {
-                    rows += entry.changes.rows.len();
-                    joined.push_back(entry);
+        // What Redis does not have yet stays as it is.
+        let stored = self.place(self.number);
+        let mut rows: usize = self.log.iter().map(|entry| entry.changes.rows.len()).sum();
+        if rows > MOST_ROWS {
+            let mut joined: VecDeque<Entry> = VecDeque::new();
+            for entry in self.log.drain(..) {
+                match joined.back_mut() {
+                    Some(last)
+                        if entry.to <= stored
+                            && age(&entry) > JOINED_AFTER
+                            && entry.at - last.at < JOINED_AFTER =>
+                    {
+                        last.changes.merge(&entry.changes);
+                        last.changes.settle_seconds();
+                        last.to = entry.to;
+                    }
+                    _ => joined.push_back(entry),
                 }
             }
+            rows = joined.iter().map(|entry| entry.changes.rows.len()).sum();
+            self.log = joined;
         }
-        self.log = joined;
-        // What Redis does not have yet stays.
-        let stored = self.place(self.number);
         while let Some(first) = self.log.front()
             && first.to <= stored
             && (age(first) > KEPT_AGAIN || rows > MOST_ROWS)
         {
             rows -= first.changes.rows.len();
             self.log.pop_front();
-        }
-        while self.places.len() > MOST_PLACES {
-            self.places.pop_front();
         }
     }
 

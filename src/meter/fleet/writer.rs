@@ -16,8 +16,6 @@ use crate::redis_client::ClientError;
 /// Between two tries to connect; and while the process waits for its end.
 const RECONNECT: Backoff = Backoff::exponential(Duration::from_millis(500), Duration::from_secs(4));
 const LAST_RECONNECT: Backoff = Backoff::steady(Duration::from_millis(100));
-/// So many in a row are logged: about half a minute.
-const FAILURES: u32 = 16;
 
 /// Ends when the recorder is closed and all is written.
 pub(super) async fn run(shared: Arc<RecorderInner>, fleet: config::Fleet) {
@@ -42,7 +40,7 @@ pub(super) async fn run(shared: Arc<RecorderInner>, fleet: config::Fleet) {
                 line = None;
                 failures = failures.saturating_add(1);
                 // That Redis is gone is logged where permits are shared.
-                if !has_warned && (error.wants_a_person() || failures >= FAILURES) {
+                if !has_warned && error.wants_a_person() {
                     has_warned = true;
                     tracing::warn!(
                         %error,
@@ -93,7 +91,7 @@ async fn step(shared: &RecorderInner, line: &mut BillClient) -> Result<(), Clien
     };
     let answer = line.write(&shared.id, &write, Instant::now(), &texts).await?;
     if !shared.journal().answered(&answer, Instant::now()) {
-        tracing::info!(
+        tracing::debug!(
             "Redis does not have what this sidecar last wrote for the fleet's bill: it has lost data, and what it may \
              lack is written again"
         );
