@@ -83,7 +83,8 @@ pub(super) struct Part {
     is_used_up: bool,
     /// Messages that have no place and wait for one.
     waiting: u64,
-    rate: RecentRate,
+    /// Of a whole second: what is in hand is lost if the process dies.
+    rate: RecentRate<1_000>,
     /// With so many in hand, the next claim is due: half of what was wanted is used.
     due_at: u64,
     answered_at: Instant,

@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Rates are those of a time no shorter than this, and no longer: looks may follow each other within milliseconds.
-const SHORTEST: Duration = Duration::from_millis(250);
+/// Rates are those of a time no longer than this.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Grows at once, and halves at most with each look.
+/// Grows at once, and halves at most with each look. A rate is that of a time no shorter than `SHORTEST` milliseconds: looks
+/// may follow each other within a few.
 #[derive(Debug, Default)]
-pub(super) struct RecentRate {
+pub(super) struct RecentRate<const SHORTEST: u64> {
     counted: u64,
     since: Option<Instant>,
     rate: u64,
 }
 
-impl RecentRate {
+impl<const SHORTEST: u64> RecentRate<SHORTEST> {
     pub(super) fn add(&mut self, calls: u64) {
         self.counted += calls;
     }
@@ -29,10 +29,11 @@ impl RecentRate {
     /// The calls of a second, with what was counted until now.
     pub(super) fn look(&mut self, now: Instant) -> u64 {
         let elapsed = self.since.map_or(LONGEST, |since| now.saturating_duration_since(since));
-        let milliseconds = elapsed.clamp(SHORTEST, LONGEST).as_millis();
+        let shortest = Duration::from_millis(SHORTEST);
+        let milliseconds = elapsed.clamp(shortest, LONGEST).as_millis();
         let rate = u128::from(self.counted) * 1_000 / milliseconds;
         let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        if elapsed < SHORTEST {
+        if elapsed < shortest {
             self.rate = self.rate.max(rate);
         } else {
             self.rate = rate.max(self.rate / 2);
@@ -54,7 +55,7 @@ mod tests {
     #[test]
     fn looks_that_follow_each_other_see_the_same_rate() {
         let start = Instant::now();
-        let mut rate = RecentRate::default();
+        let mut rate = RecentRate::<250>::default();
         let mut seen = Vec::new();
         // A hundred a second, looked at every 20 ms and every second by turns.
         for ms in (0..20_000).step_by(10) {

@@ -358,7 +358,7 @@ mod tests {
         });
         let shown: Vec<_> = (0..60).filter(|second| !pages[*second].is_empty()).collect();
         assert_eq!(shown, (11..=43).collect::<Vec<_>>(), "{pages:?}");
-        assert_eq!((&*pages[11], &*pages[14]), ("warning ceiling", "warning ceiling 3 s ago"));
+        assert_eq!((&*pages[11], &*pages[14]), ("warning throttled", "warning throttled 3 s ago"));
     }
 
     /// From its line in the log to that of its end, the page has it, and not longer.

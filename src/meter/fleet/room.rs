@@ -28,7 +28,8 @@ pub(super) enum WriterPhase {
 pub(super) struct CallRoom {
     begun: u64,
     ended: u64,
-    rate: RecentRate,
+    /// A quarter of a second tells that it grows.
+    rate: RecentRate<250>,
     /// At this call the next write is due: half of the room is used.
     due_at: u64,
 }
