@@ -22,7 +22,7 @@ deny: ## licences, sources and known defects of the dependencies
 # Simulations, two hundred thousand calls through one ledger, and five kills under load: half a minute and more, each.
 SLOW = --skip many_sidecars --skip what_the_provider_bills --skip killed_under_load
 
-quick: ## while you work: under two minutes on two cores after a build, and nothing to install
+quick: ## while you work: a minute on two cores after a build, and nothing to install
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo test --no-run --lib --test layering --test contract --test emulator
